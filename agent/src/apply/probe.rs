@@ -1,0 +1,152 @@
+//! A TLS handshake from outside: which leaf does a port serve?
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::net::TcpStream;
+
+use crate::trust::VerifiedChain;
+
+/// How long a probe takes at most: on one host it takes milliseconds, to a peer a round trip or three.
+pub const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// nats-server's INFO line is some hundreds of bytes; with hundreds of `connect_urls` some tens of kilobytes.
+const MAX_INFO: u64 = 256 * 1024;
+
+/// Which of nats-server's two listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// Sends INFO in the clear, then begins TLS.
+    Client,
+    /// Begins TLS at once.
+    Route,
+}
+
+/// Why a port showed no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// Our own certificate or key can't be presented.
+    #[error("could not prepare a TLS handshake with our own certificate")]
+    Identity(#[source] rustls::Error),
+    /// The key isn't PEM.
+    #[error("could not prepare a TLS handshake with our own certificate")]
+    Pem(#[source] rustls::pki_types::pem::Error),
+    /// Nobody listens there, or it can't be reached.
+    #[error("could not connect to {address}")]
+    Connect {
+        /// There.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It listens, but there was no TLS.
+    #[error("no TLS handshake with {address}")]
+    Handshake {
+        /// There.
+        address: SocketAddr,
+        /// What went wrong.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It took too long.
+    #[error("no TLS handshake with {address} within {} s", TIMEOUT.as_secs())]
+    Slow {
+        /// There.
+        address: SocketAddr,
+    },
+}
+
+/// Makes handshakes that present our own leaf: the route port asks for one, and would log an error without.
+#[derive(Clone)]
+pub struct Prober {
+    connector: tokio_rustls::TlsConnector,
+}
+
+impl Prober {
+    /// Presents this chain.
+    pub fn presenting(chain: &VerifiedChain) -> Result<Self, ProbeError> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let certs = CertificateDer::pem_slice_iter(chain.cert_pem.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(ProbeError::Pem)?;
+        let key = PrivateKeyDer::from_pem_slice(chain.key.expose().as_bytes()).map_err(ProbeError::Pem)?;
+        let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(ProbeError::Identity)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+            .with_client_auth_cert(certs, key)
+            .map_err(ProbeError::Identity)?;
+        Ok(Self { connector: Arc::new(config).into() })
+    }
+
+    /// The certificates that the port serves, leaf first, in DER.
+    pub async fn served(&self, address: SocketAddr, port: Port) -> Result<Vec<Vec<u8>>, ProbeError> {
+        tokio::time::timeout(TIMEOUT, self.handshake(address, port)).await.unwrap_or(Err(ProbeError::Slow { address }))
+    }
+
+    async fn handshake(&self, address: SocketAddr, port: Port) -> Result<Vec<Vec<u8>>, ProbeError> {
+        let mut stream = TcpStream::connect(address).await.map_err(|source| ProbeError::Connect { address, source })?;
+        let handshake = |source| ProbeError::Handshake { address, source };
+        if port == Port::Client {
+            let mut info = Vec::new();
+            // One byte of TLS read ahead would break the handshake; nats-server sends nothing after INFO until it is
+            // answered.
+            BufReader::new((&mut stream).take(MAX_INFO)).read_until(b'\n', &mut info).await.map_err(handshake)?;
+            if !info.starts_with(b"INFO ") {
+                return Err(handshake(std::io::Error::other("it doesn't greet as a nats-server")));
+            }
+        }
+        let name = ServerName::IpAddress(address.ip().into());
+        let stream = self.connector.connect(name, stream).await.map_err(handshake)?;
+        let served = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        Ok(served.iter().map(|certificate| certificate.to_vec()).collect())
+    }
+}
+
+/// Accepts any certificate, as it is compared with ours afterwards; the signature that proves the key is checked.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _leaf: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, leaf, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, leaf, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,171 @@
+//! The nats-server process: found by its pid file, recognised, and signalled, or left alone (invariant 10).
+//!
+//! A pid file outlives its process, and the number in it may by now be anything's. So the process is first pinned by a
+//! pidfd; only then is it looked at; and the signal goes through that same pidfd. Were the number reused in between, the
+//! look would see another program and the signal would reach nobody.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::durable::{self, FileError};
+
+const MAX_PID_FILE: u64 = 64;
+const MAX_COMMAND_LINE: u64 = 64 * 1024;
+
+/// A process that is our nats-server, pinned.
+#[derive(Debug)]
+pub struct NatsProcess {
+    /// Its number.
+    pub pid: i32,
+    pidfd: OwnedFd,
+}
+
+/// Why there is no process to signal.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// No pid file, or its process is gone: nats-server isn't running.
+    #[error("nats-server isn't running ({0})")]
+    Absent(String),
+    /// The pid file names something else.
+    #[error("{} names pid {pid}, which {reason}; it is not signalled. Check nats.pid_file and nats.config", .file.display())]
+    Foreign {
+        /// The pid file.
+        file: PathBuf,
+        /// The number in it.
+        pid: i32,
+        /// What the process is.
+        reason: String,
+    },
+    /// The pid file can't be read or doesn't hold a number.
+    #[error("{} holds no pid; check nats.pid_file", .0.display())]
+    NoNumber(PathBuf),
+    /// The pid file can't be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The system doesn't allow it.
+    #[error("could not {action} pid {pid}; the agent must run as the user that nats-server runs as")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// On this process.
+        pid: i32,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl NatsProcess {
+    /// Finds the nats-server whose pid stands in the file: its executable has the name of `server`, and its command line
+    /// names `config`.
+    pub fn find(pid_file: &Path, server: &Path, config: &Path) -> Result<Self, ProcessError> {
+        let absent = |what: String| ProcessError::Absent(what);
+        let text = durable::read_if_there(pid_file, MAX_PID_FILE)?
+            .ok_or_else(|| absent(format!("there is no {}", pid_file.display())))?;
+        let pid = std::str::from_utf8(&text)
+            .ok()
+            .and_then(|text| text.trim().parse().ok().filter(|number| *number > 0))
+            .and_then(Pid::from_raw)
+            .ok_or_else(|| ProcessError::NoNumber(pid_file.to_owned()))?;
+        let number = pid.as_raw_nonzero().get();
+        let system = |action| move |source: std::io::Error| ProcessError::System { action, pid: number, source };
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => {
+                return Err(absent(format!("{} names pid {number}, which is gone", pid_file.display())));
+            }
+            opened => opened.map_err(|errno| system("pin")(errno.into()))?,
+        };
+        let directory = PathBuf::from(format!("/proc/{number}"));
+        let executable = std::fs::read_link(directory.join("exe")).map_err(system("look at the executable of"))?;
+        let arguments = durable::read_if_there(&directory.join("cmdline"), MAX_COMMAND_LINE)?.unwrap_or_default();
+        recognise(&executable, &split_arguments(&arguments), server, config)
+            .map_err(|reason| ProcessError::Foreign { file: pid_file.to_owned(), pid: number, reason })?;
+        Ok(Self { pid: number, pidfd })
+    }
+
+    /// Tells it to read its configuration again.
+    pub fn hang_up(&self) -> Result<(), ProcessError> {
+        match pidfd_send_signal(&self.pidfd, Signal::HUP) {
+            Err(Errno::SRCH) => Err(ProcessError::Absent(format!("pid {} has just exited", self.pid))),
+            sent => {
+                sent.map_err(|errno| ProcessError::System { action: "signal", pid: self.pid, source: errno.into() })
+            }
+        }
+    }
+}
+
+fn split_arguments(command_line: &[u8]) -> Vec<OsString> {
+    command_line.split(|byte| *byte == 0).map(|argument| OsString::from_vec(argument.to_vec())).collect()
+}
+
+/// Whether a process is the nats-server that reads `config`. After an upgrade in place the executable of a running
+/// process reads `… (deleted)` (proc(5)); it is still ours.
+fn recognise(executable: &Path, arguments: &[OsString], server: &Path, config: &Path) -> Result<(), String> {
+    let name = executable.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
+    if Some(OsStr::new(name)) != server.file_name() {
+        return Err(format!("runs {}, not {}", executable.display(), server.display()));
+    }
+    let names_config = arguments.iter().enumerate().any(|(index, argument)| {
+        let argument = argument.to_string_lossy();
+        let value = match argument.trim_start_matches('-') {
+            "c" | "config" if argument.starts_with('-') => arguments.get(index + 1).map(PathBuf::from),
+            flag => flag.strip_prefix("c=").or(flag.strip_prefix("config=")).map(PathBuf::from),
+        };
+        value.is_some_and(|value| value == config)
+    });
+    if names_config { Ok(()) } else { Err(format!("is a nats-server that doesn't run with -c {}", config.display())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(list: &[&str]) -> Vec<OsString> {
+        list.iter().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn recognises_the_server_that_reads_our_configuration() {
+        let (server, config) = (Path::new("nats-server"), Path::new("/etc/nats.conf"));
+        for flags in [&["-c", "/etc/nats.conf"][..], &["--config", "/etc/nats.conf"], &["--config=/etc/nats.conf"]] {
+            let line = arguments(&[&["nats-server"], flags].concat());
+            assert_eq!(recognise(Path::new("/usr/bin/nats-server"), &line, server, config), Ok(()));
+            assert_eq!(recognise(Path::new("/usr/bin/nats-server (deleted)"), &line, server, config), Ok(()));
+            assert!(recognise(Path::new("/usr/bin/sleep"), &line, server, config).is_err());
+        }
+        let other = arguments(&["nats-server", "-c", "/etc/other.conf"]);
+        assert!(recognise(Path::new("/usr/bin/nats-server"), &other, server, config).is_err());
+    }
+
+    #[test]
+    fn invariant_10_a_stale_pid_file_that_points_to_another_program_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid_file = directory.path().join("pid");
+        let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        std::fs::write(&pid_file, sleeper.id().to_string()).unwrap();
+        let found = NatsProcess::find(&pid_file, Path::new("nats-server"), Path::new("/etc/nats.conf"));
+        assert!(matches!(found, Err(ProcessError::Foreign { .. })), "{found:?}");
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        let found = NatsProcess::find(&pid_file, Path::new("nats-server"), Path::new("/etc/nats.conf"));
+        assert!(matches!(found, Err(ProcessError::Absent(_))), "{found:?}");
+    }
+
+    #[test]
+    fn a_pid_file_without_a_number_is_an_error_and_none_at_all_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid_file = directory.path().join("pid");
+        let find = || NatsProcess::find(&pid_file, Path::new("nats-server"), Path::new("/etc/nats.conf"));
+        assert!(matches!(find(), Err(ProcessError::Absent(_))));
+        for text in ["", "-1", "0", "nats", "99999999999999"] {
+            std::fs::write(&pid_file, text).unwrap();
+            assert!(matches!(find(), Err(ProcessError::NoNumber(_))), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The server seam: everything that the agent does to nats-server and sees of it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::AsyncReadExt;
+
+use super::monitor::{self, Routez, Varz};
+use super::probe::{Port, ProbeError, Prober};
+use super::process::{NatsProcess, ProcessError};
+use crate::config::NatsConfig;
+use crate::trust::VerifiedChain;
+
+/// The oldest nats-server that the agent works with: the first with pooled routes, whose behaviour is measured.
+pub const OLDEST: (u32, u32) = (2, 10);
+
+/// `-t` takes milliseconds; a machine that is booting may take its time.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
+const MAX_OUTPUT: u64 = 64 * 1024;
+
+/// Whether there is a nats-server, as far as its pid file and its process tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// None runs: normal before its first start.
+    Absent(String),
+    /// It runs.
+    Running(i32),
+    /// The pid file names something else, or can't be used.
+    Foreign(String),
+}
+
+/// What can be seen of nats-server from outside.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The process.
+    pub presence: Presence,
+    /// What it says about itself; nothing where monitoring doesn't answer.
+    pub varz: Option<Varz>,
+    /// Its routes.
+    pub routez: Option<Routez>,
+    /// The leaf that the client port serves, as SHA-256, or why none could be seen.
+    pub client: Result<String, String>,
+    /// The same of the route port.
+    pub route: Result<String, String>,
+}
+
+impl Observed {
+    /// Nothing was looked at.
+    #[must_use]
+    pub fn absent(why: String) -> Self {
+        let none = || Err("nats-server isn't running".to_owned());
+        Self { presence: Presence::Absent(why), varz: None, routez: None, client: none(), route: none() }
+    }
+}
+
+/// Why nats-server couldn't be asked, or what it answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The binary can't be started.
+    #[error("could not run {} {arguments}; install nats-server, or set nats.server to its path", .server.display())]
+    Spawn {
+        /// The binary.
+        server: PathBuf,
+        /// With these arguments.
+        arguments: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The binary didn't end.
+    #[error("{} {arguments} did not end within {} s", .server.display(), COMMAND_TIMEOUT.as_secs())]
+    Slow {
+        /// The binary.
+        server: PathBuf,
+        /// With these arguments.
+        arguments: String,
+    },
+    /// The binary is no nats-server, or an old one.
+    #[error("{} is {found:?}; the agent needs nats-server {}.{} or later", .server.display(), OLDEST.0, OLDEST.1)]
+    Version {
+        /// The binary.
+        server: PathBuf,
+        /// What `--version` printed.
+        found: String,
+    },
+    /// `nats-server -t` refuses the configuration.
+    #[error("nats-server -t refuses the configuration, so it is not applied: {message}")]
+    Refused {
+        /// What it printed, without the time.
+        message: String,
+    },
+    /// There is no process to signal, or not the right one.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The process is not ready for a signal.
+    #[error(
+        "nats-server (pid {pid}) doesn't listen on its client port {address}, so it is starting or draining, and a signal \
+         now could kill or hang it; it is signalled when it listens"
+    )]
+    NotListening {
+        /// The process.
+        pid: i32,
+        /// Its client port.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: ProbeError,
+    },
+}
+
+/// nats-server, as the agent needs it.
+#[async_trait]
+pub trait Server: Send + Sync {
+    /// Has the server's own binary check a configuration, and returns the digest that it prints (from 2.11 on).
+    async fn validate(&self, candidate: &Path) -> Result<Option<String>, ServerError>;
+
+    /// Looks at the running server, presenting `chain` in handshakes. Never fails: what can't be seen is said so.
+    async fn observe(&self, chain: &VerifiedChain) -> Observed;
+
+    /// Tells the running server to read its configuration again; returns its pid.
+    async fn reload(&self, chain: &VerifiedChain) -> Result<i32, ServerError>;
+}
+
+/// The real nats-server of this machine.
+pub struct NatsServer {
+    binary: PathBuf,
+    config: PathBuf,
+    pid_file: PathBuf,
+    client: SocketAddr,
+    route: SocketAddr,
+    monitor: SocketAddr,
+}
+
+impl NatsServer {
+    /// As `[nats]` describes it.
+    #[must_use]
+    pub fn new(nats: &NatsConfig) -> Self {
+        Self {
+            binary: nats.server.clone(),
+            config: nats.config.clone(),
+            pid_file: nats.pid_file.clone(),
+            client: dialable(nats.listen),
+            route: dialable(nats.cluster_listen),
+            monitor: dialable(nats.monitor_listen),
+        }
+    }
+
+    /// The binary's version, refused if it is older than [`OLDEST`].
+    pub async fn version(&self) -> Result<String, ServerError> {
+        let (_, output) = self.run(&["--version".as_ref()]).await?;
+        let found = output.trim().to_owned();
+        let version = found.rsplit(['v', ' ']).next().unwrap_or_default();
+        let mut parts = version.split('.').map(|part| part.parse::<u32>().ok());
+        match (parts.next().flatten(), parts.next().flatten()) {
+            (Some(major), Some(minor)) if found.starts_with("nats-server") && (major, minor) >= OLDEST => {
+                Ok(version.to_owned())
+            }
+            _ => Err(ServerError::Version { server: self.binary.clone(), found }),
+        }
+    }
+
+    async fn run(&self, arguments: &[&std::ffi::OsStr]) -> Result<(bool, String), ServerError> {
+        let shown = || arguments.iter().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let spawn = |source| ServerError::Spawn { server: self.binary.clone(), arguments: shown(), source };
+        let mut child = tokio::process::Command::new(&self.binary)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(spawn)?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let finish = async {
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            tokio::try_join!(
+                async {
+                    if let Some(pipe) = stdout { pipe.take(MAX_OUTPUT).read_to_end(&mut out).await } else { Ok(0) }
+                },
+                async {
+                    if let Some(pipe) = stderr { pipe.take(MAX_OUTPUT).read_to_end(&mut err).await } else { Ok(0) }
+                },
+            )?;
+            let status = child.wait().await?;
+            out.extend_from_slice(&err);
+            Ok((status.success(), String::from_utf8_lossy(&out).into_owned()))
+        };
+        tokio::time::timeout(COMMAND_TIMEOUT, finish)
+            .await
+            .map_err(|_elapsed| ServerError::Slow { server: self.binary.clone(), arguments: shown() })?
+            .map_err(spawn)
+    }
+}
+
+#[async_trait]
+impl Server for NatsServer {
+    async fn validate(&self, candidate: &Path) -> Result<Option<String>, ServerError> {
+        self.version().await?;
+        let (accepted, output) = self.run(&["-t".as_ref(), "-c".as_ref(), candidate.as_os_str()]).await?;
+        if accepted { Ok(digest_in(&output)) } else { Err(ServerError::Refused { message: output.trim().to_owned() }) }
+    }
+
+    async fn observe(&self, chain: &VerifiedChain) -> Observed {
+        let presence = match NatsProcess::find(&self.pid_file, &self.binary, &self.config) {
+            Ok(process) => Presence::Running(process.pid),
+            Err(ProcessError::Absent(why)) => return Observed::absent(why),
+            Err(error) => Presence::Foreign(super::chain_of(&error)),
+        };
+        let (varz, routez, client, route) = tokio::join!(
+            monitor::varz(self.monitor),
+            monitor::routez(self.monitor),
+            served_leaf(chain, self.client, Port::Client),
+            served_leaf(chain, self.route, Port::Route),
+        );
+        if let Err(error) = &varz {
+            tracing::debug!("{}", super::chain_of(error));
+        }
+        Observed { presence, varz: varz.ok(), routez: routez.ok(), client, route }
+    }
+
+    /// A SIGHUP in the first milliseconds of nats-server's life kills it, and during lame duck mode it hangs 2.15.1. In
+    /// both it doesn't accept clients, so an open client port is asked for first.
+    async fn reload(&self, chain: &VerifiedChain) -> Result<i32, ServerError> {
+        let process = NatsProcess::find(&self.pid_file, &self.binary, &self.config)?;
+        let probed = match Prober::presenting(chain) {
+            Ok(prober) => prober.served(self.client, Port::Client).await,
+            Err(error) => Err(error),
+        };
+        if let Err(source @ (ProbeError::Connect { .. } | ProbeError::Slow { .. })) = probed {
+            return Err(ServerError::NotListening { pid: process.pid, address: self.client, source });
+        }
+        process.hang_up()?;
+        Ok(process.pid)
+    }
+}
+
+async fn served_leaf(chain: &VerifiedChain, address: SocketAddr, port: Port) -> Result<String, String> {
+    let served = async { Prober::presenting(chain)?.served(address, port).await };
+    match served.await.map_err(|error| super::chain_of(&error))?.first() {
+        Some(leaf) => Ok(crate::digest::sha256_hex(leaf)),
+        None => Err(format!("{address} showed no certificate")),
+    }
+}
+
+/// The digest in what `-t` prints: `… configuration file … is valid (sha256:…)` (2.11 and later).
+fn digest_in(output: &str) -> Option<String> {
+    let start = output.find("sha256:")?;
+    let digest: String =
+        output[start + "sha256:".len()..].chars().take_while(char::is_ascii_hexdigit).take(64).collect();
+    (digest.len() == 64).then(|| format!("sha256:{digest}"))
+}
+
+/// Where a listener can be dialled from this machine.
+fn dialable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_digest_that_nats_server_prints() {
+        let digest = format!("sha256:{}", "0a".repeat(32));
+        let line = format!("nats-server: configuration file /etc/nats.conf is valid ({digest})\n");
+        assert_eq!(digest_in(&line), Some(digest));
+        assert_eq!(digest_in("nats-server: configuration file /etc/nats.conf is valid\n"), None);
+        assert_eq!(digest_in("(sha256:0a)"), None);
+    }
+
+    #[test]
+    fn dials_loopback_where_the_listener_takes_any_address() {
+        assert_eq!(dialable(([0, 0, 0, 0], 4222).into()), ([127, 0, 0, 1], 4222).into());
+        assert_eq!(dialable(([10, 0, 0, 1], 4222).into()), ([10, 0, 0, 1], 4222).into());
+    }
+}

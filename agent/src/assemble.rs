@@ -1,0 +1,106 @@
+//! From the checked configuration to the parts of a reconciler: which real thing stands behind each seam.
+
+use std::sync::Arc;
+
+use crate::apply::Apply;
+use crate::apply::server::NatsServer;
+use crate::aws::AwsSettings;
+use crate::clock::Clock;
+use crate::config::{Config, DiscoveryKind, IssuerKind, TrustConfig};
+use crate::discover::PeerSource;
+use crate::discover::asg::Asg;
+use crate::discover::fixed::Fixed;
+use crate::generation::Generations;
+use crate::identity::{IdentityError, Needs, identify};
+use crate::issue::acm_pca::AcmPca;
+use crate::issue::journal::Journal;
+use crate::issue::local::Local;
+use crate::issue::{Issuance, Issuer};
+use crate::reconcile::Parts;
+use crate::trust::file::File;
+use crate::trust::issuer::FromIssuer;
+use crate::trust::secrets_manager::{ClusterSecret, SecretsManager};
+use crate::trust::{CredentialSource, TrustSource};
+
+/// Why the parts can't be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum AssembleError {
+    /// Who this node is.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+impl AssembleError {
+    /// Whether the same configuration may work later.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Identity(error) => error.may_pass(),
+        }
+    }
+}
+
+/// Works out who this node is, and puts the real thing behind each seam. Calls no AWS API but instance metadata.
+pub async fn assemble(config: &Config, allowed_losses: Vec<String>) -> Result<Parts, AssembleError> {
+    // The SDK's set-up makes futures of many kilobytes, which every caller's would contain.
+    let node = Box::pin(identify(&config.node, needs(config))).await?;
+    let clock = Clock::System;
+    let settings = AwsSettings { region: node.region.clone(), ..AwsSettings::default() };
+    let aws = Box::pin(settings.load()).await;
+    let issuer: Arc<dyn Issuer> = match &config.issuer.kind {
+        IssuerKind::AcmPca { ca_arn, template_arn } => {
+            Arc::new(AcmPca::new(&aws, ca_arn.clone(), template_arn.clone()))
+        }
+        IssuerKind::Local { directory } => Arc::new(Local::new(directory.clone(), clock)),
+    };
+    let trust: Arc<dyn TrustSource> = match &config.trust {
+        TrustConfig::SecretsManager { secret_id, json_key } => {
+            Arc::new(SecretsManager::new(&aws, secret_id, json_key.clone()))
+        }
+        TrustConfig::Issuer => Arc::new(FromIssuer::new(Arc::clone(&issuer))),
+        TrustConfig::File(file) => Arc::new(File::new(file.clone())),
+    };
+    let credential = config
+        .nats
+        .cluster_secret_id
+        .as_ref()
+        .map(|id| Arc::new(ClusterSecret::new(&aws, id)) as Arc<dyn CredentialSource>);
+    let peers: Arc<dyn PeerSource> = match &config.discovery.kind {
+        DiscoveryKind::Asg { asg_name, addresses } => {
+            Arc::new(Asg::new(&aws, node.clone(), asg_name.clone(), *addresses, config.nats.cluster_listen.port()))
+        }
+        DiscoveryKind::Static { peers } => Arc::new(Fixed { peers: peers.clone() }),
+    };
+    let generations = Generations::of(&config.state_directory);
+    let journal = Journal::at(config.state_directory.join("issuance.json"), generations.clone());
+    Ok(Parts {
+        node,
+        issuance: Issuance {
+            issuer,
+            journal,
+            clock,
+            validity: config.issuer.validity,
+            algorithm: config.issuer.key_algorithm,
+        },
+        trust,
+        peers,
+        credential,
+        apply: Apply {
+            server: Arc::new(NatsServer::new(&config.nats)),
+            config: config.nats.config.clone(),
+            generations,
+        },
+        clock,
+        nats: config.nats.clone(),
+        renewal: config.renewal,
+        interval: config.discovery.interval,
+        state: config.state_directory.clone(),
+        allowed_losses,
+    })
+}
+
+fn needs(config: &Config) -> Needs {
+    let asg = matches!(config.discovery.kind, DiscoveryKind::Asg { .. });
+    let secrets = matches!(config.trust, TrustConfig::SecretsManager { .. }) || config.nats.cluster_secret_id.is_some();
+    Needs { instance_id: asg, region: asg || secrets }
+}

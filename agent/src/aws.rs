@@ -1,0 +1,414 @@
+//! AWS: one place where clients are set up, and where their errors are sorted.
+//!
+//! Clients follow the SDK's own conventions: the default credential chain, `AWS_ENDPOINT_URL`,
+//! `AWS_EC2_METADATA_SERVICE_ENDPOINT`, `AWS_USE_FIPS_ENDPOINT`, proxies from the environment. Three things are our own:
+//! no answer is read beyond [`MAX_ANSWER`], instance metadata is never asked through a proxy, and the SDK repeats
+//! nothing: the reconciler owns retry, with a back-off of its own.
+
+use std::time::Duration;
+
+use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::imds::credentials::ImdsCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig, imds};
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::{Builder, ConnectorBuilder, tls};
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use http_body_util::Limited;
+
+/// The largest answer that is read, in bytes. A page of 100 Auto Scaling groups or 200 EC2 instances stays well below.
+pub const MAX_ANSWER: usize = 8 * 1024 * 1024;
+
+/// How long a TCP connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long one call may take, credentials not counted.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one call may take in all. No call to AWS waits longer.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How much of a service's own words an error repeats, in characters.
+const MAX_MESSAGE: usize = 1000;
+
+/// Where AWS is. [`AwsSettings::default`] leaves everything to the SDK's conventions; tests name their doubles.
+#[derive(Clone, Debug, Default)]
+pub struct AwsSettings {
+    /// The Region that is called.
+    pub region: Option<String>,
+    /// The endpoint of every service, in place of AWS's own and of `AWS_ENDPOINT_URL`.
+    pub endpoint: Option<String>,
+    /// The endpoint of instance metadata, in place of `AWS_EC2_METADATA_SERVICE_ENDPOINT`. Credentials then come from
+    /// there alone, so that what a developer's machine has in its environment can't leak into a test.
+    pub imds_endpoint: Option<String>,
+}
+
+impl AwsSettings {
+    /// The Region that the environment names: `AWS_REGION`, else `AWS_DEFAULT_REGION`
+    /// (<https://docs.aws.amazon.com/sdkref/latest/guide/feature-region.html>).
+    #[must_use]
+    pub fn from_environment() -> Self {
+        let region = ["AWS_REGION", "AWS_DEFAULT_REGION"]
+            .into_iter()
+            .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+        Self { region, ..Self::default() }
+    }
+
+    /// What every service client is made from. Calls nothing yet.
+    pub async fn load(&self) -> SdkConfig {
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+            .operation_timeout(CALL_TIMEOUT)
+            .build();
+        let http_client = bounded_http_client(ProxyConfig::from_env());
+        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
+            .http_client(http_client.clone())
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(timeouts)
+            .no_credentials();
+        if let Some(region) = &self.region {
+            loader = loader.region(Region::new(region.clone()));
+        }
+        if let Some(endpoint) = &self.endpoint {
+            loader = loader.endpoint_url(endpoint);
+        }
+        let config = loader.load().await;
+        let credentials = self.credentials(http_client, &config).await;
+        config.into_builder().credentials_provider(credentials).build()
+    }
+
+    /// Instance metadata, version 2 only: the SDK's client knows no other.
+    #[must_use]
+    pub fn imds(&self) -> imds::Client {
+        let http_client = bounded_http_client(ProxyConfig::disabled());
+        let mut builder = imds::Client::builder()
+            .configure(&ProviderConfig::without_region().with_http_client(http_client))
+            // A server error or an expired token; a time-out is not repeated.
+            .max_attempts(2)
+            .connect_timeout(Duration::from_secs(1))
+            .read_timeout(Duration::from_secs(2))
+            .operation_attempt_timeout(Duration::from_secs(4))
+            .operation_timeout(Duration::from_secs(9));
+        if let Some(endpoint) = &self.imds_endpoint {
+            match builder.clone().endpoint(endpoint) {
+                Ok(named) => builder = named,
+                Err(error) => tracing::warn!(%endpoint, %error, "not a usable instance metadata endpoint"),
+            }
+        }
+        builder.build()
+    }
+
+    /// The default chain, with our own client for instance metadata.
+    async fn credentials(&self, http_client: SharedHttpClient, config: &SdkConfig) -> SharedCredentialsProvider {
+        if self.imds_endpoint.is_some() {
+            let imds = ImdsCredentialsProvider::builder().imds_client(self.imds()).build();
+            return SharedCredentialsProvider::new(imds);
+        }
+        let chain = ProviderConfig::without_region()
+            .with_region(config.region().cloned())
+            .with_use_fips(config.use_fips())
+            .with_use_dual_stack(config.use_dual_stack())
+            .with_http_client(http_client);
+        let mut builder = DefaultCredentialsChain::builder().configure(chain).imds_client(self.imds());
+        builder.set_region(config.region().cloned());
+        SharedCredentialsProvider::new(builder.build().await)
+    }
+}
+
+/// The SDK's own HTTPS client, with a limit to every answer. The limit stands here and not on the services' clients so
+/// that it also holds for instance metadata and for the endpoints that credentials come from.
+fn bounded_http_client(proxy: ProxyConfig) -> SharedHttpClient {
+    let client = Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut connector = ConnectorBuilder::default()
+            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
+            .proxy_config(proxy.clone());
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
+        connector.build()
+    });
+    SharedHttpClient::new(BoundedClient(client))
+}
+
+#[derive(Debug)]
+struct BoundedClient(SharedHttpClient);
+
+impl HttpClient for BoundedClient {
+    fn http_connector(&self, settings: &HttpConnectorSettings, components: &RuntimeComponents) -> SharedHttpConnector {
+        SharedHttpConnector::new(BoundedConnector(self.0.http_connector(settings, components)))
+    }
+}
+
+#[derive(Debug)]
+struct BoundedConnector(SharedHttpConnector);
+
+impl HttpConnector for BoundedConnector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let answer = self.0.call(request);
+        HttpConnectorFuture::new(async move {
+            let bounded = |body| SdkBody::from_body_1_x(Limited::new(body, MAX_ANSWER));
+            Ok(answer.await?.map(bounded))
+        })
+    }
+}
+
+/// What a failure means for the next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// Too many requests: slow down.
+    Throttled,
+    /// A quota is used up: more requests never help.
+    Quota,
+    /// There are no credentials, or they don't allow the call.
+    Denied,
+    /// The network, a time-out or the service failed, or the answer was nonsense: the same call may succeed later.
+    Unavailable,
+    /// This call can't succeed as it is.
+    Permanent,
+}
+
+/// Why a call to AWS failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{call}: {reason}; {remedy}")]
+pub struct Failure {
+    /// What it means for the next step.
+    pub kind: FailureKind,
+    /// The call as IAM writes it: `acm-pca:IssueCertificate`.
+    pub call: &'static str,
+    /// The service's error code, if the service answered with one.
+    pub code: Option<String>,
+    /// What came back: the service's code, message and request id, or what the network did.
+    pub reason: String,
+    /// What to do about it.
+    pub remedy: String,
+    /// The cause below it. Never the service's answer itself, which may hold a secret.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Failure {
+    /// Sorts what the SDK returned for `call`, written as IAM writes it.
+    pub fn sort<E>(call: &'static str, error: SdkError<E, HttpResponse>) -> Self
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let status = error.raw_response().map(|answer| answer.status().as_u16());
+        if let SdkError::ServiceError(answer) = &error {
+            let meta = answer.err().meta();
+            let request_id = meta.extra("aws_request_id");
+            return Self::answered(call, status, meta.code(), meta.message(), request_id);
+        }
+        if let Some(credentials) = credentials_error(&error) {
+            let (kind, reason) = classify_credentials(credentials);
+            return Self {
+                kind,
+                call,
+                code: None,
+                reason: reason.into(),
+                remedy: "give the instance a profile whose role allows the call, and let it reach instance metadata"
+                    .into(),
+                source: error.into_source().ok(),
+            };
+        }
+        let (kind, reason, remedy) = match &error {
+            SdkError::TimeoutError(_) => (
+                FailureKind::Unavailable,
+                "no answer in time",
+                "check the way to the endpoint: route, security group, VPC endpoint, proxy",
+            ),
+            SdkError::DispatchFailure(failure) if failure.is_timeout() => (
+                FailureKind::Unavailable,
+                "could not connect in time",
+                "check the way to the endpoint: route, security group, VPC endpoint, proxy",
+            ),
+            SdkError::DispatchFailure(failure) if failure.is_io() => (
+                FailureKind::Unavailable,
+                "could not reach the endpoint",
+                "check the Region, the name resolution and the way to the endpoint: route, security group, VPC endpoint",
+            ),
+            SdkError::ResponseError(_) => (
+                FailureKind::Unavailable,
+                "the answer could not be read",
+                "check what answers at the endpoint: a proxy, or AWS_ENDPOINT_URL",
+            ),
+            SdkError::ConstructionFailure(_) => (
+                FailureKind::Permanent,
+                "the request could not be made",
+                "check node.region and what the AWS_ variables of the environment say",
+            ),
+            _ => (FailureKind::Unavailable, "the request was not sent", "see the cause; it is tried again"),
+        };
+        let reason = status.map_or_else(|| reason.to_owned(), |status| format!("HTTP {status}: {reason}"));
+        Self { kind, call, code: None, reason, remedy: remedy.into(), source: error.into_source().ok() }
+    }
+
+    /// A call that AWS answered without an error, but not with what it promises.
+    #[must_use]
+    pub fn nonsense(call: &'static str, what: impl Into<String>) -> Self {
+        Self {
+            kind: FailureKind::Unavailable,
+            call,
+            code: None,
+            reason: what.into(),
+            remedy: "check what answers at the endpoint; it is tried again".into(),
+            source: None,
+        }
+    }
+
+    fn answered(
+        call: &'static str,
+        status: Option<u16>,
+        code: Option<&str>,
+        message: Option<&str>,
+        request_id: Option<&str>,
+    ) -> Self {
+        let status = status.unwrap_or_default();
+        if code.is_none() && (200..300).contains(&status) {
+            // The SDK counts an answer of success that it can't read among the service's errors.
+            return Self::nonsense(call, format!("HTTP {status}, but the answer could not be read"));
+        }
+        let kind = classify(status, code.unwrap_or_default());
+        let what = code.map_or_else(|| format!("HTTP {status} without an error code"), readable);
+        let words = message.map(|message| format!(" ({})", readable(message))).unwrap_or_default();
+        let request = request_id.map(|id| format!(", request {}", readable(id))).unwrap_or_default();
+        Self {
+            kind,
+            call,
+            code: code.map(readable),
+            reason: format!("{what}{words}{request}"),
+            remedy: remedy(kind, code.unwrap_or_default(), call),
+            source: None,
+        }
+    }
+}
+
+/// The codes that the services' "Common Errors" pages and their API references name. `LimitExceededException` is a
+/// quota here: the SDK itself takes it for throttling and would repeat it.
+fn classify(status: u16, code: &str) -> FailureKind {
+    match code {
+        "Throttling"
+        | "ThrottlingException"
+        | "ThrottledException"
+        | "RequestThrottled"
+        | "RequestThrottledException"
+        | "RequestLimitExceeded"
+        | "TooManyRequestsException"
+        | "SlowDown"
+        | "EC2ThrottledException" => FailureKind::Throttled,
+        "LimitExceeded" | "LimitExceededException" | "ServiceQuotaExceededException" => FailureKind::Quota,
+        "AccessDenied"
+        | "AccessDeniedException"
+        | "AuthFailure"
+        | "ExpiredToken"
+        | "ExpiredTokenException"
+        | "IncompleteSignature"
+        | "InvalidClientTokenId"
+        | "InvalidSignatureException"
+        | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException"
+        | "NotAuthorized"
+        | "OptInRequired"
+        | "RequestExpired"
+        | "SignatureDoesNotMatch"
+        | "UnauthorizedOperation"
+        | "UnrecognizedClientException"
+        // Secrets Manager: the KMS key doesn't let this role decrypt.
+        | "DecryptionFailure" => FailureKind::Denied,
+        "InternalError" | "InternalFailure" | "InternalServiceError" | "ServiceUnavailable" | "Unavailable"
+        | "ResourceContention" | "RequestTimeout" => FailureKind::Unavailable,
+        _ if status == 429 => FailureKind::Throttled,
+        _ if status >= 500 || status == 0 => FailureKind::Unavailable,
+        _ if status == 401 || status == 403 => FailureKind::Denied,
+        // A 4xx that names no error didn't come from the service: a proxy, or the wrong endpoint.
+        "" => FailureKind::Unavailable,
+        _ => FailureKind::Permanent,
+    }
+}
+
+fn remedy(kind: FailureKind, code: &str, call: &str) -> String {
+    match (kind, code) {
+        (_, "RequestExpired" | "SignatureDoesNotMatch" | "InvalidSignatureException") => {
+            "check this machine's clock and its credentials".into()
+        }
+        (_, "ExpiredToken" | "ExpiredTokenException" | "UnrecognizedClientException" | "InvalidClientTokenId") => {
+            "check the credentials: the instance's profile, or the environment".into()
+        }
+        (_, "DecryptionFailure") => "allow the instance's role kms:Decrypt on the secret's key".into(),
+        (FailureKind::Denied, _) => format!("allow {call} in the policy of the instance's role"),
+        (FailureKind::Throttled, _) => "it is tried again more slowly; ask AWS for a higher rate if this stays".into(),
+        (FailureKind::Quota, _) => "ask for a higher quota in Service Quotas, or free some of it".into(),
+        (FailureKind::Unavailable, _) => "it is tried again".into(),
+        (FailureKind::Permanent, _) => "check the configuration against what the service says".into(),
+    }
+}
+
+/// A service's words on one line and of bounded length, so that they can't forge a log line or fill a disk.
+fn readable(text: &str) -> String {
+    text.chars().take(MAX_MESSAGE).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn credentials_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a CredentialsError> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
+}
+
+fn classify_credentials(error: &CredentialsError) -> (FailureKind, &'static str) {
+    match error {
+        CredentialsError::CredentialsNotLoaded(_) => (FailureKind::Denied, "there are no credentials"),
+        CredentialsError::InvalidConfiguration(_) => (FailureKind::Denied, "the credentials' configuration is wrong"),
+        CredentialsError::ProviderTimedOut(_) => (FailureKind::Unavailable, "the credentials did not come in time"),
+        _ => (FailureKind::Unavailable, "the credentials could not be fetched"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(status: u16, code: &str, message: &str) -> Failure {
+        Failure::answered("acm-pca:IssueCertificate", Some(status), Some(code), Some(message), Some("req-1"))
+    }
+
+    #[test]
+    fn a_quota_is_not_throttling() {
+        assert_eq!(answered(400, "LimitExceededException", "").kind, FailureKind::Quota);
+        assert_eq!(answered(400, "ThrottlingException", "").kind, FailureKind::Throttled);
+        assert_eq!(answered(503, "RequestLimitExceeded", "").kind, FailureKind::Throttled);
+        assert_eq!(answered(429, "", "").kind, FailureKind::Throttled);
+    }
+
+    #[test]
+    fn a_refusal_is_sorted_by_its_code_then_by_its_status() {
+        assert_eq!(answered(400, "AccessDeniedException", "").kind, FailureKind::Denied);
+        assert_eq!(answered(403, "SomethingNew", "").kind, FailureKind::Denied);
+        assert_eq!(answered(500, "InternalFailure", "").kind, FailureKind::Unavailable);
+        assert_eq!(answered(502, "", "").kind, FailureKind::Unavailable);
+        assert_eq!(answered(404, "", "").kind, FailureKind::Unavailable);
+        assert_eq!(answered(400, "ResourceNotFoundException", "").kind, FailureKind::Permanent);
+    }
+
+    #[test]
+    fn an_error_names_call_code_message_request_and_remedy() {
+        let text = answered(400, "AccessDeniedException", "User: x is not authorized").to_string();
+        assert_eq!(
+            text,
+            "acm-pca:IssueCertificate: AccessDeniedException (User: x is not authorized), request req-1; \
+             allow acm-pca:IssueCertificate in the policy of the instance's role"
+        );
+    }
+
+    #[test]
+    fn a_services_words_stay_on_one_line_and_bounded() {
+        let failure = answered(400, "X", &format!("a\nb\u{1b}[31m{}", "c".repeat(5000)));
+        assert!(!failure.reason.contains(['\n', '\u{1b}']));
+        assert!(failure.reason.len() < 1200);
+    }
+}

@@ -1,0 +1,124 @@
+//! The command line's types.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::config::DEFAULT_PATH;
+
+/// Gives the NATS server on this instance TLS, and keeps it.
+#[derive(Debug, Parser)]
+#[command(name = "agent", version, about, arg_required_else_help = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str =
+    "Exit codes: 0 done or healthy; 1 it ran and the answer is bad; 2 usage or configuration error.";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+#[expect(missing_docs, reason = "a doc comment on a flattened field would replace the command's help")]
+pub enum Command {
+    /// Run the daemon: keep certificate, trust bundle and routes in force for as long as the machine lives
+    Run {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        losses: LossArg,
+    },
+    /// Renew now, and wait until the new certificate is confirmed to be served
+    Renew {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        losses: LossArg,
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Show how this node is doing
+    Status {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Check every precondition from here to the peers, each with a remedy
+    Doctor {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Print the nats-server.conf that would be applied
+    Render {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Show what would change in the one that is applied
+        #[arg(long)]
+        diff: bool,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// `--config`.
+#[derive(Args, Debug)]
+pub struct ConfigArg {
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
+    pub config: PathBuf,
+}
+
+/// `--json`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct JsonArg {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `--allow-loss`.
+#[derive(Args, Debug)]
+pub struct LossArg {
+    /// Apply a configuration even if it takes this away; can be repeated
+    #[arg(long, value_name = "WHAT")]
+    pub allow_loss: Vec<LossName>,
+}
+
+impl LossArg {
+    /// The names, as [`crate::apply::protection::Loss::name`] has them.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let names = self.allow_loss.iter().filter_map(ValueEnum::to_possible_value);
+        names.map(|value| value.get_name().to_owned()).collect()
+    }
+}
+
+/// What a configuration can take away.
+#[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
+pub enum LossName {
+    /// TLS on the client port
+    Tls,
+    /// TLS on routes
+    ClusterTls,
+    /// The check of client certificates
+    ClientVerify,
+    /// `JetStream`
+    #[value(name = "jetstream")]
+    JetStream,
+    /// The cluster's name
+    ClusterName,
+    /// The credential that routes must present
+    ClusterCredential,
+    /// Accounts and users
+    Authorization,
+}

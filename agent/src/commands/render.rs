@@ -1,0 +1,41 @@
+//! `agent render`: the configuration that would be applied, without applying it.
+
+use std::process::ExitCode;
+
+use similar::TextDiff;
+
+use super::{CommandError, Paint, print};
+use crate::assemble::assemble;
+use crate::config::Config;
+use crate::reconcile::Reconciler;
+use crate::render::Rendered;
+
+/// Prints the configuration, or how it differs from the committed one. The cluster credential's password is not
+/// shown.
+pub async fn render(config: &Config, diff: bool) -> Result<ExitCode, CommandError> {
+    let mut reconciler = Reconciler::new(assemble(config, Vec::new()).await?)?;
+    let (committed, desired) = reconciler.desired().await?;
+    let password = reconciler.credential().map(|credential| credential.password.clone());
+    let hide = |rendered: &Rendered| match &password {
+        Some(password) => rendered.text().replace(password.as_str(), "********"),
+        None => rendered.text().to_owned(),
+    };
+    let desired = hide(&desired);
+    if !diff {
+        print(&desired)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let committed = committed.as_ref().map(hide).unwrap_or_default();
+    let changes = TextDiff::from_lines(&committed, &desired);
+    let file = config.nats.config.display().to_string();
+    let paint = Paint::stdout();
+    for line in changes.unified_diff().header(&file, "what would be applied").to_string().lines() {
+        let line = match line.as_bytes().first() {
+            Some(b'+') => paint.green(line),
+            Some(b'-') => paint.red(line),
+            _ => line.to_owned(),
+        };
+        print(&format!("{line}\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

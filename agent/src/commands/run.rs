@@ -1,0 +1,169 @@
+//! `agent run`: the daemon.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use super::CommandError;
+use super::renew::renew_once;
+use crate::apply::chain_of;
+use crate::assemble::{AssembleError, assemble};
+use crate::config::{Config, RenewalConfig};
+use crate::control::{Answer, ControlSocket, Job};
+use crate::lock::StateLock;
+use crate::metrics;
+use crate::progress::Progress;
+use crate::reconcile::{Parts, Pass, Reconciler, Wanted};
+use crate::schedule::backoff;
+use crate::status::{State, Status};
+
+/// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration again.
+///
+/// Stopping in the middle of a pass is safe: whatever it had begun is taken up by the next start, as after a crash.
+pub async fn run(file: &Path, config: Config, allow_loss: Vec<String>) -> Result<ExitCode, CommandError> {
+    let _lock = StateLock::take(&config.state_directory)?;
+    let metrics_port = metrics::bind(config.metrics_listen).await?;
+    let control = ControlSocket::bind(&config.control_socket)?;
+    let (status, watched) = watch::channel(None::<Status>);
+    let (jobs, job) = mpsc::channel(1);
+    tokio::spawn(metrics::serve(metrics_port, watched.clone()));
+    tokio::spawn(control.serve(watched, jobs));
+    let socket = config.control_socket.clone();
+    let mut signals = Signals::new()?;
+    let ended = tokio::select! {
+        ended = keep(file, config, allow_loss, &mut signals.hang_up, job, status) => ended,
+        _ = signals.terminate.recv() => Ok(()),
+        _ = signals.interrupt.recv() => Ok(()),
+    };
+    tracing::info!("stopping");
+    let _gone = std::fs::remove_file(socket);
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+struct Signals {
+    hang_up: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, CommandError> {
+        let listen =
+            |kind| signal(kind).map_err(|source| CommandError::System { action: "listen for signals", source });
+        Ok(Self {
+            hang_up: listen(SignalKind::hangup())?,
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+}
+
+/// Pass after pass, for ever.
+async fn keep(
+    file: &Path,
+    mut config: Config,
+    allow_loss: Vec<String>,
+    hang_up: &mut Signal,
+    mut jobs: mpsc::Receiver<Job>,
+    status: watch::Sender<Option<Status>>,
+) -> Result<(), CommandError> {
+    let mut reconciler = Reconciler::new(patiently_assemble(&config, &allow_loss).await?)?;
+    let mut job = None::<Job>;
+    loop {
+        let before = status.borrow().clone();
+        let pass = match job.take() {
+            Some(job) => serve(&mut reconciler, before.as_ref(), job).await,
+            None => reconciler.pass(&Wanted::default(), &Progress::default()).await,
+        };
+        log(before.as_ref(), &pass);
+        let next = pass.next;
+        status.send_replace(Some(pass.status));
+        let clock = reconciler.clock();
+        tokio::select! {
+            () = clock.sleep_until(next) => {}
+            asked = jobs.recv() => job = asked,
+            _ = hang_up.recv() => {
+                if let Some(changed) = read_again(file, &config) {
+                    config = changed;
+                    reconciler = Reconciler::new(patiently_assemble(&config, &allow_loss).await?)?;
+                }
+            }
+        }
+    }
+}
+
+async fn serve(reconciler: &mut Reconciler, before: Option<&Status>, job: Job) -> Pass {
+    let (sender, mut steps) = mpsc::unbounded_channel();
+    let answers = job.answers.clone();
+    let relay = tokio::spawn(async move {
+        while let Some(step) = steps.recv().await {
+            let _gone = answers.send(Answer::Step(step));
+        }
+    });
+    let (pass, renewed) = renew_once(reconciler, before, job.wanted, Progress::to(sender)).await;
+    // The result comes after the last step.
+    let _cancelled = relay.await;
+    let _gone = job.answers.send(match renewed {
+        Ok(renewed) => Answer::Renewed(Box::new(renewed)),
+        Err(reason) => Answer::Refused(reason),
+    });
+    pass
+}
+
+/// The parts, however long instance metadata stays away: a daemon that gave up would have to be started by hand.
+async fn patiently_assemble(config: &Config, allow_loss: &[String]) -> Result<Parts, AssembleError> {
+    let RenewalConfig { retry_min, retry_max, .. } = config.renewal;
+    let mut failures = 0;
+    loop {
+        match assemble(config, allow_loss.to_vec()).await {
+            Err(error) if error.may_pass() => {
+                failures += 1;
+                tracing::error!("{}", chain_of(&error));
+                tokio::time::sleep(backoff(failures, retry_min, retry_max, fastrand::f64())).await;
+            }
+            assembled => return assembled,
+        }
+    }
+}
+
+/// The configuration as it is now, unless it can't be used: then the one in force stays.
+fn read_again(file: &Path, current: &Config) -> Option<Config> {
+    match Config::load(file) {
+        Ok(config) => {
+            let fixed = |config: &Config| {
+                (config.state_directory.clone(), config.control_socket.clone(), config.metrics_listen)
+            };
+            if fixed(&config) != fixed(current) {
+                tracing::warn!(
+                    "state.directory, control.socket and metrics.listen change only with a restart of the agent"
+                );
+            }
+            tracing::info!("read {} again", file.display());
+            Some(Config {
+                state_directory: current.state_directory.clone(),
+                control_socket: current.control_socket.clone(),
+                metrics_listen: current.metrics_listen,
+                ..config
+            })
+        }
+        Err(error) => {
+            tracing::error!("the configuration in force stays: {}", chain_of(&error));
+            None
+        }
+    }
+}
+
+/// Says what changed since the pass before, and nothing else.
+fn log(before: Option<&Status>, pass: &Pass) {
+    let (state, reasons) = (pass.status.state, &pass.status.reasons);
+    if before.is_some_and(|before| before.state == state && before.reasons == *reasons) {
+        return;
+    }
+    match state {
+        State::Healthy => tracing::info!("healthy"),
+        State::Degraded => tracing::warn!("degraded: {}", reasons.join("; ")),
+        State::Failing => tracing::error!("failing: {}", reasons.join("; ")),
+    }
+}

@@ -1,0 +1,1206 @@
+//! TOML text to checked configuration.
+//!
+//! Parsing and checking happen once, here; what the rest of the crate receives can't be wrong in itself. An error
+//! names the file, the line and the key, and says what to write instead.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::de::{DeTable, DeValue};
+
+use crate::csr::KeyAlgorithm;
+use crate::identity::DnsName;
+
+/// Where the configuration is looked for when `--config` doesn't say.
+pub const DEFAULT_PATH: &str = "/etc/nats-tls-agent/agent.toml";
+
+/// A configuration file is small; what is larger is some other file.
+const MAX_SIZE: u64 = 1024 * 1024;
+
+/// The longest a certificate may live: ten years. PCA's own limit is the end of its CA.
+const MAX_VALIDITY: Duration = Duration::from_hours(10 * 366 * 24);
+/// The shortest: below this a rotation could not be confirmed before the next one is due.
+const MIN_VALIDITY: Duration = Duration::from_secs(30);
+
+/// The longest path of a Unix socket in bytes: `sun_path` without its final NUL (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// What is wrong with the configuration, and where.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("could not read the configuration {}; write one, or name it with --config", .file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is far larger than any configuration.
+    #[error("{}: {size} bytes is too large for a configuration; the limit is {MAX_SIZE}", .file.display())]
+    TooLarge {
+        /// The file.
+        file: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// A key is unknown, missing or has a value that can't be used.
+    #[error("{}{}: {}{message}", .file.display(), place(*line), key.as_ref().map(|key| format!("{key}: ")).unwrap_or_default())]
+    Invalid {
+        /// The file.
+        file: PathBuf,
+        /// The line, counted from 1, where one can be named.
+        line: Option<usize>,
+        /// The key, with its table.
+        key: Option<String>,
+        /// What is wrong, and what to write instead.
+        message: String,
+    },
+}
+
+fn place(line: Option<usize>) -> String {
+    line.map(|line| format!(":{line}")).unwrap_or_default()
+}
+
+/// The whole configuration, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Who this node is, as far as the file says it.
+    pub node: NodeConfig,
+    /// Who signs.
+    pub issuer: IssuerConfig,
+    /// Where the trust bundle comes from.
+    pub trust: TrustConfig,
+    /// How peers are found.
+    pub discovery: DiscoveryConfig,
+    /// When a certificate is renewed.
+    pub renewal: RenewalConfig,
+    /// nats-server and the file that it reads.
+    pub nats: NatsConfig,
+    /// Where generations, the journal and the lock are kept.
+    pub state_directory: PathBuf,
+    /// The control socket.
+    pub control_socket: PathBuf,
+    /// Where metrics are served.
+    pub metrics_listen: SocketAddr,
+}
+
+/// `[node]`: each absent field is asked of instance metadata.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// `server_name`; default the instance id.
+    pub name: Option<String>,
+    /// The EC2 instance id.
+    pub instance_id: Option<String>,
+    /// The AWS Region.
+    pub region: Option<String>,
+    /// IP SANs; the first is what peers are told.
+    pub addresses: Option<Vec<IpAddr>>,
+    /// SANs beside the instance's own names.
+    #[serde(default)]
+    pub dns_names: Vec<DnsName>,
+}
+
+/// `[issuer]`.
+#[derive(Clone, Debug)]
+pub struct IssuerConfig {
+    /// Which issuer.
+    pub kind: IssuerKind,
+    /// How long a leaf is to live.
+    pub validity: Duration,
+    /// The leaf's own key.
+    pub key_algorithm: KeyAlgorithm,
+}
+
+/// Which issuer signs.
+#[derive(Clone, Debug)]
+pub enum IssuerKind {
+    /// AWS Private CA.
+    AcmPca {
+        /// The CA.
+        ca_arn: CaArn,
+        /// The template; default `EndEntityCertificate/V1` of the CA's partition.
+        template_arn: Option<String>,
+    },
+    /// The embedded CA.
+    Local {
+        /// Where it keeps its key and certificate.
+        directory: PathBuf,
+    },
+}
+
+/// `[trust]`.
+#[derive(Clone, Debug)]
+pub enum TrustConfig {
+    /// A secret of Secrets Manager.
+    SecretsManager {
+        /// Name or ARN.
+        secret_id: String,
+        /// The key of a JSON secret, written `secret_id = "NAME#KEY"`.
+        json_key: Option<String>,
+    },
+    /// The issuer's own CA certificate and chain.
+    Issuer,
+    /// A PEM file.
+    File(PathBuf),
+}
+
+/// `[discovery]`.
+#[derive(Clone, Debug)]
+pub struct DiscoveryConfig {
+    /// How.
+    pub kind: DiscoveryKind,
+    /// How often.
+    pub interval: Duration,
+}
+
+/// How peers are found.
+#[derive(Clone, Debug)]
+pub enum DiscoveryKind {
+    /// The Auto Scaling group.
+    Asg {
+        /// Default: the group that this instance is in.
+        asg_name: Option<String>,
+        /// How an instance id becomes an address.
+        addresses: AddressLookup,
+    },
+    /// A fixed list.
+    Static {
+        /// `host:port` each.
+        peers: Vec<HostPort>,
+    },
+}
+
+/// How an instance id becomes an address.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum AddressLookup {
+    /// `Dns` where this node's own instance-id host name resolves to this node, else `Ec2`.
+    #[default]
+    Auto,
+    /// The instance-id host name (resource name DNS); needs no EC2 permission.
+    Dns,
+    /// `DescribeInstances`.
+    Ec2,
+}
+
+/// `[renewal]`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RenewalConfig {
+    /// Share of the lifetime after which a leaf is renewed at the latest, when all goes well.
+    pub at: f64,
+    /// First delay after a failure.
+    #[serde(deserialize_with = "duration")]
+    pub retry_min: Duration,
+    /// Longest delay after failures.
+    #[serde(deserialize_with = "duration")]
+    pub retry_max: Duration,
+}
+
+impl Default for RenewalConfig {
+    fn default() -> Self {
+        Self { at: 0.67, retry_min: Duration::from_secs(5), retry_max: Duration::from_mins(10) }
+    }
+}
+
+/// `[nats]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NatsConfig {
+    /// The binary used for `-t`: a path, or a name looked up in `PATH`.
+    pub server: PathBuf,
+    /// The commit point.
+    pub config: PathBuf,
+    /// A template of the user's own; default the built-in one.
+    pub template: Option<PathBuf>,
+    /// Files included at the end of the rendered configuration.
+    pub include: Vec<PathBuf>,
+    /// Client listener.
+    pub listen: SocketAddr,
+    /// Default: the ASG's name, or `nats` with a static list.
+    pub cluster_name: Option<String>,
+    /// Route listener.
+    pub cluster_listen: SocketAddr,
+    /// Monitoring listener.
+    pub monitor_listen: SocketAddr,
+    /// Whether clients must present a certificate.
+    pub client_auth: ClientAuth,
+    /// A secret `{"username": …, "password": …}` that routes must present.
+    pub cluster_secret_id: Option<String>,
+    /// JetStream.
+    pub jetstream: JetStream,
+    /// nats-server's pid file.
+    pub pid_file: PathBuf,
+}
+
+impl Default for NatsConfig {
+    fn default() -> Self {
+        Self {
+            server: "nats-server".into(),
+            config: "/var/lib/nats-tls-agent/nats-server.conf".into(),
+            template: None,
+            include: Vec::new(),
+            listen: SocketAddr::from(([0, 0, 0, 0], 4222)),
+            cluster_name: None,
+            cluster_listen: SocketAddr::from(([0, 0, 0, 0], 6222)),
+            monitor_listen: SocketAddr::from(([127, 0, 0, 1], 8222)),
+            client_auth: ClientAuth::Tls,
+            cluster_secret_id: None,
+            jetstream: JetStream::On(JetStreamLimits::default()),
+            pid_file: "/run/nats/nats-server.pid".into(),
+        }
+    }
+}
+
+/// Whether clients must present a certificate.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAuth {
+    /// The server alone presents one.
+    Tls,
+    /// Both do.
+    Mtls,
+}
+
+/// `nats.jetstream`: a switch, or a table of limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JetStream {
+    /// Not enabled.
+    Off,
+    /// Enabled.
+    On(JetStreamLimits),
+}
+
+/// JetStream's directory and limits.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct JetStreamLimits {
+    /// Where streams are stored.
+    pub store_dir: PathBuf,
+    /// Memory, in nats-server's own notation (`1GB`); default nats-server's.
+    pub max_mem: Option<Size>,
+    /// Disk, in nats-server's own notation (`100GB`); default nats-server's.
+    pub max_file: Option<Size>,
+}
+
+impl Default for JetStreamLimits {
+    fn default() -> Self {
+        Self { store_dir: "/var/lib/nats/jetstream".into(), max_mem: None, max_file: None }
+    }
+}
+
+impl<'de> Deserialize<'de> for JetStream {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = JetStream;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("true, false or a table of store_dir, max_mem and max_file")
+            }
+
+            fn visit_bool<E>(self, on: bool) -> Result<JetStream, E> {
+                Ok(if on { JetStream::On(JetStreamLimits::default()) } else { JetStream::Off })
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<JetStream, A::Error> {
+                JetStreamLimits::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(JetStream::On)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// A size in nats-server's own notation: digits and one of `K`, `M`, `G`, `T`, with or without `B` or `iB`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(try_from = "String")]
+pub struct Size(String);
+
+impl Size {
+    /// As nats-server reads it, without quotes.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Size {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit = &text[digits.len()..];
+        let known = ["", "K", "KB", "KiB", "M", "MB", "MiB", "G", "GB", "GiB", "T", "TB", "TiB"];
+        if digits.is_empty()
+            || digits.len() > 15
+            || !digits.bytes().all(|b| b.is_ascii_digit())
+            || !known.contains(&unit)
+        {
+            return Err(format!("{text:?} is not a size; write for instance \"1GB\" or \"512MB\""));
+        }
+        Ok(Self(text))
+    }
+}
+
+/// `host:port`, with an IPv6 address in brackets.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(try_from = "String")]
+pub struct HostPort {
+    /// A name or an address.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl TryFrom<String> for HostPort {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not a peer; write \"host:port\", for instance \"10.0.1.5:6222\"");
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(Self { host: address.ip().to_string(), port: address.port() });
+        }
+        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let port = port.parse().map_err(|_| wrong())?;
+        let host = DnsName::try_from(host.to_owned()).map_err(|_| wrong())?;
+        Ok(Self { host: host.as_str().to_owned(), port })
+    }
+}
+
+impl std::fmt::Display for HostPort {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}:{}", self.host, self.port)
+    }
+}
+
+/// The ARN of a private CA: `arn:PARTITION:acm-pca:REGION:ACCOUNT:certificate-authority/ID`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaArn {
+    text: String,
+    partition: String,
+    region: String,
+}
+
+impl CaArn {
+    /// The whole ARN.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// `aws`, `aws-cn`, `aws-us-gov` …
+    #[must_use]
+    pub fn partition(&self) -> &str {
+        &self.partition
+    }
+
+    /// The Region that the CA is in, and that must be asked.
+    #[must_use]
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+}
+
+impl TryFrom<String> for CaArn {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let parts: Vec<&str> = text.splitn(6, ':').collect();
+        let example = "write for instance \"arn:aws:acm-pca:eu-west-1:111122223333:certificate-authority/ID\"";
+        match parts.as_slice() {
+            ["arn", partition, "acm-pca", region, account, resource]
+                if !partition.is_empty()
+                    && !region.is_empty()
+                    && account.len() == 12
+                    && account.bytes().all(|b| b.is_ascii_digit())
+                    && resource.strip_prefix("certificate-authority/").is_some_and(|id| {
+                        !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                    }) =>
+            {
+                Ok(Self { partition: (*partition).to_owned(), region: (*region).to_owned(), text })
+            }
+            ["arn", _, service, ..] if *service != "acm-pca" => {
+                Err(format!("this is an ARN of the service {service:?}, not of AWS Private CA (acm-pca); {example}"))
+            }
+            _ => Err(format!("{text:?} is not the ARN of a private CA; {example}")),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks the file.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { file: file.to_owned(), source };
+        let size = std::fs::metadata(file).map_err(read)?.len();
+        if size > MAX_SIZE {
+            return Err(ConfigError::TooLarge { file: file.to_owned(), size });
+        }
+        let text = std::fs::read_to_string(file).map_err(read)?;
+        Self::parse(&text, file)
+    }
+
+    /// Checks the text; `file` is for the error's words alone.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+        let raw: RawConfig = toml::from_str(text).map_err(|error| {
+            let span = error.span().unwrap_or(0..0);
+            ConfigError::Invalid {
+                file: file.to_owned(),
+                line: error.span().map(|span| line_of(text, span.start)),
+                key: key_at(text, span.start),
+                message: error.message().replace('\n', "; ") + remedy(error.message()),
+            }
+        })?;
+        raw.check().map_err(|Fault { key, message }| ConfigError::Invalid {
+            file: file.to_owned(),
+            line: position_of(text, key).map(|start| line_of(text, start)),
+            key: Some(key.to_owned()),
+            message,
+        })
+    }
+}
+
+/// What to write instead, where the standard library's parsers only say that it is wrong.
+fn remedy(message: &str) -> &'static str {
+    match message {
+        "invalid socket address syntax" => "; write an address and a port, for instance \"0.0.0.0:4222\"",
+        "invalid IP address syntax" => "; write for instance \"10.0.1.5\"",
+        _ => "",
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    #[serde(default)]
+    node: NodeConfig,
+    #[serde(default)]
+    issuer: RawIssuer,
+    #[serde(default)]
+    trust: RawTrust,
+    #[serde(default)]
+    discovery: RawDiscovery,
+    #[serde(default)]
+    renewal: RenewalConfig,
+    #[serde(default)]
+    nats: NatsConfig,
+    #[serde(default)]
+    state: RawState,
+    #[serde(default)]
+    control: RawControl,
+    #[serde(default)]
+    metrics: RawMetrics,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawIssuer {
+    kind: RawIssuerKind,
+    ca_arn: Option<String>,
+    #[serde(deserialize_with = "duration")]
+    validity: Duration,
+    template_arn: Option<String>,
+    directory: Option<PathBuf>,
+    key_algorithm: KeyAlgorithm,
+}
+
+impl Default for RawIssuer {
+    fn default() -> Self {
+        Self {
+            kind: RawIssuerKind::AcmPca,
+            ca_arn: None,
+            validity: Duration::from_hours(7 * 24),
+            template_arn: None,
+            directory: None,
+            key_algorithm: KeyAlgorithm::EcdsaP256,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RawIssuerKind {
+    AcmPca,
+    Local,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawTrust {
+    kind: RawTrustKind,
+    secret_id: Option<String>,
+    file: Option<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RawTrustKind {
+    #[default]
+    SecretsManager,
+    Issuer,
+    File,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawDiscovery {
+    kind: RawDiscoveryKind,
+    asg_name: Option<String>,
+    addresses: AddressLookup,
+    peers: Option<Vec<HostPort>>,
+    #[serde(deserialize_with = "duration")]
+    interval: Duration,
+}
+
+impl Default for RawDiscovery {
+    fn default() -> Self {
+        Self {
+            kind: RawDiscoveryKind::Asg,
+            asg_name: None,
+            addresses: AddressLookup::Auto,
+            peers: None,
+            interval: Duration::from_secs(30),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawDiscoveryKind {
+    Asg,
+    Static,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawState {
+    directory: PathBuf,
+}
+
+impl Default for RawState {
+    fn default() -> Self {
+        Self { directory: "/var/lib/nats-tls-agent".into() }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawControl {
+    socket: PathBuf,
+}
+
+impl Default for RawControl {
+    fn default() -> Self {
+        Self { socket: "/run/nats-tls-agent/control.sock".into() }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawMetrics {
+    listen: SocketAddr,
+}
+
+impl Default for RawMetrics {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9464)) }
+    }
+}
+
+/// A value that parsed and still can't be used.
+struct Fault {
+    key: &'static str,
+    message: String,
+}
+
+fn fault(key: &'static str, message: impl Into<String>) -> Fault {
+    Fault { key, message: message.into() }
+}
+
+impl RawConfig {
+    fn check(self) -> Result<Config, Fault> {
+        if let Some(name) = &self.node.name {
+            check_name("node.name", name)?;
+        }
+        if let Some(id) = &self.node.instance_id {
+            check_name("node.instance_id", id)?;
+        }
+        if self.node.addresses.as_ref().is_some_and(Vec::is_empty) {
+            return Err(fault(
+                "node.addresses",
+                "is empty; name at least one address that peers can dial, or leave it out",
+            ));
+        }
+        if let Some(address) = self.node.addresses.iter().flatten().find(|address| address.is_unspecified()) {
+            return Err(fault("node.addresses", format!("{address} is no address that a peer can dial")));
+        }
+        self.nats.check()?;
+        self.renewal.check()?;
+        check_listeners(&[
+            ("nats.listen", self.nats.listen),
+            ("nats.cluster_listen", self.nats.cluster_listen),
+            ("nats.monitor_listen", self.nats.monitor_listen),
+            ("metrics.listen", self.metrics.listen),
+        ])?;
+        let control_socket = absolute("control.socket", self.control.socket)?;
+        if control_socket.as_os_str().len() > MAX_SOCKET_PATH {
+            return Err(fault(
+                "control.socket",
+                format!("is longer than {MAX_SOCKET_PATH} bytes, the longest path of a Unix socket"),
+            ));
+        }
+        Ok(Config {
+            node: self.node,
+            issuer: self.issuer.check()?,
+            trust: self.trust.check()?,
+            discovery: self.discovery.check()?,
+            renewal: self.renewal,
+            nats: self.nats,
+            state_directory: absolute("state.directory", self.state.directory)?,
+            control_socket,
+            metrics_listen: self.metrics.listen,
+        })
+    }
+}
+
+impl RawIssuer {
+    fn check(self) -> Result<IssuerConfig, Fault> {
+        if self.validity < MIN_VALIDITY || self.validity > MAX_VALIDITY {
+            return Err(fault("issuer.validity", "must lie between 30s and ten years"));
+        }
+        let kind = match self.kind {
+            RawIssuerKind::AcmPca => {
+                let ca_arn = self.ca_arn.ok_or_else(|| {
+                    fault("issuer.ca_arn", "is missing; kind = \"acm-pca\" needs the ARN of the private CA that signs")
+                })?;
+                if self.directory.is_some() {
+                    return Err(fault("issuer.directory", "belongs to kind = \"local\"; remove it, or set the kind"));
+                }
+                let ca_arn = CaArn::try_from(ca_arn).map_err(|message| fault("issuer.ca_arn", message))?;
+                if let Some(template) = &self.template_arn {
+                    let prefix = format!("arn:{}:acm-pca:::template/", ca_arn.partition());
+                    if !template.starts_with(&prefix) {
+                        return Err(fault(
+                            "issuer.template_arn",
+                            format!("must begin with {prefix:?}, as the CA's partition is {:?}", ca_arn.partition()),
+                        ));
+                    }
+                }
+                IssuerKind::AcmPca { ca_arn, template_arn: self.template_arn }
+            }
+            RawIssuerKind::Local => {
+                if self.ca_arn.is_some() {
+                    return Err(fault("issuer.ca_arn", "belongs to kind = \"acm-pca\"; remove it, or set the kind"));
+                }
+                if self.template_arn.is_some() {
+                    return Err(fault(
+                        "issuer.template_arn",
+                        "belongs to kind = \"acm-pca\"; remove it, or set the kind",
+                    ));
+                }
+                let directory = self
+                    .directory
+                    .ok_or_else(|| fault("issuer.directory", "is missing; kind = \"local\" keeps its CA there"))?;
+                IssuerKind::Local { directory: absolute("issuer.directory", directory)? }
+            }
+        };
+        Ok(IssuerConfig { kind, validity: self.validity, key_algorithm: self.key_algorithm })
+    }
+}
+
+impl RawTrust {
+    fn check(self) -> Result<TrustConfig, Fault> {
+        if self.secret_id.is_some() && !matches!(self.kind, RawTrustKind::SecretsManager) {
+            return Err(fault("trust.secret_id", "belongs to kind = \"secrets-manager\"; remove it, or set the kind"));
+        }
+        if self.file.is_some() && !matches!(self.kind, RawTrustKind::File) {
+            return Err(fault("trust.file", "belongs to kind = \"file\"; remove it, or set the kind"));
+        }
+        match self.kind {
+            RawTrustKind::SecretsManager => {
+                let secret_id = self.secret_id.ok_or_else(|| {
+                    fault("trust.secret_id", "is missing; kind = \"secrets-manager\" needs the name or ARN of the secret with the trust bundle")
+                })?;
+                let (secret_id, json_key) = match secret_id.split_once('#') {
+                    Some((_, "")) => {
+                        return Err(fault(
+                            "trust.secret_id",
+                            "names no key after the \"#\"; write \"NAME#KEY\", or \"NAME\"",
+                        ));
+                    }
+                    Some((id, key)) => (id.to_owned(), Some(key.to_owned())),
+                    None => (secret_id, None),
+                };
+                check_secret_id("trust.secret_id", &secret_id)?;
+                Ok(TrustConfig::SecretsManager { secret_id, json_key })
+            }
+            RawTrustKind::Issuer => Ok(TrustConfig::Issuer),
+            RawTrustKind::File => {
+                let file = self
+                    .file
+                    .ok_or_else(|| fault("trust.file", "is missing; kind = \"file\" reads the trust bundle from it"))?;
+                Ok(TrustConfig::File(absolute("trust.file", file)?))
+            }
+        }
+    }
+}
+
+impl RawDiscovery {
+    fn check(self) -> Result<DiscoveryConfig, Fault> {
+        if self.interval < Duration::from_millis(100) {
+            return Err(fault("discovery.interval", "must be at least 100ms"));
+        }
+        let kind = match self.kind {
+            RawDiscoveryKind::Asg => {
+                if self.peers.is_some() {
+                    return Err(fault("discovery.peers", "belongs to kind = \"static\"; remove it, or set the kind"));
+                }
+                if self.addresses == AddressLookup::Ec2 && !cfg!(feature = "ec2") {
+                    return Err(fault(
+                        "discovery.addresses",
+                        "\"ec2\" is not in this build (Cargo feature `ec2`); use \"dns\"",
+                    ));
+                }
+                DiscoveryKind::Asg { asg_name: self.asg_name, addresses: self.addresses }
+            }
+            RawDiscoveryKind::Static => {
+                if self.asg_name.is_some() {
+                    return Err(fault("discovery.asg_name", "belongs to kind = \"asg\"; remove it, or set the kind"));
+                }
+                let peers = self.peers.filter(|peers| !peers.is_empty()).ok_or_else(|| {
+                    fault("discovery.peers", "is missing; kind = \"static\" needs the peers, this node among them")
+                })?;
+                DiscoveryKind::Static { peers }
+            }
+        };
+        Ok(DiscoveryConfig { kind, interval: self.interval })
+    }
+}
+
+impl RenewalConfig {
+    fn check(&self) -> Result<(), Fault> {
+        if !(0.1..=0.95).contains(&self.at) {
+            return Err(fault(
+                "renewal.at",
+                "must lie between 0.1 and 0.95: the share of the lifetime after which a leaf is renewed",
+            ));
+        }
+        if self.retry_min < Duration::from_millis(10) {
+            return Err(fault("renewal.retry_min", "must be at least 10ms"));
+        }
+        if self.retry_max < self.retry_min {
+            return Err(fault("renewal.retry_max", "must not be less than renewal.retry_min"));
+        }
+        Ok(())
+    }
+}
+
+impl NatsConfig {
+    fn check(&self) -> Result<(), Fault> {
+        for (key, path) in [("nats.config", &self.config), ("nats.pid_file", &self.pid_file)] {
+            absolute(key, path.clone())?;
+        }
+        for include in &self.include {
+            absolute("nats.include", include.clone())?;
+            if !include.is_file() {
+                return Err(fault(
+                    "nats.include",
+                    format!("{} is not there; write it, or remove it from the list", include.display()),
+                ));
+            }
+        }
+        if let Some(template) = &self.template
+            && !template.is_file()
+        {
+            return Err(fault(
+                "nats.template",
+                format!("{} is not there; write it, or leave the key out for the built-in one", template.display()),
+            ));
+        }
+        if let Some(name) = &self.cluster_name {
+            check_name("nats.cluster_name", name)?;
+        }
+        if let Some(id) = &self.cluster_secret_id {
+            check_secret_id("nats.cluster_secret_id", id)?;
+        }
+        if let JetStream::On(limits) = &self.jetstream {
+            absolute("nats.jetstream.store_dir", limits.store_dir.clone())?;
+        }
+        Ok(())
+    }
+}
+
+/// No two listeners may want the same port of the same address; an unspecified address is all of them.
+fn check_listeners(listeners: &[(&'static str, SocketAddr)]) -> Result<(), Fault> {
+    for (index, (key, address)) in listeners.iter().enumerate() {
+        if address.port() == 0 {
+            return Err(fault(key, "needs a port other than 0: others have to know it"));
+        }
+        let overlaps = |(_, other): &&(&str, SocketAddr)| {
+            other.port() == address.port()
+                && (other.ip() == address.ip() || other.ip().is_unspecified() || address.ip().is_unspecified())
+        };
+        if let Some((taken, other)) = listeners[..index].iter().find(overlaps) {
+            return Err(fault(key, format!("{address} is taken by {taken}, {other}; choose another port")));
+        }
+    }
+    Ok(())
+}
+
+/// What nats-server takes as a server or cluster name: no white space, no control characters.
+fn check_name(key: &'static str, name: &str) -> Result<(), Fault> {
+    if name.is_empty() || name.len() > 255 || name.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(fault(
+            key,
+            format!("{name:?} must be 1 to 255 characters without white space or control characters"),
+        ));
+    }
+    Ok(())
+}
+
+/// Names hold letters, digits and `/_+=.@-`, ARNs colons too
+/// (<https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_CreateSecret.html>); 2,048 characters at most
+/// (`GetSecretValue`).
+fn check_secret_id(key: &'static str, id: &str) -> Result<(), Fault> {
+    if id.starts_with("arn:") && id.split(':').nth(2) != Some("secretsmanager") {
+        return Err(fault(
+            key,
+            format!(
+                "{id:?} is not the ARN of a secret; write the secret's name, or arn:…:secretsmanager:…:secret:NAME"
+            ),
+        ));
+    }
+    if id.is_empty() || id.len() > 2048 || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_+=.@-:!".contains(&b)) {
+        return Err(fault(key, format!("{id:?} is not the name or ARN of a secret")));
+    }
+    Ok(())
+}
+
+fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, Fault> {
+    if path.is_absolute() { Ok(path) } else { Err(fault(key, format!("{} is not an absolute path", path.display()))) }
+}
+
+fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    struct Visitor;
+    impl serde::de::Visitor<'_> for Visitor {
+        type Value = Duration;
+
+        fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            formatter.write_str("a duration in quotes, for instance \"7d\", \"12h\" or \"30s\"")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Duration, E> {
+            humantime::parse_duration(text).map_err(|error| {
+                E::custom(format!(
+                    "{text:?} is not a duration ({error}); write for instance \"7d\", \"12h\" or \"30s\""
+                ))
+            })
+        }
+    }
+    deserializer.deserialize_str(Visitor)
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+}
+
+/// The dotted path of the innermost key whose entry covers the offset.
+fn key_at(text: &str, offset: usize) -> Option<String> {
+    fn descend(table: &DeTable<'_>, offset: usize, path: &mut Vec<String>) -> bool {
+        for (key, value) in table {
+            let direct = key.span().contains(&offset) || value.span().contains(&offset);
+            path.push(key.get_ref().to_string());
+            let inner = matches!(value.get_ref(), DeValue::Table(inner) if descend(inner, offset, path));
+            if direct || inner {
+                return true;
+            }
+            path.pop();
+        }
+        false
+    }
+    let document = DeTable::parse(text).ok()?;
+    let mut path = Vec::new();
+    descend(document.get_ref(), offset, &mut path).then(|| path.join("."))
+}
+
+/// Where a dotted key stands in the text, or the innermost table that would hold it.
+fn position_of(text: &str, key: &str) -> Option<usize> {
+    let document = DeTable::parse(text).ok()?;
+    let mut table = document.get_ref();
+    let mut found = None;
+    for part in key.split('.') {
+        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref() == part) else { break };
+        found = Some(name.span().start);
+        match value.get_ref() {
+            DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PCA: &str = "arn:aws:acm-pca:eu-west-1:111122223333:certificate-authority/8b1c-01";
+
+    /// The two keys that are enough on EC2, in two lines, and more.
+    fn ec2(rest: &str) -> String {
+        format!("issuer.ca_arn = \"{PCA}\"\ntrust.secret_id = \"nats/ca\"\n{rest}")
+    }
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("agent.toml"))
+    }
+
+    fn message(text: &str) -> String {
+        parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn two_keys_are_enough_on_ec2_and_the_rest_is_the_contract() {
+        let config = parse(&ec2("")).unwrap();
+        let IssuerKind::AcmPca { ca_arn, template_arn: None } = config.issuer.kind else { panic!("{config:?}") };
+        assert_eq!((ca_arn.as_str(), ca_arn.partition(), ca_arn.region()), (PCA, "aws", "eu-west-1"));
+        assert_eq!(config.issuer.validity, Duration::from_hours(7 * 24));
+        assert_eq!(config.issuer.key_algorithm, KeyAlgorithm::EcdsaP256);
+        let TrustConfig::SecretsManager { secret_id, json_key: None } = config.trust else { panic!() };
+        assert_eq!(secret_id, "nats/ca");
+        let DiscoveryKind::Asg { asg_name: None, addresses: AddressLookup::Auto } = config.discovery.kind else {
+            panic!()
+        };
+        assert_eq!(config.discovery.interval, Duration::from_secs(30));
+        assert!((config.renewal.at - 0.67).abs() < f64::EPSILON);
+        assert_eq!(
+            (config.renewal.retry_min, config.renewal.retry_max),
+            (Duration::from_secs(5), Duration::from_mins(10))
+        );
+        assert!(config.node.name.is_none() && config.node.addresses.is_none() && config.node.dns_names.is_empty());
+        let nats = config.nats;
+        assert_eq!(nats.server, Path::new("nats-server"));
+        assert_eq!(nats.config, Path::new("/var/lib/nats-tls-agent/nats-server.conf"));
+        assert_eq!(nats.listen.to_string(), "0.0.0.0:4222");
+        assert_eq!(nats.cluster_listen.to_string(), "0.0.0.0:6222");
+        assert_eq!(nats.monitor_listen.to_string(), "127.0.0.1:8222");
+        assert_eq!(nats.client_auth, ClientAuth::Tls);
+        assert_eq!(nats.jetstream, JetStream::On(JetStreamLimits::default()));
+        assert_eq!(nats.pid_file, Path::new("/run/nats/nats-server.pid"));
+        assert!(nats.template.is_none() && nats.include.is_empty() && nats.cluster_name.is_none());
+        assert!(nats.cluster_secret_id.is_none());
+        assert_eq!(config.state_directory, Path::new("/var/lib/nats-tls-agent"));
+        assert_eq!(config.control_socket, Path::new("/run/nats-tls-agent/control.sock"));
+        assert_eq!(config.metrics_listen.to_string(), "127.0.0.1:9464");
+    }
+
+    #[test]
+    fn every_key_of_the_contract_is_known() {
+        let config = parse(
+            r#"
+            [node]
+            name = "n1"
+            instance_id = "i-0123456789abcdef0"
+            region = "eu-west-1"
+            addresses = ["10.0.1.5", "fd00::5"]
+            dns_names = ["NATS.internal."]
+            [issuer]
+            kind = "local"
+            directory = "/var/lib/ca"
+            validity = "90s"
+            key_algorithm = "rsa-2048"
+            [trust]
+            kind = "issuer"
+            [discovery]
+            kind = "static"
+            peers = ["10.0.1.5:6222", "[fd00::6]:6222", "n3.internal:6222"]
+            interval = "250ms"
+            [renewal]
+            at = 0.5
+            retry_min = "1s"
+            retry_max = "1m"
+            [nats]
+            server = "/opt/nats-server"
+            config = "/etc/nats/nats.conf"
+            listen = "0.0.0.0:14222"
+            cluster_name = "prod"
+            cluster_listen = "[::]:16222"
+            monitor_listen = "127.0.0.1:18222"
+            client_auth = "mtls"
+            cluster_secret_id = "nats/routes"
+            jetstream = { store_dir = "/data/js", max_mem = "1GB", max_file = "100GiB" }
+            pid_file = "/run/nats.pid"
+            [state]
+            directory = "/var/lib/agent"
+            [control]
+            socket = "/run/agent.sock"
+            [metrics]
+            listen = "127.0.0.1:19464"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.node.dns_names[0].as_str(), "nats.internal");
+        assert!(matches!(config.issuer.kind, IssuerKind::Local { directory } if directory == Path::new("/var/lib/ca")));
+        assert!(matches!(config.trust, TrustConfig::Issuer));
+        let DiscoveryKind::Static { peers } = config.discovery.kind else { panic!() };
+        assert_eq!((peers[1].host.as_str(), peers[1].port), ("fd00::6", 6222));
+        let JetStream::On(limits) = config.nats.jetstream else { panic!() };
+        assert_eq!(limits.max_file.unwrap().as_str(), "100GiB");
+    }
+
+    #[test]
+    fn an_error_names_file_line_and_key_and_says_what_to_write() {
+        let cases = [
+            (
+                ec2("[nats]\nlissten = 1"),
+                "agent.toml:4: nats.lissten: unknown field `lissten`, expected one of `server`, `config`, `template`, `include`, `listen`, `cluster_name`, `cluster_listen`, `monitor_listen`, `client_auth`, `cluster_secret_id`, `jetstream`, `pid_file`",
+            ),
+            (
+                ec2("[renewal]\nretry_min = 5"),
+                "agent.toml:4: renewal.retry_min: invalid type: integer `5`, expected a duration in quotes, for instance \"7d\", \"12h\" or \"30s\"",
+            ),
+            (
+                ec2("[renewal]\nretry_min = \"5\""),
+                "agent.toml:4: renewal.retry_min: \"5\" is not a duration (time unit needed, for example 5sec or 5ms); write for instance \"7d\", \"12h\" or \"30s\"",
+            ),
+            (
+                "[issuer]\n\nca_arn = \"arn:aws:acm:eu-west-1:111122223333:certificate/1\"".to_owned(),
+                "agent.toml:3: issuer.ca_arn: this is an ARN of the service \"acm\", not of AWS Private CA (acm-pca); write for instance \"arn:aws:acm-pca:eu-west-1:111122223333:certificate-authority/ID\"",
+            ),
+            (
+                String::new(),
+                "agent.toml: issuer.ca_arn: is missing; kind = \"acm-pca\" needs the ARN of the private CA that signs",
+            ),
+            (
+                format!("issuer.ca_arn = \"{PCA}\"\n[trust]\n"),
+                "agent.toml:2: trust.secret_id: is missing; kind = \"secrets-manager\" needs the name or ARN of the secret with the trust bundle",
+            ),
+            (ec2("[state]\ndirectory = \"var\""), "agent.toml:4: state.directory: var is not an absolute path"),
+            (
+                ec2("[nats]\nlisten = \"4222\""),
+                "agent.toml:4: nats.listen: invalid socket address syntax; write an address and a port, for instance \"0.0.0.0:4222\"",
+            ),
+            (
+                ec2("[metrics]\nlisten = \"127.0.0.1:4222\""),
+                "agent.toml:4: metrics.listen: 127.0.0.1:4222 is taken by nats.listen, 0.0.0.0:4222; choose another port",
+            ),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(message(&text), expected);
+        }
+    }
+
+    #[test]
+    fn what_can_not_be_used_is_refused_with_its_key() {
+        let cases = [
+            ("natss.listen = 1", "natss: unknown field"),
+            ("issuer.kind = \"locall\"", "issuer.kind: unknown variant"),
+            ("issuer.validity = \"1s\"", "issuer.validity: must lie between"),
+            ("issuer.validity = \"99y\"", "issuer.validity: must lie between"),
+            ("issuer.template_arn = \"arn:aws-cn:acm-pca:::template/X/V1\"", "issuer.template_arn: must begin with"),
+            ("issuer.directory = \"/ca\"", "issuer.directory: belongs to kind = \"local\""),
+            ("trust.file = \"/ca.pem\"", "trust.file: belongs to kind = \"file\""),
+            ("trust.kind = \"issuer\"", "trust.secret_id: belongs to kind = \"secrets-manager\""),
+            ("discovery.peers = [\"a:1\"]", "discovery.peers: belongs to kind = \"static\""),
+            ("discovery.kind = \"static\"", "discovery.peers: is missing"),
+            ("discovery = { kind = \"static\", asg_name = \"a\" }", "discovery.asg_name: belongs to kind = \"asg\""),
+            ("discovery.interval = \"1ms\"", "discovery.interval: must be at least"),
+            ("discovery = { kind = \"static\", peers = [\"a\"] }", "discovery.peers: \"a\" is not a peer"),
+            ("node.addresses = []", "node.addresses: is empty"),
+            ("node.addresses = [\"0.0.0.0\"]", "node.addresses: 0.0.0.0 is no address"),
+            ("node.addresses = [\"10.0.0.300\"]", "write for instance \"10.0.1.5\""),
+            ("node.dns_names = [\"a b\"]", "node.dns_names: \"a b\" is not a host name"),
+            ("node.name = \"a b\"", "node.name: \"a b\" must be"),
+            ("renewal.at = 1.5", "renewal.at: must lie between"),
+            ("renewal.at = nan", "renewal.at: must lie between"),
+            ("renewal.retry_max = \"1s\"", "renewal.retry_max: must not be less"),
+            ("nats.config = \"nats.conf\"", "nats.config: nats.conf is not an absolute path"),
+            ("nats.include = [\"/no/such/file\"]", "nats.include: /no/such/file is not there"),
+            ("nats.template = \"/no/such/file\"", "nats.template: /no/such/file is not there"),
+            ("nats.listen = \"0.0.0.0:0\"", "nats.listen: needs a port other than 0"),
+            ("nats.cluster_listen = \"10.0.0.1:4222\"", "nats.cluster_listen: 10.0.0.1:4222 is taken by nats.listen"),
+            (
+                "nats.jetstream = \"yes\"",
+                "nats.jetstream: invalid type: string \"yes\", expected true, false or a table",
+            ),
+            ("nats.jetstream.max_mem = \"1 GB\"", "nats.jetstream.max_mem: \"1 GB\" is not a size"),
+            ("nats.jetstream.store = \"/js\"", "nats.jetstream.store: unknown field"),
+            ("nats.jetstream.store_dir = \"js\"", "nats.jetstream.store_dir: js is not an absolute path"),
+            (
+                "nats.cluster_secret_id = \"arn:aws:ssm:x\"",
+                "nats.cluster_secret_id: \"arn:aws:ssm:x\" is not the ARN of a secret",
+            ),
+        ];
+        for (line, expected) in cases {
+            let text = message(&ec2(line));
+            assert!(text.contains(expected), "{line}: {text}");
+            assert!(text.starts_with("agent.toml:"), "{text}");
+        }
+        let long = message(&ec2(&format!("control.socket = \"/{}\"", "a".repeat(120))));
+        assert_eq!(long, "agent.toml:3: control.socket: is longer than 107 bytes, the longest path of a Unix socket");
+    }
+
+    #[test]
+    fn jetstream_is_a_switch_or_a_table() {
+        let jetstream = |text: &str| parse(&ec2(text)).unwrap().nats.jetstream;
+        assert_eq!(jetstream("nats.jetstream = false"), JetStream::Off);
+        assert_eq!(jetstream("nats.jetstream = true"), JetStream::On(JetStreamLimits::default()));
+        let max_mem = Some(Size("1GB".to_owned()));
+        assert_eq!(
+            jetstream("[nats.jetstream]\nmax_mem = \"1GB\""),
+            JetStream::On(JetStreamLimits { max_mem, ..JetStreamLimits::default() })
+        );
+    }
+
+    #[test]
+    fn a_secret_may_name_the_key_of_its_json() {
+        let secret = |id: &str| parse(&format!("issuer.ca_arn = \"{PCA}\"\ntrust.secret_id = \"{id}\""));
+        let arn = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:nats/ca-AbCdEf";
+        let TrustConfig::SecretsManager { secret_id, json_key } = secret(&format!("{arn}#bundle")).unwrap().trust
+        else {
+            panic!()
+        };
+        assert_eq!((secret_id.as_str(), json_key.as_deref()), (arn, Some("bundle")));
+        for wrong in ["", "#key", "name#", "a b", PCA] {
+            let error = secret(wrong).unwrap_err().to_string();
+            assert!(error.starts_with("agent.toml:2: trust.secret_id: "), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_read_or_is_too_large_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("agent.toml");
+        assert!(matches!(Config::load(&file).unwrap_err(), ConfigError::Read { .. }));
+        std::fs::write(&file, ec2("")).unwrap();
+        Config::load(&file).unwrap();
+        std::fs::write(&file, "#".repeat(1024 * 1024 + 1)).unwrap();
+        assert!(matches!(Config::load(&file).unwrap_err(), ConfigError::TooLarge { .. }));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_text_never_panics(text in "(?s).{0,200}") {
+            prop_assert!(parse(&text).is_err());
+        }
+
+        #[test]
+        fn arbitrary_values_never_panic(key in "[a-z]{1,9}\\.[a-z_]{1,9}", value in "[\"'\\[\\]{}=,.0-9a-z \n#]{0,30}") {
+            let _either = parse(&ec2(&format!("{key} = {value}")));
+        }
+
+        #[test]
+        fn altered_text_never_panics(position in any::<prop::sample::Index>(), with in any::<char>()) {
+            let text = ec2("[nats]\nlisten = \"0.0.0.0:4222\"\njetstream = { max_mem = \"1GB\" }\n");
+            let mut characters: Vec<char> = text.chars().collect();
+            let position = position.index(characters.len());
+            characters[position] = with;
+            let _either = parse(&characters.into_iter().collect::<String>());
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The control socket: how `agent renew` and `agent status` reach the running daemon.
+//!
+//! One line of JSON asks, lines of JSON answer, the last of them with the result. Only root and the daemon's own user and
+//! group may connect (mode 0660, and the peer's credentials are checked); a request is small and must come soon.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
+
+use crate::durable::{self, FileError};
+use crate::progress::Step;
+use crate::reconcile::Wanted;
+use crate::status::Status;
+
+/// The largest request.
+const MAX_REQUEST: u64 = 16 * 1024;
+/// The largest line of an answer: a status with hundreds of peers.
+const MAX_ANSWER: u64 = 8 * 1024 * 1024;
+/// How long a client may take to ask, and to take an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How many clients are served at the same time.
+const MAX_CLIENTS: usize = 16;
+/// How long a client waits for each line: an issuance may take a minute between two steps, and other passes go first.
+const SILENCE: Duration = Duration::from_mins(5);
+
+/// What is asked.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case", tag = "command", deny_unknown_fields)]
+pub enum Request {
+    /// What the last pass found.
+    Status,
+    /// A pass with a new certificate.
+    Renew {
+        /// Losses that are meant.
+        #[serde(default)]
+        allow_loss: Vec<String>,
+    },
+}
+
+/// One line of an answer.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// A step is done; more lines follow.
+    Step(Step),
+    /// The status.
+    Status(Box<Status>),
+    /// The new certificate is in force.
+    Renewed(Box<Renewed>),
+    /// It is not, or the request was no request.
+    Refused(String),
+}
+
+/// What `agent renew` ends with.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct Renewed {
+    /// `confirmed`, or `committed` where no server runs yet.
+    pub result: String,
+    /// The leaf before, if there was one.
+    pub old: Option<RenewedLeaf>,
+    /// The leaf now.
+    pub new: RenewedLeaf,
+    /// How the reload was confirmed, or why there was none.
+    pub confirmed_by: String,
+    /// From the request to here.
+    pub seconds: f64,
+}
+
+/// A leaf, in brief.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct RenewedLeaf {
+    /// Hexadecimal.
+    pub serial: String,
+    /// End of validity.
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_after: OffsetDateTime,
+    /// The generation that it is in.
+    pub generation: u64,
+}
+
+/// What the daemon's loop receives of a `renew`.
+pub struct Job {
+    /// What is wanted.
+    pub wanted: Wanted,
+    /// Where the answers go.
+    pub answers: mpsc::UnboundedSender<Answer>,
+}
+
+/// Why the control socket can't be served or reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Its directory or a stale socket is in the way.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// It can't be bound.
+    #[error("could not listen on the control socket {}; check control.socket and who may write to its directory", .path.display())]
+    Bind {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Something that isn't a socket has its name.
+    #[error("{} is there and is not a socket; remove it, or change control.socket", .0.display())]
+    Occupied(PathBuf),
+    /// Nobody listens: no daemon runs.
+    #[error("no daemon listens on {}", .path.display())]
+    NoDaemon {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The user may not ask.
+    #[error("could not connect to {}; run this as root, or as a user in the daemon's group", .path.display())]
+    Denied {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The daemon went away, or talks nonsense.
+    #[error("the daemon did not answer on {}: {reason}; see its log", .path.display())]
+    Broken {
+        /// The socket.
+        path: PathBuf,
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// The daemon's end.
+pub struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Listens. The caller holds the lock, so a socket that is there is an earlier daemon's.
+    pub fn bind(path: &Path) -> Result<Self, ControlError> {
+        if let Some(parent) = path.parent() {
+            durable::create_directory(parent, 0o750)?;
+        }
+        match std::fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.file_type().is_socket() => durable::remove_if_there(path)?,
+            Ok(_) => return Err(ControlError::Occupied(path.to_owned())),
+            Err(_) => {}
+        }
+        let bind = |source| ControlError::Bind { path: path.to_owned(), source };
+        let listener = UnixListener::bind(path).map_err(bind)?;
+        // The process's umask made it no wider than this.
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o660)).map_err(bind)?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+
+    /// Serves clients for ever. A client that is slow, hostile or gone costs one of [`MAX_CLIENTS`] places for
+    /// [`PATIENCE`], and no more.
+    pub async fn serve(self, status: watch::Receiver<Option<Status>>, jobs: mpsc::Sender<Job>) {
+        let places = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CLIENTS));
+        loop {
+            let Ok(place) = std::sync::Arc::clone(&places).acquire_owned().await else { return };
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let (status, jobs) = (status.clone(), jobs.clone());
+                    tokio::spawn(async move {
+                        if let Err(error) = converse(stream, &status, &jobs).await {
+                            tracing::debug!("a client of the control socket: {error}");
+                        }
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!("could not accept on the control socket: {error}");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_file(&self.path);
+    }
+}
+
+async fn converse(
+    mut stream: UnixStream,
+    status: &watch::Receiver<Option<Status>>,
+    jobs: &mpsc::Sender<Job>,
+) -> io::Result<()> {
+    let peer = stream.peer_cred()?;
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    if peer.uid() != 0 && peer.uid() != uid && peer.gid() != gid {
+        let refusal = format!("uid {} may not ask this daemon: only root and its own user and group may", peer.uid());
+        return answer(&mut stream, &Answer::Refused(refusal)).await;
+    }
+    let mut line = Vec::new();
+    let mut reader = BufReader::new((&mut stream).take(MAX_REQUEST));
+    tokio::time::timeout(PATIENCE, reader.read_until(b'\n', &mut line)).await??;
+    match serde_json::from_slice(&line) {
+        Ok(Request::Status) => {
+            let answered = match status.borrow().clone() {
+                Some(status) => Answer::Status(Box::new(status)),
+                None => Answer::Refused("the first pass isn't done yet; ask again in a moment".into()),
+            };
+            answer(&mut stream, &answered).await
+        }
+        Ok(Request::Renew { allow_loss }) => {
+            let (answers, mut answered) = mpsc::unbounded_channel();
+            if jobs.send(Job { wanted: Wanted { renew: true, allow_loss }, answers }).await.is_err() {
+                return answer(&mut stream, &Answer::Refused("the daemon is stopping".into())).await;
+            }
+            while let Some(line) = answered.recv().await {
+                answer(&mut stream, &line).await?;
+            }
+            Ok(())
+        }
+        Err(error) => answer(&mut stream, &Answer::Refused(format!("that is no request: {error}"))).await,
+    }
+}
+
+async fn answer(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    tokio::time::timeout(PATIENCE, stream.write_all(&line)).await?
+}
+
+/// A client's end: asks, reports steps to `on_step`, and returns the last line.
+pub async fn ask(path: &Path, request: &Request, mut on_step: impl FnMut(Step)) -> Result<Answer, ControlError> {
+    let broken = |reason: String| ControlError::Broken { path: path.to_owned(), reason };
+    let connected = tokio::time::timeout(PATIENCE, UnixStream::connect(path)).await;
+    let mut stream = match connected.map_err(|_| broken("it doesn't accept connections".into()))? {
+        Ok(stream) => stream,
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(ControlError::Denied { path: path.to_owned(), source });
+        }
+        Err(source) => return Err(ControlError::NoDaemon { path: path.to_owned(), source }),
+    };
+    let mut line = serde_json::to_vec(request).map_err(|error| broken(error.to_string()))?;
+    line.push(b'\n');
+    stream.write_all(&line).await.map_err(|error| broken(error.to_string()))?;
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = Vec::new();
+        let read = tokio::time::timeout(SILENCE, (&mut reader).take(MAX_ANSWER).read_until(b'\n', &mut line)).await;
+        read.map_err(|_| broken("it fell silent".into()))?.map_err(|error| broken(error.to_string()))?;
+        if line.is_empty() {
+            return Err(broken("it closed the connection before it had answered".into()));
+        }
+        match serde_json::from_slice(&line).map_err(|error| broken(error.to_string()))? {
+            Answer::Step(step) => on_step(step),
+            last => return Ok(last),
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The Auto Scaling group.
+
+use std::net::SocketAddr;
+
+use async_trait::async_trait;
+use aws_config::SdkConfig;
+use aws_sdk_autoscaling::Client;
+use tokio::sync::OnceCell;
+
+use super::addresses::Addresses;
+use super::{DiscoverError, MAX_PEERS, Peer, PeerSource, Sighting};
+use crate::aws::Failure;
+use crate::config::AddressLookup;
+use crate::identity::Node;
+
+const FIND_GROUP: &str = "autoscaling:DescribeAutoScalingInstances";
+const DESCRIBE: &str = "autoscaling:DescribeAutoScalingGroups";
+
+/// One group by its name is one record, but a page may be short or empty and still have a next one.
+const MAX_PAGES: usize = 20;
+
+/// The peers in an Auto Scaling group.
+pub struct Asg {
+    client: Client,
+    node: Node,
+    port: u16,
+    group: OnceCell<String>,
+    addresses: Addresses,
+}
+
+/// A member of the group that is a peer by its state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Member {
+    id: String,
+    state: String,
+}
+
+impl Asg {
+    /// `name` defaults to the group that `node` is in; `port` is the cluster's.
+    #[must_use]
+    pub fn new(aws: &SdkConfig, node: Node, name: Option<String>, lookup: AddressLookup, port: u16) -> Self {
+        Self {
+            client: Client::new(aws),
+            addresses: Addresses::new(aws, node.clone(), lookup),
+            node,
+            port,
+            group: OnceCell::new_with(name),
+        }
+    }
+
+    async fn find_group(&self) -> Result<String, DiscoverError> {
+        let unknown = |reason: String| DiscoverError {
+            attempt: "finding this instance's Auto Scaling group".into(),
+            reason,
+            remedy: "give discovery.asg_name in the configuration, or put the instance into its group".into(),
+            source: None,
+        };
+        let Some(id) = &self.node.instance_id else {
+            return Err(unknown("the instance id is not known".into()));
+        };
+        let request = self.client.describe_auto_scaling_instances().instance_ids(id);
+        let answer = request.send().await.map_err(|error| Failure::sort(FIND_GROUP, error))?;
+        answer
+            .auto_scaling_instances()
+            .iter()
+            .find(|instance| instance.instance_id() == Some(id))
+            .and_then(|instance| instance.auto_scaling_group_name())
+            .filter(|name| !name.is_empty())
+            .map(ToOwned::to_owned)
+            .ok_or_else(|| unknown(format!("{FIND_GROUP} knows no group of {id}")))
+    }
+
+    async fn members(&self, group: &str) -> Result<Vec<Member>, DiscoverError> {
+        let mut members = Vec::new();
+        let mut exists = false;
+        let mut token = None;
+        for _ in 0..MAX_PAGES {
+            let request =
+                self.client.describe_auto_scaling_groups().auto_scaling_group_names(group).set_next_token(token);
+            let answer = request.send().await.map_err(|error| Failure::sort(DESCRIBE, error))?;
+            for described in answer.auto_scaling_groups.unwrap_or_default() {
+                if described.auto_scaling_group_name() == Some(group) {
+                    exists = true;
+                    members.extend(described.instances().iter().filter_map(|instance| {
+                        let state = instance.lifecycle_state()?.as_str();
+                        is_peer(state).then_some(())?;
+                        Some(Member { id: instance.instance_id()?.to_owned(), state: state.to_owned() })
+                    }));
+                }
+            }
+            token = answer.next_token.filter(|token| !token.is_empty());
+            if token.is_none() {
+                break;
+            }
+        }
+        if token.is_some() {
+            return Err(Failure::nonsense(DESCRIBE, format!("more than {MAX_PAGES} pages for one group")).into());
+        }
+        if !exists {
+            return Err(DiscoverError {
+                attempt: DESCRIBE.into(),
+                reason: format!("there is no group {group:?}"),
+                remedy: "check discovery.asg_name, and the Region and account that are asked".into(),
+                source: None,
+            });
+        }
+        // No more than one too many, for `settle` to see: beyond that nobody's address is worth a question.
+        members.truncate(MAX_PEERS + 1);
+        Ok(members)
+    }
+}
+
+#[async_trait]
+impl PeerSource for Asg {
+    async fn sight(&self) -> Result<Sighting, DiscoverError> {
+        let group = self.group.get_or_try_init(|| self.find_group()).await?;
+        let members = self.members(group).await?;
+        let ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
+        let addresses = self.addresses.find(&ids).await?;
+        let mut seen = Sighting { group: Some(group.clone()), ..Sighting::default() };
+        for Member { id, state } in members {
+            match addresses.get(&id) {
+                Some(ip) => seen.peers.push(Peer { address: SocketAddr::new(*ip, self.port), id, state }),
+                None => seen.unresolved.push(id),
+            }
+        }
+        Ok(seen)
+    }
+}
+
+impl From<Failure> for DiscoverError {
+    fn from(failure: Failure) -> Self {
+        Self { attempt: failure.call.into(), reason: failure.reason, remedy: failure.remedy, source: failure.source }
+    }
+}
+
+/// Whether an instance in this lifecycle state runs, or is about to run, a server of the cluster
+/// (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-lifecycle.html>). A state that isn't known
+/// is none: AWS adds some, and a pool of warmed or leaving instances must not become routes.
+fn is_peer(lifecycle_state: &str) -> bool {
+    matches!(lifecycle_state, "InService" | "Pending" | "Pending:Wait" | "Pending:Proceed")
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_autoscaling::types::LifecycleState;
+
+    use super::*;
+
+    #[test]
+    fn only_instances_in_service_or_on_their_way_there_are_peers() {
+        let peers: Vec<&str> = LifecycleState::values().iter().copied().filter(|state| is_peer(state)).collect();
+        assert_eq!(peers, ["InService", "Pending", "Pending:Proceed", "Pending:Wait"]);
+        assert!(LifecycleState::values().len() > 20);
+        assert!(!is_peer("InServiceSoon") && !is_peer(""));
+    }
+}

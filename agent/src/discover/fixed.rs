@@ -1,0 +1,48 @@
+//! A static list of peers, for fleets without an Auto Scaling group and off AWS.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{DiscoverError, Peer, PeerSource, Sighting};
+use crate::config::HostPort;
+
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The peers that `discovery.peers` names.
+pub struct Fixed {
+    /// As configured.
+    pub peers: Vec<HostPort>,
+}
+
+#[async_trait]
+impl PeerSource for Fixed {
+    /// A name is looked up each time; of several addresses the smallest is taken, so that the route's text stays the
+    /// same from look-up to look-up.
+    async fn sight(&self) -> Result<Sighting, DiscoverError> {
+        let mut seen = Sighting::default();
+        for peer in &self.peers {
+            match look_up(peer).await {
+                Some(address) => {
+                    seen.peers.push(Peer { id: peer.to_string(), address, state: "static".into() });
+                }
+                None => seen.unresolved.push(peer.to_string()),
+            }
+        }
+        if seen.peers.is_empty() {
+            return Err(DiscoverError {
+                attempt: "looking up discovery.peers".into(),
+                reason: format!("none of {} has an address", seen.unresolved.join(", ")),
+                remedy: "check the names, and this host's resolver".into(),
+                source: None,
+            });
+        }
+        Ok(seen)
+    }
+}
+
+async fn look_up(peer: &HostPort) -> Option<SocketAddr> {
+    let look_up = tokio::net::lookup_host((peer.host.as_str(), peer.port));
+    tokio::time::timeout(LOOKUP_TIMEOUT, look_up).await.ok()?.ok()?.min()
+}

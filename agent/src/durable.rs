@@ -1,0 +1,134 @@
+//! Files that are either the old one or the new one, whole, whatever moment the machine stops at.
+//!
+//! Every file is created with its final mode, written, flushed to the disk, and only then given its name.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// What was tried on a file, and where.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {action} {}", .path.display())]
+pub struct FileError {
+    /// What was tried.
+    pub action: &'static str,
+    /// On this path.
+    pub path: PathBuf,
+    /// What the system said.
+    #[source]
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// An error's constructor for `map_err`.
+    pub fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self { action, path, source }
+    }
+}
+
+/// Replaces the file by one with these bytes and this mode.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    let staged = staging_name(path);
+    remove_if_there(&staged)?;
+    create(&staged, bytes, mode)?;
+    rename(&staged, path)
+}
+
+/// Creates a file that must not exist yet, with these bytes and this mode, and flushes it to the disk.
+///
+/// `O_EXCL` never follows a symlink, so nothing planted at the path is written through.
+pub fn create(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(FileError::on("create", path))?;
+    file.write_all(bytes).map_err(FileError::on("write", path))?;
+    file.sync_all().map_err(FileError::on("flush", path))
+}
+
+/// Renames within a directory, and flushes the directory.
+pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
+    fs::rename(from, to).map_err(FileError::on("rename a file to", to))?;
+    sync_parent(to)
+}
+
+/// Creates a directory, and those above it, with this mode where they are missing.
+pub fn create_directory(path: &Path, mode: u32) -> Result<(), FileError> {
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(FileError::on("create the directory", path))
+}
+
+/// Removes a file, and is content if it isn't there.
+pub fn remove_if_there(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::on("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Reads a file of at most `limit` bytes, or nothing if it isn't there.
+pub fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(FileError::on("open", path))?,
+    };
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(FileError::on("read", path))?;
+    if bytes.len() as u64 > limit {
+        let large = io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {limit} bytes"));
+        return Err(FileError::on("read", path)(large));
+    }
+    Ok(Some(bytes))
+}
+
+/// Flushes the directory that holds `path`, so that its name survives a power cut.
+pub fn sync_parent(path: &Path) -> Result<(), FileError> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    File::open(parent).and_then(|directory| directory.sync_all()).map_err(FileError::on("flush the directory", parent))
+}
+
+/// The name under which a file is written before it gets its own.
+fn staging_name(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn replaces_whole_files_with_their_mode() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        replace(&path, b"one", 0o600).unwrap();
+        replace(&path, b"two", 0o600).unwrap();
+        assert_eq!(read_if_there(&path, 3).unwrap().unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn refuses_to_read_more_than_the_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        replace(&path, b"four", 0o600).unwrap();
+        assert!(read_if_there(&path, 3).is_err());
+        assert!(read_if_there(&directory.path().join("absent"), 3).unwrap().is_none());
+    }
+
+    #[test]
+    fn does_not_write_through_a_planted_symlink() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("target");
+        fs::write(&target, "theirs").unwrap();
+        let path = directory.path().join("file");
+        symlink(&target, staging_name(&path)).unwrap();
+        symlink(&target, &path).unwrap();
+        replace(&path, b"ours", 0o600).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"theirs");
+        assert_eq!(fs::read(&path).unwrap(), b"ours");
+    }
+}

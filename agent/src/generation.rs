@@ -1,0 +1,181 @@
+//! Generations: a key, a certificate and a bundle that belong together, immutable once they have a name.
+//!
+//! `STATE/generations/000042/{key.pem,cert.pem,ca.pem}`. The newest one is what is to be deployed; the one that the
+//! committed nats-server.conf names is what is deployed.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+use crate::csr::PrivateKeyPem;
+use crate::durable::{self, FileError};
+use crate::render::TlsFiles;
+use crate::trust::{Leaf, TrustBundle, VerifiedChain};
+
+/// The largest file of a generation that is read back.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// How many generations are kept beside those in use: what a roll-back could want.
+const KEPT: usize = 3;
+
+/// One generation, read back from the disk.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// Counts from 1, for ever.
+    pub number: u64,
+    /// Key, leaf and intermediates.
+    pub chain: VerifiedChain,
+    /// The bundle that it was made with.
+    pub bundle: TrustBundle,
+    /// Where its files are.
+    pub files: TlsFiles,
+}
+
+/// The directory of all generations.
+#[derive(Clone, Debug)]
+pub struct Generations {
+    directory: PathBuf,
+}
+
+/// Why a generation can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerationError {
+    /// A file can't be written or read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file is missing or isn't what it was written as.
+    #[error("{} is damaged: {reason}; it is passed over, and a new generation is made", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl Generations {
+    /// The generations of a state directory.
+    #[must_use]
+    pub fn of(state: &Path) -> Self {
+        Self { directory: state.join("generations") }
+    }
+
+    /// The mode of a file that holds a secret. The state directory's own mode decides: one that its group may enter
+    /// shares the secrets with that group (0640), any other keeps them to the owner (0600).
+    #[must_use]
+    pub fn secret_mode(&self) -> u32 {
+        if self.is_shared() { 0o640 } else { 0o600 }
+    }
+
+    fn is_shared(&self) -> bool {
+        let state = self.directory.parent().unwrap_or(&self.directory);
+        fs::metadata(state).is_ok_and(|metadata| metadata.permissions().mode() & 0o050 == 0o050)
+    }
+
+    fn create_directory(&self, path: &Path) -> Result<(), FileError> {
+        durable::create_directory(path, if self.is_shared() { 0o750 } else { 0o700 })
+    }
+
+    /// Where the files of a generation are, or would be.
+    #[must_use]
+    pub fn files(&self, number: u64) -> TlsFiles {
+        let directory = self.directory.join(format!("{number:06}"));
+        TlsFiles {
+            cert_file: directory.join("cert.pem"),
+            key_file: directory.join("key.pem"),
+            ca_file: directory.join("ca.pem"),
+        }
+    }
+
+    /// The numbers of all complete generations, in order.
+    pub fn numbers(&self) -> Result<Vec<u64>, FileError> {
+        let mut numbers = Vec::new();
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(numbers),
+            entries => entries.map_err(FileError::on("list", &self.directory))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(FileError::on("list", &self.directory))?;
+            numbers.extend(entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok()));
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// The newest generation that can be read, and what is wrong with any newer one.
+    pub fn newest(&self) -> Result<(Option<Generation>, Vec<GenerationError>), FileError> {
+        let mut damaged = Vec::new();
+        for number in self.numbers()?.into_iter().rev() {
+            match self.load(number) {
+                Ok(generation) => return Ok((Some(generation), damaged)),
+                Err(error) => damaged.push(error),
+            }
+        }
+        Ok((None, damaged))
+    }
+
+    /// Writes the next generation. It has its name only once every byte of it is on the disk.
+    pub fn write(&self, chain: &VerifiedChain, bundle: &TrustBundle) -> Result<Generation, FileError> {
+        let number = self.numbers()?.last().map_or(1, |last| last + 1);
+        let files = self.files(number);
+        let finished = self.directory.join(format!("{number:06}"));
+        let partial = self.directory.join(format!("{number:06}.partial"));
+        if partial.exists() {
+            fs::remove_dir_all(&partial).map_err(FileError::on("remove", &partial))?;
+        }
+        self.create_directory(&self.directory)?;
+        self.create_directory(&partial)?;
+        durable::create(&partial.join("key.pem"), chain.key.expose().as_bytes(), self.secret_mode())?;
+        durable::create(&partial.join("cert.pem"), chain.cert_pem.as_bytes(), 0o644)?;
+        durable::create(&partial.join("ca.pem"), bundle.to_pem().as_bytes(), 0o644)?;
+        durable::create(&partial.join("source"), format!("{}\n{}\n", bundle.source, bundle.version).as_bytes(), 0o644)?;
+        durable::sync_parent(&partial.join("key.pem"))?;
+        durable::rename(&partial, &finished)?;
+        Ok(Generation { number, chain: chain.clone(), bundle: bundle.clone(), files })
+    }
+
+    /// Reads one generation back.
+    pub fn load(&self, number: u64) -> Result<Generation, GenerationError> {
+        let files = self.files(number);
+        let source = files.ca_file.with_file_name("source");
+        let source = String::from_utf8_lossy(&read(&source)?).into_owned();
+        let (source, version) = source.trim_end().split_once('\n').unwrap_or(("unknown", "unknown"));
+        let damaged = |path: &Path, reason: String| GenerationError::Damaged { path: path.to_owned(), reason };
+        let bundle = TrustBundle::parse(&read(&files.ca_file)?, source, version)
+            .map_err(|error| damaged(&files.ca_file, error.to_string()))?;
+        let cert_pem =
+            String::from_utf8(read(&files.cert_file)?).map_err(|error| damaged(&files.cert_file, error.to_string()))?;
+        let leaf = Leaf::from_pem(&cert_pem).map_err(|error| damaged(&files.cert_file, error.to_string()))?;
+        let key = Zeroizing::new(read(&files.key_file)?);
+        let key = std::str::from_utf8(&key)
+            .map(|text| PrivateKeyPem::new(Zeroizing::new(text.to_owned())))
+            .map_err(|error| damaged(&files.key_file, error.to_string()))?;
+        Ok(Generation { number, chain: VerifiedChain { key, leaf, cert_pem }, bundle, files })
+    }
+
+    /// The generation that a configuration's text names, if it names one of these.
+    #[must_use]
+    pub fn named_in(&self, text: &str) -> Option<u64> {
+        let directory = format!("{}/", self.directory.to_str()?);
+        let after = &text[text.find(&directory)? + directory.len()..];
+        after.split('/').next()?.parse().ok()
+    }
+
+    /// Removes what neither a configuration nor a roll-back could want any more.
+    pub fn prune(&self, in_use: &[u64]) -> Result<(), FileError> {
+        let numbers = self.numbers()?;
+        let old = numbers.len().saturating_sub(KEPT);
+        for number in numbers[..old].iter().filter(|number| !in_use.contains(number)) {
+            let path = self.directory.join(format!("{number:06}"));
+            fs::remove_dir_all(&path).map_err(FileError::on("remove", &path))?;
+        }
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, GenerationError> {
+    durable::read_if_there(path, MAX_FILE)?
+        .ok_or_else(|| GenerationError::Damaged { path: path.to_owned(), reason: "it is missing".into() })
+}

@@ -1,0 +1,269 @@
+//! Issuance: the issuer seam, and the journal that makes every certificate paid for once (invariant 11).
+//!
+//! ```text
+//! key + CSR ─► journal ─► request ─► journal the certificate's ARN ─► collect ─► IssuedChain
+//! ```
+//!
+//! Whatever happens between two of these steps, the next pass reads the journal and goes on from there: with the ARN it
+//! collects, without it it repeats the same request with the same idempotency token.
+
+pub mod acm_pca;
+pub mod journal;
+pub mod local;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use self::journal::{Entries, Journal, JournalError, Pending};
+use crate::clock::Clock;
+use crate::csr::{Csr, CsrError, KeyAlgorithm};
+use crate::identity::Node;
+use crate::progress::{Progress, Step};
+
+/// How the issuer names a certificate that was requested: PCA's certificate ARN.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(transparent)]
+pub struct CertificateHandle(pub String);
+
+/// What the issuer returned, not looked at yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuedChain {
+    /// The leaf in PEM.
+    pub leaf_pem: String,
+    /// The issuing CA and those above it in PEM, as the issuer gave them: with or without the root.
+    pub chain_pem: String,
+}
+
+/// What is asked of an issuer.
+#[derive(Clone, Debug)]
+pub struct IssueRequest<'a> {
+    /// PKCS#10 in PEM.
+    pub csr_pem: &'a str,
+    /// How long the leaf is to live.
+    pub validity: Duration,
+    /// The wall-clock time of the request.
+    pub now: OffsetDateTime,
+    /// The same for a repeated request.
+    pub idempotency_token: &'a str,
+}
+
+/// What an issuer's refusal means for the next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IssueErrorKind {
+    /// The certificate isn't there yet: ask again for the same one.
+    InProgress,
+    /// Too many requests: slow down.
+    Throttled,
+    /// A quota is used up: waiting alone may not help, more requests never do.
+    Quota,
+    /// The credentials don't allow it.
+    Denied,
+    /// The network, a time-out or the service failed: the same request may succeed later.
+    Unavailable,
+    /// This request can never succeed, and neither can waiting for its certificate.
+    Permanent,
+}
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+#[error("{call} on {issuer}: {reason}; {remedy}")]
+pub struct IssueError {
+    /// What it means for the next step.
+    pub kind: IssueErrorKind,
+    /// The call: `IssueCertificate`, `GetCertificate` …
+    pub call: &'static str,
+    /// Who was asked.
+    pub issuer: String,
+    /// What came back.
+    pub reason: String,
+    /// What to do about it.
+    pub remedy: String,
+    /// The cause below it, if there is one.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Who signs.
+#[async_trait]
+pub trait Issuer: Send + Sync {
+    /// Asks for a certificate. The answer names it; it may not exist yet.
+    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError>;
+
+    /// Fetches a certificate that was asked for. [`IssueErrorKind::InProgress`] until it exists.
+    async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError>;
+
+    /// The CA's own certificate, and the chain above it, in PEM: what `trust.kind = "issuer"` trusts.
+    async fn ca_pem(&self) -> Result<String, IssueError>;
+
+    /// How many certificates a day this issuer may be asked for beyond those that the schedule needs: what an accident
+    /// may cost at most.
+    fn spare_issuances_a_day(&self) -> u32;
+}
+
+/// How long one pass waits for a certificate before it leaves it to the next one.
+const COLLECT_TIMEOUT: Duration = Duration::from_mins(1);
+/// PCA signs within some tens of milliseconds as a rule; the SDK's own waiter would begin at a second.
+const FIRST_POLL: Duration = Duration::from_millis(40);
+const LONGEST_POLL: Duration = Duration::from_secs(2);
+
+/// A certificate that was issued for a key of ours, and not looked at yet.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    /// The key and what was asked.
+    pub csr: Csr,
+    /// What came back.
+    pub chain: IssuedChain,
+}
+
+/// Why a pass ends without a certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum ObtainError {
+    /// No key or request could be made.
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    /// The journal is not usable, so nothing may be paid for.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The issuer refused or failed.
+    #[error(transparent)]
+    Issuer(#[from] IssueError),
+    /// The cap holds.
+    #[error(
+        "{issued} certificates were issued in the last 24 hours, and the cap is {cap}: none is asked for until the \
+         oldest is a day old; find out what asked for them, then, if it must be, remove {}", .journal.display()
+    )]
+    Capped {
+        /// How many.
+        issued: usize,
+        /// Of how many at most.
+        cap: usize,
+        /// The journal's file.
+        journal: PathBuf,
+    },
+    /// A task of the runtime was cancelled: the agent is stopping.
+    #[error("the agent is stopping")]
+    Stopping,
+}
+
+/// Issuance through the journal: the one way to a certificate.
+pub struct Issuance {
+    /// Who signs.
+    pub issuer: Arc<dyn Issuer>,
+    /// What is under way.
+    pub journal: Journal,
+    /// What the time is.
+    pub clock: Clock,
+    /// How long a leaf is to live.
+    pub validity: Duration,
+    /// The leaf's key.
+    pub algorithm: KeyAlgorithm,
+}
+
+impl Issuance {
+    /// Resumes the issuance that is under way, or begins one. Call [`Issuance::settle`] when the certificate is safe in
+    /// a generation, or when it can never be.
+    pub async fn obtain(&self, node: &Node, progress: &Progress) -> Result<Issued, ObtainError> {
+        let mut entries = self.journal.load()?;
+        let now = self.clock.now();
+        let fits = |pending: &Pending| {
+            pending.csr.sans == node.sans
+                && pending.csr.algorithm == self.algorithm
+                && pending.begun + self.validity / 2 > now
+        };
+        let mut pending = if let Some(pending) = entries.pending.take().filter(fits) {
+            progress.report(Step::Resumed { handle: pending.handle.as_ref().map(|handle| handle.0.clone()) });
+            pending
+        } else {
+            self.check_cap(&entries)?;
+            let (node, algorithm) = (node.clone(), self.algorithm);
+            let csr = tokio::task::spawn_blocking(move || Csr::generate(&node, algorithm))
+                .await
+                .map_err(|_cancelled| ObtainError::Stopping)??;
+            progress.report(Step::KeyMade { algorithm: self.algorithm });
+            Pending { csr, begun: now, handle: None }
+        };
+        entries.pending = Some(pending.clone());
+        self.journal.store(&entries)?;
+        let handle = match pending.handle.take() {
+            Some(handle) => handle,
+            None => self.request(&mut entries, &pending.csr).await?,
+        };
+        progress.report(Step::Requested { handle: handle.0.clone() });
+        let chain = self.collect(&mut entries, &handle).await?;
+        Ok(Issued { csr: pending.csr, chain })
+    }
+
+    /// Forgets the issuance that is under way: its certificate is in a generation, or is good for nothing.
+    pub fn settle(&self) -> Result<(), JournalError> {
+        let mut entries = self.journal.load()?;
+        entries.pending = None;
+        self.journal.store(&entries)
+    }
+
+    /// Whether an issuance was begun that has not been settled.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        self.journal.load().is_ok_and(|entries| entries.pending.is_some())
+    }
+
+    async fn request(&self, entries: &mut Entries, csr: &Csr) -> Result<CertificateHandle, ObtainError> {
+        let request = IssueRequest {
+            csr_pem: &csr.pem,
+            validity: self.validity,
+            now: self.clock.now(),
+            idempotency_token: &csr.idempotency_token(),
+        };
+        match self.issuer.request(&request).await {
+            Ok(handle) => {
+                entries.note_issued(self.clock.now());
+                if let Some(pending) = &mut entries.pending {
+                    pending.handle = Some(handle.clone());
+                }
+                self.journal.store(entries)?;
+                Ok(handle)
+            }
+            Err(error) => Err(self.give_up_if_permanent(entries, error)?),
+        }
+    }
+
+    async fn collect(&self, entries: &mut Entries, handle: &CertificateHandle) -> Result<IssuedChain, ObtainError> {
+        let deadline = tokio::time::Instant::now() + COLLECT_TIMEOUT;
+        let mut pause = FIRST_POLL;
+        loop {
+            match self.issuer.collect(handle).await {
+                Ok(chain) => return Ok(chain),
+                Err(error) if error.kind == IssueErrorKind::InProgress && tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+                    pause = (pause * 2).min(LONGEST_POLL);
+                }
+                Err(error) => return Err(self.give_up_if_permanent(entries, error)?),
+            }
+        }
+    }
+
+    /// What can never succeed is forgotten, so that the next pass begins anew, under the cap; all else is resumed.
+    fn give_up_if_permanent(&self, entries: &mut Entries, error: IssueError) -> Result<ObtainError, JournalError> {
+        if error.kind == IssueErrorKind::Permanent {
+            entries.pending = None;
+            self.journal.store(entries)?;
+        }
+        Ok(error.into())
+    }
+
+    fn check_cap(&self, entries: &Entries) -> Result<(), ObtainError> {
+        let scheduled = Duration::from_hours(24).as_secs() / self.validity.as_secs().max(1) * 2;
+        let cap = usize::try_from(scheduled)
+            .unwrap_or(usize::MAX)
+            .saturating_add(self.issuer.spare_issuances_a_day() as usize);
+        let issued = entries.issued_in_a_day(self.clock.now());
+        if issued < cap {
+            return Ok(());
+        }
+        Err(ObtainError::Capped { issued, cap, journal: self.journal.path().to_owned() })
+    }
+}

@@ -1,0 +1,347 @@
+//! AWS Private CA.
+//!
+//! IssueCertificate returns before the certificate exists; GetCertificate answers `RequestInProgressException` until it
+//! does (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>). A certificate whose ARN
+//! is lost can't be found again and was paid for, so the caller journals what [`AcmPca::request`] returns before it
+//! collects.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_config::{Region, SdkConfig};
+use aws_sdk_acmpca::Client;
+use aws_sdk_acmpca::primitives::Blob;
+use aws_sdk_acmpca::types::{CertificateAuthorityUsageMode, SigningAlgorithm, Validity, ValidityPeriodType};
+use time::OffsetDateTime;
+use tokio::sync::OnceCell;
+use x509_parser::oid_registry::{
+    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_NIST_EC_P521, OID_PKCS1_RSAENCRYPTION,
+};
+use x509_parser::x509::SubjectPublicKeyInfo;
+
+use super::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
+use crate::aws::{Failure, FailureKind};
+use crate::config::CaArn;
+
+const ISSUE: &str = "acm-pca:IssueCertificate";
+const COLLECT: &str = "acm-pca:GetCertificate";
+const CA_CERTIFICATE: &str = "acm-pca:GetCertificateAuthorityCertificate";
+const DESCRIBE: &str = "acm-pca:DescribeCertificateAuthority";
+
+/// The longest validity that a CA in short-lived certificate mode issues
+/// (<https://docs.aws.amazon.com/privateca/latest/userguide/short-lived-certificates.html>).
+pub const SHORT_LIVED_LIMIT: Duration = Duration::from_secs(7 * DAY);
+
+const DAY: u64 = 24 * 3600;
+
+/// The largest certificate that is accepted, in bytes of PEM: what ImportCertificateAuthorityCertificate accepts.
+const MAX_CERTIFICATE: usize = 32_768;
+/// The largest chain that is accepted, in bytes of PEM.
+const MAX_CHAIN: usize = 1024 * 1024;
+
+/// A private CA of AWS.
+pub struct AcmPca {
+    client: Client,
+    ca_arn: CaArn,
+    template_arn: String,
+    signing_algorithm: OnceCell<SigningAlgorithm>,
+    usage_mode: OnceCell<UsageMode>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum UsageMode {
+    ShortLived,
+    /// Not short-lived, or not allowed to ask: then IssueCertificate itself refuses what is too long.
+    NoLimitKnown,
+}
+
+impl AcmPca {
+    /// The CA is called in its own Region. The template defaults to `EndEntityCertificate/V1`: both extended key
+    /// usages, and the names of the CSR
+    /// (<https://docs.aws.amazon.com/privateca/latest/userguide/template-definitions.html>).
+    #[must_use]
+    pub fn new(aws: &SdkConfig, ca_arn: CaArn, template_arn: Option<String>) -> Self {
+        let region = Region::new(ca_arn.region().to_owned());
+        let config = aws_sdk_acmpca::config::Builder::from(aws).region(region).build();
+        let template_arn = template_arn.unwrap_or_else(|| default_template(ca_arn.partition()));
+        Self {
+            client: Client::from_conf(config),
+            ca_arn,
+            template_arn,
+            signing_algorithm: OnceCell::new(),
+            usage_mode: OnceCell::new(),
+        }
+    }
+
+    /// Refuses before anything is asked what a short-lived CA would refuse. [`SHORT_LIVED_LIMIT`] fits every CA, so
+    /// then nothing is asked.
+    async fn check_validity(&self, validity: Duration) -> Result<(), IssueError> {
+        if validity > SHORT_LIVED_LIMIT
+            && *self.usage_mode.get_or_try_init(|| self.ask_usage_mode()).await? == UsageMode::ShortLived
+        {
+            return Err(IssueError {
+                kind: IssueErrorKind::Permanent,
+                call: ISSUE,
+                issuer: self.ca_arn.as_str().into(),
+                reason: format!(
+                    "the CA is in short-lived certificate mode, which allows 7 days at most, and issuer.validity is {}",
+                    humantime::format_duration(validity)
+                ),
+                remedy: "write validity = \"7d\" or less, or name a general-purpose CA".into(),
+                source: None,
+            });
+        }
+        Ok(())
+    }
+
+    async fn ask_usage_mode(&self) -> Result<UsageMode, IssueError> {
+        let request = self.client.describe_certificate_authority().certificate_authority_arn(self.ca_arn.as_str());
+        match request.send().await.map_err(|error| Failure::sort(DESCRIBE, error)) {
+            Ok(answer) => {
+                let mode = answer.certificate_authority.and_then(|ca| ca.usage_mode);
+                let short = mode == Some(CertificateAuthorityUsageMode::ShortLivedCertificate);
+                Ok(if short { UsageMode::ShortLived } else { UsageMode::NoLimitKnown })
+            }
+            Err(failure) if failure.kind == FailureKind::Denied && failure.code.is_some() => {
+                tracing::debug!(%failure, "the CA's usage mode stays unknown; IssueCertificate will say");
+                Ok(UsageMode::NoLimitKnown)
+            }
+            Err(failure) => Err(self.error(failure)),
+        }
+    }
+
+    async fn ask_signing_algorithm(&self) -> Result<SigningAlgorithm, IssueError> {
+        let (certificate, _) = self.ca_certificate().await?;
+        signing_algorithm(&certificate).map_err(|what| IssueError {
+            kind: IssueErrorKind::Permanent,
+            call: CA_CERTIFICATE,
+            issuer: self.ca_arn.as_str().into(),
+            reason: what,
+            remedy: "use a CA whose key is RSA or ECDSA on P-256, P-384 or P-521".into(),
+            source: None,
+        })
+    }
+
+    /// The CA's certificate, and the chain above it, which a root CA doesn't have.
+    async fn ca_certificate(&self) -> Result<(String, Option<String>), IssueError> {
+        let request =
+            self.client.get_certificate_authority_certificate().certificate_authority_arn(self.ca_arn.as_str());
+        let answer = request.send().await.map_err(|error| self.error(Failure::sort(CA_CERTIFICATE, error)))?;
+        let certificate = self.pem(CA_CERTIFICATE, answer.certificate, MAX_CERTIFICATE)?;
+        let chain = answer.certificate_chain.filter(|chain| !chain.trim().is_empty());
+        let chain = chain.map(|chain| self.pem(CA_CERTIFICATE, Some(chain), MAX_CHAIN)).transpose()?;
+        Ok((certificate, chain))
+    }
+
+    /// An answer counts only when it holds what it promises: a truncated one can look like success.
+    fn pem(&self, call: &'static str, text: Option<String>, limit: usize) -> Result<String, IssueError> {
+        let text = text.unwrap_or_default();
+        let nonsense = |what: String| self.error(Failure::nonsense(call, what));
+        if text.len() > limit {
+            return Err(nonsense(format!("the answer's certificate has {} bytes, more than {limit}", text.len())));
+        }
+        if !text.contains("-----BEGIN CERTIFICATE-----") || !text.contains("-----END CERTIFICATE-----") {
+            return Err(nonsense("the answer holds no certificate".into()));
+        }
+        Ok(text)
+    }
+
+    fn error(&self, failure: Failure) -> IssueError {
+        let kind = classify(&failure);
+        let remedy = remedy(&failure).map_or(failure.remedy, Into::into);
+        IssueError {
+            kind,
+            call: failure.call,
+            issuer: self.ca_arn.as_str().into(),
+            reason: failure.reason,
+            remedy,
+            source: failure.source,
+        }
+    }
+}
+
+#[async_trait]
+impl Issuer for AcmPca {
+    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+        self.check_validity(request.validity).await?;
+        let algorithm = self.signing_algorithm.get_or_try_init(|| self.ask_signing_algorithm()).await?;
+        let call = self
+            .client
+            .issue_certificate()
+            .certificate_authority_arn(self.ca_arn.as_str())
+            .template_arn(&self.template_arn)
+            .csr(Blob::new(request.csr_pem))
+            .signing_algorithm(algorithm.clone())
+            .validity(validity(request.validity, request.now))
+            // The SDK fills none in.
+            .idempotency_token(request.idempotency_token);
+        let answer = call.send().await.map_err(|error| self.error(Failure::sort(ISSUE, error)))?;
+        answer
+            .certificate_arn
+            .filter(|arn| arn.starts_with("arn:") && arn.len() <= 2048)
+            .map(CertificateHandle)
+            .ok_or_else(|| self.error(Failure::nonsense(ISSUE, "the answer holds no certificate ARN")))
+    }
+
+    async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+        let call =
+            self.client.get_certificate().certificate_authority_arn(self.ca_arn.as_str()).certificate_arn(&handle.0);
+        let answer = call.send().await.map_err(|error| self.error(Failure::sort(COLLECT, error)))?;
+        Ok(IssuedChain {
+            leaf_pem: self.pem(COLLECT, answer.certificate, MAX_CERTIFICATE)?,
+            chain_pem: self.pem(COLLECT, answer.certificate_chain, MAX_CHAIN)?,
+        })
+    }
+
+    async fn ca_pem(&self) -> Result<String, IssueError> {
+        let (certificate, chain) = self.ca_certificate().await?;
+        let chain = chain.map(|chain| format!("{}\n", chain.trim_end())).unwrap_or_default();
+        Ok(format!("{}\n{chain}", certificate.trim_end()))
+    }
+
+    fn spare_issuances_a_day(&self) -> u32 {
+        12
+    }
+}
+
+fn default_template(partition: &str) -> String {
+    format!("arn:{partition}:acm-pca:::template/EndEntityCertificate/V1")
+}
+
+/// `DAYS` where it can be said in days, so that PCA counts from its own clock; else the end in Unix seconds. Relative
+/// validity is a day at least
+/// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_Validity.html>).
+fn validity(length: Duration, now: OffsetDateTime) -> Validity {
+    let seconds = i64::try_from(length.as_secs()).unwrap_or(i64::MAX);
+    let day = DAY.cast_signed();
+    let whole_days = seconds >= day && seconds % day == 0 && length.subsec_nanos() == 0;
+    let (kind, value) = if whole_days {
+        (ValidityPeriodType::Days, seconds / day)
+    } else {
+        (ValidityPeriodType::Absolute, now.unix_timestamp().saturating_add(seconds))
+    };
+    #[expect(clippy::unwrap_used, reason = "both required fields are set")]
+    Validity::builder().r#type(kind).value(value).build().unwrap()
+}
+
+/// The algorithm must be of the same family as the CA's key, with a hash of the curve's strength.
+fn signing_algorithm(ca_pem: &str) -> Result<SigningAlgorithm, String> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(ca_pem.as_bytes())
+        .map_err(|error| format!("the CA's certificate is not PEM: {error}"))?;
+    let certificate = pem.parse_x509().map_err(|error| format!("the CA's certificate can't be read: {error}"))?;
+    for_key(certificate.public_key())
+}
+
+fn for_key(key: &SubjectPublicKeyInfo<'_>) -> Result<SigningAlgorithm, String> {
+    let algorithm = &key.algorithm.algorithm;
+    if *algorithm == OID_PKCS1_RSAENCRYPTION {
+        return Ok(SigningAlgorithm::Sha256Withrsa);
+    }
+    let curve = key.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
+    match curve {
+        Some(curve) if *algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY && curve == OID_EC_P256 => {
+            Ok(SigningAlgorithm::Sha256Withecdsa)
+        }
+        Some(curve) if *algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY && curve == OID_NIST_EC_P384 => {
+            Ok(SigningAlgorithm::Sha384Withecdsa)
+        }
+        Some(curve) if *algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY && curve == OID_NIST_EC_P521 => {
+            Ok(SigningAlgorithm::Sha512Withecdsa)
+        }
+        _ => Err(format!("the CA's key is of a kind that TLS can't use here ({algorithm})")),
+    }
+}
+
+/// What PCA's own codes mean; all others as everywhere
+/// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_GetCertificate.html>).
+fn classify(failure: &Failure) -> IssueErrorKind {
+    match failure.code.as_deref() {
+        Some("RequestInProgressException") => IssueErrorKind::InProgress,
+        // The CA is disabled or not active yet: an operator may change that, and then the same request succeeds.
+        Some("InvalidStateException") => IssueErrorKind::Unavailable,
+        _ => match failure.kind {
+            FailureKind::Throttled => IssueErrorKind::Throttled,
+            FailureKind::Quota => IssueErrorKind::Quota,
+            FailureKind::Denied => IssueErrorKind::Denied,
+            FailureKind::Unavailable => IssueErrorKind::Unavailable,
+            FailureKind::Permanent => IssueErrorKind::Permanent,
+        },
+    }
+}
+
+fn remedy(failure: &Failure) -> Option<&'static str> {
+    let reason = failure.reason.to_ascii_lowercase().replace(['-', '_'], " ");
+    if failure.call == ISSUE && reason.contains("short lived") {
+        return Some("a CA in short-lived certificate mode allows 7 days at most: write validity = \"7d\" or less");
+    }
+    match failure.code.as_deref()? {
+        "RequestInProgressException" => Some("it is asked for again"),
+        "RequestFailedException" => Some("a new certificate is requested; AWS CloudTrail says why this one failed"),
+        "InvalidStateException" => Some("activate the CA: its status must be ACTIVE"),
+        "ResourceNotFoundException" if failure.call == COLLECT => Some("a new certificate is requested"),
+        "ResourceNotFoundException" | "InvalidArnException" => {
+            Some("check issuer.ca_arn: the CA's ARN, Region and account")
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(timestamp: i64) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp(timestamp).unwrap()
+    }
+
+    #[test]
+    fn whole_days_are_asked_as_days_and_the_rest_as_an_end() {
+        let week = validity(Duration::from_secs(7 * DAY), at(1_800_000_000));
+        assert_eq!((week.r#type, week.value), (ValidityPeriodType::Days, 7));
+        let minute = validity(Duration::from_mins(1), at(1_800_000_000));
+        assert_eq!((minute.r#type, minute.value), (ValidityPeriodType::Absolute, 1_800_000_060));
+        let day_and_hour = validity(Duration::from_secs(DAY + 3600), at(0));
+        assert_eq!((day_and_hour.r#type, day_and_hour.value), (ValidityPeriodType::Absolute, 90_000));
+    }
+
+    proptest! {
+        #[test]
+        fn validity_means_the_length_asked_for(seconds in 30_u64..400_000_000, now in 0_i64..4_000_000_000) {
+            let asked = validity(Duration::from_secs(seconds), at(now));
+            let length = match asked.r#type {
+                ValidityPeriodType::Days => asked.value * 86_400,
+                _ => asked.value - now,
+            };
+            prop_assert_eq!(length, i64::try_from(seconds).unwrap());
+        }
+    }
+
+    #[test]
+    fn the_signing_algorithm_fits_the_cas_key() {
+        for (algorithm, expected) in [
+            (&rcgen::PKCS_ECDSA_P256_SHA256, SigningAlgorithm::Sha256Withecdsa),
+            (&rcgen::PKCS_ECDSA_P384_SHA384, SigningAlgorithm::Sha384Withecdsa),
+            (&rcgen::PKCS_ECDSA_P521_SHA512, SigningAlgorithm::Sha512Withecdsa),
+            (&rcgen::PKCS_RSA_SHA256, SigningAlgorithm::Sha256Withrsa),
+        ] {
+            let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
+            let ca = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+            assert_eq!(signing_algorithm(&ca.pem()).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_ca_with_another_key_is_refused_by_name() {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let ca = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+        assert!(signing_algorithm(&ca.pem()).unwrap_err().contains("1.3.101.112"));
+        assert!(signing_algorithm("nothing").is_err());
+    }
+
+    #[test]
+    fn the_template_is_of_the_cas_partition() {
+        assert_eq!(default_template("aws-cn"), "arn:aws-cn:acm-pca:::template/EndEntityCertificate/V1");
+    }
+}

@@ -1,0 +1,142 @@
+//! The journal: what was asked of the issuer and not deployed yet, and how much was asked lately.
+//!
+//! One file, replaced whole. It holds the private key of the certificate that is on its way, so it is as secret as a
+//! key file.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use super::CertificateHandle;
+use crate::csr::Csr;
+use crate::durable::{self, FileError};
+use crate::generation::Generations;
+
+const VERSION: u32 = 1;
+const MAX_SIZE: u64 = 256 * 1024;
+/// How many issuances are remembered: beyond any cap.
+const MAX_REMEMBERED: usize = 20_000;
+const DAY: Duration = Duration::from_hours(24);
+
+/// The journal's file.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    path: PathBuf,
+    generations: Generations,
+}
+
+/// What the journal says.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entries {
+    version: u32,
+    /// The issuance that is under way.
+    pub pending: Option<Pending>,
+    /// When the certificates of the last day were issued, oldest first.
+    #[serde(with = "timestamps")]
+    issued: Vec<OffsetDateTime>,
+}
+
+/// An issuance that is under way.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pending {
+    /// Key and request.
+    pub csr: Csr,
+    /// When it was begun.
+    #[serde(with = "time::serde::rfc3339")]
+    pub begun: OffsetDateTime,
+    /// The certificate's name, once the issuer has given it one.
+    pub handle: Option<CertificateHandle>,
+}
+
+/// Why the journal can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file can't be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A newer agent wrote it, or something else did.
+    #[error(
+        "the journal {} can't be read ({reason}), so a certificate that was paid for may be lost with it; \
+         if no newer agent wrote it, move it away and run `agent renew`", .path.display()
+    )]
+    Unreadable {
+        /// The journal's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl Journal {
+    /// The journal at a path, as secret as a key in those generations.
+    #[must_use]
+    pub fn at(path: PathBuf, generations: Generations) -> Self {
+        Self { path, generations }
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads it. One that isn't there is empty.
+    pub fn load(&self) -> Result<Entries, JournalError> {
+        let Some(bytes) = durable::read_if_there(&self.path, MAX_SIZE)?.map(Zeroizing::new) else {
+            return Ok(Entries { version: VERSION, pending: None, issued: Vec::new() });
+        };
+        let unreadable = |reason| JournalError::Unreadable { path: self.path.clone(), reason };
+        // serde_json's message can quote the text around a fault, and that text may be a key.
+        let entries: Entries = serde_json::from_slice(&bytes)
+            .map_err(|error| unreadable(format!("line {}, column {}", error.line(), error.column())))?;
+        if entries.version != VERSION {
+            return Err(unreadable(format!("its version is {}, this agent's {VERSION}", entries.version)));
+        }
+        Ok(entries)
+    }
+
+    /// Writes it.
+    pub fn store(&self, entries: &Entries) -> Result<(), JournalError> {
+        let text = serde_json::to_vec(entries)
+            .map(Zeroizing::new)
+            .map_err(|error| JournalError::Unreadable { path: self.path.clone(), reason: error.to_string() })?;
+        Ok(durable::replace(&self.path, &text, self.generations.secret_mode())?)
+    }
+}
+
+impl Entries {
+    /// Notes that the issuer has issued, and so has been paid.
+    pub fn note_issued(&mut self, now: OffsetDateTime) {
+        self.issued.retain(|at| *at > now - DAY && *at <= now);
+        self.issued.push(now);
+        let surplus = self.issued.len().saturating_sub(MAX_REMEMBERED);
+        self.issued.drain(..surplus);
+    }
+
+    /// How many certificates were issued in the day up to `now`.
+    #[must_use]
+    pub fn issued_in_a_day(&self, now: OffsetDateTime) -> usize {
+        self.issued.iter().filter(|at| **at > now - DAY && **at <= now).count()
+    }
+}
+
+mod timestamps {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use time::OffsetDateTime;
+
+    pub(super) fn serialize<S: Serializer>(times: &[OffsetDateTime], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(times.iter().map(|time| time.unix_timestamp()))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<OffsetDateTime>, D::Error> {
+        Vec::<i64>::deserialize(deserializer)?
+            .into_iter()
+            .map(|seconds| OffsetDateTime::from_unix_timestamp(seconds).map_err(serde::de::Error::custom))
+            .collect()
+    }
+}

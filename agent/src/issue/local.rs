@@ -1,0 +1,583 @@
+//! The embedded CA, for development and off AWS.
+//!
+//! It lives in a directory that several agents on one machine may share:
+//!
+//! ```text
+//! ca.key        the CA's key, mode 0600, made first
+//! ca.pem        its certificate, made from the key before anything is signed with it
+//! issued/TOKEN.pem   each leaf by its idempotency token, until it has expired
+//! .lock         held by whoever writes
+//! ```
+//!
+//! Every file appears whole, by rename, so a crash leaves at most a key without a certificate, and the next run makes
+//! the certificate. A certificate without its key can't be healed and is an error.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, PublicKeyData, SerialNumber,
+};
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use super::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
+use crate::clock::Clock;
+use crate::digest::hex;
+use crate::trust::Leaf;
+
+/// How long the CA lives.
+const CA_LIFETIME: time::Duration = time::Duration::days(3653);
+
+/// How far back a validity begins, for machines whose clocks differ.
+const BACKDATED: time::Duration = time::Duration::seconds(60);
+
+/// The largest CSR: PCA's limit
+/// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>).
+const MAX_CSR: usize = 32_768;
+
+/// The largest file that is read here, in bytes. The real ones have one to three thousand.
+const MAX_FILE: u64 = 65_536;
+
+/// How often, and how many times, the lock is tried: 10 s in all. Signing holds it for milliseconds.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+const LOCK_TRIES: usize = 1000;
+
+/// An issuer that signs by itself, at once.
+#[derive(Clone, Debug)]
+pub struct Local {
+    directory: PathBuf,
+    clock: Clock,
+}
+
+impl Local {
+    /// A CA in `directory`. The directory and the CA are made when they are first needed.
+    #[must_use]
+    pub fn new(directory: PathBuf, clock: Clock) -> Self {
+        Self { directory, clock }
+    }
+
+    /// Signs a CSR, or finds what was signed for the same token before.
+    fn issue(&self, csr: &str, validity: Duration, now: OffsetDateTime, token: &str) -> Result<(), IssueError> {
+        let issued = self.issued(token)?;
+        let csr = self.read_csr(csr)?;
+        let _lock = self.lock()?;
+        let ca = self.authority(now)?;
+        if let Some(pem) = self.read(&issued)? {
+            return self.check_same_key(&issued, &pem, &csr);
+        }
+        self.prune(now);
+        let pem = self.sign(&ca, &csr, validity, now)?;
+        self.write(&issued, 0o644, pem.as_bytes())
+    }
+
+    /// Checks form and signature.
+    fn read_csr(&self, csr: &str) -> Result<CertificateSigningRequestParams, IssueError> {
+        let refused = |reason: &str, source| {
+            self.fault(IssueErrorKind::Permanent, reason.to_owned(), "make a new key and CSR".to_owned(), source)
+        };
+        if csr.len() > MAX_CSR {
+            return Err(refused("the CSR is longer than 32,768 bytes", None));
+        }
+        CertificateSigningRequestParams::from_pem(csr)
+            .map_err(|error| refused("the CSR, or its signature, is not valid", Some(error.into())))
+    }
+
+    fn sign(
+        &self,
+        ca: &Authority,
+        csr: &CertificateSigningRequestParams,
+        validity: Duration,
+        now: OffsetDateTime,
+    ) -> Result<String, IssueError> {
+        let issuer = rcgen::Issuer::from_ca_cert_pem(&ca.pem, &ca.key).map_err(|error| self.crypto(error))?;
+        let asked = time::Duration::try_from(validity).ok().and_then(|validity| now.checked_add(validity));
+        let mut leaf = CertificateParams::default();
+        leaf.distinguished_name = csr.params.distinguished_name.clone();
+        leaf.subject_alt_names.clone_from(&csr.params.subject_alt_names);
+        leaf.is_ca = IsCa::ExplicitNoCa;
+        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        if csr.public_key.algorithm() == &PKCS_RSA_SHA256 {
+            leaf.key_usages.push(KeyUsagePurpose::KeyEncipherment);
+        }
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        leaf.use_authority_key_identifier_extension = true;
+        leaf.not_before = now - BACKDATED;
+        leaf.not_after = asked.map_or(ca.not_after, |asked| asked.min(ca.not_after));
+        leaf.serial_number = Some(self.serial()?);
+        let certificate = leaf.signed_by(&csr.public_key, &issuer).map_err(|error| self.crypto(error))?;
+        Ok(certificate.pem())
+    }
+
+    /// The same token stands for the same request only with the same key.
+    fn check_same_key(&self, file: &Path, pem: &str, csr: &CertificateSigningRequestParams) -> Result<(), IssueError> {
+        let stored = Leaf::from_pem(pem).ok().and_then(|leaf| public_key(&leaf.der));
+        if stored.is_some_and(|stored| stored == csr.public_key.subject_public_key_info()) {
+            return Ok(());
+        }
+        Err(self.fault(
+            IssueErrorKind::Permanent,
+            format!("{} was issued for the same idempotency token and another key", file.display()),
+            "make a new key and CSR".to_owned(),
+            None,
+        ))
+    }
+
+    /// The CA, made where there is none. Called with the lock held.
+    fn authority(&self, now: OffsetDateTime) -> Result<Authority, IssueError> {
+        let (key_file, cert_file) = (self.directory.join("ca.key"), self.directory.join("ca.pem"));
+        let key = match self.read(&key_file)? {
+            Some(text) => KeyPair::from_pem(&text).map_err(|error| self.unusable(&key_file, Some(error.into())))?,
+            None if self.read(&cert_file)?.is_some() => return Err(self.unusable(&key_file, None)),
+            None => {
+                let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| self.crypto(error))?;
+                self.write(&key_file, 0o600, Zeroizing::new(key.serialize_pem()).as_bytes())?;
+                key
+            }
+        };
+        let pem = if let Some(pem) = self.read(&cert_file)? {
+            pem.to_string()
+        } else {
+            let pem = self.make_certificate(&key, now)?;
+            self.write(&cert_file, 0o644, pem.as_bytes())?;
+            pem
+        };
+        let cert = Leaf::from_pem(&pem).map_err(|error| self.unusable(&cert_file, Some(error.into())))?;
+        if public_key(&cert.der).is_none_or(|public| public != key.subject_public_key_info()) {
+            return Err(self.unusable(&key_file, None));
+        }
+        if cert.not_after <= now {
+            return Err(self.fault(
+                IssueErrorKind::Permanent,
+                format!("the CA ended on {}", cert.not_after.date()),
+                format!("move {} away: a new CA is made in its place", self.directory.display()),
+                None,
+            ));
+        }
+        Ok(Authority { pem, key, not_after: cert.not_after })
+    }
+
+    fn make_certificate(&self, key: &KeyPair, now: OffsetDateTime) -> Result<String, IssueError> {
+        let serial = self.serial()?;
+        let mut ca = CertificateParams::default();
+        ca.distinguished_name = rcgen::DistinguishedName::new();
+        let name = format!("nats-tls-agent local CA {}", hex(&serial.to_bytes()[..4]));
+        ca.distinguished_name.push(DnType::CommonName, name);
+        ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        ca.not_before = now - time::Duration::hours(1);
+        ca.not_after = now + CA_LIFETIME;
+        ca.serial_number = Some(serial);
+        Ok(ca.self_signed(key).map_err(|error| self.crypto(error))?.pem())
+    }
+
+    /// Random, positive, 127 bits long, which leaves 126 to chance (RFC 5280, section 4.1.2.2, allows 20 octets).
+    fn serial(&self) -> Result<SerialNumber, IssueError> {
+        let mut bytes = [0; 16];
+        aws_lc_rs::rand::fill(&mut bytes).map_err(|error| self.crypto(error))?;
+        bytes[0] = bytes[0] & 0x7f | 0x40;
+        Ok(SerialNumber::from_slice(&bytes))
+    }
+
+    /// Removes what has expired: no journal asks for it any more. What can't be removed is left for the next time.
+    fn prune(&self, now: OffsetDateTime) {
+        let entries = std::fs::read_dir(self.directory.join("issued")).into_iter().flatten();
+        for file in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            let pem = self.read(&file).ok().flatten();
+            if pem.and_then(|pem| Leaf::from_pem(&pem).ok()).is_some_and(|leaf| leaf.not_after < now)
+                && let Err(error) = std::fs::remove_file(&file)
+            {
+                tracing::debug!(file = %file.display(), %error, "could not remove an expired certificate");
+            }
+        }
+    }
+
+    /// Where the leaf of a token is kept. A token comes from the journal, so it is checked before it names a file.
+    fn issued(&self, token: &str) -> Result<PathBuf, IssueError> {
+        let plain = token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+        if token.is_empty() || token.len() > 64 || !plain {
+            return Err(self.fault(
+                IssueErrorKind::Permanent,
+                format!("{token:?} is not the name of a certificate of this CA"),
+                "make a new key and CSR".to_owned(),
+                None,
+            ));
+        }
+        Ok(self.directory.join("issued").join(format!("{token}.pem")))
+    }
+
+    /// Makes the directories and waits, up to 10 s, until nobody else writes here. Released when dropped.
+    fn lock(&self) -> Result<File, IssueError> {
+        let issued = self.directory.join("issued");
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&issued)
+            .map_err(|error| self.io("make", &issued, error))?;
+        let path = self.directory.join(".lock");
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| self.io("open", &path, error))?;
+        for _ in 0..LOCK_TRIES {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+                Err(TryLockError::Error(error)) => return Err(self.io("lock", &path, error)),
+            }
+        }
+        Err(self.fault(
+            IssueErrorKind::Unavailable,
+            format!("another process held {} for 10 s", path.display()),
+            "it is tried again; find the process with `fuser` if this goes on".to_owned(),
+            None,
+        ))
+    }
+
+    /// A file's text, or `None` where there is no file. Wiped when dropped: one of the files is the key.
+    fn read(&self, path: &Path) -> Result<Option<Zeroizing<String>>, IssueError> {
+        // Room enough for each of the real files, so that no part of a key is left behind by growing.
+        let mut text = Zeroizing::new(String::with_capacity(8192));
+        let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
+        match read {
+            Ok(length) if length as u64 > MAX_FILE => {
+                Err(self.io("read", path, std::io::Error::other("it is longer than 64 KiB")))
+            }
+            Ok(_) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.io("read", path, error)),
+        }
+    }
+
+    /// Has a file appear whole, with its mode from the start. Called with the lock held, so the temporary name is ours.
+    fn write(&self, path: &Path, mode: u32, content: &[u8]) -> Result<(), IssueError> {
+        let write = || {
+            let temporary = self.directory.join(".new");
+            match std::fs::remove_file(&temporary) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+            file.write_all(content)?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, path)?;
+            path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+        };
+        write().map_err(|error| self.io("write", path, error))
+    }
+
+    fn fault(
+        &self,
+        kind: IssueErrorKind,
+        reason: String,
+        remedy: String,
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> IssueError {
+        let issuer = format!("the local CA in {}", self.directory.display());
+        IssueError { kind, call: "signing", issuer, reason, remedy, source }
+    }
+
+    fn io(&self, verb: &str, path: &Path, error: std::io::Error) -> IssueError {
+        let (kind, remedy) = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => {
+                (IssueErrorKind::Denied, "let the agent's user own `issuer.directory` and what is in it")
+            }
+            _ => (IssueErrorKind::Unavailable, "it is tried again; check the disk and `issuer.directory`"),
+        };
+        self.fault(kind, format!("could not {verb} {}", path.display()), remedy.to_owned(), Some(error.into()))
+    }
+
+    fn crypto(&self, error: impl std::error::Error + Send + Sync + 'static) -> IssueError {
+        let reason = "the crypto library failed".to_owned();
+        self.fault(IssueErrorKind::Permanent, reason, "make a new key and CSR".to_owned(), Some(error.into()))
+    }
+
+    /// The CA's files don't make a CA.
+    fn unusable(&self, path: &Path, source: Option<Box<dyn std::error::Error + Send + Sync>>) -> IssueError {
+        let reason = format!("{} is missing, damaged or not the other half of the CA", path.display());
+        let remedy = format!(
+            "restore ca.key and ca.pem from one backup, or move {} away: a new CA is made, which every node and client must then trust",
+            self.directory.display()
+        );
+        self.fault(IssueErrorKind::Permanent, reason, remedy, source)
+    }
+
+    /// Runs file and crypto work where blocking is allowed.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, IssueError> + Send + 'static,
+    ) -> Result<T, IssueError> {
+        let ca = self.clone();
+        tokio::task::spawn_blocking(move || work(&ca)).await.unwrap_or_else(|error| {
+            let (reason, remedy) = ("the work was broken off".to_owned(), "it is tried again".to_owned());
+            Err(self.fault(IssueErrorKind::Unavailable, reason, remedy, Some(error.into())))
+        })
+    }
+}
+
+#[async_trait]
+impl Issuer for Local {
+    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+        let (csr, token) = (request.csr_pem.to_owned(), request.idempotency_token.to_owned());
+        let (validity, now) = (request.validity, request.now);
+        self.blocking(move |ca| ca.issue(&csr, validity, now, &token).map(|()| CertificateHandle(token))).await
+    }
+
+    async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+        let issued = self.issued(&handle.0)?;
+        self.blocking(move |ca| {
+            let ca_file = ca.directory.join("ca.pem");
+            match (ca.read(&issued)?, ca.read(&ca_file)?) {
+                (Some(leaf_pem), Some(chain_pem)) => {
+                    Ok(IssuedChain { leaf_pem: leaf_pem.to_string(), chain_pem: chain_pem.to_string() })
+                }
+                (None, _) => Err(ca.fault(
+                    IssueErrorKind::Permanent,
+                    format!("there is no {}; it has expired, or the directory is another one", issued.display()),
+                    "make a new key and CSR".to_owned(),
+                    None,
+                )),
+                (_, None) => Err(ca.unusable(&ca_file, None)),
+            }
+        })
+        .await
+    }
+
+    async fn ca_pem(&self) -> Result<String, IssueError> {
+        let now = self.clock.now();
+        self.blocking(move |ca| {
+            let _lock = ca.lock()?;
+            ca.authority(now).map(|ca| ca.pem)
+        })
+        .await
+    }
+
+    fn spare_issuances_a_day(&self) -> u32 {
+        10_000
+    }
+}
+
+/// The CA while it signs.
+struct Authority {
+    pem: String,
+    key: KeyPair,
+    not_after: OffsetDateTime,
+}
+
+/// The `SubjectPublicKeyInfo` of a certificate.
+fn public_key(der: &[u8]) -> Option<Vec<u8>> {
+    x509_parser::parse_x509_certificate(der).ok().map(|(_, certificate)| certificate.public_key().raw.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::csr::{Csr, KeyAlgorithm};
+    use crate::identity::{DnsName, Node, Sans};
+    use crate::trust::TrustBundle;
+
+    const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
+    const DAY: Duration = Duration::from_hours(24);
+
+    fn csr(algorithm: KeyAlgorithm) -> Csr {
+        let sans = Sans {
+            dns: [DnsName::try_from("n1.nats.internal".to_owned()).unwrap()].into(),
+            ips: ["10.0.1.5".parse().unwrap(), "fd00::5".parse().unwrap()].into(),
+        };
+        let address = "10.0.1.5".parse().unwrap();
+        Csr::generate(&Node { name: "n1".into(), instance_id: None, region: None, address, sans }, algorithm).unwrap()
+    }
+
+    fn ca(directory: &Path) -> Local {
+        Local::new(directory.join("ca"), Clock::System)
+    }
+
+    async fn request(ca: &Local, csr: &Csr, now: OffsetDateTime) -> Result<CertificateHandle, IssueError> {
+        let token = csr.idempotency_token();
+        ca.request(&IssueRequest { csr_pem: &csr.pem, validity: DAY, now, idempotency_token: &token }).await
+    }
+
+    async fn bundle(ca: &Local, now: OffsetDateTime) -> TrustBundle {
+        let ca = Local::new(ca.directory.clone(), Clock::starting_at(now));
+        TrustBundle::parse(ca.ca_pem().await.unwrap().as_bytes(), "issuer", "1").unwrap()
+    }
+
+    #[tokio::test]
+    async fn signs_what_its_own_bundle_accepts_for_every_key_algorithm() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = ca(directory.path());
+        let bundle = bundle(&ca, NOW).await;
+        for algorithm in [KeyAlgorithm::EcdsaP256, KeyAlgorithm::EcdsaP384, KeyAlgorithm::Rsa2048] {
+            let csr = csr(algorithm);
+            let handle = request(&ca, &csr, NOW).await.unwrap();
+            let chain = ca.collect(&handle).await.unwrap();
+            let verified = bundle.accept(&chain, &csr.key, &csr.sans, NOW).unwrap();
+            assert_eq!(verified.leaf.not_before, NOW - BACKDATED);
+            assert_eq!(verified.leaf.not_after, NOW + DAY);
+            assert_eq!(verified.leaf.sans, csr.sans);
+            assert_eq!(verified.leaf.serial.len(), 32);
+            let (_, certificate) = x509_parser::parse_x509_certificate(&verified.leaf.der).unwrap();
+            let usage = certificate.key_usage().unwrap().unwrap().value;
+            assert!(usage.digital_signature());
+            assert_eq!(usage.key_encipherment(), algorithm == KeyAlgorithm::Rsa2048);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn agents_that_begin_at_once_share_one_ca() {
+        let directory = tempfile::tempdir().unwrap();
+        let first: Vec<_> = (0..8)
+            .map(|_| {
+                let ca = ca(directory.path());
+                tokio::spawn(async move {
+                    let csr = csr(KeyAlgorithm::EcdsaP256);
+                    let handle = request(&ca, &csr, NOW).await.unwrap();
+                    (ca.collect(&handle).await.unwrap(), csr)
+                })
+            })
+            .collect();
+        let bundle = bundle(&ca(directory.path()), NOW).await;
+        for task in first {
+            let (chain, csr) = task.await.unwrap();
+            bundle.accept(&chain, &csr.key, &csr.sans, NOW).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn invariant_11_the_same_token_gives_the_same_certificate_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let csr = csr(KeyAlgorithm::EcdsaP256);
+        let handle = request(&ca(directory.path()), &csr, NOW).await.unwrap();
+        let chain = ca(directory.path()).collect(&handle).await.unwrap();
+        assert_eq!(request(&ca(directory.path()), &csr, NOW + BACKDATED).await.unwrap(), handle);
+        assert_eq!(ca(directory.path()).collect(&handle).await.unwrap(), chain);
+    }
+
+    #[tokio::test]
+    async fn a_token_of_another_key_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = ca(directory.path());
+        let (ours, other) = (csr(KeyAlgorithm::EcdsaP256), csr(KeyAlgorithm::EcdsaP256));
+        let token = request(&ca, &ours, NOW).await.unwrap().0;
+        let error = ca
+            .request(&IssueRequest { csr_pem: &other.pem, validity: DAY, now: NOW, idempotency_token: &token })
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind, IssueErrorKind::Permanent);
+        assert!(error.to_string().contains("another key"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_token_never_names_a_file_elsewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = ca(directory.path());
+        let csr = csr(KeyAlgorithm::EcdsaP256);
+        for token in ["", "../ca", "a/b", "a.pem", "a\0", &"a".repeat(65)] {
+            let request = IssueRequest { csr_pem: &csr.pem, validity: DAY, now: NOW, idempotency_token: token };
+            assert_eq!(ca.request(&request).await.unwrap_err().kind, IssueErrorKind::Permanent, "{token:?}");
+            let handle = CertificateHandle(token.to_owned());
+            assert_eq!(ca.collect(&handle).await.unwrap_err().kind, IssueErrorKind::Permanent, "{token:?}");
+        }
+        assert!(!ca.directory.exists());
+    }
+
+    #[tokio::test]
+    async fn a_csr_with_a_wrong_signature_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut csr = csr(KeyAlgorithm::EcdsaP256);
+        let other = self::csr(KeyAlgorithm::EcdsaP256);
+        // The last line of the body belongs to the signature.
+        let body = |pem: &str| pem.lines().rev().nth(1).unwrap().to_owned();
+        csr.pem = csr.pem.replace(&body(&csr.pem), &body(&other.pem));
+        let error = request(&ca(directory.path()), &csr, NOW).await.unwrap_err();
+        assert_eq!(error.kind, IssueErrorKind::Permanent);
+        assert!(error.to_string().contains("the CSR, or its signature, is not valid"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_crash_between_key_and_certificate_heals() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = ca(directory.path());
+        ca.ca_pem().await.unwrap();
+        let key = std::fs::read_to_string(ca.directory.join("ca.key")).unwrap();
+        std::fs::remove_file(ca.directory.join("ca.pem")).unwrap();
+        std::fs::write(ca.directory.join(".new"), "half a cert").unwrap();
+        let bundle = bundle(&ca, NOW).await;
+        assert_eq!(std::fs::read_to_string(ca.directory.join("ca.key")).unwrap(), key);
+        let csr = csr(KeyAlgorithm::EcdsaP256);
+        let chain = ca.collect(&request(&ca, &csr, NOW).await.unwrap()).await.unwrap();
+        bundle.accept(&chain, &csr.key, &csr.sans, NOW).unwrap();
+    }
+
+    #[tokio::test]
+    async fn halves_that_do_not_match_are_an_error_that_names_the_file() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (ca, other) = (ca(one.path()), ca(two.path()));
+        ca.ca_pem().await.unwrap();
+        other.ca_pem().await.unwrap();
+        let key = ca.directory.join("ca.key");
+        std::fs::copy(other.directory.join("ca.key"), &key).unwrap();
+        let error = ca.ca_pem().await.unwrap_err();
+        assert_eq!(error.kind, IssueErrorKind::Permanent);
+        assert!(error.reason.contains(&key.display().to_string()), "{error}");
+        std::fs::remove_file(&key).unwrap();
+        assert!(ca.ca_pem().await.is_err(), "a certificate without its key must not be replaced silently");
+        std::fs::write(&key, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").unwrap();
+        assert!(!format!("{:?}", ca.ca_pem().await.unwrap_err()).contains("AAAA"));
+    }
+
+    #[tokio::test]
+    async fn invariant_01_the_ca_key_is_readable_by_its_owner_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = ca(directory.path());
+        ca.ca_pem().await.unwrap();
+        let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(ca.directory.join("ca.key")), 0o600);
+        assert_eq!(mode(ca.directory.clone()), 0o700);
+    }
+
+    #[tokio::test]
+    async fn expired_certificates_are_pruned_and_others_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = ca(directory.path());
+        let old = request(&ca, &csr(KeyAlgorithm::EcdsaP256), NOW).await.unwrap();
+        let live = request(&ca, &csr(KeyAlgorithm::EcdsaP256), NOW + DAY / 2).await.unwrap();
+        request(&ca, &csr(KeyAlgorithm::EcdsaP256), NOW + DAY + DAY / 4).await.unwrap();
+        assert_eq!(ca.collect(&old).await.unwrap_err().kind, IssueErrorKind::Permanent);
+        ca.collect(&live).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_leaf_never_outlives_the_ca_and_an_ended_ca_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = ca(directory.path());
+        let end = bundle(&ca, NOW).await.anchors[0].not_after;
+        let handle = request(&ca, &csr(KeyAlgorithm::EcdsaP256), end - DAY / 2).await.unwrap();
+        let leaf = Leaf::from_pem(&ca.collect(&handle).await.unwrap().leaf_pem).unwrap();
+        assert_eq!(leaf.not_after, end);
+        let error = request(&ca, &csr(KeyAlgorithm::EcdsaP256), end).await.unwrap_err();
+        assert!(error.to_string().contains("the CA ended on 2036-03-01"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_can_not_be_made_is_an_error_with_its_cause() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("ca"), "a file").unwrap();
+        let error = ca(directory.path()).ca_pem().await.unwrap_err();
+        assert_eq!(error.kind, IssueErrorKind::Unavailable);
+        assert!(std::error::Error::source(&error).is_some());
+        assert!(error.to_string().starts_with("signing on the local CA in "), "{error}");
+    }
+}

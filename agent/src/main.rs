@@ -1,0 +1,67 @@
+//! Parse, call, print the error chain once, exit code.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use nats_tls_agent::cli::{Cli, Command, JsonArg};
+use nats_tls_agent::commands::{self, CommandError, Paint, print};
+use nats_tls_agent::config::Config;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    // Every file names its own mode at creation; this only takes everything from the world.
+    rustix::process::umask(rustix::fs::Mode::RWXO);
+    let cli = Cli::parse();
+    let is_daemon = matches!(cli.command, Command::Run { .. });
+    start_log(is_daemon);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(execute(cli)),
+        Err(source) => Err(CommandError::System { action: "start the runtime", source }),
+    };
+    result.unwrap_or_else(|error| {
+        let _closed = writeln!(std::io::stderr(), "{}: {}", Paint::stderr().red("error"), error.render());
+        error.exit_code()
+    })
+}
+
+async fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
+    match cli.command {
+        Command::Run { config, losses } => {
+            let loaded = Config::load(&config.config)?;
+            commands::run::run(&config.config, loaded, losses.names()).await
+        }
+        Command::Renew { config, losses, json: JsonArg { json } } => {
+            commands::renew::renew(&Config::load(&config.config)?, losses.names(), json).await
+        }
+        Command::Status { config, json: JsonArg { json } } => {
+            commands::status::status(&Config::load(&config.config)?, json).await
+        }
+        Command::Doctor { config, json: JsonArg { json } } => {
+            commands::doctor::doctor(&Config::load(&config.config)?, json).await
+        }
+        Command::Render { config, diff } => commands::render::render(&Config::load(&config.config)?, diff).await,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "agent", &mut script);
+            print(&String::from_utf8_lossy(&script))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
+            rendered.map_err(|source| CommandError::System { action: "write the manual page", source })?;
+            print(&String::from_utf8_lossy(&page))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Logs go to standard error: the daemon's in full, a command's only if something is amiss. `RUST_LOG` overrules.
+fn start_log(is_daemon: bool) {
+    let default = if is_daemon { "info" } else { "error" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+}

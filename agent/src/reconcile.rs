@@ -1,0 +1,628 @@
+//! One idempotent pass through all of it: the only place that knows the order of the stages.
+//!
+//! A pass works out the whole desired state, compares it with what is in force, and changes what differs. It takes no
+//! account of why it runs, so a timer, a signal, `agent renew` and a restart after a crash are the same thing. Nothing
+//! is retried within a pass: the next one is the retry.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tokio::task::JoinSet;
+
+use crate::apply::probe::{Port, Prober};
+use crate::apply::server::Observed;
+use crate::apply::{Apply, ApplyError, Expected, Verdict, chain_of, judge};
+use crate::clock::Clock;
+use crate::config::{NatsConfig, RenewalConfig};
+use crate::discover::{DiscoverError, Peer, PeerSet, PeerSource, Sighting};
+use crate::durable::{self, FileError};
+use crate::generation::{Generation, GenerationError};
+use crate::identity::Node;
+use crate::issue::journal::JournalError;
+use crate::issue::{Issuance, Issued, ObtainError};
+use crate::progress::{Progress, Step};
+use crate::render::{ClusterCredential, RenderError, Rendered, TlsFiles, Values, render};
+use crate::schedule::{backoff, due, jittered};
+use crate::status::{Findings, LeafStatus, NodeStatus, RenewalStatus, Status};
+use crate::trust::{CredentialSource, RejectedChain, TrustBundle, TrustError, TrustSource, VerifiedChain};
+
+/// A bundle changes a few times in a CA's life; the source is asked every tenth round of discovery.
+const ROUNDS_PER_TRUST_POLL: u32 = 10;
+/// How soon nats-server is looked at again while it doesn't serve what is committed.
+const WATCH: Duration = Duration::from_secs(1);
+/// How long a peer that left the group may take to show that it still answers.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How many peers are dialled at the same time.
+const DIALS: usize = 32;
+/// The largest file of last good answers.
+const MAX_LAST_GOOD: u64 = 4 * 1024 * 1024;
+
+/// The four seams, and what is known of the node.
+pub struct Parts {
+    /// This node.
+    pub node: Node,
+    /// Who signs, through the journal.
+    pub issuance: Issuance,
+    /// Where the bundle comes from.
+    pub trust: Arc<dyn TrustSource>,
+    /// Where peers are seen.
+    pub peers: Arc<dyn PeerSource>,
+    /// Where the cluster credential comes from, if routes must present one.
+    pub credential: Option<Arc<dyn CredentialSource>>,
+    /// nats-server and the commit point.
+    pub apply: Apply,
+    /// The time.
+    pub clock: Clock,
+    /// `[nats]`.
+    pub nats: NatsConfig,
+    /// `[renewal]`.
+    pub renewal: RenewalConfig,
+    /// `discovery.interval`.
+    pub interval: Duration,
+    /// The state directory.
+    pub state: PathBuf,
+    /// Losses that the command line allows for as long as this process lives.
+    pub allowed_losses: Vec<String>,
+}
+
+/// What a pass is asked for beyond the ordinary.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub struct Wanted {
+    /// A new certificate, whether or not one is due.
+    pub renew: bool,
+    /// Losses that are meant, by their names.
+    #[serde(default)]
+    pub allow_loss: Vec<String>,
+}
+
+/// Why a pass ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    /// No certificate.
+    #[error(transparent)]
+    Obtain(#[from] ObtainError),
+    /// The certificate that came isn't accepted.
+    #[error("the issued certificate is not accepted")]
+    Rejected(#[from] RejectedChain),
+    /// The peers were never seen.
+    #[error("the peers are not known yet: {0}")]
+    Peers(String),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A generation.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    /// The template.
+    #[error(transparent)]
+    Render(#[from] RenderError),
+    /// The configuration isn't in force.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// There is an earlier failure, and it isn't time to try again.
+    #[error("{0}")]
+    Waiting(String),
+}
+
+/// When something is tried next, and what went wrong so far.
+#[derive(Clone, Debug)]
+struct Retry {
+    next: OffsetDateTime,
+    failures: u32,
+    error: Option<String>,
+}
+
+impl Retry {
+    fn at_once() -> Self {
+        Self { next: OffsetDateTime::UNIX_EPOCH, failures: 0, error: None }
+    }
+
+    fn succeed(&mut self, next: OffsetDateTime) {
+        *self = Self { next, failures: 0, error: None };
+    }
+
+    fn fail(&mut self, now: OffsetDateTime, renewal: &RenewalConfig, longest: Duration, error: String) {
+        tracing::warn!("{error}");
+        self.failures = self.failures.saturating_add(1);
+        self.next = now + backoff(self.failures, renewal.retry_min, longest, fastrand::f64());
+        self.error = Some(error);
+    }
+}
+
+/// Answers that outlive this process, so that a restart while AWS is away changes nothing.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+struct LastGood {
+    peers: PeerSet,
+    group: Option<String>,
+    credential: Option<ClusterCredential>,
+}
+
+/// The reconciler: its parts, and what it remembers between passes.
+pub struct Reconciler {
+    parts: Parts,
+    last_good: LastGood,
+    bundle: Option<TrustBundle>,
+    discovery: Retry,
+    trust: Retry,
+    issuing: Retry,
+    deploying: Retry,
+    kept_peers: Option<String>,
+    damaged: Vec<String>,
+    expected: Option<(Rendered, Expected)>,
+    verdict: Verdict,
+    observed: Observed,
+    confirmed_at: Option<OffsetDateTime>,
+}
+
+/// What a pass leaves behind.
+#[derive(Debug)]
+pub struct Pass {
+    /// Everything that can be said of the node now.
+    pub status: Status,
+    /// Where the committed configuration stands, or why there is none.
+    pub outcome: Result<Verdict, PassError>,
+    /// When the next pass is worth making.
+    pub next: OffsetDateTime,
+}
+
+impl PassError {
+    /// Whether what failed is the way from a generation to a server that serves it: that is tried again at its own pace
+    /// and never leads to an issuance.
+    fn is_of_deployment(&self) -> bool {
+        matches!(self, Self::Journal(_) | Self::File(_) | Self::Generation(_) | Self::Render(_) | Self::Apply(_))
+    }
+}
+
+impl Reconciler {
+    /// Takes its parts, and reads back the last good answers of an earlier process.
+    pub fn new(parts: Parts) -> Result<Self, FileError> {
+        let last_good = durable::read_if_there(&last_good_file(&parts), MAX_LAST_GOOD)?
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
+        Ok(Self {
+            parts,
+            last_good,
+            bundle: None,
+            discovery: Retry::at_once(),
+            trust: Retry::at_once(),
+            issuing: Retry::at_once(),
+            deploying: Retry::at_once(),
+            kept_peers: None,
+            damaged: Vec::new(),
+            expected: None,
+            verdict: Verdict::NoServer("it was not looked at yet".into()),
+            observed: Observed::absent("it was not looked at yet".into()),
+            confirmed_at: None,
+        })
+    }
+
+    /// One pass. Whatever fails in it is in the outcome and in the status; what was in force before stays in force.
+    pub async fn pass(&mut self, wanted: &Wanted, progress: &Progress) -> Pass {
+        let outcome = self.reconcile(wanted, progress).await;
+        let now = self.parts.clock.now();
+        match &outcome {
+            Ok(Verdict::Live { .. } | Verdict::NoServer(_)) => self.deploying.succeed(now),
+            Err(error) if error.is_of_deployment() => {
+                self.deploying.fail(now, &self.parts.renewal, self.parts.renewal.retry_max, chain_of(error));
+            }
+            // What keeps a certificate or an answer away is counted where it is met.
+            Ok(Verdict::Other(_)) | Err(_) => {}
+        }
+        let status = self.status();
+        Pass { next: self.next(now), status, outcome }
+    }
+
+    /// The newest leaf.
+    #[must_use]
+    pub fn leaf(&self) -> Option<LeafStatus> {
+        self.status().leaf
+    }
+
+    /// The cluster credential, once it is known.
+    #[must_use]
+    pub fn credential(&self) -> Option<&ClusterCredential> {
+        self.last_good.credential.as_ref()
+    }
+
+    /// The clock that passes go by.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.parts.clock
+    }
+
+    /// Looks, asks nobody outside this machine and changes nothing; `fault` is why that is all that can be done.
+    pub async fn inspect(&mut self, fault: String) -> Status {
+        let newest = self.parts.apply.generations.newest();
+        let looked = match &newest {
+            Ok((Some(newest), _)) => self.look(&newest.chain).await.map_err(|error| chain_of(&error)),
+            Ok((None, _)) => Ok(()),
+            Err(error) => Err(chain_of(error)),
+        };
+        self.deploying.error = looked.err();
+        self.damaged = vec![fault];
+        self.status()
+    }
+
+    /// What the next pass would commit, without asking the issuer or touching anything.
+    pub async fn desired(&mut self) -> Result<(Option<Rendered>, Rendered), PassError> {
+        let (newest, _) = self.parts.apply.generations.newest()?;
+        let (peers, credential) = tokio::join!(self.sight(), self.fetch_credential());
+        self.settle_peers(peers).await;
+        self.take_credential(credential);
+        let files = newest.map_or_else(|| self.parts.apply.generations.files(1), |generation| generation.files);
+        Ok((self.parts.apply.committed()?, self.render(files)?))
+    }
+
+    async fn reconcile(&mut self, wanted: &Wanted, progress: &Progress) -> Result<Verdict, PassError> {
+        let now = self.parts.clock.now();
+        let (newest, damaged) = self.parts.apply.generations.newest()?;
+        self.damaged = damaged.iter().map(|error| chain_of(error)).collect();
+        let obtain = self.is_certificate_wanted(newest.as_ref(), wanted, now);
+
+        // The three sources are asked at the same time; each may fail alone.
+        let (issued, bundle, sighting, credential) = tokio::join!(
+            async { if obtain { Some(self.parts.issuance.obtain(&self.parts.node, progress).await) } else { None } },
+            self.fetch_trust(now),
+            async { if now >= self.discovery.next { Some(self.sight().await) } else { None } },
+            self.fetch_credential(),
+        );
+        self.take_trust(bundle, newest.as_ref()).await;
+        if let Some(sighting) = sighting {
+            self.settle_peers(sighting).await;
+        }
+        self.take_credential(credential);
+        let (generation, refused) = self.advance(newest, issued, progress)?;
+        let verdict = self.deploy(&generation, wanted, progress).await?;
+        refused.map_or(Ok(verdict), Err)
+    }
+
+    /// Whether the issuer is to be asked: there is an issuance to resume, one is due, or one was asked for.
+    fn is_certificate_wanted(&self, newest: Option<&Generation>, wanted: &Wanted, now: OffsetDateTime) -> bool {
+        if wanted.renew {
+            return true;
+        }
+        if now < self.issuing.next {
+            return false;
+        }
+        let Some(newest) = newest else { return true };
+        let leaf = &newest.chain.leaf;
+        let resume = self.parts.issuance.is_under_way();
+        resume || !leaf.sans.cover(&self.parts.node.sans) || now >= self.due(newest)
+    }
+
+    fn due(&self, generation: &Generation) -> OffsetDateTime {
+        let Parts { issuance, renewal, node, .. } = &self.parts;
+        due(&generation.chain.leaf, issuance.validity, renewal.at, &node.name)
+    }
+
+    async fn fetch_trust(&self, now: OffsetDateTime) -> Option<Result<TrustBundle, TrustError>> {
+        if now < self.trust.next { None } else { Some(self.parts.trust.fetch().await) }
+    }
+
+    async fn sight(&self) -> Result<Sighting, DiscoverError> {
+        self.parts.peers.sight().await
+    }
+
+    async fn fetch_credential(&self) -> Option<Result<ClusterCredential, TrustError>> {
+        let source = self.parts.credential.as_ref()?;
+        if self.parts.clock.now() < self.trust.next { None } else { Some(source.fetch().await) }
+    }
+
+    /// The bundle in force: the one that was fetched, and of the last one every anchor that a served chain still needs
+    /// (invariant 5).
+    async fn take_trust(&mut self, fetched: Option<Result<TrustBundle, TrustError>>, newest: Option<&Generation>) {
+        let Parts { clock, renewal, interval, .. } = &self.parts;
+        match fetched {
+            None => {}
+            Some(Err(error)) => {
+                self.trust.fail(clock.now(), renewal, *interval * ROUNDS_PER_TRUST_POLL, chain_of(&error));
+            }
+            Some(Ok(bundle)) => {
+                let pause = jittered(*interval * ROUNDS_PER_TRUST_POLL, fastrand::f64());
+                self.trust.succeed(clock.now() + pause);
+                self.bundle = Some(match newest {
+                    Some(newest) => self.keep_needed_anchors(bundle, newest).await,
+                    None => bundle,
+                });
+            }
+        }
+        if self.bundle.is_none() {
+            self.bundle = newest.map(|newest| newest.bundle.clone());
+        }
+    }
+
+    async fn keep_needed_anchors(&self, fetched: TrustBundle, newest: &Generation) -> TrustBundle {
+        let known: BTreeSet<&str> = fetched.anchors.iter().map(|anchor| anchor.sha256.as_str()).collect();
+        if newest.bundle.anchors.iter().all(|anchor| known.contains(anchor.sha256.as_str())) {
+            return fetched;
+        }
+        let now = self.parts.clock.now();
+        let mut served = vec![newest.chain.certificates()];
+        let peers = self.last_good.peers.0.keys().filter(|address| address.ip() != self.parts.node.address);
+        let seen = served_chains(&newest.chain, peers.copied()).await;
+        let unseen = seen.iter().any(Option::is_none);
+        served.extend(seen.into_iter().flatten());
+        fetched.keeping(&newest.bundle, |anchor| {
+            let ends_here = |chain: &Vec<Vec<u8>>| newest.bundle.anchor_of(chain, now).is_some_and(|end| end == anchor);
+            // A peer that can't be asked may need any of them.
+            unseen || served.iter().any(|chain| !fetched.chains(chain, now) && ends_here(chain))
+        })
+    }
+
+    async fn settle_peers(&mut self, sighting: Result<Sighting, DiscoverError>) {
+        let Parts { clock, renewal, interval, node, .. } = &self.parts;
+        let seen = match sighting {
+            Ok(seen) => seen,
+            Err(error) => {
+                self.discovery.fail(clock.now(), renewal, renewal.retry_max.min(*interval * 10), chain_of(&error));
+                return;
+            }
+        };
+        let answering = answering(self.last_good.peers.missing_from(&seen)).await;
+        let settled = self.last_good.peers.settle(&seen, node, |peer| answering.contains(&peer.address));
+        self.discovery.succeed(clock.now() + jittered(*interval, fastrand::f64()));
+        self.kept_peers = settled.kept;
+        let group = seen.group.or_else(|| self.last_good.group.clone());
+        if settled.peers != self.last_good.peers || group != self.last_good.group {
+            self.last_good.peers = settled.peers;
+            self.last_good.group = group;
+            self.remember();
+        }
+    }
+
+    fn take_credential(&mut self, fetched: Option<Result<ClusterCredential, TrustError>>) {
+        match fetched {
+            Some(Ok(credential)) if self.last_good.credential.as_ref() != Some(&credential) => {
+                self.last_good.credential = Some(credential);
+                self.remember();
+            }
+            Some(Err(error)) => {
+                let longest = self.parts.interval * ROUNDS_PER_TRUST_POLL;
+                self.trust.fail(self.parts.clock.now(), &self.parts.renewal, longest, chain_of(&error));
+            }
+            _ => {}
+        }
+    }
+
+    /// Keeps the last good answers for the next process. One that can't is not in the way of this one.
+    fn remember(&self) {
+        let mode = self.parts.apply.generations.secret_mode();
+        let stored = serde_json::to_vec(&self.last_good)
+            .map_err(|error| error.to_string())
+            .map(zeroize::Zeroizing::new)
+            .and_then(|bytes| {
+                durable::replace(&last_good_file(&self.parts), &bytes, mode).map_err(|error| chain_of(&error))
+            });
+        if let Err(error) = stored {
+            tracing::warn!("could not keep the last good peers: {error}");
+        }
+    }
+
+    /// The generation to deploy: a new one, where there is a new chain or another bundle. With it, why there is no new
+    /// chain although one was wanted: what is there is deployed all the same.
+    fn advance(
+        &mut self,
+        newest: Option<Generation>,
+        issued: Option<Result<Issued, ObtainError>>,
+        progress: &Progress,
+    ) -> Result<(Generation, Option<PassError>), PassError> {
+        let (accepted, refused) = match issued.map(|issued| self.accept(issued)).transpose() {
+            Ok(accepted) => (accepted, None),
+            Err(error) => {
+                let Parts { clock, renewal, .. } = &self.parts;
+                self.issuing.fail(clock.now(), renewal, renewal.retry_max, chain_of(&error));
+                (None, Some(error))
+            }
+        };
+        let generations = &self.parts.apply.generations;
+        let generation = match (accepted, newest, &self.bundle) {
+            (Some(chain), _, Some(bundle)) => {
+                let generation = generations.write(&chain, bundle)?;
+                self.parts.issuance.settle()?;
+                // Should an issuer return leaves that are due at once, they are still asked for at a measured pace.
+                self.issuing.succeed(self.parts.clock.now() + self.parts.issuance.validity / 10);
+                progress.report(Step::Issued { serial: chain.leaf.serial.clone(), generation: generation.number });
+                generation
+            }
+            (None, Some(newest), Some(bundle)) if newest.bundle.anchors != bundle.anchors => {
+                generations.write(&newest.chain, bundle)?
+            }
+            (_, Some(newest), _) => newest,
+            (_, None, _) => {
+                if let Some(error) = refused {
+                    return Err(error);
+                }
+                let why = self.issuing.error.clone().or(self.trust.error.clone());
+                return Err(PassError::Waiting(why.unwrap_or_else(|| "there is no certificate yet".into())));
+            }
+        };
+        Ok((generation, refused))
+    }
+
+    /// A certificate that can never be accepted is given up, so that another can be asked for; one that the bundle
+    /// doesn't accept yet stays in the journal and is collected again, as it is paid for.
+    fn accept(&self, issued: Result<Issued, ObtainError>) -> Result<VerifiedChain, PassError> {
+        let issued = issued?;
+        let Some(bundle) = &self.bundle else {
+            let why = self.trust.error.clone().unwrap_or_default();
+            return Err(PassError::Waiting(format!("the certificate waits for a trust bundle: {why}")));
+        };
+        let now = self.parts.clock.now();
+        let accepted = bundle.accept(&issued.chain, &issued.csr.key, &self.parts.node.sans, now);
+        if let Err(rejected) = &accepted
+            && !rejected.may_pass_later()
+        {
+            self.parts.issuance.settle()?;
+        }
+        Ok(accepted?)
+    }
+
+    /// Brings the committed configuration, and then the server, to what is desired.
+    async fn deploy(
+        &mut self,
+        generation: &Generation,
+        wanted: &Wanted,
+        progress: &Progress,
+    ) -> Result<Verdict, PassError> {
+        let now = self.parts.clock.now();
+        let rendered = self.render(generation.files.clone())?;
+        let committed = self.parts.apply.committed()?;
+        let is_committed = committed.as_ref() == Some(&rendered);
+        let patient = *wanted == Wanted::default();
+        if !is_committed && patient && now < self.deploying.next {
+            self.look(&generation.chain).await?;
+            return Err(PassError::Waiting(self.deploying.error.clone().unwrap_or_default()));
+        }
+        let apply = &self.parts.apply;
+        if !is_committed {
+            let allowed = [&self.parts.allowed_losses[..], &wanted.allow_loss[..]].concat();
+            let expected = apply.commit(&rendered, generation, &allowed, progress).await?;
+            self.expected = Some((rendered, expected));
+        }
+        self.look(&generation.chain).await?;
+        if let (Verdict::Other(_), Some((_, expected))) = (&self.verdict, &self.expected)
+            && (!patient || now >= self.deploying.next)
+        {
+            let reloaded = self.parts.apply.reload(expected, &generation.chain, now, progress).await;
+            // What is there after a reload, or after a roll-back, is what the status is to show.
+            self.look(&generation.chain).await?;
+            reloaded?;
+        }
+        if matches!(self.verdict, Verdict::Live { .. }) {
+            self.confirmed_at = Some(self.parts.clock.now());
+            self.parts.apply.settle(generation.number)?;
+        }
+        Ok(self.verdict.clone())
+    }
+
+    /// Looks at nats-server, and compares it with what is committed.
+    async fn look(&mut self, ours: &VerifiedChain) -> Result<(), PassError> {
+        let apply = &self.parts.apply;
+        self.observed = apply.server.observe(ours).await;
+        let Some(committed) = apply.committed()? else {
+            self.verdict = Verdict::NoServer("there is no configuration yet".into());
+            return Ok(());
+        };
+        let expected = match self.expected.take() {
+            Some((text, expected)) if text == committed => expected,
+            _ => apply.expected(&committed).await?,
+        };
+        self.verdict = judge(&self.observed, &expected);
+        self.expected = Some((committed, expected));
+        Ok(())
+    }
+
+    fn render(&self, files: TlsFiles) -> Result<Rendered, PassError> {
+        let Parts { nats, node, .. } = &self.parts;
+        if self.last_good.peers.0.is_empty() {
+            let why = self.discovery.error.clone().or(self.kept_peers.clone());
+            return Err(PassError::Peers(why.unwrap_or_else(|| "discovery was not asked yet".into())));
+        }
+        if self.parts.credential.is_some() && self.last_good.credential.is_none() {
+            return Err(PassError::Waiting(self.trust.error.clone().unwrap_or_default()));
+        }
+        let name = nats.cluster_name.as_deref().or(self.last_good.group.as_deref()).unwrap_or("nats");
+        let credential = self.parts.credential.as_ref().and(self.last_good.credential.clone());
+        let values = Values::new(nats, node, name, &self.last_good.peers, files, credential)?;
+        Ok(render(nats.template.as_deref(), &values)?)
+    }
+
+    fn status(&self) -> Status {
+        let now = self.parts.clock.now();
+        let generation = self.parts.apply.generations.newest().ok().and_then(|(newest, _)| newest);
+        let mut faults = self.damaged.clone();
+        faults.extend(self.trust.error.clone());
+        faults.extend(self.discovery.error.clone());
+        faults.extend(self.deploying.error.clone());
+        let mut notes: Vec<_> = self.kept_peers.clone().into_iter().collect();
+        if self.parts.credential.is_none() {
+            notes.push(NO_CREDENTIAL.into());
+        }
+        Status::of(Findings {
+            now,
+            node: NodeStatus::of(&self.parts.node),
+            instance_id: self.parts.node.instance_id.clone(),
+            renewal: RenewalStatus {
+                next: generation.as_ref().map(|generation| self.due(generation).max(self.issuing.next)),
+                attempts: self.issuing.failures,
+                last_error: self.issuing.error.clone(),
+            },
+            bundle: generation.as_ref().map(|generation| generation.bundle.clone()).or(self.bundle.clone()),
+            generation,
+            peers: self.last_good.peers.clone(),
+            observed: self.observed.clone(),
+            verdict: self.verdict.clone(),
+            confirmed_at: self.confirmed_at,
+            faults,
+            notes,
+        })
+    }
+
+    /// When the next pass is worth making: the earliest of what is waited for, and never at once.
+    fn next(&self, now: OffsetDateTime) -> OffsetDateTime {
+        let newest = self.parts.apply.generations.newest().ok().and_then(|(newest, _)| newest);
+        let mut times = vec![self.discovery.next, self.trust.next, now + self.parts.interval];
+        times.push(newest.map_or(self.issuing.next, |newest| self.due(&newest).max(self.issuing.next)));
+        if !matches!(self.verdict, Verdict::Live { .. }) {
+            times.push(now + WATCH.min(self.parts.interval));
+        }
+        let soonest = times.into_iter().min().unwrap_or(now);
+        soonest.max(now + self.parts.renewal.retry_min.min(Duration::from_millis(100)))
+    }
+}
+
+/// Without it, whoever holds a client certificate of the same CA can join as a server (invariant 13).
+pub const NO_CREDENTIAL: &str = "routes need no cluster credential: anyone with a client certificate of this CA can join as a \
+     server and read every account; set nats.cluster_secret_id";
+
+fn last_good_file(parts: &Parts) -> PathBuf {
+    parts.state.join("last-good.json")
+}
+
+/// The chains that these servers show on their route ports; nothing for one that shows none.
+async fn served_chains(ours: &VerifiedChain, peers: impl Iterator<Item = SocketAddr>) -> Vec<Option<Vec<Vec<u8>>>> {
+    let Ok(prober) = Prober::presenting(ours) else { return vec![None] };
+    concurrently(peers, move |address| {
+        let prober = prober.clone();
+        async move { prober.served(address, Port::Route).await.ok() }
+    })
+    .await
+}
+
+/// Which of these peers still accept a connection.
+async fn answering(peers: Vec<&Peer>) -> BTreeSet<SocketAddr> {
+    let answers = concurrently(peers.into_iter().map(|peer| peer.address), |address| async move {
+        let connected = tokio::time::timeout(ANSWER_TIMEOUT, tokio::net::TcpStream::connect(address)).await;
+        connected.is_ok_and(|connected| connected.is_ok()).then_some(address)
+    });
+    answers.await.into_iter().flatten().collect()
+}
+
+/// Runs a task for each address, [`DIALS`] at a time.
+async fn concurrently<T, F>(addresses: impl Iterator<Item = SocketAddr>, task: impl Fn(SocketAddr) -> F) -> Vec<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let (mut running, mut results) = (JoinSet::new(), Vec::new());
+    for address in addresses {
+        if running.len() >= DIALS
+            && let Some(Ok(result)) = running.join_next().await
+        {
+            results.push(result);
+        }
+        running.spawn(task(address));
+    }
+    while let Some(result) = running.join_next().await {
+        results.extend(result);
+    }
+    results
+}

@@ -1,0 +1,111 @@
+//! Validity, failures and a seed to the next pass: pure.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use crate::trust::Leaf;
+
+/// The share of `renewal.at` over which the nodes of a fleet are spread, before it and never after: what is promised
+/// of the time that is left stays promised.
+const SPREAD: f64 = 0.1;
+
+/// When a leaf is to be renewed: after `at` of its lifetime at the latest, earlier by up to a tenth of that, as the
+/// hash of `seed` (the node's name) has it, so that a fleet that booted together doesn't renew together.
+///
+/// The lifetime begins no earlier than `validity` before its end: an issuer that dates NotBefore back (PCA: one hour)
+/// doesn't make a short-lived leaf due the moment that it is issued.
+#[must_use]
+pub fn due(leaf: &Leaf, validity: Duration, at: f64, seed: &str) -> OffsetDateTime {
+    let begin = leaf.not_before.max(leaf.not_after - validity);
+    let lifetime = Duration::try_from(leaf.not_after - begin).unwrap_or_default();
+    begin + lifetime.mul_f64(at * (1.0 - SPREAD * share(seed)))
+}
+
+/// How long to wait after the given number of failures in a row, the first being 1: doubled each time from `min` to
+/// `max`, and of that a random part between half and whole. `random` lies in 0..1.
+#[must_use]
+pub fn backoff(failures: u32, min: Duration, max: Duration, random: f64) -> Duration {
+    let doubled = min.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(31)));
+    doubled.min(max).mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
+}
+
+/// An interval, shifted by up to a tenth either way. `random` lies in 0..1.
+#[must_use]
+pub fn jittered(interval: Duration, random: f64) -> Duration {
+    interval.mul_f64(0.9 + random.clamp(0.0, 1.0) / 5.0)
+}
+
+/// A number in 0..1 that is always the same for the same text and spread evenly over texts.
+fn share(seed: &str) -> f64 {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, seed.as_bytes());
+    let number = digest.as_ref().iter().take(4).fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
+    f64::from(number) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::identity::Sans;
+
+    const HOUR: Duration = Duration::from_hours(1);
+    const WEEK: Duration = Duration::from_hours(7 * 24);
+
+    fn leaf(not_before: OffsetDateTime, not_after: OffsetDateTime) -> Leaf {
+        Leaf {
+            der: Vec::new(),
+            serial: "1".into(),
+            issuer: String::new(),
+            not_before,
+            not_after,
+            sans: Sans::default(),
+            sha256: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_backdated_leaf_is_not_due_when_it_is_issued() {
+        let issued = OffsetDateTime::UNIX_EPOCH + WEEK;
+        let minute = Duration::from_mins(1);
+        let leaf = leaf(issued - HOUR, issued + minute);
+        let due = due(&leaf, minute, 0.67, "i-1");
+        assert!(due > issued + minute.mul_f64(0.6) && due < issued + minute.mul_f64(0.68), "{due}");
+    }
+
+    #[test]
+    fn a_fleet_is_spread_evenly_over_a_tenth_before_the_point() {
+        let issued = OffsetDateTime::UNIX_EPOCH + WEEK;
+        let leaf = leaf(issued, issued + WEEK);
+        let mut dues: Vec<_> = (0..1000).map(|node| due(&leaf, WEEK, 0.67, &format!("i-{node:017x}"))).collect();
+        dues.sort_unstable();
+        let window = WEEK.mul_f64(0.067);
+        assert!(dues[0] >= issued + WEEK.mul_f64(0.603) && dues[999] <= issued + WEEK.mul_f64(0.67));
+        for tenth in 0..10 {
+            let from = issued + WEEK.mul_f64(0.603) + window.mul_f64(f64::from(tenth) / 10.0);
+            let count = dues.iter().filter(|due| **due >= from && **due < from + window / 10).count();
+            assert!((60..140).contains(&count), "{count} of 1000 in one tenth of the window");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_renewal_is_due_before_the_end_and_not_before_the_beginning(
+            life in 30_u64..400_000_000, backdated in 0_u64..7200, validity in 30_u64..400_000_000, at in 0.1..0.95,
+            seed in ".{0,20}",
+        ) {
+            let issued = OffsetDateTime::UNIX_EPOCH + WEEK;
+            let leaf = leaf(issued - Duration::from_secs(backdated), issued + Duration::from_secs(life));
+            let due = due(&leaf, Duration::from_secs(validity), at, &seed);
+            prop_assert!(due < leaf.not_after && due >= leaf.not_before);
+        }
+
+        #[test]
+        fn a_backoff_stays_in_its_bounds(failures in 0_u32..u32::MAX, min in 1_u64..1000, more in 0_u64..100_000, random in 0.0..1.0) {
+            let (min, max) = (Duration::from_millis(min), Duration::from_millis(min + more));
+            let delay = backoff(failures, min, max, random);
+            prop_assert!(delay >= min / 2 && delay <= max);
+        }
+    }
+}

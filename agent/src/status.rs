@@ -1,0 +1,352 @@
+//! What the last pass found: the status that operators and scripts read.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::apply::Verdict;
+use crate::apply::monitor::Routez;
+use crate::apply::server::{Observed, Presence};
+use crate::discover::PeerSet;
+use crate::generation::Generation;
+use crate::identity::Node;
+use crate::trust::TrustBundle;
+
+/// An anchor that ends within this time is worth a warning: a CA rollover takes preparation.
+const ANCHOR_WARNING: time::Duration = time::Duration::days(365);
+
+/// How the node is doing.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// A valid certificate is served, and everything works.
+    Healthy,
+    /// A valid certificate is served or ready, and something needs attention.
+    Degraded,
+    /// No valid certificate is served.
+    Failing,
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
+            Self::Failing => "failing",
+        })
+    }
+}
+
+/// The contract of `agent status --json`.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct Status {
+    /// How the node is doing.
+    pub state: State,
+    /// Why it isn't healthy.
+    pub reasons: Vec<String>,
+    /// What leaves it healthy and is worth knowing.
+    pub warnings: Vec<String>,
+    /// Who it is.
+    pub node: NodeStatus,
+    /// The newest leaf.
+    pub leaf: Option<LeafStatus>,
+    /// What nats-server serves.
+    pub served: Option<ServedStatus>,
+    /// What it trusts.
+    pub trust: Option<TrustStatus>,
+    /// The cluster.
+    pub peers: Vec<PeerStatus>,
+    /// When the next leaf is due.
+    pub renewal: RenewalStatus,
+    /// The server.
+    pub nats: NatsStatus,
+}
+
+/// Who the node is.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// `server_name`.
+    pub name: String,
+    /// IP SANs, the one that peers dial first.
+    pub addresses: Vec<IpAddr>,
+    /// DNS SANs.
+    pub dns_names: Vec<String>,
+}
+
+/// The newest leaf.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct LeafStatus {
+    /// Hexadecimal.
+    pub serial: String,
+    /// Start of validity.
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_before: OffsetDateTime,
+    /// End of validity.
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_after: OffsetDateTime,
+    /// Distinguished name.
+    pub issuer: String,
+    /// Names, then addresses.
+    pub sans: Vec<String>,
+    /// Hexadecimal.
+    pub sha256: String,
+    /// The generation that it is in.
+    pub generation: u64,
+}
+
+/// What nats-server serves.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct ServedStatus {
+    /// On the client port.
+    pub client: Option<ServedLeaf>,
+    /// On the route port.
+    pub route: Option<ServedLeaf>,
+    /// When it was last seen to be what was committed.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub confirmed_at: Option<OffsetDateTime>,
+}
+
+/// One port's leaf.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct ServedLeaf {
+    /// Hexadecimal.
+    pub sha256: String,
+}
+
+/// What the node trusts.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct TrustStatus {
+    /// The anchors.
+    pub anchors: Vec<AnchorStatus>,
+    /// Where they came from.
+    pub source: String,
+    /// The source's version.
+    pub version: String,
+}
+
+/// One anchor.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct AnchorStatus {
+    /// Distinguished name.
+    pub subject: String,
+    /// Hexadecimal.
+    pub sha256: String,
+    /// When it ends.
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_after: OffsetDateTime,
+}
+
+/// One server of the cluster, this one included.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Instance id, or the static peer as configured.
+    pub id: String,
+    /// Its route address.
+    pub address: String,
+    /// Its lifecycle state.
+    pub state: String,
+    /// Whether there is a route to it.
+    pub route: Route,
+}
+
+/// Whether there is a route to a peer.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Route {
+    /// There is, or it is this node itself.
+    Up,
+    /// There is none.
+    Down,
+    /// nats-server doesn't say, or not clearly enough.
+    Unknown,
+}
+
+/// When the next leaf is due.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub struct RenewalStatus {
+    /// Then.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub next: Option<OffsetDateTime>,
+    /// Failures in a row.
+    pub attempts: u32,
+    /// The last of them.
+    pub last_error: Option<String>,
+}
+
+/// The server.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub struct NatsStatus {
+    /// Its process.
+    pub pid: Option<i32>,
+    /// Its version.
+    pub version: Option<String>,
+    /// The digest of what it has loaded.
+    pub config_digest: Option<String>,
+}
+
+/// What a status is made from.
+#[derive(Clone, Debug)]
+pub struct Findings {
+    /// The time.
+    pub now: OffsetDateTime,
+    /// Who the node is.
+    pub node: NodeStatus,
+    /// Instance id, where there is one: peers are known by it.
+    pub instance_id: Option<String>,
+    /// The newest generation.
+    pub generation: Option<Generation>,
+    /// The bundle in force.
+    pub bundle: Option<TrustBundle>,
+    /// The peers in force.
+    pub peers: PeerSet,
+    /// What was seen of nats-server.
+    pub observed: Observed,
+    /// Whether that is what is committed.
+    pub verdict: Verdict,
+    /// When it last was.
+    pub confirmed_at: Option<OffsetDateTime>,
+    /// When the next leaf is due, and what went wrong with it.
+    pub renewal: RenewalStatus,
+    /// What else went wrong, in words.
+    pub faults: Vec<String>,
+    /// What is worth knowing, in words.
+    pub notes: Vec<String>,
+}
+
+impl Status {
+    /// Sums the findings up. Pure.
+    #[must_use]
+    pub fn of(findings: Findings) -> Self {
+        let Findings { now, observed, verdict, generation, bundle, .. } = &findings;
+        let mut reasons = findings.faults.clone();
+        if let Some(error) = &findings.renewal.last_error {
+            reasons.push(format!("no new certificate after {} attempts: {error}", findings.renewal.attempts));
+        }
+        let expired = match generation {
+            None => {
+                reasons.push("there is no certificate yet".into());
+                true
+            }
+            Some(generation) if generation.chain.leaf.not_after <= *now => {
+                reasons.push(format!("the certificate expired at {}", rfc3339(generation.chain.leaf.not_after)));
+                true
+            }
+            Some(_) => false,
+        };
+        match verdict {
+            Verdict::Live { .. } => {}
+            Verdict::NoServer(why) => reasons.push(format!("nats-server isn't running: {why}")),
+            Verdict::Other(why) => reasons.push(format!("nats-server doesn't serve what is committed: {why}")),
+        }
+        let serving = observed.client.is_ok() && observed.route.is_ok();
+        let state = match (reasons.is_empty(), expired || !serving) {
+            (true, _) => State::Healthy,
+            (false, false) => State::Degraded,
+            (false, true) => State::Failing,
+        };
+        let mut warnings = findings.notes.clone();
+        for anchor in bundle.iter().flat_map(|bundle| &bundle.anchors) {
+            if anchor.not_after <= *now {
+                warnings.push(format!("the anchor {} ended at {}", anchor.subject, rfc3339(anchor.not_after)));
+            } else if anchor.not_after <= *now + ANCHOR_WARNING {
+                warnings.push(format!("the anchor {} ends at {}", anchor.subject, rfc3339(anchor.not_after)));
+            }
+        }
+        let served =
+            |leaf: &Result<String, String>| leaf.as_ref().ok().map(|sha256| ServedLeaf { sha256: sha256.clone() });
+        Self {
+            state,
+            reasons,
+            warnings,
+            leaf: generation.as_ref().map(LeafStatus::of),
+            served: (!matches!(observed.presence, Presence::Absent(_))).then(|| ServedStatus {
+                client: served(&observed.client),
+                route: served(&observed.route),
+                confirmed_at: findings.confirmed_at,
+            }),
+            trust: bundle.as_ref().map(TrustStatus::of),
+            peers: routes(&findings),
+            nats: NatsStatus {
+                pid: if let Presence::Running(pid) = observed.presence { Some(pid) } else { None },
+                version: observed.varz.as_ref().map(|varz| varz.version.clone()),
+                config_digest: observed.varz.as_ref().and_then(|varz| varz.config_digest.clone()),
+            },
+            node: findings.node,
+            renewal: findings.renewal,
+        }
+    }
+}
+
+impl NodeStatus {
+    /// What a node says of itself.
+    #[must_use]
+    pub fn of(node: &Node) -> Self {
+        let others = node.sans.ips.iter().copied().filter(|ip| *ip != node.address);
+        Self {
+            name: node.name.clone(),
+            addresses: std::iter::once(node.address).chain(others).collect(),
+            dns_names: node.sans.dns.iter().map(|name| name.as_str().to_owned()).collect(),
+        }
+    }
+}
+
+impl LeafStatus {
+    fn of(generation: &Generation) -> Self {
+        let leaf = &generation.chain.leaf;
+        let names = leaf.sans.dns.iter().map(|name| name.as_str().to_owned());
+        Self {
+            serial: leaf.serial.clone(),
+            not_before: leaf.not_before,
+            not_after: leaf.not_after,
+            issuer: leaf.issuer.clone(),
+            sans: names.chain(leaf.sans.ips.iter().map(ToString::to_string)).collect(),
+            sha256: leaf.sha256.clone(),
+            generation: generation.number,
+        }
+    }
+}
+
+impl TrustStatus {
+    fn of(bundle: &TrustBundle) -> Self {
+        let anchors = bundle.anchors.iter().map(|anchor| AnchorStatus {
+            subject: anchor.subject.clone(),
+            sha256: anchor.sha256.clone(),
+            not_after: anchor.not_after,
+        });
+        Self { anchors: anchors.collect(), source: bundle.source.clone(), version: bundle.version.clone() }
+    }
+}
+
+/// Which peers nats-server has a route to. It names a remote by its server name, and by its address where this node
+/// dialled; a remote that dialled from another address can only be counted.
+fn routes(findings: &Findings) -> Vec<PeerStatus> {
+    let is_self = |id: &str, ip: IpAddr| {
+        Some(id) == findings.instance_id.as_deref() || id == findings.node.name || findings.node.addresses.contains(&ip)
+    };
+    let remotes = findings.observed.routez.as_ref().map(Routez::remotes);
+    let all_up = remotes.as_ref().is_some_and(|remotes| remotes.len() + 1 >= findings.peers.0.len());
+    let named: BTreeSet<&str> = remotes.iter().flatten().map(|(_, (name, _))| *name).collect();
+    let addresses: BTreeSet<IpAddr> = remotes.iter().flatten().flat_map(|(_, (_, ips))| ips.iter().copied()).collect();
+    let route = |id: &str, ip: IpAddr| match &remotes {
+        _ if is_self(id, ip) => Route::Up,
+        Some(_) if all_up || named.contains(id) || addresses.contains(&ip) => Route::Up,
+        Some(remotes) if remotes.is_empty() || id.starts_with("i-") => Route::Down,
+        _ => Route::Unknown,
+    };
+    let peers = findings.peers.0.values().map(|peer| PeerStatus {
+        id: peer.id.clone(),
+        address: peer.address.to_string(),
+        state: peer.state.clone(),
+        route: route(&peer.id, peer.address.ip()),
+    });
+    peers.collect()
+}
+
+/// RFC 3339 in UTC, to the second.
+#[must_use]
+pub fn rfc3339(time: OffsetDateTime) -> String {
+    let format = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+    time.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_else(|_| time.to_string())
+}

@@ -1,0 +1,435 @@
+//! The anchors.
+
+use time::OffsetDateTime;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::error::X509Error;
+use x509_parser::extensions::ParsedExtension;
+
+use super::pem::{self, PemError};
+use super::{MAX_ANCHORS, MAX_BUNDLE, x509};
+use crate::digest::sha256_hex;
+
+/// The anchors that a node accepts certificates from, as nats-server's `ca_file` holds them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustBundle {
+    /// At least one, without duplicates, in the source's order.
+    pub anchors: Vec<Anchor>,
+    /// Where the bundle came from: a secret's name, a file's path, `issuer`.
+    pub source: String,
+    /// The source's version: Secrets Manager's `VersionId`, or the content's SHA-256; with `+kept` where anchors of an
+    /// earlier bundle were kept.
+    pub version: String,
+}
+
+/// One trusted CA certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Anchor {
+    /// DER.
+    pub der: Vec<u8>,
+    /// The subject, for people.
+    pub subject: String,
+    /// SHA-256 of the DER, hexadecimal.
+    pub sha256: String,
+    /// When the CA ends.
+    pub not_after: OffsetDateTime,
+}
+
+/// Why a bundle can't be used. One bad block refuses the whole: nats-server would skip it silently.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// Larger than any bundle.
+    #[error(
+        "the bundle is {size} bytes long, and at most {MAX_BUNDLE} are read; leave in it only the CAs of this cluster"
+    )]
+    TooLarge {
+        /// Its size in bytes.
+        size: usize,
+    },
+    /// No certificate at all.
+    #[error(
+        "the bundle holds no certificate; put the CA's certificate there, a block that begins with \"-----BEGIN CERTIFICATE-----\""
+    )]
+    Empty,
+    /// More anchors than a cluster can need.
+    #[error("the bundle holds more than {MAX_ANCHORS} certificates; leave in it only the CAs of this cluster")]
+    TooMany,
+    /// The PEM text is damaged.
+    #[error("{0}")]
+    Pem(PemError),
+    /// A block is no usable CA certificate.
+    #[error("block {number} (line {line}{}) {fault}", subject.as_ref().map(|name| format!(", {name}")).unwrap_or_default())]
+    Anchor {
+        /// The block, counted from 1.
+        number: usize,
+        /// The line of its BEGIN, counted from 1.
+        line: usize,
+        /// The subject, where it could be read.
+        subject: Option<String>,
+        /// What is wrong.
+        fault: AnchorFault,
+    },
+}
+
+/// What is wrong with a certificate that should be an anchor.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AnchorFault {
+    /// Not X.509 in DER.
+    #[error("is damaged: its content is not an X.509 certificate; copy it again")]
+    Der,
+    /// Bytes follow the certificate.
+    #[error("has {count} bytes after its certificate; copy it again")]
+    Trailing {
+        /// How many.
+        count: usize,
+    },
+    /// No CA bit.
+    #[error(
+        "is not a CA certificate (basicConstraints does not say CA:TRUE), so nothing can chain to it; put the certificate of the CA that signs in its place"
+    )]
+    NotCa,
+    /// The CA may not sign certificates.
+    #[error("is a CA whose key usage lacks keyCertSign, so nothing can chain to it; have the CA certificate made anew")]
+    KeyUsage,
+    /// Go doesn't read a certificate with a key on a curve that it doesn't know (`crypto/x509`, `parsePublicKey`).
+    #[error(
+        "has a key of an unknown kind, so nothing can chain to it; use a CA with an RSA key, or one on P-256, P-384 or P-521"
+    )]
+    Algorithm,
+    /// The certificate is altered.
+    #[error("is damaged: it is self-signed, and its signature does not match its content; copy it again")]
+    Signature,
+    /// Go 1.23 and later, and with them nats-server, don't read such a certificate (`crypto/x509`, go1.23 notes).
+    #[error("has a negative serial number, so nats-server would skip it; have the CA certificate made anew")]
+    Serial,
+}
+
+impl TrustBundle {
+    /// Reads a PEM bundle. Text between blocks is comment; duplicates are dropped; expired anchors are kept, since
+    /// dropping them is for whoever owns the bundle to decide.
+    pub fn parse(pem: &[u8], source: &str, version: &str) -> Result<Self, BundleError> {
+        if pem.len() > MAX_BUNDLE {
+            return Err(BundleError::TooLarge { size: pem.len() });
+        }
+        let mut anchors: Vec<Anchor> = Vec::new();
+        for block in pem::certificates(pem).map_err(BundleError::Pem)? {
+            let anchor = Anchor::parse(block.der).map_err(|(subject, fault)| BundleError::Anchor {
+                number: block.number,
+                line: block.line,
+                subject,
+                fault,
+            })?;
+            if !anchors.contains(&anchor) {
+                anchors.push(anchor);
+            }
+            if anchors.len() > MAX_ANCHORS {
+                return Err(BundleError::TooMany);
+            }
+        }
+        if anchors.is_empty() {
+            return Err(BundleError::Empty);
+        }
+        Ok(Self { anchors, source: source.to_owned(), version: version.to_owned() })
+    }
+
+    /// The bundle as nats-server's `ca_file`: the same anchors always give the same text.
+    #[must_use]
+    pub fn to_pem(&self) -> String {
+        self.anchors.iter().map(|anchor| pem::encode(&anchor.der)).collect()
+    }
+
+    /// This bundle and those anchors of `before` that are still needed (invariant 5).
+    #[must_use]
+    pub fn keeping(&self, before: &Self, needed: impl Fn(&Anchor) -> bool) -> Self {
+        let mut bundle = self.clone();
+        bundle.anchors.extend(
+            before
+                .anchors
+                .iter()
+                .filter(|anchor| !self.anchors.iter().any(|own| own.der == anchor.der) && needed(anchor))
+                .cloned(),
+        );
+        if bundle.anchors.len() > self.anchors.len() && !bundle.version.ends_with("+kept") {
+            bundle.version.push_str("+kept");
+        }
+        bundle
+    }
+}
+
+impl Anchor {
+    /// Reads one CA certificate; on failure with its subject, where that could be read.
+    fn parse(der: Vec<u8>) -> Result<Self, (Option<String>, AnchorFault)> {
+        let certificate = x509::read(&der).map_err(|fault| match fault {
+            x509::DerFault::Unreadable => (None, AnchorFault::Der),
+            x509::DerFault::Trailing { count, subject } => (Some(subject), AnchorFault::Trailing { count }),
+        })?;
+        let subject = x509::name(certificate.subject());
+        if let Err(fault) = check(&certificate, &der) {
+            return Err((Some(subject), fault));
+        }
+        let not_after = certificate.validity().not_after.to_datetime();
+        let sha256 = sha256_hex(&der);
+        Ok(Self { der, subject, sha256, not_after })
+    }
+}
+
+/// Whether webpki and Go's verifier can both use the certificate as an anchor.
+fn check(certificate: &X509Certificate<'_>, der: &[u8]) -> Result<(), AnchorFault> {
+    let constraints = certificate.basic_constraints().map_err(|_| AnchorFault::Der)?;
+    if !constraints.is_some_and(|constraints| constraints.value.ca) {
+        return Err(AnchorFault::NotCa);
+    }
+    let usage = certificate.key_usage().map_err(|_| AnchorFault::Der)?;
+    if usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
+        return Err(AnchorFault::KeyUsage);
+    }
+    if certificate.tbs_certificate.raw_serial().first().is_some_and(|byte| byte & 0x80 != 0) {
+        return Err(AnchorFault::Serial);
+    }
+    // The algorithms that can't be verified here pass: a wrong signature alone is proof of damage.
+    if is_self_signed(certificate)
+        && matches!(certificate.verify_signature(None), Err(X509Error::SignatureVerificationError))
+    {
+        return Err(AnchorFault::Signature);
+    }
+    let der = der.into();
+    let anchor = webpki::anchor_from_trusted_cert(&der).map_err(|_| AnchorFault::Der)?;
+    if has_known_algorithm(&anchor.subject_public_key_info) { Ok(()) } else { Err(AnchorFault::Algorithm) }
+}
+
+/// Whether the key, the content of a `SubjectPublicKeyInfo`, is of a kind that signatures can be verified with.
+fn has_known_algorithm(key: &[u8]) -> bool {
+    let [0x30, length, rest @ ..] = key else { return false };
+    let identifier = rest.get(..usize::from(*length));
+    webpki::ALL_VERIFICATION_ALGS.iter().any(|algorithm| identifier == Some(algorithm.public_key_alg_id().as_ref()))
+}
+
+/// Whether the certificate claims to be signed with its own key: by its key identifiers, or else by its names. One that
+/// a CA issued to itself when it changed its key has the same names and another authority key identifier (RFC 5280,
+/// section 3.2).
+fn is_self_signed(certificate: &X509Certificate<'_>) -> bool {
+    let (mut own, mut authority) = (None, None);
+    for extension in certificate.extensions() {
+        match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => own = Some(id.0),
+            ParsedExtension::AuthorityKeyIdentifier(id) => authority = id.key_identifier.as_ref().map(|id| id.0),
+            _ => {}
+        }
+    }
+    match authority {
+        Some(authority) => own == Some(authority),
+        None => certificate.subject().as_raw() == certificate.issuer().as_raw(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::pki::{Ca, key};
+    use super::super::{PemFault, pem};
+    use super::*;
+
+    fn parse(text: &str) -> Result<TrustBundle, BundleError> {
+        TrustBundle::parse(text.as_bytes(), "file", "1")
+    }
+
+    fn message(text: &str) -> String {
+        parse(text).unwrap_err().to_string()
+    }
+
+    fn subjects(bundle: &TrustBundle) -> Vec<&str> {
+        bundle.anchors.iter().map(|anchor| anchor.subject.as_str()).collect()
+    }
+
+    #[test]
+    fn reads_roots_and_intermediates_among_comments_and_carriage_returns() {
+        let root = Ca::root("one");
+        let below = root.below("two");
+        let text = format!("# our roots\n------\n{}\r\nCN=two\r\n  {}\n", root.pem.replace('\n', "\r\n"), below.pem);
+        let bundle = parse(&text).unwrap();
+        assert_eq!(subjects(&bundle), ["CN=one", "CN=two"]);
+        assert_eq!(bundle.anchors[0].der, root.der);
+        assert_eq!(bundle.anchors[0].sha256, sha256_hex(&root.der));
+        assert_eq!(bundle.to_pem(), root.pem + &below.pem);
+    }
+
+    #[test]
+    fn drops_duplicates_and_keeps_the_order() {
+        let (one, two) = (Ca::root("one"), Ca::root("two"));
+        let bundle = parse(&format!("{}{}{}", two.pem, one.pem, two.pem)).unwrap();
+        assert_eq!(subjects(&bundle), ["CN=two", "CN=one"]);
+    }
+
+    #[test]
+    fn keeps_an_expired_anchor() {
+        let old = Ca::root_with("old", |params| params.not_after = params.not_before + time::Duration::days(1));
+        assert_eq!(subjects(&parse(&old.pem).unwrap()), ["CN=old"]);
+    }
+
+    #[test]
+    fn a_bundle_without_a_certificate_is_refused() {
+        assert!(matches!(parse("").unwrap_err(), BundleError::Empty));
+        assert!(matches!(parse("no CA yet\n").unwrap_err(), BundleError::Empty));
+    }
+
+    #[test]
+    fn a_damaged_block_is_named_by_number_and_line() {
+        let (one, two) = (Ca::root("one").pem, Ca::root("two").pem);
+        let second = one.lines().count() + 1;
+        let cases = [
+            (two.replace("-----END CERTIFICATE-----\n", ""), PemFault::Unclosed),
+            (two.replace("-----BEGIN CERTIFICATE-----\n", ""), PemFault::Stray),
+            (two.replacen("-----BEGIN", "----BEGIN", 1), PemFault::Boundary),
+            (two.replacen("BEGIN CERTIFICATE-----", "BEGIN CERTIFICATE", 1), PemFault::Boundary),
+            (
+                two.replacen("CERTIFICATE", "TRUSTED CERTIFICATE", 1),
+                PemFault::Label { label: "TRUSTED CERTIFICATE".into() },
+            ),
+            (two.replacen("MII", "M%I", 1), PemFault::Base64),
+            ("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".to_owned(), PemFault::Base64),
+            ("-----END CERTIFICATE-----\n".to_owned(), PemFault::Unopened),
+        ];
+        for (broken, expected) in cases {
+            match parse(&format!("{one}{broken}")).unwrap_err() {
+                BundleError::Pem(error) => {
+                    assert_eq!(error, PemError { number: 2, line: second, fault: expected });
+                }
+                other => panic!("{other} instead of {expected}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_cut_short_by_the_next_one_is_refused() {
+        let (one, two) = (Ca::root("one").pem, Ca::root("two").pem);
+        let cut = one.replace("-----END CERTIFICATE-----\n", "");
+        assert_eq!(
+            message(&format!("{cut}{two}")),
+            "block 1 (line 1) begins and is never closed by \"-----END CERTIFICATE-----\": it was cut short; copy it whole"
+        );
+    }
+
+    #[test]
+    fn a_certificate_that_is_damaged_inside_is_named_with_its_subject() {
+        let one = Ca::root("one");
+        let mut altered = one.der.clone();
+        *altered.last_mut().unwrap() ^= 1;
+        let mut longer = one.der.clone();
+        longer.extend([0, 0]);
+        let truncated = &one.der[..one.der.len() - 1];
+        assert_eq!(
+            message(&pem::encode(&altered)),
+            "block 1 (line 1, CN=one) is damaged: it is self-signed, and its signature does not match its content; copy it again"
+        );
+        assert_eq!(
+            message(&pem::encode(&longer)),
+            "block 1 (line 1, CN=one) has 2 bytes after its certificate; copy it again"
+        );
+        assert_eq!(
+            message(&pem::encode(truncated)),
+            "block 1 (line 1) is damaged: its content is not an X.509 certificate; copy it again"
+        );
+    }
+
+    #[test]
+    fn what_is_no_ca_is_refused() {
+        let root = Ca::root("one");
+        let leaf = root.leaf(&key().0).pem();
+        assert!(message(&leaf).contains("is not a CA certificate"), "{}", message(&leaf));
+        let mute = Ca::root_with("mute", |params| params.key_usages = vec![rcgen::KeyUsagePurpose::CrlSign]).pem;
+        assert!(message(&mute).contains("lacks keyCertSign"), "{}", message(&mute));
+    }
+
+    #[test]
+    fn invariant_01_a_private_key_in_a_bundle_is_called_out_and_not_shown() {
+        let (key, pem) = key();
+        let text = message(&format!("{}{}", Ca::root("one").pem, pem.expose()));
+        assert!(text.starts_with("block 2 (line ") && text.contains("is a private key"), "{text}");
+        let secret = aws_smithy_types::base64::encode(key.serialized_der());
+        for broken in [pem.expose().replace("-----\n", "-----"), pem.expose().replacen("-----", "----", 1)] {
+            assert!(!format!("{:?}", parse(&broken).unwrap_err()).contains(&secret[..20]));
+        }
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        let one = Ca::root("one").pem;
+        let text = format!("{}\n{one}", "a".repeat(MAX_BUNDLE));
+        assert!(matches!(parse(&text).unwrap_err(), BundleError::TooLarge { .. }));
+        let root = Ca::root("root");
+        let many: String = (0..=MAX_ANCHORS).map(|number| root.below(&format!("ca {number}")).pem).collect();
+        assert!(matches!(parse(&many).unwrap_err(), BundleError::TooMany));
+    }
+
+    #[test]
+    fn invariant_05_keeps_the_anchors_that_are_still_needed() {
+        let (old, gone, new) = (Ca::root("old"), Ca::root("gone"), Ca::root("new"));
+        let before = parse(&format!("{}{}", old.pem, gone.pem)).unwrap();
+        let after = TrustBundle::parse(new.pem.as_bytes(), "file", "2").unwrap();
+        let kept = after.keeping(&before, |anchor| anchor.subject == "CN=old");
+        assert_eq!(subjects(&kept), ["CN=new", "CN=old"]);
+        assert_eq!(kept.version, "2+kept");
+        assert_eq!(after.keeping(&before, |_| false), after);
+        assert_eq!(before.keeping(&before, |_| true), before);
+    }
+
+    /// Certificates are slow to make, and the properties need many.
+    static SOME: std::sync::LazyLock<Vec<Ca>> = std::sync::LazyLock::new(|| {
+        let root = Ca::root_with("root", |params| params.use_authority_key_identifier_extension = true);
+        let below = ["a", "b", "c"].map(|name| root.below(name));
+        std::iter::once(root).chain(below).collect()
+    });
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(picks in prop::collection::vec(0..SOME.len(), 1..12), comment in "[^-M]{0,40}") {
+            let text: String = picks.iter().flat_map(|pick| [&SOME[*pick].pem, "\n", &comment, "\n"]).collect();
+            let bundle = parse(&text).unwrap();
+            prop_assert_eq!(&parse(&bundle.to_pem()).unwrap(), &bundle);
+            prop_assert!(picks.iter().all(|pick| bundle.anchors.iter().any(|anchor| anchor.der == SOME[*pick].der)));
+        }
+
+        #[test]
+        fn no_altered_byte_loses_an_anchor(position in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let text: String = SOME.iter().flat_map(|ca| ["# a CA\n", &ca.pem]).collect();
+            let mut bytes = text.into_bytes();
+            let position = position.index(bytes.len());
+            bytes[position] = byte;
+            if let Ok(bundle) = TrustBundle::parse(&bytes, "file", "1") {
+                prop_assert_eq!(bundle.anchors.len(), SOME.len());
+                // Damage shows where a certificate is signed with its own key.
+                let identity = |der: &[u8]| {
+                    let ca = x509::read(der).ok()?;
+                    Some((ca.subject().as_raw().to_owned(), ca.public_key().raw.to_owned()))
+                };
+                prop_assert_eq!(identity(&bundle.anchors[0].der), identity(&SOME[0].der));
+            }
+        }
+
+        #[test]
+        fn no_lost_line_loses_an_anchor(line in any::<prop::sample::Index>()) {
+            let text: String = SOME.iter().map(|ca| ca.pem.as_str()).collect();
+            let mut lines: Vec<&str> = text.lines().collect();
+            lines.remove(line.index(lines.len()));
+            prop_assert!(parse(&lines.join("\n")).is_err());
+        }
+
+        #[test]
+        fn no_truncation_loses_an_anchor(end in any::<prop::sample::Index>()) {
+            let text: String = SOME.iter().map(|ca| ca.pem.as_str()).collect();
+            let end = end.index(text.len());
+            if let Ok(bundle) = parse(&text[..end]) {
+                let whole = text[..end].matches("-----END CERTIFICATE-----").count();
+                prop_assert_eq!(bundle.anchors.len(), whole);
+                prop_assert_eq!(text[..end].matches("-----BEGIN").count(), whole);
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            prop_assert!(TrustBundle::parse(&bytes, "file", "1").is_err());
+            let block = pem::encode(&bytes);
+            prop_assert!(parse(&block).is_err());
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! A cluster of nodes on loopback, each with an address of its own as a host has, an agent and a nats-server. They share
+//! the embedded CA's directory and a static list of peers.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::agent::Agent;
+use crate::loopback::Block;
+use crate::nats_server::{Launch, NatsServer};
+use crate::traffic::{ClientTls, Endpoint};
+use crate::{Failure, eventually};
+
+/// A node's first pass signs a certificate and runs `nats-server -t`.
+const COMMIT_WITHIN: Duration = Duration::from_secs(30);
+
+/// What all nodes have in common.
+#[derive(Debug)]
+pub struct Cluster {
+    directory: PathBuf,
+    agent: PathBuf,
+    nats_server: PathBuf,
+    /// How long a leaf lives, as `issuer.validity` writes it.
+    pub validity: String,
+    /// Whether clients must present a certificate too.
+    pub client_mtls: bool,
+    block: Block,
+    /// A socket's path has 107 bytes at most (unix(7)), and a clone may lie deep.
+    sockets: TempDir,
+}
+
+impl Cluster {
+    /// A cluster without nodes, which keeps all but its sockets in `directory`.
+    pub fn new(directory: &Path, agent: &Path, nats_server: &Path) -> Result<Self, Failure> {
+        let sockets = tempfile::Builder::new()
+            .prefix("nats-tls-agent-")
+            .tempdir()
+            .map_err(|error| Failure::new("could not make a directory for control sockets").because(error))?;
+        Ok(Self {
+            directory: directory.to_path_buf(),
+            agent: agent.to_path_buf(),
+            nats_server: nats_server.to_path_buf(),
+            validity: "1h".into(),
+            client_mtls: false,
+            block: Block::reserve()?,
+            sockets,
+        })
+    }
+
+    /// Where the embedded CA is.
+    #[must_use]
+    pub fn ca_directory(&self) -> PathBuf {
+        self.directory.join("ca")
+    }
+
+    /// Node `n{number}`, counted from 1, with its directory and no process. Its agent's configuration isn't written yet.
+    pub fn node(&self, number: u8) -> Result<Node, Failure> {
+        let name = format!("n{number}");
+        let directory = self.directory.join(&name);
+        std::fs::create_dir_all(&directory)
+            .map_err(|error| Failure::new(format!("could not make {}", directory.display())).because(error))?;
+        let address = self.block.host(number);
+        let agent = Agent::new(&self.agent, directory.join("agent.toml"), directory.join("agent.log"));
+        Ok(Node {
+            name,
+            address,
+            directory,
+            agent,
+            server: None,
+            ports: std::array::from_fn(|n| self.block.port(u16::try_from(n).unwrap_or(0))),
+        })
+    }
+
+    /// Writes a node's `agent.toml` for these peers, the node itself among them.
+    pub fn configure(&self, node: &Node, peers: &[&Node]) -> Result<(), Failure> {
+        let config = self.config(node, peers.iter().map(|peer| peer.route().to_string()));
+        let path = node.agent.config();
+        std::fs::write(path, config)
+            .map_err(|error| Failure::new(format!("could not write {}", path.display())).because(error))
+    }
+
+    /// Starts nats-server on the configuration that the node's agent has committed.
+    pub async fn start_server(&self, node: &mut Node) -> Result<(), Failure> {
+        node.server = Some(NatsServer::start(node.launch(&self.nats_server)).await?);
+        Ok(())
+    }
+
+    fn config(&self, node: &Node, peers: impl Iterator<Item = String>) -> String {
+        let quoted_peers: Vec<String> = peers.map(|peer| quoted(&peer)).collect();
+        let mut text = String::new();
+        let mut line = |line: std::fmt::Arguments<'_>| {
+            // Writing to a string can't fail.
+            _ = writeln!(text, "{line}");
+        };
+        line(format_args!("[node]\nname = {}\naddresses = [\"{}\"]\n", quoted(&node.name), node.address));
+        line(format_args!("[issuer]\nkind = \"local\"\ndirectory = {}", path(&self.ca_directory())));
+        line(format_args!("validity = {}\n", quoted(&self.validity)));
+        line(format_args!("[trust]\nkind = \"issuer\"\n"));
+        line(format_args!(
+            "[discovery]\nkind = \"static\"\npeers = [{}]\ninterval = \"500ms\"\n",
+            quoted_peers.join(", ")
+        ));
+        line(format_args!("[nats]\nserver = {}\nconfig = {}", path(&self.nats_server), path(&node.nats_config())));
+        line(format_args!(
+            "listen = \"{}\"\ncluster_name = \"loopback\"\ncluster_listen = \"{}\"",
+            node.client(),
+            node.route()
+        ));
+        line(format_args!("monitor_listen = \"{}\"\npid_file = {}", node.monitor(), path(&node.pid_file())));
+        line(format_args!("client_auth = \"{}\"", if self.client_mtls { "mtls" } else { "tls" }));
+        let store = path(&node.directory.join("jetstream"));
+        line(format_args!("jetstream = {{ store_dir = {store}, max_mem = \"64MB\", max_file = \"256MB\" }}\n"));
+        line(format_args!("[state]\ndirectory = {}\n", path(&node.state_directory())));
+        line(format_args!("[control]\nsocket = {}\n", path(&self.sockets.path().join(format!("{}.sock", node.name)))));
+        line(format_args!("[metrics]\nlisten = \"{}\"", node.metrics()));
+        text
+    }
+}
+
+/// One node.
+#[derive(Debug)]
+pub struct Node {
+    /// `server_name`.
+    pub name: String,
+    /// Its own loopback address.
+    pub address: Ipv4Addr,
+    /// Its agent.
+    pub agent: Agent,
+    /// Its nats-server, once started.
+    pub server: Option<NatsServer>,
+    directory: PathBuf,
+    ports: [u16; 4],
+}
+
+impl Node {
+    /// Client listener.
+    #[must_use]
+    pub fn client(&self) -> SocketAddr {
+        SocketAddr::from((self.address, self.ports[0]))
+    }
+
+    /// Route listener.
+    #[must_use]
+    pub fn route(&self) -> SocketAddr {
+        SocketAddr::from((self.address, self.ports[1]))
+    }
+
+    /// Monitoring listener.
+    #[must_use]
+    pub fn monitor(&self) -> SocketAddr {
+        SocketAddr::from((self.address, self.ports[2]))
+    }
+
+    /// The agent's metrics.
+    #[must_use]
+    pub fn metrics(&self) -> SocketAddr {
+        SocketAddr::from((self.address, self.ports[3]))
+    }
+
+    /// The commit point.
+    #[must_use]
+    pub fn nats_config(&self) -> PathBuf {
+        self.directory.join("nats-server.conf")
+    }
+
+    /// The agent's state directory.
+    #[must_use]
+    pub fn state_directory(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    /// nats-server's log.
+    #[must_use]
+    pub fn server_log(&self) -> PathBuf {
+        self.directory.join("nats-server.log")
+    }
+
+    /// Waits until the agent has committed its first configuration, before any nats-server runs.
+    pub async fn committed(&mut self) -> Result<(), Failure> {
+        let config = self.nats_config();
+        let agent = &mut self.agent;
+        eventually(&format!("{}'s first commit", self.name), COMMIT_WITHIN, async || {
+            if let Err(ended) = agent.check_running() {
+                return Ok(Err(ended));
+            }
+            if config.is_file() { Ok(Ok(())) } else { Err(format!("no {}", config.display())) }
+        })
+        .await?
+    }
+
+    /// Waits until the agent calls itself healthy; its status then.
+    pub async fn healthy(&self, within: Duration) -> Result<Value, Failure> {
+        eventually(&format!("{} healthy", self.name), within, async || {
+            let status = self.agent.status().await.map_err(|failure| failure.chain())?;
+            if status["state"] == "healthy" {
+                Ok(status)
+            } else {
+                Err(format!("{}: {}", status["state"], status["reasons"]))
+            }
+        })
+        .await
+    }
+
+    /// Waits until its nats-server has routes with exactly these servers.
+    pub async fn meshed(&self, with: &BTreeSet<String>, within: Duration) -> Result<(), Failure> {
+        let server = self.server.as_ref().ok_or_else(|| Failure::new(format!("{} has no nats-server", self.name)))?;
+        eventually(&format!("{}'s routes", self.name), within, async || {
+            let routes = server.routes().await.map_err(|failure| failure.chain())?;
+            if routes == *with { Ok(()) } else { Err(format!("{routes:?} in place of {with:?}")) }
+        })
+        .await
+    }
+
+    /// Where and how a client reaches it: over TLS, trusting the bundle of the newest generation, with the node's own
+    /// leaf as its certificate where `with_certificate`.
+    pub fn endpoint(&self, with_certificate: bool) -> Result<Endpoint, Failure> {
+        let generation = self.newest_generation()?;
+        let certificate = with_certificate.then(|| (generation.join("cert.pem"), generation.join("key.pem")));
+        Ok(Endpoint { address: self.client(), tls: Some(ClientTls { ca: generation.join("ca.pem"), certificate }) })
+    }
+
+    /// The directory of the newest generation: their names are numbers of one width.
+    pub fn newest_generation(&self) -> Result<PathBuf, Failure> {
+        let generations = self.state_directory().join("generations");
+        let cannot = || Failure::new(format!("could not find a generation in {}", generations.display()));
+        let entries = std::fs::read_dir(&generations).map_err(|error| cannot().because(error))?;
+        let complete =
+            entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| path.join("ca.pem").is_file());
+        complete.max().ok_or_else(cannot)
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.directory.join("nats-server.pid")
+    }
+
+    fn launch(&self, binary: &Path) -> Launch {
+        Launch {
+            binary: binary.to_path_buf(),
+            config: self.nats_config(),
+            pid_file: self.pid_file(),
+            client: self.client(),
+            monitor: self.monitor(),
+            log: self.server_log(),
+        }
+    }
+}
+
+/// A TOML basic string: JSON's escapes are among TOML's.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+fn path(path: &Path) -> String {
+    quoted(&path.display().to_string())
+}

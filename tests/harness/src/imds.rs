@@ -1,0 +1,316 @@
+//! Instance metadata, version 2, of one instance.
+//!
+//! Follows the EC2 user guide: sessions and their headers in "Use the Instance Metadata Service to access instance
+//! metadata"
+//! (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html>), the paths in
+//! "Instance metadata categories"
+//! (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-metadata.html>), the document in "Instance identity
+//! documents" (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.html>), credentials in
+//! "Retrieve security credentials from instance metadata"
+//! (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html>) and the lifecycle
+//! state in "Retrieve the target lifecycle state through instance metadata"
+//! (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/retrieving-target-lifecycle-state-through-imds.html>).
+
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::Failure;
+
+const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
+const TOKEN: &str = "x-aws-ec2-metadata-token";
+/// Six hours, the longest that IMDS grants.
+const LONGEST_TTL: u32 = 21_600;
+
+const MAC: &str = "02:29:96:8f:6a:2d";
+
+/// What instance metadata says.
+#[derive(Clone, Debug)]
+pub struct InstanceFacts {
+    /// `i-…`.
+    pub instance_id: String,
+    /// The Region.
+    pub region: String,
+    /// Addresses of the primary interface; the first IPv4 one is the primary.
+    pub addresses: Vec<IpAddr>,
+    /// The private DNS host name.
+    pub local_hostname: String,
+    /// The role of the instance's profile, if it has one.
+    pub role: Option<String>,
+    /// `autoscaling/target-lifecycle-state`, if the instance is in a group.
+    pub lifecycle_state: Option<String>,
+}
+
+impl InstanceFacts {
+    /// An instance in service, with a profile.
+    #[must_use]
+    pub fn new(instance_id: &str, region: &str, address: IpAddr) -> Self {
+        let domain = if region == "us-east-1" { "ec2.internal".into() } else { format!("{region}.compute.internal") };
+        Self {
+            instance_id: instance_id.into(),
+            region: region.into(),
+            addresses: vec![address],
+            local_hostname: format!("ip-{}.{domain}", address.to_string().replace('.', "-")),
+            role: Some("nats".into()),
+            lifecycle_state: Some("InService".into()),
+        }
+    }
+}
+
+/// How instance metadata can be out of order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// `HttpEndpoint: disabled`: every request is answered with 403.
+    Disabled,
+    /// Every request with a token is answered with this status.
+    Status(u16),
+    /// Every request with a token is answered with 200 and this text.
+    Answer(String),
+}
+
+/// Instance metadata on a free loopback port, gone when dropped.
+#[derive(Debug)]
+pub struct ImdsStub {
+    address: SocketAddr,
+    state: Arc<Mutex<State>>,
+    server: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    facts: InstanceFacts,
+    fault: Option<Fault>,
+    tokens: Vec<String>,
+    asked: Vec<String>,
+}
+
+impl ImdsStub {
+    /// Serves the facts.
+    pub async fn start(facts: InstanceFacts) -> Result<Self, Failure> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .map_err(|error| Failure::new("no port for instance metadata").because(error))?;
+        let address =
+            listener.local_addr().map_err(|error| Failure::new("no address of instance metadata").because(error))?;
+        let state = State { facts, fault: None, tokens: Vec::new(), asked: Vec::new() };
+        let state = Arc::new(Mutex::new(state));
+        let server = tokio::spawn(serve(listener, Arc::clone(&state)));
+        Ok(Self { address, state, server })
+    }
+
+    /// `AWS_EC2_METADATA_SERVICE_ENDPOINT`.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// From now on, or with `None` no longer.
+    pub fn set_fault(&self, fault: Option<Fault>) {
+        lock(&self.state).fault = fault;
+    }
+
+    /// Changes what is served.
+    pub fn change(&self, change: impl FnOnce(&mut InstanceFacts)) {
+        change(&mut lock(&self.state).facts);
+    }
+
+    /// The paths that were asked for with a valid token, in order.
+    #[must_use]
+    pub fn asked(&self) -> Vec<String> {
+        lock(&self.state).asked.clone()
+    }
+}
+
+impl Drop for ImdsStub {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
+    // Connections end with the server: the set is dropped with this task.
+    let mut connections = tokio::task::JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        let state = Arc::clone(&state);
+        connections.spawn(async move {
+            let answer = service_fn(|request: Request<Incoming>| {
+                let answer = lock(&state).answer(&request);
+                async { Ok::<_, Infallible>(answer) }
+            });
+            // A client that goes away is none of our business.
+            drop(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await);
+        });
+    }
+}
+
+impl State {
+    fn answer(&mut self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if self.fault == Some(Fault::Disabled) {
+            return status(StatusCode::FORBIDDEN);
+        }
+        if request.uri().path() == "/latest/api/token" {
+            return self.token(request);
+        }
+        let header = request.headers().get(TOKEN).and_then(|token| token.to_str().ok());
+        if !header.is_some_and(|token| self.tokens.iter().any(|known| known == token)) {
+            return status(StatusCode::UNAUTHORIZED);
+        }
+        if request.method() != Method::GET {
+            return status(StatusCode::METHOD_NOT_ALLOWED);
+        }
+        let path = request.uri().path().to_owned();
+        let found = self.facts.find(&path);
+        self.asked.push(path);
+        match &self.fault {
+            Some(Fault::Status(code)) => {
+                status(StatusCode::from_u16(*code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR))
+            }
+            Some(Fault::Answer(text)) => Response::new(Full::from(text.clone())),
+            _ => found.map_or_else(|| status(StatusCode::NOT_FOUND), |text| Response::new(Full::from(text))),
+        }
+    }
+
+    fn token(&mut self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.method() != Method::PUT {
+            return status(StatusCode::METHOD_NOT_ALLOWED);
+        }
+        let ttl = request.headers().get(TOKEN_TTL).and_then(|ttl| ttl.to_str().ok()?.parse::<u32>().ok());
+        let Some(ttl) = ttl.filter(|ttl| (1..=LONGEST_TTL).contains(ttl)) else {
+            return status(StatusCode::BAD_REQUEST);
+        };
+        let token = format!("AQAEAF{:08x}==", self.tokens.len());
+        self.tokens.push(token.clone());
+        let mut answer = Response::new(Full::from(token));
+        answer.headers_mut().insert(TOKEN_TTL, ttl.into());
+        answer
+    }
+}
+
+impl InstanceFacts {
+    fn find(&self, path: &str) -> Option<String> {
+        let lines = |v4: bool| {
+            let some: Vec<String> =
+                self.addresses.iter().filter(|ip| ip.is_ipv4() == v4).map(ToString::to_string).collect();
+            (!some.is_empty()).then(|| some.join("\n"))
+        };
+        let primary = self.addresses.iter().find(|ip| ip.is_ipv4()).map(ToString::to_string);
+        if path == "/latest/dynamic/instance-identity/document" {
+            return Some(self.document(primary.as_deref()));
+        }
+        let path = path.strip_prefix("/latest/meta-data/")?.trim_end_matches('/');
+        if let Some(role) = path.strip_prefix("iam/security-credentials/") {
+            return (Some(role) == self.role.as_deref()).then(credentials);
+        }
+        if let Some(interface) = path.strip_prefix("network/interfaces/macs/") {
+            return match interface.strip_prefix(MAC)? {
+                "/local-ipv4s" => lines(true),
+                "/ipv6s" => lines(false),
+                _ => None,
+            };
+        }
+        match path {
+            "instance-id" => Some(self.instance_id.clone()),
+            "local-ipv4" => primary,
+            "local-hostname" | "hostname" => Some(self.local_hostname.clone()),
+            "mac" => Some(MAC.into()),
+            "network/interfaces/macs" => Some(format!("{MAC}/")),
+            "placement/region" => Some(self.region.clone()),
+            "placement/availability-zone" => Some(format!("{}a", self.region)),
+            "iam/security-credentials" => self.role.clone(),
+            "autoscaling/target-lifecycle-state" => self.lifecycle_state.clone(),
+            _ => None,
+        }
+    }
+
+    fn document(&self, primary: Option<&str>) -> String {
+        json!({
+            "accountId": "123456789012",
+            "architecture": "x86_64",
+            "availabilityZone": format!("{}a", self.region),
+            "billingProducts": null,
+            "devpayProductCodes": null,
+            "marketplaceProductCodes": null,
+            "imageId": "ami-5fb8c835",
+            "instanceId": self.instance_id,
+            "instanceType": "t3.micro",
+            "kernelId": null,
+            "pendingTime": "2026-01-19T16:32:11Z",
+            "privateIp": primary,
+            "ramdiskId": null,
+            "region": self.region,
+            "version": "2017-09-30",
+        })
+        .to_string()
+    }
+}
+
+/// The access key id is the one that AWS's own documentation uses. They don't expire while a test runs.
+fn credentials() -> String {
+    json!({
+        "Code": "Success",
+        "LastUpdated": "2026-01-01T00:00:00Z",
+        "Type": "AWS-HMAC",
+        "AccessKeyId": "ASIAIOSFODNN7EXAMPLE",
+        "SecretAccessKey": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+        "Token": "token",
+        "Expiration": "2099-01-01T00:00:00Z",
+    })
+    .to_string()
+}
+
+fn status(code: StatusCode) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::from(code.canonical_reason().unwrap_or_default()));
+    *answer.status_mut() = code;
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    async fn ask(imds: &ImdsStub, request: &str, header: &str) -> String {
+        let mut stream = TcpStream::connect(imds.address).await.unwrap();
+        let text = format!("{request} HTTP/1.1\r\nHost: imds\r\nConnection: close\r\n{header}\r\n");
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn nothing_is_said_without_a_session() {
+        let facts = InstanceFacts::new("i-0123456789abcdef0", "eu-west-1", IpAddr::from([10, 0, 1, 5]));
+        let imds = ImdsStub::start(facts).await.unwrap();
+        let id = "GET /latest/meta-data/instance-id";
+        assert!(ask(&imds, id, "").await.starts_with("HTTP/1.1 401"));
+        assert!(ask(&imds, id, "x-aws-ec2-metadata-token: guessed\r\n").await.starts_with("HTTP/1.1 401"));
+        assert!(ask(&imds, "PUT /latest/api/token", "").await.starts_with("HTTP/1.1 400"));
+        assert!(imds.asked().is_empty());
+
+        let session = ask(&imds, "PUT /latest/api/token", &format!("{TOKEN_TTL}: 60\r\n")).await;
+        assert!(session.contains(&format!("{TOKEN_TTL}: 60")), "{session}");
+        let token = session.rsplit_once("\r\n").unwrap().1;
+        let header = format!("{TOKEN}: {token}\r\n");
+        assert!(ask(&imds, id, &header).await.ends_with("\r\n\r\ni-0123456789abcdef0"));
+        let state = ask(&imds, "GET /latest/meta-data/autoscaling/target-lifecycle-state", &header).await;
+        assert!(state.ends_with("InService"), "{state}");
+        assert!(ask(&imds, "GET /latest/meta-data/iam/security-credentials/nats", &header).await.contains("2099"));
+        assert!(ask(&imds, "GET /latest/user-data", &header).await.starts_with("HTTP/1.1 404"));
+    }
+}

@@ -1,0 +1,171 @@
+//! Loopback ports and addresses that no other test, in this process or another, uses at the same time.
+//!
+//! A block is reserved by an advisory lock on a file, which the kernel releases when its holder ends, however it ends.
+//! Ports lie below the range that Linux gives to outgoing connections (32768 and up), so that none of those is in the way.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use crate::Failure;
+
+const FIRST_PORT: u16 = 20_000;
+const PORTS: u16 = 16;
+const BLOCKS: u8 = u8::MAX;
+
+/// A reserved block: up to 16 ports, and the loopback network `127.100.BLOCK.0/24` for nodes that should look like
+/// hosts of their own, each with the same ports. Free again when dropped.
+#[derive(Debug)]
+pub struct Block {
+    number: u8,
+    _lock: File,
+}
+
+impl Block {
+    /// The next block that nobody has and whose ports are free.
+    ///
+    /// # Errors
+    /// When the lock files can't be made, or all 255 blocks are taken.
+    pub fn reserve() -> Result<Self, Failure> {
+        Self::reserve_in(&lock_directory())
+    }
+
+    fn reserve_in(locks: &Path) -> Result<Self, Failure> {
+        let cannot = |path: &Path| Failure::new(format!("could not reserve ports by a lock on {}", path.display()));
+        std::fs::create_dir_all(locks).map_err(|error| cannot(locks).because(error))?;
+        // Another start for each process, so that ports rest a while before they are used again.
+        let start = std::process::id().wrapping_mul(7) % u32::from(BLOCKS);
+        for number in (0..BLOCKS).map(|n| u8::try_from((u32::from(n) + start) % u32::from(BLOCKS)).unwrap_or(n)) {
+            let path = locks.join(number.to_string());
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)
+                .map_err(|error| cannot(&path).because(error))?;
+            match file.try_lock() {
+                Ok(()) => {
+                    let block = Self { number, _lock: file };
+                    if block.is_free() {
+                        return Ok(block);
+                    }
+                }
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(cannot(&path).because(error)),
+            }
+        }
+        Err(Failure::new(format!(
+            "all {BLOCKS} blocks of ports from {FIRST_PORT} on are taken; see who holds the locks in {}",
+            locks.display()
+        )))
+    }
+
+    /// One of the block's ports, `index` from 0 to 15; a higher one begins again at 0.
+    #[must_use]
+    pub fn port(&self, index: u16) -> u16 {
+        FIRST_PORT + u16::from(self.number) * PORTS + index % PORTS
+    }
+
+    /// The address of host `number` in the block's own loopback network.
+    #[must_use]
+    pub fn host(&self, number: u8) -> Ipv4Addr {
+        Ipv4Addr::new(127, 100, self.number, number)
+    }
+
+    /// Programs that know nothing of our locks may listen there.
+    fn is_free(&self) -> bool {
+        (0..PORTS).all(|index| TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port(index)))).is_ok())
+    }
+}
+
+/// Ports of 127.0.0.1, reserved as long as this lives.
+#[derive(Debug)]
+pub struct Ports {
+    blocks: Vec<Block>,
+    numbers: Vec<u16>,
+}
+
+impl Ports {
+    /// The ports, as many as were asked for.
+    #[must_use]
+    pub fn numbers(&self) -> &[u16] {
+        &self.numbers
+    }
+
+    /// The blocks that they come from.
+    #[must_use]
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+}
+
+/// Reserves ports of 127.0.0.1.
+pub fn free_ports(count: usize) -> Result<Ports, Failure> {
+    let mut ports = Ports { blocks: Vec::new(), numbers: Vec::with_capacity(count) };
+    while ports.numbers.len() < count {
+        let block = Block::reserve()?;
+        ports.numbers.extend((0..PORTS).map(|index| block.port(index)).take(count - ports.numbers.len()));
+        ports.blocks.push(block);
+    }
+    Ok(ports)
+}
+
+/// One for each user, so that nobody is kept out by another's files.
+fn lock_directory() -> PathBuf {
+    std::env::temp_dir().join(format!("nats-tls-agent-ports-{}", rustix::process::getuid().as_raw()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn threads_never_share_a_port() {
+        let held: Vec<Ports> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| free_ports(20).unwrap())).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let distinct: BTreeSet<u16> = held.iter().flat_map(|ports| ports.numbers().iter().copied()).collect();
+        assert_eq!(distinct.len(), 8 * 20);
+    }
+
+    /// `flock(1)`, of util-linux, is the other process.
+    #[test]
+    fn another_process_keeps_its_block_until_it_ends() {
+        let locks = tempfile::tempdir().unwrap();
+        let first = Block::reserve_in(locks.path()).unwrap().number;
+        let mut other = Command::new("flock")
+            .arg(locks.path().join(first.to_string()))
+            .args(["sh", "-c", "echo locked; read _"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(other.stdout.take().unwrap()), &mut line).unwrap();
+        assert_eq!(line, "locked\n");
+        assert_ne!(Block::reserve_in(locks.path()).unwrap().number, first);
+        drop(other.stdin.take());
+        other.wait().unwrap();
+        assert_eq!(Block::reserve_in(locks.path()).unwrap().number, first);
+    }
+
+    #[test]
+    fn a_block_with_a_stranger_on_a_port_is_passed_over() {
+        let first = Block::reserve().unwrap();
+        let stranger = TcpListener::bind((Ipv4Addr::LOCALHOST, first.port(3))).unwrap();
+        assert!(!first.is_free());
+        drop(stranger);
+        assert!(first.is_free());
+    }
+
+    #[test]
+    fn hosts_of_a_block_differ_and_are_loopback() {
+        let block = Block::reserve().unwrap();
+        assert_ne!(block.host(1), block.host(2));
+        assert!(block.host(1).is_loopback());
+    }
+}

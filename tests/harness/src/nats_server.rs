@@ -1,0 +1,163 @@
+//! A real nats-server.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::process::Command;
+
+use crate::process::Process;
+use crate::{Failure, eventually};
+
+const READY_WITHIN: Duration = Duration::from_secs(15);
+const STOP_WITHIN: Duration = Duration::from_secs(15);
+const MONITOR_WITHIN: Duration = Duration::from_secs(5);
+const MONITOR_LIMIT: usize = 4 * 1024 * 1024;
+
+/// What to start, and what its configuration says about where it can be found.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The binary.
+    pub binary: PathBuf,
+    /// Its configuration (`-c`).
+    pub config: PathBuf,
+    /// `pid_file` of the configuration.
+    pub pid_file: PathBuf,
+    /// The client listener of the configuration.
+    pub client: SocketAddr,
+    /// The monitoring listener of the configuration, plain HTTP.
+    pub monitor: SocketAddr,
+    /// Where its output goes.
+    pub log: PathBuf,
+}
+
+/// A running nats-server.
+#[derive(Debug)]
+pub struct NatsServer {
+    process: Process,
+    launch: Launch,
+}
+
+impl NatsServer {
+    /// Starts it and waits until its pid file names it and its client port answers: only then is it safe to signal.
+    ///
+    /// # Errors
+    /// When it ends by itself or isn't ready within 15 seconds, with the end of its log.
+    pub async fn start(launch: Launch) -> Result<Self, Failure> {
+        let mut process =
+            Process::spawn("nats-server", Command::new(&launch.binary).arg("-c").arg(&launch.config), &launch.log)?;
+        let ready = eventually("nats-server's start", READY_WITHIN, async || {
+            // An end is an answer too, and there is no use in waiting further.
+            if let Err(ended) = process.check_running() {
+                return Ok(Err(ended));
+            }
+            let pid = std::fs::read_to_string(&launch.pid_file).map_err(|error| format!("pid file: {error}"))?;
+            if pid.trim().parse().ok() != process.pid() {
+                return Err(format!("the pid file holds {pid:?}"));
+            }
+            TcpStream::connect(launch.client).await.map_err(|error| format!("{}: {error}", launch.client))?;
+            Ok(Ok(()))
+        });
+        ready.await??;
+        Ok(Self { process, launch })
+    }
+
+    /// Its process id, until its end was noticed.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.pid()
+    }
+
+    /// What it was started with.
+    #[must_use]
+    pub fn launch(&self) -> &Launch {
+        &self.launch
+    }
+
+    /// Fails when it has ended, with the end of its log.
+    pub fn check_running(&mut self) -> Result<(), Failure> {
+        self.process.check_running()
+    }
+
+    /// SIGHUP.
+    pub fn reload(&self) -> Result<(), Failure> {
+        self.process.signal(Signal::HUP)
+    }
+
+    /// SIGUSR2: lame duck mode.
+    pub fn lame_duck(&self) -> Result<(), Failure> {
+        self.process.signal(Signal::USR2)
+    }
+
+    /// Any other signal, such as SIGSTOP for a server that hangs.
+    pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
+        self.process.signal(signal)
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub async fn stop(self) -> Result<ExitStatus, Failure> {
+        self.process.stop(STOP_WITHIN).await
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub async fn kill(self) -> Result<ExitStatus, Failure> {
+        self.process.kill().await
+    }
+
+    /// `/varz`.
+    pub async fn varz(&self) -> Result<Value, Failure> {
+        monitor(self.launch.monitor, "/varz").await
+    }
+
+    /// The names of the servers that it has routes with. A route pool counts once.
+    pub async fn routes(&self) -> Result<BTreeSet<String>, Failure> {
+        let answer = monitor(self.launch.monitor, "/routez").await?;
+        let routes = answer["routes"].as_array().map(Vec::as_slice).unwrap_or_default();
+        Ok(routes.iter().filter_map(|route| Some(route["remote_name"].as_str()?.to_owned())).collect())
+    }
+}
+
+/// Asks a monitoring listener over plain HTTP.
+///
+/// # Errors
+/// When there is no answer within 5 seconds, or it is no JSON of at most 4 MiB.
+pub async fn monitor(address: SocketAddr, path: &str) -> Result<Value, Failure> {
+    let asked = tokio::time::timeout(MONITOR_WITHIN, get(address, path));
+    let cannot = |cause: Box<dyn std::error::Error + Send + Sync>| {
+        Failure::new(format!("could not get http://{address}{path}")).because(cause)
+    };
+    asked.await.map_err(|late| cannot(late.into()))?.map_err(cannot)
+}
+
+async fn get(address: SocketAddr, path: &str) -> Result<Value, Box<dyn std::error::Error + Send + Sync>> {
+    let stream = TcpStream::connect(address).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = hyper::Request::get(path)
+        .header(hyper::header::HOST, address.to_string())
+        .header(hyper::header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())?;
+    let answer = async {
+        let body = sender.send_request(request).await?.into_body();
+        let bytes = Limited::new(body, MONITOR_LIMIT).collect().await?.to_bytes();
+        Ok(serde_json::from_slice(&bytes)?)
+    };
+    tokio::pin!(answer, connection);
+    let mut connected = true;
+    loop {
+        tokio::select! {
+            answer = &mut answer => return answer,
+            ended = &mut connection, if connected => {
+                ended?;
+                connected = false;
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! A child process with its output in a file, killed at the latest when dropped.
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
+use tokio::process::{Child, Command};
+
+use crate::Failure;
+
+/// nats-server's signal channel holds one signal, so a SIGTERM right after a burst of others may be lost (`NATS.md`).
+const REPEAT_SIGTERM: Duration = Duration::from_millis(500);
+
+/// A running child.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts the command with standard output and error appended to `log`, and no standard input. It stays in the
+    /// caller's process group, so that whoever ends the group ends it too.
+    pub fn spawn(name: &str, command: &mut Command, log: &Path) -> Result<Self, Failure> {
+        let open = || {
+            OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(log)
+                .map_err(|error| Failure::new(format!("could not open the log {}", log.display())).because(error))
+        };
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(open()?)
+            .stderr(open()?)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| Failure::new(format!("could not start {name} ({command:?})")).because(error))?;
+        Ok(Self { name: name.to_owned(), child, log: log.to_path_buf() })
+    }
+
+    /// The process id, until its end was noticed.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Where its output is.
+    #[must_use]
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Fails when the process has ended, with the end of its log.
+    pub fn check_running(&mut self) -> Result<(), Failure> {
+        match self.child.try_wait() {
+            Ok(None) => Ok(()),
+            Ok(Some(status)) => {
+                Err(Failure::new(format!("{} ended by itself ({status}):\n{}", self.name, tail(&self.log, 20))))
+            }
+            Err(error) => Err(Failure::new(format!("could not look after {}", self.name)).because(error)),
+        }
+    }
+
+    /// Sends a signal; the process is our own child and not yet reaped, so the id can't be another's.
+    pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
+        let pid = self
+            .pid()
+            .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
+            .ok_or_else(|| Failure::new(format!("could not signal {}: it has ended", self.name)))?;
+        rustix::process::kill_process(pid, signal)
+            .map_err(|error| Failure::new(format!("could not send {signal:?} to {}", self.name)).because(error))
+    }
+
+    /// SIGTERM until it ends.
+    ///
+    /// # Errors
+    /// When it still runs after `within`; it is killed then.
+    pub async fn stop(mut self, within: Duration) -> Result<ExitStatus, Failure> {
+        let asked = async {
+            loop {
+                if self.pid().is_some() {
+                    self.signal(Signal::TERM)?;
+                }
+                if let Ok(ended) = tokio::time::timeout(REPEAT_SIGTERM, self.child.wait()).await {
+                    return self.status(ended);
+                }
+            }
+        };
+        if let Ok(ended) = tokio::time::timeout(within, asked).await {
+            return ended;
+        }
+        let failure = Failure::new(format!("{} did not end within {within:?} of SIGTERM; killed it", self.name));
+        self.kill().await?;
+        Err(failure)
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub async fn kill(mut self) -> Result<ExitStatus, Failure> {
+        if self.pid().is_some() {
+            self.signal(Signal::KILL)?;
+        }
+        let ended = self.child.wait().await;
+        self.status(ended)
+    }
+
+    fn status(&self, ended: std::io::Result<ExitStatus>) -> Result<ExitStatus, Failure> {
+        ended.map_err(|error| Failure::new(format!("could not wait for {}", self.name)).because(error))
+    }
+}
+
+/// The last lines of a log; of a log that can't be read, why.
+#[must_use]
+pub fn tail(log: &Path, lines: usize) -> String {
+    match std::fs::read(log) {
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(&bytes);
+            let all: Vec<&str> = text.lines().collect();
+            all[all.len().saturating_sub(lines)..].join("\n")
+        }
+        Err(error) => format!("({}: {error})", log.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, log: &Path) -> Process {
+        Process::spawn("a shell", Command::new("sh").args(["-c", script]), log).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ignores_sigterm_is_killed_and_reported() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let process = shell("trap '' TERM; echo ready; while :; do sleep 0.05; done", &log);
+        crate::eventually("its trap", Duration::from_secs(5), async || {
+            if tail(&log, 1) == "ready" { Ok(()) } else { Err(tail(&log, 1)) }
+        })
+        .await
+        .unwrap();
+        let failure = process.stop(Duration::from_millis(200)).await.unwrap_err();
+        assert!(failure.to_string().contains("killed"), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn an_end_of_its_own_is_reported_with_the_end_of_the_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut process = shell("echo the last word; exit 3", &directory.path().join("log"));
+        let failure = crate::eventually("its end", Duration::from_secs(5), async || match process.check_running() {
+            Ok(()) => Err("runs".to_owned()),
+            Err(failure) => Ok(failure),
+        });
+        assert!(failure.await.unwrap().to_string().contains("the last word"));
+    }
+
+    #[test]
+    fn the_tail_is_the_last_lines() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        std::fs::write(&log, "one\ntwo\nthree\n").unwrap();
+        assert_eq!(tail(&log, 2), "two\nthree");
+        assert!(tail(&directory.path().join("none"), 2).contains("none"));
+    }
+}

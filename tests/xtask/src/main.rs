@@ -1,0 +1,109 @@
+//! The workspace's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask setup`.
+//!
+//! Each brings the set-up that it needs. A machine with Rust, a C compiler and Python is enough.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
+
+mod cargo;
+mod demo;
+mod setup;
+mod test;
+
+use std::fmt;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Demo, tests and their set-up")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Fetch the pinned nats-servers, moto and cargo-nextest into target/tools
+    Setup,
+    /// Set up, then run every test
+    Test {
+        /// For `cargo nextest run`, in place of everything: `cargo xtask test -- -E 'test(traffic)'`
+        #[arg(last = true)]
+        nextest: Vec<String>,
+    },
+    /// Watch a cluster on loopback rotate its certificates and replace a node, under counted traffic
+    Demo {
+        /// How many nodes
+        #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=20))]
+        nodes: u8,
+        /// Leave the cluster up until Ctrl-C, and say how to connect
+        #[arg(long)]
+        keep: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().task {
+        Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
+        Task::Test { nextest } => test::run(&nextest),
+        Task::Demo { nodes, keep } => demo::run(nodes, keep),
+    };
+    done.unwrap_or_else(|failure| {
+        eprintln!("error: {failure}");
+        ExitCode::FAILURE
+    })
+}
+
+/// What was attempted, what came back and what to do next, in one text.
+#[derive(Debug)]
+pub(crate) struct Failure(String);
+
+impl Failure {
+    pub(crate) fn new(attempt: impl fmt::Display) -> Self {
+        Self(attempt.to_string())
+    }
+
+    pub(crate) fn because(self, cause: impl fmt::Display) -> Self {
+        Self(format!("{}: {cause}", self.0))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// Runs `one` and `other` at the same time; the failure of `one` comes first.
+pub(crate) fn both<A: Send>(
+    one: impl FnOnce() -> Result<A, Failure> + Send,
+    other: impl FnOnce() -> Result<(), Failure> + Send,
+) -> Result<A, Failure> {
+    std::thread::scope(|scope| {
+        let other = scope.spawn(other);
+        let one = one();
+        let other = other.join().unwrap_or_else(|_| Err(Failure::new("a thread of the set-up broke")));
+        one.and_then(|one| other.map(|()| one))
+    })
+}
+
+/// A running stopwatch, for people to read.
+#[derive(Clone, Copy)]
+pub(crate) struct Stopwatch(Instant);
+
+impl Stopwatch {
+    #[expect(clippy::disallowed_methods, reason = "it is only shown, and tokio would be all that xtask compiles")]
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(crate) fn read(self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// Seconds to a tenth.
+pub(crate) fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}

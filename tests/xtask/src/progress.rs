@@ -1,0 +1,52 @@
+//! What happens now: one line that moves on a terminal, one plain line for each finished step elsewhere.
+
+use std::future::Future;
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use harness::Failure;
+use tokio::time::Instant;
+
+use crate::setup::seconds;
+
+const REDRAW: Duration = Duration::from_millis(100);
+
+/// Where steps are shown.
+pub(crate) struct Progress {
+    moving: bool,
+}
+
+impl Progress {
+    /// On standard output; it moves where that is a terminal that can erase a line.
+    pub(crate) fn new() -> Self {
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        Self { moving: std::io::stdout().is_terminal() && !dumb }
+    }
+
+    /// Shows a step until it is done. `now` is asked again and again for what it has come to.
+    pub(crate) async fn step<T>(
+        &self,
+        what: &str,
+        now: impl Fn() -> String,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let begun = Instant::now();
+        tokio::pin!(work);
+        let mut redraw = tokio::time::interval(REDRAW);
+        let done = loop {
+            tokio::select! {
+                done = &mut work => break done,
+                _ = redraw.tick(), if self.moving => {
+                    // Without wrapping, or what went over the edge could not be erased.
+                    print!("\r\x1b[2K\x1b[?7l  {what} … {} {}\x1b[?7h", seconds(begun.elapsed()), now());
+                    // A terminal that takes no more text must not stop the work.
+                    _ = std::io::stdout().flush();
+                }
+            }
+        };
+        let erase = if self.moving { "\r\x1b[2K" } else { "" };
+        let (took, failed) = (seconds(begun.elapsed()), if done.is_err() { "FAILED after " } else { "" });
+        println!("{}", format!("{erase}  {what}: {failed}{took} {}", now()).trim_end());
+        done
+    }
+}
