@@ -238,7 +238,7 @@ impl Apply {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_LOOK);
-            match judge(&self.server.observe(chain).await, expected) {
+            match judge(&self.server.observe(chain, None).await, expected) {
                 Verdict::Other(_) if started.elapsed() < CONFIRM_TIMEOUT => {}
                 Verdict::Live { by } => {
                     progress.report(Step::Confirmed { by: by.clone() });

@@ -1,6 +1,9 @@
 //! From the checked configuration to the parts of a reconciler: which real thing stands behind each seam.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+
+use tokio::sync::OnceCell;
 
 use crate::apply::Apply;
 use crate::apply::server::NatsServer;
@@ -45,31 +48,43 @@ pub async fn assemble(config: &Config, allowed_losses: Vec<String>) -> Result<Pa
     // The SDK's set-up makes futures of many kilobytes, which every caller's would contain.
     let node = Box::pin(identify(&config.node, needs(config))).await?;
     let clock = Clock::System;
-    let settings = AwsSettings { region: node.region.clone(), ..AwsSettings::default() };
-    let aws = Box::pin(settings.load()).await;
+    // Only where AWS is used, and with a Region: the SDK would else look for one in instance metadata.
+    let region = match &config.issuer.kind {
+        IssuerKind::AcmPca { ca_arn, .. } => node.region.clone().or_else(|| Some(ca_arn.region().to_owned())),
+        IssuerKind::Local { .. } => node.region.clone(),
+    };
+    let settings = AwsSettings { region, ..AwsSettings::default() };
+    let shared = OnceCell::new();
+    let aws = || shared.get_or_init(|| Box::pin(settings.load()));
     let issuer: Arc<dyn Issuer> = match &config.issuer.kind {
         IssuerKind::AcmPca { ca_arn, template_arn } => {
-            Arc::new(AcmPca::new(&aws, ca_arn.clone(), template_arn.clone()))
+            Arc::new(AcmPca::new(aws().await, ca_arn.clone(), template_arn.clone()))
         }
         IssuerKind::Local { directory } => Arc::new(Local::new(directory.clone(), clock)),
     };
     let trust: Arc<dyn TrustSource> = match &config.trust {
         TrustConfig::SecretsManager { secret_id, json_key } => {
-            Arc::new(SecretsManager::new(&aws, secret_id, json_key.clone()))
+            Arc::new(SecretsManager::new(aws().await, secret_id, json_key.clone()))
         }
         TrustConfig::Issuer => Arc::new(FromIssuer::new(Arc::clone(&issuer))),
         TrustConfig::File(file) => Arc::new(File::new(file.clone())),
     };
-    let credential = config
-        .nats
-        .cluster_secret_id
-        .as_ref()
-        .map(|id| Arc::new(ClusterSecret::new(&aws, id)) as Arc<dyn CredentialSource>);
+    let credential: Option<Arc<dyn CredentialSource>> = match &config.nats.cluster_secret_id {
+        Some(id) => Some(Arc::new(ClusterSecret::new(aws().await, id))),
+        None => None,
+    };
     let peers: Arc<dyn PeerSource> = match &config.discovery.kind {
-        DiscoveryKind::Asg { asg_name, addresses } => {
-            Arc::new(Asg::new(&aws, node.clone(), asg_name.clone(), *addresses, config.nats.cluster_listen.port()))
+        DiscoveryKind::Asg { asg_name, addresses } => Arc::new(Asg::new(
+            aws().await,
+            node.clone(),
+            asg_name.clone(),
+            *addresses,
+            config.nats.cluster_listen.port(),
+        )),
+        DiscoveryKind::Static { peers } => {
+            let own = SocketAddr::new(node.address, config.nats.cluster_listen.port());
+            Arc::new(Fixed { peers: peers.clone(), own })
         }
-        DiscoveryKind::Static { peers } => Arc::new(Fixed { peers: peers.clone() }),
     };
     let generations = Generations::of(&config.state_directory);
     let journal = Journal::at(config.state_directory.join("issuance.json"), generations.clone());

@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     // Every file names its own mode at creation; this only takes everything from the world.
     rustix::process::umask(rustix::fs::Mode::RWXO);
+    keep_memory_private();
     let cli = Cli::parse();
     let is_daemon = matches!(cli.command, Command::Run { .. });
     start_log(is_daemon);
@@ -24,6 +25,14 @@ fn main() -> ExitCode {
         let _closed = writeln!(std::io::stderr(), "{}: {}", Paint::stderr().red("error"), error.render());
         error.exit_code()
     })
+}
+
+/// Keys are in this process's memory: it leaves no core dump, and no other process of the same user may look into it.
+fn keep_memory_private() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    // Neither can fail for a value that only takes away; were it so, the agent is still worth running.
+    let _kept = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    let _kept = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
 }
 
 async fn execute(cli: Cli) -> Result<ExitCode, CommandError> {

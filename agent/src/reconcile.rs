@@ -138,7 +138,7 @@ impl Retry {
 }
 
 /// Answers that outlive this process, so that a restart while AWS is away changes nothing.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 struct LastGood {
     peers: PeerSet,
     group: Option<String>,
@@ -155,6 +155,7 @@ pub struct Reconciler {
     issuing: Retry,
     deploying: Retry,
     kept_peers: Option<String>,
+    kept_anchors: Vec<String>,
     damaged: Vec<String>,
     expected: Option<(Rendered, Expected)>,
     verdict: Verdict,
@@ -182,26 +183,31 @@ impl PassError {
 }
 
 impl Reconciler {
-    /// Takes its parts, and reads back the last good answers of an earlier process.
-    pub fn new(parts: Parts) -> Result<Self, FileError> {
-        let last_good = durable::read_if_there(&last_good_file(&parts), MAX_LAST_GOOD)?
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default();
-        Ok(Self {
+    /// Takes its parts, and reads back the last good answers of an earlier process. Ones that can't be read are only
+    /// asked for again.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let last_good = durable::read_if_there(&last_good_file(&parts), MAX_LAST_GOOD).unwrap_or_else(|error| {
+            tracing::warn!("{}", chain_of(&error));
+            None
+        });
+        let last_good = last_good.map(zeroize::Zeroizing::new).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Self {
             parts,
-            last_good,
+            last_good: last_good.unwrap_or_default(),
             bundle: None,
             discovery: Retry::at_once(),
             trust: Retry::at_once(),
             issuing: Retry::at_once(),
             deploying: Retry::at_once(),
             kept_peers: None,
+            kept_anchors: Vec::new(),
             damaged: Vec::new(),
             expected: None,
             verdict: Verdict::NoServer("it was not looked at yet".into()),
             observed: Observed::absent("it was not looked at yet".into()),
             confirmed_at: None,
-        })
+        }
     }
 
     /// One pass. Whatever fails in it is in the outcome and in the status; what was in force before stays in force.
@@ -274,11 +280,15 @@ impl Reconciler {
             async { if now >= self.discovery.next { Some(self.sight().await) } else { None } },
             self.fetch_credential(),
         );
+        let known = self.last_good.clone();
         self.take_trust(bundle, newest.as_ref()).await;
         if let Some(sighting) = sighting {
             self.settle_peers(sighting).await;
         }
         self.take_credential(credential);
+        if self.last_good != known {
+            self.remember();
+        }
         let (generation, refused) = self.advance(newest, issued, progress)?;
         let verdict = self.deploy(&generation, wanted, progress).await?;
         refused.map_or(Ok(verdict), Err)
@@ -328,10 +338,13 @@ impl Reconciler {
             Some(Ok(bundle)) => {
                 let pause = jittered(*interval * ROUNDS_PER_TRUST_POLL, fastrand::f64());
                 self.trust.succeed(clock.now() + pause);
-                self.bundle = Some(match newest {
+                let fetched = bundle.anchors.len();
+                let bundle = match newest {
                     Some(newest) => self.keep_needed_anchors(bundle, newest).await,
                     None => bundle,
-                });
+                };
+                self.kept_anchors = bundle.anchors[fetched..].iter().map(|anchor| anchor.subject.clone()).collect();
+                self.bundle = Some(bundle);
             }
         }
         if self.bundle.is_none() {
@@ -346,7 +359,8 @@ impl Reconciler {
         }
         let now = self.parts.clock.now();
         let mut served = vec![newest.chain.certificates()];
-        let peers = self.last_good.peers.0.keys().filter(|address| address.ip() != self.parts.node.address);
+        let own = SocketAddr::new(self.parts.node.address, self.parts.nats.cluster_listen.port());
+        let peers = self.last_good.peers.0.keys().filter(|address| **address != own);
         let seen = served_chains(&newest.chain, peers.copied()).await;
         let unseen = seen.iter().any(Option::is_none);
         served.extend(seen.into_iter().flatten());
@@ -370,25 +384,18 @@ impl Reconciler {
         let settled = self.last_good.peers.settle(&seen, node, |peer| answering.contains(&peer.address));
         self.discovery.succeed(clock.now() + jittered(*interval, fastrand::f64()));
         self.kept_peers = settled.kept;
-        let group = seen.group.or_else(|| self.last_good.group.clone());
-        if settled.peers != self.last_good.peers || group != self.last_good.group {
-            self.last_good.peers = settled.peers;
-            self.last_good.group = group;
-            self.remember();
-        }
+        self.last_good.peers = settled.peers;
+        self.last_good.group = seen.group.or(self.last_good.group.take());
     }
 
     fn take_credential(&mut self, fetched: Option<Result<ClusterCredential, TrustError>>) {
         match fetched {
-            Some(Ok(credential)) if self.last_good.credential.as_ref() != Some(&credential) => {
-                self.last_good.credential = Some(credential);
-                self.remember();
-            }
+            None => {}
+            Some(Ok(credential)) => self.last_good.credential = Some(credential),
             Some(Err(error)) => {
                 let longest = self.parts.interval * ROUNDS_PER_TRUST_POLL;
                 self.trust.fail(self.parts.clock.now(), &self.parts.renewal, longest, chain_of(&error));
             }
-            _ => {}
         }
     }
 
@@ -506,7 +513,7 @@ impl Reconciler {
     /// Looks at nats-server, and compares it with what is committed.
     async fn look(&mut self, ours: &VerifiedChain) -> Result<(), PassError> {
         let apply = &self.parts.apply;
-        self.observed = apply.server.observe(ours).await;
+        self.observed = apply.server.observe(ours, Some(&self.observed)).await;
         let Some(committed) = apply.committed()? else {
             self.verdict = Verdict::NoServer("there is no configuration yet".into());
             return Ok(());
@@ -543,6 +550,12 @@ impl Reconciler {
         faults.extend(self.discovery.error.clone());
         faults.extend(self.deploying.error.clone());
         let mut notes: Vec<_> = self.kept_peers.clone().into_iter().collect();
+        if !self.kept_anchors.is_empty() {
+            let anchors = self.kept_anchors.join(", ");
+            notes.push(format!(
+                "the trust bundle no longer has {anchors}, kept until no certificate served here needs it"
+            ));
+        }
         if self.parts.credential.is_none() {
             notes.push(NO_CREDENTIAL.into());
         }

@@ -23,9 +23,9 @@ const ANCHOR_WARNING: time::Duration = time::Duration::days(365);
 pub enum State {
     /// A valid certificate is served, and everything works.
     Healthy,
-    /// A valid certificate is served or ready, and something needs attention.
+    /// A valid certificate is served, or ready for nats-server to start with, and something needs attention.
     Degraded,
-    /// No valid certificate is served.
+    /// There is no valid certificate, or nats-server runs and serves none.
     Failing,
 }
 
@@ -240,8 +240,9 @@ impl Status {
             Verdict::NoServer(why) => reasons.push(format!("nats-server isn't running: {why}")),
             Verdict::Other(why) => reasons.push(format!("nats-server doesn't serve what is committed: {why}")),
         }
-        let serving = observed.client.is_ok() && observed.route.is_ok();
-        let state = match (reasons.is_empty(), expired || !serving) {
+        let unserved =
+            matches!(observed.presence, Presence::Running(_)) && (observed.client.is_err() || observed.route.is_err());
+        let state = match (reasons.is_empty(), expired || unserved) {
             (true, _) => State::Healthy,
             (false, false) => State::Degraded,
             (false, true) => State::Failing,

@@ -9,7 +9,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use crate::trust::VerifiedChain;
@@ -97,19 +97,28 @@ impl Prober {
         let mut stream = TcpStream::connect(address).await.map_err(|source| ProbeError::Connect { address, source })?;
         let handshake = |source| ProbeError::Handshake { address, source };
         if port == Port::Client {
-            let mut info = Vec::new();
-            // One byte of TLS read ahead would break the handshake; nats-server sends nothing after INFO until it is
-            // answered.
-            BufReader::new((&mut stream).take(MAX_INFO)).read_until(b'\n', &mut info).await.map_err(handshake)?;
-            if !info.starts_with(b"INFO ") {
+            if !read_line(&mut stream).await.map_err(handshake)?.starts_with(b"INFO ") {
                 return Err(handshake(std::io::Error::other("it doesn't greet as a nats-server")));
             }
         }
         let name = ServerName::IpAddress(address.ip().into());
-        let stream = self.connector.connect(name, stream).await.map_err(handshake)?;
+        let mut stream = self.connector.connect(name, stream).await.map_err(handshake)?;
         let served = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        Ok(served.iter().map(|certificate| certificate.to_vec()).collect())
+        let served = served.iter().map(|certificate| certificate.to_vec()).collect();
+        if port == Port::Route {
+            // It greets now. A connection that is gone by then would be an error in its log.
+            let _greeting = read_line(&mut stream).await;
+        }
+        let _closed = stream.shutdown().await;
+        Ok(served)
     }
+}
+
+/// Reads an INFO line. nats-server sends nothing after it until it is answered, so nothing is read ahead of a handshake.
+async fn read_line(stream: impl AsyncRead + Unpin) -> std::io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    BufReader::new(stream.take(MAX_INFO)).read_until(b'\n', &mut line).await?;
+    Ok(line)
 }
 
 /// Accepts any certificate, as it is compared with ours afterwards; the signature that proves the key is checked.

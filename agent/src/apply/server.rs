@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
 
 use super::monitor::{self, Routez, Varz};
 use super::probe::{Port, ProbeError, Prober};
@@ -32,6 +33,9 @@ pub enum Presence {
     Foreign(String),
 }
 
+/// How long a handshake stands for what a server serves that says of itself that nothing was loaded since.
+const HANDSHAKE_STANDS: Duration = Duration::from_mins(5);
+
 /// What can be seen of nats-server from outside.
 #[derive(Clone, Debug)]
 pub struct Observed {
@@ -45,6 +49,8 @@ pub struct Observed {
     pub client: Result<String, String>,
     /// The same of the route port.
     pub route: Result<String, String>,
+    /// When the two ports were asked.
+    pub asked: Instant,
 }
 
 impl Observed {
@@ -52,7 +58,25 @@ impl Observed {
     #[must_use]
     pub fn absent(why: String) -> Self {
         let none = || Err("nats-server isn't running".to_owned());
-        Self { presence: Presence::Absent(why), varz: None, routez: None, client: none(), route: none() }
+        Self {
+            presence: Presence::Absent(why),
+            varz: None,
+            routez: None,
+            client: none(),
+            route: none(),
+            asked: Instant::now(),
+        }
+    }
+
+    /// Whether the ports need not be asked again: it is the same server with the same configuration loaded, and the
+    /// last handshakes were good and not long ago. Each of them is a line or two in nats-server's log.
+    fn still_holds(&self, presence: &Presence, varz: Option<&Varz>) -> bool {
+        self.presence == *presence
+            && varz.is_some()
+            && self.varz.as_ref() == varz
+            && self.client.is_ok()
+            && self.route.is_ok()
+            && self.asked.elapsed() < HANDSHAKE_STANDS
     }
 }
 
@@ -117,8 +141,9 @@ pub trait Server: Send + Sync {
     /// Has the server's own binary check a configuration, and returns the digest that it prints (from 2.11 on).
     async fn validate(&self, candidate: &Path) -> Result<Option<String>, ServerError>;
 
-    /// Looks at the running server, presenting `chain` in handshakes. Never fails: what can't be seen is said so.
-    async fn observe(&self, chain: &VerifiedChain) -> Observed;
+    /// Looks at the running server, presenting `chain` in handshakes. Never fails: what can't be seen is said so. Where
+    /// what was seen `last` still holds, the ports are not asked again.
+    async fn observe(&self, chain: &VerifiedChain, last: Option<&Observed>) -> Observed;
 
     /// Tells the running server to read its configuration again; returns its pid.
     async fn reload(&self, chain: &VerifiedChain) -> Result<i32, ServerError>;
@@ -203,22 +228,23 @@ impl Server for NatsServer {
         if accepted { Ok(digest_in(&output)) } else { Err(ServerError::Refused { message: output.trim().to_owned() }) }
     }
 
-    async fn observe(&self, chain: &VerifiedChain) -> Observed {
+    async fn observe(&self, chain: &VerifiedChain, last: Option<&Observed>) -> Observed {
         let presence = match NatsProcess::find(&self.pid_file, &self.binary, &self.config) {
             Ok(process) => Presence::Running(process.pid),
             Err(ProcessError::Absent(why)) => return Observed::absent(why),
             Err(error) => Presence::Foreign(super::chain_of(&error)),
         };
-        let (varz, routez, client, route) = tokio::join!(
-            monitor::varz(self.monitor),
-            monitor::routez(self.monitor),
-            served_leaf(chain, self.client, Port::Client),
-            served_leaf(chain, self.route, Port::Route),
-        );
+        let (varz, routez) = tokio::join!(monitor::varz(self.monitor), monitor::routez(self.monitor));
         if let Err(error) = &varz {
             tracing::debug!("{}", super::chain_of(error));
         }
-        Observed { presence, varz: varz.ok(), routez: routez.ok(), client, route }
+        let (varz, routez) = (varz.ok(), routez.ok());
+        if let Some(last) = last.filter(|last| last.still_holds(&presence, varz.as_ref())) {
+            return Observed { routez, ..last.clone() };
+        }
+        let (client, route) =
+            tokio::join!(served_leaf(chain, self.client, Port::Client), served_leaf(chain, self.route, Port::Route),);
+        Observed { presence, varz, routez, client, route, asked: Instant::now() }
     }
 
     /// A SIGHUP in the first milliseconds of nats-server's life kills it, and during lame duck mode it hangs 2.15.1. In

@@ -143,7 +143,7 @@ fn peers_are_whole(seen: &Sighting, node: &Node) -> Option<Check> {
 }
 
 async fn serving(parts: &Parts, newest: &Generation, seen: Option<Sighting>) -> Vec<Check> {
-    let observed = parts.apply.server.observe(&newest.chain).await;
+    let observed = parts.apply.server.observe(&newest.chain, None).await;
     let mut checks = vec![match &observed.presence {
         Presence::Running(pid) => Check { name: "process", verdict: Verdict::Ok, found: format!("pid {pid}") },
         Presence::Absent(why) => Check::failed("process", format!("nats-server isn't running: {why}; start it")),

@@ -13,7 +13,7 @@ use crate::render::Rendered;
 /// Prints the configuration, or how it differs from the committed one. The cluster credential's password is not
 /// shown.
 pub async fn render(config: &Config, diff: bool) -> Result<ExitCode, CommandError> {
-    let mut reconciler = Reconciler::new(assemble(config, Vec::new()).await?)?;
+    let mut reconciler = Reconciler::new(assemble(config, Vec::new()).await?);
     let (committed, desired) = reconciler.desired().await?;
     let password = reconciler.credential().map(|credential| credential.password.clone());
     let hide = |rendered: &Rendered| match &password {

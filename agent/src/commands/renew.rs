@@ -41,7 +41,7 @@ async fn renew_alone(
     steps: &mut StepPrinter,
 ) -> Result<Renewed, CommandError> {
     let _lock = StateLock::take(&config.state_directory)?;
-    let mut reconciler = Reconciler::new(assemble(config, Vec::new()).await?)?;
+    let mut reconciler = Reconciler::new(assemble(config, Vec::new()).await?);
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let wanted = Wanted { renew: true, allow_loss };
     let renewing = renew_once(&mut reconciler, None, wanted, Progress::to(sender));

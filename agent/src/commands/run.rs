@@ -69,7 +69,7 @@ async fn keep(
     mut jobs: mpsc::Receiver<Job>,
     status: watch::Sender<Option<Status>>,
 ) -> Result<(), CommandError> {
-    let mut reconciler = Reconciler::new(patiently_assemble(&config, &allow_loss).await?)?;
+    let mut reconciler = Reconciler::new(patiently_assemble(&config, &allow_loss).await?);
     let mut job = None::<Job>;
     loop {
         let before = status.borrow().clone();
@@ -87,7 +87,7 @@ async fn keep(
             _ = hang_up.recv() => {
                 if let Some(changed) = read_again(file, &config) {
                     config = changed;
-                    reconciler = Reconciler::new(patiently_assemble(&config, &allow_loss).await?)?;
+                    reconciler = Reconciler::new(patiently_assemble(&config, &allow_loss).await?);
                 }
             }
         }

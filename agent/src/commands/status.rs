@@ -22,7 +22,7 @@ pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandErro
         Err(ControlError::NoDaemon { .. }) => {
             let why =
                 format!("the agent isn't running: nothing listens on {}; start it", config.control_socket.display());
-            Reconciler::new(assemble(config, Vec::new()).await?)?.inspect(why).await
+            Reconciler::new(assemble(config, Vec::new()).await?).inspect(why).await
         }
         Err(error) => return Err(error.into()),
     };

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::task::JoinSet;
 
 use super::{DiscoverError, Peer, PeerSource, Sighting};
 use crate::config::HostPort;
@@ -14,6 +15,8 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Fixed {
     /// As configured.
     pub peers: Vec<HostPort>,
+    /// This node's own route address, which need not be among them.
+    pub own: SocketAddr,
 }
 
 #[async_trait]
@@ -22,15 +25,20 @@ impl PeerSource for Fixed {
     /// same from look-up to look-up.
     async fn sight(&self) -> Result<Sighting, DiscoverError> {
         let mut seen = Sighting::default();
-        for peer in &self.peers {
-            match look_up(peer).await {
-                Some(address) => {
-                    seen.peers.push(Peer { id: peer.to_string(), address, state: "static".into() });
-                }
+        let mut look_ups = JoinSet::new();
+        for peer in self.peers.iter().cloned() {
+            look_ups.spawn(async move { (look_up(&peer).await, peer) });
+        }
+        while let Some(Ok((address, peer))) = look_ups.join_next().await {
+            match address {
+                Some(address) => seen.peers.push(Peer { id: peer.to_string(), address, state: "static".into() }),
                 None => seen.unresolved.push(peer.to_string()),
             }
         }
-        if seen.peers.is_empty() {
+        if !seen.peers.iter().any(|peer| peer.address == self.own) {
+            seen.peers.push(Peer { id: self.own.to_string(), address: self.own, state: "static".into() });
+        }
+        if seen.peers.len() == 1 && !seen.unresolved.is_empty() {
             return Err(DiscoverError {
                 attempt: "looking up discovery.peers".into(),
                 reason: format!("none of {} has an address", seen.unresolved.join(", ")),
