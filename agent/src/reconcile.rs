@@ -148,6 +148,7 @@ struct LastGood {
 /// The reconciler: its parts, and what it remembers between passes.
 pub struct Reconciler {
     parts: Parts,
+    newest: Option<Generation>,
     last_good: LastGood,
     bundle: Option<TrustBundle>,
     discovery: Retry,
@@ -194,6 +195,7 @@ impl Reconciler {
         let last_good = last_good.map(zeroize::Zeroizing::new).and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Self {
             parts,
+            newest: None,
             last_good: last_good.unwrap_or_default(),
             bundle: None,
             discovery: Retry::at_once(),
@@ -229,7 +231,8 @@ impl Reconciler {
     /// The newest leaf.
     #[must_use]
     pub fn leaf(&self) -> Option<LeafStatus> {
-        self.status().leaf
+        let (newest, _) = self.parts.apply.generations.newest().ok()?;
+        newest.as_ref().map(LeafStatus::of)
     }
 
     /// The cluster credential, once it is known.
@@ -246,15 +249,22 @@ impl Reconciler {
 
     /// Looks, asks nobody outside this machine and changes nothing; `fault` is why that is all that can be done.
     pub async fn inspect(&mut self, fault: String) -> Status {
-        let newest = self.parts.apply.generations.newest();
-        let looked = match &newest {
-            Ok((Some(newest), _)) => self.look(&newest.chain).await.map_err(|error| chain_of(&error)),
-            Ok((None, _)) => Ok(()),
-            Err(error) => Err(chain_of(error)),
+        let looked = match (self.read_newest(), self.newest.clone()) {
+            (Err(error), _) => Err(chain_of(&error)),
+            (Ok(()), Some(newest)) => self.look(&newest.chain).await.map_err(|error| chain_of(&error)),
+            (Ok(()), None) => Ok(()),
         };
         self.deploying.error = looked.err();
-        self.damaged = vec![fault];
+        self.damaged.insert(0, fault);
         self.status()
+    }
+
+    /// The newest generation, read from the disk again: another process may have written it.
+    fn read_newest(&mut self) -> Result<(), FileError> {
+        let (newest, damaged) = self.parts.apply.generations.newest()?;
+        self.newest = newest;
+        self.damaged = damaged.iter().map(|error| chain_of(error)).collect();
+        Ok(())
     }
 
     /// What the next pass would commit, without asking the issuer or touching anything.
@@ -269,9 +279,8 @@ impl Reconciler {
 
     async fn reconcile(&mut self, wanted: &Wanted, progress: &Progress) -> Result<Verdict, PassError> {
         let now = self.parts.clock.now();
-        let (newest, damaged) = self.parts.apply.generations.newest()?;
-        self.damaged = damaged.iter().map(|error| chain_of(error)).collect();
-        let obtain = self.is_certificate_wanted(newest.as_ref(), wanted, now);
+        self.read_newest()?;
+        let obtain = self.is_certificate_wanted(wanted, now);
 
         // The three sources are asked at the same time; each may fail alone.
         let (issued, bundle, sighting, credential) = tokio::join!(
@@ -281,7 +290,7 @@ impl Reconciler {
             self.fetch_credential(),
         );
         let known = self.last_good.clone();
-        self.take_trust(bundle, newest.as_ref()).await;
+        self.take_trust(bundle).await;
         if let Some(sighting) = sighting {
             self.settle_peers(sighting).await;
         }
@@ -289,20 +298,20 @@ impl Reconciler {
         if self.last_good != known {
             self.remember();
         }
-        let (generation, refused) = self.advance(newest, issued, progress)?;
-        let verdict = self.deploy(&generation, wanted, progress).await?;
+        let refused = self.advance(issued, progress)?;
+        let verdict = self.deploy(wanted, progress).await?;
         refused.map_or(Ok(verdict), Err)
     }
 
     /// Whether the issuer is to be asked: there is an issuance to resume, one is due, or one was asked for.
-    fn is_certificate_wanted(&self, newest: Option<&Generation>, wanted: &Wanted, now: OffsetDateTime) -> bool {
+    fn is_certificate_wanted(&self, wanted: &Wanted, now: OffsetDateTime) -> bool {
         if wanted.renew {
             return true;
         }
         if now < self.issuing.next {
             return false;
         }
-        let Some(newest) = newest else { return true };
+        let Some(newest) = &self.newest else { return true };
         let leaf = &newest.chain.leaf;
         let resume = self.parts.issuance.is_under_way();
         resume || !leaf.sans.cover(&self.parts.node.sans) || now >= self.due(newest)
@@ -328,7 +337,7 @@ impl Reconciler {
 
     /// The bundle in force: the one that was fetched, and of the last one every anchor that a served chain still needs
     /// (invariant 5).
-    async fn take_trust(&mut self, fetched: Option<Result<TrustBundle, TrustError>>, newest: Option<&Generation>) {
+    async fn take_trust(&mut self, fetched: Option<Result<TrustBundle, TrustError>>) {
         let Parts { clock, renewal, interval, .. } = &self.parts;
         match fetched {
             None => {}
@@ -339,7 +348,7 @@ impl Reconciler {
                 let pause = jittered(*interval * ROUNDS_PER_TRUST_POLL, fastrand::f64());
                 self.trust.succeed(clock.now() + pause);
                 let fetched = bundle.anchors.len();
-                let bundle = match newest {
+                let bundle = match &self.newest {
                     Some(newest) => self.keep_needed_anchors(bundle, newest).await,
                     None => bundle,
                 };
@@ -348,7 +357,7 @@ impl Reconciler {
             }
         }
         if self.bundle.is_none() {
-            self.bundle = newest.map(|newest| newest.bundle.clone());
+            self.bundle = self.newest.as_ref().map(|newest| newest.bundle.clone());
         }
     }
 
@@ -413,14 +422,13 @@ impl Reconciler {
         }
     }
 
-    /// The generation to deploy: a new one, where there is a new chain or another bundle. With it, why there is no new
-    /// chain although one was wanted: what is there is deployed all the same.
+    /// Makes the generation to deploy, where there is a new chain or another bundle. Returns why there is no new chain
+    /// although one was wanted: what is there is deployed all the same.
     fn advance(
         &mut self,
-        newest: Option<Generation>,
         issued: Option<Result<Issued, ObtainError>>,
         progress: &Progress,
-    ) -> Result<(Generation, Option<PassError>), PassError> {
+    ) -> Result<Option<PassError>, PassError> {
         let (accepted, refused) = match issued.map(|issued| self.accept(issued)).transpose() {
             Ok(accepted) => (accepted, None),
             Err(error) => {
@@ -430,28 +438,26 @@ impl Reconciler {
             }
         };
         let generations = &self.parts.apply.generations;
-        let generation = match (accepted, newest, &self.bundle) {
+        match (accepted, &self.newest, &self.bundle) {
             (Some(chain), _, Some(bundle)) => {
                 let generation = generations.write(&chain, bundle)?;
                 self.parts.issuance.settle()?;
                 // Should an issuer return leaves that are due at once, they are still asked for at a measured pace.
                 self.issuing.succeed(self.parts.clock.now() + self.parts.issuance.validity / 10);
                 progress.report(Step::Issued { serial: chain.leaf.serial.clone(), generation: generation.number });
-                generation
+                self.newest = Some(generation);
             }
             (None, Some(newest), Some(bundle)) if newest.bundle.anchors != bundle.anchors => {
-                generations.write(&newest.chain, bundle)?
+                self.newest = Some(generations.write(&newest.chain, bundle)?);
             }
-            (_, Some(newest), _) => newest,
+            (_, Some(_), _) => {}
             (_, None, _) => {
-                if let Some(error) = refused {
-                    return Err(error);
-                }
                 let why = self.issuing.error.clone().or(self.trust.error.clone());
-                return Err(PassError::Waiting(why.unwrap_or_else(|| "there is no certificate yet".into())));
+                let waiting = || PassError::Waiting(why.unwrap_or_else(|| "there is no certificate yet".into()));
+                return Err(refused.unwrap_or_else(waiting));
             }
-        };
-        Ok((generation, refused))
+        }
+        Ok(refused)
     }
 
     /// A certificate that can never be accepted is given up, so that another can be asked for; one that the bundle
@@ -473,12 +479,10 @@ impl Reconciler {
     }
 
     /// Brings the committed configuration, and then the server, to what is desired.
-    async fn deploy(
-        &mut self,
-        generation: &Generation,
-        wanted: &Wanted,
-        progress: &Progress,
-    ) -> Result<Verdict, PassError> {
+    async fn deploy(&mut self, wanted: &Wanted, progress: &Progress) -> Result<Verdict, PassError> {
+        let Some(generation) = self.newest.clone() else {
+            return Err(PassError::Waiting("there is no certificate yet".into()));
+        };
         let now = self.parts.clock.now();
         let rendered = self.render(generation.files.clone())?;
         let committed = self.parts.apply.committed()?;
@@ -491,7 +495,7 @@ impl Reconciler {
         let apply = &self.parts.apply;
         if !is_committed {
             let allowed = [&self.parts.allowed_losses[..], &wanted.allow_loss[..]].concat();
-            let expected = apply.commit(&rendered, generation, &allowed, progress).await?;
+            let expected = apply.commit(&rendered, &generation, &allowed, progress).await?;
             self.expected = Some((rendered, expected));
         }
         self.look(&generation.chain).await?;
@@ -544,7 +548,7 @@ impl Reconciler {
 
     fn status(&self) -> Status {
         let now = self.parts.clock.now();
-        let generation = self.parts.apply.generations.newest().ok().and_then(|(newest, _)| newest);
+        let generation = self.newest.clone();
         let mut faults = self.damaged.clone();
         faults.extend(self.trust.error.clone());
         faults.extend(self.discovery.error.clone());
@@ -581,9 +585,9 @@ impl Reconciler {
 
     /// When the next pass is worth making: the earliest of what is waited for, and never at once.
     fn next(&self, now: OffsetDateTime) -> OffsetDateTime {
-        let newest = self.parts.apply.generations.newest().ok().and_then(|(newest, _)| newest);
         let mut times = vec![self.discovery.next, self.trust.next, now + self.parts.interval];
-        times.push(newest.map_or(self.issuing.next, |newest| self.due(&newest).max(self.issuing.next)));
+        let due = self.newest.as_ref().map(|newest| self.due(newest));
+        times.push(due.map_or(self.issuing.next, |due| due.max(self.issuing.next)));
         if !matches!(self.verdict, Verdict::Live { .. }) {
             times.push(now + WATCH.min(self.parts.interval));
         }
@@ -639,3 +643,6 @@ where
     }
     results
 }
+
+#[cfg(test)]
+mod tests;

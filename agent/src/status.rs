@@ -294,7 +294,9 @@ impl NodeStatus {
 }
 
 impl LeafStatus {
-    fn of(generation: &Generation) -> Self {
+    /// What is said of a generation's leaf.
+    #[must_use]
+    pub fn of(generation: &Generation) -> Self {
         let leaf = &generation.chain.leaf;
         let names = leaf.sans.dns.iter().map(|name| name.as_str().to_owned());
         Self {

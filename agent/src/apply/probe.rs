@@ -96,10 +96,8 @@ impl Prober {
     async fn handshake(&self, address: SocketAddr, port: Port) -> Result<Vec<Vec<u8>>, ProbeError> {
         let mut stream = TcpStream::connect(address).await.map_err(|source| ProbeError::Connect { address, source })?;
         let handshake = |source| ProbeError::Handshake { address, source };
-        if port == Port::Client {
-            if !read_line(&mut stream).await.map_err(handshake)?.starts_with(b"INFO ") {
-                return Err(handshake(std::io::Error::other("it doesn't greet as a nats-server")));
-            }
+        if port == Port::Client && !read_line(&mut stream).await.map_err(handshake)?.starts_with(b"INFO ") {
+            return Err(handshake(std::io::Error::other("it doesn't greet as a nats-server")));
         }
         let name = ServerName::IpAddress(address.ip().into());
         let mut stream = self.connector.connect(name, stream).await.map_err(handshake)?;

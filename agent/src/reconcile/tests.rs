@@ -1,0 +1,581 @@
+//! Months of a node's life on virtual time: the real reconciler, schedule, journal, acceptance and commit, between
+//! doubles of the issuer's moods, the sources and nats-server.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use time::macros::datetime;
+
+use super::*;
+use crate::apply::monitor::Varz;
+use crate::apply::process::ProcessError;
+use crate::apply::server::{Presence, Server, ServerError};
+use crate::csr::KeyAlgorithm;
+use crate::digest::sha256_hex;
+use crate::generation::Generations;
+use crate::identity::Sans;
+use crate::issue::journal::Journal;
+use crate::issue::local::Local;
+use crate::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
+use crate::status::State;
+use crate::trust::{Leaf, VerifiedChain};
+
+const START: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
+const DAY: Duration = Duration::from_hours(24);
+const WEEK: Duration = Duration::from_hours(7 * 24);
+const OWN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 1, 1));
+
+/// The embedded CA with the moods of ACM PCA: it refuses, is slow (`RequestInProgressException`, GetCertificate's API
+/// page), or answers with what it should not.
+struct MoodyIssuer {
+    ca: Local,
+    refusals: Mutex<VecDeque<IssueErrorKind>>,
+    in_progress: AtomicU32,
+    swap_leaf: Mutex<Option<IssuedChain>>,
+    requests: AtomicU32,
+    away: AtomicBool,
+}
+
+impl MoodyIssuer {
+    fn error(kind: IssueErrorKind) -> IssueError {
+        let (reason, remedy) = ("in a mood".to_owned(), "wait".to_owned());
+        IssueError { kind, call: "IssueCertificate", issuer: "the double".into(), reason, remedy, source: None }
+    }
+
+    fn requests(&self) -> u32 {
+        self.requests.load(Ordering::Relaxed)
+    }
+}
+
+#[async_trait]
+impl Issuer for MoodyIssuer {
+    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(Self::error(IssueErrorKind::Unavailable));
+        }
+        if let Some(kind) = self.refusals.lock().unwrap().pop_front() {
+            return Err(Self::error(kind));
+        }
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.ca.request(request).await
+    }
+
+    async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(Self::error(IssueErrorKind::Unavailable));
+        }
+        let waits = self.in_progress.load(Ordering::Relaxed);
+        if waits > 0 {
+            self.in_progress.store(waits - 1, Ordering::Relaxed);
+            return Err(Self::error(IssueErrorKind::InProgress));
+        }
+        let swapped = self.swap_leaf.lock().unwrap().take();
+        match swapped {
+            Some(other) => Ok(other),
+            None => self.ca.collect(handle).await,
+        }
+    }
+
+    async fn ca_pem(&self) -> Result<String, IssueError> {
+        self.ca.ca_pem().await
+    }
+
+    fn spare_issuances_a_day(&self) -> u32 {
+        12
+    }
+}
+
+/// A bundle that a test can change, or take away.
+struct SettableTrust(Mutex<Option<TrustBundle>>);
+
+#[async_trait]
+impl TrustSource for SettableTrust {
+    async fn fetch(&self) -> Result<TrustBundle, TrustError> {
+        self.0.lock().unwrap().clone().ok_or_else(|| TrustError::Timeout { origin: "the double".into() })
+    }
+}
+
+/// Peers that a test can change, or take away.
+struct SettablePeers(Mutex<Option<Vec<Peer>>>);
+
+#[async_trait]
+impl PeerSource for SettablePeers {
+    async fn sight(&self) -> Result<Sighting, DiscoverError> {
+        let peers = self.0.lock().unwrap().clone().ok_or_else(|| DiscoverError {
+            attempt: "DescribeAutoScalingGroups".into(),
+            reason: "away".into(),
+            remedy: "wait".into(),
+            source: None,
+        })?;
+        Ok(Sighting { peers, ..Sighting::default() })
+    }
+}
+
+/// nats-server 2.15.1 as NATS.md measured it: loads the committed file on SIGHUP and reports its digest, keeps what it
+/// had when it refuses, serves the leaf that the loaded file names.
+struct FakeServer {
+    config: PathBuf,
+    loaded: Mutex<Option<String>>,
+    reloads: AtomicU32,
+    ignores: AtomicBool,
+    refuses: AtomicBool,
+}
+
+impl FakeServer {
+    fn start(&self) {
+        *self.loaded.lock().unwrap() = std::fs::read_to_string(&self.config).ok();
+    }
+
+    fn served(&self) -> Option<Leaf> {
+        let loaded = self.loaded.lock().unwrap().clone()?;
+        let file =
+            loaded.lines().find_map(|line| line.trim().strip_prefix("cert_file: "))?.trim_matches('"').to_owned();
+        Leaf::from_pem(&std::fs::read_to_string(file).unwrap()).ok()
+    }
+
+    fn reloads(&self) -> u32 {
+        self.reloads.load(Ordering::Relaxed)
+    }
+}
+
+fn digest_of(text: &str) -> String {
+    format!("sha256:{}", sha256_hex(text.as_bytes()))
+}
+
+#[async_trait]
+impl Server for FakeServer {
+    async fn validate(&self, candidate: &Path) -> Result<Option<String>, ServerError> {
+        let text = std::fs::read_to_string(candidate).unwrap();
+        // As `-t` does (NATS.md §4): the files must be there, and belong together.
+        for key in ["cert_file: ", "key_file: ", "ca_file: "] {
+            let file = text.lines().find_map(|line| line.trim().strip_prefix(key)).unwrap().trim_matches('"');
+            assert!(Path::new(file).is_file(), "{file} is named and not there");
+        }
+        if self.refuses.load(Ordering::Relaxed) {
+            return Err(ServerError::Refused { message: "in a mood".into() });
+        }
+        Ok(Some(digest_of(&text)))
+    }
+
+    async fn observe(&self, _chain: &VerifiedChain, _last: Option<&Observed>) -> Observed {
+        let Some(loaded) = self.loaded.lock().unwrap().clone() else {
+            return Observed::absent("it was not started".into());
+        };
+        let leaf = self.served().map(|leaf| leaf.sha256).ok_or_else(|| "no leaf".to_owned());
+        Observed {
+            presence: Presence::Running(1),
+            varz: Some(Varz {
+                version: "2.15.1".into(),
+                server_id: "double".into(),
+                config_load_time: START,
+                config_digest: Some(digest_of(&loaded)),
+            }),
+            routez: None,
+            client: leaf.clone(),
+            route: leaf,
+            asked: tokio::time::Instant::now(),
+        }
+    }
+
+    async fn reload(&self, _chain: &VerifiedChain) -> Result<i32, ServerError> {
+        if self.loaded.lock().unwrap().is_none() {
+            return Err(ProcessError::Absent("it was not started".into()).into());
+        }
+        self.reloads.fetch_add(1, Ordering::Relaxed);
+        if !self.ignores.load(Ordering::Relaxed) {
+            self.start();
+        }
+        Ok(1)
+    }
+}
+
+/// One node, and handles to everything around it.
+struct Bench {
+    directory: tempfile::TempDir,
+    clock: Clock,
+    issuer: Arc<MoodyIssuer>,
+    trust: Arc<SettableTrust>,
+    peers: Arc<SettablePeers>,
+    server: Arc<FakeServer>,
+    interval: Duration,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::starting_at(START);
+        let issuer = Arc::new(MoodyIssuer {
+            ca: Local::new(directory.path().join("ca"), clock),
+            refusals: Mutex::default(),
+            in_progress: AtomicU32::new(0),
+            swap_leaf: Mutex::default(),
+            requests: AtomicU32::new(0),
+            away: AtomicBool::new(false),
+        });
+        let bundle = TrustBundle::parse(issuer.ca_pem().await.unwrap().as_bytes(), "double", "1").unwrap();
+        let config = directory.path().join("state/nats-server.conf");
+        let server = FakeServer {
+            config,
+            loaded: Mutex::default(),
+            reloads: AtomicU32::new(0),
+            ignores: AtomicBool::new(false),
+            refuses: AtomicBool::new(false),
+        };
+        Self {
+            clock,
+            issuer,
+            trust: Arc::new(SettableTrust(Mutex::new(Some(bundle)))),
+            peers: Arc::new(SettablePeers(Mutex::new(Some(peers(&[1, 2, 3]))))),
+            server: Arc::new(server),
+            interval: Duration::from_mins(10),
+            directory,
+        }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// A process of the agent: what an earlier one remembered in memory is gone.
+    fn agent(&self) -> Reconciler {
+        std::fs::create_dir_all(self.state()).unwrap();
+        let generations = Generations::of(&self.state());
+        Reconciler::new(Parts {
+            node: Node {
+                name: "i-1".into(),
+                instance_id: Some("i-1".into()),
+                region: None,
+                address: OWN,
+                sans: Sans { ips: [OWN].into(), ..Sans::default() },
+            },
+            issuance: Issuance {
+                issuer: Arc::clone(&self.issuer) as Arc<dyn Issuer>,
+                journal: Journal::at(self.state().join("issuance.json"), generations.clone()),
+                clock: self.clock,
+                validity: WEEK,
+                algorithm: KeyAlgorithm::EcdsaP256,
+            },
+            trust: Arc::clone(&self.trust) as Arc<dyn TrustSource>,
+            peers: Arc::clone(&self.peers) as Arc<dyn PeerSource>,
+            credential: None,
+            apply: Apply {
+                server: Arc::clone(&self.server) as Arc<dyn Server>,
+                config: self.server.config.clone(),
+                generations,
+            },
+            clock: self.clock,
+            nats: NatsConfig::default(),
+            renewal: RenewalConfig::default(),
+            interval: self.interval,
+            state: self.state(),
+            allowed_losses: Vec::new(),
+        })
+    }
+
+    /// A node that has come up: committed, server started, seen to be served.
+    async fn serving(&self) -> Reconciler {
+        let mut agent = self.agent();
+        let pass = agent.pass(&Wanted::default(), &Progress::default()).await;
+        assert!(matches!(pass.outcome, Ok(Verdict::NoServer(_))), "{:?}", pass.outcome);
+        self.server.start();
+        let pass = agent.pass(&Wanted::default(), &Progress::default()).await;
+        assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+        agent
+    }
+
+    /// Pass after pass, as the daemon makes them, until `until`; the last one's findings.
+    async fn live(&self, agent: &mut Reconciler, until: OffsetDateTime) -> Pass {
+        loop {
+            let pass = agent.pass(&Wanted::default(), &Progress::default()).await;
+            if pass.next >= until {
+                self.clock.sleep_until(until).await;
+                return pass;
+            }
+            self.clock.sleep_until(pass.next).await;
+            let served = self.server.served().expect("a server that was started serves");
+            assert!(served.not_after > self.clock.now(), "an expired leaf is served at {}", self.clock.now());
+        }
+    }
+
+    fn committed(&self) -> String {
+        std::fs::read_to_string(&self.server.config).unwrap()
+    }
+}
+
+fn peers(numbers: &[u8]) -> Vec<Peer> {
+    let peer = |number: &u8| Peer {
+        id: format!("i-{number}"),
+        // Documentation addresses beside our own: nobody answers there.
+        address: if *number == 1 { (OWN, 6222).into() } else { ([127, 0, 0, *number], 1).into() },
+        state: "InService".into(),
+    };
+    numbers.iter().map(peer).collect()
+}
+
+async fn pass(agent: &mut Reconciler) -> Pass {
+    agent.pass(&Wanted::default(), &Progress::default()).await
+}
+
+async fn renew(agent: &mut Reconciler) -> Pass {
+    agent.pass(&Wanted { renew: true, ..Wanted::default() }, &Progress::default()).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_touched_or_signalled_where_nothing_changed() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    let inode = std::fs::metadata(&bench.server.config).unwrap().ino();
+    bench.live(&mut agent, START + DAY).await;
+    assert_eq!(std::fs::metadata(&bench.server.config).unwrap().ino(), inode);
+    assert_eq!((bench.server.reloads(), bench.issuer.requests()), (0, 1));
+    // Nor does a restart of the agent touch anything.
+    bench.live(&mut bench.agent(), START + 2 * DAY).await;
+    assert_eq!(std::fs::metadata(&bench.server.config).unwrap().ino(), inode);
+    assert_eq!((bench.server.reloads(), bench.issuer.requests()), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quarter_of_weekly_certificates_is_renewed_in_time_and_never_in_a_loop() {
+    let bench = Bench { interval: Duration::from_hours(3), ..Bench::new().await };
+    let mut agent = bench.serving().await;
+    let pass = bench.live(&mut agent, START + 90 * DAY).await;
+    assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+    // Every 4.2 to 4.7 days.
+    assert!((19..=22).contains(&bench.issuer.requests()), "{} issued", bench.issuer.requests());
+    assert_eq!(bench.server.reloads() + 1, bench.issuer.requests());
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_07_an_issuer_that_is_away_for_two_days_disturbs_nobody_and_nothing_is_done_by_hand() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    bench.live(&mut agent, START + 4 * DAY).await;
+    bench.issuer.away.store(true, Ordering::Relaxed);
+    *bench.trust.0.lock().unwrap() = None;
+    *bench.peers.0.lock().unwrap() = None;
+    let pass = bench.live(&mut agent, START + 6 * DAY).await;
+    assert_eq!(pass.status.state, State::Degraded);
+    assert!(pass.status.renewal.attempts > 10 && pass.status.renewal.attempts < 600, "{:?}", pass.status.renewal);
+    assert!(pass.status.reasons.iter().any(|reason| reason.contains("IssueCertificate")), "{:?}", pass.status.reasons);
+    // A restart in the middle of it knows the peers and the bundle from the disk.
+    let mut agent = bench.agent();
+    let pass = bench.live(&mut agent, START + 6 * DAY + Duration::from_hours(1)).await;
+    assert_eq!(pass.status.peers.len(), 3);
+    assert_eq!(bench.server.reloads(), 0);
+    bench.issuer.away.store(false, Ordering::Relaxed);
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3]));
+    *bench.trust.0.lock().unwrap() =
+        Some(TrustBundle::parse(bench.issuer.ca_pem().await.unwrap().as_bytes(), "double", "1").unwrap());
+    let pass = bench.live(&mut agent, START + 6 * DAY + Duration::from_hours(2)).await;
+    assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+    assert_eq!(bench.issuer.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_11_a_crash_at_any_await_of_a_renewal_pays_for_one_certificate() {
+    for crash_after in 0..100 {
+        let bench = Bench::new().await;
+        let mut agent = bench.serving().await;
+        bench.issuer.in_progress.store(3, Ordering::Relaxed);
+        let mut crashed = true;
+        {
+            let renewing = renew(&mut agent);
+            tokio::pin!(renewing);
+            // Each poll of the future ends at an await; dropping it there is the crash.
+            for _ in 0..crash_after {
+                tokio::select! {
+                    biased;
+                    _ = &mut renewing => { crashed = false; break }
+                    () = tokio::time::sleep(Duration::from_millis(10)) => {}
+                }
+            }
+        }
+        drop(agent);
+        let mut agent = bench.agent();
+        let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_mins(10)).await;
+        assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+        assert!(bench.issuer.requests() <= 2, "{} paid for after a crash at {crash_after}", bench.issuer.requests());
+        let served = bench.server.served().unwrap();
+        assert_eq!(Some(served.serial), pass.status.leaf.map(|leaf| leaf.serial));
+        if !crashed {
+            return;
+        }
+    }
+    panic!("the renewal never came to its end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_11_a_deployment_that_fails_is_tried_again_without_another_certificate() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    bench.server.refuses.store(true, Ordering::Relaxed);
+    let before = bench.committed();
+    let failed = renew(&mut agent).await;
+    assert!(matches!(failed.outcome, Err(PassError::Apply(_))), "{:?}", failed.outcome);
+    bench.live(&mut agent, START + DAY).await;
+    assert_eq!(bench.committed(), before, "what -t refuses is never committed");
+    assert_eq!(bench.issuer.requests(), 2);
+    bench.server.refuses.store(false, Ordering::Relaxed);
+    let pass = bench.live(&mut agent, START + DAY + Duration::from_mins(30)).await;
+    assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+    assert_eq!(bench.issuer.requests(), 2);
+    assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_that_is_not_confirmed_is_rolled_back_and_said_so() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    let (before, serial) = (bench.committed(), bench.server.served().unwrap().serial);
+    bench.server.ignores.store(true, Ordering::Relaxed);
+    let rolled_back = renew(&mut agent).await;
+    assert!(
+        matches!(rolled_back.outcome, Err(PassError::Apply(ApplyError::RolledBack { confirmed: true, .. }))),
+        "{:?}",
+        rolled_back.outcome
+    );
+    assert_eq!((bench.committed(), bench.server.served().unwrap().serial), (before, serial));
+    assert_eq!(rolled_back.status.state, State::Degraded);
+    bench.server.ignores.store(false, Ordering::Relaxed);
+    let pass = bench.live(&mut agent, START + DAY).await;
+    assert_eq!((pass.status.state, bench.issuer.requests()), (State::Healthy, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throttled_request_is_repeated_with_the_same_key_and_token() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    bench.issuer.refusals.lock().unwrap().extend([IssueErrorKind::Throttled, IssueErrorKind::Denied]);
+    for _ in 0..2 {
+        let refused = renew(&mut agent).await;
+        assert!(matches!(refused.outcome, Err(PassError::Obtain(ObtainError::Issuer(_)))), "{:?}", refused.outcome);
+    }
+    let key = || agent.parts.issuance.journal.load().unwrap().pending.map(|pending| pending.csr.key);
+    let journalled = key().unwrap();
+    let pass = renew(&mut agent).await;
+    assert!(matches!(pass.outcome, Ok(Verdict::Live { .. })), "{:?}", pass.outcome);
+    let (newest, _) = agent.parts.apply.generations.newest().unwrap();
+    assert!(newest.unwrap().chain.key == journalled);
+    assert_eq!(bench.issuer.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_04_a_leaf_for_another_key_is_never_deployed() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    let (newest, _) = agent.parts.apply.generations.newest().unwrap();
+    let other = IssuedChain { leaf_pem: newest.unwrap().chain.cert_pem, chain_pem: String::new() };
+    *bench.issuer.swap_leaf.lock().unwrap() = Some(other);
+    let before = bench.committed();
+    let rejected = renew(&mut agent).await;
+    assert!(matches!(rejected.outcome, Err(PassError::Rejected(_))), "{:?}", rejected.outcome);
+    assert_eq!(bench.committed(), before);
+    let pass = renew(&mut agent).await;
+    assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_11_a_leaf_that_the_bundle_does_not_accept_yet_is_kept_and_collected_again() {
+    let bench = Bench::new().await;
+    let ours = bench.trust.0.lock().unwrap().clone();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = Local::new(elsewhere.path().to_owned(), bench.clock).ca_pem().await.unwrap();
+    *bench.trust.0.lock().unwrap() = Some(TrustBundle::parse(other.as_bytes(), "double", "0").unwrap());
+    let mut agent = bench.agent();
+    let rejected = pass(&mut agent).await;
+    assert!(matches!(rejected.outcome, Err(PassError::Rejected(_))), "{:?}", rejected.outcome);
+    assert!(!bench.server.config.exists());
+    *bench.trust.0.lock().unwrap() = ours;
+    while !bench.server.config.exists() {
+        let pass = pass(&mut agent).await;
+        bench.clock.sleep_until(pass.next).await;
+    }
+    assert_eq!(bench.issuer.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_11_a_cap_stops_what_nobody_foresaw() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    let mut refused = 0;
+    for _ in 0..40 {
+        let pass = renew(&mut agent).await;
+        refused += u32::from(matches!(pass.outcome, Err(PassError::Obtain(ObtainError::Capped { .. }))));
+    }
+    assert_eq!(bench.issuer.requests() + refused, 41);
+    assert_eq!(bench.issuer.requests(), 12);
+    // A day later the way is free again.
+    bench.clock.sleep_until(START + DAY + Duration::from_hours(1)).await;
+    let pass = renew(&mut agent).await;
+    assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_06_no_answer_of_discovery_takes_a_route_away_that_it_should_not() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    let before = bench.committed();
+    for answer in [None, Some(Vec::new()), Some(peers(&[2, 3]))] {
+        *bench.peers.0.lock().unwrap() = answer;
+        let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(2)).await;
+        assert_eq!(bench.committed(), before);
+        let told = [pass.status.reasons, pass.status.warnings].concat().join(" ");
+        assert!(told.contains("away") || told.contains("last good set stays"), "{told}");
+    }
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 3, 4]));
+    bench.live(&mut agent, bench.clock.now() + Duration::from_mins(20)).await;
+    assert!(!bench.committed().contains("127.0.0.2:1\"") && bench.committed().contains("127.0.0.4:1\""));
+    assert_eq!(bench.issuer.requests(), 1, "a change of peers is a new file on the same generation");
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_06_a_peer_that_left_the_group_and_still_answers_keeps_its_route() {
+    let bench = Bench::new().await;
+    let alive = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut all = peers(&[1, 3]);
+    all.push(Peer { id: "i-2".into(), address: alive.local_addr().unwrap(), state: "InService".into() });
+    *bench.peers.0.lock().unwrap() = Some(all);
+    let mut agent = bench.serving().await;
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 3]));
+    let route = alive.local_addr().unwrap().to_string();
+    // Real sockets answer in real time, which paused time doesn't wait for.
+    tokio::time::resume();
+    agent.discovery.next = OffsetDateTime::UNIX_EPOCH;
+    let kept = pass(&mut agent).await;
+    assert!(bench.committed().contains(&route));
+    assert!(kept.status.warnings.iter().any(|warning| warning.contains("still answers")), "{:?}", kept.status.warnings);
+    drop(alive);
+    agent.discovery.next = OffsetDateTime::UNIX_EPOCH;
+    pass(&mut agent).await;
+    assert!(!bench.committed().contains(&route));
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_05_an_anchor_that_a_served_leaf_needs_outlives_its_place_in_the_source() {
+    let bench = Bench::new().await;
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1]));
+    let mut agent = bench.serving().await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = Local::new(elsewhere.path().to_owned(), bench.clock).ca_pem().await.unwrap();
+    *bench.trust.0.lock().unwrap() = Some(TrustBundle::parse(other.as_bytes(), "double", "2").unwrap());
+    let pass = bench.live(&mut agent, START + Duration::from_hours(6)).await;
+    let trust = pass.status.trust.unwrap();
+    assert_eq!(trust.anchors.len(), 2, "{trust:?}");
+    assert!(pass.status.warnings.iter().any(|warning| warning.contains("no longer has")), "{:?}", pass.status.warnings);
+    assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leaf_that_expired_while_the_machine_slept_is_renewed_at_once() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    tokio::time::sleep(30 * DAY).await;
+    let woken = pass(&mut agent).await;
+    assert_eq!(woken.status.state, State::Healthy, "{:?}", woken.status.reasons);
+    assert!(bench.server.served().unwrap().not_after > bench.clock.now());
+}
