@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use self::protection::{Facts, Loss};
 use self::server::{Observed, Presence, Server, ServerError};
-use crate::durable::{self, FileError};
+use crate::durable::{self, FileError, Secrecy};
 use crate::generation::{Generation, Generations};
 use crate::nats_conf::ConfError;
 use crate::progress::{Progress, Step};
@@ -44,6 +44,8 @@ pub struct Apply {
     pub config: PathBuf,
     /// Where the generations are that it names.
     pub generations: Generations,
+    /// The state directory, whose mode decides who may read the configuration: it may hold the cluster credential.
+    pub state: PathBuf,
 }
 
 /// What nats-server should be seen to serve.
@@ -159,7 +161,7 @@ impl Apply {
         }
         let candidate = beside(&self.config, "candidate");
         durable::remove_if_there(&candidate)?;
-        durable::create(&candidate, rendered.text().as_bytes(), self.generations.secret_mode())?;
+        durable::create(&candidate, rendered.text().as_bytes(), Secrecy::of(&self.state).file_mode())?;
         let digest = self.server.validate(&candidate).await?;
         progress.report(Step::Validated { digest: digest.clone() });
         self.check_losses(rendered, allowed)?;

@@ -87,12 +87,11 @@ pub async fn assemble(config: &Config, allowed_losses: Vec<String>) -> Result<Pa
         }
     };
     let generations = Generations::of(&config.state_directory);
-    let journal = Journal::at(config.state_directory.join("issuance.json"), generations.clone());
     Ok(Parts {
         node,
         issuance: Issuance {
             issuer,
-            journal,
+            journal: Journal::of(&config.state_directory),
             clock,
             validity: config.issuer.validity,
             algorithm: config.issuer.key_algorithm,
@@ -104,12 +103,12 @@ pub async fn assemble(config: &Config, allowed_losses: Vec<String>) -> Result<Pa
             server: Arc::new(NatsServer::new(&config.nats)),
             config: config.nats.config.clone(),
             generations,
+            state: config.state_directory.clone(),
         },
         clock,
         nats: config.nats.clone(),
         renewal: config.renewal,
         interval: config.discovery.interval,
-        state: config.state_directory.clone(),
         allowed_losses,
     })
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
 use crate::csr::KeyAlgorithm;
-use crate::identity::DnsName;
+use crate::san::DnsName;
 
 /// Where the configuration is looked for when `--config` doesn't say.
 pub const DEFAULT_PATH: &str = "/etc/nats-tls-agent/agent.toml";

@@ -9,7 +9,7 @@ use rcgen::{
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::identity::{Node, Sans};
+use crate::san::Sans;
 
 /// An X.520 common name is at most 64 characters (RFC 5280, appendix A.1, ub-common-name).
 const MAX_COMMON_NAME: usize = 64;
@@ -110,7 +110,7 @@ pub enum CsrError {
 impl Csr {
     /// Makes a fresh key and a CSR with the node's names and addresses, for both server and client use: routes need
     /// both usages. RSA takes up to seconds of CPU time: call it where blocking is allowed.
-    pub fn generate(node: &Node, algorithm: KeyAlgorithm) -> Result<Self, CsrError> {
+    pub fn generate(name: &str, sans: &Sans, algorithm: KeyAlgorithm) -> Result<Self, CsrError> {
         let key = match algorithm {
             KeyAlgorithm::EcdsaP256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256),
             KeyAlgorithm::EcdsaP384 => KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384),
@@ -119,19 +119,19 @@ impl Csr {
             KeyAlgorithm::Rsa4096 => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_4096),
         }
         .map_err(|source| CsrError::Key { algorithm, source })?;
-        let request = |source| CsrError::Request { node: node.name.clone(), source };
+        let request = |source| CsrError::Request { node: name.to_owned(), source };
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, node.name.chars().take(MAX_COMMON_NAME).collect::<String>());
-        for name in &node.sans.dns {
+        params.distinguished_name.push(DnType::CommonName, name.chars().take(MAX_COMMON_NAME).collect::<String>());
+        for name in &sans.dns {
             params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into().map_err(request)?));
         }
-        params.subject_alt_names.extend(node.sans.ips.iter().map(|ip| SanType::IpAddress(*ip)));
+        params.subject_alt_names.extend(sans.ips.iter().map(|ip| SanType::IpAddress(*ip)));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let pem = params.serialize_request(&key).and_then(|csr| csr.pem()).map_err(request)?;
         let key = PrivateKeyPem::new(Zeroizing::new(key.serialize_pem()));
-        Ok(Self { key, algorithm, pem, sans: node.sans.clone() })
+        Ok(Self { key, algorithm, pem, sans: sans.clone() })
     }
 
     /// The idempotency token: the CSR's hash, so that a repeated request is the same request and a new key is never

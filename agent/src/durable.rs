@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// What was tried on a file, and where.
@@ -25,6 +25,36 @@ impl FileError {
     pub fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self { action, path, source }
+    }
+}
+
+/// Who may read the secrets below a state directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Secrecy {
+    /// The owner alone: files 0600, directories 0700.
+    Owner,
+    /// The group too: files 0640, directories 0750.
+    Group,
+}
+
+impl Secrecy {
+    /// The state directory's own mode decides: one that its group may enter shares the secrets with that group.
+    #[must_use]
+    pub fn of(state: &Path) -> Self {
+        let shared = fs::metadata(state).is_ok_and(|metadata| metadata.permissions().mode() & 0o050 == 0o050);
+        if shared { Self::Group } else { Self::Owner }
+    }
+
+    /// The mode of a file.
+    #[must_use]
+    pub fn file_mode(self) -> u32 {
+        if self == Self::Group { 0o640 } else { 0o600 }
+    }
+
+    /// The mode of a directory.
+    #[must_use]
+    pub fn directory_mode(self) -> u32 {
+        if self == Self::Group { 0o750 } else { 0o700 }
     }
 }
 
@@ -95,7 +125,7 @@ fn staging_name(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 

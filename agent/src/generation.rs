@@ -4,13 +4,12 @@
 //! committed nats-server.conf names is what is deployed.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
 use crate::csr::PrivateKeyPem;
-use crate::durable::{self, FileError};
+use crate::durable::{self, FileError, Secrecy};
 use crate::render::TlsFiles;
 use crate::trust::{Leaf, TrustBundle, VerifiedChain};
 
@@ -62,22 +61,6 @@ impl Generations {
         Self { directory: state.join("generations") }
     }
 
-    /// The mode of a file that holds a secret. The state directory's own mode decides: one that its group may enter
-    /// shares the secrets with that group (0640), any other keeps them to the owner (0600).
-    #[must_use]
-    pub fn secret_mode(&self) -> u32 {
-        if self.is_shared() { 0o640 } else { 0o600 }
-    }
-
-    fn is_shared(&self) -> bool {
-        let state = self.directory.parent().unwrap_or(&self.directory);
-        fs::metadata(state).is_ok_and(|metadata| metadata.permissions().mode() & 0o050 == 0o050)
-    }
-
-    fn create_directory(&self, path: &Path) -> Result<(), FileError> {
-        durable::create_directory(path, if self.is_shared() { 0o750 } else { 0o700 })
-    }
-
     /// Where the files of a generation are, or would be.
     #[must_use]
     pub fn files(&self, number: u64) -> TlsFiles {
@@ -125,9 +108,10 @@ impl Generations {
         if partial.exists() {
             fs::remove_dir_all(&partial).map_err(FileError::on("remove", &partial))?;
         }
-        self.create_directory(&self.directory)?;
-        self.create_directory(&partial)?;
-        durable::create(&partial.join("key.pem"), chain.key.expose().as_bytes(), self.secret_mode())?;
+        let secrecy = Secrecy::of(self.directory.parent().unwrap_or(&self.directory));
+        durable::create_directory(&self.directory, secrecy.directory_mode())?;
+        durable::create_directory(&partial, secrecy.directory_mode())?;
+        durable::create(&partial.join("key.pem"), chain.key.expose().as_bytes(), secrecy.file_mode())?;
         durable::create(&partial.join("cert.pem"), chain.cert_pem.as_bytes(), 0o644)?;
         durable::create(&partial.join("ca.pem"), bundle.to_pem().as_bytes(), 0o644)?;
         durable::create(&partial.join("source"), format!("{}\n{}\n", bundle.source, bundle.version).as_bytes(), 0o644)?;

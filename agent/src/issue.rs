@@ -180,8 +180,8 @@ impl Issuance {
             pending
         } else {
             self.check_cap(&entries)?;
-            let (node, algorithm) = (node.clone(), self.algorithm);
-            let csr = tokio::task::spawn_blocking(move || Csr::generate(&node, algorithm))
+            let (name, sans, algorithm) = (node.name.clone(), node.sans.clone(), self.algorithm);
+            let csr = tokio::task::spawn_blocking(move || Csr::generate(&name, &sans, algorithm))
                 .await
                 .map_err(|_cancelled| ObtainError::Stopping)??;
             progress.report(Step::KeyMade { algorithm: self.algorithm });

@@ -31,6 +31,7 @@ pub mod nats_conf;
 pub mod progress;
 pub mod reconcile;
 pub mod render;
+pub mod san;
 pub mod schedule;
 pub mod status;
 pub mod trust;

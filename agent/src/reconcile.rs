@@ -20,7 +20,7 @@ use crate::apply::{Apply, ApplyError, Expected, Verdict, chain_of, judge};
 use crate::clock::Clock;
 use crate::config::{NatsConfig, RenewalConfig};
 use crate::discover::{DiscoverError, Peer, PeerSet, PeerSource, Sighting};
-use crate::durable::{self, FileError};
+use crate::durable::{self, FileError, Secrecy};
 use crate::generation::{Generation, GenerationError};
 use crate::identity::Node;
 use crate::issue::journal::JournalError;
@@ -64,8 +64,6 @@ pub struct Parts {
     pub renewal: RenewalConfig,
     /// `discovery.interval`.
     pub interval: Duration,
-    /// The state directory.
-    pub state: PathBuf,
     /// Losses that the command line allows for as long as this process lives.
     pub allowed_losses: Vec<String>,
 }
@@ -410,7 +408,7 @@ impl Reconciler {
 
     /// Keeps the last good answers for the next process. One that can't is not in the way of this one.
     fn remember(&self) {
-        let mode = self.parts.apply.generations.secret_mode();
+        let mode = Secrecy::of(&self.parts.apply.state).file_mode();
         let stored = serde_json::to_vec(&self.last_good)
             .map_err(|error| error.to_string())
             .map(zeroize::Zeroizing::new)
@@ -601,7 +599,7 @@ pub const NO_CREDENTIAL: &str = "routes need no cluster credential: anyone with 
      server and read every account; set nats.cluster_secret_id";
 
 fn last_good_file(parts: &Parts) -> PathBuf {
-    parts.state.join("last-good.json")
+    parts.apply.state.join("last-good.json")
 }
 
 /// The chains that these servers show on their route ports; nothing for one that shows none.

@@ -434,8 +434,8 @@ mod tests {
     use super::*;
     use crate::config::{JetStreamLimits, Size};
     use crate::discover::Peer;
-    use crate::identity::Sans;
     use crate::nats_conf::{Map, Value, parse};
+    use crate::san::Sans;
 
     fn node(address: &str) -> Node {
         Node {

@@ -48,7 +48,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::identity::Sans;
+    use crate::san::Sans;
 
     const HOUR: Duration = Duration::from_hours(1);
     const WEEK: Duration = Duration::from_hours(7 * 24);

@@ -12,8 +12,7 @@ use zeroize::Zeroizing;
 
 use super::CertificateHandle;
 use crate::csr::Csr;
-use crate::durable::{self, FileError};
-use crate::generation::Generations;
+use crate::durable::{self, FileError, Secrecy};
 
 const VERSION: u32 = 1;
 const MAX_SIZE: u64 = 256 * 1024;
@@ -25,7 +24,6 @@ const DAY: Duration = Duration::from_hours(24);
 #[derive(Clone, Debug)]
 pub struct Journal {
     path: PathBuf,
-    generations: Generations,
 }
 
 /// What the journal says.
@@ -73,10 +71,10 @@ pub enum JournalError {
 }
 
 impl Journal {
-    /// The journal at a path, as secret as a key in those generations.
+    /// The journal of a state directory.
     #[must_use]
-    pub fn at(path: PathBuf, generations: Generations) -> Self {
-        Self { path, generations }
+    pub fn of(state: &Path) -> Self {
+        Self { path: state.join("issuance.json") }
     }
 
     /// The file.
@@ -105,7 +103,7 @@ impl Journal {
         let text = serde_json::to_vec(entries)
             .map(Zeroizing::new)
             .map_err(|error| JournalError::Unreadable { path: self.path.clone(), reason: error.to_string() })?;
-        Ok(durable::replace(&self.path, &text, self.generations.secret_mode())?)
+        Ok(durable::replace(&self.path, &text, Secrecy::of(self.path.parent().unwrap_or(&self.path)).file_mode())?)
     }
 }
 

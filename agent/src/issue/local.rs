@@ -385,7 +385,7 @@ mod tests {
 
     use super::*;
     use crate::csr::{Csr, KeyAlgorithm};
-    use crate::identity::{DnsName, Node, Sans};
+    use crate::san::{DnsName, Sans};
     use crate::trust::TrustBundle;
 
     const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
@@ -396,8 +396,7 @@ mod tests {
             dns: [DnsName::try_from("n1.nats.internal".to_owned()).unwrap()].into(),
             ips: ["10.0.1.5".parse().unwrap(), "fd00::5".parse().unwrap()].into(),
         };
-        let address = "10.0.1.5".parse().unwrap();
-        Csr::generate(&Node { name: "n1".into(), instance_id: None, region: None, address, sans }, algorithm).unwrap()
+        Csr::generate("n1", &sans, algorithm).unwrap()
     }
 
     fn ca(directory: &Path) -> Local {

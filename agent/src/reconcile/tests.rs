@@ -18,10 +18,10 @@ use crate::apply::server::{Presence, Server, ServerError};
 use crate::csr::KeyAlgorithm;
 use crate::digest::sha256_hex;
 use crate::generation::Generations;
-use crate::identity::Sans;
 use crate::issue::journal::Journal;
 use crate::issue::local::Local;
 use crate::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
+use crate::san::Sans;
 use crate::status::State;
 use crate::trust::{Leaf, VerifiedChain};
 
@@ -255,7 +255,7 @@ impl Bench {
             },
             issuance: Issuance {
                 issuer: Arc::clone(&self.issuer) as Arc<dyn Issuer>,
-                journal: Journal::at(self.state().join("issuance.json"), generations.clone()),
+                journal: Journal::of(&self.state()),
                 clock: self.clock,
                 validity: WEEK,
                 algorithm: KeyAlgorithm::EcdsaP256,
@@ -267,12 +267,12 @@ impl Bench {
                 server: Arc::clone(&self.server) as Arc<dyn Server>,
                 config: self.server.config.clone(),
                 generations,
+                state: self.state(),
             },
             clock: self.clock,
             nats: NatsConfig::default(),
             renewal: RenewalConfig::default(),
             interval: self.interval,
-            state: self.state(),
             allowed_losses: Vec::new(),
         })
     }

@@ -15,8 +15,8 @@ use x509_parser::extensions::ExtendedKeyUsage;
 use super::pem::{self, PemError};
 use super::{Anchor, Leaf, LeafError, TrustBundle, x509};
 use crate::csr::{PrivateKeyPem, public_key_der};
-use crate::identity::Sans;
 use crate::issue::IssuedChain;
+use crate::san::Sans;
 
 /// The most certificates that a chain may have, the leaf and roots included. Go's TLS reads larger ones, no CA needs
 /// them.

@@ -8,7 +8,7 @@ use x509_parser::extensions::GeneralName;
 use super::pem::{self, PemError};
 use super::x509;
 use crate::digest::{hex, sha256_hex};
-use crate::identity::{DnsName, Sans};
+use crate::san::{DnsName, Sans};
 
 /// A leaf's facts, read from the certificate itself.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 use crate::csr::PrivateKeyPem;
-use crate::identity::{DnsName, Sans};
+use crate::san::{DnsName, Sans};
 
 /// When all of it is valid.
 pub(super) const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
