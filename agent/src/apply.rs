@@ -25,6 +25,7 @@ use crate::generation::{Generation, Generations};
 use crate::nats_conf::ConfError;
 use crate::progress::{Progress, Step};
 use crate::render::Rendered;
+use crate::status::rfc3339;
 use crate::trust::VerifiedChain;
 
 /// How long a reload may take until it is confirmed. Measured: 5 to 10 ms; a loaded machine may take seconds.
@@ -55,8 +56,6 @@ pub struct Expected {
     pub digest: Option<String>,
     /// The leaf.
     pub leaf_sha256: String,
-    /// When the configuration was written.
-    pub committed_at: OffsetDateTime,
 }
 
 /// Where a committed configuration stands.
@@ -173,7 +172,7 @@ impl Apply {
         }
         durable::rename(&candidate, &self.config)?;
         progress.report(Step::Committed { generation: generation.number });
-        self.expect(digest, &generation.chain)
+        Ok(Expected::of(digest, &generation.chain))
     }
 
     /// What the committed configuration makes nats-server serve.
@@ -182,7 +181,7 @@ impl Apply {
         let generation = number.and_then(|number| self.generations.load(number).ok());
         let generation = generation.ok_or_else(|| ApplyError::Unnamed(self.config.clone()))?;
         let digest = self.server.validate(&self.config).await?;
-        self.expect(digest, &generation.chain)
+        Ok(Expected::of(digest, &generation.chain))
     }
 
     /// The committed configuration is served: nothing needs to come back, and old generations may go.
@@ -191,16 +190,17 @@ impl Apply {
         self.generations.prune(&[deployed])
     }
 
-    /// Has nats-server load what is committed and waits until it is seen to. When it isn't, the previous configuration
-    /// comes back, if its certificate is still good.
+    /// Has nats-server load what is committed and waits until it is seen to; `before` is what was seen of it just now.
+    /// When it isn't, the previous configuration comes back, if its certificate is still good.
     pub async fn reload(
         &self,
         expected: &Expected,
         chain: &VerifiedChain,
+        before: &Observed,
         now: OffsetDateTime,
         progress: &Progress,
     ) -> Result<Verdict, ApplyError> {
-        let reason = match self.signal_and_confirm(expected, chain, progress).await? {
+        let reason = match self.signal_and_confirm(expected, chain, before, progress).await? {
             Verdict::Other(reason) => reason,
             verdict => return Ok(verdict),
         };
@@ -208,8 +208,9 @@ impl Apply {
         durable::rename(&beside(&self.config, "previous"), &self.config)?;
         progress.report(Step::RolledBack { reason: reason.clone() });
         let digest = self.server.validate(&self.config).await?;
-        let expected = self.expect(digest, &previous.chain)?;
-        let verdict = self.signal_and_confirm(&expected, &previous.chain, progress).await;
+        let expected = Expected::of(digest, &previous.chain);
+        let before = self.server.observe(chain, None).await;
+        let verdict = self.signal_and_confirm(&expected, &previous.chain, &before, progress).await;
         Err(ApplyError::RolledBack { reason, confirmed: matches!(verdict, Ok(Verdict::Live { .. })) })
     }
 
@@ -217,6 +218,7 @@ impl Apply {
         &self,
         expected: &Expected,
         chain: &VerifiedChain,
+        before: &Observed,
         progress: &Progress,
     ) -> Result<Verdict, ApplyError> {
         let started = tokio::time::Instant::now();
@@ -240,7 +242,8 @@ impl Apply {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_LOOK);
-            match judge(&self.server.observe(chain, None).await, expected) {
+            let observed = self.server.observe(chain, None).await;
+            match judge(&observed, expected).only_if(expected.digest.is_some() || has_loaded(before, &observed)) {
                 Verdict::Other(_) if started.elapsed() < CONFIRM_TIMEOUT => {}
                 Verdict::Live { by } => {
                     progress.report(Step::Confirmed { by: by.clone() });
@@ -267,15 +270,34 @@ impl Apply {
         let generation = number.and_then(|number| self.generations.load(number).ok());
         Ok(generation.filter(|generation| generation.chain.leaf.not_after > now))
     }
+}
 
-    fn expect(&self, digest: Option<String>, chain: &VerifiedChain) -> Result<Expected, ApplyError> {
-        let look = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
-        let written = look(&self.config).map_err(FileError::on("look at", &self.config))?;
-        Ok(Expected { digest, leaf_sha256: chain.leaf.sha256.clone(), committed_at: written.into() })
+impl Expected {
+    fn of(digest: Option<String>, chain: &VerifiedChain) -> Self {
+        Self { digest, leaf_sha256: chain.leaf.sha256.clone() }
     }
 }
 
+impl Verdict {
+    fn only_if(self, has_loaded: bool) -> Self {
+        match self {
+            Self::Live { .. } if !has_loaded => Self::Other("nats-server has loaded nothing since the signal".into()),
+            verdict => verdict,
+        }
+    }
+}
+
+/// Whether nats-server has loaded a configuration between two looks at it. Where its monitoring port doesn't answer, it
+/// can't be told.
+fn has_loaded(before: &Observed, after: &Observed) -> bool {
+    let loads =
+        |observed: &Observed| observed.varz.as_ref().map(|varz| (varz.server_id.clone(), varz.config_load_time));
+    loads(after).is_none() || loads(before) != loads(after)
+}
+
 /// Whether what is seen is what is expected. Pure.
+///
+/// A nats-server before 2.11 reports no digest: there the leaf decides.
 #[must_use]
 pub fn judge(observed: &Observed, expected: &Expected) -> Verdict {
     match &observed.presence {
@@ -297,11 +319,7 @@ pub fn judge(observed: &Observed, expected: &Expected) -> Verdict {
     match (&varz.config_digest, &expected.digest) {
         (Some(loaded), Some(ours)) if loaded == ours => Verdict::Live { by: format!("digest {ours} and {leaf}") },
         (Some(loaded), Some(ours)) => Verdict::Other(format!("the loaded configuration is {loaded}, not {ours}")),
-        // Files are stamped with the kernel's coarse clock, a few milliseconds behind.
-        _ if varz.config_load_time >= expected.committed_at => {
-            Verdict::Live { by: format!("a configuration loaded since the commit and {leaf}") }
-        }
-        _ => Verdict::Other(format!("the loaded configuration is of {}, before the commit", varz.config_load_time)),
+        _ => Verdict::Live { by: format!("a configuration loaded at {} and {leaf}", rfc3339(varz.config_load_time)) },
     }
 }
 

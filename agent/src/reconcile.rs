@@ -497,10 +497,14 @@ impl Reconciler {
             self.expected = Some((rendered, expected));
         }
         self.look(&generation.chain).await?;
-        if let (Verdict::Other(_), Some((_, expected))) = (&self.verdict, &self.expected)
-            && (!patient || now >= self.deploying.next)
-        {
-            let reloaded = self.parts.apply.reload(expected, &generation.chain, now, progress).await;
+        // What was committed just now is to be loaded even where nothing tells whether it is.
+        let is_owed = match &self.verdict {
+            Verdict::NoServer(_) => false,
+            Verdict::Live { .. } => !is_committed,
+            Verdict::Other(_) => !is_committed || !patient || now >= self.deploying.next,
+        };
+        if let (true, Some((_, expected))) = (is_owed, &self.expected) {
+            let reloaded = self.parts.apply.reload(expected, &generation.chain, &self.observed, now, progress).await;
             // What is there after a reload, or after a roll-back, is what the status is to show.
             self.look(&generation.chain).await?;
             reloaded?;

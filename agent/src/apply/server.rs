@@ -122,7 +122,7 @@ pub enum ServerError {
     /// The process is not ready for a signal.
     #[error(
         "nats-server (pid {pid}) doesn't listen on its client port {address}, so it is starting or draining, and a signal \
-         now could kill or hang it; it is signalled when it listens"
+         now could kill or hang it; it is signalled when it listens. If nats.listen was changed, restart nats-server"
     )]
     NotListening {
         /// The process.
