@@ -4,4 +4,5 @@
 
 mod aws;
 mod harness_works;
+mod readme;
 mod render;

@@ -81,7 +81,13 @@ impl NatsProcess {
             opened => opened.map_err(|errno| system("pin")(errno.into()))?,
         };
         let directory = PathBuf::from(format!("/proc/{number}"));
-        let executable = std::fs::read_link(directory.join("exe")).map_err(system("look at the executable of"))?;
+        let executable = match std::fs::read_link(directory.join("exe")) {
+            // It has exited and its parent hasn't asked for its exit status yet, or it exits this very moment.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(absent(format!("{} names pid {number}, which has exited", pid_file.display())));
+            }
+            link => link.map_err(system("look at the executable of"))?,
+        };
         let arguments = durable::read_if_there(&directory.join("cmdline"), MAX_COMMAND_LINE)?.unwrap_or_default();
         recognise(&executable, &split_arguments(&arguments), server, config)
             .map_err(|reason| ProcessError::Foreign { file: pid_file.to_owned(), pid: number, reason })?;
@@ -154,6 +160,19 @@ mod tests {
         sleeper.kill().unwrap();
         sleeper.wait().unwrap();
         let found = NatsProcess::find(&pid_file, Path::new("nats-server"), Path::new("/etc/nats.conf"));
+        assert!(matches!(found, Err(ProcessError::Absent(_))), "{found:?}");
+    }
+
+    #[test]
+    fn a_server_that_exited_and_was_not_waited_for_is_absent() {
+        use rustix::process::{WaitId, WaitIdOptions, waitid};
+        let directory = tempfile::tempdir().unwrap();
+        let pid_file = directory.path().join("pid");
+        let mut exited = std::process::Command::new("true").spawn().unwrap();
+        std::fs::write(&pid_file, exited.id().to_string()).unwrap();
+        waitid(WaitId::Pid(Pid::from_child(&exited)), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+        let found = NatsProcess::find(&pid_file, Path::new("nats-server"), Path::new("/etc/nats.conf"));
+        exited.wait().unwrap();
         assert!(matches!(found, Err(ProcessError::Absent(_))), "{found:?}");
     }
 
