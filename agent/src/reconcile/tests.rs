@@ -371,7 +371,7 @@ async fn invariant_07_an_issuer_that_is_away_for_two_days_disturbs_nobody_and_no
     *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3]));
     *bench.trust.0.lock().unwrap() =
         Some(TrustBundle::parse(bench.issuer.ca_pem().await.unwrap().as_bytes(), "double", "1").unwrap());
-    let pass = bench.live(&mut agent, START + 6 * DAY + Duration::from_hours(2)).await;
+    let pass = bench.live(&mut agent, START + 6 * DAY + Duration::from_hours(4)).await;
     assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
     assert_eq!(bench.issuer.requests(), 2);
 }
