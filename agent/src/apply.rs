@@ -4,6 +4,7 @@
 //! nats-server at whatever moment finds a key, a certificate and a bundle that belong together (invariant 2). A reload
 //! counts only once it is seen from outside; one that isn't is taken back by the same rename.
 
+pub mod listeners;
 pub mod monitor;
 pub mod probe;
 pub mod process;
@@ -15,11 +16,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use similar::{ChangeTag, TextDiff};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use self::listeners::Listeners;
 use self::protection::{Facts, Loss};
 use self::server::{Observed, Presence, Server, ServerError};
+use crate::config::NatsConfig;
 use crate::durable::{self, FileError, Secrecy};
 use crate::generation::{Generation, Generations};
 use crate::nats_conf::ConfError;
@@ -38,15 +42,54 @@ const LONGEST_LOOK: Duration = Duration::from_millis(250);
 const MAX_CONFIG: u64 = 4 * 1024 * 1024;
 
 /// The committed configuration, and the way to another one.
+///
+/// Beside the committed file stands `….running`: the text that nats-server was last seen to have loaded. It is what a
+/// roll-back brings back, and it says where a server listens whose restart the committed text waits for.
 pub struct Apply {
+    parts: ApplyParts,
+    expected: Option<(Rendered, Expected)>,
+    held: Option<Held>,
+    observed: Observed,
+    verdict: Verdict,
+}
+
+/// What a commit and a reload need.
+pub struct ApplyParts {
     /// nats-server.
     pub server: Arc<dyn Server>,
-    /// The commit point.
-    pub config: PathBuf,
-    /// Where the generations are that it names.
+    /// `[nats]`: the commit point among it.
+    pub nats: NatsConfig,
+    /// Where the generations are that the configuration names.
     pub generations: Generations,
     /// The state directory, whose mode decides who may read the configuration: it may hold the cluster credential.
     pub state: PathBuf,
+}
+
+/// Settings that the running server refused to load, and what it has loaded in their place until it is restarted. One of
+/// them makes nats-server refuse a reload whole, certificates included (`diffOptions` in its reload.go), so the
+/// certificates go through without them.
+#[derive(Clone, Debug)]
+struct Held {
+    /// The committed text, whatever generation it names.
+    settings: Rendered,
+    /// The server that refused: it changes with every start.
+    server_id: String,
+    /// What the server is to be seen to serve meanwhile.
+    expected: Expected,
+    /// The names of the settings that differ.
+    names: Vec<String>,
+}
+
+/// What is brought to the server.
+pub struct Desired<'a> {
+    /// The configuration.
+    pub rendered: Rendered,
+    /// The generation that it names.
+    pub generation: &'a Generation,
+    /// Losses that are meant, by their names.
+    pub allowed_losses: &'a [String],
+    /// The time.
+    pub now: OffsetDateTime,
 }
 
 /// What nats-server should be seen to serve.
@@ -124,6 +167,24 @@ fn switches(losses: &[Loss]) -> String {
     losses.iter().map(|loss| format!("--allow-loss {}", loss.name())).collect::<Vec<_>>().join(" ")
 }
 
+/// The names of the settings that differ between two configurations.
+fn changed_settings(before: &str, after: &str) -> Vec<String> {
+    let lines = TextDiff::from_lines(before, after);
+    let changed = lines.iter_all_changes().filter(|change| change.tag() != ChangeTag::Equal);
+    let name = |line: &str| -> String {
+        let line = line.trim_start();
+        if line.starts_with('"') {
+            "routes".into()
+        } else {
+            line.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+        }
+    };
+    let mut names: Vec<_> = changed.map(|change| name(change.value())).filter(|name| !name.is_empty()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
 /// An error and its causes in one line.
 #[must_use]
 pub fn chain_of(error: &dyn std::error::Error) -> String {
@@ -141,92 +202,208 @@ pub fn chain_of(error: &dyn std::error::Error) -> String {
 }
 
 impl Apply {
-    /// The committed configuration's text, if there is one.
-    pub fn committed(&self) -> Result<Option<Rendered>, FileError> {
-        read_config(&self.config)
+    /// Nothing was looked at yet.
+    #[must_use]
+    pub fn new(parts: ApplyParts) -> Self {
+        let unseen = || "it was not looked at yet".to_owned();
+        let (observed, verdict) = (Observed::absent(unseen()), Verdict::NoServer(unseen()));
+        Self { parts, expected: None, held: None, observed, verdict }
     }
 
-    /// Has nats-server check the text, and commits it: the rename is the commit point. The file that was there stays
-    /// beside it for a roll-back.
-    pub async fn commit(
+    /// What a commit and a reload need.
+    #[must_use]
+    pub fn parts(&self) -> &ApplyParts {
+        &self.parts
+    }
+
+    /// What was seen of nats-server last.
+    #[must_use]
+    pub fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
+    /// Where the committed configuration stood then.
+    #[must_use]
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// The settings that wait for a restart of nats-server.
+    #[must_use]
+    pub fn waiting_for_restart(&self) -> &[String] {
+        self.held.as_ref().map_or(&[], |held| &held.names)
+    }
+
+    /// The committed configuration's text, if there is one.
+    pub fn committed(&self) -> Result<Option<Rendered>, FileError> {
+        read_config(&self.parts.nats.config)
+    }
+
+    /// Looks at nats-server, and compares it with what is committed.
+    pub async fn look(&mut self, ours: &VerifiedChain) -> Result<(), ApplyError> {
+        let ApplyParts { server, nats, .. } = &self.parts;
+        let (committed, running) = (self.committed()?, read_config(&self.running_file())?);
+        let listeners = |text: Option<&Rendered>| Listeners::of(text.map(Rendered::text), nats);
+        let (then, now) = (listeners(running.as_ref().or(committed.as_ref())), listeners(committed.as_ref()));
+        let mut observed = server.observe(ours, &then, Some(&self.observed)).await;
+        if observed.client.is_err() && then != now {
+            // It was restarted, and listens where the committed configuration says.
+            observed = server.observe(ours, &now, Some(&self.observed)).await;
+        }
+        self.observed = observed;
+        let server_id = self.observed.varz.as_ref().map(|varz| &varz.server_id);
+        self.held = self.held.take().filter(|held| server_id == Some(&held.server_id));
+        let Some(committed) = committed else {
+            self.verdict = Verdict::NoServer("there is no configuration yet".into());
+            return Ok(());
+        };
+        if self.expected.as_ref().is_none_or(|(text, _)| *text != committed) {
+            let expected = self.expected_of(&committed).await?;
+            self.expected = Some((committed.clone(), expected));
+        }
+        let ((Some(Held { expected, .. }), _) | (None, Some((_, expected)))) = (&self.held, &self.expected) else {
+            return Err(ApplyError::Unnamed(self.parts.nats.config.clone()));
+        };
+        self.verdict = judge(&self.observed, expected);
+        if self.held.is_none() && matches!(self.verdict, Verdict::Live { .. }) && running.as_ref() != Some(&committed) {
+            self.note_running()?;
+        }
+        Ok(())
+    }
+
+    /// Commits what is desired, and has nats-server load it, where it isn't committed and loaded already. What was seen
+    /// last is what it goes by.
+    pub async fn bring(&mut self, desired: &Desired<'_>, progress: &Progress) -> Result<(), ApplyError> {
+        let carried = self.carried(desired)?;
+        if let (Some(held), Some(carried)) = (&self.held, &carried)
+            && held.settings == self.settings_of(&desired.rendered)
+        {
+            return self.carry(desired, carried.clone(), progress).await;
+        }
+        if self.committed()?.as_ref() != Some(&desired.rendered) {
+            let expected =
+                self.commit(&desired.rendered, desired.generation, Some(desired.allowed_losses), progress).await?;
+            self.expected = Some((desired.rendered.clone(), expected));
+        }
+        let Some((_, expected)) = self.expected.clone() else {
+            return Err(ApplyError::Unnamed(self.parts.nats.config.clone()));
+        };
+        let chain = &desired.generation.chain;
+        self.look(chain).await?;
+        if matches!(self.verdict, Verdict::NoServer(_)) {
+            return Ok(());
+        }
+        let verdict = self.signal_and_confirm(&expected, chain, Proof::Expected, progress).await?;
+        let Verdict::Other(reason) = verdict else { return self.look(chain).await };
+        if let Some(carried) = carried.filter(|carried| *carried != desired.rendered)
+            && self.carry(desired, carried, progress).await.is_ok()
+        {
+            return Ok(());
+        }
+        self.roll_back(desired, reason, progress).await
+    }
+
+    /// Has nats-server load the new generation with the settings that it runs with, and then commits the desired ones for
+    /// its next start. Between the two commits either is whole, so a crash there costs nothing.
+    async fn carry(&mut self, desired: &Desired<'_>, carried: Rendered, progress: &Progress) -> Result<(), ApplyError> {
+        let chain = &desired.generation.chain;
+        let expected = self.commit(&carried, desired.generation, None, progress).await?;
+        self.held = None;
+        self.expected = Some((carried.clone(), expected.clone()));
+        self.look(chain).await?;
+        if let Verdict::Other(reason) = self.signal_and_confirm(&expected, chain, Proof::Load, progress).await? {
+            return Err(ApplyError::NotConfirmed { reason });
+        }
+        self.look(chain).await?;
+        self.note_running()?;
+        let committed = self.commit(&desired.rendered, desired.generation, None, progress).await?;
+        self.expected = Some((desired.rendered.clone(), committed));
+        self.held = self.observed.varz.as_ref().map(|varz| Held {
+            settings: self.settings_of(&desired.rendered),
+            server_id: varz.server_id.clone(),
+            expected,
+            names: changed_settings(carried.text(), desired.rendered.text()),
+        });
+        self.look(chain).await
+    }
+
+    /// The same rename with the text that the server had loaded before, if its certificate is still good.
+    async fn roll_back(
+        &mut self,
+        desired: &Desired<'_>,
+        reason: String,
+        progress: &Progress,
+    ) -> Result<(), ApplyError> {
+        let running = read_config(&self.running_file())?;
+        let Some((running, before)) = running.and_then(|text| {
+            let before = self.named_by(&text).filter(|before| before.chain.leaf.not_after > desired.now)?;
+            (text != desired.rendered).then_some((text, before))
+        }) else {
+            self.look(&desired.generation.chain).await?;
+            return Err(ApplyError::NotConfirmed { reason });
+        };
+        let expected = self.commit(&running, &before, None, progress).await?;
+        progress.report(Step::RolledBack { reason: reason.clone() });
+        self.expected = Some((running, expected.clone()));
+        self.look(&before.chain).await?;
+        let verdict = self.signal_and_confirm(&expected, &before.chain, Proof::Expected, progress).await;
+        self.look(&before.chain).await?;
+        Err(ApplyError::RolledBack { reason, confirmed: matches!(verdict, Ok(Verdict::Live { .. })) })
+    }
+
+    /// Has nats-server's own binary check the text, and commits it: the rename is the commit point. `allowed` names the
+    /// losses that are meant; a text whose losses were looked at before is not looked at again.
+    async fn commit(
         &self,
         rendered: &Rendered,
         generation: &Generation,
-        allowed: &[String],
+        allowed: Option<&[String]>,
         progress: &Progress,
     ) -> Result<Expected, ApplyError> {
-        if let Some(parent) = self.config.parent() {
+        let config = &self.parts.nats.config;
+        if let Some(parent) = config.parent() {
             durable::create_directory(parent, 0o750)?;
         }
-        let candidate = beside(&self.config, "candidate");
+        let candidate = beside(config, "candidate");
         durable::remove_if_there(&candidate)?;
-        durable::create(&candidate, rendered.text().as_bytes(), Secrecy::of(&self.state).file_mode())?;
-        let digest = self.server.validate(&candidate).await?;
+        durable::create(&candidate, rendered.text().as_bytes(), Secrecy::of(&self.parts.state).file_mode())?;
+        let digest = self.parts.server.validate(&candidate).await?;
         progress.report(Step::Validated { digest: digest.clone() });
-        self.check_losses(rendered, allowed)?;
-        let previous = beside(&self.config, "previous");
-        if self.config.exists() {
-            durable::remove_if_there(&previous)?;
-            fs::hard_link(&self.config, &previous)
-                .map_err(FileError::on("keep the previous configuration as", &previous))?;
+        if let Some(allowed) = allowed {
+            self.check_losses(rendered, allowed)?;
         }
-        durable::rename(&candidate, &self.config)?;
+        if config.exists() && !self.running_file().exists() {
+            self.note_running()?;
+        }
+        durable::rename(&candidate, config)?;
         progress.report(Step::Committed { generation: generation.number });
         Ok(Expected::of(digest, &generation.chain))
     }
 
-    /// What the committed configuration makes nats-server serve.
-    pub async fn expected(&self, committed: &Rendered) -> Result<Expected, ApplyError> {
-        let number = self.generations.named_in(committed.text());
-        let generation = number.and_then(|number| self.generations.load(number).ok());
-        let generation = generation.ok_or_else(|| ApplyError::Unnamed(self.config.clone()))?;
-        let digest = self.server.validate(&self.config).await?;
+    /// What a configuration that is committed already makes nats-server serve.
+    async fn expected_of(&self, committed: &Rendered) -> Result<Expected, ApplyError> {
+        let generation = self.named_by(committed);
+        let generation = generation.ok_or_else(|| ApplyError::Unnamed(self.parts.nats.config.clone()))?;
+        let digest = self.parts.server.validate(&self.parts.nats.config).await?;
         Ok(Expected::of(digest, &generation.chain))
-    }
-
-    /// The committed configuration is served: nothing needs to come back, and old generations may go.
-    pub fn settle(&self, deployed: u64) -> Result<(), FileError> {
-        durable::remove_if_there(&beside(&self.config, "previous"))?;
-        self.generations.prune(&[deployed])
-    }
-
-    /// Has nats-server load what is committed and waits until it is seen to; `before` is what was seen of it just now.
-    /// When it isn't, the previous configuration comes back, if its certificate is still good.
-    pub async fn reload(
-        &self,
-        expected: &Expected,
-        chain: &VerifiedChain,
-        before: &Observed,
-        now: OffsetDateTime,
-        progress: &Progress,
-    ) -> Result<Verdict, ApplyError> {
-        let reason = match self.signal_and_confirm(expected, chain, before, progress).await? {
-            Verdict::Other(reason) => reason,
-            verdict => return Ok(verdict),
-        };
-        let Some(previous) = self.previous(now)? else { return Err(ApplyError::NotConfirmed { reason }) };
-        durable::rename(&beside(&self.config, "previous"), &self.config)?;
-        progress.report(Step::RolledBack { reason: reason.clone() });
-        let digest = self.server.validate(&self.config).await?;
-        let expected = Expected::of(digest, &previous.chain);
-        let before = self.server.observe(chain, None).await;
-        let verdict = self.signal_and_confirm(&expected, &previous.chain, &before, progress).await;
-        Err(ApplyError::RolledBack { reason, confirmed: matches!(verdict, Ok(Verdict::Live { .. })) })
     }
 
     async fn signal_and_confirm(
         &self,
         expected: &Expected,
         chain: &VerifiedChain,
-        before: &Observed,
+        proof: Proof,
         progress: &Progress,
     ) -> Result<Verdict, ApplyError> {
+        let ApplyParts { server, nats, .. } = &self.parts;
+        let running = read_config(&self.running_file())?.or(self.committed()?);
+        let listeners = Listeners::of(running.as_ref().map(Rendered::text), nats);
         let started = tokio::time::Instant::now();
         let mut signalled = None::<tokio::time::Instant>;
         let mut pause = FIRST_LOOK;
         loop {
             if signalled.is_none_or(|at| at.elapsed() >= SIGNAL_AGAIN) {
-                match self.server.reload(chain).await {
+                match server.reload(chain, &listeners).await {
                     Ok(pid) => {
                         if signalled.is_none() {
                             progress.report(Step::Signalled { pid });
@@ -242,8 +419,9 @@ impl Apply {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_LOOK);
-            let observed = self.server.observe(chain, None).await;
-            match judge(&observed, expected).only_if(expected.digest.is_some() || has_loaded(before, &observed)) {
+            let observed = server.observe(chain, &listeners, None).await;
+            let is_told = proof == Proof::Expected && expected.digest.is_some();
+            match judge(&observed, expected).only_if(is_told || has_loaded(&self.observed, &observed)) {
                 Verdict::Other(_) if started.elapsed() < CONFIRM_TIMEOUT => {}
                 Verdict::Live { by } => {
                     progress.report(Step::Confirmed { by: by.clone() });
@@ -255,21 +433,54 @@ impl Apply {
     }
 
     fn check_losses(&self, rendered: &Rendered, allowed: &[String]) -> Result<(), ApplyError> {
-        let after = Facts::read(rendered.text(), &self.config).map_err(ApplyError::Unreadable)?;
+        let config = &self.parts.nats.config;
+        let after = Facts::read(rendered.text(), config).map_err(ApplyError::Unreadable)?;
         // A committed file that can't be read any more protects nothing.
-        let before = self.committed()?.and_then(|before| Facts::read(before.text(), &self.config).ok());
+        let before = self.committed()?.and_then(|before| Facts::read(before.text(), config).ok());
         let mut losses = protection::losses(before.as_ref(), &after);
         losses.retain(|loss| !allowed.iter().any(|name| name == loss.name()));
         if losses.is_empty() { Ok(()) } else { Err(ApplyError::Losses(losses)) }
     }
 
-    /// The generation that a roll-back would bring back, if it can be read and its leaf is still valid.
-    fn previous(&self, now: OffsetDateTime) -> Result<Option<Generation>, FileError> {
-        let text = read_config(&beside(&self.config, "previous"))?;
-        let number = text.and_then(|text| self.generations.named_in(text.text()));
-        let generation = number.and_then(|number| self.generations.load(number).ok());
-        Ok(generation.filter(|generation| generation.chain.leaf.not_after > now))
+    /// What the server runs with, but for the generation, which is the desired one.
+    fn carried(&self, desired: &Desired<'_>) -> Result<Option<Rendered>, FileError> {
+        let running = read_config(&self.running_file())?;
+        let running = running.filter(|text| self.parts.generations.named_in(text.text()).is_some());
+        Ok(running.map(|text| self.parts.generations.rebase(&text, desired.generation.number)))
     }
+
+    fn settings_of(&self, text: &Rendered) -> Rendered {
+        self.parts.generations.rebase(text, 0)
+    }
+
+    fn named_by(&self, text: &Rendered) -> Option<Generation> {
+        let number = self.parts.generations.named_in(text.text())?;
+        self.parts.generations.load(number).ok()
+    }
+
+    fn running_file(&self) -> PathBuf {
+        beside(&self.parts.nats.config, "running")
+    }
+
+    /// The committed text is what the server has loaded. Generations that neither names are not needed any more.
+    fn note_running(&self) -> Result<(), FileError> {
+        let staged = beside(&self.parts.nats.config, "running.new");
+        durable::remove_if_there(&staged)?;
+        fs::hard_link(&self.parts.nats.config, &staged)
+            .map_err(FileError::on("keep the running configuration as", &staged))?;
+        durable::rename(&staged, &self.running_file())?;
+        let named = self.committed()?.and_then(|text| self.parts.generations.named_in(text.text()));
+        self.parts.generations.prune(named.as_slice())
+    }
+}
+
+/// What shows that a reload was one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    /// What is expected is seen; where no digest tells, also that something was loaded.
+    Expected,
+    /// Something was loaded, even where all that is expected was there before.
+    Load,
 }
 
 impl Expected {

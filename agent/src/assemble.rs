@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tokio::sync::OnceCell;
 
-use crate::apply::Apply;
 use crate::apply::server::NatsServer;
+use crate::apply::{Apply, ApplyParts};
 use crate::aws::AwsSettings;
 use crate::clock::Clock;
 use crate::config::{Config, DiscoveryKind, IssuerKind, TrustConfig};
@@ -86,7 +86,6 @@ pub async fn assemble(config: &Config, allowed_losses: Vec<String>) -> Result<Pa
             Arc::new(Fixed { peers: peers.clone(), own })
         }
     };
-    let generations = Generations::of(&config.state_directory);
     Ok(Parts {
         node,
         issuance: Issuance {
@@ -99,14 +98,13 @@ pub async fn assemble(config: &Config, allowed_losses: Vec<String>) -> Result<Pa
         trust,
         peers,
         credential,
-        apply: Apply {
+        apply: Apply::new(ApplyParts {
             server: Arc::new(NatsServer::new(&config.nats)),
-            config: config.nats.config.clone(),
-            generations,
+            nats: config.nats.clone(),
+            generations: Generations::of(&config.state_directory),
             state: config.state_directory.clone(),
-        },
+        }),
         clock,
-        nats: config.nats.clone(),
         renewal: config.renewal,
         interval: config.discovery.interval,
         allowed_losses,

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::csr::PrivateKeyPem;
 use crate::durable::{self, FileError, Secrecy};
-use crate::render::TlsFiles;
+use crate::render::{Rendered, TlsFiles};
 use crate::trust::{Leaf, TrustBundle, VerifiedChain};
 
 /// The largest file of a generation that is read back.
@@ -145,6 +145,16 @@ impl Generations {
         let directory = format!("{}/", self.directory.to_str()?);
         let after = &text[text.find(&directory)? + directory.len()..];
         after.split('/').next()?.parse().ok()
+    }
+
+    /// The same text, naming another generation.
+    #[must_use]
+    pub fn rebase(&self, text: &Rendered, number: u64) -> Rendered {
+        let (Some(directory), Some(named)) = (self.directory.to_str(), self.named_in(text.text())) else {
+            return text.clone();
+        };
+        let path = |number| format!("{directory}/{number:06}/");
+        Rendered::from_text(Zeroizing::new(text.text().replace(&path(named), &path(number))))
     }
 
     /// Removes what neither a configuration nor a roll-back could want any more.

@@ -15,10 +15,9 @@ use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
 use crate::apply::probe::{Port, Prober};
-use crate::apply::server::Observed;
-use crate::apply::{Apply, ApplyError, Expected, Verdict, chain_of, judge};
+use crate::apply::{Apply, ApplyError, Desired, Verdict, chain_of};
 use crate::clock::Clock;
-use crate::config::{NatsConfig, RenewalConfig};
+use crate::config::RenewalConfig;
 use crate::discover::{DiscoverError, Peer, PeerSet, PeerSource, Sighting};
 use crate::durable::{self, FileError, Secrecy};
 use crate::generation::{Generation, GenerationError};
@@ -58,8 +57,6 @@ pub struct Parts {
     pub apply: Apply,
     /// The time.
     pub clock: Clock,
-    /// `[nats]`.
-    pub nats: NatsConfig,
     /// `[renewal]`.
     pub renewal: RenewalConfig,
     /// `discovery.interval`.
@@ -141,6 +138,8 @@ struct LastGood {
     peers: PeerSet,
     group: Option<String>,
     credential: Option<ClusterCredential>,
+    /// The secret that the credential is from: with another one configured it is nobody's last good answer.
+    credential_secret: Option<String>,
 }
 
 /// The reconciler: its parts, and what it remembers between passes.
@@ -156,9 +155,6 @@ pub struct Reconciler {
     kept_peers: Option<String>,
     kept_anchors: Vec<String>,
     damaged: Vec<String>,
-    expected: Option<(Rendered, Expected)>,
-    verdict: Verdict,
-    observed: Observed,
     confirmed_at: Option<OffsetDateTime>,
 }
 
@@ -191,10 +187,16 @@ impl Reconciler {
             None
         });
         let last_good = last_good.map(zeroize::Zeroizing::new).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let mut last_good: LastGood = last_good.unwrap_or_default();
+        let secret = &parts.apply.parts().nats.cluster_secret_id;
+        if last_good.credential_secret != *secret {
+            last_good.credential = None;
+            last_good.credential_secret.clone_from(secret);
+        }
         Self {
             parts,
             newest: None,
-            last_good: last_good.unwrap_or_default(),
+            last_good,
             bundle: None,
             discovery: Retry::at_once(),
             trust: Retry::at_once(),
@@ -203,9 +205,6 @@ impl Reconciler {
             kept_peers: None,
             kept_anchors: Vec::new(),
             damaged: Vec::new(),
-            expected: None,
-            verdict: Verdict::NoServer("it was not looked at yet".into()),
-            observed: Observed::absent("it was not looked at yet".into()),
             confirmed_at: None,
         }
     }
@@ -229,7 +228,7 @@ impl Reconciler {
     /// The newest leaf.
     #[must_use]
     pub fn leaf(&self) -> Option<LeafStatus> {
-        let (newest, _) = self.parts.apply.generations.newest().ok()?;
+        let (newest, _) = self.parts.apply.parts().generations.newest().ok()?;
         newest.as_ref().map(LeafStatus::of)
     }
 
@@ -249,7 +248,7 @@ impl Reconciler {
     pub async fn inspect(&mut self, fault: String) -> Status {
         let looked = match (self.read_newest(), self.newest.clone()) {
             (Err(error), _) => Err(chain_of(&error)),
-            (Ok(()), Some(newest)) => self.look(&newest.chain).await.map_err(|error| chain_of(&error)),
+            (Ok(()), Some(newest)) => self.parts.apply.look(&newest.chain).await.map_err(|error| chain_of(&error)),
             (Ok(()), None) => Ok(()),
         };
         self.deploying.error = looked.err();
@@ -259,7 +258,7 @@ impl Reconciler {
 
     /// The newest generation, read from the disk again: another process may have written it.
     fn read_newest(&mut self) -> Result<(), FileError> {
-        let (newest, damaged) = self.parts.apply.generations.newest()?;
+        let (newest, damaged) = self.parts.apply.parts().generations.newest()?;
         self.newest = newest;
         self.damaged = damaged.iter().map(|error| chain_of(error)).collect();
         Ok(())
@@ -267,11 +266,11 @@ impl Reconciler {
 
     /// What the next pass would commit, without asking the issuer or touching anything.
     pub async fn desired(&mut self) -> Result<(Option<Rendered>, Rendered), PassError> {
-        let (newest, _) = self.parts.apply.generations.newest()?;
+        let (newest, _) = self.parts.apply.parts().generations.newest()?;
         let (peers, credential) = tokio::join!(self.sight(), self.fetch_credential());
         self.settle_peers(peers).await;
         self.take_credential(credential);
-        let files = newest.map_or_else(|| self.parts.apply.generations.files(1), |generation| generation.files);
+        let files = newest.map_or_else(|| self.parts.apply.parts().generations.files(1), |generation| generation.files);
         Ok((self.parts.apply.committed()?, self.render(files)?))
     }
 
@@ -296,7 +295,16 @@ impl Reconciler {
         if self.last_good != known {
             self.remember();
         }
-        let refused = self.advance(issued, progress)?;
+        let refused = match self.advance(issued, progress) {
+            Ok(refused) => refused,
+            Err(error) => {
+                // What is served is served still, and the status is to show it beside the error.
+                if let Some(newest) = self.newest.clone() {
+                    self.parts.apply.look(&newest.chain).await?;
+                }
+                return Err(error);
+            }
+        };
         let verdict = self.deploy(wanted, progress).await?;
         refused.map_or(Ok(verdict), Err)
     }
@@ -366,7 +374,7 @@ impl Reconciler {
         }
         let now = self.parts.clock.now();
         let mut served = vec![newest.chain.certificates()];
-        let own = SocketAddr::new(self.parts.node.address, self.parts.nats.cluster_listen.port());
+        let own = SocketAddr::new(self.parts.node.address, self.parts.apply.parts().nats.cluster_listen.port());
         let peers = self.last_good.peers.0.keys().filter(|address| **address != own);
         let seen = served_chains(&newest.chain, peers.copied()).await;
         let unseen = seen.iter().any(Option::is_none);
@@ -408,7 +416,7 @@ impl Reconciler {
 
     /// Keeps the last good answers for the next process. One that can't is not in the way of this one.
     fn remember(&self) {
-        let mode = Secrecy::of(&self.parts.apply.state).file_mode();
+        let mode = Secrecy::of(&self.parts.apply.parts().state).file_mode();
         let stored = serde_json::to_vec(&self.last_good)
             .map_err(|error| error.to_string())
             .map(zeroize::Zeroizing::new)
@@ -435,7 +443,7 @@ impl Reconciler {
                 (None, Some(error))
             }
         };
-        let generations = &self.parts.apply.generations;
+        let generations = &self.parts.apply.parts().generations;
         match (accepted, &self.newest, &self.bundle) {
             (Some(chain), _, Some(bundle)) => {
                 let generation = generations.write(&chain, bundle)?;
@@ -476,65 +484,37 @@ impl Reconciler {
         Ok(accepted?)
     }
 
-    /// Brings the committed configuration, and then the server, to what is desired.
+    /// Brings the committed configuration, and then the server, to what is desired. Whatever comes of it, the status is to
+    /// show what is served.
     async fn deploy(&mut self, wanted: &Wanted, progress: &Progress) -> Result<Verdict, PassError> {
         let Some(generation) = self.newest.clone() else {
             return Err(PassError::Waiting("there is no certificate yet".into()));
         };
         let now = self.parts.clock.now();
+        self.parts.apply.look(&generation.chain).await?;
         let rendered = self.render(generation.files.clone())?;
-        let committed = self.parts.apply.committed()?;
-        let is_committed = committed.as_ref() == Some(&rendered);
-        let patient = *wanted == Wanted::default();
-        if !is_committed && patient && now < self.deploying.next {
-            self.look(&generation.chain).await?;
-            return Err(PassError::Waiting(self.deploying.error.clone().unwrap_or_default()));
+        let is_committed = self.parts.apply.committed()?.as_ref() == Some(&rendered);
+        let is_done = is_committed && !matches!(self.parts.apply.verdict(), Verdict::Other(_));
+        if !is_done {
+            if *wanted == Wanted::default() && now < self.deploying.next {
+                return match self.parts.apply.verdict() {
+                    Verdict::Other(why) if is_committed => Ok(Verdict::Other(why.clone())),
+                    _ => Err(PassError::Waiting(self.deploying.error.clone().unwrap_or_default())),
+                };
+            }
+            let allowed_losses = &[&self.parts.allowed_losses[..], &wanted.allow_loss[..]].concat();
+            let desired = Desired { rendered, generation: &generation, allowed_losses, now };
+            self.parts.apply.bring(&desired, progress).await?;
         }
-        let apply = &self.parts.apply;
-        if !is_committed {
-            let allowed = [&self.parts.allowed_losses[..], &wanted.allow_loss[..]].concat();
-            let expected = apply.commit(&rendered, &generation, &allowed, progress).await?;
-            self.expected = Some((rendered, expected));
-        }
-        self.look(&generation.chain).await?;
-        // What was committed just now is to be loaded even where nothing tells whether it is.
-        let is_owed = match &self.verdict {
-            Verdict::NoServer(_) => false,
-            Verdict::Live { .. } => !is_committed,
-            Verdict::Other(_) => !is_committed || !patient || now >= self.deploying.next,
-        };
-        if let (true, Some((_, expected))) = (is_owed, &self.expected) {
-            let reloaded = self.parts.apply.reload(expected, &generation.chain, &self.observed, now, progress).await;
-            // What is there after a reload, or after a roll-back, is what the status is to show.
-            self.look(&generation.chain).await?;
-            reloaded?;
-        }
-        if matches!(self.verdict, Verdict::Live { .. }) {
+        if matches!(self.parts.apply.verdict(), Verdict::Live { .. }) {
             self.confirmed_at = Some(self.parts.clock.now());
-            self.parts.apply.settle(generation.number)?;
         }
-        Ok(self.verdict.clone())
-    }
-
-    /// Looks at nats-server, and compares it with what is committed.
-    async fn look(&mut self, ours: &VerifiedChain) -> Result<(), PassError> {
-        let apply = &self.parts.apply;
-        self.observed = apply.server.observe(ours, Some(&self.observed)).await;
-        let Some(committed) = apply.committed()? else {
-            self.verdict = Verdict::NoServer("there is no configuration yet".into());
-            return Ok(());
-        };
-        let expected = match self.expected.take() {
-            Some((text, expected)) if text == committed => expected,
-            _ => apply.expected(&committed).await?,
-        };
-        self.verdict = judge(&self.observed, &expected);
-        self.expected = Some((committed, expected));
-        Ok(())
+        Ok(self.parts.apply.verdict().clone())
     }
 
     fn render(&self, files: TlsFiles) -> Result<Rendered, PassError> {
-        let Parts { nats, node, .. } = &self.parts;
+        let Parts { apply, node, .. } = &self.parts;
+        let nats = &apply.parts().nats;
         if self.last_good.peers.0.is_empty() {
             let why = self.discovery.error.clone().or(self.kept_peers.clone());
             return Err(PassError::Peers(why.unwrap_or_else(|| "discovery was not asked yet".into())));
@@ -562,6 +542,13 @@ impl Reconciler {
                 "the trust bundle no longer has {anchors}, kept until no certificate served here needs it"
             ));
         }
+        let waiting = self.parts.apply.waiting_for_restart();
+        if !waiting.is_empty() {
+            let names = waiting.join(", ");
+            notes.push(format!(
+                "nats-server takes {names} only at a start: the change is committed and waits for its restart"
+            ));
+        }
         if self.parts.credential.is_none() {
             notes.push(NO_CREDENTIAL.into());
         }
@@ -577,8 +564,8 @@ impl Reconciler {
             bundle: generation.as_ref().map(|generation| generation.bundle.clone()).or(self.bundle.clone()),
             generation,
             peers: self.last_good.peers.clone(),
-            observed: self.observed.clone(),
-            verdict: self.verdict.clone(),
+            observed: self.parts.apply.observed().clone(),
+            verdict: self.parts.apply.verdict().clone(),
             confirmed_at: self.confirmed_at,
             faults,
             notes,
@@ -590,7 +577,7 @@ impl Reconciler {
         let mut times = vec![self.discovery.next, self.trust.next, now + self.parts.interval];
         let due = self.newest.as_ref().map(|newest| self.due(newest));
         times.push(due.map_or(self.issuing.next, |due| due.max(self.issuing.next)));
-        if !matches!(self.verdict, Verdict::Live { .. }) {
+        if !matches!(self.parts.apply.verdict(), Verdict::Live { .. }) {
             times.push(now + WATCH.min(self.parts.interval));
         }
         let soonest = times.into_iter().min().unwrap_or(now);
@@ -603,7 +590,7 @@ pub const NO_CREDENTIAL: &str = "routes need no cluster credential: anyone with 
      server and read every account; set nats.cluster_secret_id";
 
 fn last_good_file(parts: &Parts) -> PathBuf {
-    parts.apply.state.join("last-good.json")
+    parts.apply.parts().state.join("last-good.json")
 }
 
 /// The chains that these servers show on their route ports; nothing for one that shows none.

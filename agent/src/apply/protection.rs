@@ -21,6 +21,10 @@ pub struct Facts {
     pub listen: Option<String>,
     /// Route listener, `host:port`, or the port alone.
     pub cluster_listen: Option<String>,
+    /// Monitoring listener, `host:port`, or the port alone.
+    pub monitor_listen: Option<String>,
+    /// The pid file.
+    pub pid_file: Option<String>,
     /// Clients must use TLS: there is a certificate, and `allow_non_tls` is off.
     pub client_tls: bool,
     /// Clients must present a certificate.
@@ -62,6 +66,8 @@ impl Facts {
             server_name: owned_text(top, "server_name")?,
             listen: listener(top)?,
             cluster_listen: listener(&cluster)?,
+            monitor_listen: monitor_listener(top)?,
+            pid_file: top.find(&["pidfile", "pid_file"])?.and_then(Value::as_text).map(str::to_owned),
             client_tls: has_certificate(&client_tls)? && !is_on(top, "allow_non_tls")?,
             client_verify: is_on(&client_tls, "verify")? || is_on(&client_tls, "verify_and_map")?,
             cluster_tls: has_certificate(&cluster_tls)? && !is_on(&cluster_tls, "insecure")?,
@@ -108,6 +114,11 @@ fn listener(map: &Map) -> Result<Option<String>, ConfError> {
         (Some(host), Some(port)) => Some(format!("{host}:{port}")),
         (_, port) => port.map(str::to_owned),
     })
+}
+
+fn monitor_listener(top: &Map) -> Result<Option<String>, ConfError> {
+    let listener = top.find(&["http"])?.or(top.find(&["http_port", "monitor_port"])?);
+    Ok(listener.and_then(Value::as_text).map(str::to_owned))
 }
 
 fn jetstream(top: &Map) -> Result<bool, ConfError> {
@@ -262,6 +273,8 @@ mod tests {
             server_name: Some("n0".to_owned()),
             listen: Some("0.0.0.0:4222".to_owned()),
             cluster_listen: Some("10.0.0.1:6222".to_owned()),
+            monitor_listen: None,
+            pid_file: None,
             client_tls: true,
             client_verify: true,
             cluster_tls: true,

@@ -1,6 +1,6 @@
 //! The server seam: everything that the agent does to nats-server and sees of it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
+use super::listeners::Listeners;
 use super::monitor::{self, Routez, Varz};
 use super::probe::{Port, ProbeError, Prober};
 use super::process::{NatsProcess, ProcessError};
@@ -122,7 +123,7 @@ pub enum ServerError {
     /// The process is not ready for a signal.
     #[error(
         "nats-server (pid {pid}) doesn't listen on its client port {address}, so it is starting or draining, and a signal \
-         now could kill or hang it; it is signalled when it listens. If nats.listen was changed, restart nats-server"
+         now could kill or hang it; it is signalled when it listens"
     )]
     NotListening {
         /// The process.
@@ -143,34 +144,23 @@ pub trait Server: Send + Sync {
 
     /// Looks at the running server, presenting `chain` in handshakes. Never fails: what can't be seen is said so. Where
     /// what was seen `last` still holds, the ports are not asked again.
-    async fn observe(&self, chain: &VerifiedChain, last: Option<&Observed>) -> Observed;
+    async fn observe(&self, chain: &VerifiedChain, at: &Listeners, last: Option<&Observed>) -> Observed;
 
     /// Tells the running server to read its configuration again; returns its pid.
-    async fn reload(&self, chain: &VerifiedChain) -> Result<i32, ServerError>;
+    async fn reload(&self, chain: &VerifiedChain, at: &Listeners) -> Result<i32, ServerError>;
 }
 
 /// The real nats-server of this machine.
 pub struct NatsServer {
     binary: PathBuf,
     config: PathBuf,
-    pid_file: PathBuf,
-    client: SocketAddr,
-    route: SocketAddr,
-    monitor: SocketAddr,
 }
 
 impl NatsServer {
     /// As `[nats]` describes it.
     #[must_use]
     pub fn new(nats: &NatsConfig) -> Self {
-        Self {
-            binary: nats.server.clone(),
-            config: nats.config.clone(),
-            pid_file: nats.pid_file.clone(),
-            client: dialable(nats.listen),
-            route: dialable(nats.cluster_listen),
-            monitor: dialable(nats.monitor_listen),
-        }
+        Self { binary: nats.server.clone(), config: nats.config.clone() }
     }
 
     /// The binary's version, refused if it is older than [`OLDEST`].
@@ -228,13 +218,13 @@ impl Server for NatsServer {
         if accepted { Ok(digest_in(&output)) } else { Err(ServerError::Refused { message: output.trim().to_owned() }) }
     }
 
-    async fn observe(&self, chain: &VerifiedChain, last: Option<&Observed>) -> Observed {
-        let presence = match NatsProcess::find(&self.pid_file, &self.binary, &self.config) {
+    async fn observe(&self, chain: &VerifiedChain, at: &Listeners, last: Option<&Observed>) -> Observed {
+        let presence = match NatsProcess::find(&at.pid_file, &self.binary, &self.config) {
             Ok(process) => Presence::Running(process.pid),
             Err(ProcessError::Absent(why)) => return Observed::absent(why),
             Err(error) => Presence::Foreign(super::chain_of(&error)),
         };
-        let (varz, routez) = tokio::join!(monitor::varz(self.monitor), monitor::routez(self.monitor));
+        let (varz, routez) = tokio::join!(monitor::varz(at.monitor), monitor::routez(at.monitor));
         if let Err(error) = &varz {
             tracing::debug!("{}", super::chain_of(error));
         }
@@ -243,20 +233,20 @@ impl Server for NatsServer {
             return Observed { routez, ..last.clone() };
         }
         let (client, route) =
-            tokio::join!(served_leaf(chain, self.client, Port::Client), served_leaf(chain, self.route, Port::Route),);
+            tokio::join!(served_leaf(chain, at.client, Port::Client), served_leaf(chain, at.route, Port::Route),);
         Observed { presence, varz, routez, client, route, asked: Instant::now() }
     }
 
     /// A SIGHUP in the first milliseconds of nats-server's life kills it, and during lame duck mode it hangs 2.15.1. In
     /// both it doesn't accept clients, so an open client port is asked for first.
-    async fn reload(&self, chain: &VerifiedChain) -> Result<i32, ServerError> {
-        let process = NatsProcess::find(&self.pid_file, &self.binary, &self.config)?;
+    async fn reload(&self, chain: &VerifiedChain, at: &Listeners) -> Result<i32, ServerError> {
+        let process = NatsProcess::find(&at.pid_file, &self.binary, &self.config)?;
         let probed = match Prober::presenting(chain) {
-            Ok(prober) => prober.served(self.client, Port::Client).await,
+            Ok(prober) => prober.served(at.client, Port::Client).await,
             Err(error) => Err(error),
         };
         if let Err(source @ (ProbeError::Connect { .. } | ProbeError::Slow { .. })) = probed {
-            return Err(ServerError::NotListening { pid: process.pid, address: self.client, source });
+            return Err(ServerError::NotListening { pid: process.pid, address: at.client, source });
         }
         process.hang_up()?;
         Ok(process.pid)
@@ -279,16 +269,6 @@ fn digest_in(output: &str) -> Option<String> {
     (digest.len() == 64).then(|| format!("sha256:{digest}"))
 }
 
-/// Where a listener can be dialled from this machine.
-fn dialable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,11 +280,5 @@ mod tests {
         assert_eq!(digest_in(&line), Some(digest));
         assert_eq!(digest_in("nats-server: configuration file /etc/nats.conf is valid\n"), None);
         assert_eq!(digest_in("(sha256:0a)"), None);
-    }
-
-    #[test]
-    fn dials_loopback_where_the_listener_takes_any_address() {
-        assert_eq!(dialable(([0, 0, 0, 0], 4222).into()), ([127, 0, 0, 1], 4222).into());
-        assert_eq!(dialable(([10, 0, 0, 1], 4222).into()), ([10, 0, 0, 1], 4222).into());
     }
 }

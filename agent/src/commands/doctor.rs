@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{CommandError, Paint, print, print_json};
 use crate::apply::chain_of;
+use crate::apply::listeners::Listeners;
 use crate::apply::probe::{Port, Prober};
 use crate::apply::server::{NatsServer, Presence};
 use crate::assemble::assemble;
@@ -17,6 +18,7 @@ use crate::discover::{PeerSet, Sighting};
 use crate::generation::Generation;
 use crate::identity::Node;
 use crate::reconcile::{NO_CREDENTIAL, Parts};
+use crate::render::Rendered;
 use crate::trust::TrustBundle;
 
 /// What came of one check.
@@ -101,7 +103,7 @@ async fn examine(config: &Config, parts: &Parts) -> Vec<Check> {
         let pending = if entries.pending.is_some() { ", one under way" } else { "" };
         format!("{issued} certificates in the last day{pending}")
     }));
-    match parts.apply.generations.newest() {
+    match parts.apply.parts().generations.newest() {
         Ok((Some(newest), damaged)) => {
             checks.extend(damaged.iter().map(|error| Check::failed("generation", chain_of(error))));
             checks.extend(serving(parts, &newest, sighting.ok()).await);
@@ -143,7 +145,9 @@ fn peers_are_whole(seen: &Sighting, node: &Node) -> Option<Check> {
 }
 
 async fn serving(parts: &Parts, newest: &Generation, seen: Option<Sighting>) -> Vec<Check> {
-    let observed = parts.apply.server.observe(&newest.chain, None).await;
+    let committed = parts.apply.committed().ok().flatten();
+    let listeners = Listeners::of(committed.as_ref().map(Rendered::text), &parts.apply.parts().nats);
+    let observed = parts.apply.parts().server.observe(&newest.chain, &listeners, None).await;
     let mut checks = vec![match &observed.presence {
         Presence::Running(pid) => Check { name: "process", verdict: Verdict::Ok, found: format!("pid {pid}") },
         Presence::Absent(why) => Check::failed("process", format!("nats-server isn't running: {why}; start it")),

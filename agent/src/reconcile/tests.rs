@@ -12,9 +12,12 @@ use async_trait::async_trait;
 use time::macros::datetime;
 
 use super::*;
+use crate::apply::ApplyParts;
+use crate::apply::listeners::Listeners;
 use crate::apply::monitor::Varz;
 use crate::apply::process::ProcessError;
-use crate::apply::server::{Presence, Server, ServerError};
+use crate::apply::server::{Observed, Presence, Server, ServerError};
+use crate::config::NatsConfig;
 use crate::csr::KeyAlgorithm;
 use crate::digest::sha256_hex;
 use crate::generation::Generations;
@@ -118,9 +121,13 @@ impl PeerSource for SettablePeers {
 
 /// nats-server 2.15.1 as NATS.md measured it: loads the committed file on SIGHUP and reports its digest, keeps what it
 /// had when it refuses, serves the leaf that the loaded file names.
+///
+/// It refuses to load another `server_name` (§4 there), and gets another server id at each start.
 struct FakeServer {
     config: PathBuf,
     loaded: Mutex<Option<String>>,
+    starts: AtomicU32,
+    loads: AtomicU32,
     reloads: AtomicU32,
     ignores: AtomicBool,
     refuses: AtomicBool,
@@ -128,19 +135,29 @@ struct FakeServer {
 
 impl FakeServer {
     fn start(&self) {
-        *self.loaded.lock().unwrap() = std::fs::read_to_string(&self.config).ok();
+        self.starts.fetch_add(1, Ordering::Relaxed);
+        self.load(std::fs::read_to_string(&self.config).unwrap());
+    }
+
+    fn load(&self, text: String) {
+        self.loads.fetch_add(1, Ordering::Relaxed);
+        *self.loaded.lock().unwrap() = Some(text);
     }
 
     fn served(&self) -> Option<Leaf> {
         let loaded = self.loaded.lock().unwrap().clone()?;
-        let file =
-            loaded.lines().find_map(|line| line.trim().strip_prefix("cert_file: "))?.trim_matches('"').to_owned();
+        let file = setting(&loaded, "cert_file")?;
         Leaf::from_pem(&std::fs::read_to_string(file).unwrap()).ok()
     }
 
     fn reloads(&self) -> u32 {
         self.reloads.load(Ordering::Relaxed)
     }
+}
+
+fn setting(text: &str, name: &str) -> Option<String> {
+    let value = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": "))?;
+    Some(value.trim_matches('"').to_owned())
 }
 
 fn digest_of(text: &str) -> String {
@@ -152,9 +169,9 @@ impl Server for FakeServer {
     async fn validate(&self, candidate: &Path) -> Result<Option<String>, ServerError> {
         let text = std::fs::read_to_string(candidate).unwrap();
         // As `-t` does (NATS.md §4): the files must be there, and belong together.
-        for key in ["cert_file: ", "key_file: ", "ca_file: "] {
-            let file = text.lines().find_map(|line| line.trim().strip_prefix(key)).unwrap().trim_matches('"');
-            assert!(Path::new(file).is_file(), "{file} is named and not there");
+        for key in ["cert_file", "key_file", "ca_file"] {
+            let file = setting(&text, key).unwrap();
+            assert!(Path::new(&file).is_file(), "{file} is named and not there");
         }
         if self.refuses.load(Ordering::Relaxed) {
             return Err(ServerError::Refused { message: "in a mood".into() });
@@ -162,7 +179,7 @@ impl Server for FakeServer {
         Ok(Some(digest_of(&text)))
     }
 
-    async fn observe(&self, _chain: &VerifiedChain, _last: Option<&Observed>) -> Observed {
+    async fn observe(&self, _chain: &VerifiedChain, _at: &Listeners, _last: Option<&Observed>) -> Observed {
         let Some(loaded) = self.loaded.lock().unwrap().clone() else {
             return Observed::absent("it was not started".into());
         };
@@ -171,8 +188,8 @@ impl Server for FakeServer {
             presence: Presence::Running(1),
             varz: Some(Varz {
                 version: "2.15.1".into(),
-                server_id: "double".into(),
-                config_load_time: START,
+                server_id: format!("start {}", self.starts.load(Ordering::Relaxed)),
+                config_load_time: START + Duration::from_secs(self.loads.load(Ordering::Relaxed).into()),
                 config_digest: Some(digest_of(&loaded)),
             }),
             routez: None,
@@ -182,13 +199,14 @@ impl Server for FakeServer {
         }
     }
 
-    async fn reload(&self, _chain: &VerifiedChain) -> Result<i32, ServerError> {
-        if self.loaded.lock().unwrap().is_none() {
+    async fn reload(&self, _chain: &VerifiedChain, _at: &Listeners) -> Result<i32, ServerError> {
+        let Some(loaded) = self.loaded.lock().unwrap().clone() else {
             return Err(ProcessError::Absent("it was not started".into()).into());
-        }
+        };
         self.reloads.fetch_add(1, Ordering::Relaxed);
-        if !self.ignores.load(Ordering::Relaxed) {
-            self.start();
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        if !self.ignores.load(Ordering::Relaxed) && setting(&loaded, "server_name") == setting(&text, "server_name") {
+            self.load(text);
         }
         Ok(1)
     }
@@ -203,6 +221,7 @@ struct Bench {
     peers: Arc<SettablePeers>,
     server: Arc<FakeServer>,
     interval: Duration,
+    name: &'static str,
 }
 
 impl Bench {
@@ -222,6 +241,8 @@ impl Bench {
         let server = FakeServer {
             config,
             loaded: Mutex::default(),
+            starts: AtomicU32::new(0),
+            loads: AtomicU32::new(0),
             reloads: AtomicU32::new(0),
             ignores: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
@@ -233,6 +254,7 @@ impl Bench {
             peers: Arc::new(SettablePeers(Mutex::new(Some(peers(&[1, 2, 3]))))),
             server: Arc::new(server),
             interval: Duration::from_mins(10),
+            name: "i-1",
             directory,
         }
     }
@@ -244,10 +266,9 @@ impl Bench {
     /// A process of the agent: what an earlier one remembered in memory is gone.
     fn agent(&self) -> Reconciler {
         std::fs::create_dir_all(self.state()).unwrap();
-        let generations = Generations::of(&self.state());
         Reconciler::new(Parts {
             node: Node {
-                name: "i-1".into(),
+                name: self.name.into(),
                 instance_id: Some("i-1".into()),
                 region: None,
                 address: OWN,
@@ -263,14 +284,13 @@ impl Bench {
             trust: Arc::clone(&self.trust) as Arc<dyn TrustSource>,
             peers: Arc::clone(&self.peers) as Arc<dyn PeerSource>,
             credential: None,
-            apply: Apply {
+            apply: Apply::new(ApplyParts {
                 server: Arc::clone(&self.server) as Arc<dyn Server>,
-                config: self.server.config.clone(),
-                generations,
+                nats: NatsConfig { config: self.server.config.clone(), ..NatsConfig::default() },
+                generations: Generations::of(&self.state()),
                 state: self.state(),
-            },
+            }),
             clock: self.clock,
-            nats: NatsConfig::default(),
             renewal: RenewalConfig::default(),
             interval: self.interval,
             allowed_losses: Vec::new(),
@@ -459,7 +479,7 @@ async fn a_throttled_request_is_repeated_with_the_same_key_and_token() {
     let journalled = key().unwrap();
     let pass = renew(&mut agent).await;
     assert!(matches!(pass.outcome, Ok(Verdict::Live { .. })), "{:?}", pass.outcome);
-    let (newest, _) = agent.parts.apply.generations.newest().unwrap();
+    let (newest, _) = agent.parts.apply.parts().generations.newest().unwrap();
     assert!(newest.unwrap().chain.key == journalled);
     assert_eq!(bench.issuer.requests(), 2);
 }
@@ -468,7 +488,7 @@ async fn a_throttled_request_is_repeated_with_the_same_key_and_token() {
 async fn invariant_04_a_leaf_for_another_key_is_never_deployed() {
     let bench = Bench::new().await;
     let mut agent = bench.serving().await;
-    let (newest, _) = agent.parts.apply.generations.newest().unwrap();
+    let (newest, _) = agent.parts.apply.parts().generations.newest().unwrap();
     let other = IssuedChain { leaf_pem: newest.unwrap().chain.cert_pem, chain_pem: String::new() };
     *bench.issuer.swap_leaf.lock().unwrap() = Some(other);
     let before = bench.committed();
@@ -578,4 +598,31 @@ async fn a_leaf_that_expired_while_the_machine_slept_is_renewed_at_once() {
     let woken = pass(&mut agent).await;
     assert_eq!(woken.status.state, State::Healthy, "{:?}", woken.status.reasons);
     assert!(bench.server.served().unwrap().not_after > bench.clock.now());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_setting_that_waits_for_a_restart_never_holds_back_a_certificate() {
+    let mut bench = Bench::new().await;
+    bench.serving().await;
+    bench.name = "another";
+    let mut agent = bench.agent();
+    let changed = pass(&mut agent).await;
+    assert!(matches!(changed.outcome, Ok(Verdict::Live { .. })), "{:?}", changed.outcome);
+    let waits =
+        |pass: &Pass| pass.status.warnings.iter().any(|warning| warning.contains("takes server_name only at a start"));
+    assert!(waits(&changed) && changed.status.state == State::Healthy, "{:?}", changed.status);
+    assert_eq!(setting(&bench.committed(), "server_name").as_deref(), Some("another"));
+    // Weeks of renewals go through meanwhile, each of them once, over a restart of the agent too.
+    for days in [10, 20] {
+        let serial = bench.server.served().unwrap().serial;
+        let pass = bench.live(&mut agent, START + days * DAY).await;
+        assert!(waits(&pass) && pass.status.state == State::Healthy, "{:?}", pass.status);
+        assert_ne!(bench.server.served().unwrap().serial, serial);
+        assert_eq!(setting(&bench.committed(), "server_name").as_deref(), Some("another"));
+        agent = bench.agent();
+    }
+    assert!(bench.issuer.requests() <= 6, "{}", bench.issuer.requests());
+    bench.server.start();
+    let restarted = pass(&mut agent).await;
+    assert!(!waits(&restarted) && restarted.status.state == State::Healthy, "{:?}", restarted.status);
 }
