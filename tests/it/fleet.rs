@@ -251,43 +251,44 @@ async fn invariant_06_an_answer_that_is_empty_or_leaves_this_node_out_removes_no
 async fn invariant_11_an_agent_killed_once_pca_has_issued_resumes_that_very_certificate() {
     let mut fleet = fleet(1, Identity::Given).await;
 
-    // Killed with the ARN in the journal, at first boot.
+    // Killed with the ARN in the journal, at first boot: nothing is asked for again.
     fleet.nodes[0].gateway.set_rule("GetCertificate", Some(Rule::Hold));
     fleet.boot(0).unwrap();
     crash_and_resume(&mut fleet, "GetCertificate", 1).await;
     fleet.serve(0).await.unwrap();
     fleet.converged().await.unwrap();
     serves_the_certificate_that_was_issued(&fleet, 1).await;
+    assert_eq!(fleet.nodes[0].gateway.calls("IssueCertificate").len(), 1);
 
     // And during a renewal.
-    fleet.nodes[0].gateway.set_rule("GetCertificate", Some(Rule::Hold));
-    crash_in_a_renewal(&mut fleet, "GetCertificate", 3).await;
+    crash_in_a_renewal(&mut fleet, "GetCertificate", Rule::Hold).await;
     serves_the_certificate_that_was_issued(&fleet, 2).await;
+    assert_eq!(fleet.nodes[0].gateway.calls("IssueCertificate").len(), 2);
 
     // Killed before the ARN came: the same request is repeated with its token.
-    fleet.nodes[0].gateway.set_rule("IssueCertificate", Some(Rule::LoseAnswer));
-    crash_in_a_renewal(&mut fleet, "IssueCertificate", 3).await;
-    serves_the_certificate_that_was_issued(&fleet, 3).await;
+    crash_in_a_renewal(&mut fleet, "IssueCertificate", Rule::LoseAnswer).await;
     let issued = fleet.nodes[0].gateway.calls("IssueCertificate");
     let [.., lost, repeated] = &issued[..] else { panic!("{issued:?}") };
     for member in ["IdempotencyToken", "Csr", "SigningAlgorithm", "TemplateArn"] {
         assert_eq!(lost.asked(member), repeated.asked(member), "{member}");
         assert!(lost.asked(member).is_some(), "{member}");
     }
+    serves_the_certificate_that_was_issued(&fleet, 3).await;
+    assert_eq!(issued.len(), 4);
     fleet.end().await.unwrap();
 }
 
-/// `agent renew`, and a crash at the `count`th call of `operation`.
-async fn crash_in_a_renewal(fleet: &mut Fleet, operation: &str, count: usize) {
+/// `agent renew`, and a crash at the next call of `operation`, which the rule keeps from its end.
+async fn crash_in_a_renewal(fleet: &mut Fleet, operation: &str, rule: Rule) {
     let before = fleet.nodes[0].node.healthy(SOON).await.unwrap();
-    {
-        let FleetNode { node, gateway, .. } = &fleet.nodes[0];
-        tokio::select! {
-            answer = node.agent.run(&["renew"], SOON) => panic!("{answer:?}"),
-            reached = gateway.reached(operation, count, SOON) => reached.unwrap(),
-        }
+    let FleetNode { node, gateway, .. } = &fleet.nodes[0];
+    gateway.set_rule(operation, Some(rule));
+    let next = gateway.calls(operation).len() + 1;
+    tokio::select! {
+        answer = node.agent.run(&["renew"], SOON) => panic!("{answer:?}"),
+        reached = gateway.reached(operation, next, SOON) => reached.unwrap(),
     }
-    crash_and_resume(fleet, operation, count).await;
+    crash_and_resume(fleet, operation, next).await;
     let node = &fleet.nodes[0].node;
     eventually("the resumed renewal", SOON, async || {
         let status = node.agent.status().await.map_err(|failure| failure.chain())?;

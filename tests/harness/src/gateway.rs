@@ -170,11 +170,15 @@ impl Gateway {
         self.calls(ISSUE).iter().filter(|call| paid(call)).count()
     }
 
-    /// Waits until `count` calls of an operation have come by, answered or not.
+    /// Waits until `count` calls of an operation have come by, and the last of them is held or answered.
     pub async fn reached(&self, operation: &str, count: usize, within: Duration) -> Result<(), Failure> {
-        eventually(&format!("call {count} of {operation}"), within, async || match self.calls(operation).len() {
-            seen if seen >= count => Ok(()),
-            seen => Err(format!("{seen} calls")),
+        eventually(&format!("call {count} of {operation}"), within, async || {
+            let calls = self.calls(operation);
+            let is_held = self.rules.borrow().held.contains(operation);
+            match calls.get(count.saturating_sub(1)) {
+                Some(call) if is_held || call.answer.is_some() => Ok(()),
+                _ => Err(format!("{} calls", calls.len())),
+            }
         })
         .await
     }
