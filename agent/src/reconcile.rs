@@ -482,7 +482,10 @@ impl Reconciler {
             return Err(PassError::Waiting("there is no certificate yet".into()));
         };
         let now = self.parts.clock.now();
-        let rendered = self.render(generation.files.clone())?;
+        let rendered = match self.render(generation.files.clone()) {
+            Ok(rendered) => rendered,
+            Err(error) => return Err(self.still_look(&generation.chain, error).await),
+        };
         let committed = self.parts.apply.committed()?;
         let is_committed = committed.as_ref() == Some(&rendered);
         let patient = *wanted == Wanted::default();
@@ -493,8 +496,10 @@ impl Reconciler {
         let apply = &self.parts.apply;
         if !is_committed {
             let allowed = [&self.parts.allowed_losses[..], &wanted.allow_loss[..]].concat();
-            let expected = apply.commit(&rendered, &generation, &allowed, progress).await?;
-            self.expected = Some((rendered, expected));
+            match apply.commit(&rendered, &generation, &allowed, progress).await {
+                Ok(expected) => self.expected = Some((rendered, expected)),
+                Err(error) => return Err(self.still_look(&generation.chain, error.into()).await),
+            }
         }
         self.look(&generation.chain).await?;
         // What was committed just now is to be loaded even where nothing tells whether it is.
@@ -514,6 +519,14 @@ impl Reconciler {
             self.parts.apply.settle(generation.number)?;
         }
         Ok(self.verdict.clone())
+    }
+
+    /// What was served is served still, and the status is to show it beside the error.
+    async fn still_look(&mut self, ours: &VerifiedChain, error: PassError) -> PassError {
+        if let Err(unseen) = self.look(ours).await {
+            tracing::warn!("{}", chain_of(&unseen));
+        }
+        error
     }
 
     /// Looks at nats-server, and compares it with what is committed.
