@@ -68,6 +68,16 @@ def standby(args):
     )
 
 
+def detach(args):
+    client(args, "autoscaling").detach_instances(
+        InstanceIds=args.instances, AutoScalingGroupName=args.group, ShouldDecrementDesiredCapacity=True
+    )
+
+
+def attach(args):
+    client(args, "autoscaling").attach_instances(InstanceIds=args.instances, AutoScalingGroupName=args.group)
+
+
 def instances(args):
     """The group's members: [{"id": …, "address": …, "state": …}]."""
     groups = client(args, "autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[args.group])
@@ -104,6 +114,12 @@ def create_ca(args):
     pem = pca.get_certificate(CertificateAuthorityArn=arn, CertificateArn=certificate)["Certificate"]
     pca.import_certificate_authority_certificate(CertificateAuthorityArn=arn, Certificate=pem.encode())
     return {"arn": arn, "pem": pem}
+
+
+def certificate(args):
+    """A certificate that was issued: {"pem": …}."""
+    answer = client(args, "acm-pca").get_certificate(CertificateAuthorityArn=args.ca, CertificateArn=args.certificate)
+    return {"pem": answer["Certificate"]}
 
 
 def put_secret(args):
@@ -157,8 +173,11 @@ def main():
     command(resize, ("group", {}), ("size", {"type": int}))
     command(terminate, ("instance", {}))
     command(standby, ("group", {}), ("instance", {}))
+    command(detach, ("group", {}), ("instances", {"nargs": "+"}))
+    command(attach, ("group", {}), ("instances", {"nargs": "+"}))
     command(instances, ("group", {}))
     command(create_ca, ("name", {}), ("--usage-mode", {"default": "GENERAL_PURPOSE"}))
+    command(certificate, ("ca", {}), ("certificate", {}))
     command(put_secret, ("name", {}), ("--binary", {"action": "store_true"}))
     command(make_current, ("name", {}), ("version", {}))
     args = parser.parse_args()

@@ -53,8 +53,15 @@ impl Answer {
 impl Agent {
     /// An agent that doesn't run yet. A test passes `env!("CARGO_BIN_EXE_agent")` as its binary.
     pub fn new(binary: impl Into<PathBuf>, config: impl Into<PathBuf>, log: impl Into<PathBuf>) -> Self {
-        // Off EC2 nobody answers at the metadata address, and asking costs seconds.
-        let environment = vec![("AWS_EC2_METADATA_DISABLED".into(), "true".into()), ("NO_COLOR".into(), "1".into())];
+        let environment = [
+            // Off EC2 nobody answers at the metadata address, and asking costs seconds.
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+            // What whoever runs the tests has for AWS is no node's.
+            ("AWS_CONFIG_FILE", "/dev/null"),
+            ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
+            ("NO_COLOR", "1"),
+        ];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         Self { binary: binary.into(), config: config.into(), log: log.into(), environment, daemon: None }
     }
 
@@ -145,6 +152,9 @@ impl Agent {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(arguments).arg("--config").arg(&self.config);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_strange(&name.to_string_lossy())) {
+            command.env_remove(name);
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -152,4 +162,10 @@ impl Agent {
     fn take(&mut self) -> Result<Process, Failure> {
         self.daemon.take().ok_or_else(|| Failure::new("the agent was not started"))
     }
+}
+
+/// A variable that would reach an agent from the tests' own environment: AWS settings, and proxies, through which no
+/// loopback address is found.
+fn is_strange(variable: &str) -> bool {
+    variable.starts_with("AWS_") || variable.to_ascii_lowercase().ends_with("_proxy")
 }

@@ -1,5 +1,5 @@
-//! A cluster of nodes on loopback, each with an address of its own as a host has, an agent and a nats-server. They share
-//! the embedded CA's directory and a static list of peers.
+//! A cluster of nodes on loopback, each with an address of its own as a host has, an agent and a nats-server. Left to
+//! themselves they share the embedded CA's directory and a static list of peers.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -60,11 +60,15 @@ impl Cluster {
 
     /// Node `n{number}`, counted from 1, with its directory and no process. Its agent's configuration isn't written yet.
     pub fn node(&self, number: u8) -> Result<Node, Failure> {
-        let name = format!("n{number}");
+        self.node_at(&format!("n{number}"), self.block.host(number))
+    }
+
+    /// A node with a name and a loopback address that come from elsewhere.
+    pub fn node_at(&self, name: &str, address: Ipv4Addr) -> Result<Node, Failure> {
+        let name = name.to_owned();
         let directory = self.directory.join(&name);
         std::fs::create_dir_all(&directory)
             .map_err(|error| Failure::new(format!("could not make {}", directory.display())).because(error))?;
-        let address = self.block.host(number);
         let agent = Agent::new(&self.agent, directory.join("agent.toml"), directory.join("agent.log"));
         Ok(Node {
             name,
@@ -79,9 +83,13 @@ impl Cluster {
     /// Writes a node's `agent.toml` for these peers, the node itself among them.
     pub fn configure(&self, node: &Node, peers: &[&Node]) -> Result<(), Failure> {
         let config = self.config(node, peers.iter().map(|peer| peer.route().to_string()));
-        let path = node.agent.config();
-        std::fs::write(path, config)
-            .map_err(|error| Failure::new(format!("could not write {}", path.display())).because(error))
+        write(node.agent.config(), &config)
+    }
+
+    /// Writes a node's `agent.toml`: the tables of `text`, and what says where things are on this machine. The rest is
+    /// left to the agent's defaults.
+    pub fn configure_with(&self, node: &Node, text: &str) -> Result<(), Failure> {
+        write(node.agent.config(), &format!("{text}\n{}", self.machine(node, "")))
     }
 
     /// Starts nats-server on the configuration that the node's agent has committed.
@@ -105,16 +113,22 @@ impl Cluster {
             "[discovery]\nkind = \"static\"\npeers = [{}]\ninterval = \"500ms\"\n",
             quoted_peers.join(", ")
         ));
-        line(format_args!("[nats]\nserver = {}\nconfig = {}", path(&self.nats_server), path(&node.nats_config())));
-        line(format_args!(
-            "listen = \"{}\"\ncluster_name = \"loopback\"\ncluster_listen = \"{}\"",
-            node.client(),
-            node.route()
-        ));
-        line(format_args!("monitor_listen = \"{}\"\npid_file = {}", node.monitor(), path(&node.pid_file())));
-        line(format_args!("client_auth = \"{}\"", if self.client_mtls { "mtls" } else { "tls" }));
+        let client_auth = if self.client_mtls { "mtls" } else { "tls" };
+        text + &self.machine(node, &format!("cluster_name = \"loopback\"\nclient_auth = \"{client_auth}\"\n"))
+    }
+
+    /// Ports, paths and JetStream's limits on this machine, and `nats`: further lines of that table.
+    fn machine(&self, node: &Node, nats: &str) -> String {
         let store = path(&node.directory.join("jetstream"));
-        line(format_args!("jetstream = {{ store_dir = {store}, max_mem = \"64MB\", max_file = \"256MB\" }}\n"));
+        let mut text = String::new();
+        let mut line = |line: std::fmt::Arguments<'_>| {
+            // Writing to a string can't fail.
+            _ = writeln!(text, "{line}");
+        };
+        line(format_args!("[nats]\nserver = {}\nconfig = {}", path(&self.nats_server), path(&node.nats_config())));
+        line(format_args!("listen = \"{}\"\ncluster_listen = \"{}\"", node.client(), node.route()));
+        line(format_args!("monitor_listen = \"{}\"\npid_file = {}", node.monitor(), path(&node.pid_file())));
+        line(format_args!("jetstream = {{ store_dir = {store}, max_mem = \"64MB\", max_file = \"256MB\" }}\n{nats}"));
         line(format_args!("[state]\ndirectory = {}\n", path(&node.state_directory())));
         line(format_args!("[control]\nsocket = {}\n", path(&self.sockets.path().join(format!("{}.sock", node.name)))));
         line(format_args!("[metrics]\nlisten = \"{}\"", node.metrics()));
@@ -134,7 +148,7 @@ pub struct Node {
     /// Its nats-server, once started.
     pub server: Option<NatsServer>,
     directory: PathBuf,
-    ports: [u16; 4],
+    ports: [u16; 5],
 }
 
 impl Node {
@@ -162,6 +176,12 @@ impl Node {
         SocketAddr::from((self.address, self.ports[3]))
     }
 
+    /// Where the node's way to AWS may listen.
+    #[must_use]
+    pub fn gateway(&self) -> SocketAddr {
+        SocketAddr::from((self.address, self.ports[4]))
+    }
+
     /// The commit point.
     #[must_use]
     pub fn nats_config(&self) -> PathBuf {
@@ -178,6 +198,17 @@ impl Node {
     #[must_use]
     pub fn server_log(&self) -> PathBuf {
         self.directory.join("nats-server.log")
+    }
+
+    /// The routes that the committed configuration names.
+    pub fn rendered_routes(&self) -> Result<BTreeSet<SocketAddr>, Failure> {
+        let config = self.nats_config();
+        let text = std::fs::read_to_string(&config)
+            .map_err(|error| Failure::new(format!("could not read {}", config.display())).because(error))?;
+        let urls = text.split('"').filter_map(|part| part.strip_prefix("nats-route://"));
+        let address = |url: &str| url.rsplit('@').next().unwrap_or(url).parse();
+        let parsed: Result<_, _> = urls.map(address).collect();
+        parsed.map_err(|error| Failure::new(format!("a route in {} is no address", config.display())).because(error))
     }
 
     /// Waits until the agent has committed its first configuration, before any nats-server runs.
@@ -248,6 +279,11 @@ impl Node {
             log: self.server_log(),
         }
     }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    std::fs::write(path, text)
+        .map_err(|error| Failure::new(format!("could not write {}", path.display())).because(error))
 }
 
 /// A TOML basic string: JSON's escapes are among TOML's.

@@ -91,6 +91,7 @@ struct State {
     fault: Option<Fault>,
     tokens: Vec<String>,
     asked: Vec<String>,
+    refused: Vec<String>,
 }
 
 impl ImdsStub {
@@ -101,7 +102,7 @@ impl ImdsStub {
             .map_err(|error| Failure::new("no port for instance metadata").because(error))?;
         let address =
             listener.local_addr().map_err(|error| Failure::new("no address of instance metadata").because(error))?;
-        let state = State { facts, fault: None, tokens: Vec::new(), asked: Vec::new() };
+        let state = State { facts, fault: None, tokens: Vec::new(), asked: Vec::new(), refused: Vec::new() };
         let state = Arc::new(Mutex::new(state));
         let server = tokio::spawn(serve(listener, Arc::clone(&state)));
         Ok(Self { address, state, server })
@@ -127,6 +128,12 @@ impl ImdsStub {
     #[must_use]
     pub fn asked(&self) -> Vec<String> {
         lock(&self.state).asked.clone()
+    }
+
+    /// What was asked for as version 1 does: without a valid token.
+    #[must_use]
+    pub fn refused(&self) -> Vec<String> {
+        lock(&self.state).refused.clone()
     }
 }
 
@@ -166,6 +173,7 @@ impl State {
         }
         let header = request.headers().get(TOKEN).and_then(|token| token.to_str().ok());
         if !header.is_some_and(|token| self.tokens.iter().any(|known| known == token)) {
+            self.refused.push(request.uri().path().to_owned());
             return status(StatusCode::UNAUTHORIZED);
         }
         if request.method() != Method::GET {
@@ -302,6 +310,7 @@ mod tests {
         assert!(ask(&imds, id, "x-aws-ec2-metadata-token: guessed\r\n").await.starts_with("HTTP/1.1 401"));
         assert!(ask(&imds, "PUT /latest/api/token", "").await.starts_with("HTTP/1.1 400"));
         assert!(imds.asked().is_empty());
+        assert_eq!(imds.refused(), ["/latest/meta-data/instance-id"; 2]);
 
         let session = ask(&imds, "PUT /latest/api/token", &format!("{TOKEN_TTL}: 60\r\n")).await;
         assert!(session.contains(&format!("{TOKEN_TTL}: 60")), "{session}");

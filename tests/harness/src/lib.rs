@@ -5,6 +5,8 @@
 
 pub mod agent;
 pub mod cluster;
+pub mod fleet;
+pub mod gateway;
 pub mod imds;
 pub mod loopback;
 pub mod moto;

@@ -118,6 +118,21 @@ impl Moto {
         self.run(&["standby", group, instance], b"").await.map(drop)
     }
 
+    /// Takes instances out of the group, which neither ends nor replaces them.
+    pub async fn detach(&self, group: &str, instances: &[&str]) -> Result<(), Failure> {
+        self.run(&[&["detach", group], instances].concat(), b"").await.map(drop)
+    }
+
+    /// Takes instances into the group.
+    pub async fn attach(&self, group: &str, instances: &[&str]) -> Result<(), Failure> {
+        self.run(&[&["attach", group], instances].concat(), b"").await.map(drop)
+    }
+
+    /// The PEM of a certificate that was issued.
+    pub async fn certificate(&self, ca: &Ca, arn: &str) -> Result<String, Failure> {
+        text(&self.run(&["certificate", &ca.arn, arn], b"").await?, "pem")
+    }
+
     /// A root CA that is active; `usage_mode` is `GENERAL_PURPOSE` or `SHORT_LIVED_CERTIFICATE`.
     pub async fn create_ca(&self, name: &str, usage_mode: &str) -> Result<Ca, Failure> {
         let ca = self.run(&["create-ca", name, "--usage-mode", usage_mode], b"").await?;

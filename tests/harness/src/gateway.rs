@@ -1,0 +1,334 @@
+//! One node's way to AWS: each call passes through, is noted, and can be held up, answered otherwise or cut off.
+//!
+//! It adds the one promise of ACM PCA that moto doesn't keep: "Idempotency tokens for IssueCertificate time out after five
+//! minutes. Therefore, if you call IssueCertificate multiple times with the same idempotency token within five minutes,
+//! AWS Private CA recognizes that you are requesting only one certificate and will issue only one"
+//! (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>). No test takes five minutes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::error::Error;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::{Failure, eventually};
+
+const BODY_LIMIT: usize = 8 * 1024 * 1024;
+const ISSUE: &str = "IssueCertificate";
+
+/// A call that came by, however it ended.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// `IssueCertificate` and the like.
+    pub operation: String,
+    /// The request's body.
+    pub request: String,
+    /// Status and body of the answer, once there is one.
+    pub answer: Option<(u16, String)>,
+    /// Whether AWS was asked: what the gateway answers by itself costs nothing.
+    pub passed: bool,
+}
+
+impl Call {
+    /// A member of the request, in the protocols that are JSON.
+    #[must_use]
+    pub fn asked(&self, member: &str) -> Option<String> {
+        text(&self.request, member)
+    }
+
+    /// A member of the answer, in the protocols that are JSON.
+    #[must_use]
+    pub fn answered(&self, member: &str) -> Option<String> {
+        text(&self.answer.as_ref()?.1, member)
+    }
+}
+
+/// What is done to a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// It waits in front of AWS until the rule is gone.
+    Hold,
+    /// AWS does what is asked, and the answer never comes.
+    LoseAnswer,
+}
+
+/// What every call is answered with, in place of AWS's own answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Too many requests. `ThrottlingException`
+    /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/CommonErrors.html>), `Throttling`
+    /// (<https://docs.aws.amazon.com/autoscaling/ec2/APIReference/CommonErrors.html>) or `RequestLimitExceeded`
+    /// (<https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-errors.html>).
+    Throttled,
+    /// The role may not: `AccessDeniedException`, `AccessDenied`, `UnauthorizedOperation` of the same pages.
+    Denied,
+    /// 200, and a page of some proxy.
+    Nonsense,
+}
+
+/// The way, on an address of the node's own; gone when dropped.
+#[derive(Debug)]
+pub struct Gateway {
+    address: SocketAddr,
+    upstream: String,
+    state: Arc<Mutex<State>>,
+    rules: watch::Sender<Rules>,
+    server: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    calls: Vec<Call>,
+    /// PCA's memory: the answer to an idempotency token.
+    issued: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Rules {
+    fault: Option<Fault>,
+    held: BTreeSet<String>,
+    lost: BTreeSet<String>,
+}
+
+impl Gateway {
+    /// Listens there, and passes on to `upstream`: `http://127.0.0.1:PORT`.
+    pub async fn start(address: SocketAddr, upstream: &str) -> Result<Self, Failure> {
+        let upstream = upstream.trim_start_matches("http://").to_owned();
+        let (state, rules) = (Arc::default(), watch::Sender::default());
+        let mut gateway = Self { address, upstream, state, rules, server: None };
+        gateway.restore().await?;
+        Ok(gateway)
+    }
+
+    /// `AWS_ENDPOINT_URL`.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// AWS is gone: connections are closed, new ones refused.
+    pub async fn cut(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.abort();
+            // Its end is a cancellation; once it has come, the port is closed.
+            drop(server.await);
+        }
+    }
+
+    /// AWS is back.
+    pub async fn restore(&mut self) -> Result<(), Failure> {
+        if self.server.is_none() {
+            let listener = TcpListener::bind(self.address)
+                .await
+                .map_err(|error| Failure::new(format!("no gateway at {}", self.address)).because(error))?;
+            let passage =
+                Passage { upstream: self.upstream.clone(), state: self.state.clone(), rules: self.rules.subscribe() };
+            self.server = Some(tokio::spawn(serve(listener, passage)));
+        }
+        Ok(())
+    }
+
+    /// From now on, or with `None` no longer.
+    pub fn set_fault(&self, fault: Option<Fault>) {
+        self.rules.send_modify(|rules| rules.fault = fault);
+    }
+
+    /// From now on, for one operation. What is held goes on once there is no rule.
+    pub fn set_rule(&self, operation: &str, rule: Option<Rule>) {
+        self.rules.send_modify(|rules| {
+            for (of, set) in [(Rule::Hold, &mut rules.held), (Rule::LoseAnswer, &mut rules.lost)] {
+                if rule == Some(of) {
+                    set.insert(operation.to_owned());
+                } else {
+                    set.remove(operation);
+                }
+            }
+        });
+    }
+
+    /// The calls of one operation, in order.
+    #[must_use]
+    pub fn calls(&self, operation: &str) -> Vec<Call> {
+        lock(&self.state).calls.iter().filter(|call| call.operation == operation).cloned().collect()
+    }
+
+    /// How many certificates were paid for: requests that AWS itself was asked and answered with success.
+    #[must_use]
+    pub fn certificates(&self) -> usize {
+        let paid = |call: &Call| call.passed && call.answer.as_ref().is_some_and(|(status, _)| *status == 200);
+        self.calls(ISSUE).iter().filter(|call| paid(call)).count()
+    }
+
+    /// Waits until `count` calls of an operation have come by, and the last of them is held or answered.
+    pub async fn reached(&self, operation: &str, count: usize, within: Duration) -> Result<(), Failure> {
+        eventually(&format!("call {count} of {operation}"), within, async || {
+            let calls = self.calls(operation);
+            let is_held = self.rules.borrow().held.contains(operation);
+            match calls.get(count.saturating_sub(1)) {
+                Some(call) if is_held || call.answer.is_some() => Ok(()),
+                _ => Err(format!("{} calls", calls.len())),
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if let Some(server) = &self.server {
+            server.abort();
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Passage {
+    upstream: String,
+    state: Arc<Mutex<State>>,
+    rules: watch::Receiver<Rules>,
+}
+
+async fn serve(listener: TcpListener, passage: Passage) {
+    // Connections end with the server: the set is dropped with this task.
+    let mut connections = tokio::task::JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        let passage = passage.clone();
+        connections.spawn(async move {
+            let answer = service_fn(|request| passage.clone().answer(request));
+            // A client that goes away, as one that is killed, is none of our business.
+            drop(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await);
+        });
+    }
+}
+
+impl Passage {
+    async fn answer(mut self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+        let (head, body) = request.into_parts();
+        let target = head.headers.get("x-amz-target").and_then(|target| target.to_str().ok()).map(ToOwned::to_owned);
+        let Ok(body) = Limited::new(body, BODY_LIMIT).collect().await.map(http_body_util::Collected::to_bytes) else {
+            return Ok(response(400, "the request has no end".into()));
+        };
+        let text = String::from_utf8_lossy(&body).into_owned();
+        let operation = operation(target.as_deref(), &text);
+        let number = {
+            let mut state = lock(&self.state);
+            let call = Call { operation: operation.clone(), request: text.clone(), answer: None, passed: false };
+            state.calls.push(call);
+            state.calls.len() - 1
+        };
+        // The sender lives as long as the gateway, and this task no longer.
+        drop(self.rules.wait_for(|rules| !rules.held.contains(&operation)).await);
+        let rules = self.rules.borrow().clone();
+        let token = (operation == ISSUE).then(|| self::text(&text, "IdempotencyToken")).flatten();
+        let known = token.as_ref().and_then(|token| lock(&self.state).issued.get(token).cloned());
+        let (status, answer, passed) = match (rules.fault, known) {
+            (Some(fault), _) => {
+                let (status, answer) = fault.answer(target.is_some(), &text);
+                (status, answer, false)
+            }
+            (None, Some(known)) => (200, known, false),
+            (None, None) => match self.pass_on(Request::from_parts(head, Full::new(body))).await {
+                Ok((status, answer)) => (status, answer, true),
+                Err(error) => (502, error.to_string(), true),
+            },
+        };
+        {
+            let mut state = lock(&self.state);
+            state.calls[number].answer = Some((status, answer.clone()));
+            state.calls[number].passed = passed;
+            if let (Some(token), 200, true) = (token, status, passed) {
+                state.issued.insert(token, answer.clone());
+            }
+        }
+        if rules.lost.contains(&operation) {
+            std::future::pending::<()>().await;
+        }
+        Ok(response(status, answer))
+    }
+
+    async fn pass_on(&self, mut request: Request<Full<Bytes>>) -> Result<(u16, String), Box<dyn Error + Send + Sync>> {
+        request.headers_mut().insert(hyper::header::CONNECTION, "close".parse()?);
+        let stream = TcpStream::connect(&self.upstream).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let connection = tokio::spawn(connection);
+        let answer = async {
+            let answer = sender.send_request(request).await?;
+            let status = answer.status().as_u16();
+            let body = Limited::new(answer.into_body(), BODY_LIMIT).collect().await?.to_bytes();
+            Ok((status, String::from_utf8(body.to_vec())?))
+        };
+        let answer = answer.await;
+        connection.abort();
+        answer
+    }
+}
+
+impl Fault {
+    fn answer(self, json: bool, request: &str) -> (u16, String) {
+        let ec2 = request.contains("Version=2016-11-15");
+        let code = match (self, json, ec2) {
+            (Self::Nonsense, ..) => return (200, "<html>Please log in to use the network.</html>".into()),
+            (Self::Throttled, true, _) => "ThrottlingException",
+            (Self::Throttled, false, false) => "Throttling",
+            (Self::Throttled, false, true) => "RequestLimitExceeded",
+            (Self::Denied, true, _) => "AccessDeniedException",
+            (Self::Denied, false, false) => "AccessDenied",
+            (Self::Denied, false, true) => "UnauthorizedOperation",
+        };
+        let body = if json {
+            json!({"__type": code, "message": "no"}).to_string()
+        } else if ec2 {
+            format!("<Response><Errors><Error><Code>{code}</Code><Message>no</Message></Error></Errors></Response>")
+        } else {
+            format!(
+                "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>no</Message></Error></ErrorResponse>"
+            )
+        };
+        (400, body)
+    }
+}
+
+/// `ACMPrivateCA.IssueCertificate` in a header, or `Action=DescribeInstances` in a form.
+fn operation(target: Option<&str>, body: &str) -> String {
+    let action = || body.split('&').find_map(|pair| pair.strip_prefix("Action="));
+    let name = target.map_or_else(action, |target| target.rsplit('.').next());
+    name.unwrap_or("unknown").to_owned()
+}
+
+fn text(json: &str, member: &str) -> Option<String> {
+    let object: Value = serde_json::from_str(json).ok()?;
+    object[member].as_str().map(ToOwned::to_owned)
+}
+
+fn response(status: u16, body: String) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::from(body));
+    *answer.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+    answer
+}
+
+/// A task that panicked left notes that are still true.
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_is_named_by_header_or_form() {
+        assert_eq!(operation(Some("ACMPrivateCA.IssueCertificate"), "{}"), "IssueCertificate");
+        assert_eq!(operation(None, "Action=DescribeInstances&Version=2016-11-15"), "DescribeInstances");
+    }
+}
