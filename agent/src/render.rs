@@ -283,6 +283,90 @@ impl Rendered {
     pub fn text(&self) -> &str {
         &self.0
     }
+
+    /// The text for people: without the passwords in routes' URLs and `password` settings, whosever they are and
+    /// however old, and without the credential's in any of the forms that a template can give it.
+    #[must_use]
+    pub fn shown(&self, credential: Option<&ClusterCredential>) -> String {
+        let mut found = Vec::new();
+        let mut shown: String =
+            self.text().split_inclusive('\n').map(|line| hide_passwords(line, &mut found)).collect();
+        if let Some(password) = credential.map(|credential| credential.password.as_str()) {
+            let mut escaped = Zeroizing::new(Vec::new());
+            // Writing to memory can't fail.
+            _ = escape(password, &mut *escaped);
+            for form in [password, &percent_encoded(password), &String::from_utf8_lossy(&escaped)] {
+                shown = shown.replace(form, HIDDEN);
+            }
+        }
+        shown
+    }
+
+    /// What somebody else said of this text, without the passwords that stand in it.
+    #[must_use]
+    pub fn hide_from(&self, said: &str) -> String {
+        let mut found = Vec::new();
+        for line in self.text().lines() {
+            hide_passwords(line, &mut found);
+        }
+        // A word of one or two letters is no secret, and without it nothing could be read any more.
+        found.retain(|password| password.len() > 2);
+        found.sort_by_key(|password| std::cmp::Reverse(password.len()));
+        found.iter().fold(said.to_owned(), |said, password| said.replace(password.as_str(), HIDDEN))
+    }
+}
+
+/// What stands in a password's place.
+const HIDDEN: &str = "********";
+
+/// One line without the passwords in it: `user:password@` after a scheme, and the value of `pass` or `password`. What it
+/// leaves out is `found`, as it stands there and decoded.
+fn hide_passwords(line: &str, found: &mut Vec<Zeroizing<String>>) -> String {
+    let mut shown = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once("://") {
+        shown.push_str(before);
+        shown.push_str("://");
+        let end = after.find(|c: char| c.is_whitespace() || "/\"',]".contains(c)).unwrap_or(after.len());
+        let authority = &after[..end];
+        if let Some((user_information, host)) = authority.rsplit_once('@') {
+            let (user, password) = user_information.split_once(':').unwrap_or((user_information, ""));
+            found.extend([Zeroizing::new(password.to_owned()), percent_decoded(password)]);
+            shown.extend([user, ":", HIDDEN, "@", host]);
+        } else {
+            shown.push_str(authority);
+        }
+        rest = &after[end..];
+    }
+    shown.push_str(rest);
+    for key in ["password", "pass"] {
+        if let Some(range) = value_of(&shown, key) {
+            found.push(Zeroizing::new(shown[range.clone()].trim_matches(['"', '\'']).to_owned()));
+            shown.replace_range(range, &format!("\"{HIDDEN}\""));
+        }
+    }
+    shown
+}
+
+/// Where the value of a setting stands in a line.
+fn value_of(line: &str, key: &str) -> Option<std::ops::Range<usize>> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let (at, _) =
+        line.to_ascii_lowercase().match_indices(key).map(|(at, found)| (at, found.len())).find(|(at, length)| {
+            !line[..*at].ends_with(is_word) && !line[at + length..].starts_with(is_word) && !line[..*at].contains('#')
+        })?;
+    let after = &line[at + key.len()..];
+    let value = after.trim_start_matches([' ', '\t', ':', '=', '"', '\'']);
+    let start = line.len() - value.len();
+    let quoted = line[..start].ends_with(['"', '\'']);
+    let mut escaped = false;
+    let length = value.find(|c: char| {
+        let ends = if quoted { !escaped && (c == '"' || c == '\'') } else { c.is_whitespace() || ",;}".contains(c) };
+        escaped = c == '\\' && !escaped;
+        ends
+    });
+    let end = start + length.unwrap_or(value.len()) + usize::from(quoted && length.is_some());
+    Some(start - usize::from(quoted)..end)
 }
 
 impl std::fmt::Debug for Rendered {
@@ -425,6 +509,19 @@ fn percent_encoded(text: &str) -> Zeroizing<String> {
     encoded
 }
 
+fn percent_decoded(text: &str) -> Zeroizing<String> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(text.len()));
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('%') {
+        bytes.extend_from_slice(before.as_bytes());
+        let byte = after.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(byte.unwrap_or(b'%'));
+        rest = if byte.is_some() { &after[2..] } else { after };
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStringExt;
@@ -436,6 +533,26 @@ mod tests {
     use crate::discover::Peer;
     use crate::nats_conf::{Map, Value, parse};
     use crate::san::Sans;
+
+    #[test]
+    fn invariant_01_what_is_shown_holds_no_password_in_any_form_whatever_its_age() {
+        let password = "s3cr3t/\"of\"@routes";
+        let credential =
+            ClusterCredential { username: "route".to_owned(), password: Zeroizing::new(password.to_owned()) };
+        let text = "a\n  password: \"s3cr3t/\\\"of\\\"@routes\"\n \"nats-route://route:s3cr3t%2F%22of%22%40routes@10.0.0.1:6222\"\n\
+                    \"nats-route://10.0.0.2:6222\", \"nats://u:old@h:1\" # why\n{ user: u, pass = old, x: 1 }\n\
+                    PASSWORD old\n token: s3cr3t%2F%22of%22%40routes\npassport: 7\n# a password: none";
+        let rendered = Rendered::from_text(Zeroizing::new(text.to_owned()));
+        let said = "line 3: \"s3cr3t/\\\"of\\\"@routes\", s3cr3t/\"of\"@routes or s3cr3t%2F%22of%22%40routes";
+        assert_eq!(rendered.hide_from(said), "line 3: \"********\", ******** or ********");
+        let shown = rendered.shown(Some(&credential));
+        assert_eq!(
+            shown,
+            "a\n  password: \"********\"\n \"nats-route://route:********@10.0.0.1:6222\"\n\
+             \"nats-route://10.0.0.2:6222\", \"nats://u:********@h:1\" # why\n{ user: u, pass = \"********\", x: 1 }\n\
+             PASSWORD \"********\"\n token: ********\npassport: 7\n# a password: none"
+        );
+    }
 
     fn node(address: &str) -> Node {
         Node {

@@ -8,12 +8,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use super::listeners::Listeners;
 use super::monitor::{self, Routez, Varz};
 use super::probe::{Port, ProbeError, Prober};
 use super::process::{NatsProcess, ProcessError};
 use crate::config::NatsConfig;
+use crate::render::Rendered;
 use crate::trust::VerifiedChain;
 
 /// The oldest nats-server that the agent works with: the first with pooled routes, whose behaviour is measured.
@@ -215,7 +217,13 @@ impl Server for NatsServer {
     async fn validate(&self, candidate: &Path) -> Result<Option<String>, ServerError> {
         self.version().await?;
         let (accepted, output) = self.run(&["-t".as_ref(), "-c".as_ref(), candidate.as_os_str()]).await?;
-        if accepted { Ok(digest_in(&output)) } else { Err(ServerError::Refused { message: output.trim().to_owned() }) }
+        if accepted {
+            return Ok(digest_in(&output));
+        }
+        // nats-server quotes what it stumbles over.
+        let text = std::fs::read_to_string(candidate).unwrap_or_default();
+        let message = Rendered::from_text(Zeroizing::new(text)).hide_from(output.trim());
+        Err(ServerError::Refused { message })
     }
 
     async fn observe(&self, chain: &VerifiedChain, at: &Listeners, last: Option<&Observed>) -> Observed {

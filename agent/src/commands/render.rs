@@ -10,16 +10,11 @@ use crate::config::Config;
 use crate::reconcile::Reconciler;
 use crate::render::Rendered;
 
-/// Prints the configuration, or how it differs from the committed one. The cluster credential's password is not
-/// shown.
+/// Prints the configuration, or how it differs from the committed one. No password is shown.
 pub async fn render(config: &Config, diff: bool) -> Result<ExitCode, CommandError> {
     let mut reconciler = Reconciler::new(assemble(config, Vec::new()).await?);
     let (committed, desired) = reconciler.desired().await?;
-    let password = reconciler.credential().map(|credential| credential.password.clone());
-    let hide = |rendered: &Rendered| match &password {
-        Some(password) => rendered.text().replace(password.as_str(), "********"),
-        None => rendered.text().to_owned(),
-    };
+    let hide = |rendered: &Rendered| rendered.shown(reconciler.credential());
     let desired = hide(&desired);
     if !diff {
         print(&desired)?;
