@@ -185,13 +185,13 @@ fn changed_settings(before: &str, after: &str) -> Vec<String> {
     names
 }
 
-/// An error and its causes in one line.
+/// An error and its causes in one line. Some causes come as a drawing of many lines, which a log would tear apart.
 #[must_use]
 pub fn chain_of(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    let mut text = in_one_line(&error.to_string());
     let mut cause = error.source();
     while let Some(error) = cause {
-        let next = error.to_string();
+        let next = in_one_line(&error.to_string());
         if !text.ends_with(&next) {
             text.push_str(": ");
             text.push_str(&next);
@@ -199,6 +199,11 @@ pub fn chain_of(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+fn in_one_line(text: &str) -> String {
+    let is_frame = |line: &&str| !line.chars().all(|character| "|^-_= ".contains(character));
+    text.lines().map(str::trim).filter(is_frame).collect::<Vec<_>>().join("; ")
 }
 
 impl Apply {

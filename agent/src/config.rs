@@ -466,10 +466,12 @@ impl Config {
 
 /// What to write instead, where the standard library's parsers only say that it is wrong.
 fn remedy(message: &str) -> &'static str {
-    match message {
-        "invalid socket address syntax" => "; write an address and a port, for instance \"0.0.0.0:4222\"",
-        "invalid IP address syntax" => "; write for instance \"10.0.1.5\"",
-        _ => "",
+    if message == "invalid socket address syntax" || message.ends_with("expected socket address") {
+        "; write an address and a port, for instance \"0.0.0.0:4222\""
+    } else if message == "invalid IP address syntax" || message.ends_with("expected IP address") {
+        "; write for instance \"10.0.1.5\""
+    } else {
+        ""
     }
 }
 

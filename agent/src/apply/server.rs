@@ -106,7 +106,7 @@ pub enum ServerError {
         arguments: String,
     },
     /// The binary is no nats-server, or an old one.
-    #[error("{} is {found:?}; the agent needs nats-server {}.{} or later", .server.display(), OLDEST.0, OLDEST.1)]
+    #[error("{} is {found:?}; the agent needs nats-server {}.{} or later: install one, or set nats.server to its path", .server.display(), OLDEST.0, OLDEST.1)]
     Version {
         /// The binary.
         server: PathBuf,
@@ -114,7 +114,10 @@ pub enum ServerError {
         found: String,
     },
     /// `nats-server -t` refuses the configuration.
-    #[error("nats-server -t refuses the configuration, so it is not applied: {message}")]
+    #[error(
+        "nats-server -t refuses the configuration, so it is not applied; correct nats.template, nats.include or the setting that it \
+         names: {message}"
+    )]
     Refused {
         /// What it printed, without the time.
         message: String,
