@@ -3,7 +3,28 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on has failed")]
 
 mod aws;
+mod bad_input;
 mod fleet;
 mod harness_works;
+mod protection;
 mod readme;
 mod render;
+mod rotation;
+mod secrecy;
+mod versions;
+
+use std::net::SocketAddr;
+
+/// The built agent.
+const AGENT: &str = env!("CARGO_BIN_EXE_agent");
+
+/// A number that the agent's metrics tell, if they tell it.
+async fn metric(address: SocketAddr, name: &str) -> Option<u64> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
+    stream.write_all(format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -70,6 +71,16 @@ impl Agent {
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// [`Agent::env`] for an agent that is part of something already.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Sends the daemon a signal: SIGHUP has it read its configuration again.
+    pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
+        self.daemon.as_ref().ok_or_else(|| Failure::new("the agent was not started"))?.signal(signal)
     }
 
     /// Its configuration file.

@@ -11,6 +11,7 @@ pub mod imds;
 pub mod loopback;
 pub mod moto;
 pub mod nats_server;
+pub mod nodes;
 pub mod process;
 pub mod tools;
 pub mod traffic;
@@ -18,6 +19,8 @@ pub mod traffic;
 use std::error::Error;
 use std::time::Duration;
 
+/// Reads async-nats' subscriptions.
+pub use futures_util::StreamExt;
 use tokio::time::Instant;
 
 /// What was attempted and what came back; the cause is the `source`.

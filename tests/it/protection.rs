@@ -1,0 +1,467 @@
+//! What a running cluster is protected from: its configuration, its bundle, its pid file, a second agent and a stranger.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use harness::agent::Answer;
+use harness::cluster::Node;
+use harness::moto::{Moto, REGION};
+use harness::nats_server::{Launch, NatsServer};
+use harness::nodes::{Nodes, at, set};
+use harness::process::tail;
+use harness::{StreamExt as _, eventually, tools};
+use nats_tls_agent::render::BUILT_IN;
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rustix::process::Signal;
+
+use crate::AGENT;
+use crate::rotation::{assert_nothing_lost, status_with, traffic, unhealthy};
+
+const SOON: Duration = Duration::from_secs(20);
+/// A roll-back waits for ten seconds twice at most: for the reload, and for the one that takes it back.
+const RENEW_WITHIN: Duration = Duration::from_mins(1);
+
+async fn cluster(count: u8) -> Nodes {
+    Nodes::start(AGENT, tools::NATS_SERVER, count).await.unwrap()
+}
+
+/// Sets a key and has the daemon read it.
+fn change(node: &Node, key: &str, value: &str) {
+    set(node.agent.config(), key, value).unwrap();
+    node.agent.signal(Signal::HUP).unwrap();
+}
+
+/// Writes the built-in template with one change in it, and has the daemon use it.
+fn change_template(node: &Node, cluster: &Nodes, from: &str, to: &str) {
+    let text = BUILT_IN.replacen(from, to, 1);
+    assert_ne!(text, BUILT_IN, "{from:?} is not in the template");
+    let file = cluster.directory().join(format!("{}.tera", node.name));
+    std::fs::write(&file, text).unwrap();
+    change(node, "nats.template", &format!("{:?}", file.display().to_string()));
+}
+
+async fn renew(node: &Node, switches: &[&str]) -> Answer {
+    node.agent.run(&[&["renew"], switches].concat(), RENEW_WITHIN).await.unwrap()
+}
+
+/// What is in force: the file, what the server has loaded and what it serves.
+async fn in_force(node: &Node) -> (String, String, String) {
+    let status = node.agent.status().await.unwrap();
+    let committed = std::fs::read_to_string(node.nats_config()).unwrap();
+    (committed, at(&status, "nats.config_digest").to_owned(), at(&status, "served.client.sha256").to_owned())
+}
+
+/// The block of that name in the built-in template, which ends with the first line that is `end`.
+fn block(start: &str, end: &str) -> String {
+    let from = BUILT_IN.find(start).unwrap();
+    let length = BUILT_IN[from..].find(end).unwrap() + end.len();
+    BUILT_IN[from..from + length].to_owned()
+}
+
+// === Invariant 12 ===
+
+#[tokio::test]
+async fn invariant_12_a_template_without_tls_is_refused_and_what_was_serving_serves() {
+    let cluster = cluster(2).await;
+    let node = &cluster.nodes[0];
+    let before = in_force(node).await;
+    let traffic = traffic(&cluster, 500).await;
+    change_template(node, &cluster, &block("\ntls {", "\n}\n"), "\n");
+    let status = unhealthy(node, "--allow-loss tls").await;
+    assert_eq!(status["state"], "degraded", "{status}");
+    let refused = renew(node, &[]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let said = refused.stderr;
+    assert!(
+        said.contains("clients could connect without TLS") && said.contains("agent renew --allow-loss tls"),
+        "{said}"
+    );
+    assert_eq!(in_force(node).await, before);
+    assert_nothing_lost(traffic).await;
+
+    std::fs::remove_file(cluster.directory().join("n1.tera")).unwrap();
+    cluster.configure().unwrap();
+    node.agent.signal(Signal::HUP).unwrap();
+    node.healthy(SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn invariant_12_jetstream_is_dropped_only_with_its_switch() {
+    let cluster = cluster(2).await;
+    let node = &cluster.nodes[0];
+    let before = in_force(node).await;
+    change(node, "nats.jetstream", "false");
+    unhealthy(node, "--allow-loss jetstream").await;
+    let refused = renew(node, &["--allow-loss", "tls"]).await;
+    assert_eq!(refused.code, Some(1), "another switch is not enough: {refused:?}");
+    assert!(refused.stderr.contains("JetStream would be switched off"), "{refused:?}");
+    assert_eq!(in_force(node).await, before);
+    assert!(!tail(&node.server_log(), 100).contains(SHUTDOWN));
+
+    let done = renew(node, &["--allow-loss", "jetstream"]).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(tail(&node.server_log(), 100).contains(SHUTDOWN));
+    node.healthy(SOON).await.unwrap();
+}
+
+/// What the server says of it; /varz goes on showing the settings that it had.
+const SHUTDOWN: &str = "JetStream Shutdown";
+
+#[tokio::test]
+async fn invariant_12_a_cluster_is_renamed_only_with_its_switch() {
+    let cluster = cluster(2).await;
+    let node = &cluster.nodes[0];
+    let before = in_force(node).await;
+    change(node, "nats.cluster_name", "\"elsewhere\"");
+    unhealthy(node, "--allow-loss cluster-name").await;
+    let refused = renew(node, &[]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("would be renamed to \"elsewhere\""), "{refused:?}");
+    assert_eq!(in_force(node).await, before);
+    node.meshed(&BTreeSet::from(["n2".to_owned()]), SOON).await.unwrap();
+
+    let done = renew(node, &["--allow-loss", "cluster-name"]).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    // nats-server goes on showing the old name on /varz.
+    assert!(tail(&node.server_log(), 100).contains("Cluster name updated to elsewhere"));
+}
+
+// === Invariant 3 ===
+
+#[tokio::test]
+async fn invariant_03_an_include_that_nats_server_refuses_is_never_committed_and_the_certificate_stays() {
+    let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    cluster.configure().unwrap();
+    let include = cluster.directory().join("auth.conf");
+    std::fs::write(&include, "max_payload: 2MB\n").unwrap();
+    cluster.set("nats.include", &format!("[{:?}]", include.display().to_string())).unwrap();
+    cluster.boot().await.unwrap();
+    let node = &cluster.nodes[0];
+    let before = in_force(node).await;
+
+    std::fs::write(&include, "max_payload: 2MB\nmax_payloadz: 7\n").unwrap();
+    let refused = renew(node, &[]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("nats-server -t refuses") && refused.stderr.contains("max_payloadz"));
+    let status = unhealthy(node, "max_payloadz").await;
+    assert_eq!(status["state"], "degraded", "{status}");
+    assert_eq!(in_force(node).await, before);
+    // A daemon that knows nothing of the file as it was is no wiser, and says nothing untrue.
+    node.agent.signal(Signal::HUP).unwrap();
+    eventually("the file read again", SOON, async || {
+        let log = node.agent.log_tail(30);
+        if log.contains("agent.toml again") { Ok(()) } else { Err(log) }
+    })
+    .await
+    .unwrap();
+    let status = unhealthy(node, "max_payloadz").await;
+    assert!(!status["reasons"].to_string().contains("isn't running"), "{status}");
+    assert_eq!(in_force(node).await, before);
+
+    std::fs::write(&include, "max_payload: 3MB\n").unwrap();
+    node.agent.signal(Signal::HUP).unwrap();
+    let status = node.healthy(SOON).await.unwrap();
+    assert_eq!(at(&status, "served.client.sha256"), at(&status, "leaf.sha256"));
+    let varz = node.server.as_ref().unwrap().varz().await.unwrap();
+    assert_eq!(varz["max_payload"], 3 << 20);
+}
+
+#[tokio::test]
+async fn invariant_03_a_template_that_nats_server_refuses_or_that_does_not_render_is_never_committed() {
+    let cluster = cluster(1).await;
+    let node = &cluster.nodes[0];
+    let before = in_force(node).await;
+    for (to, reason) in [
+        ("max_payload: 1MB\nmax_payloadz: 7", "max_payloadz"),
+        ("max_payload: {{ size }}", "size"),
+        ("max_payload: {% if %}", "does not parse"),
+    ] {
+        change_template(node, &cluster, "max_payload: 1MB", to);
+        let status = unhealthy(node, reason).await;
+        assert_eq!(status["state"], "degraded", "{status}");
+        let refused = renew(node, &[]).await;
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.stderr.contains(reason), "{refused:?}");
+        assert_eq!(in_force(node).await, before);
+    }
+    // A template of one's own that is sound takes the place of the built-in one.
+    change_template(node, &cluster, "max_connections: 65536", "max_connections: 1234");
+    eventually("the template in force", SOON, async || {
+        let varz = node.server.as_ref().unwrap().varz().await.map_err(|failure| failure.chain())?;
+        if varz["max_connections"] == 1234 { Ok(()) } else { Err(varz["max_connections"].to_string()) }
+    })
+    .await
+    .unwrap();
+    node.healthy(SOON).await.unwrap();
+}
+
+// === The trust bundle ===
+
+/// A node that trusts a file, which holds the embedded CA.
+async fn cluster_with_bundle(count: u8) -> (Nodes, PathBuf, String) {
+    let cluster = cluster(count).await;
+    let bundle = cluster.directory().join("bundle.pem");
+    let ca = std::fs::read_to_string(cluster.cluster.ca_directory().join("ca.pem")).unwrap();
+    std::fs::write(&bundle, &ca).unwrap();
+    for node in &cluster.nodes {
+        set(node.agent.config(), "trust.kind", "\"file\"").unwrap();
+        // The source is asked every tenth round.
+        set(node.agent.config(), "discovery.interval", "\"100ms\"").unwrap();
+        change(node, "trust.file", &format!("{:?}", bundle.display().to_string()));
+        status_with(node, |status| at(status, "trust.source") == bundle.display().to_string()).await;
+    }
+    (cluster, bundle, ca)
+}
+
+fn another_ca() -> String {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "another CA");
+    params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
+}
+
+#[tokio::test]
+async fn invariant_12_a_bundle_with_one_corrupt_block_is_refused_naming_the_block() {
+    let (cluster, bundle, ca) = cluster_with_bundle(1).await;
+    let node = &cluster.nodes[0];
+    let before = in_force(node).await;
+    let corrupt = another_ca().replacen("MII", "M%I", 1);
+    std::fs::write(&bundle, format!("{ca}{corrupt}")).unwrap();
+    let status = unhealthy(node, "block 2").await;
+    assert_eq!(status["state"], "degraded", "{status}");
+    let said = status["reasons"].to_string();
+    assert!(said.contains("bundle.pem") && said.contains("the bundle in force stays"), "{said}");
+    assert_eq!(in_force(node).await, before);
+
+    // The same two CAs, both whole, are taken without anyone asking.
+    std::fs::write(&bundle, format!("{ca}{}", another_ca())).unwrap();
+    let status = node.healthy(SOON).await.unwrap();
+    assert_eq!(status["trust"]["anchors"].as_array().map(Vec::len), Some(2), "{status}");
+}
+
+#[tokio::test]
+async fn invariant_05_an_anchor_that_served_certificates_chain_to_stays_though_the_bundle_drops_it() {
+    let (mut cluster, bundle, _ca) = cluster_with_bundle(2).await;
+    std::fs::write(&bundle, another_ca()).unwrap();
+    for node in &cluster.nodes {
+        let status = status_with(node, |status| at(status, "trust.version").ends_with("+kept")).await;
+        assert_eq!(status["trust"]["anchors"].as_array().map(Vec::len), Some(2), "{status}");
+        let warnings = status["warnings"].to_string();
+        assert!(warnings.contains("no longer holds") && warnings.contains("is kept"), "{warnings}");
+        node.healthy(SOON).await.unwrap();
+        assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
+    }
+    // New handshakes are what an anchor that is gone would fail.
+    let Nodes { nodes, cluster, .. } = &mut cluster;
+    nodes[1].server.take().unwrap().stop().await.unwrap();
+    cluster.start_server(&mut nodes[1]).await.unwrap();
+    nodes[0].meshed(&BTreeSet::from(["n2".to_owned()]), SOON).await.unwrap();
+}
+
+// === Roll-back ===
+
+#[tokio::test]
+async fn a_reload_that_nats_server_refuses_is_rolled_back_and_the_roll_back_is_confirmed() {
+    let cluster = cluster(2).await;
+    let node = &cluster.nodes[0];
+    let before = in_force(node).await;
+    let traffic = traffic(&cluster, 500).await;
+    // `-t` has nothing against it, and a reload has.
+    change_template(node, &cluster, "lame_duck_duration: \"60s\"", "lame_duck_duration: \"90s\"");
+    let status = unhealthy(node, "previous one is back").await;
+    assert_eq!(status["state"], "degraded", "{status}");
+    assert!(status["reasons"].to_string().contains("back in place and served"), "{status}");
+    let refused = renew(node, &[]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("previous one is back in place and served"), "{refused:?}");
+    assert_eq!(in_force(node).await, before);
+    assert!(tail(&node.server_log(), 50).contains("Failed to reload"));
+
+    cluster.configure().unwrap();
+    node.agent.signal(Signal::HUP).unwrap();
+    let status = node.healthy(SOON).await.unwrap();
+    assert_eq!(at(&status, "served.client.sha256"), at(&status, "leaf.sha256"));
+    assert_ne!(at(&status, "served.client.sha256"), before.2, "the certificate that was refused with it is served now");
+    assert_nothing_lost(traffic).await;
+}
+
+#[tokio::test]
+async fn another_listener_is_rolled_back_too_and_serves_once_nats_server_is_started_anew() {
+    let mut cluster = cluster(1).await;
+    let node = &cluster.nodes[0];
+    let before = in_force(node).await;
+    let moved = format!("{}:{}", node.address, node.metrics().port() + 1);
+    change(node, "nats.listen", &format!("\"{moved}\""));
+    let status = unhealthy(node, "previous one is back").await;
+    assert_eq!(status["state"], "degraded", "{status}");
+    assert_eq!(in_force(node).await.0, before.0);
+    cluster.configure().unwrap();
+    cluster.nodes[0].agent.signal(Signal::HUP).unwrap();
+    cluster.nodes[0].healthy(SOON).await.unwrap();
+    cluster.nodes[0].server.as_mut().unwrap().check_running().unwrap();
+}
+
+// === Invariants 9 and 10 ===
+
+#[tokio::test]
+async fn invariant_10_a_pid_file_that_names_another_program_gets_nothing_signalled() {
+    let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    cluster.configure().unwrap();
+    let node = &mut cluster.nodes[0];
+    let mut sleep = tokio::process::Command::new("sleep").arg("600").kill_on_drop(true).spawn().unwrap();
+    let pid_file = node.nats_config().with_file_name("nats-server.pid");
+    std::fs::write(&pid_file, sleep.id().unwrap().to_string()).unwrap();
+    node.agent.start().unwrap();
+    node.committed().await.unwrap();
+    let status = unhealthy(node, "it is not signalled").await;
+    let said = status["reasons"].to_string();
+    assert!(said.contains("sleep") && said.contains("nats-server.pid") && said.contains("nats.pid_file"), "{said}");
+    assert_eq!(status["state"], "failing", "nothing serves: {status}");
+    let refused = renew(node, &[]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("it is not signalled"), "{refused:?}");
+    assert!(sleep.try_wait().unwrap().is_none(), "a SIGHUP would have ended it");
+
+    // The server's start writes its own pid, and with that all is well.
+    std::fs::remove_file(&pid_file).unwrap();
+    cluster.cluster.start_server(&mut cluster.nodes[0]).await.unwrap();
+    cluster.nodes[0].healthy(SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn invariant_09_a_second_daemon_on_one_state_directory_is_refused_and_the_first_goes_on() {
+    let cluster = cluster(1).await;
+    let node = &cluster.nodes[0];
+    let second = node.agent.run(&["run"], SOON).await.unwrap();
+    assert_eq!(second.code, Some(1), "{second:?}");
+    let said = second.stderr;
+    assert!(said.contains("another agent is at work on") && said.contains("agent renew"), "{said}");
+    assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
+}
+
+// === Invariant 13 ===
+
+/// A nats-server that nobody invited: a client's certificate of the same CA, and the cluster's name.
+async fn rogue(cluster: &Nodes) -> NatsServer {
+    let directory = cluster.directory().join("rogue");
+    std::fs::create_dir(&directory).unwrap();
+    let ca = cluster.cluster.ca_directory();
+    let ca_key = KeyPair::from_pem(&std::fs::read_to_string(ca.join("ca.key")).unwrap()).unwrap();
+    let ca_pem = std::fs::read_to_string(ca.join("ca.pem")).unwrap();
+    let mut client = CertificateParams::default();
+    client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let key = KeyPair::generate().unwrap();
+    let leaf = client.signed_by(&key, &Issuer::from_ca_cert_pem(&ca_pem, ca_key).unwrap()).unwrap();
+    let write = |name: &str, text: &str| {
+        let file = directory.join(name);
+        std::fs::write(&file, text).unwrap();
+        file
+    };
+    let (cert_file, key_file) = (write("cert.pem", &leaf.pem()), write("key.pem", &key.serialize_pem()));
+    let [cert_file, key_file, ca_file, pid] =
+        [cert_file, key_file, ca.join("ca.pem"), directory.join("pid")].map(|path| path.display().to_string());
+    let place = cluster.cluster.node(9).unwrap();
+    let victim = cluster.nodes[0].route();
+    let config = write(
+        "nats-server.conf",
+        &format!(
+            "server_name: rogue\nlisten: \"{}\"\nhttp: \"{}\"\npid_file: {pid:?}\ncluster {{\n name: loopback\n \
+             listen: \"{}\"\n tls {{ cert_file: {cert_file:?}, key_file: {key_file:?}, ca_file: {ca_file:?}, verify: true }}\n \
+             routes: [\"nats-route://{victim}\"]\n}}\n",
+            place.client(),
+            place.monitor(),
+            place.route(),
+        ),
+    );
+    let launch = Launch {
+        binary: tools::nats_server(tools::NATS_SERVER).unwrap(),
+        config,
+        pid_file: pid.into(),
+        client: place.client(),
+        monitor: place.monitor(),
+        log: directory.join("log"),
+    };
+    NatsServer::start(launch).await.unwrap()
+}
+
+/// How many of `count` messages from one of our nodes to the other a subscriber on the rogue hears as well.
+async fn overheard(cluster: &Nodes, rogue: &NatsServer, count: usize) -> usize {
+    let spy = async_nats::connect(rogue.launch().client.to_string()).await.unwrap();
+    let mut heard = spy.subscribe("orders").await.unwrap();
+    spy.flush().await.unwrap();
+    let connect = async |node: &Node| {
+        let tls = node.endpoint(false).unwrap().tls.unwrap();
+        let options = async_nats::ConnectOptions::new().require_tls(true).add_root_certificates(tls.ca);
+        options.connect(format!("tls://{}", node.client())).await.unwrap()
+    };
+    let (publisher, subscriber) = (connect(&cluster.nodes[0]).await, connect(&cluster.nodes[1]).await);
+    let mut received = subscriber.subscribe("orders").await.unwrap();
+    // Interest is on its way through the cluster.
+    let mut sent = 0;
+    while tokio::time::timeout(Duration::from_millis(50), received.next()).await.is_err() {
+        publisher.publish("orders", "probe".into()).await.unwrap();
+        sent += 1;
+        assert!(sent < 200, "our own subscriber hears nothing");
+    }
+    for number in 0..count {
+        publisher.publish("orders", number.to_string().into()).await.unwrap();
+    }
+    publisher.flush().await.unwrap();
+    let last = (count - 1).to_string();
+    while received.next().await.unwrap().payload != last.as_bytes() {}
+    // What has come to our own subscriber over one hop has come to the spy over one hop, or soon will.
+    let mut overheard = 0;
+    while let Ok(Some(_message)) = tokio::time::timeout(Duration::from_millis(500), heard.next()).await {
+        overheard += 1;
+    }
+    overheard
+}
+
+#[tokio::test]
+async fn invariant_13_a_server_with_a_clients_certificate_and_no_credential_is_no_route_and_hears_nothing() {
+    let moto = Moto::start().await.unwrap();
+    moto.put_secret("nats/route", r#"{"username": "route", "password": "s3cr3t-of-routes"}"#).await.unwrap();
+    let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 2).unwrap();
+    cluster.configure().unwrap();
+    cluster.set("node.region", &format!("{REGION:?}")).unwrap();
+    cluster.set("nats.cluster_secret_id", "\"nats/route\"").unwrap();
+    for node in &mut cluster.nodes {
+        for (name, value) in aws(&moto) {
+            node.agent.set_env(name, value);
+        }
+    }
+    cluster.boot().await.unwrap();
+    let status = cluster.nodes[0].healthy(SOON).await.unwrap();
+    assert!(!status["warnings"].to_string().contains("credential"), "{status}");
+
+    let rogue = rogue(&cluster).await;
+    eventually("the rogue's refusal", SOON, async || {
+        let log = tail(&cluster.nodes[0].server_log(), 20);
+        if log.to_lowercase().contains("authentication error") { Ok(()) } else { Err(log) }
+    })
+    .await
+    .unwrap();
+    assert_eq!(overheard(&cluster, &rogue, 100).await, 0);
+    assert!(rogue.routes().await.unwrap().is_empty());
+    for (node, other) in [(0, "n2"), (1, "n1")] {
+        cluster.nodes[node].meshed(&BTreeSet::from([other.to_owned()]), SOON).await.unwrap();
+        cluster.nodes[node].healthy(SOON).await.unwrap();
+    }
+}
+
+/// What the credential is for, and what the warning warns of: the test above can fail.
+#[tokio::test]
+async fn without_a_credential_the_same_server_hears_every_word_and_the_status_warns_of_it() {
+    let cluster = cluster(2).await;
+    let status = cluster.nodes[0].healthy(SOON).await.unwrap();
+    assert!(status["warnings"].to_string().contains("nats.cluster_secret_id"), "{status}");
+    let rogue = rogue(&cluster).await;
+    cluster.nodes[0].meshed(&BTreeSet::from(["n2".to_owned(), "rogue".to_owned()]), SOON).await.unwrap();
+    assert!(overheard(&cluster, &rogue, 100).await >= 100);
+}
+
+/// What an agent needs to reach moto in place of AWS.
+pub(crate) fn aws(moto: &Moto) -> [(&'static str, &str); 3] {
+    [("AWS_ENDPOINT_URL", moto.endpoint()), ("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")]
+}

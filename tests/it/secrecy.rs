@@ -1,0 +1,204 @@
+//! Invariant 1: what is secret stays in the files that hold it, and those are nobody else's.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use harness::agent::{Agent, Answer};
+use harness::moto::{Moto, REGION};
+use harness::nodes::{Nodes, set};
+use harness::tools;
+use nats_tls_agent::config::Config;
+use nats_tls_agent::render::BUILT_IN;
+use rustix::process::Signal;
+
+use crate::AGENT;
+use crate::protection::aws;
+use crate::rotation::unhealthy;
+
+const SOON: Duration = Duration::from_secs(20);
+const PASSWORD: &str = "s3cr3t/of@routes";
+/// As it stands in a route's URL.
+const ENCODED: &str = "s3cr3t%2Fof%40routes";
+
+/// A nats-server that first writes down what anyone on the machine could see of it: its arguments and environment.
+fn witness(directory: &Path, server: &Path) -> (PathBuf, PathBuf) {
+    let (script, seen) = (directory.join("nats-server"), directory.join("seen"));
+    let text = format!(
+        "#!/bin/sh\n{{ tr '\\0' '\\n' < /proc/$$/cmdline; tr '\\0' '\\n' < /proc/$$/environ; }} >> {}\nexec {} \"$@\"\n",
+        seen.display(),
+        server.display()
+    );
+    executable(&script, &text);
+    (script, seen)
+}
+
+fn executable(file: &Path, text: &str) {
+    std::fs::write(file, text).unwrap();
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Every line of a PEM block's body.
+fn body(pem: &str) -> Vec<String> {
+    pem.lines().filter(|line| !line.starts_with("-----") && line.len() > 8).map(ToOwned::to_owned).collect()
+}
+
+#[tokio::test]
+async fn invariant_01_neither_a_key_nor_the_password_is_in_any_log_output_argument_or_environment() {
+    let moto = Moto::start().await.unwrap();
+    let secret = serde_json::json!({"username": "route", "password": PASSWORD}).to_string();
+    moto.put_secret("nats/route", &secret).await.unwrap();
+    let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 2).unwrap();
+    cluster.configure().unwrap();
+    cluster.set("node.region", &format!("{REGION:?}")).unwrap();
+    cluster.set("nats.cluster_secret_id", "\"nats/route\"").unwrap();
+    let (script, seen) = witness(cluster.directory(), &tools::nats_server(tools::NATS_SERVER).unwrap());
+    cluster.set("nats.server", &format!("{:?}", script.display().to_string())).unwrap();
+    for node in &mut cluster.nodes {
+        node.agent.set_env("RUST_LOG", "trace");
+        for (name, value) in aws(&moto) {
+            node.agent.set_env(name, value);
+        }
+    }
+    cluster.boot().await.unwrap();
+    let node = &cluster.nodes[0];
+    let mut secrets = Secrets::default();
+    secrets.gather(&cluster);
+
+    let mut said = Vec::new();
+    for arguments in [
+        &["status"][..],
+        &["status", "--json"],
+        &["render"],
+        &["render", "--diff"],
+        &["doctor"],
+        &["doctor", "--json"],
+        &["renew"],
+        &["renew", "--json"],
+        &["run"],
+        &["man"],
+    ] {
+        // `man` takes no configuration, and says so.
+        said.push(node.agent.run(arguments, Duration::from_mins(1)).await.unwrap());
+        secrets.gather(&cluster);
+    }
+    let committed = std::fs::read_to_string(node.nats_config()).unwrap();
+    assert!(committed.contains(ENCODED), "the test looks for something that is nowhere");
+    assert!(said[2].stdout.contains("********"), "{:?}", said[2]);
+
+    // Errors quote what they stumble over: a template that uses the password wrongly, an include, a broken journal.
+    let template = cluster.directory().join("wrong.tera");
+    std::fs::write(&template, "{{ cluster.credential.password }} }{\n\"{{ cluster.routes }}\" {{ tls.key }}").unwrap();
+    set(node.agent.config(), "nats.template", &format!("{:?}", template.display().to_string())).unwrap();
+    node.agent.signal(Signal::HUP).unwrap();
+    unhealthy(node, "does not render").await;
+    let quoting = format!(
+        "{BUILT_IN}\n\"{{{{ cluster.credential.password }}}}\": {{% for route in cluster.routes %}}\"{{{{ route }}}}\"{{% endfor %}}\n"
+    );
+    std::fs::write(&template, quoting).unwrap();
+    node.agent.signal(Signal::HUP).unwrap();
+    unhealthy(node, "nats-server -t refuses").await;
+    for arguments in [&["renew"][..], &["status", "--json"], &["doctor"], &["render", "--diff"]] {
+        said.push(node.agent.run(arguments, Duration::from_mins(1)).await.unwrap());
+        secrets.gather(&cluster);
+    }
+    let journal = node.state_directory().join("issuance.json");
+    let broken = std::fs::read_to_string(&journal).unwrap().replacen('{', "{\"x\": ", 1);
+    std::fs::write(&journal, &broken).unwrap();
+    said.push(node.agent.run(&["renew"], SOON).await.unwrap());
+    said.push(node.agent.run(&["doctor"], SOON).await.unwrap());
+
+    for Answer { stdout, stderr, .. } in &said {
+        secrets.assert_absent("an output", stdout);
+        secrets.assert_absent("an error", stderr);
+    }
+    for node in &cluster.nodes {
+        let log = node.agent.log_tail(usize::MAX);
+        assert!(log.contains("TRACE") && log.len() > 10_000, "no log at all: {log}");
+        secrets.assert_absent("a log", &log);
+    }
+    let seen = std::fs::read_to_string(seen).unwrap();
+    assert!(seen.contains("-t") && seen.contains("AWS_ENDPOINT_URL"), "{seen}");
+    secrets.assert_absent("arguments and environment", &seen);
+}
+
+/// What must be nowhere.
+#[derive(Default)]
+struct Secrets(BTreeSet<String>);
+
+impl Secrets {
+    /// Adds every key that is on the disk now.
+    fn gather(&mut self, cluster: &Nodes) {
+        self.0.extend([PASSWORD.to_owned(), ENCODED.to_owned()]);
+        for node in &cluster.nodes {
+            for generation in std::fs::read_dir(node.state_directory().join("generations")).unwrap() {
+                // One may be pruned meanwhile.
+                if let Ok(key) = std::fs::read_to_string(generation.unwrap().path().join("key.pem")) {
+                    self.0.extend(body(&key));
+                }
+            }
+        }
+    }
+
+    fn assert_absent(&self, place: &str, text: &str) {
+        assert!(self.0.len() >= 4, "{} secrets are too few", self.0.len());
+        for secret in &self.0 {
+            let Some(at) = text.find(secret.as_str()) else { continue };
+            let line = text[..at].lines().count();
+            panic!("line {line} of {place} holds a secret, {secret:?}");
+        }
+    }
+}
+
+/// Whatever umask the agent is started with.
+#[tokio::test]
+async fn invariant_01_under_any_umask_no_file_is_the_worlds_and_no_secret_is_more_than_its_groups() {
+    for umask in ["000", "022", "077"] {
+        let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+        cluster.configure().unwrap();
+        let lax = cluster.directory().join("agent");
+        executable(&lax, &format!("#!/bin/sh\numask {umask}\nexec {AGENT} \"$@\"\n"));
+        let socket = Config::load(cluster.nodes[0].agent.config()).unwrap().control_socket;
+        let node = &mut cluster.nodes[0];
+        let log = cluster.cluster.ca_directory().with_file_name("log");
+        node.agent = Agent::new(&lax, node.agent.config(), log);
+        cluster.boot().await.unwrap();
+        let node = &cluster.nodes[0];
+        node.agent.renew().await.unwrap();
+
+        let mut files = Vec::new();
+        walk(&node.state_directory(), &mut files);
+        walk(&cluster.cluster.ca_directory(), &mut files);
+        files.push(node.nats_config());
+        let mut keys = 0;
+        for file in files.iter().chain([&socket]) {
+            let Ok(metadata) = std::fs::symlink_metadata(file) else { continue };
+            let mode = metadata.permissions().mode() & 0o7777;
+            let what = || format!("{} has mode {mode:o} under umask {umask}", file.display());
+            assert_eq!(mode & 0o7007, 0, "{}", what());
+            let name = file.file_name().unwrap().to_string_lossy();
+            if metadata.is_dir() {
+                assert!([0o700, 0o750].contains(&mode), "{}", what());
+            } else if metadata.file_type().is_socket() {
+                assert_eq!(mode, 0o660, "{}", what());
+            } else if ["key.pem", "ca.key", "issuance.json", "nats-server.conf"].contains(&&*name) {
+                keys += 1;
+                assert!([0o600, 0o640].contains(&mode), "{}", what());
+            } else {
+                assert!([0o600, 0o640].contains(&mode), "{}", what());
+            }
+        }
+        assert!(keys >= 5, "{files:?}");
+        let journal = Config::load(node.agent.config()).unwrap().state_directory.join("issuance.json");
+        assert!(files.contains(&journal), "{files:?}");
+    }
+}
+
+fn walk(directory: &Path, files: &mut Vec<PathBuf>) {
+    files.push(directory.to_path_buf());
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() { walk(&entry.path(), files) } else { files.push(entry.path()) }
+    }
+}
