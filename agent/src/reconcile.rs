@@ -539,7 +539,8 @@ impl Reconciler {
         if !self.kept_anchors.is_empty() {
             let anchors = self.kept_anchors.join(", ");
             notes.push(format!(
-                "the trust bundle no longer has {anchors}, kept until no certificate served here needs it"
+                "the trust bundle no longer holds {anchors}, which a certificate still served in the cluster chains to, so \
+                 it is kept until none does"
             ));
         }
         let waiting = self.parts.apply.waiting_for_restart();
@@ -561,7 +562,8 @@ impl Reconciler {
                 attempts: self.issuing.failures,
                 last_error: self.issuing.error.clone(),
             },
-            bundle: generation.as_ref().map(|generation| generation.bundle.clone()).or(self.bundle.clone()),
+            // The source's version may change with the anchors as they are, and then there is no new generation.
+            bundle: self.bundle.clone().or(generation.as_ref().map(|generation| generation.bundle.clone())),
             generation,
             peers: self.last_good.peers.clone(),
             observed: self.parts.apply.observed().clone(),

@@ -241,7 +241,7 @@ impl Status {
             Verdict::Other(why) => reasons.push(format!("nats-server doesn't serve what is committed: {why}")),
         }
         let unserved =
-            matches!(observed.presence, Presence::Running(_)) && (observed.client.is_err() || observed.route.is_err());
+            !matches!(observed.presence, Presence::Absent(_)) && (observed.client.is_err() || observed.route.is_err());
         let state = match (reasons.is_empty(), expired || unserved) {
             (true, _) => State::Healthy,
             (false, false) => State::Degraded,

@@ -259,47 +259,62 @@ async fn invariant_05_an_anchor_that_served_certificates_chain_to_stays_though_t
     nodes[0].meshed(&BTreeSet::from(["n2".to_owned()]), SOON).await.unwrap();
 }
 
-// === Roll-back ===
+// === Settings that can't be reloaded ===
 
-#[tokio::test]
-async fn a_reload_that_nats_server_refuses_is_rolled_back_and_the_roll_back_is_confirmed() {
-    let cluster = cluster(2).await;
-    let node = &cluster.nodes[0];
-    let before = in_force(node).await;
-    let traffic = traffic(&cluster, 500).await;
-    // `-t` has nothing against it, and a reload has.
-    change_template(node, &cluster, "lame_duck_duration: \"60s\"", "lame_duck_duration: \"90s\"");
-    let status = unhealthy(node, "previous one is back").await;
-    assert_eq!(status["state"], "degraded", "{status}");
-    assert!(status["reasons"].to_string().contains("back in place and served"), "{status}");
-    let refused = renew(node, &[]).await;
-    assert_eq!(refused.code, Some(1), "{refused:?}");
-    assert!(refused.stderr.contains("previous one is back in place and served"), "{refused:?}");
-    assert_eq!(in_force(node).await, before);
-    assert!(tail(&node.server_log(), 50).contains("Failed to reload"));
-
-    cluster.configure().unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
-    let status = node.healthy(SOON).await.unwrap();
-    assert_eq!(at(&status, "served.client.sha256"), at(&status, "leaf.sha256"));
-    assert_ne!(at(&status, "served.client.sha256"), before.2, "the certificate that was refused with it is served now");
-    assert_nothing_lost(traffic).await;
+/// Waits until the status warns that a setting waits for a restart, and is healthy otherwise.
+async fn waiting(node: &Node, setting: &str) -> serde_json::Value {
+    let warning = format!("takes {setting} only at a start");
+    status_with(node, |status| status["state"] == "healthy" && status["warnings"].to_string().contains(&warning)).await
 }
 
 #[tokio::test]
-async fn another_listener_is_rolled_back_too_and_serves_once_nats_server_is_started_anew() {
-    let mut cluster = cluster(1).await;
+async fn a_setting_that_nats_server_refuses_to_reload_waits_for_its_restart_and_holds_back_no_certificate() {
+    let mut cluster = cluster(2).await;
     let node = &cluster.nodes[0];
+    let traffic = traffic(&cluster, 500).await;
+    // `-t` has nothing against it, and a reload has.
+    change_template(node, &cluster, "lame_duck_duration: \"60s\"", "lame_duck_duration: \"90s\"");
+    waiting(node, "lame_duck_duration").await;
+    assert!(tail(&node.server_log(), 50).contains("Failed to reload"));
     let before = in_force(node).await;
+    let renewed = node.agent.renew().await.unwrap();
+    assert_eq!(renewed["result"], "confirmed");
+    let status = waiting(node, "lame_duck_duration").await;
+    assert_eq!(at(&status, "served.client.sha256"), at(&status, "leaf.sha256"));
+    assert_ne!(at(&status, "served.client.sha256"), before.2);
+    assert!(in_force(node).await.0.contains("lame_duck_duration: \"90s\""), "the next start is to find it");
+    assert_nothing_lost(traffic).await;
+
+    cluster.nodes[0].server.take().unwrap().stop().await.unwrap();
+    let Nodes { nodes, cluster, .. } = &mut cluster;
+    cluster.start_server(&mut nodes[0]).await.unwrap();
+    status_with(&nodes[0], |status| {
+        status["state"] == "healthy" && !status["warnings"].to_string().contains("only at a start")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_to_listen_elsewhere_is_looked_after_where_it_listens_until_its_restart() {
+    let cluster = cluster(1).await;
+    let node = &cluster.nodes[0];
     let moved = format!("{}:{}", node.address, node.metrics().port() + 1);
     change(node, "nats.listen", &format!("\"{moved}\""));
-    let status = unhealthy(node, "previous one is back").await;
-    assert_eq!(status["state"], "degraded", "{status}");
-    assert_eq!(in_force(node).await.0, before.0);
+    waiting(node, "listen").await;
+    let before = in_force(node).await;
+    assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
+    let after = in_force(node).await;
+    assert_ne!(after.2, before.2);
+    assert!(after.0.contains(&moved));
+
+    // An edit that is undone waits for nothing.
     cluster.configure().unwrap();
-    cluster.nodes[0].agent.signal(Signal::HUP).unwrap();
-    cluster.nodes[0].healthy(SOON).await.unwrap();
-    cluster.nodes[0].server.as_mut().unwrap().check_running().unwrap();
+    node.agent.signal(Signal::HUP).unwrap();
+    status_with(node, |status| {
+        status["state"] == "healthy" && !status["warnings"].to_string().contains("only at a start")
+    })
+    .await;
+    assert!(!in_force(node).await.0.contains(&moved));
 }
 
 // === Invariants 9 and 10 ===

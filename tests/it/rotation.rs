@@ -149,7 +149,7 @@ async fn invariant_02_and_11_a_daemon_killed_at_any_moment_of_a_renewal_leaves_a
     let ca = cluster.cluster.ca_directory();
     let node = &mut cluster.nodes[0];
     let config = Config::load(node.agent.config()).unwrap();
-    let journal = Journal::at(config.state_directory.join("issuance.json"), Generations::of(&config.state_directory));
+    let journal = Journal::of(&config.state_directory);
     let moments = (0..STEPS).map(Moment::Step).chain(DELAYS.map(|ms| Moment::After(Duration::from_millis(ms))));
     let (mut resumed, mut generation) = (0, 0);
     for moment in moments {

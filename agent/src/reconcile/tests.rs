@@ -586,7 +586,11 @@ async fn invariant_05_an_anchor_that_a_served_leaf_needs_outlives_its_place_in_t
     let pass = bench.live(&mut agent, START + Duration::from_hours(6)).await;
     let trust = pass.status.trust.unwrap();
     assert_eq!(trust.anchors.len(), 2, "{trust:?}");
-    assert!(pass.status.warnings.iter().any(|warning| warning.contains("no longer has")), "{:?}", pass.status.warnings);
+    assert!(
+        pass.status.warnings.iter().any(|warning| warning.contains("no longer holds")),
+        "{:?}",
+        pass.status.warnings
+    );
     assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
 }
 
