@@ -202,3 +202,15 @@ fn walk(directory: &Path, files: &mut Vec<PathBuf>) {
         if entry.file_type().unwrap().is_dir() { walk(&entry.path(), files) } else { files.push(entry.path()) }
     }
 }
+
+#[tokio::test]
+async fn invariant_01_a_running_agent_leaves_no_core_dump() {
+    let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    cluster.configure().unwrap();
+    let node = &mut cluster.nodes[0];
+    node.agent.start().unwrap();
+    node.committed().await.unwrap();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", node.agent.pid().unwrap())).unwrap();
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().take(2).collect::<Vec<_>>(), ["0", "0"], "{limits}");
+}
