@@ -14,7 +14,7 @@ use crate::discover::PeerSource;
 use crate::discover::asg::Asg;
 use crate::discover::fixed::Fixed;
 use crate::generation::Generations;
-use crate::identity::{IdentityError, Needs, identify};
+use crate::identity::{IdentityError, Needs, Node, as_certified, identify};
 use crate::issue::acm_pca::AcmPca;
 use crate::issue::journal::Journal;
 use crate::issue::local::Local;
@@ -47,6 +47,21 @@ impl AssembleError {
 pub async fn assemble(config: &Config, allowed_losses: Vec<String>) -> Result<Parts, AssembleError> {
     // The SDK's set-up makes futures of many kilobytes, which every caller's would contain.
     let node = Box::pin(identify(&config.node, needs(config))).await?;
+    Ok(assemble_around(node, config, allowed_losses).await)
+}
+
+/// The parts around the node that the newest certificate names: for [`Reconciler::inspect`] while instance metadata
+/// doesn't say who this is.
+///
+/// [`Reconciler::inspect`]: crate::reconcile::Reconciler::inspect
+pub async fn assemble_to_look(config: &Config) -> Parts {
+    // What can't be read is what the inspection itself will name.
+    let newest = Generations::of(&config.state_directory).newest().ok().and_then(|(newest, _)| newest);
+    let certified = newest.map(|newest| newest.chain.leaf.sans).unwrap_or_default();
+    assemble_around(as_certified(&config.node, &certified), config, Vec::new()).await
+}
+
+async fn assemble_around(node: Node, config: &Config, allowed_losses: Vec<String>) -> Parts {
     let clock = Clock::System;
     // Only where AWS is used, and with a Region: the SDK would else look for one in instance metadata.
     let region = match &config.issuer.kind {
@@ -86,7 +101,7 @@ pub async fn assemble(config: &Config, allowed_losses: Vec<String>) -> Result<Pa
             Arc::new(Fixed { peers: peers.clone(), own })
         }
     };
-    Ok(Parts {
+    Parts {
         node,
         issuance: Issuance {
             issuer,
@@ -108,7 +123,7 @@ pub async fn assemble(config: &Config, allowed_losses: Vec<String>) -> Result<Pa
         renewal: config.renewal,
         interval: config.discovery.interval,
         allowed_losses,
-    })
+    }
 }
 
 fn needs(config: &Config) -> Needs {

@@ -119,6 +119,25 @@ pub async fn identify_through(aws: &AwsSettings, config: &NodeConfig, needs: Nee
     node(config, facts)
 }
 
+/// The node that a certificate of its own was issued to, as far as `[node]` doesn't say. Good for looking at what is
+/// served while instance metadata is away, and for nothing else: the disk may have come from another machine.
+#[must_use]
+pub fn as_certified(config: &NodeConfig, certified: &Sans) -> Node {
+    let instance_id = config.instance_id.clone().or_else(|| {
+        let mut labels = certified.dns.iter().filter_map(|name| name.as_str().split('.').next());
+        labels.find(|label| is_instance_id(label)).map(ToOwned::to_owned)
+    });
+    let given = config.addresses.iter().flatten().next();
+    let address = given.or(certified.ips.first()).copied().unwrap_or(IpAddr::from([0, 0, 0, 0]));
+    Node {
+        name: config.name.clone().or(instance_id.clone()).unwrap_or_else(|| "unknown".into()),
+        instance_id,
+        region: config.region.clone(),
+        address,
+        sans: certified.clone(),
+    }
+}
+
 /// What is known about the instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Facts {
@@ -358,6 +377,25 @@ mod tests {
     fn us_east_1_has_a_domain_of_its_own() {
         let node = node(&NodeConfig::default(), facts("us-east-1")).unwrap();
         assert_eq!(names(&node), ["i-0123456789abcdef0.ec2.internal", "ip-10-0-1-5.ec2.internal"]);
+    }
+
+    #[test]
+    fn while_metadata_is_away_a_node_is_who_its_certificate_says() {
+        let config = NodeConfig::default();
+        let certified = node(&config, facts("eu-west-1")).unwrap();
+        let seen = as_certified(&config, &certified.sans);
+        assert_eq!((seen.name, seen.address, seen.sans), (certified.name, certified.address, certified.sans.clone()));
+        assert_eq!(seen.instance_id, certified.instance_id);
+        let given = NodeConfig {
+            name: Some("a".into()),
+            instance_id: Some("i-1234abcd".into()),
+            addresses: Some(vec![IpAddr::from([192, 0, 2, 7])]),
+            ..NodeConfig::default()
+        };
+        let seen = as_certified(&given, &certified.sans);
+        assert_eq!((seen.name.as_str(), seen.instance_id.as_deref()), ("a", Some("i-1234abcd")));
+        assert_eq!(seen.address, IpAddr::from([192, 0, 2, 7]));
+        assert_eq!(as_certified(&config, &Sans::default()).name, "unknown");
     }
 
     #[test]

@@ -11,8 +11,10 @@ use std::time::Duration;
 use harness::eventually;
 use harness::fleet::{Fleet, FleetNode, GROUP, Identity, peers};
 use harness::gateway::{Fault, Rule};
+use harness::imds;
 use harness::moto::REGION;
 use harness::traffic::{Tally, Traffic};
+use rustix::process::Signal;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
@@ -201,6 +203,57 @@ async fn invariant_07_aws_being_away_throttling_or_talking_nonsense_disturbs_no_
     let tally = traffic.stop().await.unwrap();
     println!("meanwhile: {}", figures(&tally));
     assert_eq!((tally.lost(), tally.disconnects, tally.reconnects), (0, 0, 0), "{tally:?}");
+    fleet.end().await.unwrap();
+}
+
+/// An agent that is restarted meanwhile doesn't know who it is. It waits, and says so in place of nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invariant_07_instance_metadata_being_away_disturbs_no_node_and_is_shown() {
+    let mut fleet = fleet(2, Identity::Metadata).await;
+    fleet.renewal = "retry_min = \"200ms\"\nretry_max = \"1s\"".into();
+    fleet.start_all().await.unwrap();
+    let before = fleet.converged().await.unwrap().remove(0);
+    let committed = committed(&fleet);
+    let away = ["instance metadata", "/latest/", "no session token"];
+
+    let FleetNode { node, imds: Some(imds), .. } = &mut fleet.nodes[0] else { panic!("no metadata") };
+    imds.set_fault(Some(imds::Fault::Disabled));
+    // A changed configuration that can't be put to use leaves the daemon at work with the one it has.
+    node.agent.signal(Signal::HUP).unwrap();
+    eventually("the change that is refused", SOON, async || {
+        let log = node.agent.log_tail(3);
+        if log.contains("the configuration in force stays") { Ok(()) } else { Err(log) }
+    })
+    .await
+    .unwrap();
+    assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
+    let renewed = node.healthy(SOON).await.unwrap();
+    assert_ne!(renewed["leaf"], before["leaf"]);
+
+    // Without a daemon, and with one that waits.
+    node.agent.stop().await.unwrap();
+    let alone = degraded(&fleet.nodes[0], &away).await;
+    degraded(&fleet.nodes[0], &["the agent isn't running"]).await;
+    fleet.nodes[0].node.agent.start().unwrap();
+    let waiting = degraded(&fleet.nodes[0], &away).await;
+    for status in [alone, waiting] {
+        for known in ["leaf", "served", "trust", "peers"] {
+            let mut expected = renewed[known].clone();
+            if known == "served" {
+                // Who only looks has confirmed nothing.
+                expected["confirmed_at"] = Value::Null;
+            }
+            assert_eq!(status[known], expected, "{known}");
+        }
+    }
+    let refused = fleet.nodes[0].node.agent.renew().await.unwrap_err().to_string();
+    assert!(refused.contains("exit status 1") && refused.contains("instance metadata"), "{refused}");
+    assert_eq!(self::committed(&fleet)[1], committed[1]);
+
+    fleet.nodes[0].imds.as_ref().unwrap().set_fault(None);
+    let after = fleet.converged().await.unwrap().remove(0);
+    assert_eq!(after["leaf"], renewed["leaf"]);
+    assert_eq!(fleet.certificates(), 3);
     fleet.end().await.unwrap();
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use super::CommandError;
 use super::renew::renew_once;
 use crate::apply::chain_of;
-use crate::assemble::{AssembleError, assemble};
+use crate::assemble::{AssembleError, assemble, assemble_to_look};
 use crate::config::{Config, RenewalConfig};
 use crate::control::{Answer, ControlSocket, Job};
 use crate::lock::StateLock;
@@ -69,7 +69,8 @@ async fn keep(
     mut jobs: mpsc::Receiver<Job>,
     status: watch::Sender<Option<Status>>,
 ) -> Result<(), CommandError> {
-    let mut reconciler = Reconciler::new(patiently_assemble(&config, &allow_loss).await?);
+    let parts = patiently_assemble(file, &mut config, &allow_loss, hang_up, &mut jobs, &status).await?;
+    let mut reconciler = Reconciler::new(parts);
     let mut job = None::<Job>;
     loop {
         let before = status.borrow().clone();
@@ -86,8 +87,10 @@ async fn keep(
             asked = jobs.recv() => job = asked,
             _ = hang_up.recv() => {
                 if let Some(changed) = read_again(file, &config) {
-                    config = changed;
-                    reconciler = Reconciler::new(patiently_assemble(&config, &allow_loss).await?);
+                    match assemble(&changed, allow_loss.clone()).await {
+                        Ok(parts) => (config, reconciler) = (changed, Reconciler::new(parts)),
+                        Err(error) => tracing::error!("the configuration in force stays: {}", chain_of(&error)),
+                    }
                 }
             }
         }
@@ -113,17 +116,40 @@ async fn serve(reconciler: &mut Reconciler, before: Option<&Status>, job: Job) -
 }
 
 /// The parts, however long instance metadata stays away: a daemon that gave up would have to be started by hand.
-async fn patiently_assemble(config: &Config, allow_loss: &[String]) -> Result<Parts, AssembleError> {
-    let RenewalConfig { retry_min, retry_max, .. } = config.renewal;
+/// Meanwhile the status says why and shows what is served, jobs are refused, and a changed configuration is tried.
+async fn patiently_assemble(
+    file: &Path,
+    config: &mut Config,
+    allow_loss: &[String],
+    hang_up: &mut Signal,
+    jobs: &mut mpsc::Receiver<Job>,
+    status: &watch::Sender<Option<Status>>,
+) -> Result<Parts, AssembleError> {
     let mut failures = 0;
     loop {
-        match assemble(config, allow_loss.to_vec()).await {
-            Err(error) if error.may_pass() => {
-                failures += 1;
-                tracing::error!("{}", chain_of(&error));
-                tokio::time::sleep(backoff(failures, retry_min, retry_max, fastrand::f64())).await;
-            }
+        let why = match assemble(config, allow_loss.to_vec()).await {
+            Err(error) if error.may_pass() => chain_of(&error),
             assembled => return assembled,
+        };
+        tracing::error!("{why}");
+        status.send_replace(Some(Reconciler::new(assemble_to_look(config).await).inspect(why.clone()).await));
+        failures += 1;
+        let RenewalConfig { retry_min, retry_max, .. } = config.renewal;
+        let pause = tokio::time::sleep(backoff(failures, retry_min, retry_max, fastrand::f64()));
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = &mut pause => break,
+                Some(job) = jobs.recv() => {
+                    let _gone = job.answers.send(Answer::Refused(why.clone()));
+                }
+                _ = hang_up.recv() => {
+                    if let Some(changed) = read_again(file, config) {
+                        *config = changed;
+                        break;
+                    }
+                }
+            }
         }
     }
 }

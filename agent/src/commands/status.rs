@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use time::OffsetDateTime;
 
 use super::{CommandError, Paint, print, print_json};
-use crate::assemble::assemble;
+use crate::apply::chain_of;
+use crate::assemble::{assemble, assemble_to_look};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::{Answer, ControlError, Request, ask};
@@ -22,7 +23,13 @@ pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandErro
         Err(ControlError::NoDaemon { .. }) => {
             let why =
                 format!("the agent isn't running: nothing listens on {}; start it", config.control_socket.display());
-            Reconciler::new(assemble(config, Vec::new()).await?).inspect(why).await
+            match assemble(config, Vec::new()).await {
+                Err(error) if error.may_pass() => {
+                    let why = format!("{why}; {}", chain_of(&error));
+                    Reconciler::new(assemble_to_look(config).await).inspect(why).await
+                }
+                parts => Reconciler::new(parts?).inspect(why).await,
+            }
         }
         Err(error) => return Err(error.into()),
     };
