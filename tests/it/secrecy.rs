@@ -94,11 +94,12 @@ async fn invariant_01_neither_a_key_nor_the_password_is_in_any_log_output_argume
     node.agent.signal(Signal::HUP).unwrap();
     unhealthy(node, "does not render").await;
     let quoting = format!(
-        "{BUILT_IN}\n\"{{{{ cluster.credential.password }}}}\": {{% for route in cluster.routes %}}\"{{{{ route }}}}\"{{% endfor %}}\n"
+        "{BUILT_IN}\n\"{{{{ cluster.credential.password }}}}\": [{{% for route in cluster.routes %}} \"{{{{ route }}}}\",{{% endfor %}} ]\n"
     );
     std::fs::write(&template, quoting).unwrap();
     node.agent.signal(Signal::HUP).unwrap();
-    unhealthy(node, "nats-server -t refuses").await;
+    // What stands there in its place shows that it would have been told.
+    unhealthy(node, "unknown field \\\"********\\\"").await;
     for arguments in [&["renew"][..], &["status", "--json"], &["doctor"], &["render", "--diff"]] {
         said.push(node.agent.run(arguments, Duration::from_mins(1)).await.unwrap());
         secrets.gather(&cluster);
