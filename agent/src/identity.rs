@@ -167,7 +167,7 @@ fn remedy(missing: &[&str]) -> String {
     format!(
         "give {} in the configuration, or let this process reach IMDSv2: metadata enabled on the instance, \
          and a hop limit of 2 if it runs in a container",
-        missing.join(" and ")
+        missing.join(", ")
     )
 }
 
