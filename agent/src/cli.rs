@@ -9,7 +9,7 @@ use crate::config::DEFAULT_PATH;
 
 /// Gives the NATS server on this instance TLS, and keeps it.
 #[derive(Debug, Parser)]
-#[command(name = "agent", version, about, arg_required_else_help = true, after_help = EXIT_CODES)]
+#[command(name = "agent", version, arg_required_else_help = true, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -112,7 +112,7 @@ pub enum LossName {
     ClusterTls,
     /// The check of client certificates
     ClientVerify,
-    /// `JetStream`
+    /// JetStream
     #[value(name = "jetstream")]
     JetStream,
     /// The cluster's name
