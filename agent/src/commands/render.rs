@@ -1,5 +1,6 @@
 //! `agent render`: the configuration that would be applied, without applying it.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use similar::TextDiff;
@@ -21,6 +22,10 @@ pub async fn render(config: &Config, diff: bool) -> Result<ExitCode, CommandErro
         return Ok(ExitCode::SUCCESS);
     }
     let committed = committed.as_ref().map(hide).unwrap_or_default();
+    if committed == desired {
+        let _closed = writeln!(std::io::stderr(), "no change");
+        return Ok(ExitCode::SUCCESS);
+    }
     let changes = TextDiff::from_lines(&committed, &desired);
     let file = config.nats.config.display().to_string();
     let paint = Paint::stdout();
