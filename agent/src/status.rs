@@ -1,7 +1,7 @@
 //! What the last pass found: the status that operators and scripts read.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use crate::apply::Verdict;
 use crate::apply::monitor::Routez;
 use crate::apply::server::{Observed, Presence};
-use crate::discover::PeerSet;
+use crate::discover::{Peer, PeerSet};
 use crate::generation::Generation;
 use crate::identity::Node;
 use crate::trust::TrustBundle;
@@ -155,7 +155,7 @@ pub struct PeerStatus {
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Route {
-    /// There is, or it is this node itself.
+    /// There is; of this node itself: its nats-server runs.
     Up,
     /// There is none.
     Down,
@@ -259,7 +259,7 @@ impl Status {
             |leaf: &Result<String, String>| leaf.as_ref().ok().map(|sha256| ServedLeaf { sha256: sha256.clone() });
         Self {
             state,
-            reasons,
+            reasons: told_once(&reasons),
             warnings,
             leaf: generation.as_ref().map(LeafStatus::of),
             served: (!matches!(observed.presence, Presence::Absent(_))).then(|| ServedStatus {
@@ -290,6 +290,13 @@ impl NodeStatus {
             addresses: std::iter::once(node.address).chain(others).collect(),
             dns_names: node.sans.dns.iter().map(|name| name.as_str().to_owned()).collect(),
         }
+    }
+
+    /// Whether a peer is this node itself.
+    #[must_use]
+    pub fn is_own(&self, peer: &PeerStatus) -> bool {
+        let at = |address: SocketAddr| self.addresses.contains(&address.ip());
+        peer.id == self.name || peer.address.parse().is_ok_and(at)
     }
 }
 
@@ -322,29 +329,53 @@ impl TrustStatus {
     }
 }
 
-/// Which peers nats-server has a route to. It names a remote by its server name, and by its address where this node
-/// dialled; a remote that dialled from another address can only be counted.
-fn routes(findings: &Findings) -> Vec<PeerStatus> {
-    let is_self = |id: &str, ip: IpAddr| {
-        Some(id) == findings.instance_id.as_deref() || id == findings.node.name || findings.node.addresses.contains(&ip)
+/// Each reason once: one that another contains says nothing more.
+fn told_once(reasons: &[String]) -> Vec<String> {
+    let is_told = |index: usize, reason: &String| {
+        let mut others = reasons.iter().enumerate().filter(|(other, _)| *other != index);
+        others.any(|(other, text)| text.contains(reason) && (text != reason || other < index))
     };
-    let remotes = findings.observed.routez.as_ref().map(Routez::remotes);
-    let all_up = remotes.as_ref().is_some_and(|remotes| remotes.len() + 1 >= findings.peers.0.len());
-    let named: BTreeSet<&str> = remotes.iter().flatten().map(|(_, (name, _))| *name).collect();
-    let addresses: BTreeSet<IpAddr> = remotes.iter().flatten().flat_map(|(_, (_, ips))| ips.iter().copied()).collect();
-    let route = |id: &str, ip: IpAddr| match &remotes {
-        _ if is_self(id, ip) => Route::Up,
-        Some(_) if all_up || named.contains(id) || addresses.contains(&ip) => Route::Up,
-        Some(remotes) if remotes.is_empty() || id.starts_with("i-") => Route::Down,
+    let once = reasons.iter().enumerate().filter(|(index, reason)| !is_told(*index, reason));
+    once.map(|(_, reason)| reason.clone()).collect()
+}
+
+/// Which peers nats-server has a route to. It names a remote by its server name, and by its address where this node
+/// dialled. A remote of another name that dialled from another address can only be counted.
+fn routes(findings: &Findings) -> Vec<PeerStatus> {
+    let Findings { node, observed, .. } = findings;
+    let peers = || findings.peers.0.values();
+    let remotes = observed.routez.as_ref().map(Routez::remotes);
+    let remotes = remotes.as_ref().map(|remotes| remotes.values().collect::<Vec<_>>());
+    let names: BTreeSet<&str> = remotes.iter().flatten().map(|(name, _)| *name).collect();
+    let addresses: BTreeSet<IpAddr> = remotes.iter().flatten().flat_map(|(_, ips)| ips.iter().copied()).collect();
+    let is_self = |peer: &Peer| {
+        let names_us = Some(&peer.id) == findings.instance_id.as_ref() || peer.id == node.name;
+        names_us || node.addresses.contains(&peer.address.ip())
+    };
+    let is_seen = |peer: &Peer| names.contains(peer.id.as_str()) || addresses.contains(&peer.address.ip());
+    let unseen = peers().filter(|peer| !is_self(peer) && !is_seen(peer)).count();
+
+    let ids: BTreeSet<&str> = peers().map(|peer| peer.id.as_str()).collect();
+    let ips: BTreeSet<IpAddr> = peers().map(|peer| peer.address.ip()).collect();
+    // Whoever has an instance id for its name and is no peer has left the group, and is none of the unseen.
+    let could_be_any =
+        |name: &str, from: &BTreeSet<IpAddr>| !ids.contains(name) && from.is_disjoint(&ips) && !name.starts_with("i-");
+    let uncertain = remotes.iter().flatten().filter(|(name, from)| could_be_any(name, from)).count();
+
+    let route = |peer: &Peer| match (&remotes, &observed.presence) {
+        (_, Presence::Running(_)) if is_self(peer) => Route::Up,
+        _ if is_self(peer) => Route::Down,
+        (Some(_), _) if is_seen(peer) || uncertain >= unseen => Route::Up,
+        (Some(_), _) if uncertain == 0 => Route::Down,
         _ => Route::Unknown,
     };
-    let peers = findings.peers.0.values().map(|peer| PeerStatus {
+    let statuses = peers().map(|peer| PeerStatus {
         id: peer.id.clone(),
         address: peer.address.to_string(),
         state: peer.state.clone(),
-        route: route(&peer.id, peer.address.ip()),
+        route: route(peer),
     });
-    peers.collect()
+    statuses.collect()
 }
 
 /// RFC 3339 in UTC, to the second.
@@ -353,3 +384,6 @@ pub fn rfc3339(time: OffsetDateTime) -> String {
     let format = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
     time.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_else(|_| time.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,287 @@
+//! What is found, and what is said of it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use time::macros::datetime;
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::apply::monitor::{RouteConnection, Varz};
+use crate::csr::PrivateKeyPem;
+use crate::render::TlsFiles;
+use crate::san::Sans;
+use crate::trust::{Anchor, Leaf, VerifiedChain};
+
+const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
+const DAY: time::Duration = time::Duration::DAY;
+const OURS: &str = "0a0a";
+const THEIRS: &str = "0b0b";
+
+fn generation(not_after: OffsetDateTime) -> Generation {
+    let leaf = Leaf {
+        der: Vec::new(),
+        serial: "01".into(),
+        issuer: "CN=ca".into(),
+        not_before: NOW - 6 * DAY,
+        not_after,
+        sans: Sans::default(),
+        sha256: OURS.into(),
+    };
+    let key = PrivateKeyPem::new(Zeroizing::default());
+    let file = || PathBuf::from("/generation");
+    Generation {
+        number: 7,
+        chain: VerifiedChain { key, leaf, cert_pem: String::new() },
+        bundle: bundle(&[NOW + 3650 * DAY]),
+        files: TlsFiles { cert_file: file(), key_file: file(), ca_file: file() },
+    }
+}
+
+fn bundle(ends: &[OffsetDateTime]) -> TrustBundle {
+    let anchors = ends.iter().enumerate().map(|(index, not_after)| Anchor {
+        der: Vec::new(),
+        subject: format!("CN=ca {index}"),
+        sha256: format!("{index:02x}"),
+        not_after: *not_after,
+    });
+    TrustBundle { anchors: anchors.collect(), source: "a secret".into(), version: "1".into() }
+}
+
+fn peer(id: &str, address: &str) -> Peer {
+    Peer { id: id.into(), address: address.parse().unwrap(), state: "InService".into() }
+}
+
+fn peers<const N: usize>(peers: [(&str, &str); N]) -> PeerSet {
+    let peers = peers.into_iter().map(|(id, address)| peer(id, address));
+    PeerSet(peers.map(|peer| (peer.address, peer)).collect::<BTreeMap<_, _>>())
+}
+
+/// Connections by the remote's name and address, each server with an id of its own.
+fn routez<const N: usize>(connections: [(&str, &str); N]) -> Routez {
+    let connection = |(name, ip): (&str, &str)| RouteConnection {
+        remote_id: format!("id of {name}"),
+        remote_name: name.into(),
+        ip: Some(ip.parse().unwrap()),
+    };
+    Routez { routes: connections.into_iter().map(connection).collect() }
+}
+
+/// A node that lacks nothing.
+fn healthy() -> Findings {
+    let varz = Varz {
+        version: "2.15.1".into(),
+        server_id: "A".into(),
+        config_load_time: NOW - DAY,
+        config_digest: Some("sha256:00".into()),
+    };
+    Findings {
+        now: NOW,
+        node: NodeStatus { name: "n1".into(), addresses: vec!["10.0.1.1".parse().unwrap()], dns_names: Vec::new() },
+        instance_id: None,
+        generation: Some(generation(NOW + DAY)),
+        bundle: Some(bundle(&[NOW + 3650 * DAY])),
+        peers: peers([("10.0.1.1:6222", "10.0.1.1:6222"), ("10.0.1.2:6222", "10.0.1.2:6222")]),
+        observed: Observed {
+            presence: Presence::Running(4711),
+            varz: Some(varz),
+            routez: Some(routez([("n2", "10.0.1.2")])),
+            client: Ok(OURS.into()),
+            route: Ok(OURS.into()),
+            asked: Instant::now(),
+        },
+        verdict: Verdict::Live { by: "digest".into() },
+        confirmed_at: Some(NOW),
+        renewal: RenewalStatus::default(),
+        faults: Vec::new(),
+        notes: Vec::new(),
+    }
+}
+
+/// Each finding, the state that it makes, and how each of its reasons begins.
+#[test]
+fn each_finding_makes_its_state_and_says_why() {
+    type Change = fn(&mut Findings);
+    let cases: [(&str, Change, State, &[&str]); 9] = [
+        ("nothing amiss", |_| {}, State::Healthy, &[]),
+        (
+            "an expired certificate",
+            |findings| findings.generation = Some(generation(NOW)),
+            State::Failing,
+            &["the certificate expired at 2026-03-01T12:00:00Z"],
+        ),
+        (
+            "no certificate",
+            |findings| {
+                findings.generation = None;
+                findings.observed = Observed::absent("there is no pid file".into());
+                findings.verdict = Verdict::NoServer("there is no pid file".into());
+            },
+            State::Failing,
+            &["there is no certificate yet", "nats-server isn't running: there is no pid file"],
+        ),
+        (
+            "a certificate that nats-server will find when it starts",
+            |findings| {
+                findings.observed = Observed::absent("there is no pid file".into());
+                findings.verdict = Verdict::NoServer("there is no pid file".into());
+            },
+            State::Degraded,
+            &["nats-server isn't running: there is no pid file"],
+        ),
+        (
+            "another leaf served",
+            |findings| {
+                findings.observed.client = Ok(THEIRS.into());
+                findings.verdict = Verdict::Other("the client port serves another leaf than ours".into());
+            },
+            State::Degraded,
+            &["nats-server doesn't serve what is committed: the client port serves another leaf"],
+        ),
+        (
+            "a port without TLS",
+            |findings| {
+                findings.observed.route = Err("no TLS".into());
+                findings.verdict = Verdict::Other("route port: no TLS".into());
+            },
+            State::Failing,
+            &["nats-server doesn't serve what is committed: route port: no TLS"],
+        ),
+        (
+            "a renewal that fails",
+            |findings| {
+                findings.renewal = RenewalStatus { next: None, attempts: 3, last_error: Some("PCA is away".into()) };
+            },
+            State::Degraded,
+            &["no new certificate after 3 attempts: PCA is away"],
+        ),
+        (
+            "a source that fails",
+            |findings| findings.faults = vec!["the secret is denied".into()],
+            State::Degraded,
+            &["the secret is denied"],
+        ),
+        ("a note", |findings| findings.notes = vec!["routes need no cluster credential".into()], State::Healthy, &[]),
+    ];
+    for (case, change, state, reasons) in cases {
+        let mut findings = healthy();
+        change(&mut findings);
+        let status = Status::of(findings);
+        assert_eq!(status.state, state, "{case}: {:?}", status.reasons);
+        assert_eq!(status.reasons.len(), reasons.len(), "{case}: {:?}", status.reasons);
+        for (told, expected) in status.reasons.iter().zip(reasons) {
+            assert!(told.starts_with(expected), "{case}: {told}");
+        }
+    }
+}
+
+#[test]
+fn a_reason_that_another_one_contains_is_told_once() {
+    let mut findings = healthy();
+    findings.faults = vec!["the secret is denied".into(), "peers are away".into(), "peers are away".into()];
+    findings.renewal.attempts = 2;
+    findings.renewal.last_error = Some("the certificate waits for a trust bundle: the secret is denied".into());
+    let told = Status::of(findings).reasons;
+    let waits = "no new certificate after 2 attempts: the certificate waits for a trust bundle: the secret is denied";
+    assert_eq!(told, ["peers are away", waits]);
+}
+
+#[test]
+fn an_anchor_that_ends_within_a_year_is_a_warning_and_leaves_the_node_healthy() {
+    let mut findings = healthy();
+    findings.notes = vec!["a note".into()];
+    findings.bundle = Some(bundle(&[NOW, NOW + 365 * DAY, NOW + 366 * DAY]));
+    let status = Status::of(findings);
+    assert_eq!(status.state, State::Healthy);
+    let ended = "the anchor CN=ca 0 ended at 2026-03-01T12:00:00Z";
+    assert_eq!(status.warnings, ["a note", ended, "the anchor CN=ca 1 ends at 2027-03-01T12:00:00Z"]);
+}
+
+#[test]
+fn what_is_served_is_told_unless_no_server_runs() {
+    let mut findings = healthy();
+    findings.observed.route = Err("no TLS".into());
+    let served = Status::of(findings).served.unwrap();
+    assert_eq!(served.client, Some(ServedLeaf { sha256: OURS.into() }));
+    assert_eq!(served.route, None);
+
+    let mut findings = healthy();
+    findings.observed = Observed::absent("there is no pid file".into());
+    let status = Status::of(findings);
+    assert_eq!((status.served, status.nats.pid), (None, None));
+}
+
+/// What nats-server says of its routes, and what follows for each peer but ourselves.
+#[test]
+fn each_peer_has_the_route_that_nats_server_shows() {
+    use Route::{Down, Unknown, Up};
+    let of_addresses = [("10.0.1.2:6222", "10.0.1.2:6222"), ("10.0.1.3:6222", "10.0.1.3:6222")];
+    let of_instances = [("i-2", "10.0.1.2:6222"), ("i-3", "10.0.1.3:6222")];
+    let cases = [
+        ("nothing is known", of_addresses, None, [Unknown, Unknown]),
+        ("no route at all", of_addresses, Some(routez([])), [Down, Down]),
+        ("dialled, so known by address", of_addresses, Some(routez([("n2", "10.0.1.2")])), [Up, Down]),
+        ("known by name", of_instances, Some(routez([("i-3", "127.0.0.1")])), [Down, Up]),
+        ("one dialled us: it is either", of_addresses, Some(routez([("x", "127.0.0.1")])), [Unknown, Unknown]),
+        (
+            "both dialled us: as many as there are peers",
+            of_addresses,
+            Some(routez([("x", "127.0.0.1"), ("y", "127.0.0.1")])),
+            [Up, Up],
+        ),
+        (
+            "one is known, the other is who is left",
+            of_addresses,
+            Some(routez([("n2", "10.0.1.2"), ("x", "127.0.0.1")])),
+            [Up, Up],
+        ),
+        (
+            "a pool of connections is one server",
+            of_addresses,
+            Some(routez([("x", "127.0.0.1"), ("x", "127.0.0.1"), ("x", "127.0.0.1")])),
+            [Unknown, Unknown],
+        ),
+        (
+            "a pool of connections, of which we dialled one",
+            of_addresses,
+            Some(routez([("n2", "127.0.0.1"), ("n2", "10.0.1.2")])),
+            [Up, Down],
+        ),
+        (
+            "an instance that left the group stands for none in it",
+            of_instances,
+            Some(routez([("i-2", "127.0.0.1"), ("i-9", "127.0.0.1")])),
+            [Up, Down],
+        ),
+        (
+            "instances with names of their own",
+            of_instances,
+            Some(routez([("n2", "127.0.0.1"), ("n3", "127.0.0.1")])),
+            [Up, Up],
+        ),
+    ];
+    for (case, others, routez, expected) in cases {
+        let mut findings = healthy();
+        findings.peers = peers([("i-1", "10.0.1.1:6222"), others[0], others[1]]);
+        findings.observed.routez = routez;
+        let status = Status::of(findings);
+        let routes: Vec<_> = status.peers.iter().map(|peer| peer.route).collect();
+        assert_eq!(routes, [&[Up], &expected[..]].concat(), "{case}");
+    }
+}
+
+#[test]
+fn our_own_row_is_up_while_our_server_runs() {
+    for (presence, route) in [
+        (Presence::Running(1), Route::Up),
+        (Presence::Absent("it is gone".into()), Route::Down),
+        (Presence::Foreign("it runs sleep".into()), Route::Down),
+    ] {
+        let mut findings = healthy();
+        findings.observed.presence = presence;
+        let status = Status::of(findings);
+        assert_eq!(status.peers[0].route, route);
+        assert!(status.node.is_own(&status.peers[0]) && !status.node.is_own(&status.peers[1]));
+    }
+}
