@@ -69,11 +69,34 @@ impl CommandError {
         }
     }
 
-    /// The error and its causes in one line.
+    /// The error and its causes in one line, for a person.
     #[must_use]
     pub fn render(&self) -> String {
-        chain_of(self)
+        abbreviated(&chain_of(self))
     }
+}
+
+/// How many hexadecimal digits tell a person one digest from another.
+const DIGITS: usize = 12;
+
+/// The text with each whole SHA-256 digest (`sha256:…`) cut to its first digits.
+#[must_use]
+pub fn abbreviated(text: &str) -> String {
+    const MARK: &str = "sha256:";
+    let mut parts = text.split(MARK);
+    let mut short = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        short.push_str(MARK);
+        let digits = part.bytes().take_while(u8::is_ascii_hexdigit).count();
+        if digits == 64 {
+            short.push_str(&part[..DIGITS]);
+            short.push('…');
+            short.push_str(&part[digits..]);
+        } else {
+            short.push_str(part);
+        }
+    }
+    short
 }
 
 /// Writes to standard output. A reader that has gone is no error.
@@ -137,5 +160,21 @@ impl Paint {
 
     fn paint(self, code: &str, text: &str) -> String {
         if self.0 { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_digest_is_cut_and_anything_else_stays() {
+        let [ours, theirs] = ["0123456789abcdef", "fedcba9876543210"].map(|digits| digits.repeat(4));
+        let text = format!("the loaded configuration is sha256:{theirs}, not sha256:{ours}");
+        let short = "the loaded configuration is sha256:fedcba987654…, not sha256:0123456789ab…";
+        assert_eq!(abbreviated(&text), short);
+        for stays in ["", "healthy", "sha256:", "sha256:0123456789ab…", &format!("sha256:{ours}0"), &ours] {
+            assert_eq!(abbreviated(stays), stays);
+        }
     }
 }

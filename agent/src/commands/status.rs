@@ -5,14 +5,14 @@ use std::process::ExitCode;
 
 use time::OffsetDateTime;
 
-use super::{CommandError, Paint, print, print_json};
+use super::{CommandError, DIGITS, Paint, abbreviated, print, print_json};
 use crate::apply::chain_of;
 use crate::assemble::{assemble, assemble_to_look};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::{Answer, ControlError, Request, ask};
 use crate::reconcile::Reconciler;
-use crate::status::{Route, State, Status, rfc3339};
+use crate::status::{PeerStatus, Route, ServedLeaf, State, Status, rfc3339};
 
 /// Asks the daemon; where none runs, looks at what is on the disk and served, and says that none runs.
 pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
@@ -36,7 +36,7 @@ pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandErro
     if json {
         print_json(&status)?;
     } else {
-        print(&describe(&status, Clock::System.now(), Paint::stdout()))?;
+        print(&abbreviated(&describe(&status, Clock::System.now(), Paint::stdout())))?;
     }
     Ok(if status.state == State::Healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -73,11 +73,9 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
     if let Some(next) = status.renewal.next {
         line("renewal", &at(next));
     }
-    match status.served.as_ref().map(|served| served.confirmed_at) {
-        Some(Some(confirmed)) => line("served", &format!("confirmed {}", at(confirmed))),
-        Some(None) => line("served", "not confirmed"),
-        None => line("served", "no: nats-server isn't running"),
-    }
+    let confirmed = status.served.as_ref().and_then(|served| served.confirmed_at);
+    let confirmed = confirmed.map(|confirmed| format!(", last confirmed {}", at(confirmed)));
+    line("served", &format!("{}{}", what_is_served(status), confirmed.unwrap_or_default()));
     if let Some(trust) = &status.trust {
         line("trust", &format!("{}, version {}", trust.source, trust.version));
         for anchor in &trust.anchors {
@@ -87,19 +85,37 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
     let nats = &status.nats;
     let version = nats.version.as_deref().unwrap_or("unknown version");
     line("nats", &nats.pid.map_or("not running".to_owned(), |pid| format!("pid {pid}, {version}")));
-    let widths = |column: fn(&crate::status::PeerStatus) -> &str| {
-        status.peers.iter().map(|peer| column(peer).len()).max().unwrap_or_default()
+    // A static peer that is given by its address has it for its id.
+    let named = || status.peers.iter().filter(|peer| peer.id != peer.address);
+    let id = named().map(|peer| peer.id.len()).max().unwrap_or_default();
+    let name = |peer: &PeerStatus| {
+        if peer.id == peer.address { peer.id.clone() } else { format!("{:<id$}  {}", peer.id, peer.address) }
     };
-    let (id, address) = (widths(|peer| &peer.id), widths(|peer| &peer.address));
+    let width = status.peers.iter().map(|peer| name(peer).len()).max().unwrap_or_default();
     for peer in &status.peers {
+        let route = if status.node.is_own(peer) { "self".to_owned() } else { peer.route.to_string() };
         let route = match peer.route {
-            Route::Up => paint.green("up"),
-            Route::Down => paint.red("down"),
-            Route::Unknown => "unknown".to_owned(),
+            Route::Up => paint.green(&route),
+            Route::Down => paint.red(&route),
+            Route::Unknown => route,
         };
-        line("peer", &format!("{:<id$}  {:<address$}  {}  {route}", peer.id, peer.address, peer.state));
+        line("peer", &format!("{:<width$}  {}  {route}", name(peer), peer.state));
     }
     text
+}
+
+/// Which leaf the ports show, beside the newest one.
+fn what_is_served(status: &Status) -> String {
+    let Some(served) = &status.served else { return "nothing, nats-server isn't running".into() };
+    let leaf = |port: &Option<ServedLeaf>| match port {
+        None => "nothing".to_owned(),
+        Some(shown) if status.leaf.as_ref().is_some_and(|newest| newest.sha256 == shown.sha256) => {
+            "the leaf above".into()
+        }
+        Some(shown) => format!("another leaf, sha256:{}…", shown.sha256.get(..DIGITS).unwrap_or(&shown.sha256)),
+    };
+    let (client, route) = (leaf(&served.client), leaf(&served.route));
+    if client == route { client } else { format!("{client} on the client port, {route} on the route port") }
 }
 
 /// A distance in time, in its two largest units.
@@ -119,7 +135,79 @@ fn relative(distance: time::Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use time::macros::datetime;
+
     use super::*;
+    use crate::status::{LeafStatus, NatsStatus, NodeStatus, RenewalStatus, ServedStatus};
+
+    const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
+
+    fn sample() -> Status {
+        let leaf = LeafStatus {
+            serial: "01".into(),
+            not_before: NOW,
+            not_after: NOW + time::Duration::DAY,
+            issuer: "CN=ca".into(),
+            sans: vec!["10.0.1.1".into()],
+            sha256: "0a".repeat(32),
+            generation: 7,
+        };
+        let shown = || Some(ServedLeaf { sha256: leaf.sha256.clone() });
+        let peer = |id: &str, address: &str, route| PeerStatus {
+            id: id.into(),
+            address: address.into(),
+            state: "static".into(),
+            route,
+        };
+        Status {
+            state: State::Healthy,
+            reasons: Vec::new(),
+            warnings: Vec::new(),
+            node: NodeStatus { name: "n1".into(), addresses: vec!["10.0.1.1".parse().unwrap()], dns_names: Vec::new() },
+            served: Some(ServedStatus { client: shown(), route: shown(), confirmed_at: Some(NOW) }),
+            leaf: Some(leaf),
+            trust: None,
+            peers: vec![
+                peer("10.0.1.1:6222", "10.0.1.1:6222", Route::Up),
+                peer("n2:6222", "10.0.1.2:6222", Route::Down),
+                peer("other:6222", "10.0.1.3:6222", Route::Unknown),
+            ],
+            renewal: RenewalStatus::default(),
+            nats: NatsStatus { pid: Some(4711), version: Some("2.15.1".into()), config_digest: None },
+        }
+    }
+
+    fn lines(status: &Status, name: &str) -> Vec<String> {
+        let text = describe(status, NOW, Paint(false));
+        text.lines().filter_map(|line| line.strip_prefix(name)).map(|line| line.trim().to_owned()).collect()
+    }
+
+    #[test]
+    fn what_is_served_is_told_beside_the_newest_leaf() {
+        let told = |client: Option<&str>, route: Option<&str>, confirmed_at| {
+            let [client, route] =
+                [client, route].map(|leaf| leaf.map(|digits| ServedLeaf { sha256: digits.repeat(32) }));
+            let status = Status { served: Some(ServedStatus { client, route, confirmed_at }), ..sample() };
+            lines(&status, "served").concat()
+        };
+        let confirmed = "the leaf above, last confirmed 2026-03-01T12:00:00Z (in 0s)";
+        assert_eq!(told(Some("0a"), Some("0a"), Some(NOW)), confirmed);
+        // After a roll-back that was never preceded by a confirmation of this process.
+        assert_eq!(told(Some("0b"), Some("0b"), None), "another leaf, sha256:0b0b0b0b0b0b…");
+        assert_eq!(told(Some("0a"), None, None), "the leaf above on the client port, nothing on the route port");
+        let absent = Status { served: None, ..sample() };
+        assert_eq!(lines(&absent, "served"), ["nothing, nats-server isn't running"]);
+    }
+
+    #[test]
+    fn a_peer_is_told_once_and_this_node_is_itself() {
+        let expected = [
+            "10.0.1.1:6222              static  self",
+            "n2:6222     10.0.1.2:6222  static  down",
+            "other:6222  10.0.1.3:6222  static  unknown",
+        ];
+        assert_eq!(lines(&sample(), "peer"), expected);
+    }
 
     #[test]
     fn distances_are_told_in_their_two_largest_units() {
