@@ -2,11 +2,12 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{CommandError, Paint, print, print_json};
+use super::{CommandError, Paint, abbreviated, print, print_json};
 use crate::apply::{Verdict, chain_of};
 use crate::assemble::assemble;
 use crate::config::Config;
@@ -30,7 +31,7 @@ pub async fn renew(config: &Config, allow_loss: Vec<String>, json: bool) -> Resu
     if json {
         print_json(&renewed)?;
     } else {
-        print(&describe(&renewed))?;
+        print(&abbreviated(&describe(&renewed)))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -76,8 +77,10 @@ pub async fn renew_once(
     let seconds = started.elapsed().as_secs_f64();
     let new = pass.status.leaf.as_ref().map(RenewedLeaf::of);
     let renewed = match (&pass.outcome, new) {
-        (Err(error), _) => Err(chain_of(error)),
-        (Ok(Verdict::Other(reason)), _) => Err(format!("the certificate is committed, but not served: {reason}")),
+        (Err(error), new) => Err(chain_of(error) + &kept(old.as_ref(), new.as_ref())),
+        (Ok(Verdict::Other(reason)), new) => {
+            Err(format!("the certificate is committed, but not served: {reason}{}", kept(old.as_ref(), new.as_ref())))
+        }
         (Ok(_), None) => Err("the pass ended without a certificate".into()),
         (Ok(Verdict::Live { by }), Some(new)) => {
             Ok(Renewed { result: "confirmed".into(), old, new, confirmed_by: by.clone(), seconds })
@@ -88,6 +91,18 @@ pub async fn renew_once(
         }
     };
     (pass, renewed)
+}
+
+/// Says of a certificate that was issued and isn't in force that it need not be paid for again.
+fn kept(old: Option<&RenewedLeaf>, new: Option<&RenewedLeaf>) -> String {
+    match new {
+        Some(new) if old.is_none_or(|old| old.serial != new.serial) => format!(
+            ". The new certificate {} is kept as generation {}; the daemon deploys it without another issuance, and \
+             another `agent renew` would issue one more",
+            new.serial, new.generation
+        ),
+        _ => String::new(),
+    }
 }
 
 impl RenewedLeaf {
@@ -103,12 +118,21 @@ fn describe(renewed: &Renewed) -> String {
     let result =
         if renewed.result == "confirmed" { paint.green(&renewed.result) } else { paint.yellow(&renewed.result) };
     format!(
-        "{result} in {:.1} s, generation {}\n  old  {old}\n  new  {}\n  by   {}\n",
-        renewed.seconds,
+        "{result} in {}, generation {}\n  old  {old}\n  new  {}\n  by   {}\n",
+        duration(Duration::try_from_secs_f64(renewed.seconds).unwrap_or_default()),
         renewed.new.generation,
         leaf(&renewed.new),
         renewed.confirmed_by
     )
+}
+
+/// In milliseconds below a second, else in seconds.
+fn duration(duration: Duration) -> String {
+    if duration < Duration::from_secs(1) {
+        format!("{} ms", duration.as_millis())
+    } else {
+        format!("{:.1} s", duration.as_secs_f64())
+    }
 }
 
 /// Shows steps as they are done, on a terminal: `renew` takes seconds, and a person is looking.
@@ -125,7 +149,36 @@ impl StepPrinter {
     fn show(&mut self, step: &Step) {
         if self.shown {
             let mark = Paint::stderr().green("✓");
-            let _closed = writeln!(std::io::stderr(), "{mark} {:5.1} s  {step}", self.started.elapsed().as_secs_f64());
+            let (taken, step) = (duration(self.started.elapsed()), abbreviated(&step.to_string()));
+            let _closed = writeln!(std::io::stderr(), "{mark} {taken:>7}  {step}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn what_takes_less_than_a_second_is_told_in_milliseconds() {
+        let told = |millis| duration(Duration::from_millis(millis));
+        assert_eq!([told(0), told(999), told(1_000), told(61_250)], ["0 ms", "999 ms", "1.0 s", "61.2 s"]);
+    }
+
+    #[test]
+    fn a_renewal_that_only_failed_to_deploy_says_that_it_is_paid_for() {
+        let leaf = |serial: &str, generation| RenewedLeaf {
+            serial: serial.into(),
+            not_after: datetime!(2026-03-01 12:00 UTC),
+            generation,
+        };
+        let said = kept(Some(&leaf("0a", 6)), Some(&leaf("0b", 7)));
+        assert!(said.contains("0b is kept as generation 7") && said.contains("another `agent renew`"), "{said}");
+        assert_eq!(kept(None, Some(&leaf("0b", 1))), said.replace("generation 7", "generation 1"));
+        // Only the bundle is new.
+        assert_eq!(kept(Some(&leaf("0a", 6)), Some(&leaf("0a", 7))), "");
+        assert_eq!(kept(Some(&leaf("0a", 6)), None), "");
     }
 }
