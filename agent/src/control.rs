@@ -1,7 +1,7 @@
 //! The control socket: how `agent renew` and `agent status` reach the running daemon.
 //!
 //! One line of JSON asks, lines of JSON answer, the last of them with the result. Only root and the daemon's own user and
-//! group may connect (mode 0660, and the peer's credentials are checked); a request is small and must come soon.
+//! primary group may ask (mode 0660, and the peer's credentials are checked); a request is small and must come soon.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -27,6 +27,8 @@ const MAX_ANSWER: u64 = 8 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How many clients are served at the same time.
 const MAX_CLIENTS: usize = 16;
+/// Who may ask. Of a client's groups only the primary one is among its credentials.
+const ASKERS: &str = "root, as the daemon's user, or as a user whose primary group is the daemon's";
 /// How long a client waits for each line: an issuance may take a minute between two steps, and other passes go first.
 const SILENCE: Duration = Duration::from_mins(5);
 
@@ -121,7 +123,7 @@ pub enum ControlError {
         source: io::Error,
     },
     /// The user may not ask.
-    #[error("could not connect to {}; run this as root, or as a user in the daemon's group", .path.display())]
+    #[error("could not connect to {}; run this as {ASKERS}", .path.display())]
     Denied {
         /// The socket.
         path: PathBuf,
@@ -194,15 +196,20 @@ impl Drop for ControlSocket {
     }
 }
 
+/// Whether a client may ask a daemon; both are a user and a primary group.
+fn may_ask(client: (u32, u32), daemon: (u32, u32)) -> bool {
+    client.0 == 0 || client.0 == daemon.0 || client.1 == daemon.1
+}
+
 async fn converse(
     mut stream: UnixStream,
     status: &watch::Receiver<Option<Status>>,
     jobs: &mpsc::Sender<Job>,
 ) -> io::Result<()> {
     let peer = stream.peer_cred()?;
-    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    if peer.uid() != 0 && peer.uid() != uid && peer.gid() != gid {
-        let refusal = format!("uid {} may not ask this daemon: only root and its own user and group may", peer.uid());
+    let daemon = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    if !may_ask((peer.uid(), peer.gid()), daemon) {
+        let refusal = format!("uid {} (gid {}) may not ask this daemon; run this as {ASKERS}", peer.uid(), peer.gid());
         return answer(&mut stream, &Answer::Refused(refusal)).await;
     }
     let mut line = Vec::new();
@@ -261,6 +268,176 @@ pub async fn ask(path: &Path, request: &Request, mut on_step: impl FnMut(Step)) 
         match serde_json::from_slice(&line).map_err(|error| broken(error.to_string()))? {
             Answer::Step(step) => on_step(step),
             last => return Ok(last),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A daemon's end, whose loop answers each renewal with one step and a refusal that repeats what was allowed.
+    struct Daemon {
+        directory: tempfile::TempDir,
+        status: watch::Sender<Option<Status>>,
+    }
+
+    impl Daemon {
+        fn start() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let (status, watched) = watch::channel(None);
+            let (jobs, mut job) = mpsc::channel::<Job>(1);
+            let daemon = Self { directory, status };
+            tokio::spawn(ControlSocket::bind(&daemon.path()).unwrap().serve(watched, jobs));
+            tokio::spawn(async move {
+                while let Some(Job { wanted, answers }) = job.recv().await {
+                    assert!(wanted.renew);
+                    let _gone = answers.send(Answer::Step(Step::Committed { generation: 7 }));
+                    let _gone = answers.send(Answer::Refused(wanted.allow_loss.concat()));
+                }
+            });
+            daemon
+        }
+
+        fn path(&self) -> PathBuf {
+            self.directory.path().join("run/control.sock")
+        }
+
+        async fn connect(&self) -> UnixStream {
+            UnixStream::connect(self.path()).await.unwrap()
+        }
+
+        /// What it answers to these bytes.
+        async fn answers_to(&self, request: &[u8]) -> Answer {
+            let mut stream = self.connect().await;
+            stream.write_all(request).await.unwrap();
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line).await.unwrap();
+            serde_json::from_str(&line).unwrap()
+        }
+
+        async fn ask(&self, request: &Request) -> (Vec<Step>, Answer) {
+            let mut steps = Vec::new();
+            let answer = ask(&self.path(), request, |step| steps.push(step)).await.unwrap();
+            (steps, answer)
+        }
+    }
+
+    fn failing() -> Status {
+        Status {
+            state: crate::status::State::Failing,
+            reasons: vec!["a reason".into()],
+            warnings: Vec::new(),
+            node: crate::status::NodeStatus::default(),
+            leaf: None,
+            served: None,
+            trust: None,
+            peers: Vec::new(),
+            renewal: crate::status::RenewalStatus::default(),
+            nats: crate::status::NatsStatus::default(),
+        }
+    }
+
+    fn is_no_request(answer: &Answer) -> bool {
+        matches!(answer, Answer::Refused(reason) if reason.starts_with("that is no request"))
+    }
+
+    #[tokio::test]
+    async fn a_renewals_steps_come_before_its_result() {
+        let (steps, answer) =
+            Daemon::start().ask(&Request::Renew { allow_loss: vec!["tls".into(), "jetstream".into()] }).await;
+        assert_eq!(steps, [Step::Committed { generation: 7 }]);
+        assert_eq!(answer, Answer::Refused("tlsjetstream".into()));
+    }
+
+    #[tokio::test]
+    async fn the_status_is_the_last_one_that_was_published() {
+        let daemon = Daemon::start();
+        let (_, answer) = daemon.ask(&Request::Status).await;
+        assert!(matches!(&answer, Answer::Refused(reason) if reason.contains("first pass")), "{answer:?}");
+        daemon.status.send_replace(Some(failing()));
+        assert_eq!(daemon.ask(&Request::Status).await.1, Answer::Status(Box::new(failing())));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_request_is_refused() {
+        let daemon = Daemon::start();
+        for request in
+            ["{}\n", "renew\n", "\u{0}\u{1}\n", "{\"command\":\"stop\"}\n", "{\"command\":\"renew\",\"force\":1}\n"]
+        {
+            let answer = daemon.answers_to(request.as_bytes()).await;
+            assert!(is_no_request(&answer), "{request:?}: {answer:?}");
+        }
+    }
+
+    /// The request itself would be sound.
+    #[tokio::test]
+    async fn invariant_08_a_request_is_read_up_to_its_limit_and_no_further() {
+        let daemon = Daemon::start();
+        let request = |size: usize| {
+            let bytes = serde_json::to_vec(&Request::Status).unwrap();
+            [vec![b' '; size - bytes.len() - 1], bytes, b"\n".to_vec()].concat()
+        };
+        let limit = usize::try_from(MAX_REQUEST).unwrap();
+        daemon.status.send_replace(Some(failing()));
+        assert_eq!(daemon.answers_to(&request(limit)).await, Answer::Status(Box::new(failing())));
+        let answer = daemon.answers_to(&request(limit + 2)).await;
+        assert!(is_no_request(&answer), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_silent_client_is_in_nobodys_way() {
+        let daemon = Daemon::start();
+        let _silent = daemon.connect().await;
+        let renew = Request::Renew { allow_loss: Vec::new() };
+        tokio::time::timeout(PATIENCE / 2, daemon.ask(&renew)).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invariant_08_silent_clients_that_take_every_place_are_given_up() {
+        let daemon = Daemon::start();
+        let started = tokio::time::Instant::now();
+        let mut silent = Vec::new();
+        for _ in 0..MAX_CLIENTS {
+            silent.push(daemon.connect().await);
+        }
+        daemon.ask(&Request::Renew { allow_loss: Vec::new() }).await;
+        assert!(started.elapsed() >= PATIENCE, "{:?}: they took no place", started.elapsed());
+        assert!(started.elapsed() < 2 * PATIENCE, "{:?}", started.elapsed());
+    }
+
+    #[tokio::test]
+    async fn only_owner_and_group_may_connect_whatever_was_there_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        // As a daemon that was killed leaves it.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();
+        let socket = ControlSocket::bind(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        UnixStream::connect(&path).await.unwrap();
+        drop(socket);
+        assert!(!path.exists());
+        let asked = ask(&path, &Request::Status, |_| {}).await;
+        assert!(matches!(asked, Err(ControlError::NoDaemon { .. })), "{asked:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_not_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(ControlSocket::bind(&path), Err(ControlError::Occupied(_))));
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn root_the_daemons_user_and_its_primary_group_may_ask() {
+        let daemon = (990, 991);
+        for (client, may) in
+            [((0, 0), true), ((990, 1), true), ((1, 991), true), ((1, 1), false), ((991, 990), false), ((1, 0), false)]
+        {
+            assert_eq!(may_ask(client, daemon), may, "{client:?}");
         }
     }
 }
