@@ -244,6 +244,13 @@ impl Apply {
         read_config(&self.parts.nats.config)
     }
 
+    /// Whether the committed configuration names the generation.
+    #[must_use]
+    pub fn names(&self, generation: u64) -> bool {
+        let committed = self.committed().ok().flatten();
+        committed.and_then(|text| self.parts.generations.named_in(text.text())) == Some(generation)
+    }
+
     /// Looks at nats-server, and compares it with what is committed.
     pub async fn look(&mut self, ours: &VerifiedChain) -> Result<(), ApplyError> {
         let ApplyParts { server, nats, .. } = &self.parts;
@@ -263,6 +270,7 @@ impl Apply {
             return Ok(());
         };
         if self.expected.as_ref().is_none_or(|(text, _)| *text != committed) {
+            self.verdict = Verdict::Other("what it should serve can't be worked out".into());
             let expected = self.expected_of(&committed).await?;
             self.expected = Some((committed.clone(), expected));
         }
@@ -279,16 +287,21 @@ impl Apply {
     /// Commits what is desired, and has nats-server load it, where it isn't committed and loaded already. What was seen
     /// last is what it goes by.
     pub async fn bring(&mut self, desired: &Desired<'_>, progress: &Progress) -> Result<(), ApplyError> {
-        let carried = self.carried(desired)?;
+        let carried = self.carried(desired.generation)?;
         if let (Some(held), Some(carried)) = (&self.held, &carried)
             && held.settings == self.settings_of(&desired.rendered)
         {
             return self.carry(desired, carried.clone(), progress).await;
         }
         if self.committed()?.as_ref() != Some(&desired.rendered) {
-            let expected =
-                self.commit(&desired.rendered, desired.generation, Some(desired.allowed_losses), progress).await?;
-            self.expected = Some((desired.rendered.clone(), expected));
+            let losses = Some(desired.allowed_losses);
+            match self.commit(&desired.rendered, desired.generation, losses, progress).await {
+                Ok(expected) => self.expected = Some((desired.rendered.clone(), expected)),
+                Err(refused) => {
+                    self.bring_certificate(desired.generation, progress).await;
+                    return Err(refused);
+                }
+            }
         }
         let Some((_, expected)) = self.expected.clone() else {
             return Err(ApplyError::Unnamed(self.parts.nats.config.clone()));
@@ -308,19 +321,47 @@ impl Apply {
         self.roll_back(desired, reason, progress).await
     }
 
-    /// Has nats-server load the new generation with the settings that it runs with, and then commits the desired ones for
-    /// its next start. Between the two commits either is whole, so a crash there costs nothing.
-    async fn carry(&mut self, desired: &Desired<'_>, carried: Rendered, progress: &Progress) -> Result<(), ApplyError> {
-        let chain = &desired.generation.chain;
-        let expected = self.commit(&carried, desired.generation, None, progress).await?;
+    /// Has nats-server load the generation with the settings that it runs with, where the desired ones can't be had at all:
+    /// a certificate doesn't wait for somebody to mend a template. What goes wrong with it is logged, as what is wrong
+    /// with the settings is the error.
+    pub async fn bring_certificate(&mut self, generation: &Generation, progress: &Progress) {
+        let carried = match self.carried(generation) {
+            Ok(Some(carried)) if self.committed().is_ok_and(|committed| committed.as_ref() != Some(&carried)) => {
+                carried
+            }
+            _ => return,
+        };
+        if let Err(error) = self.load(&carried, generation, Proof::Expected, progress).await {
+            tracing::warn!("the new certificate can't be brought into force alone: {}", chain_of(&error));
+        }
+    }
+
+    /// Commits what the server runs with, naming another generation, and has it loaded.
+    async fn load(
+        &mut self,
+        carried: &Rendered,
+        generation: &Generation,
+        proof: Proof,
+        progress: &Progress,
+    ) -> Result<Expected, ApplyError> {
+        let chain = &generation.chain;
+        let expected = self.commit(carried, generation, None, progress).await?;
         self.held = None;
         self.expected = Some((carried.clone(), expected.clone()));
         self.look(chain).await?;
-        if let Verdict::Other(reason) = self.signal_and_confirm(&expected, chain, Proof::Load, progress).await? {
+        if let Verdict::Other(reason) = self.signal_and_confirm(&expected, chain, proof, progress).await? {
             return Err(ApplyError::NotConfirmed { reason });
         }
         self.look(chain).await?;
         self.note_running()?;
+        Ok(expected)
+    }
+
+    /// Has nats-server load the new generation with the settings that it runs with, and then commits the desired ones for
+    /// its next start. Between the two commits either is whole, so a crash there costs nothing.
+    async fn carry(&mut self, desired: &Desired<'_>, carried: Rendered, progress: &Progress) -> Result<(), ApplyError> {
+        let chain = &desired.generation.chain;
+        let expected = self.load(&carried, desired.generation, Proof::Load, progress).await?;
         let committed = self.commit(&desired.rendered, desired.generation, None, progress).await?;
         self.expected = Some((desired.rendered.clone(), committed));
         self.held = self.observed.varz.as_ref().map(|varz| Held {
@@ -447,11 +488,11 @@ impl Apply {
         if losses.is_empty() { Ok(()) } else { Err(ApplyError::Losses(losses)) }
     }
 
-    /// What the server runs with, but for the generation, which is the desired one.
-    fn carried(&self, desired: &Desired<'_>) -> Result<Option<Rendered>, FileError> {
+    /// What the server runs with, but for the generation.
+    fn carried(&self, generation: &Generation) -> Result<Option<Rendered>, FileError> {
         let running = read_config(&self.running_file())?;
         let running = running.filter(|text| self.parts.generations.named_in(text.text()).is_some());
-        Ok(running.map(|text| self.parts.generations.rebase(&text, desired.generation.number)))
+        Ok(running.map(|text| self.parts.generations.rebase(&text, generation.number)))
     }
 
     fn settings_of(&self, text: &Rendered) -> Rendered {
@@ -535,7 +576,7 @@ pub fn judge(observed: &Observed, expected: &Expected) -> Verdict {
     match (&varz.config_digest, &expected.digest) {
         (Some(loaded), Some(ours)) if loaded == ours => Verdict::Live { by: format!("digest {ours} and {leaf}") },
         (Some(loaded), Some(ours)) => Verdict::Other(format!("the loaded configuration is {loaded}, not {ours}")),
-        _ => Verdict::Live { by: format!("a configuration loaded at {} and {leaf}", rfc3339(varz.config_load_time)) },
+        _ => Verdict::Live { by: format!("{leaf} and a configuration loaded at {}", rfc3339(varz.config_load_time)) },
     }
 }
 

@@ -430,7 +430,7 @@ mod tests {
         let needs = Needs { instance_id: true, region: true };
         let text = identify_through(&aws, &NodeConfig::default(), needs).await.unwrap_err().to_string();
         assert!(text.contains("/latest/"), "{text}");
-        assert!(text.contains("give node.addresses and node.instance_id and node.region"), "{text}");
+        assert!(text.contains("give node.addresses, node.instance_id, node.region"), "{text}");
     }
 
     #[test]

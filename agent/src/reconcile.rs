@@ -309,15 +309,16 @@ impl Reconciler {
         refused.map_or(Ok(verdict), Err)
     }
 
-    /// Whether the issuer is to be asked: there is an issuance to resume, one is due, or one was asked for.
+    /// Whether the issuer is to be asked: there is an issuance to resume, one is due, or one was asked for and the newest
+    /// certificate is in force. One that is not is what is wanted, and is paid for.
     fn is_certificate_wanted(&self, wanted: &Wanted, now: OffsetDateTime) -> bool {
-        if wanted.renew {
-            return true;
-        }
-        if now < self.issuing.next {
+        if now < self.issuing.next && !wanted.renew {
             return false;
         }
         let Some(newest) = &self.newest else { return true };
+        if wanted.renew && self.parts.apply.names(newest.number) {
+            return true;
+        }
         let leaf = &newest.chain.leaf;
         let resume = self.parts.issuance.is_under_way();
         resume || !leaf.sans.cover(&self.parts.node.sans) || now >= self.due(newest)
@@ -492,7 +493,13 @@ impl Reconciler {
         };
         let now = self.parts.clock.now();
         self.parts.apply.look(&generation.chain).await?;
-        let rendered = self.render(generation.files.clone())?;
+        let rendered = match self.render(generation.files.clone()) {
+            Ok(rendered) => rendered,
+            Err(error) => {
+                self.parts.apply.bring_certificate(&generation, progress).await;
+                return Err(error);
+            }
+        };
         let is_committed = self.parts.apply.committed()?.as_ref() == Some(&rendered);
         let is_done = is_committed && !matches!(self.parts.apply.verdict(), Verdict::Other(_));
         if !is_done {

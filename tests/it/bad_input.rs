@@ -174,11 +174,16 @@ async fn instance_metadata_that_is_missing_ends_a_command_in_time_with_what_to_d
     let agent = &mut cluster.nodes[0].agent;
     agent.set_env("AWS_EC2_METADATA_DISABLED", "false");
     agent.set_env("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:1");
-    for command in ["renew", "status", "render"] {
+    let words = ["instance metadata", "/latest/", "node.addresses"];
+    for command in ["renew", "render"] {
         let started = Instant::now();
-        fails(&cluster, &[command], 1, &["instance metadata", "/latest/", "node.addresses"]).await;
+        fails(&cluster, &[command], 1, &words).await;
         assert!(started.elapsed() < Duration::from_secs(25), "{command}: {:?}", started.elapsed());
     }
+    // What can be seen without it is shown, with what is missing among the reasons.
+    let shown = cluster.nodes[0].agent.run(&["status"], SOON).await.unwrap();
+    assert_eq!(shown.code, Some(1), "{shown:?}");
+    assert!(words.iter().all(|word| shown.stdout.contains(word)), "{shown:?}");
 }
 
 /// Moves the node to AWS Private CA, with the embedded CA's keys gone.

@@ -12,7 +12,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// From 2.11 on `/varz` reports a digest. Before that the leaf that is served and the time of loading decide.
 #[tokio::test]
 async fn nats_server_2_10_commits_starts_and_renews_under_traffic_confirmed_by_leaf_and_load_time() {
-    let cluster = renewed("2.10.26", "a configuration loaded since the commit and our leaf").await;
+    let cluster = renewed("2.10.26", "our leaf on the client and route ports and a configuration loaded at").await;
     let status = cluster.nodes[0].healthy(SOON).await.unwrap();
     assert_eq!(status["nats"]["config_digest"], serde_json::Value::Null, "{status}");
 }
