@@ -16,6 +16,7 @@ pub async fn render(config: &Config, diff: bool) -> Result<ExitCode, CommandErro
     let mut reconciler = Reconciler::new(assemble(config, Vec::new()).await?);
     let (committed, desired) = reconciler.desired().await?;
     let hide = |rendered: &Rendered| rendered.shown(reconciler.credential());
+    let same = committed.as_ref() == Some(&desired);
     let desired = hide(&desired);
     if !diff {
         print(&desired)?;
@@ -23,7 +24,8 @@ pub async fn render(config: &Config, diff: bool) -> Result<ExitCode, CommandErro
     }
     let committed = committed.as_ref().map(hide).unwrap_or_default();
     if committed == desired {
-        let _closed = writeln!(std::io::stderr(), "no change");
+        let what = if same { "no change" } else { "no change but in a password, which isn't shown" };
+        let _closed = writeln!(std::io::stderr(), "{what}");
         return Ok(ExitCode::SUCCESS);
     }
     let changes = TextDiff::from_lines(&committed, &desired);
