@@ -1,24 +1,29 @@
 //! `agent doctor`: every precondition from here to the peers, each with a remedy. It asks and looks, issues nothing and
-//! changes nothing.
+//! changes nothing. What can be looked at without knowing which node this is, is looked at in any case.
 
 use std::fmt::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::{CommandError, Paint, print, print_json};
-use crate::apply::chain_of;
+use super::{CommandError, Paint, abbreviated, print, print_json};
 use crate::apply::listeners::Listeners;
 use crate::apply::probe::{Port, Prober};
 use crate::apply::server::{NatsServer, Presence};
-use crate::assemble::assemble;
+use crate::apply::{Apply, chain_of};
+use crate::assemble::{assemble, commit_point};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::discover::{PeerSet, Sighting};
+use crate::control::{Answer, ControlError, Request, ask};
+use crate::discover::{Peer, PeerSet, Sighting};
+use crate::durable::FileError;
 use crate::generation::Generation;
 use crate::identity::Node;
-use crate::reconcile::{NO_CREDENTIAL, Parts};
+use crate::reconcile::{NO_CREDENTIAL, Parts, Reconciler};
 use crate::render::Rendered;
+use crate::status::State;
 use crate::trust::TrustBundle;
 
 /// What came of one check.
@@ -46,9 +51,13 @@ impl Check {
         found: impl FnOnce(&T) -> String,
     ) -> Self {
         match result {
-            Ok(value) => Self { name, verdict: Verdict::Ok, found: found(value) },
-            Err(error) => Self { name, verdict: Verdict::Failed, found: chain_of(error) },
+            Ok(value) => Self::ok(name, found(value)),
+            Err(error) => Self::failed(name, chain_of(error)),
         }
+    }
+
+    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Ok, found: found.into() }
     }
 
     fn warning(name: &'static str, found: impl Into<String>) -> Self {
@@ -62,28 +71,91 @@ impl Check {
 
 /// Makes every check. Exit code 1 if one failed; a warning is no failure.
 pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
-    let assembled = assemble(config, Vec::new()).await;
-    let mut checks = vec![Check::of("identity", &assembled, |parts| describe(&parts.node))];
-    if let Ok(parts) = assembled {
-        checks.extend(examine(config, &parts).await);
+    let apply = commit_point(config);
+    let server = NatsServer::new(&config.nats);
+    let (assembled, daemon, version) = tokio::join!(assemble(config, Vec::new()), daemon(config), server.version());
+    let mut checks = vec![
+        Check::of("identity", &assembled, |parts| describe(&parts.node)),
+        Check::of("nats-server", &version, Clone::clone),
+        state_directory(&config.state_directory),
+        daemon,
+    ];
+    let newest = match apply.parts().generations.newest() {
+        Ok((newest, damaged)) => {
+            checks.extend(damaged.iter().map(|error| Check::failed("generation", chain_of(error))));
+            newest
+        }
+        Err(error) => {
+            checks.push(Check::failed("generation", chain_of(&error)));
+            None
+        }
+    };
+    let sources = match assembled {
+        Ok(parts) => sources(parts, newest.as_ref()).await,
+        Err(_) => Sources::default(),
+    };
+    checks.extend(sources.checks);
+    match &newest {
+        Some(newest) => checks.extend(serving(&apply, newest).await),
+        None => checks.push(Check::warning("generation", "none yet; `agent run` makes the first")),
     }
+    checks.extend(sources.peers);
     let healthy = checks.iter().all(|check| check.verdict != Verdict::Failed);
     if json {
         print_json(&serde_json::json!({ "healthy": healthy, "checks": checks }))?;
     } else {
-        print(&table(&checks))?;
+        print(&abbreviated(&table(&checks)))?;
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn examine(config: &Config, parts: &Parts) -> Vec<Check> {
-    let server = NatsServer::new(&config.nats);
-    let (version, ca, bundle, sighting) =
-        tokio::join!(server.version(), parts.issuance.issuer.ca_pem(), parts.trust.fetch(), parts.peers.sight());
+/// Who owns what is written there decides whether nats-server can read it.
+fn state_directory(state: &Path) -> Check {
+    let name = "state directory";
+    let user = rustix::process::geteuid().as_raw();
+    match std::fs::metadata(state).map(|metadata| metadata.uid()) {
+        Ok(owner) if owner == user || user == 0 => Check::ok(name, format!("{}, of uid {owner}", state.display())),
+        Ok(owner) => {
+            let found = format!("{} belongs to uid {owner}, and this is uid {user}", state.display());
+            Check::warning(name, format!("{found}: run commands as the user that the daemon runs as"))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Check::warning(name, format!("there is no {} yet; `agent run` makes it", state.display()))
+        }
+        Err(error) => Check::failed(name, chain_of(&FileError::on("look at", state)(error))),
+    }
+}
+
+async fn daemon(config: &Config) -> Check {
+    let name = "daemon";
+    match ask(&config.control_socket, &Request::Status, |_| {}).await {
+        Ok(Answer::Status(status)) if status.state == State::Healthy => Check::ok(name, "it runs and is healthy"),
+        Ok(Answer::Status(status)) => {
+            Check::warning(name, format!("it runs and is {}; `agent status` says why", status.state))
+        }
+        Ok(Answer::Refused(reason)) => Check::warning(name, reason),
+        Ok(_) => Check::warning(name, "it answered something else than was asked"),
+        Err(ControlError::NoDaemon { path, .. }) => {
+            Check::warning(name, format!("nothing listens on {}, so nobody renews; start the agent", path.display()))
+        }
+        Err(error) => Check::warning(name, chain_of(&error)),
+    }
+}
+
+/// What only a node that knows who it is can ask.
+#[derive(Default)]
+struct Sources {
+    checks: Vec<Check>,
+    peers: Vec<Check>,
+}
+
+async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
+    let (ca, bundle, sighting) = tokio::join!(parts.issuance.issuer.ca_pem(), parts.trust.fetch(), parts.peers.sight());
     let mut checks = vec![
-        Check::of("nats-server", &version, Clone::clone),
         Check::of("issuer", &ca, |_| "it gives its CA certificate".into()),
-        Check::of("trust", &bundle, |bundle| format!("{} anchors from {}", bundle.anchors.len(), bundle.source)),
+        Check::of("trust", &bundle, |bundle| {
+            format!("{} from {}", counted(bundle.anchors.len(), "anchor"), bundle.source)
+        }),
         Check::of("peers", &sighting, |seen| {
             seen.peers.iter().map(|peer| peer.id.as_str()).collect::<Vec<_>>().join(", ")
         }),
@@ -101,31 +173,47 @@ async fn examine(config: &Config, parts: &Parts) -> Vec<Check> {
     checks.push(Check::of("journal", &parts.issuance.journal.load(), |entries| {
         let issued = entries.issued_in_a_day(Clock::System.now());
         let pending = if entries.pending.is_some() { ", one under way" } else { "" };
-        format!("{issued} certificates in the last day{pending}")
+        format!("{} in the last day{pending}", counted(issued, "certificate"))
     }));
-    match parts.apply.parts().generations.newest() {
-        Ok((Some(newest), damaged)) => {
-            checks.extend(damaged.iter().map(|error| Check::failed("generation", chain_of(error))));
-            checks.extend(serving(parts, &newest, sighting.ok()).await);
+    let others = sighting.into_iter().flat_map(|seen| seen.peers);
+    let others = others.filter(|peer| peer.address.ip() != parts.node.address).collect();
+    let peers = match newest {
+        Some(newest) => dial(newest, others).await,
+        None => Vec::new(),
+    };
+    checks.push(configuration(Reconciler::new(parts)).await);
+    Sources { checks, peers }
+}
+
+/// Whether the next pass would change the committed configuration.
+async fn configuration(mut reconciler: Reconciler) -> Check {
+    let name = "configuration";
+    match reconciler.desired().await {
+        Ok((Some(committed), desired)) if committed == desired => {
+            Check::ok(name, "what is committed is what is wanted")
         }
-        Ok((None, _)) => checks.push(Check::warning("generation", "none yet; `agent run` makes the first")),
-        Err(error) => checks.push(Check::failed("generation", chain_of(&error))),
+        Ok((Some(_), _)) => {
+            Check::warning(name, "the next pass would change what is committed; `agent render --diff` shows how")
+        }
+        Ok((None, _)) => Check::warning(name, "none is committed yet; `agent run` does"),
+        Err(error) => Check::failed(name, chain_of(&error)),
     }
-    checks
 }
 
 fn describe(node: &Node) -> String {
-    let region = node.region.as_deref().unwrap_or("no Region");
-    format!("{} at {} in {region}", node.name, node.address)
+    let region = node.region.as_ref().map(|region| format!(" in {region}")).unwrap_or_default();
+    format!("{} at {}{region}", node.name, node.address)
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn issuer_is_trusted(ca: &str, bundle: &TrustBundle) -> Check {
     match TrustBundle::parse(ca.as_bytes(), "issuer", "") {
-        Ok(chain) if chain.anchors.iter().any(|ca| bundle.anchors.contains(ca)) => Check {
-            name: "issuer in trust",
-            verdict: Verdict::Ok,
-            found: "the bundle has the issuer's CA or one above it".into(),
-        },
+        Ok(chain) if chain.anchors.iter().any(|ca| bundle.anchors.contains(ca)) => {
+            Check::ok("issuer in trust", "the bundle has the issuer's CA or one above it")
+        }
         Ok(chain) => {
             let subjects: Vec<_> = chain.anchors.iter().map(|ca| ca.subject.as_str()).collect();
             Check::failed(
@@ -144,42 +232,47 @@ fn peers_are_whole(seen: &Sighting, node: &Node) -> Option<Check> {
     PeerSet::default().settle(seen, node, |_| false).kept.map(|kept| Check::failed("peers", kept))
 }
 
-async fn serving(parts: &Parts, newest: &Generation, seen: Option<Sighting>) -> Vec<Check> {
-    let committed = parts.apply.committed().ok().flatten();
-    let listeners = Listeners::of(committed.as_ref().map(Rendered::text), &parts.apply.parts().nats);
-    let observed = parts.apply.parts().server.observe(&newest.chain, &listeners, None).await;
+async fn serving(apply: &Apply, newest: &Generation) -> Vec<Check> {
+    let committed = apply.committed().ok().flatten();
+    let listeners = Listeners::of(committed.as_ref().map(Rendered::text), &apply.parts().nats);
+    let observed = apply.parts().server.observe(&newest.chain, &listeners, None).await;
     let mut checks = vec![match &observed.presence {
-        Presence::Running(pid) => Check { name: "process", verdict: Verdict::Ok, found: format!("pid {pid}") },
+        Presence::Running(pid) => Check::ok("process", format!("pid {pid}")),
         Presence::Absent(why) => Check::failed("process", format!("nats-server isn't running: {why}; start it")),
         Presence::Foreign(why) => Check::failed("process", why.as_str()),
     }];
     for (name, served) in [("client port", &observed.client), ("route port", &observed.route)] {
         checks.push(match served {
-            Ok(leaf) if *leaf == newest.chain.leaf.sha256 => {
-                Check { name, verdict: Verdict::Ok, found: "serves the newest leaf".into() }
-            }
-            Ok(_) => Check::failed(name, "serves another leaf than the newest; see `agent status`"),
+            Ok(leaf) if *leaf == newest.chain.leaf.sha256 => Check::ok(name, "serves the newest leaf"),
+            Ok(_) => Check::failed(
+                name,
+                "serves another leaf than the newest, which the daemon deploys without another issuance; its log says \
+                 what keeps it from that",
+            ),
             Err(why) => Check::failed(name, why.as_str()),
         });
     }
-    let others = seen.into_iter().flat_map(|seen| seen.peers).filter(|peer| peer.address.ip() != parts.node.address);
-    for peer in others {
-        checks.push(match Prober::presenting(&newest.chain) {
-            Err(error) => Check::failed("peer", chain_of(&error)),
-            Ok(prober) => match prober.served(peer.address, Port::Route).await {
-                Err(error) => Check::failed("peer", format!("{}: {}", peer.id, chain_of(&error))),
-                Ok(chain) if newest.bundle.chains(&chain, Clock::System.now()) => {
-                    let found = format!("{} at {} serves a leaf that we trust", peer.id, peer.address);
-                    Check { name: "peer", verdict: Verdict::Ok, found }
-                }
-                Ok(_) => Check::failed(
-                    "peer",
-                    format!(
-                        "{} at {} serves a leaf that our bundle doesn't accept; compare both nodes' trust",
-                        peer.id, peer.address
-                    ),
-                ),
-            },
+    checks
+}
+
+async fn dial(newest: &Generation, peers: Vec<Peer>) -> Vec<Check> {
+    let prober = match Prober::presenting(&newest.chain) {
+        Ok(prober) => prober,
+        Err(error) => return vec![Check::failed("peer", chain_of(&error))],
+    };
+    let mut checks = Vec::new();
+    for peer in peers {
+        let who =
+            if peer.id == peer.address.to_string() { peer.id } else { format!("{} at {}", peer.id, peer.address) };
+        checks.push(match prober.served(peer.address, Port::Route).await {
+            Err(error) => Check::failed("peer", format!("{who}: {}", chain_of(&error))),
+            Ok(chain) if newest.bundle.chains(&chain, Clock::System.now()) => {
+                Check::ok("peer", format!("{who} serves a leaf that we trust"))
+            }
+            Ok(_) => {
+                let found = format!("{who} serves a leaf that our bundle doesn't accept; compare both nodes' trust");
+                Check::failed("peer", found)
+            }
         });
     }
     checks
