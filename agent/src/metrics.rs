@@ -107,14 +107,172 @@ fn registry(status: &Status) -> Registry {
     if let Some(first) = status.trust.iter().flat_map(|trust| &trust.anchors).map(|anchor| anchor.not_after).min() {
         gauge("anchor_not_after_seconds", "Earliest end of an anchor, Unix time", first.unix_timestamp());
     }
-    for (name, route) in [("peers_up", Route::Up), ("peers_down", Route::Down), ("peers_unknown", Route::Unknown)] {
+    let mut family = |name: &str, help: &str, label: &'static str, values: Vec<(String, i64)>| {
+        let family = Family::<[(&'static str, String); 1], Gauge>::default();
+        for (of, value) in values {
+            family.get_or_create(&[(label, of)]).set(value);
+        }
+        registry.register(name, help, family);
+    };
+    let by_state = [State::Healthy, State::Degraded, State::Failing]
+        .map(|state| (state.to_string(), (status.state == state).into()));
+    family("state", "1 for the state that the node is in", "state", by_state.into());
+    let by_route = [Route::Up, Route::Down, Route::Unknown].map(|route| {
         let count = status.peers.iter().filter(|peer| peer.route == route).count();
-        gauge(name, "Servers of the cluster by route", i64::try_from(count).unwrap_or(i64::MAX));
-    }
-    let by_state = Family::<Vec<(String, String)>, Gauge>::default();
-    for state in [State::Healthy, State::Degraded, State::Failing] {
-        by_state.get_or_create(&vec![("state".into(), state.to_string())]).set((status.state == state).into());
-    }
-    registry.register("state", "1 for the state that the node is in", by_state);
+        (route.to_string(), i64::try_from(count).unwrap_or(i64::MAX))
+    });
+    family("peers", "Servers of the cluster, this one included, by whether there is a route", "route", by_route.into());
+    let version = vec![(env!("CARGO_PKG_VERSION").to_owned(), 1)];
+    family("build_info", "1 for the version of the agent that runs", "version", version);
     registry
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::status::{
+        AnchorStatus, LeafStatus, NatsStatus, NodeStatus, PeerStatus, RenewalStatus, ServedStatus, TrustStatus,
+    };
+
+    fn first_pass() -> Status {
+        Status {
+            state: State::Failing,
+            reasons: vec!["there is no certificate yet".into()],
+            warnings: Vec::new(),
+            node: NodeStatus::default(),
+            leaf: None,
+            served: None,
+            trust: None,
+            peers: Vec::new(),
+            renewal: RenewalStatus { next: None, attempts: 2, last_error: Some("PCA is away".into()) },
+            nats: NatsStatus::default(),
+        }
+    }
+
+    fn healthy() -> Status {
+        let anchor = |not_after| AnchorStatus { subject: "CN=ca".into(), sha256: "0c".into(), not_after };
+        let peer =
+            |route| PeerStatus { id: "n".into(), address: "10.0.1.1:6222".into(), state: "InService".into(), route };
+        Status {
+            state: State::Healthy,
+            reasons: Vec::new(),
+            leaf: Some(LeafStatus {
+                serial: "01".into(),
+                not_before: datetime!(1970-01-01 00:00:01 UTC),
+                not_after: datetime!(1970-01-01 00:00:02 UTC),
+                issuer: "CN=ca".into(),
+                sans: Vec::new(),
+                sha256: "0a".into(),
+                generation: 7,
+            }),
+            served: Some(ServedStatus {
+                client: None,
+                route: None,
+                confirmed_at: Some(datetime!(1970-01-01 00:00:04 UTC)),
+            }),
+            trust: Some(TrustStatus {
+                anchors: vec![anchor(datetime!(1970-01-01 00:00:09 UTC)), anchor(datetime!(1970-01-01 00:00:05 UTC))],
+                source: "issuer".into(),
+                version: "1".into(),
+            }),
+            peers: vec![peer(Route::Up), peer(Route::Up), peer(Route::Unknown)],
+            renewal: RenewalStatus { next: Some(datetime!(1970-01-01 00:00:03 UTC)), attempts: 0, last_error: None },
+            ..first_pass()
+        }
+    }
+
+    /// The samples, without the comments and the agent's own version.
+    fn samples(status: &Status) -> Vec<String> {
+        let mut text = String::new();
+        encode(&mut text, &registry(status)).unwrap();
+        assert!(text.ends_with("# EOF\n"), "{text}");
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let lines = lines.map(|line| line.replace(env!("CARGO_PKG_VERSION"), "VERSION"));
+        let mut samples: Vec<_> =
+            lines.map(|line| line.strip_prefix("nats_tls_agent_").unwrap_or(&line).to_owned()).collect();
+        samples.sort();
+        samples
+    }
+
+    #[test]
+    fn everything_that_is_known_of_a_node_is_a_number() {
+        let expected = [
+            "anchor_not_after_seconds 5",
+            "build_info{version=\"VERSION\"} 1",
+            "leaf_generation 7",
+            "leaf_not_after_seconds 2",
+            "peers{route=\"down\"} 0",
+            "peers{route=\"unknown\"} 1",
+            "peers{route=\"up\"} 2",
+            "renewal_failures 0",
+            "renewal_next_seconds 3",
+            "served_confirmed_seconds 4",
+            "state{state=\"degraded\"} 0",
+            "state{state=\"failing\"} 0",
+            "state{state=\"healthy\"} 1",
+        ];
+        assert_eq!(samples(&healthy()), expected);
+    }
+
+    /// A zero would be a certificate that ended in 1970.
+    #[test]
+    fn what_is_not_known_yet_is_absent() {
+        let expected = [
+            "build_info{version=\"VERSION\"} 1",
+            "peers{route=\"down\"} 0",
+            "peers{route=\"unknown\"} 0",
+            "peers{route=\"up\"} 0",
+            "renewal_failures 2",
+            "state{state=\"degraded\"} 0",
+            "state{state=\"failing\"} 1",
+            "state{state=\"healthy\"} 0",
+        ];
+        assert_eq!(samples(&first_pass()), expected);
+    }
+
+    async fn served(status: Option<Status>) -> SocketAddr {
+        let listener = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_sender, watched) = watch::channel(status);
+        tokio::spawn(serve(listener, watched));
+        address
+    }
+
+    /// The status line of the answer.
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer.lines().next().unwrap_or_default().to_owned()
+    }
+
+    #[tokio::test]
+    async fn there_is_one_path_and_it_answers_after_the_first_pass() {
+        let (ready, early) = (served(Some(healthy())).await, served(None).await);
+        assert_eq!(get(ready, "/metrics").await, "HTTP/1.1 200 OK");
+        assert_eq!(get(early, "/metrics").await, "HTTP/1.1 503 Service Unavailable");
+        for path in ["/", "/metrics/", "/status"] {
+            assert_eq!(get(ready, path).await, "HTTP/1.1 404 Not Found", "{path}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invariant_08_slow_clients_that_take_every_place_are_given_up() {
+        let address = served(Some(healthy())).await;
+        let started = tokio::time::Instant::now();
+        let mut slow = Vec::new();
+        for _ in 0..MAX_CLIENTS {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nhost:").await.unwrap();
+            slow.push(stream);
+        }
+        assert_eq!(get(address, "/metrics").await, "HTTP/1.1 200 OK");
+        assert!(started.elapsed() >= PATIENCE, "{:?}: they took no place", started.elapsed());
+        assert!(started.elapsed() < 2 * PATIENCE, "{:?}", started.elapsed());
+    }
 }
