@@ -113,17 +113,23 @@ async fn assemble_around(node: Node, config: &Config, allowed_losses: Vec<String
         trust,
         peers,
         credential,
-        apply: Apply::new(ApplyParts {
-            server: Arc::new(NatsServer::new(&config.nats)),
-            nats: config.nats.clone(),
-            generations: Generations::of(&config.state_directory),
-            state: config.state_directory.clone(),
-        }),
+        apply: commit_point(config),
         clock,
         renewal: config.renewal,
         interval: config.discovery.interval,
         allowed_losses,
     }
+}
+
+/// nats-server and the commit point: what there is of a node without knowing which it is.
+#[must_use]
+pub fn commit_point(config: &Config) -> Apply {
+    Apply::new(ApplyParts {
+        server: Arc::new(NatsServer::new(&config.nats)),
+        nats: config.nats.clone(),
+        generations: Generations::of(&config.state_directory),
+        state: config.state_directory.clone(),
+    })
 }
 
 fn needs(config: &Config) -> Needs {
