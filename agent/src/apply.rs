@@ -278,7 +278,15 @@ impl Apply {
             return Err(ApplyError::Unnamed(self.parts.nats.config.clone()));
         };
         self.verdict = judge(&self.observed, expected);
-        if self.held.is_none() && matches!(self.verdict, Verdict::Live { .. }) && running.as_ref() != Some(&committed) {
+        Ok(())
+    }
+
+    /// Takes note of a server that was seen to have loaded the committed text, as after a start. Without a digest a look
+    /// alone doesn't show that.
+    pub fn settle(&self) -> Result<(), FileError> {
+        let is_shown = self.expected.as_ref().is_some_and(|(_, expected)| expected.digest.is_some());
+        let is_live = matches!(self.verdict, Verdict::Live { .. }) && self.held.is_none();
+        if is_shown && is_live && read_config(&self.running_file())? != self.committed()? {
             self.note_running()?;
         }
         Ok(())
@@ -287,11 +295,11 @@ impl Apply {
     /// Commits what is desired, and has nats-server load it, where it isn't committed and loaded already. What was seen
     /// last is what it goes by.
     pub async fn bring(&mut self, desired: &Desired<'_>, progress: &Progress) -> Result<(), ApplyError> {
-        let carried = self.carried(desired.generation)?;
-        if let (Some(held), Some(carried)) = (&self.held, &carried)
+        if let Some(held) = &self.held
             && held.settings == self.settings_of(&desired.rendered)
+            && let Some(carried) = self.carried(desired.generation)?
         {
-            return self.carry(desired, carried.clone(), progress).await;
+            return self.carry(desired, carried, progress).await;
         }
         if self.committed()?.as_ref() != Some(&desired.rendered) {
             let losses = Some(desired.allowed_losses);
@@ -312,8 +320,13 @@ impl Apply {
             return Ok(());
         }
         let verdict = self.signal_and_confirm(&expected, chain, Proof::Expected, progress).await?;
-        let Verdict::Other(reason) = verdict else { return self.look(chain).await };
-        if let Some(carried) = carried.filter(|carried| *carried != desired.rendered)
+        let Verdict::Other(reason) = verdict else {
+            if matches!(verdict, Verdict::Live { .. }) {
+                self.note_running()?;
+            }
+            return self.look(chain).await;
+        };
+        if let Some(carried) = self.carried(desired.generation)?.filter(|carried| *carried != desired.rendered)
             && self.carry(desired, carried, progress).await.is_ok()
         {
             return Ok(());

@@ -515,6 +515,7 @@ impl Reconciler {
         }
         if matches!(self.parts.apply.verdict(), Verdict::Live { .. }) {
             self.confirmed_at = Some(self.parts.clock.now());
+            self.parts.apply.settle()?;
         }
         Ok(self.parts.apply.verdict().clone())
     }
