@@ -6,6 +6,7 @@ mod aws;
 mod bad_input;
 mod fleet;
 mod harness_works;
+mod operator;
 mod protection;
 mod readme;
 mod render;

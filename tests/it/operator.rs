@@ -1,0 +1,111 @@
+//! What the commands tell an operator of a node where something is missing.
+
+use std::time::Duration;
+
+use harness::nodes::{Nodes, set};
+use harness::{eventually, tools};
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::{AGENT, metric};
+
+/// Instance metadata is asked several times before it is given up.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(45);
+const SOON: Duration = Duration::from_secs(30);
+
+/// `agent doctor --json`: the verdict and the finding of the first check of this name.
+async fn check(cluster: &Nodes, name: &str) -> (String, String) {
+    let answer = cluster.nodes[0].agent.run(&["doctor", "--json"], SOON).await.unwrap().json().unwrap();
+    let checks = answer["checks"].as_array().unwrap();
+    let check = checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name}: {answer}"));
+    let text = |key: &str| check[key].as_str().unwrap().to_owned();
+    (text("verdict"), text("found"))
+}
+
+/// Takes the node's address out of its configuration, with nobody there to say it.
+fn hide_identity(cluster: &mut Nodes) {
+    let agent = &mut cluster.nodes[0].agent;
+    agent.set_env("AWS_EC2_METADATA_DISABLED", "false");
+    agent.set_env("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:1");
+    let text = std::fs::read_to_string(agent.config()).unwrap();
+    let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("addresses = ")).collect();
+    std::fs::write(agent.config(), without.join("\n")).unwrap();
+}
+
+#[tokio::test]
+async fn a_daemon_that_waits_for_instance_metadata_says_so_and_goes_on_with_the_keys_that_it_asks_for() {
+    let mut cluster = Nodes::start(AGENT, tools::NATS_SERVER, 1).await.unwrap();
+    let serial = cluster.nodes[0].healthy(SOON).await.unwrap()["leaf"]["serial"].clone();
+    cluster.nodes[0].agent.stop().await.unwrap();
+    hide_identity(&mut cluster);
+    cluster.nodes[0].agent.start().unwrap();
+
+    let node = &cluster.nodes[0];
+    // Until the daemon listens, the reason begins with that.
+    let is_told = |status: &Value| match &status["reasons"].as_array().unwrap()[..] {
+        [Value::String(reason)] => reason.starts_with("asked instance metadata"),
+        _ => false,
+    };
+    let status = eventually("the reason", GIVEN_UP_WITHIN, async || match node.agent.status().await {
+        Ok(status) if is_told(&status) => Ok(status),
+        other => Err(format!("{other:?}")),
+    });
+    let status = status.await.unwrap();
+    // Nothing is lost but the way forward: the certificate is valid and served.
+    assert_eq!((&status["state"], &status["leaf"]["serial"]), (&"degraded".into(), &serial), "{status}");
+    assert_eq!(metric(node.metrics(), "nats_tls_agent_state{state=\"degraded\"}").await, Some(1));
+
+    let started = Instant::now();
+    let refused = node.agent.run(&["renew"], SOON).await.unwrap();
+    assert!(refused.code == Some(1) && refused.stderr.contains("asked instance metadata"), "{refused:?}");
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+
+    set(node.agent.config(), "node.addresses", &format!("[\"{}\"]", node.address)).unwrap();
+    node.agent.signal(Signal::HUP).unwrap();
+    assert_eq!(node.healthy(SOON).await.unwrap()["leaf"]["serial"], serial);
+}
+
+#[tokio::test]
+async fn doctor_looks_at_all_that_needs_no_identity_where_there_is_none() {
+    let mut cluster = Nodes::start(AGENT, tools::NATS_SERVER, 1).await.unwrap();
+    hide_identity(&mut cluster);
+    let answer = cluster.nodes[0].agent.run(&["doctor"], GIVEN_UP_WITHIN).await.unwrap();
+    assert_eq!(answer.code, Some(1), "{answer:?}");
+    let verdicts: Vec<_> = answer.stdout.lines().map(|line| line.split("  ").next().unwrap()).collect();
+    assert_eq!(verdicts.iter().filter(|verdict| **verdict == "failed").count(), 1, "{}", answer.stdout);
+    for found in ["nats-server", "state directory", "it runs and is healthy", "client port", "route port"] {
+        assert!(answer.stdout.contains(found), "no {found:?}: {}", answer.stdout);
+    }
+}
+
+#[tokio::test]
+async fn doctor_tells_a_change_that_waits_and_a_daemon_that_is_away() {
+    let mut cluster = Nodes::start(AGENT, tools::NATS_SERVER, 1).await.unwrap();
+    let ok = |found: &str| ("ok".to_owned(), found.to_owned());
+    assert_eq!(check(&cluster, "daemon").await, ok("it runs and is healthy"));
+    assert_eq!(check(&cluster, "configuration").await, ok("what is committed is what is wanted"));
+    assert_eq!(check(&cluster, "trust").await, ok("1 anchor from issuer"));
+    cluster.nodes[0].agent.stop().await.unwrap();
+    set(cluster.nodes[0].agent.config(), "nats.client_auth", "\"mtls\"").unwrap();
+    let (verdict, found) = check(&cluster, "daemon").await;
+    assert!(verdict == "warning" && found.contains("start the agent"), "{verdict}: {found}");
+    let (verdict, found) = check(&cluster, "configuration").await;
+    assert!(verdict == "warning" && found.contains("agent render --diff"), "{verdict}: {found}");
+    // Doctor changes nothing.
+    let diff = cluster.nodes[0].agent.run(&["render", "--diff"], SOON).await.unwrap();
+    assert!(diff.stdout.contains("verify"), "{diff:?}");
+}
+
+#[tokio::test]
+async fn a_renewal_that_could_not_be_deployed_says_that_its_certificate_is_kept() {
+    let cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    cluster.configure().unwrap();
+    let node = &cluster.nodes[0];
+    node.agent.renew().await.unwrap();
+    let template = cluster.directory().join("own.tera");
+    std::fs::write(&template, "{{ nothing }}\n").unwrap();
+    set(node.agent.config(), "nats.template", &format!("{:?}", template.display().to_string())).unwrap();
+    let failed = node.agent.run(&["renew"], SOON).await.unwrap();
+    assert!(failed.code == Some(1) && failed.stderr.contains("is kept as generation 2"), "{failed:?}");
+}
