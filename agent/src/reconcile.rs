@@ -493,6 +493,7 @@ impl Reconciler {
         };
         let now = self.parts.clock.now();
         self.parts.apply.look(&generation.chain).await?;
+        self.note_confirmed();
         let rendered = match self.render(generation.files.clone()) {
             Ok(rendered) => rendered,
             Err(error) => {
@@ -513,11 +514,15 @@ impl Reconciler {
             let desired = Desired { rendered, generation: &generation, allowed_losses, now };
             self.parts.apply.bring(&desired, progress).await?;
         }
+        self.note_confirmed();
+        self.parts.apply.settle()?;
+        Ok(self.parts.apply.verdict().clone())
+    }
+
+    fn note_confirmed(&mut self) {
         if matches!(self.parts.apply.verdict(), Verdict::Live { .. }) {
             self.confirmed_at = Some(self.parts.clock.now());
-            self.parts.apply.settle()?;
         }
-        Ok(self.parts.apply.verdict().clone())
     }
 
     fn render(&self, files: TlsFiles) -> Result<Rendered, PassError> {
