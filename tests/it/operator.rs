@@ -6,7 +6,6 @@ use harness::nodes::{Nodes, set};
 use harness::{eventually, tools};
 use rustix::process::Signal;
 use serde_json::Value;
-use tokio::time::Instant;
 
 use crate::{AGENT, metric};
 
@@ -56,10 +55,8 @@ async fn a_daemon_that_waits_for_instance_metadata_says_so_and_goes_on_with_the_
     assert_eq!((&status["state"], &status["leaf"]["serial"]), (&"degraded".into(), &serial), "{status}");
     assert_eq!(metric(node.metrics(), "nats_tls_agent_state{state=\"degraded\"}").await, Some(1));
 
-    let started = Instant::now();
     let refused = node.agent.run(&["renew"], SOON).await.unwrap();
     assert!(refused.code == Some(1) && refused.stderr.contains("asked instance metadata"), "{refused:?}");
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 
     set(node.agent.config(), "node.addresses", &format!("[\"{}\"]", node.address)).unwrap();
     node.agent.signal(Signal::HUP).unwrap();
