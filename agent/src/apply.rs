@@ -11,7 +11,6 @@ pub mod process;
 pub mod protection;
 pub mod server;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -523,11 +522,7 @@ impl Apply {
 
     /// The committed text is what the server has loaded. Generations that neither names are not needed any more.
     fn note_running(&self) -> Result<(), FileError> {
-        let staged = beside(&self.parts.nats.config, "running.new");
-        durable::remove_if_there(&staged)?;
-        fs::hard_link(&self.parts.nats.config, &staged)
-            .map_err(FileError::on("keep the running configuration as", &staged))?;
-        durable::rename(&staged, &self.running_file())?;
+        durable::link(&self.parts.nats.config, &self.running_file())?;
         let named = self.committed()?.and_then(|text| self.parts.generations.named_in(text.text()));
         self.parts.generations.prune(named.as_slice())
     }

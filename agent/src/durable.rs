@@ -1,6 +1,7 @@
 //! Files that are either the old one or the new one, whole, whatever moment the machine stops at.
 //!
-//! Every file is created with its final mode, written, flushed to the disk, and only then given its name.
+//! Every file is created with its final mode, written, flushed to the disk, and only then given its name. Between any two
+//! of these steps stands a [`fault::point`], where tests stop the process or fill the disk.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -70,26 +71,35 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
 ///
 /// `O_EXCL` never follows a symlink, so nothing planted at the path is written through.
 pub fn create(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
-    let mut file =
-        OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(FileError::on("create", path))?;
-    file.write_all(bytes).map_err(FileError::on("write", path))?;
-    file.sync_all().map_err(FileError::on("flush", path))
+    let open = |()| OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    let mut file = fault::point().and_then(open).map_err(FileError::on("create", path))?;
+    fault::point().and_then(|()| file.write_all(bytes)).map_err(FileError::on("write", path))?;
+    fault::point().and_then(|()| file.sync_all()).map_err(FileError::on("flush", path))
+}
+
+/// Gives a file a second name in the same directory, in place of whatever had it.
+pub fn link(from: &Path, to: &Path) -> Result<(), FileError> {
+    let staged = staging_name(to);
+    remove_if_there(&staged)?;
+    fault::point().and_then(|()| fs::hard_link(from, &staged)).map_err(FileError::on("link a file to", &staged))?;
+    rename(&staged, to)
 }
 
 /// Renames within a directory, and flushes the directory.
 pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
-    fs::rename(from, to).map_err(FileError::on("rename a file to", to))?;
+    fault::point().and_then(|()| fs::rename(from, to)).map_err(FileError::on("rename a file to", to))?;
     sync_parent(to)
 }
 
 /// Creates a directory, and those above it, with this mode where they are missing.
 pub fn create_directory(path: &Path, mode: u32) -> Result<(), FileError> {
-    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(FileError::on("create the directory", path))
+    let create = |()| fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+    fault::point().and_then(create).map_err(FileError::on("create the directory", path))
 }
 
 /// Removes a file, and is content if it isn't there.
 pub fn remove_if_there(path: &Path) -> Result<(), FileError> {
-    match fs::remove_file(path) {
+    match fault::point().and_then(|()| fs::remove_file(path)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::on("remove", path)(error)),
         _ => Ok(()),
     }
@@ -113,7 +123,57 @@ pub fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileErr
 /// Flushes the directory that holds `path`, so that its name survives a power cut.
 pub fn sync_parent(path: &Path) -> Result<(), FileError> {
     let parent = path.parent().unwrap_or(Path::new("/"));
-    File::open(parent).and_then(|directory| directory.sync_all()).map_err(FileError::on("flush the directory", parent))
+    let flush = |()| File::open(parent).and_then(|directory| directory.sync_all());
+    fault::point().and_then(flush).map_err(FileError::on("flush the directory", parent))
+}
+
+/// Where a test stops this process, as a crash would, or has the disk be full.
+pub(crate) mod fault {
+    use std::io;
+
+    /// Nothing happens outside of tests.
+    #[cfg(not(test))]
+    #[expect(clippy::unnecessary_wraps, reason = "a test's fault is an error")]
+    pub(super) fn point() -> io::Result<()> {
+        Ok(())
+    }
+
+    /// What happens at a point.
+    #[cfg(test)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) enum Fault {
+        /// The process ends: the panic unwinds to the test, and nothing after the point happens.
+        Crash,
+        /// `ENOSPC`, once.
+        DiskFull,
+    }
+
+    #[cfg(test)]
+    thread_local! {
+        static PLAN: std::cell::Cell<Option<(u32, Fault)>> = const { std::cell::Cell::new(None) };
+    }
+
+    /// On this thread, passes `points` and makes the fault happen at the next. Returns what was left of an earlier plan.
+    #[cfg(test)]
+    pub(crate) fn plan(next: Option<(u32, Fault)>) -> Option<(u32, Fault)> {
+        PLAN.replace(next)
+    }
+
+    #[cfg(test)]
+    pub(super) fn point() -> io::Result<()> {
+        match PLAN.get() {
+            None => Ok(()),
+            Some((0, fault)) => {
+                PLAN.set(None);
+                assert!(fault != Fault::Crash, "the crash that was planned");
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            Some((left, fault)) => {
+                PLAN.set(Some((left - 1, fault)));
+                Ok(())
+            }
+        }
+    }
 }
 
 /// The name under which a file is written before it gets its own.

@@ -309,8 +309,8 @@ impl Reconciler {
         refused.map_or(Ok(verdict), Err)
     }
 
-    /// Whether the issuer is to be asked: there is an issuance to resume, one is due, or one was asked for and the newest
-    /// certificate is in force. One that is not is what is wanted, and is paid for.
+    /// Whether the issuer is to be asked: there is an issuance to resume, the last one failed, one is due, or one was asked
+    /// for and the newest certificate is in force. One that is not is what is wanted, and is paid for.
     fn is_certificate_wanted(&self, wanted: &Wanted, now: OffsetDateTime) -> bool {
         if now < self.issuing.next && !wanted.renew {
             return false;
@@ -320,7 +320,7 @@ impl Reconciler {
             return true;
         }
         let leaf = &newest.chain.leaf;
-        let resume = self.parts.issuance.is_under_way();
+        let resume = self.parts.issuance.is_under_way() || self.issuing.failures > 0;
         resume || !leaf.sans.cover(&self.parts.node.sans) || now >= self.due(newest)
     }
 

@@ -20,6 +20,7 @@ use crate::apply::server::{Observed, Presence, Server, ServerError};
 use crate::config::NatsConfig;
 use crate::csr::KeyAlgorithm;
 use crate::digest::sha256_hex;
+use crate::durable::fault::{Fault, plan};
 use crate::generation::Generations;
 use crate::issue::journal::Journal;
 use crate::issue::local::Local;
@@ -324,6 +325,11 @@ impl Bench {
             let served = self.server.served().expect("a server that was started serves");
             assert!(served.not_after > self.clock.now(), "an expired leaf is served at {}", self.clock.now());
         }
+    }
+
+    /// How many certificates were issued: a request that is repeated with its token is answered with the same one.
+    fn paid_for(&self) -> usize {
+        std::fs::read_dir(self.directory.path().join("ca/issued")).unwrap().count()
     }
 
     fn committed(&self) -> String {
@@ -640,4 +646,69 @@ async fn a_setting_waits(bench: &mut Bench) {
     bench.server.start();
     let restarted = pass(&mut agent).await;
     assert!(!waits(&restarted) && restarted.status.state == State::Healthy, "{:?}", restarted.status);
+}
+
+/// Runs one renewal with a fault planned at the given point of the disk. `None` where there are fewer points.
+async fn renew_with(agent: Reconciler, points: u32, fault: Fault) -> Option<Result<(Reconciler, Pass), ()>> {
+    plan(Some((points, fault)));
+    let renewal = tokio::spawn(async move {
+        let mut agent = agent;
+        let pass = renew(&mut agent).await;
+        (agent, pass)
+    });
+    let ended = renewal.await.map_err(|crash| assert!(crash.is_panic(), "{crash}"));
+    if plan(None).is_some() { None } else { Some(ended) }
+}
+
+/// What stands on the disk is whole: nats-server would start with it.
+fn assert_whole(bench: &Bench) {
+    let generations = Generations::of(&bench.state());
+    let number = generations.named_in(&bench.committed()).expect("the committed configuration names a generation");
+    let generation = generations.load(number).unwrap();
+    let ours = crate::csr::public_key_der(&generation.chain.key).unwrap();
+    let (_, certificate) = x509_parser::parse_x509_certificate(&generation.chain.leaf.der).unwrap();
+    assert_eq!(certificate.public_key().raw, ours, "key and certificate of generation {number} don't match");
+    assert!(generation.bundle.chains(&generation.chain.certificates(), bench.clock.now()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_02_a_crash_at_any_write_flush_or_rename_of_a_renewal_leaves_a_whole() {
+    for points in 0.. {
+        let bench = Bench::new().await;
+        let agent = bench.serving().await;
+        let Some(ended) = renew_with(agent, points, Fault::Crash).await else {
+            assert!(points > 40, "only {points} points were passed");
+            return;
+        };
+        assert!(ended.is_err(), "there was no crash at point {points}");
+        assert_whole(&bench);
+        // Whoever restarts nats-server now, and the agent after it.
+        bench.server.start();
+        let pass = bench.live(&mut bench.agent(), bench.clock.now() + Duration::from_hours(1)).await;
+        assert_eq!(pass.status.state, State::Healthy, "after a crash at point {points}: {:?}", pass.status.reasons);
+        assert_whole(&bench);
+        assert_eq!(
+            bench.paid_for(),
+            if bench.issuer.requests() == 1 { 1 } else { 2 },
+            "after a crash at point {points}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_02_a_disk_that_is_full_at_any_point_of_a_renewal_leaves_a_whole_and_heals() {
+    for points in 0.. {
+        let bench = Bench::new().await;
+        let agent = bench.serving().await;
+        let Some(ended) = renew_with(agent, points, Fault::DiskFull).await else {
+            assert!(points > 40, "only {points} points were passed");
+            return;
+        };
+        let (mut agent, failed) = ended.expect("a full disk is no crash");
+        assert_whole(&bench);
+        assert!(failed.outcome.is_err() || failed.status.state == State::Healthy, "{:?}", failed.status);
+        let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(1)).await;
+        assert_eq!(pass.status.state, State::Healthy, "after a full disk at point {points}: {:?}", pass.status.reasons);
+        assert_eq!(bench.paid_for(), 2, "after a full disk at point {points}");
+    }
 }
