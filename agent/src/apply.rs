@@ -599,3 +599,70 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.push(suffix);
     path.with_file_name(name)
 }
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::monitor::Varz;
+    use super::*;
+
+    fn seen(change: impl FnOnce(&mut Observed)) -> Observed {
+        let varz = Varz {
+            version: "2.15.1".into(),
+            server_id: "id".into(),
+            config_load_time: datetime!(2026-03-01 12:00 UTC),
+            config_digest: Some("sha256:ours".into()),
+        };
+        let leaf = || Ok("leaf".to_owned());
+        let mut observed = Observed {
+            presence: Presence::Running(1),
+            varz: Some(varz),
+            routez: None,
+            client: leaf(),
+            route: leaf(),
+            asked: tokio::time::Instant::now(),
+        };
+        change(&mut observed);
+        observed
+    }
+
+    #[test]
+    fn a_reload_counts_only_with_our_digest_and_our_leaf_on_both_ports() {
+        let expected = Expected { digest: Some("sha256:ours".into()), leaf_sha256: "leaf".into() };
+        let verdict = |change: fn(&mut Observed)| judge(&seen(change), &expected);
+        let digest = |observed: &mut Observed, digest: Option<&str>| {
+            observed.varz.as_mut().unwrap().config_digest = digest.map(ToOwned::to_owned);
+        };
+        assert!(matches!(verdict(|_| ()), Verdict::Live { .. }));
+        assert!(matches!(verdict(|observed| observed.client = Ok("other".into())), Verdict::Other(_)));
+        assert!(matches!(verdict(|observed| observed.route = Ok("other".into())), Verdict::Other(_)));
+        assert!(matches!(verdict(|observed| observed.route = Err("refused".into())), Verdict::Other(_)));
+        assert!(matches!(verdict(|observed| observed.presence = Presence::Foreign("sleep".into())), Verdict::Other(_)));
+        assert!(matches!(
+            verdict(|observed| observed.presence = Presence::Absent("gone".into())),
+            Verdict::NoServer(_)
+        ));
+        assert!(matches!(
+            judge(&seen(|observed| digest(observed, Some("sha256:other"))), &expected),
+            Verdict::Other(_)
+        ));
+        // Before 2.11 there is no digest, and a template of one's own may have no monitoring: there the leaf decides.
+        assert!(matches!(judge(&seen(|observed| digest(observed, None)), &expected), Verdict::Live { .. }));
+        assert!(matches!(verdict(|observed| observed.varz = None), Verdict::Live { .. }));
+    }
+
+    #[test]
+    fn the_settings_that_differ_are_named_once_and_without_their_values() {
+        let before = "listen: \"a\"\nserver_name: \"n1\"\n  routes: [\n    \"nats-route://u:s3cret@10.0.0.1:6222\"\n";
+        let after = "listen: \"b\"\nserver_name: \"n2\"\n  routes: [\n    \"nats-route://u:s3cret@10.0.0.2:6222\"\n";
+        assert_eq!(changed_settings(before, after), ["listen", "routes", "server_name"]);
+        assert!(changed_settings(before, before).is_empty());
+    }
+
+    #[test]
+    fn an_error_and_its_causes_are_one_line() {
+        let cause = FileError::on("write", Path::new("/x"))(std::io::Error::other("on\n  |\n  fire"));
+        assert_eq!(chain_of(&ApplyError::File(cause)), "could not write /x: on; fire");
+    }
+}

@@ -120,3 +120,70 @@ impl PeerSet {
         Settled { peers: Self(peers), kept: (!kept.is_empty()).then(|| kept.join("; ")) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::san::Sans;
+
+    fn peer(number: u8) -> Peer {
+        Peer { id: format!("i-{number}"), address: ([10, 0, 0, number], 6222).into(), state: "InService".into() }
+    }
+
+    fn set(numbers: &[u8]) -> PeerSet {
+        PeerSet(numbers.iter().map(|number| (peer(*number).address, peer(*number))).collect())
+    }
+
+    fn node() -> Node {
+        let address = peer(1).address.ip();
+        Node { name: "i-1".into(), instance_id: Some("i-1".into()), region: None, address, sans: Sans::default() }
+    }
+
+    proptest! {
+        #[test]
+        fn invariant_06_a_peer_goes_only_when_a_whole_answer_lacks_it_and_it_is_silent(
+            before in proptest::collection::btree_set(1_u8..12, 0..8),
+            seen in proptest::collection::btree_set(1_u8..12, 0..8),
+            unresolved in proptest::collection::btree_set(1_u8..12, 0..4),
+            answering in proptest::collection::btree_set(1_u8..12, 0..8),
+        ) {
+            let before = set(&before.into_iter().collect::<Vec<_>>());
+            let sighting = Sighting {
+                peers: seen.difference(&unresolved).map(|number| peer(*number)).collect(),
+                unresolved: unresolved.iter().map(|number| peer(*number).id).collect(),
+                group: None,
+            };
+            let answers = |peer: &Peer| answering.iter().any(|number| self::peer(*number).id == peer.id);
+            let after = before.settle(&sighting, &node(), answers);
+            let is_whole = sighting.peers.iter().any(|peer| peer.id == "i-1");
+            for gone in before.0.values().filter(|peer| !after.peers.0.contains_key(&peer.address)) {
+                prop_assert!(is_whole && !answers(gone) && !sighting.unresolved.contains(&gone.id), "{gone:?} went");
+                prop_assert!(!sighting.peers.contains(gone));
+            }
+            for come in after.peers.0.values().filter(|peer| !before.0.contains_key(&peer.address)) {
+                prop_assert!(is_whole && sighting.peers.contains(come), "{come:?} came");
+            }
+            if is_whole {
+                prop_assert!(sighting.peers.iter().all(|peer| after.peers.0.contains_key(&peer.address)));
+            } else {
+                prop_assert!(after.kept.is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn a_flood_of_peers_changes_nothing() {
+        let before = set(&[1, 2]);
+        let flood = (0..=2000_u16).map(|number| {
+            let [high, low] = number.to_be_bytes();
+            let address = ([10, 1, high, low], 6222).into();
+            Peer { id: format!("i-{number}"), address, state: "InService".into() }
+        });
+        let sighting = Sighting { peers: flood.chain([peer(1)]).collect(), ..Sighting::default() };
+        let after = before.settle(&sighting, &node(), |_| false);
+        assert_eq!(after.peers, before);
+        assert!(after.kept.unwrap().contains("more than 2000"));
+    }
+}

@@ -173,3 +173,86 @@ fn read(path: &Path) -> Result<Vec<u8>, GenerationError> {
     durable::read_if_there(path, MAX_FILE)?
         .ok_or_else(|| GenerationError::Damaged { path: path.to_owned(), reason: "it is missing".into() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::csr::{Csr, KeyAlgorithm};
+    use crate::issue::local::Local;
+    use crate::issue::{IssueRequest, Issuer};
+    use crate::san::Sans;
+
+    async fn chain_and_bundle(directory: &Path) -> (VerifiedChain, TrustBundle) {
+        let clock = Clock::System;
+        let ca = Local::new(directory.join("ca"), clock);
+        let sans = Sans { ips: [[10, 0, 1, 5].into()].into(), ..Sans::default() };
+        let csr = Csr::generate("n1", &sans, KeyAlgorithm::EcdsaP256).unwrap();
+        let token = csr.idempotency_token();
+        let (validity, now) = (Duration::from_hours(1), clock.now());
+        let request = IssueRequest { csr_pem: &csr.pem, validity, now, idempotency_token: &token };
+        let issued = ca.collect(&ca.request(&request).await.unwrap()).await.unwrap();
+        let bundle = TrustBundle::parse(ca.ca_pem().await.unwrap().as_bytes(), "ca", "7").unwrap();
+        (bundle.accept(&issued, &csr.key, &sans, clock.now()).unwrap(), bundle)
+    }
+
+    #[tokio::test]
+    async fn a_damaged_generation_is_passed_over_and_named() {
+        let state = tempfile::tempdir().unwrap();
+        let (chain, bundle) = chain_and_bundle(state.path()).await;
+        let generations = Generations::of(state.path());
+        assert!(generations.newest().unwrap().0.is_none());
+        let first = generations.write(&chain, &bundle).unwrap();
+        let second = generations.write(&chain, &bundle).unwrap();
+        let (newest, damaged) = generations.newest().unwrap();
+        let newest = newest.unwrap();
+        assert!(damaged.is_empty() && newest.number == second.number && newest.chain.key == chain.key);
+        assert_eq!((&newest.chain.leaf, &newest.bundle), (&chain.leaf, &bundle));
+
+        fs::write(&second.files.cert_file, "half a certif").unwrap();
+        let (newest, damaged) = generations.newest().unwrap();
+        assert_eq!(newest.unwrap().number, first.number);
+        assert!(damaged[0].to_string().contains("000002/cert.pem is damaged"), "{damaged:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_named_and_the_newest_three_are_kept() {
+        let state = tempfile::tempdir().unwrap();
+        let (chain, bundle) = chain_and_bundle(state.path()).await;
+        let generations = Generations::of(state.path());
+        for _ in 0..6 {
+            generations.write(&chain, &bundle).unwrap();
+        }
+        generations.prune(&[2]).unwrap();
+        assert_eq!(generations.numbers().unwrap(), [2, 4, 5, 6]);
+    }
+
+    #[tokio::test]
+    async fn the_state_directorys_group_decides_who_reads_a_key() {
+        for (state_mode, key_mode) in [(0o700, 0o600), (0o750, 0o640)] {
+            let state = tempfile::tempdir().unwrap();
+            fs::set_permissions(state.path(), fs::Permissions::from_mode(state_mode)).unwrap();
+            let (chain, bundle) = chain_and_bundle(state.path()).await;
+            let written = Generations::of(state.path()).write(&chain, &bundle).unwrap();
+            let mode = fs::metadata(written.files.key_file).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, key_mode);
+        }
+    }
+
+    #[test]
+    fn a_text_names_its_generation_and_can_name_another() {
+        let generations = Generations::of(Path::new("/state"));
+        let text = |number| {
+            format!(
+                "cert_file: \"/state/generations/{number}/cert.pem\"\nkey_file: \"/state/generations/{number}/key.pem\""
+            )
+        };
+        assert_eq!(generations.named_in(&text("000041")), Some(41));
+        assert_eq!(generations.named_in("cert_file: /elsewhere/generations/000041/cert.pem"), None);
+        let rendered = Rendered::from_text(Zeroizing::new(text("000041")));
+        assert_eq!(generations.rebase(&rendered, 42).text(), text("000042"));
+    }
+}

@@ -138,3 +138,70 @@ mod timestamps {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::csr::KeyAlgorithm;
+    use crate::san::Sans;
+
+    const NOW: OffsetDateTime = time::macros::datetime!(2026-03-01 12:00 UTC);
+
+    fn journal() -> (tempfile::TempDir, Journal) {
+        let state = tempfile::tempdir().unwrap();
+        let journal = Journal::of(state.path());
+        (state, journal)
+    }
+
+    #[test]
+    fn what_is_under_way_is_read_back_with_its_key_and_its_name() {
+        let (_state, journal) = journal();
+        let mut entries = journal.load().unwrap();
+        assert!(entries.pending.is_none());
+        let csr = Csr::generate("n1", &Sans::default(), KeyAlgorithm::EcdsaP256).unwrap();
+        let handle = Some(CertificateHandle("arn".into()));
+        entries.pending = Some(Pending { csr: csr.clone(), begun: NOW, handle: handle.clone() });
+        journal.store(&entries).unwrap();
+        let read = journal.load().unwrap().pending.unwrap();
+        assert!(read.csr.key == csr.key && read.csr.idempotency_token() == csr.idempotency_token());
+        assert_eq!((read.handle, read.begun), (handle, NOW));
+    }
+
+    #[test]
+    fn issuances_of_the_last_day_are_counted_and_older_ones_forgotten() {
+        let (_state, journal) = journal();
+        let mut entries = journal.load().unwrap();
+        for hours in [0, 10, 20, 30] {
+            entries.note_issued(NOW + Duration::from_hours(hours));
+        }
+        journal.store(&entries).unwrap();
+        let entries = journal.load().unwrap();
+        assert_eq!(entries.issued_in_a_day(NOW + Duration::from_hours(30)), 3);
+        assert_eq!(entries.issued_in_a_day(NOW + Duration::from_hours(60)), 0);
+    }
+
+    #[test]
+    fn a_journal_of_a_newer_agent_or_of_something_else_is_refused_and_its_text_not_repeated() {
+        let (state, journal) = journal();
+        for text in [
+            r#"{"version":2,"pending":null,"issued":[]}"#,
+            "{\"version\":1,\"pending\":{\"key\":\"s3cret\"",
+            "s3cret",
+            "",
+        ] {
+            std::fs::write(state.path().join("issuance.json"), text).unwrap();
+            let error = journal.load().unwrap_err();
+            assert!(matches!(error, JournalError::Unreadable { .. }), "{error:?}");
+            assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in ".{0,200}") {
+            let (state, journal) = journal();
+            std::fs::write(state.path().join("issuance.json"), text).unwrap();
+            let _refused = journal.load();
+        }
+    }
+}
