@@ -22,13 +22,13 @@ use zeroize::Zeroizing;
 use self::listeners::Listeners;
 use self::protection::{Facts, Loss};
 use self::server::{Observed, Presence, Server, ServerError};
+use crate::clock::rfc3339;
 use crate::config::NatsConfig;
 use crate::durable::{self, FileError, Secrecy};
 use crate::generation::{Generation, Generations};
 use crate::nats_conf::ConfError;
 use crate::progress::{Progress, Step};
 use crate::render::Rendered;
-use crate::status::rfc3339;
 use crate::trust::VerifiedChain;
 
 /// How long a reload may take until it is confirmed. Measured: 5 to 10 ms; a loaded machine may take seconds.

@@ -51,3 +51,10 @@ impl Clock {
         }
     }
 }
+
+/// RFC 3339 in UTC, to the second.
+#[must_use]
+pub fn rfc3339(time: OffsetDateTime) -> String {
+    let format = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+    time.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_else(|_| time.to_string())
+}

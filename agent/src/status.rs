@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use crate::apply::Verdict;
 use crate::apply::monitor::Routez;
 use crate::apply::server::{Observed, Presence};
+use crate::clock::rfc3339;
 use crate::discover::{Peer, PeerSet};
 use crate::generation::Generation;
 use crate::identity::Node;
@@ -386,13 +387,6 @@ fn routes(findings: &Findings) -> Vec<PeerStatus> {
         route: route(peer),
     });
     statuses.collect()
-}
-
-/// RFC 3339 in UTC, to the second.
-#[must_use]
-pub fn rfc3339(time: OffsetDateTime) -> String {
-    let format = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
-    time.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_else(|_| time.to_string())
 }
 
 #[cfg(test)]

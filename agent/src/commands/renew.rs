@@ -10,12 +10,13 @@ use tokio::time::Instant;
 use super::{CommandError, Paint, abbreviated, print, print_json};
 use crate::apply::{Verdict, chain_of};
 use crate::assemble::assemble;
+use crate::clock::rfc3339;
 use crate::config::Config;
 use crate::control::{Answer, ControlError, Renewed, RenewedLeaf, Request, ask};
 use crate::lock::StateLock;
 use crate::progress::{Progress, Step};
 use crate::reconcile::{Pass, Reconciler, Wanted};
-use crate::status::{LeafStatus, Status, rfc3339};
+use crate::status::{LeafStatus, Status};
 
 /// Renews, shows each step on a terminal, and ends with the old and the new certificate.
 pub async fn renew(config: &Config, allow_loss: Vec<String>, json: bool) -> Result<ExitCode, CommandError> {

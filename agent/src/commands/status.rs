@@ -8,11 +8,11 @@ use time::OffsetDateTime;
 use super::{CommandError, DIGITS, Paint, abbreviated, print, print_json};
 use crate::apply::chain_of;
 use crate::assemble::{assemble, assemble_to_look};
-use crate::clock::Clock;
+use crate::clock::{Clock, rfc3339};
 use crate::config::Config;
 use crate::control::{Answer, ControlError, Request, ask};
 use crate::reconcile::Reconciler;
-use crate::status::{PeerStatus, Route, ServedLeaf, State, Status, rfc3339};
+use crate::status::{PeerStatus, Route, ServedLeaf, State, Status};
 
 /// Asks the daemon; where none runs, looks at what is on the disk and served, and says that none runs.
 pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
