@@ -61,10 +61,14 @@ impl Generations {
         Self { directory: state.join("generations") }
     }
 
+    fn directory_of(&self, number: u64) -> PathBuf {
+        self.directory.join(format!("{number:06}"))
+    }
+
     /// Where the files of a generation are, or would be.
     #[must_use]
     pub fn files(&self, number: u64) -> TlsFiles {
-        let directory = self.directory.join(format!("{number:06}"));
+        let directory = self.directory_of(number);
         TlsFiles {
             cert_file: directory.join("cert.pem"),
             key_file: directory.join("key.pem"),
@@ -103,8 +107,8 @@ impl Generations {
     pub fn write(&self, chain: &VerifiedChain, bundle: &TrustBundle) -> Result<Generation, FileError> {
         let number = self.numbers()?.last().map_or(1, |last| last + 1);
         let files = self.files(number);
-        let finished = self.directory.join(format!("{number:06}"));
-        let partial = self.directory.join(format!("{number:06}.partial"));
+        let finished = self.directory_of(number);
+        let partial = finished.with_extension("partial");
         if partial.exists() {
             fs::remove_dir_all(&partial).map_err(FileError::on("remove", &partial))?;
         }
@@ -162,7 +166,7 @@ impl Generations {
         let numbers = self.numbers()?;
         let old = numbers.len().saturating_sub(KEPT);
         for number in numbers[..old].iter().filter(|number| !in_use.contains(number)) {
-            let path = self.directory.join(format!("{number:06}"));
+            let path = self.directory_of(*number);
             fs::remove_dir_all(&path).map_err(FileError::on("remove", &path))?;
         }
         Ok(())
