@@ -30,10 +30,11 @@ pub fn backoff(failures: u32, min: Duration, max: Duration, random: f64) -> Dura
     doubled.min(max).mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
 }
 
-/// An interval, shifted by up to a tenth either way. `random` lies in 0..1.
+/// An interval, shortened by up to a fifth and never lengthened, so that what is promised to be seen within one is. `random`
+/// lies in 0..1.
 #[must_use]
 pub fn jittered(interval: Duration, random: f64) -> Duration {
-    interval.mul_f64(0.9 + random.clamp(0.0, 1.0) / 5.0)
+    interval.mul_f64(0.8 + random.clamp(0.0, 1.0) / 5.0)
 }
 
 /// A number in 0..1 that is always the same for the same text and spread evenly over texts.

@@ -26,7 +26,7 @@ const CONFIRMED: &str = "nats_tls_agent_served_confirmed_seconds";
 const SOON: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-async fn certificates_of_half_a_minute_are_renewed_again_and_again_under_traffic_that_loses_nothing() {
+async fn certificates_of_a_minute_are_renewed_again_and_again_under_traffic_that_loses_nothing() {
     let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 3).unwrap();
     // Due as early as is allowed: every six seconds.
     cluster.cluster.validity = "1m".into();
