@@ -4,6 +4,7 @@
 
 mod aws;
 mod bad_input;
+mod chaos;
 mod fleet;
 mod harness_works;
 mod operator;
@@ -12,6 +13,7 @@ mod readme;
 mod render;
 mod rotation;
 mod secrecy;
+mod steady;
 mod versions;
 
 use std::net::SocketAddr;

@@ -44,6 +44,8 @@ pub struct Fleet {
     pub moto: Moto,
     /// The CA that signs.
     pub ca: Ca,
+    /// Further lines of `[issuer]`.
+    pub issuer: String,
     /// Lines of `[discovery]`.
     pub discovery: String,
     /// Lines of `[renewal]`.
@@ -81,9 +83,9 @@ impl Fleet {
         let (ca, instances) = tokio::try_join!(group, moto.launch(GROUP, size))?;
         let ca_file = directory.path().join("moto-ca.pem");
         std::fs::write(&ca_file, &ca.pem).map_err(|error| Failure::new("could not keep moto's CA").because(error))?;
-        let (discovery, renewal) = ("interval = \"1s\"".into(), String::new());
+        let (issuer, discovery, renewal) = (String::new(), "interval = \"1s\"".into(), String::new());
         let nodes = Vec::new();
-        let mut fleet = Self { nodes, moto, ca, discovery, renewal, identity, cluster, ca_file, directory };
+        let mut fleet = Self { nodes, moto, ca, issuer, discovery, renewal, identity, cluster, ca_file, directory };
         for instance in instances {
             fleet.add(instance).await?;
         }
@@ -223,9 +225,9 @@ impl Fleet {
             }
             Identity::Metadata => String::new(),
         };
-        let (ca, discovery, renewal) = (&self.ca.arn, &self.discovery, &self.renewal);
+        let (ca, issuer, discovery, renewal) = (&self.ca.arn, &self.issuer, &self.discovery, &self.renewal);
         format!(
-            "{node}[issuer]\nca_arn = \"{ca}\"\n[trust]\nsecret_id = \"{SECRET}\"\n[discovery]\n{discovery}\n\
+            "{node}[issuer]\nca_arn = \"{ca}\"\n{issuer}\n[trust]\nsecret_id = \"{SECRET}\"\n[discovery]\n{discovery}\n\
              [renewal]\n{renewal}\n"
         )
     }

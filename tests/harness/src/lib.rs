@@ -3,6 +3,7 @@
 //!
 //! Everything here is bounded in time and cleans up when dropped.
 
+pub mod acknowledged;
 pub mod agent;
 pub mod cluster;
 pub mod fleet;
@@ -13,6 +14,8 @@ pub mod moto;
 pub mod nats_server;
 pub mod nodes;
 pub mod process;
+pub mod small_disk;
+pub mod soak;
 pub mod tools;
 pub mod traffic;
 

@@ -149,7 +149,7 @@ impl Traffic {
             tally.duplicates += received.duplicates;
             latencies.extend_from_slice(&received.latencies);
             for connection in [&pair.publisher, &pair.subscriber] {
-                tally.disconnects += connection.disconnects.load(Ordering::Relaxed);
+                tally.disconnects += connection.disconnects();
                 tally.reconnects += connection.client.statistics().connects.load(Ordering::Relaxed).saturating_sub(1);
             }
         }
@@ -214,13 +214,18 @@ impl Drop for Pair {
 
 /// A client that stays with its server, and how often it lost it.
 #[derive(Debug)]
-struct Connection {
-    client: Client,
+pub(crate) struct Connection {
+    pub(crate) client: Client,
     disconnects: Arc<AtomicU64>,
 }
 
 impl Connection {
-    async fn open(endpoint: &Endpoint) -> Result<Self, Failure> {
+    /// How often it lost its server.
+    pub(crate) fn disconnects(&self) -> u64 {
+        self.disconnects.load(Ordering::Relaxed)
+    }
+
+    pub(crate) async fn open(endpoint: &Endpoint) -> Result<Self, Failure> {
         let disconnects = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&disconnects);
         let mut options = ConnectOptions::new()
