@@ -1,4 +1,4 @@
-//! The workspace's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask setup`.
+//! The workspace's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask soak`, `cargo xtask setup`.
 //!
 //! Each brings the set-up that it needs. A machine with Rust, a C compiler and Python is enough.
 
@@ -7,6 +7,8 @@
 mod cargo;
 mod demo;
 mod setup;
+mod soak;
+mod step;
 mod test;
 
 use std::fmt;
@@ -32,6 +34,8 @@ enum Task {
         #[arg(last = true)]
         nextest: Vec<String>,
     },
+    /// Run the long form of every test that has one, and print the figures
+    Soak,
     /// Watch a cluster on loopback rotate its certificates and replace a node, under counted traffic
     Demo {
         /// How many nodes
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         Task::Test { nextest } => test::run(&nextest),
+        Task::Soak => soak::run(),
         Task::Demo { nodes, keep } => demo::run(nodes, keep),
     };
     done.unwrap_or_else(|failure| {
