@@ -102,7 +102,7 @@ impl AwsSettings {
         if let Some(endpoint) = &self.imds_endpoint {
             match builder.clone().endpoint(endpoint) {
                 Ok(named) => builder = named,
-                Err(error) => tracing::warn!(%endpoint, %error, "not a usable instance metadata endpoint"),
+                Err(error) => tracing::warn!("{endpoint} is not a usable instance metadata endpoint: {error}"),
             }
         }
         builder.build()

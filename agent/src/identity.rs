@@ -263,7 +263,7 @@ impl Metadata {
         let Some(name) = text.split_whitespace().next() else { return Ok(None) };
         let name = DnsName::try_from(name.to_owned());
         Ok(name
-            .inspect_err(|error| tracing::warn!(%error, "the instance's host name stays out of the certificate"))
+            .inspect_err(|error| tracing::warn!("the instance's host name stays out of the certificate: {error}"))
             .ok())
     }
 

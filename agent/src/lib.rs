@@ -33,5 +33,6 @@ pub mod reconcile;
 pub mod render;
 pub mod san;
 pub mod schedule;
+pub mod service;
 pub mod status;
 pub mod trust;

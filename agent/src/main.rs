@@ -8,6 +8,9 @@ use nats_tls_agent::cli::{Cli, Command, JsonArg};
 use nats_tls_agent::commands::{self, CommandError, Paint, print};
 use nats_tls_agent::config::Config;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::debug_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 fn main() -> ExitCode {
     // Every file names its own mode at creation; this only takes everything from the world.
@@ -67,10 +70,29 @@ async fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
     }
 }
 
-/// Logs go to standard error: the daemon's in full, a command's only if something is amiss. `RUST_LOG` overrules.
+/// Logs go to standard error: the daemon's in full, a command's only if something is amiss. `RUST_LOG` overrules. Where
+/// standard error is the journal, they go there with their fields, which the text says too.
 fn start_log(is_daemon: bool) {
     let default = if is_daemon { "info" } else { "error" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+    let journal = is_journal().then(tracing_journald::layer).and_then(Result::ok);
+    let text = journal.is_none().then(|| {
+        let message_alone = debug_fn(|writer, field, value| match field.name() {
+            "message" => write!(writer, "{value:?}"),
+            _ => Ok(()),
+        });
+        let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+        layer.fmt_fields(message_alone).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+    });
+    let journal = journal.map(|journal| {
+        journal.with_field_prefix(Some("NATS_TLS_AGENT".into())).with_syslog_identifier("nats-tls-agent".into())
+    });
+    tracing_subscriber::registry().with(filter).with(journal).with(text).init();
+}
+
+/// Whether standard error is the stream that systemd says it is: `JOURNAL_STREAM`, systemd.exec(5).
+fn is_journal() -> bool {
+    let named = std::env::var("JOURNAL_STREAM").ok();
+    let own = rustix::fs::fstat(std::io::stderr()).ok().map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
+    named.is_some() && named == own
 }

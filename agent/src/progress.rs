@@ -76,6 +76,35 @@ impl std::fmt::Display for Step {
     }
 }
 
+/// What of a step a log can be searched for.
+#[derive(Default)]
+struct Fields<'a> {
+    name: &'static str,
+    generation: Option<u64>,
+    serial: Option<&'a str>,
+    certificate: Option<&'a str>,
+    pid: Option<i32>,
+}
+
+impl Step {
+    fn fields(&self) -> Fields<'_> {
+        let of = |name| Fields { name, ..Fields::default() };
+        match self {
+            Self::Resumed { handle } => Fields { certificate: handle.as_deref(), ..of("resumed") },
+            Self::KeyMade { .. } => of("key_made"),
+            Self::Requested { handle } => Fields { certificate: Some(handle), ..of("requested") },
+            Self::Issued { serial, generation } => {
+                Fields { serial: Some(serial), generation: Some(*generation), ..of("issued") }
+            }
+            Self::Validated { .. } => of("validated"),
+            Self::Committed { generation } => Fields { generation: Some(*generation), ..of("committed") },
+            Self::Signalled { pid } => Fields { pid: Some(*pid), ..of("signalled") },
+            Self::Confirmed { .. } => of("confirmed"),
+            Self::RolledBack { .. } => of("rolled_back"),
+        }
+    }
+}
+
 /// Where steps are reported: always the log, and whoever waits.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
@@ -91,7 +120,8 @@ impl Progress {
 
     /// Reports a step. A listener that has gone is no matter.
     pub fn report(&self, step: Step) {
-        tracing::info!("{step}");
+        let Fields { name, generation, serial, certificate, pid } = step.fields();
+        tracing::info!(step = name, generation, serial, certificate, pid, "{step}");
         if let Some(listener) = &self.listener {
             let _gone = listener.send(step);
         }

@@ -13,6 +13,7 @@ mod readme;
 mod render;
 mod rotation;
 mod secrecy;
+mod service;
 mod steady;
 mod versions;
 

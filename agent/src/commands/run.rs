@@ -17,6 +17,7 @@ use crate::metrics;
 use crate::progress::Progress;
 use crate::reconcile::{Parts, Pass, Reconciler, Wanted};
 use crate::schedule::backoff;
+use crate::service::Service;
 use crate::status::{State, Status};
 
 /// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration again.
@@ -38,6 +39,7 @@ pub async fn run(file: &Path, config: Config, allow_loss: Vec<String>) -> Result
         _ = signals.interrupt.recv() => Ok(()),
     };
     tracing::info!("stopping");
+    Service::stopping();
     let _gone = std::fs::remove_file(socket);
     ended.map(|()| ExitCode::SUCCESS)
 }
@@ -69,7 +71,9 @@ async fn keep(
     mut jobs: mpsc::Receiver<Job>,
     status: watch::Sender<Option<Status>>,
 ) -> Result<(), CommandError> {
-    let parts = patiently_assemble(file, &mut config, &allow_loss, hang_up, &mut jobs, &status).await?;
+    let mut service = Service::of_environment();
+    service.note_committed(&config.nats.config);
+    let parts = patiently_assemble(file, &mut config, &allow_loss, hang_up, &mut jobs, &status, &mut service).await?;
     let mut reconciler = Reconciler::new(parts);
     let mut job = None::<Job>;
     loop {
@@ -79,19 +83,22 @@ async fn keep(
             None => reconciler.pass(&Wanted::default(), &Progress::default()).await,
         };
         log(before.as_ref(), &pass);
-        let next = pass.next;
+        let (next, clock) = (pass.next, reconciler.clock());
+        service.note_committed(&config.nats.config);
+        service.show(&pass.status, clock.now());
         status.send_replace(Some(pass.status));
-        let clock = reconciler.clock();
         tokio::select! {
-            () = clock.sleep_until(next) => {}
+            () = service.sleep_until(&clock, next) => {}
             asked = jobs.recv() => job = asked,
             _ = hang_up.recv() => {
+                service.reloading();
                 if let Some(changed) = read_again(file, &config) {
                     match assemble(&changed, allow_loss.clone()).await {
                         Ok(parts) => (config, reconciler) = (changed, Reconciler::new(parts)),
                         Err(error) => tracing::error!("the configuration in force stays: {}", chain_of(&error)),
                     }
                 }
+                service.reloaded();
             }
         }
     }
@@ -124,18 +131,24 @@ async fn patiently_assemble(
     hang_up: &mut Signal,
     jobs: &mut mpsc::Receiver<Job>,
     status: &watch::Sender<Option<Status>>,
+    service: &mut Service,
 ) -> Result<Parts, AssembleError> {
     let mut failures = 0;
     loop {
+        service.alive();
         let why = match assemble(config, allow_loss.to_vec()).await {
             Err(error) if error.may_pass() => chain_of(&error),
             assembled => return assembled,
         };
         tracing::error!("{why}");
-        status.send_replace(Some(Reconciler::new(assemble_to_look(config).await).inspect(why.clone()).await));
+        let mut reconciler = Reconciler::new(assemble_to_look(config).await);
+        let (found, clock) = (reconciler.inspect(why.clone()).await, reconciler.clock());
+        service.show(&found, clock.now());
+        status.send_replace(Some(found));
         failures += 1;
         let RenewalConfig { retry_min, retry_max, .. } = config.renewal;
-        let pause = tokio::time::sleep(backoff(failures, retry_min, retry_max, fastrand::f64()));
+        let pause = clock.now() + backoff(failures, retry_min, retry_max, fastrand::f64());
+        let pause = service.sleep_until(&clock, pause);
         tokio::pin!(pause);
         loop {
             tokio::select! {
@@ -187,9 +200,10 @@ fn log(before: Option<&Status>, pass: &Pass) {
     if before.is_some_and(|before| before.state == state && before.reasons == *reasons) {
         return;
     }
+    let field = state.to_string();
     match state {
-        State::Healthy => tracing::info!("healthy"),
-        State::Degraded => tracing::warn!("degraded: {}", reasons.join("; ")),
-        State::Failing => tracing::error!("failing: {}", reasons.join("; ")),
+        State::Healthy => tracing::info!(state = field, "healthy"),
+        State::Degraded => tracing::warn!(state = field, "degraded: {}", reasons.join("; ")),
+        State::Failing => tracing::error!(state = field, "failing: {}", reasons.join("; ")),
     }
 }

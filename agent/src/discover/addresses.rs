@@ -126,7 +126,7 @@ async fn resolve(id: &str, region: &str) -> Option<Vec<IpAddr>> {
     match tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await {
         Ok(Ok(addresses)) => Some(addresses.map(|address| address.ip()).collect()),
         Ok(Err(error)) => {
-            tracing::debug!(name = name.as_str(), %error, "the instance's name does not resolve");
+            tracing::debug!("{} does not resolve: {error}", name.as_str());
             None
         }
         Err(_) => {

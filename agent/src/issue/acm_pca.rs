@@ -103,7 +103,7 @@ impl AcmPca {
                 Ok(if short { UsageMode::ShortLived } else { UsageMode::NoLimitKnown })
             }
             Err(failure) if failure.kind == FailureKind::Denied && failure.code.is_some() => {
-                tracing::debug!(%failure, "the CA's usage mode stays unknown; IssueCertificate will say");
+                tracing::debug!("the CA's usage mode stays unknown, IssueCertificate will say: {failure}");
                 Ok(UsageMode::NoLimitKnown)
             }
             Err(failure) => Err(self.error(failure)),

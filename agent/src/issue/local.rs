@@ -192,7 +192,7 @@ impl Local {
             if pem.and_then(|pem| Leaf::from_pem(&pem).ok()).is_some_and(|leaf| leaf.not_after < now)
                 && let Err(error) = std::fs::remove_file(&file)
             {
-                tracing::debug!(file = %file.display(), %error, "could not remove an expired certificate");
+                tracing::debug!("could not remove the expired certificate {}: {error}", file.display());
             }
         }
     }

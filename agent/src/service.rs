@@ -1,0 +1,102 @@
+//! What the service manager is told: sd_notify(3), in a unit with `Type=notify`. Elsewhere nothing happens.
+//!
+//! Only the loop that reconciles speaks, so that a loop that hangs is silent, and systemd starts the agent anew.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use time::OffsetDateTime;
+
+use crate::clock::{Clock, rfc3339};
+use crate::status::Status;
+
+/// What was told so far.
+#[derive(Debug, Default)]
+pub struct Service {
+    watchdog: Option<Duration>,
+    is_ready: bool,
+    told: String,
+}
+
+impl Service {
+    /// As the environment says: `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID`.
+    #[must_use]
+    pub fn of_environment() -> Self {
+        Self { watchdog: sd_notify::watchdog_enabled(), ..Self::default() }
+    }
+
+    /// Ready as soon as there is a configuration for nats-server to start with: on a first boot that is the first commit,
+    /// after a reboot it is there, and nats-server serves whether or not AWS does.
+    pub fn note_committed(&mut self, config: &Path) {
+        if !self.is_ready && config.is_file() {
+            self.is_ready = true;
+            notify(&[NotifyState::Ready]);
+        }
+    }
+
+    /// What `systemctl status` shows.
+    pub fn show(&mut self, status: &Status, now: OffsetDateTime) {
+        let text = summary(status, now);
+        if text != self.told {
+            notify(&[NotifyState::Status(&text)]);
+            self.told = text;
+        }
+    }
+
+    /// The loop goes round.
+    pub fn alive(&self) {
+        if self.watchdog.is_some() {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+
+    /// Sleeps as [`Clock::sleep_until`] does, and goes on saying that the loop is alive, three times as often as it must.
+    pub async fn sleep_until(&self, clock: &Clock, deadline: OffsetDateTime) {
+        let Some(watchdog) = self.watchdog else { return clock.sleep_until(deadline).await };
+        while clock.now() < deadline {
+            self.alive();
+            clock.sleep_until(deadline.min(clock.now() + watchdog / 3)).await;
+        }
+    }
+
+    /// The configuration is read again. [`Service::reloaded`] ends it.
+    pub fn reloading(&self) {
+        // systemd 253 and later want to know when.
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => notify(&[NotifyState::Reloading, now]),
+            Err(_) => notify(&[NotifyState::Reloading]),
+        }
+    }
+
+    /// The configuration was read again, or the one in force stays.
+    pub fn reloaded(&self) {
+        notify(&[NotifyState::Ready]);
+    }
+
+    /// The end was asked for.
+    pub fn stopping() {
+        notify(&[NotifyState::Stopping]);
+    }
+}
+
+fn summary(status: &Status, now: OffsetDateTime) -> String {
+    let state = status.state;
+    let leaf = status.leaf.as_ref().map_or_else(
+        || "no certificate yet".to_owned(),
+        |leaf| {
+            let verb = if leaf.not_after <= now { "expired" } else { "until" };
+            format!("certificate {verb} {}, generation {}", rfc3339(leaf.not_after), leaf.generation)
+        },
+    );
+    let reason = status.reasons.first().map(|reason| format!("; {reason}")).unwrap_or_default();
+    // One line: the next one would be another notification.
+    format!("{state}; {leaf}{reason}").replace('\n', " ")
+}
+
+/// systemd being away is no reason to stop serving.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!("could not tell the service manager: {error}");
+    }
+}
