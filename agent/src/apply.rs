@@ -153,6 +153,18 @@ pub enum ApplyError {
         /// What was seen last.
         reason: String,
     },
+    /// nats-server wasn't seen to serve it in time, and the way back is barred.
+    #[error(
+        "nats-server did not come to serve the new configuration within {} s ({reason}), and the previous one can't be put \
+         back, so the new one stays committed and is tried again", CONFIRM_TIMEOUT.as_secs()
+    )]
+    NotRolledBack {
+        /// What was seen last.
+        reason: String,
+        /// What bars it.
+        #[source]
+        source: Box<ApplyError>,
+    },
     /// The committed configuration names no generation that can be read.
     #[error("{} names no generation of this agent that can be read; it is replaced by the next commit", .0.display())]
     Unnamed(PathBuf),
@@ -400,7 +412,13 @@ impl Apply {
             self.look(&desired.generation.chain).await?;
             return Err(ApplyError::NotConfirmed { reason });
         };
-        let expected = self.commit(&running, &before, None, progress).await?;
+        let expected = match self.commit(&running, &before, None, progress).await {
+            Ok(expected) => expected,
+            Err(source) => {
+                self.look(&desired.generation.chain).await?;
+                return Err(ApplyError::NotRolledBack { reason, source: Box::new(source) });
+            }
+        };
         progress.report(Step::RolledBack { reason: reason.clone() });
         self.expected = Some((running, expected.clone()));
         self.look(&before.chain).await?;
@@ -447,6 +465,22 @@ impl Apply {
     }
 
     async fn signal_and_confirm(
+        &mut self,
+        expected: &Expected,
+        chain: &VerifiedChain,
+        proof: Proof,
+        progress: &Progress,
+    ) -> Result<Verdict, ApplyError> {
+        let confirmed = self.signal_until_confirmed(expected, chain, proof, progress).await;
+        if confirmed.is_err() {
+            // What its ports showed when they were last asked stands no longer.
+            self.observed = Observed::absent("it is looked at anew".into());
+            self.look(chain).await?;
+        }
+        confirmed
+    }
+
+    async fn signal_until_confirmed(
         &self,
         expected: &Expected,
         chain: &VerifiedChain,
@@ -457,21 +491,26 @@ impl Apply {
         let running = read_config(&self.running_file())?.or(self.committed()?);
         let listeners = Listeners::of(running.as_ref().map(Rendered::text), nats);
         let started = tokio::time::Instant::now();
-        let mut signalled = None::<tokio::time::Instant>;
+        let mut signalled = None::<(i32, tokio::time::Instant)>;
+        let mut not_listening = None::<ServerError>;
         let mut pause = FIRST_LOOK;
         loop {
-            if signalled.is_none_or(|at| at.elapsed() >= SIGNAL_AGAIN) {
+            if signalled.is_none_or(|(_, at)| at.elapsed() >= SIGNAL_AGAIN) {
                 match server.reload(chain, &listeners).await {
                     Ok(pid) => {
                         if signalled.is_none() {
                             progress.report(Step::Signalled { pid });
                         }
-                        signalled = Some(tokio::time::Instant::now());
+                        signalled = Some((pid, tokio::time::Instant::now()));
                     }
                     // It may just be starting, and then has what is committed: it is looked at, and signalled when it
                     // listens. One that drains is left in peace.
-                    Err(ServerError::NotListening { .. }) if started.elapsed() < CONFIRM_TIMEOUT => {}
-                    Err(ServerError::Process(process::ProcessError::Absent(why))) => return Ok(Verdict::NoServer(why)),
+                    Err(error @ ServerError::NotListening { .. }) => not_listening = Some(error),
+                    Err(ServerError::Process(process::ProcessError::Absent(why))) if signalled.is_none() => {
+                        return Ok(Verdict::NoServer(why));
+                    }
+                    // One that was there may be replaced this very moment.
+                    Err(ServerError::Process(process::ProcessError::Absent(_))) => {}
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -479,11 +518,21 @@ impl Apply {
             pause = (pause * 2).min(LONGEST_LOOK);
             let observed = server.observe(chain, &listeners, None).await;
             let is_told = proof == Proof::Expected && expected.digest.is_some();
-            match judge(&observed, expected).only_if(is_told || has_loaded(&self.observed, &observed)) {
+            let verdict = match (judge(&observed, expected), signalled) {
+                (Verdict::NoServer(why), Some((pid, _))) => Verdict::Other(format!(
+                    "nats-server (pid {pid}) ended when it was told to reload, and none has taken its place: {why}"
+                )),
+                (verdict, _) => verdict.only_if(is_told || has_loaded(&self.observed, &observed)),
+            };
+            match verdict {
                 Verdict::Other(_) if started.elapsed() < CONFIRM_TIMEOUT => {}
                 Verdict::Live { by } => {
                     progress.report(Step::Confirmed { by: by.clone() });
                     return Ok(Verdict::Live { by });
+                }
+                // What was never signalled has refused nothing, and its next start is to find what is new.
+                Verdict::Other(_) if let (None, Some(error)) = (signalled, not_listening.take()) => {
+                    return Err(error.into());
                 }
                 verdict => return Ok(verdict),
             }

@@ -15,6 +15,7 @@ use super::*;
 use crate::apply::ApplyParts;
 use crate::apply::listeners::Listeners;
 use crate::apply::monitor::Varz;
+use crate::apply::probe::ProbeError;
 use crate::apply::process::ProcessError;
 use crate::apply::server::{Observed, Presence, Server, ServerError};
 use crate::config::NatsConfig;
@@ -28,6 +29,8 @@ use crate::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, 
 use crate::san::Sans;
 use crate::status::State;
 use crate::trust::{Leaf, VerifiedChain};
+
+mod reloads;
 
 const START: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
 const DAY: Duration = Duration::from_hours(24);
@@ -132,6 +135,10 @@ struct FakeServer {
     reloads: AtomicU32,
     ignores: AtomicBool,
     refuses: AtomicBool,
+    /// Ends when it is told to reload.
+    dies: AtomicBool,
+    /// Runs and accepts no client: it is starting, draining or frozen.
+    is_deaf: AtomicBool,
     /// As before 2.11, which reports no digest.
     is_old: AtomicBool,
 }
@@ -187,7 +194,8 @@ impl Server for FakeServer {
         let Some(loaded) = self.loaded.lock().unwrap().clone() else {
             return Observed::absent("it was not started".into());
         };
-        let leaf = self.served().map(|leaf| leaf.sha256).ok_or_else(|| "no leaf".to_owned());
+        let heard = !self.is_deaf.load(Ordering::Relaxed);
+        let leaf = self.served().filter(|_| heard).map(|leaf| leaf.sha256).ok_or_else(|| "no leaf".to_owned());
         Observed {
             presence: Presence::Running(1),
             varz: Some(Varz {
@@ -207,7 +215,15 @@ impl Server for FakeServer {
         let Some(loaded) = self.loaded.lock().unwrap().clone() else {
             return Err(ProcessError::Absent("it was not started".into()).into());
         };
+        if self.is_deaf.load(Ordering::Relaxed) {
+            let address = ([127, 0, 0, 1], 4222).into();
+            return Err(ServerError::NotListening { pid: 1, address, source: ProbeError::Slow { address } });
+        }
         self.reloads.fetch_add(1, Ordering::Relaxed);
+        if self.dies.load(Ordering::Relaxed) {
+            *self.loaded.lock().unwrap() = None;
+            return Ok(1);
+        }
         let text = std::fs::read_to_string(&self.config).unwrap();
         if !self.ignores.load(Ordering::Relaxed) && setting(&loaded, "server_name") == setting(&text, "server_name") {
             self.load(text);
@@ -250,6 +266,8 @@ impl Bench {
             reloads: AtomicU32::new(0),
             ignores: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
+            dies: AtomicBool::new(false),
+            is_deaf: AtomicBool::new(false),
             is_old: AtomicBool::new(false),
         };
         Self {

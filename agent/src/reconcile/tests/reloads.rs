@@ -1,0 +1,67 @@
+//! Reloads that go wrong, and roll-backs that do.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_dies_of_the_signal_is_told_so_and_its_next_start_comes_to_serve_what_was_paid_for() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    let before = bench.committed();
+    bench.server.dies.store(true, Ordering::Relaxed);
+    let died = renew(&mut agent).await.outcome.unwrap_err();
+    let PassError::Apply(ApplyError::RolledBack { reason, confirmed: false }) = &died else { panic!("{died:?}") };
+    assert!(reason.contains("(pid 1) ended when it was told to reload"), "{reason}");
+    // Should the new one be what kills it, its next start is with the old one.
+    assert_eq!(bench.committed(), before);
+    bench.server.dies.store(false, Ordering::Relaxed);
+    bench.server.start();
+    let pass = bench.live(&mut agent, START + Duration::from_hours(1)).await;
+    assert_eq!((pass.status.state, bench.issuer.requests()), (State::Healthy, 2), "{:?}", pass.status.reasons);
+    assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_10_a_server_that_accepts_no_client_is_not_signalled_and_nothing_is_taken_back() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    bench.server.is_deaf.store(true, Ordering::Relaxed);
+    let waits = renew(&mut agent).await;
+    assert!(
+        matches!(waits.outcome, Err(PassError::Apply(ApplyError::Server(ServerError::NotListening { .. })))),
+        "{:?}",
+        waits.outcome
+    );
+    // It has refused nothing: whoever starts it anew starts it with the new certificate.
+    assert!(bench.committed().contains("generations/000002"));
+    assert_eq!((bench.server.reloads(), waits.status.state), (0, State::Failing));
+    bench.server.is_deaf.store(false, Ordering::Relaxed);
+    let pass = bench.live(&mut agent, START + Duration::from_hours(1)).await;
+    assert_eq!((pass.status.state, bench.issuer.requests()), (State::Healthy, 2), "{:?}", pass.status.reasons);
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_02_a_disk_that_is_full_at_any_point_of_a_roll_back_leaves_a_whole_and_says_that_it_was_one() {
+    let mut barred = 0;
+    for points in 0.. {
+        let bench = Bench::new().await;
+        let agent = bench.serving().await;
+        bench.server.ignores.store(true, Ordering::Relaxed);
+        let Some(ended) = renew_with(agent, points, Fault::DiskFull).await else {
+            assert!(barred > 2, "only {barred} points of a roll-back were passed");
+            return;
+        };
+        let (mut agent, failed) = ended.expect("a full disk is no crash");
+        assert_whole(&bench);
+        let error = failed.outcome.unwrap_err();
+        if let PassError::Apply(ApplyError::NotRolledBack { .. }) = error {
+            barred += 1;
+            let said = failed.status.reasons.concat();
+            assert!(said.contains("did not come to serve") && said.contains("can't be put back"), "{said}");
+            assert_eq!(failed.status.state, State::Degraded, "what served serves on");
+        }
+        bench.server.ignores.store(false, Ordering::Relaxed);
+        let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(1)).await;
+        assert_eq!(pass.status.state, State::Healthy, "after a full disk at point {points}: {:?}", pass.status.reasons);
+        assert_eq!(bench.paid_for(), 2, "after a full disk at point {points}");
+    }
+}
