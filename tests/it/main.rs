@@ -10,6 +10,7 @@ mod harness_works;
 mod operator;
 mod protection;
 mod readme;
+mod reloads;
 mod render;
 mod rotation;
 mod secrecy;

@@ -265,7 +265,9 @@ impl Node {
         complete.max().ok_or_else(cannot)
     }
 
-    fn pid_file(&self) -> PathBuf {
+    /// The pid file.
+    #[must_use]
+    pub fn pid_file(&self) -> PathBuf {
         self.directory.join("nats-server.pid")
     }
 

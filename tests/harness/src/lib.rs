@@ -7,6 +7,7 @@ pub mod acknowledged;
 pub mod agent;
 pub mod cluster;
 pub mod fleet;
+pub mod front;
 pub mod gateway;
 pub mod imds;
 pub mod loopback;

@@ -1,0 +1,122 @@
+//! A nats-server whose signals go astray: a process of that name stands before a real server, is what the pid file names,
+//! and does with SIGHUP as it is told.
+//!
+//! The real server always reloads within milliseconds, so what can't be had from it is had here: it serves, and the
+//! signal that it is sent is lost, late or deadly. That signals can be lost is documented: nats-server reads them from a
+//! Go channel, and "package signal will not block sending to c" (<https://pkg.go.dev/os/signal#Notify>).
+
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+use tokio::process::Command;
+
+use crate::cluster::Node;
+use crate::process::{Process, tail};
+use crate::{Failure, eventually};
+
+/// What becomes of a SIGHUP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mood {
+    /// The server behind gets it.
+    Passes,
+    /// Nobody gets it.
+    Ignores,
+    /// The server behind gets it after thirty seconds.
+    Dawdles,
+    /// The server behind is killed by it, and so is the one in front.
+    Dies,
+    /// The server behind is stopped, and one under its own pid takes its place, as a unit's restart does.
+    IsReplaced,
+}
+
+impl Mood {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Passes => "passes",
+            Self::Ignores => "ignores",
+            Self::Dawdles => "dawdles",
+            Self::Dies => "dies",
+            Self::IsReplaced => "is-replaced",
+        }
+    }
+}
+
+/// The agent knows nats-server by the name of its executable and by the `-c` of its command line, so this is a copy of
+/// the shell under that name, with these arguments after its script: `SERVER -c CONFIG PID_FILE MOOD_FILE`. What it starts
+/// ends with it.
+const SCRIPT: &str = r#"
+behind() { setpriv --pdeathsig KILL "$1" -c "$3" & child=$!; }
+hang_up() {
+    read -r mood < "$mood_file"
+    echo "front: SIGHUP $mood"
+    case $mood in
+        passes) kill -HUP "$child" ;;
+        dawdles) (sleep 30; kill -HUP "$child") & ;;
+        dies) kill -KILL "$child"; kill -KILL $$ ;;
+        is-replaced) kill -TERM "$child"; wait "$child"; behind "$@" ;;
+    esac
+}
+pid_file=$4 mood_file=$5
+behind "$@"
+until [ "$(cat "$pid_file" 2>/dev/null)" = "$child" ]; do sleep 0.01; done
+trap 'hang_up "$@"' HUP
+trap 'kill -TERM "$child"; wait "$child"; exit' TERM
+echo $$ > "$pid_file"
+while kill -0 "$child" 2>/dev/null; do wait "$child"; done
+"#;
+
+/// The process in front, and the server behind it. Both end when this is dropped.
+#[derive(Debug)]
+pub struct Front {
+    process: Process,
+    mood: PathBuf,
+}
+
+impl Front {
+    /// Starts a server behind a front, on the configuration that the node's agent has committed, and waits until it
+    /// serves and the pid file names the front.
+    pub async fn start(node: &Node, server: &Path) -> Result<Self, Failure> {
+        let cannot = |error| Failure::new("could not set a front before nats-server").because(error);
+        let directory = node.nats_config().with_file_name("front");
+        std::fs::create_dir_all(&directory).map_err(cannot)?;
+        let [binary, script, mood] = ["nats-server", "script", "mood"].map(|name| directory.join(name));
+        std::fs::copy("/bin/sh", &binary).map_err(cannot)?;
+        std::fs::write(&script, SCRIPT).map_err(cannot)?;
+        let mut command = Command::new(&binary);
+        command.arg(&script).arg(server).arg("-c").arg(node.nats_config()).arg(node.pid_file()).arg(&mood);
+        let front = Self { mood, process: Process::spawn("the front", &mut command, &node.server_log())? };
+        front.is(Mood::Passes)?;
+        let pid = front.process.pid();
+        eventually("the front's start", std::time::Duration::from_secs(15), async || {
+            let named = std::fs::read_to_string(node.pid_file()).map_err(|error| error.to_string())?;
+            if named.trim().parse().ok() != pid {
+                return Err(format!("the pid file holds {named:?}; {}", tail(&node.server_log(), 5)));
+            }
+            tokio::net::TcpStream::connect(node.client()).await.map(drop).map_err(|error| error.to_string())
+        })
+        .await?;
+        Ok(front)
+    }
+
+    /// Tells it what to do with the next SIGHUP.
+    pub fn is(&self, mood: Mood) -> Result<(), Failure> {
+        std::fs::write(&self.mood, format!("{}\n", mood.word()))
+            .map_err(|error| Failure::new("could not set the front's mood").because(error))
+    }
+
+    /// Its process id, until its end was noticed.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.pid()
+    }
+
+    /// Fails when it has ended.
+    pub fn check_running(&mut self) -> Result<(), Failure> {
+        self.process.check_running()
+    }
+
+    /// Sends it a signal, such as SIGKILL, which ends the server behind it too.
+    pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
+        self.process.signal(signal)
+    }
+}
