@@ -1,9 +1,11 @@
 //! Wall clock and timers, under the tests' control.
 //!
 //! A certificate's life is wall-clock time, and a timer of the runtime stops while a machine is suspended. So what is
-//! due is always asked of the wall clock, and no sleep is longer than [`LONGEST_NAP`] before it is asked again. Under a
-//! virtual clock both follow tokio's paused time, and months pass in a second.
+//! due is always asked of the wall clock, and no sleep is longer than [`LONGEST_NAP`] before it is asked again. A wall
+//! clock can be set back too, by years, so no sleep outlasts on the runtime's clock what it was to last. Under a virtual
+//! clock both follow tokio's paused time, and months pass in a second.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -22,14 +24,35 @@ pub enum Clock {
         start: OffsetDateTime,
         /// The runtime's time at `start`.
         origin: tokio::time::Instant,
+        /// By how many seconds it was set forward since.
+        stepped: &'static AtomicI64,
     },
 }
+
+/// What a clock that is never set was set forward by.
+static NEVER_SET: AtomicI64 = AtomicI64::new(0);
 
 impl Clock {
     /// A clock that follows the runtime's own (paused, in a test) from `start` on.
     #[must_use]
     pub fn starting_at(start: OffsetDateTime) -> Self {
-        Self::Virtual { start, origin: tokio::time::Instant::now() }
+        Self::Virtual { start, origin: tokio::time::Instant::now(), stepped: &NEVER_SET }
+    }
+
+    /// The same, and it can be set with [`Clock::step`].
+    #[cfg(test)]
+    pub(crate) fn steppable(start: OffsetDateTime) -> Self {
+        // A clock is copied freely; a test's few bytes may stay.
+        let stepped = Box::leak(Box::default());
+        Self::Virtual { start, origin: tokio::time::Instant::now(), stepped }
+    }
+
+    /// Sets a virtual clock forward, or back, while the runtime's goes on.
+    #[cfg(test)]
+    pub(crate) fn step(&self, by: time::Duration) {
+        if let Self::Virtual { stepped, .. } = self {
+            stepped.fetch_add(by.whole_seconds(), Ordering::Relaxed);
+        }
     }
 
     /// The wall-clock time, UTC.
@@ -38,15 +61,24 @@ impl Clock {
     pub fn now(&self) -> OffsetDateTime {
         match self {
             Self::System => OffsetDateTime::now_utc(),
-            Self::Virtual { start, origin } => *start + origin.elapsed(),
+            Self::Virtual { start, origin, stepped } => {
+                *start + origin.elapsed() + time::Duration::seconds(stepped.load(Ordering::Relaxed))
+            }
         }
     }
 
-    /// Returns once the wall clock has reached `deadline`, at most [`LONGEST_NAP`] late after a suspend or a step.
+    /// Returns once the wall clock has reached `deadline`, at most [`LONGEST_NAP`] late after a suspend or a step forward,
+    /// and in any case when as much time has passed as was left at the beginning: a clock that is set back by hours in
+    /// the meantime doesn't make it sleep for hours.
     pub async fn sleep_until(&self, deadline: OffsetDateTime) {
-        while let Ok(left) = Duration::try_from(deadline - self.now())
-            && !left.is_zero()
-        {
+        let started = tokio::time::Instant::now();
+        let patience = Duration::try_from(deadline - self.now()).unwrap_or_default();
+        loop {
+            let left = Duration::try_from(deadline - self.now()).unwrap_or_default();
+            let left = left.min(patience.saturating_sub(started.elapsed()));
+            if left.is_zero() {
+                return;
+            }
             tokio::time::sleep(left.min(LONGEST_NAP)).await;
         }
     }
@@ -57,4 +89,38 @@ impl Clock {
 pub fn rfc3339(time: OffsetDateTime) -> String {
     let format = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
     time.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_else(|_| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOON: OffsetDateTime = time::macros::datetime!(2026-03-01 12:00 UTC);
+    const MINUTE: Duration = Duration::from_mins(1);
+
+    /// For how long a sleep of a minute lasts if the clock is set by this much in the middle of it.
+    async fn sleeps(step: time::Duration) -> Duration {
+        let (clock, started) = (Clock::steppable(NOON), tokio::time::Instant::now());
+        let sleep = tokio::spawn(async move { clock.sleep_until(NOON + MINUTE).await });
+        tokio::time::sleep(MINUTE / 2).await;
+        clock.step(step);
+        sleep.await.unwrap();
+        started.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sleep_lasts_as_long_as_it_was_to_though_the_clock_is_set_back() {
+        for step in [time::Duration::ZERO, time::Duration::hours(-3), time::Duration::days(-3653)] {
+            let slept = sleeps(step).await;
+            assert!(slept >= MINUTE && slept < MINUTE + LONGEST_NAP, "{slept:?} after a step of {step}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sleep_ends_within_a_nap_of_a_step_over_its_end() {
+        for step in [time::Duration::hours(3), time::Duration::days(3653)] {
+            let slept = sleeps(step).await;
+            assert!(slept <= MINUTE / 2 + LONGEST_NAP, "{slept:?} after a step of {step}");
+        }
+    }
 }

@@ -205,6 +205,17 @@ impl Issuance {
         self.journal.store(&entries)
     }
 
+    /// Dates the issuance that is under way by the issuer's clock, where this machine's was behind: once that is set, the
+    /// certificate is still to be collected, not taken for one of long ago.
+    pub fn began_no_earlier_than(&self, time: OffsetDateTime) -> Result<(), JournalError> {
+        let mut entries = self.journal.load()?;
+        match &mut entries.pending {
+            Some(pending) if pending.begun < time => pending.begun = time,
+            _ => return Ok(()),
+        }
+        self.journal.store(&entries)
+    }
+
     /// Whether an issuance was begun that has not been settled.
     #[must_use]
     pub fn is_under_way(&self) -> bool {

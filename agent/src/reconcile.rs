@@ -28,7 +28,7 @@ use crate::progress::{Progress, Step};
 use crate::render::{ClusterCredential, RenderError, Rendered, TlsFiles, Values, render};
 use crate::schedule::{backoff, due, jittered};
 use crate::status::{Findings, LeafStatus, NodeStatus, RenewalStatus, Status};
-use crate::trust::{CredentialSource, RejectedChain, TrustBundle, TrustError, TrustSource, VerifiedChain};
+use crate::trust::{CredentialSource, Leaf, RejectedChain, TrustBundle, TrustError, TrustSource, VerifiedChain};
 
 /// A bundle changes a few times in a CA's life; the source is asked every tenth round of discovery.
 const ROUNDS_PER_TRUST_POLL: u32 = 10;
@@ -111,22 +111,32 @@ pub enum PassError {
 #[derive(Clone, Debug)]
 struct Retry {
     next: OffsetDateTime,
+    /// When `next` was worked out.
+    since: OffsetDateTime,
     failures: u32,
     error: Option<String>,
 }
 
 impl Retry {
     fn at_once() -> Self {
-        Self { next: OffsetDateTime::UNIX_EPOCH, failures: 0, error: None }
+        Self { next: OffsetDateTime::UNIX_EPOCH, since: OffsetDateTime::UNIX_EPOCH, failures: 0, error: None }
     }
 
-    fn succeed(&mut self, next: OffsetDateTime) {
-        *self = Self { next, failures: 0, error: None };
+    fn succeed(&mut self, now: OffsetDateTime, next: OffsetDateTime) {
+        *self = Self { next, since: now, failures: 0, error: None };
+    }
+
+    /// A clock that was set back would put off for hours or years what was to come in minutes: that comes now.
+    fn heed_a_step_back(&mut self, now: OffsetDateTime) {
+        if now < self.since {
+            (self.since, self.next) = (now, self.next.min(now));
+        }
     }
 
     fn fail(&mut self, now: OffsetDateTime, renewal: &RenewalConfig, longest: Duration, error: String) {
         tracing::warn!("{error}");
         self.failures = self.failures.saturating_add(1);
+        self.since = now;
         self.next = now + backoff(self.failures, renewal.retry_min, longest, fastrand::f64());
         self.error = Some(error);
     }
@@ -214,7 +224,7 @@ impl Reconciler {
         let outcome = self.reconcile(wanted, progress).await;
         let now = self.parts.clock.now();
         match &outcome {
-            Ok(Verdict::Live { .. } | Verdict::NoServer(_)) => self.deploying.succeed(now),
+            Ok(Verdict::Live { .. } | Verdict::NoServer(_)) => self.deploying.succeed(now, now),
             Err(error) if error.is_of_deployment() => {
                 self.deploying.fail(now, &self.parts.renewal, self.parts.renewal.retry_max, chain_of(error));
             }
@@ -276,6 +286,9 @@ impl Reconciler {
 
     async fn reconcile(&mut self, wanted: &Wanted, progress: &Progress) -> Result<Verdict, PassError> {
         let now = self.parts.clock.now();
+        for retry in [&mut self.discovery, &mut self.trust, &mut self.issuing, &mut self.deploying] {
+            retry.heed_a_step_back(now);
+        }
         self.read_newest()?;
         let obtain = self.is_certificate_wanted(wanted, now);
 
@@ -321,7 +334,10 @@ impl Reconciler {
         }
         let leaf = &newest.chain.leaf;
         let resume = self.parts.issuance.is_under_way() || self.issuing.failures > 0;
-        resume || !leaf.sans.cover(&self.parts.node.sans) || now >= self.due(newest)
+        // One whose time comes only when its own life would be over was signed by a clock that was wrong, or this one is
+        // wrong: then what is asked for waits in the journal until it is set.
+        let is_of_another_time = leaf.not_before > now + self.parts.issuance.validity;
+        resume || is_of_another_time || !leaf.sans.cover(&self.parts.node.sans) || now >= self.due(newest)
     }
 
     fn due(&self, generation: &Generation) -> OffsetDateTime {
@@ -353,7 +369,7 @@ impl Reconciler {
             }
             Some(Ok(bundle)) => {
                 let pause = jittered(*interval * ROUNDS_PER_TRUST_POLL, fastrand::f64());
-                self.trust.succeed(clock.now() + pause);
+                self.trust.succeed(clock.now(), clock.now() + pause);
                 let fetched = bundle.anchors.len();
                 let bundle = match &self.newest {
                     Some(newest) => self.keep_needed_anchors(bundle, newest).await,
@@ -374,6 +390,11 @@ impl Reconciler {
             return fetched;
         }
         let now = self.parts.clock.now();
+        // Whether its time has come or is over is nothing to its anchor, and this machine's clock may be wrong.
+        let in_its_time = |chain: &[Vec<u8>]| match chain.first().map(|leaf| Leaf::parse(leaf)) {
+            Some(Ok(leaf)) => now.min(leaf.not_after).max(leaf.not_before),
+            _ => now,
+        };
         let mut served = vec![newest.chain.certificates()];
         let own = SocketAddr::new(self.parts.node.address, self.parts.apply.parts().nats.cluster_listen.port());
         let peers = self.last_good.peers.0.keys().filter(|address| **address != own);
@@ -381,9 +402,12 @@ impl Reconciler {
         let unseen = seen.iter().any(Option::is_none);
         served.extend(seen.into_iter().flatten());
         fetched.keeping(&newest.bundle, |anchor| {
-            let ends_here = |chain: &Vec<Vec<u8>>| newest.bundle.anchor_of(chain, now).is_some_and(|end| end == anchor);
+            let needs_it = |chain: &Vec<Vec<u8>>| {
+                let at = in_its_time(chain);
+                !fetched.chains(chain, at) && newest.bundle.anchor_of(chain, at).is_some_and(|end| end == anchor)
+            };
             // A peer that can't be asked may need any of them.
-            unseen || served.iter().any(|chain| !fetched.chains(chain, now) && ends_here(chain))
+            unseen || served.iter().any(needs_it)
         })
     }
 
@@ -398,7 +422,7 @@ impl Reconciler {
         };
         let answering = answering(self.last_good.peers.missing_from(&seen)).await;
         let settled = self.last_good.peers.settle(&seen, node, |peer| answering.contains(&peer.address));
-        self.discovery.succeed(clock.now() + jittered(*interval, fastrand::f64()));
+        self.discovery.succeed(clock.now(), clock.now() + jittered(*interval, fastrand::f64()));
         self.kept_peers = settled.kept;
         self.last_good.peers = settled.peers;
         self.last_good.group = seen.group.or(self.last_good.group.take());
@@ -450,7 +474,8 @@ impl Reconciler {
                 let generation = generations.write(&chain, bundle)?;
                 self.parts.issuance.settle()?;
                 // Should an issuer return leaves that are due at once, they are still asked for at a measured pace.
-                self.issuing.succeed(self.parts.clock.now() + self.parts.issuance.validity / 10);
+                let now = self.parts.clock.now();
+                self.issuing.succeed(now, now + self.parts.issuance.validity / 10);
                 progress.report(Step::Issued { serial: chain.leaf.serial.clone(), generation: generation.number });
                 self.newest = Some(generation);
             }
@@ -477,10 +502,12 @@ impl Reconciler {
         };
         let now = self.parts.clock.now();
         let accepted = bundle.accept(&issued.chain, &issued.csr.key, &self.parts.node.sans, now);
-        if let Err(rejected) = &accepted
-            && !rejected.may_pass_later()
-        {
-            self.parts.issuance.settle()?;
+        match &accepted {
+            Err(RejectedChain::NotYetValid { not_before, .. }) => {
+                self.parts.issuance.began_no_earlier_than(*not_before)?;
+            }
+            Err(rejected) if !rejected.may_pass_later() => self.parts.issuance.settle()?,
+            Ok(_) | Err(_) => {}
         }
         Ok(accepted?)
     }

@@ -244,6 +244,15 @@ impl Status {
                 reasons.push(format!("the certificate expired at {}", rfc3339(generation.chain.leaf.not_after)));
                 true
             }
+            Some(generation) if generation.chain.leaf.not_before > *now => {
+                let begin = rfc3339(generation.chain.leaf.not_before);
+                reasons.push(format!(
+                    "the certificate is valid from {begin}, and it is {} here: set this machine's clock, or renew if the \
+                     clock was wrong then",
+                    rfc3339(*now)
+                ));
+                false
+            }
             Some(_) => false,
         };
         match verdict {

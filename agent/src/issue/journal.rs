@@ -110,7 +110,7 @@ impl Journal {
 impl Entries {
     /// Notes that the issuer has issued, and so has been paid.
     pub fn note_issued(&mut self, now: OffsetDateTime) {
-        self.issued.retain(|at| *at > now - DAY && *at <= now);
+        self.issued.retain(|at| is_of_the_day(*at, now));
         self.issued.push(now);
         let surplus = self.issued.len().saturating_sub(MAX_REMEMBERED);
         self.issued.drain(..surplus);
@@ -119,8 +119,14 @@ impl Entries {
     /// How many certificates were issued in the day up to `now`.
     #[must_use]
     pub fn issued_in_a_day(&self, now: OffsetDateTime) -> usize {
-        self.issued.iter().filter(|at| **at > now - DAY && **at <= now).count()
+        self.issued.iter().filter(|at| is_of_the_day(**at, now)).count()
     }
+}
+
+/// A clock that is set back by hours doesn't free the cap. What is dated more than a day ahead was dated by a clock that
+/// was wrong, and must not hold the cap for years.
+fn is_of_the_day(at: OffsetDateTime, now: OffsetDateTime) -> bool {
+    at > now - DAY && at <= now + DAY
 }
 
 mod timestamps {
@@ -178,6 +184,20 @@ mod tests {
         let entries = journal.load().unwrap();
         assert_eq!(entries.issued_in_a_day(NOW + Duration::from_hours(30)), 3);
         assert_eq!(entries.issued_in_a_day(NOW + Duration::from_hours(60)), 0);
+    }
+
+    #[test]
+    fn invariant_11_a_clock_that_is_set_back_by_hours_frees_no_cap_and_one_that_was_years_ahead_holds_none() {
+        let (_state, journal) = journal();
+        let mut entries = journal.load().unwrap();
+        for ahead in [Duration::from_hours(3), 3650 * DAY] {
+            entries.note_issued(NOW + ahead);
+        }
+        assert_eq!(entries.issued_in_a_day(NOW), 0, "what was issued before the step of ten years is forgotten");
+        entries.note_issued(NOW + Duration::from_hours(3));
+        assert_eq!(entries.issued_in_a_day(NOW), 1);
+        entries.note_issued(NOW);
+        assert_eq!(entries.issued_in_a_day(NOW), 2);
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::status::State;
 use crate::trust::{Leaf, VerifiedChain};
 
 mod reloads;
+mod time_steps;
 
 const START: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
 const DAY: Duration = Duration::from_hours(24);
@@ -41,6 +42,8 @@ const OWN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 1, 1));
 /// page), or answers with what it should not.
 struct MoodyIssuer {
     ca: Local,
+    /// Its own clock.
+    clock: Clock,
     refusals: Mutex<VecDeque<IssueErrorKind>>,
     in_progress: AtomicU32,
     swap_leaf: Mutex<Option<IssuedChain>>,
@@ -69,7 +72,7 @@ impl Issuer for MoodyIssuer {
             return Err(Self::error(kind));
         }
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.ca.request(request).await
+        self.ca.request(&IssueRequest { now: self.clock.now(), ..request.clone() }).await
     }
 
     async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError> {
@@ -241,15 +244,22 @@ struct Bench {
     peers: Arc<SettablePeers>,
     server: Arc<FakeServer>,
     interval: Duration,
+    validity: Duration,
     name: &'static str,
 }
 
 impl Bench {
     async fn new() -> Self {
+        let clock = Clock::steppable(START);
+        Self::between(clock, clock).await
+    }
+
+    /// A node and an issuer, each with a clock of its own.
+    async fn between(clock: Clock, issuers: Clock) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let clock = Clock::starting_at(START);
         let issuer = Arc::new(MoodyIssuer {
-            ca: Local::new(directory.path().join("ca"), clock),
+            ca: Local::new(directory.path().join("ca"), issuers),
+            clock: issuers,
             refusals: Mutex::default(),
             in_progress: AtomicU32::new(0),
             swap_leaf: Mutex::default(),
@@ -277,6 +287,7 @@ impl Bench {
             peers: Arc::new(SettablePeers(Mutex::new(Some(peers(&[1, 2, 3]))))),
             server: Arc::new(server),
             interval: Duration::from_mins(10),
+            validity: WEEK,
             name: "i-1",
             directory,
         }
@@ -301,7 +312,7 @@ impl Bench {
                 issuer: Arc::clone(&self.issuer) as Arc<dyn Issuer>,
                 journal: Journal::of(&self.state()),
                 clock: self.clock,
-                validity: WEEK,
+                validity: self.validity,
                 algorithm: KeyAlgorithm::EcdsaP256,
             },
             trust: Arc::clone(&self.trust) as Arc<dyn TrustSource>,

@@ -1,0 +1,192 @@
+//! Clocks that are wrong, that are set, and certificates of every length.
+
+use super::*;
+
+fn hours(hours: i64) -> time::Duration {
+    time::Duration::hours(hours)
+}
+
+fn days(days: i64) -> time::Duration {
+    time::Duration::days(days)
+}
+
+/// A peer that joins is found within an hour: what is asked in intervals still is.
+async fn assert_alert(bench: &Bench, agent: &mut Reconciler) {
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3, 9]));
+    let hour = bench.clock.now() + Duration::from_hours(1);
+    while !bench.committed().contains("127.0.0.9:1\"") {
+        let pass = pass(agent).await;
+        assert!(bench.clock.now() < hour, "the group was not looked at again: {:?}", pass.status.reasons);
+        bench.clock.sleep_until(pass.next).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_back_tears_nothing_down_issues_nothing_and_puts_nothing_off() {
+    for back in [hours(3), days(6)] {
+        let bench = Bench::new().await;
+        let mut agent = bench.serving().await;
+        let renewed = renew(&mut agent).await;
+        assert_eq!(renewed.status.state, State::Healthy, "{:?}", renewed.status.reasons);
+        let (before, served) = (bench.committed(), bench.server.served());
+        bench.clock.step(-back);
+        let stepped = pass(&mut agent).await;
+        // The signer dates back by a minute only, so this one's time has not come.
+        assert_eq!(stepped.status.state, State::Degraded);
+        let told = stepped.status.reasons.concat();
+        assert!(told.contains("the certificate is valid from 2026-03-01") && told.contains("clock"), "{told}");
+        let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_mins(90)).await;
+        assert_eq!((bench.committed(), bench.server.served()), (before, served), "{:?}", pass.status.reasons);
+        assert_eq!((bench.server.reloads(), bench.issuer.requests()), (1, 2));
+        assert_alert(&bench, &mut agent).await;
+        // And with the clock set again all is as it was.
+        bench.clock.step(back);
+        let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(1)).await;
+        assert_eq!((pass.status.state, bench.issuer.requests()), (State::Healthy, 2), "{:?}", pass.status.reasons);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_clock_was_years_ahead_heals_when_it_is_set() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    bench.clock.step(days(3 * 365));
+    let ahead = pass(&mut agent).await;
+    assert_eq!(ahead.status.state, State::Healthy, "{:?}", ahead.status.reasons);
+    bench.clock.step(-days(3 * 365));
+    // What it serves is valid in three years: it asks for one that is valid now.
+    let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(1)).await;
+    assert_eq!((pass.status.state, bench.issuer.requests()), (State::Healthy, 3), "{:?}", pass.status.reasons);
+    assert!(bench.server.served().unwrap().not_before < bench.clock.now());
+    assert_alert(&bench, &mut agent).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_forward_by_hours_is_no_reason_for_anything_and_by_days_for_one_renewal() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    bench.clock.step(hours(12));
+    let pass_after = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(1)).await;
+    assert_eq!((pass_after.status.state, bench.issuer.requests()), (State::Healthy, 1));
+    for requests in [2, 3] {
+        bench.clock.step(days(8));
+        let woken = pass(&mut agent).await;
+        assert_eq!(
+            (woken.status.state, bench.issuer.requests()),
+            (State::Healthy, requests),
+            "{:?}",
+            woken.status.reasons
+        );
+        assert!(bench.server.served().unwrap().not_after > bench.clock.now());
+        bench.live(&mut agent, bench.clock.now() + Duration::from_hours(12)).await;
+        assert_eq!(bench.issuer.requests(), requests);
+    }
+}
+
+/// Days that a clock is set over look as days that have passed, to the cap too: one certificate for each such step is what
+/// can't be told from what is due. Hours look as nothing.
+#[tokio::test(start_paused = true)]
+async fn invariant_11_a_clock_that_is_set_to_and_fro_all_day_issues_none_for_hours_and_one_a_step_for_weeks() {
+    for (by, at_most) in [(hours(3), 1), (days(8), 1 + 2 * 12)] {
+        let bench = Bench::new().await;
+        let mut agent = bench.serving().await;
+        for _ in 0..12 {
+            for step in [by, -by] {
+                bench.clock.step(step);
+                for _ in 0..20 {
+                    let pass = pass(&mut agent).await;
+                    bench.clock.sleep_until(pass.next).await;
+                }
+            }
+        }
+        assert!(bench.issuer.requests() <= at_most, "{} certificates for 24 steps of {by}", bench.issuer.requests());
+        let pass = bench.live(&mut agent, bench.clock.now() + DAY).await;
+        assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_11_a_first_boot_with_the_clock_behind_waits_for_the_clock_with_one_certificate() {
+    // Less than a lifetime, so that the clock's being set looks like the passing of time; and more.
+    for behind in [hours(3), days(2), days(20), days(20 * 365)] {
+        let bench = Bench::between(Clock::steppable(START - behind), Clock::starting_at(START)).await;
+        let mut agent = bench.agent();
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() < Duration::from_hours(2) {
+            let waits = pass(&mut agent).await;
+            assert!(
+                matches!(
+                    waits.outcome,
+                    Err(PassError::Rejected(RejectedChain::NotYetValid { .. }) | PassError::Waiting(_))
+                ),
+                "{:?}",
+                waits.outcome
+            );
+            assert_eq!(waits.status.state, State::Failing);
+            let told = waits.status.reasons.concat();
+            assert!(told.contains("is valid from") && told.contains("set this machine's clock"), "{told}");
+            bench.clock.sleep_until(waits.next).await;
+        }
+        assert_eq!(bench.issuer.requests(), 1, "{behind} behind");
+        assert!(!bench.server.config.exists());
+        bench.clock.step(behind);
+        while !bench.server.config.exists() {
+            let pass = pass(&mut agent).await;
+            assert!(begun.elapsed() < Duration::from_hours(3), "{:?}", pass.status.reasons);
+            bench.clock.sleep_until(pass.next).await;
+        }
+        bench.server.start();
+        let healed = pass(&mut agent).await;
+        assert_eq!((healed.status.state, bench.issuer.requests()), (State::Healthy, 1), "{:?}", healed.status.reasons);
+    }
+}
+
+/// The certificate is expired when it comes. It can't be told from one of an issuer that is wrong, so the cap is what holds.
+#[tokio::test(start_paused = true)]
+async fn invariant_11_a_first_boot_with_the_clock_a_month_ahead_stops_at_the_cap_and_heals_when_it_is_set() {
+    let bench = Bench::between(Clock::steppable(START + days(30)), Clock::starting_at(START)).await;
+    let mut agent = bench.agent();
+    loop {
+        let waits = pass(&mut agent).await;
+        let told = waits.status.reasons.concat();
+        assert!(told.contains("was valid until") || told.contains("the cap is 12"), "{told}");
+        if told.contains("the cap is 12") {
+            break;
+        }
+        assert!(bench.clock.now() < START + days(31), "{told}");
+        bench.clock.sleep_until(waits.next).await;
+    }
+    assert_eq!(bench.issuer.requests(), 12);
+    bench.clock.step(-days(30));
+    while !bench.server.config.exists() {
+        let pass = pass(&mut agent).await;
+        bench.clock.sleep_until(pass.next).await;
+    }
+    bench.server.start();
+    assert_eq!((pass(&mut agent).await.status.state, bench.issuer.requests()), (State::Healthy, 13));
+}
+
+#[tokio::test(start_paused = true)]
+async fn certificates_of_a_minute_are_renewed_for_hours_and_none_expires() {
+    let bench = Bench { validity: Duration::from_mins(1), interval: Duration::from_secs(20), ..Bench::new().await };
+    let mut agent = bench.serving().await;
+    let pass = bench.live(&mut agent, START + Duration::from_hours(1)).await;
+    assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+    assert!((85..=105).contains(&bench.issuer.requests()), "{} issued", bench.issuer.requests());
+}
+
+/// Ten years of naps would take minutes, so the clock is set.
+#[tokio::test(start_paused = true)]
+async fn certificates_of_ten_years_are_renewed_in_their_seventh() {
+    let bench = Bench { validity: 3650 * DAY, ..Bench::new().await };
+    let mut agent = bench.serving().await;
+    let mut renewed = Vec::new();
+    for month in 1..=96 {
+        bench.clock.step(days(30));
+        let requests = bench.issuer.requests();
+        let pass = pass(&mut agent).await;
+        assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+        renewed.extend((bench.issuer.requests() > requests).then_some(month));
+    }
+    assert!(matches!(renewed[..], [month] if (73..=82).contains(&month)), "renewed in the months {renewed:?}");
+}
