@@ -6,6 +6,7 @@
 
 pub mod listeners;
 pub mod monitor;
+pub mod peers;
 pub mod probe;
 pub mod process;
 pub mod protection;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::OnceCell;
 
+use crate::apply::peers::Network;
 use crate::apply::server::NatsServer;
 use crate::apply::{Apply, ApplyParts};
 use crate::aws::AwsSettings;
@@ -112,6 +113,7 @@ async fn assemble_around(node: Node, config: &Config, allowed_losses: Vec<String
         },
         trust,
         peers,
+        dial: Arc::new(Network),
         credential,
         apply: commit_point(config),
         clock,

@@ -12,13 +12,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use tokio::task::JoinSet;
 
-use crate::apply::probe::{Port, Prober};
+use crate::apply::peers::Dial;
 use crate::apply::{Apply, ApplyError, Desired, Verdict, chain_of};
 use crate::clock::Clock;
 use crate::config::RenewalConfig;
-use crate::discover::{DiscoverError, Peer, PeerSet, PeerSource, Sighting};
+use crate::discover::{DiscoverError, PeerSet, PeerSource, Sighting};
 use crate::durable::{self, FileError, Secrecy};
 use crate::generation::{Generation, GenerationError};
 use crate::identity::Node;
@@ -34,14 +33,10 @@ use crate::trust::{CredentialSource, Leaf, RejectedChain, TrustBundle, TrustErro
 const ROUNDS_PER_TRUST_POLL: u32 = 10;
 /// How soon nats-server is looked at again while it doesn't serve what is committed.
 const WATCH: Duration = Duration::from_secs(1);
-/// How long a peer that left the group may take to show that it still answers.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// How many peers are dialled at the same time.
-const DIALS: usize = 32;
 /// The largest file of last good answers.
 const MAX_LAST_GOOD: u64 = 4 * 1024 * 1024;
 
-/// The four seams, and what is known of the node.
+/// The seams, and what is known of the node.
 pub struct Parts {
     /// This node.
     pub node: Node,
@@ -51,6 +46,8 @@ pub struct Parts {
     pub trust: Arc<dyn TrustSource>,
     /// Where peers are seen.
     pub peers: Arc<dyn PeerSource>,
+    /// How they are dialled.
+    pub dial: Arc<dyn Dial>,
     /// Where the cluster credential comes from, if routes must present one.
     pub credential: Option<Arc<dyn CredentialSource>>,
     /// nats-server and the commit point.
@@ -397,8 +394,8 @@ impl Reconciler {
         };
         let mut served = vec![newest.chain.certificates()];
         let own = SocketAddr::new(self.parts.node.address, self.parts.apply.parts().nats.cluster_listen.port());
-        let peers = self.last_good.peers.0.keys().filter(|address| **address != own);
-        let seen = served_chains(&newest.chain, peers.copied()).await;
+        let peers = self.last_good.peers.0.keys().copied().filter(|address| *address != own);
+        let seen = self.parts.dial.served_chains(&newest.chain, peers.collect()).await;
         let unseen = seen.iter().any(Option::is_none);
         served.extend(seen.into_iter().flatten());
         fetched.keeping(&newest.bundle, |anchor| {
@@ -412,7 +409,7 @@ impl Reconciler {
     }
 
     async fn settle_peers(&mut self, sighting: Result<Sighting, DiscoverError>) {
-        let Parts { clock, renewal, interval, node, .. } = &self.parts;
+        let Parts { clock, renewal, interval, node, dial, .. } = &self.parts;
         let seen = match sighting {
             Ok(seen) => seen,
             Err(error) => {
@@ -420,7 +417,8 @@ impl Reconciler {
                 return;
             }
         };
-        let answering = answering(self.last_good.peers.missing_from(&seen)).await;
+        let missing = self.last_good.peers.missing_from(&seen);
+        let answering = dial.answering(missing.into_iter().map(|peer| peer.address).collect()).await;
         let settled = self.last_good.peers.settle(&seen, node, |peer| answering.contains(&peer.address));
         self.discovery.succeed(clock.now(), clock.now() + jittered(*interval, fastrand::f64()));
         self.kept_peers = settled.kept;
@@ -633,46 +631,6 @@ pub const NO_CREDENTIAL: &str = "routes need no cluster credential: anyone with 
 
 fn last_good_file(parts: &Parts) -> PathBuf {
     parts.apply.parts().state.join("last-good.json")
-}
-
-/// The chains that these servers show on their route ports; nothing for one that shows none.
-async fn served_chains(ours: &VerifiedChain, peers: impl Iterator<Item = SocketAddr>) -> Vec<Option<Vec<Vec<u8>>>> {
-    let Ok(prober) = Prober::presenting(ours) else { return vec![None] };
-    concurrently(peers, move |address| {
-        let prober = prober.clone();
-        async move { prober.served(address, Port::Route).await.ok() }
-    })
-    .await
-}
-
-/// Which of these peers still accept a connection.
-async fn answering(peers: Vec<&Peer>) -> BTreeSet<SocketAddr> {
-    let answers = concurrently(peers.into_iter().map(|peer| peer.address), |address| async move {
-        let connected = tokio::time::timeout(ANSWER_TIMEOUT, tokio::net::TcpStream::connect(address)).await;
-        connected.is_ok_and(|connected| connected.is_ok()).then_some(address)
-    });
-    answers.await.into_iter().flatten().collect()
-}
-
-/// Runs a task for each address, [`DIALS`] at a time.
-async fn concurrently<T, F>(addresses: impl Iterator<Item = SocketAddr>, task: impl Fn(SocketAddr) -> F) -> Vec<T>
-where
-    T: Send + 'static,
-    F: Future<Output = T> + Send + 'static,
-{
-    let (mut running, mut results) = (JoinSet::new(), Vec::new());
-    for address in addresses {
-        if running.len() >= DIALS
-            && let Some(Ok(result)) = running.join_next().await
-        {
-            results.push(result);
-        }
-        running.spawn(task(address));
-    }
-    while let Some(result) = running.join_next().await {
-        results.extend(result);
-    }
-    results
 }
 
 #[cfg(test)]

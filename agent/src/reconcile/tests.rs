@@ -15,12 +15,14 @@ use super::*;
 use crate::apply::ApplyParts;
 use crate::apply::listeners::Listeners;
 use crate::apply::monitor::Varz;
+use crate::apply::peers::Network;
 use crate::apply::probe::ProbeError;
 use crate::apply::process::ProcessError;
 use crate::apply::server::{Observed, Presence, Server, ServerError};
 use crate::config::NatsConfig;
 use crate::csr::KeyAlgorithm;
 use crate::digest::sha256_hex;
+use crate::discover::Peer;
 use crate::durable::fault::{Fault, plan};
 use crate::generation::Generations;
 use crate::issue::journal::Journal;
@@ -317,6 +319,7 @@ impl Bench {
             },
             trust: Arc::clone(&self.trust) as Arc<dyn TrustSource>,
             peers: Arc::clone(&self.peers) as Arc<dyn PeerSource>,
+            dial: Arc::new(Network),
             credential: None,
             apply: Apply::new(ApplyParts {
                 server: Arc::clone(&self.server) as Arc<dyn Server>,
