@@ -3,7 +3,7 @@
 //! A certificate's life is wall-clock time, and a timer of the runtime stops while a machine is suspended. So what is
 //! due is always asked of the wall clock, and no sleep is longer than [`LONGEST_NAP`] before it is asked again. A wall
 //! clock can be set back too, by years, so no sleep outlasts on the runtime's clock what it was to last. Under a virtual
-//! clock both follow tokio's paused time, and months pass in a second.
+//! clock both follow tokio's paused time, which no suspend can part, and months pass in a second.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -24,19 +24,16 @@ pub enum Clock {
         start: OffsetDateTime,
         /// The runtime's time at `start`.
         origin: tokio::time::Instant,
-        /// By how many seconds it was set forward since.
-        stepped: &'static AtomicI64,
+        /// By how many seconds it was set forward since, if it can be set.
+        stepped: Option<&'static AtomicI64>,
     },
 }
-
-/// What a clock that is never set was set forward by.
-static NEVER_SET: AtomicI64 = AtomicI64::new(0);
 
 impl Clock {
     /// A clock that follows the runtime's own (paused, in a test) from `start` on.
     #[must_use]
     pub fn starting_at(start: OffsetDateTime) -> Self {
-        Self::Virtual { start, origin: tokio::time::Instant::now(), stepped: &NEVER_SET }
+        Self::Virtual { start, origin: tokio::time::Instant::now(), stepped: None }
     }
 
     /// The same, and it can be set with [`Clock::step`].
@@ -44,13 +41,13 @@ impl Clock {
     pub(crate) fn steppable(start: OffsetDateTime) -> Self {
         // A clock is copied freely; a test's few bytes may stay.
         let stepped = Box::leak(Box::default());
-        Self::Virtual { start, origin: tokio::time::Instant::now(), stepped }
+        Self::Virtual { start, origin: tokio::time::Instant::now(), stepped: Some(stepped) }
     }
 
     /// Sets a virtual clock forward, or back, while the runtime's goes on.
     #[cfg(test)]
     pub(crate) fn step(&self, by: time::Duration) {
-        if let Self::Virtual { stepped, .. } = self {
+        if let Self::Virtual { stepped: Some(stepped), .. } = self {
             stepped.fetch_add(by.whole_seconds(), Ordering::Relaxed);
         }
     }
@@ -62,7 +59,8 @@ impl Clock {
         match self {
             Self::System => OffsetDateTime::now_utc(),
             Self::Virtual { start, origin, stepped } => {
-                *start + origin.elapsed() + time::Duration::seconds(stepped.load(Ordering::Relaxed))
+                let stepped = stepped.map_or(0, |stepped| stepped.load(Ordering::Relaxed));
+                *start + origin.elapsed() + time::Duration::seconds(stepped)
             }
         }
     }
@@ -79,7 +77,8 @@ impl Clock {
             if left.is_zero() {
                 return;
             }
-            tokio::time::sleep(left.min(LONGEST_NAP)).await;
+            let longest = if matches!(self, Self::Virtual { stepped: None, .. }) { left } else { LONGEST_NAP };
+            tokio::time::sleep(left.min(longest)).await;
         }
     }
 }
