@@ -1,0 +1,111 @@
+//! Certificates, as a CA signs them and as none should.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SerialNumber,
+};
+use time::{Duration, OffsetDateTime};
+
+use super::{Authority, CaKey, CaSettings};
+
+/// What is wrong with a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Defect {
+    /// It is for another key than the CSR's.
+    OtherKey,
+    /// It names nobody.
+    NoSan,
+    /// It names all but the first.
+    MissingSan,
+    /// It has no extended key usage: for TLS, any use.
+    NoExtendedKeyUsage,
+    /// It is for servers only.
+    ServerAuthOnly,
+    /// It has ended.
+    Expired,
+    /// It has not begun.
+    NotYetValid,
+    /// A CA signed it that nobody knows, under the name of the one that was asked.
+    OtherAuthority,
+}
+
+/// A CA's key and its certificate in PEM.
+pub(super) fn authority(
+    settings: &CaSettings,
+    parent: Option<&Authority>,
+    not_before: OffsetDateTime,
+    not_after: OffsetDateTime,
+) -> Result<(Issuer<'static, KeyPair>, String), rcgen::Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, settings.common_name.as_str());
+    params.is_ca = IsCa::Ca(parent.map_or(BasicConstraints::Unconstrained, |_| BasicConstraints::Constrained(0)));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.use_authority_key_identifier_extension = parent.is_some();
+    (params.not_before, params.not_after) = (not_before, not_after);
+    let key = KeyPair::generate_for(match settings.key {
+        CaKey::Rsa2048 => &rcgen::PKCS_RSA_SHA256,
+        CaKey::EcPrime256v1 => &rcgen::PKCS_ECDSA_P256_SHA256,
+        CaKey::EcSecp384r1 => &rcgen::PKCS_ECDSA_P384_SHA384,
+    })?;
+    let certificate = match parent {
+        Some(parent) => params.signed_by(&key, &parent.issuer)?,
+        None => params.self_signed(&key)?,
+    };
+    Ok((Issuer::new(params, key), certificate.pem()))
+}
+
+/// A CSR whose signature is good.
+pub(super) fn parse(csr: &str) -> Result<CertificateSigningRequestParams, rcgen::Error> {
+    CertificateSigningRequestParams::from_pem(csr)
+}
+
+/// SHA-256 of the public key.
+pub(super) fn key_digest(csr: &CertificateSigningRequestParams) -> [u8; 32] {
+    let spki = csr.public_key.subject_public_key_info();
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &spki);
+    let mut key = [0; 32];
+    key.copy_from_slice(digest.as_ref());
+    key
+}
+
+/// A leaf by the template EndEntityCertificate/V1: subject and subject alternative names of the CSR; CA:FALSE; key usage
+/// digitalSignature and keyEncipherment; extended key usage serverAuth and clientAuth; both key identifiers
+/// (<https://docs.aws.amazon.com/privateca/latest/userguide/template-definitions.html>). What else the CSR asks for has no
+/// part in it.
+pub(super) fn leaf(
+    authority: &Authority,
+    csr: &CertificateSigningRequestParams,
+    serial: u64,
+    (not_before, not_after): (OffsetDateTime, OffsetDateTime),
+    defect: Option<Defect>,
+) -> Result<String, rcgen::Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = csr.params.distinguished_name.clone();
+    params.subject_alt_names.clone_from(&csr.params.subject_alt_names);
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    params.serial_number = Some(SerialNumber::from(serial));
+    (params.not_before, params.not_after) = (not_before, not_after);
+    match defect {
+        None | Some(Defect::OtherKey | Defect::OtherAuthority) => {}
+        Some(Defect::NoSan) => params.subject_alt_names.clear(),
+        Some(Defect::MissingSan) => params.subject_alt_names = params.subject_alt_names.split_off(1),
+        Some(Defect::NoExtendedKeyUsage) => params.extended_key_usages.clear(),
+        Some(Defect::ServerAuthOnly) => params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth],
+        Some(Defect::Expired) => params.not_after = params.not_before + Duration::minutes(30),
+        Some(Defect::NotYetValid) => params.not_before = params.not_after - Duration::hours(1),
+    }
+    if defect == Some(Defect::OtherKey) {
+        return Ok(params.signed_by(&KeyPair::generate()?, &authority.issuer)?.pem());
+    }
+    let csr = CertificateSigningRequestParams { params, public_key: csr.public_key.clone() };
+    if defect == Some(Defect::OtherAuthority) {
+        let settings = CaSettings { parent: None, ..authority.settings.clone() };
+        let (stranger, _) = self::authority(&settings, None, authority.not_before, authority.not_after)?;
+        return Ok(csr.signed_by(&stranger)?.pem());
+    }
+    Ok(csr.signed_by(&authority.issuer)?.pem())
+}
