@@ -1,9 +1,11 @@
 //! AWS: one place where clients are set up, and where their errors are sorted.
 //!
 //! Clients follow the SDK's own conventions: the default credential chain, `AWS_ENDPOINT_URL`,
-//! `AWS_EC2_METADATA_SERVICE_ENDPOINT`, `AWS_USE_FIPS_ENDPOINT`, proxies from the environment. Three things are our own:
-//! no answer is read beyond [`MAX_ANSWER`], instance metadata is never asked through a proxy, and the SDK repeats
-//! nothing: the reconciler owns retry, with a back-off of its own.
+//! `AWS_EC2_METADATA_SERVICE_ENDPOINT`, `AWS_USE_FIPS_ENDPOINT`, proxies from the environment. Four things are our own:
+//! no answer is read beyond [`MAX_ANSWER`], none that breaks off is taken for whole, instance metadata is never asked
+//! through a proxy, and the SDK repeats nothing: the reconciler owns retry, with a back-off of its own.
+
+mod whole;
 
 use std::time::Duration;
 
@@ -26,6 +28,8 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use http_body_util::Limited;
+
+use self::whole::Whole;
 
 /// The largest answer that is read, in bytes. A page of 100 Auto Scaling groups or 200 EC2 instances stays well below.
 pub const MAX_ANSWER: usize = 8 * 1024 * 1024;
@@ -155,7 +159,7 @@ impl HttpConnector for BoundedConnector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let answer = self.0.call(request);
         HttpConnectorFuture::new(async move {
-            let bounded = |body| SdkBody::from_body_1_x(Limited::new(body, MAX_ANSWER));
+            let bounded = |body| SdkBody::from_body_1_x(Whole::new(Limited::new(body, MAX_ANSWER)));
             Ok(answer.await?.map(bounded))
         })
     }
