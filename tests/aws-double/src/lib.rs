@@ -5,10 +5,14 @@
 //! can run a year of it in seconds. What the documentation says and a convenient double leaves out is what it is for:
 //! issuance takes time, validity is honoured and limited, a token is remembered for five minutes, calls are throttled,
 //! pages are short, and answers lag behind. Each rule names the page that it follows.
+//!
+//! [`http::AwsDouble`] is an account that the real SDK talks to, on a loopback address, with a script of faults.
 
 pub mod autoscaling;
 pub mod ec2;
+pub mod fault;
 pub mod fleet;
+pub mod http;
 pub mod pca;
 pub mod quota;
 pub mod secrets;

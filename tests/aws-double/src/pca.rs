@@ -131,6 +131,16 @@ impl CaKey {
         }
     }
 
+    /// A signing algorithm that the key can be used with, as the API writes it.
+    #[must_use]
+    pub fn signing_algorithm(self) -> &'static str {
+        match self {
+            Self::Rsa2048 => "SHA256WITHRSA",
+            Self::EcPrime256v1 => "SHA256WITHECDSA",
+            Self::EcSecp384r1 => "SHA384WITHECDSA",
+        }
+    }
+
     /// What a signing algorithm that this key can be used with ends in.
     fn family(self) -> &'static str {
         match self {

@@ -1,0 +1,220 @@
+//! An account that the real SDK talks to: plain HTTP on a loopback address, with a script of faults.
+//!
+//! Signatures are not checked.
+
+mod answer;
+mod form;
+mod operations;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use time::OffsetDateTime;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::{JoinHandle, JoinSet};
+
+use self::answer::{Answer, Body};
+use crate::fault::{Fault, Operation, Protocol, Script};
+use crate::{Account, ServiceError};
+
+const MAX_REQUEST: usize = 1024 * 1024;
+
+/// A call that came by, however it ended.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Which.
+    pub operation: Operation,
+    /// When.
+    pub at: OffsetDateTime,
+    /// The request's body.
+    pub request: String,
+    /// Status and body of the answer, once there is one; of a huge one without its filling.
+    pub answer: Option<(u16, String)>,
+    /// What happened to it.
+    pub fault: Option<Fault>,
+}
+
+impl Call {
+    /// A text member of the request, in the protocols that are JSON.
+    #[must_use]
+    pub fn asked(&self, member: &str) -> Option<String> {
+        let object: serde_json::Value = serde_json::from_str(&self.request).ok()?;
+        object[member].as_str().map(ToOwned::to_owned)
+    }
+}
+
+/// An account on an address; gone when dropped.
+#[derive(Debug)]
+pub struct AwsDouble {
+    address: SocketAddr,
+    shared: Arc<Mutex<Shared>>,
+    server: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    account: Account,
+    script: Script,
+    calls: Vec<Call>,
+}
+
+impl AwsDouble {
+    /// Serves an account there; port 0 is any.
+    ///
+    /// # Errors
+    /// When nobody can listen there.
+    pub async fn start(address: SocketAddr, account: Account) -> std::io::Result<Self> {
+        let shared = Arc::new(Mutex::new(Shared { account, script: Script::default(), calls: Vec::new() }));
+        let mut double = Self { address, shared, server: None };
+        double.restore().await?;
+        Ok(double)
+    }
+
+    /// `AWS_ENDPOINT_URL`.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Changes the account, or asks it something, at this moment.
+    pub fn account<T>(&self, look: impl FnOnce(&mut Account, OffsetDateTime) -> T) -> T {
+        look(&mut lock(&self.shared).account, now())
+    }
+
+    /// What happens to an operation's calls from now on; with `None`, nothing.
+    pub fn set_fault(&self, operation: Operation, fault: Option<Fault>) {
+        lock(&self.shared).script.set(operation, fault);
+    }
+
+    /// What happens to an operation's next calls, one after the other, before the standing fault.
+    pub fn queue_faults(&self, operation: Operation, faults: impl IntoIterator<Item = Option<Fault>>) {
+        lock(&self.shared).script.queue(operation, faults);
+    }
+
+    /// AWS is gone: connections are closed, new ones refused.
+    pub async fn cut(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.abort();
+            // Its end is a cancellation; once it has come, the port is closed.
+            drop(server.await);
+        }
+    }
+
+    /// AWS is back.
+    ///
+    /// # Errors
+    /// When nobody can listen there.
+    pub async fn restore(&mut self) -> std::io::Result<()> {
+        if self.server.is_none() {
+            let listener = TcpListener::bind(self.address).await?;
+            self.address = listener.local_addr()?;
+            self.server = Some(tokio::spawn(serve(listener, Arc::clone(&self.shared))));
+        }
+        Ok(())
+    }
+
+    /// The calls of one operation, in order.
+    #[must_use]
+    pub fn calls(&self, operation: Operation) -> Vec<Call> {
+        lock(&self.shared).calls.iter().filter(|call| call.operation == operation).cloned().collect()
+    }
+
+    /// How many certificates were paid for.
+    #[must_use]
+    pub fn certificates(&self) -> usize {
+        lock(&self.shared).account.pca.paid().len()
+    }
+}
+
+impl Drop for AwsDouble {
+    fn drop(&mut self) {
+        if let Some(server) = &self.server {
+            server.abort();
+        }
+    }
+}
+
+/// A task that panicked left notes that are still true.
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the model's time comes from here")]
+fn now() -> OffsetDateTime {
+    OffsetDateTime::now_utc()
+}
+
+async fn serve(listener: TcpListener, shared: Arc<Mutex<Shared>>) {
+    // Connections end with the server: the set is dropped with this task.
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        connections.spawn(connection(stream, Arc::clone(&shared)));
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn connection(stream: TcpStream, shared: Arc<Mutex<Shared>>) {
+    let reset = Notify::new();
+    let service = service_fn(|request| answer(request, &shared, &reset));
+    let mut connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        // A client that goes away is none of our business.
+        _ = &mut connection => {}
+        () = reset.notified() => {
+            let stream = connection.into_parts().io.into_inner();
+            // Closed with nothing to linger for, a connection is reset.
+            drop(stream.set_zero_linger());
+        }
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    shared: &Mutex<Shared>,
+    reset: &Notify,
+) -> Result<Response<Body>, Infallible> {
+    let target = request.headers().get("x-amz-target").and_then(|target| target.to_str().ok()).map(ToOwned::to_owned);
+    let Ok(body) = Limited::new(request.into_body(), MAX_REQUEST).collect().await else {
+        return Ok(Answer::status(400).respond());
+    };
+    let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+    let action = || form::Form::parse(&body).text("Action");
+    let name = target.as_deref().map_or_else(action, |target| target.rsplit('.').next().map(ToOwned::to_owned));
+    let Some(operation) = name.as_deref().and_then(Operation::parse) else {
+        return Ok(Answer::error(Protocol::Json, &ServiceError::new("UnknownOperationException", "")).respond());
+    };
+    let (number, fault) = {
+        let mut shared = lock(shared);
+        let fault = shared.script.next(operation);
+        let (request, fault_noted) = (body.clone(), fault.clone());
+        shared.calls.push(Call { operation, at: now(), request, answer: None, fault: fault_noted });
+        (shared.calls.len() - 1, fault)
+    };
+    match fault {
+        Some(Fault::Hang) => std::future::pending::<()>().await,
+        Some(Fault::Reset) => {
+            reset.notify_one();
+            std::future::pending::<()>().await;
+        }
+        Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
+        _ => {}
+    }
+    let in_place = fault.as_ref().and_then(|fault| Answer::in_place(operation.protocol(), fault));
+    let answer = in_place.unwrap_or_else(|| {
+        let done = operations::perform(&mut lock(shared).account, operation, &body, fault.as_ref(), now());
+        done.unwrap_or_else(|error| Answer::error(operation.protocol(), &error))
+    });
+    if fault == Some(Fault::LoseAnswer) {
+        std::future::pending::<()>().await;
+    }
+    let answer = answer.spoilt(fault.as_ref());
+    lock(shared).calls[number].answer = Some((answer.status, answer.text.clone()));
+    Ok(answer.respond())
+}

@@ -1,0 +1,155 @@
+//! Answers, whole and spoilt.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use hyper::body::{Bytes, Frame};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use hyper::{Response, StatusCode};
+use serde_json::json;
+
+use crate::ServiceError;
+use crate::fault::{Fault, HUGE, Protocol};
+
+/// A proxy's login page.
+const LOGIN: &str = "<html><body>Please log in to use the network.</body></html>";
+
+/// What is sent.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) text: String,
+    content_type: &'static str,
+    /// Whitespace before the text.
+    filling: usize,
+    breaks_off: bool,
+}
+
+impl Answer {
+    /// Of success.
+    pub(super) fn of(protocol: Protocol, text: String) -> Self {
+        let content_type = match protocol {
+            Protocol::Json => "application/x-amz-json-1.1",
+            Protocol::Query | Protocol::Ec2 => "text/xml",
+        };
+        Self { status: 200, text, content_type, filling: 0, breaks_off: false }
+    }
+
+    pub(super) fn status(status: u16) -> Self {
+        let text = format!("<html><body>{status}</body></html>");
+        Self { status, text, content_type: "text/html", filling: 0, breaks_off: false }
+    }
+
+    /// A service's refusal. Statuses are 400, but for EC2's RequestLimitExceeded and what ends in `Failure`.
+    pub(super) fn error(protocol: Protocol, error: &ServiceError) -> Self {
+        let ServiceError { code, message } = error;
+        let text = match protocol {
+            Protocol::Json => json!({"__type": code, "message": message}).to_string(),
+            Protocol::Query => format!(
+                "<ErrorResponse xmlns=\"http://autoscaling.amazonaws.com/doc/2011-01-01/\"><Error><Type>Sender</Type>\
+                 <Code>{code}</Code><Message>{}</Message></Error><RequestId>double</RequestId></ErrorResponse>",
+                escaped(message)
+            ),
+            Protocol::Ec2 => format!(
+                "<Response><Errors><Error><Code>{code}</Code><Message>{}</Message></Error></Errors>\
+                 <RequestID>double</RequestID></Response>",
+                escaped(message)
+            ),
+        };
+        let status = match *code {
+            "RequestLimitExceeded" => 503,
+            code if code.ends_with("Failure") => 500,
+            _ => 400,
+        };
+        Self { status, ..Self::of(protocol, text) }
+    }
+
+    /// What comes in place of the service's answer, where the fault is one that keeps the service from seeing the call.
+    pub(super) fn in_place(protocol: Protocol, fault: &Fault) -> Option<Self> {
+        let refused = |code| Some(Self::error(protocol, &ServiceError::new(code, "as the script says")));
+        match (fault, protocol) {
+            (Fault::Error(code), _) => refused(*code),
+            (Fault::Throttled, Protocol::Json) => refused("ThrottlingException"),
+            (Fault::Throttled, Protocol::Query) => refused("Throttling"),
+            (Fault::Throttled, Protocol::Ec2) => refused("RequestLimitExceeded"),
+            (Fault::Denied, Protocol::Json) => refused("AccessDeniedException"),
+            (Fault::Denied, Protocol::Query) => refused("AccessDenied"),
+            (Fault::Denied, Protocol::Ec2) => refused("UnauthorizedOperation"),
+            (Fault::Status(status), _) => Some(Self::status(*status)),
+            (Fault::Html, _) => Some(Self { text: LOGIN.into(), content_type: "text/html", ..Self::status(200) }),
+            (Fault::Empty, _) => Some(Self::of(protocol, String::new())),
+            _ => None,
+        }
+    }
+
+    /// The answer as it arrives.
+    pub(super) fn spoilt(mut self, fault: Option<&Fault>) -> Self {
+        match fault {
+            Some(Fault::Truncated) => self.breaks_off = true,
+            Some(Fault::Huge) => self.filling = HUGE,
+            Some(Fault::Half) => {
+                let half = (0..=self.text.len() / 2).rev().find(|at| self.text.is_char_boundary(*at));
+                self.text.truncate(half.unwrap_or(0));
+            }
+            _ => {}
+        }
+        self
+    }
+
+    pub(super) fn respond(self) -> Response<Body> {
+        let mut text = " ".repeat(self.filling);
+        text.push_str(&self.text);
+        let length = text.len();
+        if self.breaks_off {
+            text.truncate((0..=length / 2).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
+        }
+        let mut response = Response::new(Body { chunk: Some(text.into()), breaks_off: self.breaks_off });
+        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        headers.insert("x-amzn-requestid", HeaderValue::from_static("double"));
+        response
+    }
+}
+
+/// XML text.
+pub(super) fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+/// One chunk, after which the connection may break.
+#[derive(Debug)]
+pub(super) struct Body {
+    chunk: Option<Bytes>,
+    breaks_off: bool,
+}
+
+/// The answer breaks off here.
+#[derive(Debug, thiserror::Error)]
+#[error("the script says to break off")]
+pub(super) struct BrokenOff;
+
+impl From<Infallible> for BrokenOff {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        match self.chunk.take().filter(|chunk| !chunk.is_empty()) {
+            Some(chunk) => Poll::Ready(Some(Ok(Frame::data(chunk)))),
+            None if self.breaks_off => Poll::Ready(Some(Err(BrokenOff))),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.chunk.as_ref().is_none_or(Bytes::is_empty) && !self.breaks_off
+    }
+}
