@@ -53,10 +53,15 @@ impl Service {
 
     /// Sleeps as [`Clock::sleep_until`] does, and goes on saying that the loop is alive, three times as often as it must.
     pub async fn sleep_until(&self, clock: &Clock, deadline: OffsetDateTime) {
-        let Some(watchdog) = self.watchdog else { return clock.sleep_until(deadline).await };
-        while clock.now() < deadline {
+        let sleep = clock.sleep_until(deadline);
+        let Some(watchdog) = self.watchdog else { return sleep.await };
+        tokio::pin!(sleep);
+        loop {
             self.alive();
-            clock.sleep_until(deadline.min(clock.now() + watchdog / 3)).await;
+            tokio::select! {
+                () = &mut sleep => return,
+                () = tokio::time::sleep(watchdog / 3) => {}
+            }
         }
     }
 
