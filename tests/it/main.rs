@@ -17,6 +17,7 @@ mod rotation;
 mod secrecy;
 mod service;
 mod steady;
+mod time;
 mod versions;
 
 use std::net::SocketAddr;
