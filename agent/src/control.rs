@@ -431,6 +431,21 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_request_is_read_back_or_refused(text in "(?s).{0,80}", losses in proptest::collection::vec("(?s).{0,20}", 0..4)) {
+            let line = |command: &str| format!("{{\"command\":{command:?},\"allow_loss\":{losses:?}}}{text}");
+            for line in [text.clone(), line("renew"), line("status"), line(&text)] {
+                if let Ok(request) = serde_json::from_str::<Request>(&line) {
+                    let again = serde_json::to_string(&request).unwrap();
+                    // One line, whatever is in it: that is how its end is known.
+                    proptest::prop_assert!(!again.contains('\n'));
+                    proptest::prop_assert_eq!(serde_json::from_str::<Request>(&again).unwrap(), request);
+                }
+            }
+        }
+    }
+
     #[test]
     fn root_the_daemons_user_and_its_primary_group_may_ask() {
         let daemon = (990, 991);

@@ -221,11 +221,40 @@ struct Metadata {
 
 /// The part of the identity document that is used
 /// (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.html>).
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct IdentityDocument {
-    instance_id: String,
-    region: String,
+pub struct IdentityDocument {
+    /// `i-…`.
+    pub instance_id: String,
+    /// `eu-west-1`.
+    pub region: String,
+}
+
+impl IdentityDocument {
+    /// Reads an answer; what can't be one comes back with what was expected in its place.
+    pub fn parse(text: &str) -> Result<Self, (String, &'static str)> {
+        let document: Self = serde_json::from_str(text)
+            .map_err(|_| (text.to_owned(), "an instance identity document with instanceId and region"))?;
+        if !is_instance_id(&document.instance_id) {
+            return Err((document.instance_id, "an instance id"));
+        }
+        if !is_region(&document.region) {
+            return Err((document.region, "a Region"));
+        }
+        Ok(document)
+    }
+}
+
+/// The addresses of an answer, one a line; what is none comes back.
+pub fn addresses_in(text: &str) -> Result<Vec<IpAddr>, &str> {
+    text.split_whitespace().map(|line| line.parse().map_err(|_| line)).collect()
+}
+
+/// The host name of an answer, or why it can't stand in a certificate. With several search domains in the VPC's DHCP
+/// options the answer holds them all; the first belongs to the name.
+#[must_use]
+pub fn host_name_in(text: &str) -> Option<Result<DnsName, String>> {
+    text.split_whitespace().next().map(|name| DnsName::try_from(name.to_owned()))
 }
 
 impl Metadata {
@@ -245,26 +274,15 @@ impl Metadata {
     async fn document(&self) -> Result<IdentityDocument, IdentityError> {
         let text = self.ask(DOCUMENT).await?;
         let text = text.ok_or_else(|| self.failed(DOCUMENT, "HTTP 404", None))?;
-        let document: IdentityDocument = serde_json::from_str(&text)
-            .map_err(|_| self.nonsense(DOCUMENT, &text, "an instance identity document with instanceId and region"))?;
-        if !is_instance_id(&document.instance_id) {
-            return Err(self.nonsense(DOCUMENT, &document.instance_id, "an instance id"));
-        }
-        if !is_region(&document.region) {
-            return Err(self.nonsense(DOCUMENT, &document.region, "a Region"));
-        }
-        Ok(document)
+        IdentityDocument::parse(&text).map_err(|(what, expected)| self.nonsense(DOCUMENT, &what, expected))
     }
 
     /// A host name is welcome, but nothing hangs on it: one that can't stand in a certificate is left out.
     async fn local_hostname(&self) -> Result<Option<DnsName>, IdentityError> {
         let text = self.ask(LOCAL_HOSTNAME).await?.unwrap_or_default();
-        // With several search domains in the VPC's DHCP options the answer holds them all; the first belongs to the name.
-        let Some(name) = text.split_whitespace().next() else { return Ok(None) };
-        let name = DnsName::try_from(name.to_owned());
-        Ok(name
-            .inspect_err(|error| tracing::warn!("the instance's host name stays out of the certificate: {error}"))
-            .ok())
+        let warn =
+            |error: String| tracing::warn!("the instance's host name stays out of the certificate: {error}");
+        Ok(host_name_in(&text).and_then(|name| name.map_err(warn).ok()))
     }
 
     /// All addresses of the primary interface, the primary address first. An IPv6-only subnet has no IPv4 ones.
@@ -292,9 +310,7 @@ impl Metadata {
     }
 
     fn parse_addresses(&self, path: &str, text: &str) -> Result<Vec<IpAddr>, IdentityError> {
-        text.split_whitespace()
-            .map(|line| line.parse().map_err(|_| self.nonsense(path, line, "an IP address")))
-            .collect()
+        addresses_in(text).map_err(|line| self.nonsense(path, line, "an IP address"))
     }
 
     /// The answer, or nothing where there is no such path.
@@ -431,6 +447,25 @@ mod tests {
         let text = identify_through(&aws, &NodeConfig::default(), needs).await.unwrap_err().to_string();
         assert!(text.contains("/latest/"), "{text}");
         assert!(text.contains("give node.addresses, node.instance_id, node.region"), "{text}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn invariant_14_no_document_makes_a_name_that_can_not_stand_in_a_certificate(
+            id in "(i-[0-9a-f]{6,18}|.{0,20})", region in "([a-z0-9-]{0,34}|.{0,10})", rest in "(, \"x\": [0-9]{1,3})?|.{0,10}",
+        ) {
+            let text = format!("{{\"instanceId\": {id:?}, \"region\": {region:?}{rest}}}");
+            if let Ok(document) = IdentityDocument::parse(&text) {
+                proptest::prop_assert!(resource_host_name(&document.instance_id, &document.region).is_some(), "{document:?}");
+            }
+        }
+
+        #[test]
+        fn any_answer_is_a_name_addresses_or_refused(text in "(?s)[0-9a-f.: \n-]{0,60}|.{0,60}") {
+            let refused = |what: &str| !what.is_empty() && text.contains(what);
+            proptest::prop_assert!(addresses_in(&text).map_or_else(refused, |found| found.len() <= text.len()));
+            proptest::prop_assert_eq!(host_name_in(&text).is_none(), text.trim().is_empty());
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nats_tls_agent::apply::protection::{Facts, losses};
@@ -12,6 +13,8 @@ use nats_tls_agent::discover::{Peer, PeerSet};
 use nats_tls_agent::identity::Node;
 use nats_tls_agent::render::{ClusterCredential, TlsFiles, Values, render};
 use nats_tls_agent::san::Sans;
+use proptest::prelude::*;
+use proptest::test_runner::{Config as ProptestConfig, TestCaseError, TestRunner};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -227,6 +230,121 @@ fn an_include_is_read_wherever_the_configuration_is_read_from() {
         let server = Server::start(version, &nats);
         server.wait_for("/varz", |varz| varz["max_payload"] == 4321);
     }
+}
+
+/// What nats-server's `-t` makes of a file: the digest of what it has read, which before 2.11 it doesn't tell; or nothing
+/// where it refuses it.
+fn checked(version: &str, config: &Path) -> Option<String> {
+    let output = Command::new(nats_server(version)).arg("-t").arg("-c").arg(config).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let digest = said.split_once("sha256:").map(|(_, digest)| digest.trim_end_matches([')', '\n']).to_owned());
+    output.status.success().then(|| digest.unwrap_or_default())
+}
+
+/// A string as nobody would write it and every nats-server reads it: in it nothing has a meaning.
+fn in_hexadecimal(text: &str) -> String {
+    text.bytes().fold(String::new(), |escaped, byte| format!("{escaped}\\x{byte:02x}"))
+}
+
+/// Text as names from outside might be, and as they had better not be.
+fn nasty() -> impl Strategy<Value = String> {
+    let pieces = [
+        "a",
+        "n1",
+        "é",
+        "\u{2028}",
+        "\"",
+        "\\",
+        "'",
+        "`",
+        "$HOME",
+        "{",
+        "}",
+        "[",
+        "]",
+        "(",
+        ")",
+        "#",
+        "//",
+        ";",
+        ",",
+        ":",
+        "=",
+        "\n",
+        "\r",
+        "\t",
+        "\u{1}",
+        "\u{85}",
+        "%",
+        "%41",
+        "@",
+        "\\x22",
+        "\\n",
+        "include ",
+        "debug: true",
+        "\njetstream",
+        "<",
+        "&",
+        "{{",
+        "%}",
+    ];
+    let joined = prop::collection::vec(prop::sample::select(pieces.to_vec()), 1..12).prop_map(|pieces| pieces.concat());
+    prop_oneof![1 => "(?s).{1,30}", 3 => joined]
+}
+
+/// The reference is the template with placeholders, which were then replaced by hexadecimal escapes: it can have no setting
+/// but the template's. Where a nats-server reads both alike, as its digest of what it has read says, so has the other.
+#[test]
+fn invariant_14_for_any_names_nats_server_reads_just_the_settings_of_the_template() {
+    let soak = std::env::var("NATS_TLS_AGENT_SOAK").is_ok_and(|soak| soak == "1");
+    let cases = if soak { 5000 } else { 64 };
+    let bench = Bench::new();
+    let nats = bench.nats("n0");
+    let with = |[name, cluster, pid_file, store_dir, username, password]: [&str; 6]| {
+        let node =
+            Node { name: name.to_owned(), instance_id: None, region: None, address: LOOPBACK, sans: Sans::default() };
+        let nats = NatsConfig {
+            pid_file: PathBuf::from(pid_file),
+            jetstream: JetStream::On(JetStreamLimits {
+                store_dir: PathBuf::from(store_dir),
+                ..JetStreamLimits::default()
+            }),
+            ..nats.clone()
+        };
+        let credential = Some(credential(username, password));
+        let values = Values::new(&nats, &node, cluster, &PeerSet::default(), bench.tls.clone(), credential).ok()?;
+        let text = render(None, &values).unwrap().text().to_owned();
+        Some((text, values.cluster.routes[0].url().to_owned()))
+    };
+    const PLACES: [&str; 6] =
+        ["PLACE-OF-NAME", "PLACE-OF-CLUSTER", "PLACE-OF-PID", "PLACE-OF-STORE", "PLACE-OF-USER", "PLACE-OF-WORD"];
+    let (template, template_route) = with(PLACES).unwrap();
+    let (rendered_file, reference_file) = (bench.path("rendered.conf"), bench.path("reference.conf"));
+    let (accepted, refused) = (AtomicU32::new(0), AtomicU32::new(0));
+    let mut runner = TestRunner::new(ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() });
+    let names = prop::array::uniform6(nasty());
+    let outcome = runner.run(&names, |names| {
+        let Some((rendered, route)) = with(names.each_ref().map(String::as_str)) else { return Ok(()) };
+        let mut reference = template.replace(&template_route, &in_hexadecimal(&route));
+        for (place, name) in PLACES.iter().zip(&names) {
+            reference = reference.replace(place, &in_hexadecimal(name));
+        }
+        std::fs::write(&rendered_file, rendered).unwrap();
+        std::fs::write(&reference_file, reference).unwrap();
+        for version in VERSIONS {
+            let (ours, meant) = (checked(version, &rendered_file), checked(version, &reference_file));
+            if ours != meant {
+                return Err(TestCaseError::fail(format!("{version} reads {ours:?} where {meant:?} is meant")));
+            }
+            let count = if ours.is_some() { &accepted } else { &refused };
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    });
+    outcome.unwrap();
+    let (accepted, refused) = (accepted.into_inner(), refused.into_inner());
+    println!("{accepted} configurations read alike, {refused} refused alike");
+    assert!(accepted > cases, "too few names are taken to show anything: {accepted} read, {refused} refused");
 }
 
 /// Two servers that only mesh if each presents what the other reads, and that say what names they read.

@@ -30,9 +30,11 @@ pub struct Asg {
 
 /// A member of the group that is a peer by its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Member {
-    id: String,
-    state: String,
+pub struct Member {
+    /// Instance id.
+    pub id: String,
+    /// Lifecycle state.
+    pub state: String,
 }
 
 impl Asg {
@@ -70,7 +72,8 @@ impl Asg {
             .ok_or_else(|| unknown(format!("{FIND_GROUP} knows no group of {id}")))
     }
 
-    async fn members(&self, group: &str) -> Result<Vec<Member>, DiscoverError> {
+    /// Those of a group that are peers by their lifecycle state.
+    pub async fn members(&self, group: &str) -> Result<Vec<Member>, DiscoverError> {
         let mut members = Vec::new();
         let mut exists = false;
         let mut token = None;

@@ -88,14 +88,7 @@ impl Journal {
         let Some(bytes) = durable::read_if_there(&self.path, MAX_SIZE)?.map(Zeroizing::new) else {
             return Ok(Entries { version: VERSION, pending: None, issued: Vec::new() });
         };
-        let unreadable = |reason| JournalError::Unreadable { path: self.path.clone(), reason };
-        // serde_json's message can quote the text around a fault, and that text may be a key.
-        let entries: Entries = serde_json::from_slice(&bytes)
-            .map_err(|error| unreadable(format!("line {}, column {}", error.line(), error.column())))?;
-        if entries.version != VERSION {
-            return Err(unreadable(format!("its version is {}, this agent's {VERSION}", entries.version)));
-        }
-        Ok(entries)
+        Entries::parse(&bytes).map_err(|reason| JournalError::Unreadable { path: self.path.clone(), reason })
     }
 
     /// Writes it.
@@ -108,6 +101,17 @@ impl Journal {
 }
 
 impl Entries {
+    /// Reads a journal's text, or says why it can't be.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        // serde_json's message can quote the text around a fault, and that text may be a key.
+        let entries: Self = serde_json::from_slice(text)
+            .map_err(|error| format!("line {}, column {}", error.line(), error.column()))?;
+        if entries.version != VERSION {
+            return Err(format!("its version is {}, this agent's {VERSION}", entries.version));
+        }
+        Ok(entries)
+    }
+
     /// Notes that the issuer has issued, and so has been paid.
     pub fn note_issued(&mut self, now: OffsetDateTime) {
         self.issued.retain(|at| is_of_the_day(*at, now));

@@ -169,10 +169,10 @@ impl CredentialSource for ClusterSecret {
 }
 
 /// What is wrong with a secret's content, and the remedy.
-type Unfit = (String, String);
+pub type Unfit = (String, String);
 
 /// The PEM in a secret: all of it, or the named or only fitting value of a JSON object.
-fn pem(content: Zeroizing<Vec<u8>>, json_key: Option<&str>) -> Result<Zeroizing<Vec<u8>>, Unfit> {
+pub fn pem(content: Zeroizing<Vec<u8>>, json_key: Option<&str>) -> Result<Zeroizing<Vec<u8>>, Unfit> {
     let is_json = content.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
     if !is_json {
         return match json_key {
@@ -216,7 +216,8 @@ fn pem(content: Zeroizing<Vec<u8>>, json_key: Option<&str>) -> Result<Zeroizing<
     Ok(Zeroizing::new(text.as_bytes().to_vec()))
 }
 
-fn credential(content: &[u8]) -> Result<ClusterCredential, Unfit> {
+/// The credential in a secret.
+pub fn credential(content: &[u8]) -> Result<ClusterCredential, Unfit> {
     #[derive(Deserialize)]
     struct Shape {
         username: Zeroizing<String>,
@@ -258,6 +259,30 @@ mod tests {
 
     fn read(content: &str, key: Option<&str>) -> Result<String, Unfit> {
         pem(Zeroizing::new(content.as_bytes().to_vec()), key).map(|pem| String::from_utf8(pem.to_vec()).unwrap())
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn invariant_01_whatever_a_secret_holds_no_word_of_it_is_in_an_error(
+            word in "[g-z]{12}", before in "(?s).{0,20}|\\{\"a\": \"", after in "(?s).{0,20}|\"\\}|\", \"password\": 1\\}",
+        ) {
+            let content = format!("{before}{word}{after}");
+            for key in [None, Some("a"), Some("KEY")] {
+                if let Err((what, remedy)) = read(&content, key) {
+                    proptest::prop_assert!(!what.contains(&word) && !remedy.contains(&word), "{what}; {remedy}");
+                }
+            }
+            if let Err((what, remedy)) = credential(content.as_bytes()) {
+                proptest::prop_assert!(!what.contains(&word) && !remedy.contains(&word), "{what}; {remedy}");
+            }
+        }
+
+        #[test]
+        fn a_credential_is_read_back_whatever_it_is_made_of(username in "(?s).{1,30}", password in "(?s).{1,30}") {
+            let secret = serde_json::json!({"username": username, "password": password, "engine": 1}).to_string();
+            let read = credential(secret.as_bytes()).unwrap();
+            proptest::prop_assert_eq!((&read.username, &*read.password), (&username, &password));
+        }
     }
 
     #[test]

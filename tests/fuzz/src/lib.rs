@@ -1,0 +1,145 @@
+//! What is fuzzed: everything that reads what comes from outside, one function a target.
+//!
+//! A target panics where the product would, and where what it promises of an input doesn't hold. libFuzzer drives them
+//! from `libfuzzer/`, a workspace of its own; the ordinary tests replay the corpus and some thousand mutations of it.
+
+#![allow(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a panic is a finding"
+)]
+
+mod aws;
+mod certificates;
+mod rendering;
+
+use std::path::Path;
+
+use nats_tls_agent::apply::chain_of;
+use nats_tls_agent::apply::listeners::Listeners;
+use nats_tls_agent::apply::monitor::{Routez, Varz};
+use nats_tls_agent::apply::protection::{Facts, losses};
+use nats_tls_agent::config::{Config, NatsConfig};
+use nats_tls_agent::control;
+use nats_tls_agent::identity::{IdentityDocument, addresses_in, host_name_in, resource_host_name};
+use nats_tls_agent::issue::journal::Entries;
+use nats_tls_agent::nats_conf;
+use nats_tls_agent::render::Rendered;
+use zeroize::Zeroizing;
+
+pub use crate::aws::aws;
+pub use crate::certificates::{chain, trust_bundle};
+pub use crate::rendering::rendering;
+
+/// A target.
+pub type Target = fn(&[u8]);
+
+/// All targets by their names, which are those of their corpora and of libFuzzer's binaries.
+pub const TARGETS: [(&str, Target); 10] = [
+    ("aws", aws),
+    ("chain", chain),
+    ("configuration", configuration),
+    ("control", control),
+    ("imds", imds),
+    ("journal", journal),
+    ("monitoring", monitoring),
+    ("nats_conf", nats_conf),
+    ("rendering", rendering),
+    ("trust_bundle", trust_bundle),
+];
+
+/// An error as it is logged: one line.
+fn logged(error: &dyn std::error::Error) {
+    let text = chain_of(error);
+    assert!(!text.is_empty() && !text.contains('\n'), "{text:?}");
+}
+
+/// `agent.toml`.
+pub fn configuration(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    match Config::parse(text, Path::new("/etc/nats-tls-agent/agent.toml")) {
+        Ok(config) => assert!(config.nats.config.is_absolute() && !config.issuer.validity.is_zero()),
+        Err(error) => logged(&error),
+    }
+}
+
+/// A line to the control socket, and one that it answers with.
+pub fn control(input: &[u8]) {
+    if let Ok(request) = serde_json::from_slice::<control::Request>(input) {
+        let line = serde_json::to_vec(&request).unwrap();
+        assert!(!line.contains(&b'\n'));
+        assert_eq!(serde_json::from_slice::<control::Request>(&line).unwrap(), request);
+    }
+    if let Ok(answer) = serde_json::from_slice::<control::Answer>(input) {
+        let line = serde_json::to_vec(&answer).unwrap();
+        assert!(!line.contains(&b'\n'));
+        assert!(serde_json::from_slice::<control::Answer>(&line).is_ok());
+    }
+}
+
+/// Answers of instance metadata: what is made of them can stand in a certificate.
+pub fn imds(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    match IdentityDocument::parse(text) {
+        Ok(IdentityDocument { instance_id, region }) => {
+            assert!(resource_host_name(&instance_id, &region).is_some(), "{instance_id:?} {region:?}");
+        }
+        Err((_, expected)) => assert!(!expected.is_empty()),
+    }
+    match addresses_in(text) {
+        Ok(addresses) => assert_eq!(addresses.len(), text.split_whitespace().count()),
+        Err(line) => assert!(text.contains(line)),
+    }
+    if let Some(Ok(name)) = host_name_in(text) {
+        assert!(name.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"*.-".contains(&byte)), "{name:?}");
+    }
+}
+
+/// The journal of issuances.
+pub fn journal(input: &[u8]) {
+    match Entries::parse(input) {
+        Ok(mut entries) => {
+            let now = time::OffsetDateTime::UNIX_EPOCH + time::Duration::days(20_000);
+            let before = entries.issued_in_a_day(now);
+            entries.note_issued(now);
+            assert!(entries.issued_in_a_day(now) > before.min(19_999));
+            let text = serde_json::to_vec(&entries).unwrap();
+            assert_eq!(Entries::parse(&text).unwrap().issued_in_a_day(now), entries.issued_in_a_day(now));
+        }
+        Err(reason) => assert!(!reason.is_empty() && reason.len() < 100),
+    }
+}
+
+/// What nats-server's monitoring port says.
+pub fn monitoring(input: &[u8]) {
+    if let Ok(varz) = serde_json::from_slice::<Varz>(input) {
+        assert_eq!(varz, varz.clone());
+        assert!(!nats_tls_agent::clock::rfc3339(varz.config_load_time).is_empty());
+    }
+    if let Ok(routez) = serde_json::from_slice::<Routez>(input) {
+        let addresses: usize = routez.remotes().values().map(|(_, addresses)| addresses.len()).sum();
+        assert!(addresses <= routez.routes.len());
+    }
+}
+
+/// A nats-server configuration, as the agent reads one that it didn't write. Includes are left to the unit tests: they
+/// would read any file of this machine.
+pub fn nats_conf(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    if text.to_ascii_lowercase().contains("include") {
+        return;
+    }
+    let file = Path::new("/nowhere/nats-server.conf");
+    if let Err(error) = nats_conf::parse(text, file) {
+        logged(&error);
+    }
+    if let Ok(facts) = Facts::read(text, file) {
+        assert!(losses(Some(&facts), &facts).iter().all(|loss| !loss.name().is_empty()));
+    }
+    let _somewhere = Listeners::of(Some(text), &NatsConfig::default());
+    // What is shown to people is never longer than the truth by more than its masks, and never panics.
+    let rendered = Rendered::from_text(Zeroizing::new(text.to_owned()));
+    let _shown = (rendered.shown(None), rendered.hide_from(text));
+}
