@@ -292,6 +292,9 @@ fn nasty() -> impl Strategy<Value = String> {
     prop_oneof![1 => "(?s).{1,30}", 3 => joined]
 }
 
+const PLACES: [&str; 6] =
+    ["PLACE-OF-NAME", "PLACE-OF-CLUSTER", "PLACE-OF-PID", "PLACE-OF-STORE", "PLACE-OF-USER", "PLACE-OF-WORD"];
+
 /// The reference is the template with placeholders, which were then replaced by hexadecimal escapes: it can have no setting
 /// but the template's. Where a nats-server reads both alike, as its digest of what it has read says, so has the other.
 #[test]
@@ -316,8 +319,6 @@ fn invariant_14_for_any_names_nats_server_reads_just_the_settings_of_the_templat
         let text = render(None, &values).unwrap().text().to_owned();
         Some((text, values.cluster.routes[0].url().to_owned()))
     };
-    const PLACES: [&str; 6] =
-        ["PLACE-OF-NAME", "PLACE-OF-CLUSTER", "PLACE-OF-PID", "PLACE-OF-STORE", "PLACE-OF-USER", "PLACE-OF-WORD"];
     let (template, template_route) = with(PLACES).unwrap();
     let (rendered_file, reference_file) = (bench.path("rendered.conf"), bench.path("reference.conf"));
     let (accepted, refused) = (AtomicU32::new(0), AtomicU32::new(0));

@@ -2,7 +2,12 @@
 //!
 //! The seed is printed where a target fails, with the input; `FUZZ_SEED` replays it, `FUZZ_MUTATIONS` sets how many.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on has failed")]
+#![allow(
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a test that can't go on has failed, and says why"
+)]
 
 use std::path::Path;
 
