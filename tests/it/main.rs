@@ -6,6 +6,7 @@ mod aws;
 mod aws_double;
 mod bad_input;
 mod chaos;
+mod crash;
 mod fleet;
 mod harness_works;
 mod operator;

@@ -22,6 +22,7 @@ pub struct Agent {
     config: PathBuf,
     log: PathBuf,
     environment: Vec<(String, String)>,
+    launcher: Vec<String>,
     daemon: Option<Process>,
 }
 
@@ -63,7 +64,14 @@ impl Agent {
             ("NO_COLOR", "1"),
         ];
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        Self { binary: binary.into(), config: config.into(), log: log.into(), environment, daemon: None }
+        Self {
+            binary: binary.into(),
+            config: config.into(),
+            log: log.into(),
+            environment,
+            launcher: Vec::new(),
+            daemon: None,
+        }
     }
 
     /// Sets a variable for the daemon and every command; the last value of a name counts.
@@ -76,6 +84,12 @@ impl Agent {
     /// [`Agent::env`] for an agent that is part of something already.
     pub fn set_env(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Has every process from now on started by this program and its arguments, such as strace or setpriv; by nothing
+    /// else where it is empty.
+    pub fn set_launcher(&mut self, launcher: Vec<String>) {
+        self.launcher = launcher;
     }
 
     /// Sends the daemon a signal: SIGHUP has it read its configuration again.
@@ -111,6 +125,11 @@ impl Agent {
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.daemon.as_ref().and_then(Process::pid)
+    }
+
+    /// Waits until the daemon ends by itself.
+    pub async fn ended(&mut self, within: Duration) -> Result<ExitStatus, Failure> {
+        self.take()?.ended(within).await
     }
 
     /// SIGTERM, and waits for the end.
@@ -161,7 +180,14 @@ impl Agent {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = match self.launcher.split_first() {
+            Some((program, before)) => {
+                let mut command = Command::new(program);
+                command.args(before).arg(&self.binary);
+                command
+            }
+            None => Command::new(&self.binary),
+        };
         command.args(arguments).arg("--config").arg(&self.config);
         for (name, _) in std::env::vars_os().filter(|(name, _)| is_strange(&name.to_string_lossy())) {
             command.env_remove(name);

@@ -17,6 +17,7 @@ pub mod nodes;
 pub mod process;
 pub mod small_disk;
 pub mod soak;
+pub mod strace;
 pub mod tools;
 pub mod traffic;
 

@@ -98,6 +98,19 @@ impl Process {
         Err(failure)
     }
 
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// When it still runs after `within`; it is killed then.
+    pub async fn ended(mut self, within: Duration) -> Result<ExitStatus, Failure> {
+        if let Ok(ended) = tokio::time::timeout(within, self.child.wait()).await {
+            return self.status(ended);
+        }
+        let failure = Failure::new(format!("{} did not end within {within:?}:\n{}", self.name, tail(&self.log, 20)));
+        self.kill().await?;
+        Err(failure)
+    }
+
     /// SIGKILL, and waits until it is gone.
     pub async fn kill(mut self) -> Result<ExitStatus, Failure> {
         if self.pid().is_some() {

@@ -1,0 +1,516 @@
+//! Every system call by which a process changes a file or signals another, from `strace(1)`; and the same process killed,
+//! or refused, at any one of them.
+//!
+//! A [`Point`] is a call on a path, and the how-manieth it is: strace counts only calls that touch the path (`-P`), for
+//! each thread apart. So a point is the same one in every run, whatever else the process's threads do meanwhile.
+//!
+//! `SIGKILL` and errors are injected on entering the call (`--inject`), and the call isn't made: a death at a point is a
+//! death before it, and so after the one before. The process is the caller's own child (`-D`), and lives on without
+//! strace once that is told to end.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{Failure, eventually};
+
+/// What changes files, or what another process does. `?`: not every architecture has it.
+const CALLS: &str = "?open,?creat,openat,write,writev,?pwrite64,ftruncate,fallocate,fsync,fdatasync,?rename,renameat,\
+     ?renameat2,?link,linkat,?symlink,symlinkat,?unlink,unlinkat,?rmdir,?mkdir,mkdirat,?chmod,fchmod,fchmodat,\
+     ?chown,fchown,fchownat,?kill,?tgkill,pidfd_send_signal";
+/// Calls that only open a file where they don't create it.
+const OPENS: [&str; 3] = ["open", "creat", "openat"];
+const SIGNALS: [&str; 3] = ["kill", "tgkill", "pidfd_send_signal"];
+/// How long strace takes to write its last lines, or to let go.
+const SOON: Duration = Duration::from_secs(10);
+
+/// One call of the traced process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Call {
+    thread: u32,
+    name: String,
+    paths: Vec<PathBuf>,
+    /// Whether it changes something.
+    changes: bool,
+    /// Whether it is seen to have failed.
+    has_failed: bool,
+}
+
+/// A recorded run.
+#[derive(Clone, Debug)]
+pub struct Recording {
+    main: u32,
+    calls: Vec<Call>,
+}
+
+/// A place in a run.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Point {
+    /// The system call.
+    pub call: String,
+    /// What it changes; empty for a signal.
+    pub path: PathBuf,
+    /// The how-manieth call of its name on that path, from 1.
+    pub ordinal: u32,
+    /// For a fault that stays: what fails from here on.
+    since: Since,
+}
+
+/// From which call on each of the main thread's calls fails, so that the fault begins at a point and stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Since {
+    /// A full disk: what allocates nothing goes on.
+    full: Vec<(String, u32)>,
+    /// A read-only one: nothing goes on but reading.
+    read_only: Vec<(String, u32)>,
+    /// The paths that a full disk's calls are counted on.
+    paths: Vec<PathBuf>,
+    /// The same of a read-only disk: without those that are also read.
+    written: Vec<PathBuf>,
+}
+
+/// What happens at a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The process dies.
+    Kill,
+    /// This one call fails, with `ENOSPC` or `EROFS`.
+    Once(Errno),
+    /// It fails, and so does every call after it.
+    From(Errno),
+}
+
+/// Why a call fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errno {
+    /// The disk is full.
+    Full,
+    /// The file system is read-only.
+    ReadOnly,
+}
+
+impl Errno {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Full => "ENOSPC",
+            Self::ReadOnly => "EROFS",
+        }
+    }
+}
+
+impl std::fmt::Display for Effect {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Kill => formatter.write_str("SIGKILL"),
+            Self::Once(errno) => write!(formatter, "{} once", errno.name()),
+            Self::From(errno) => write!(formatter, "{} from then on", errno.name()),
+        }
+    }
+}
+
+impl std::fmt::Display for Point {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} {} #{}", self.call, self.path.display(), self.ordinal)
+    }
+}
+
+/// Fails where strace can't be run, with what to install.
+pub fn present() -> Result<(), Failure> {
+    let version = std::process::Command::new("strace").arg("--version").output();
+    version.map(drop).map_err(|error| {
+        Failure::new("could not run strace, by which crash points are found; install Debian's package strace")
+            .because(error)
+    })
+}
+
+/// What to start a process under so that `output` gets all its changes.
+#[must_use]
+pub fn recording(output: &Path) -> Vec<String> {
+    launcher(output, &format!("trace={CALLS}"))
+}
+
+/// What to start a process under so that it meets `effect` at `point`. The trace in `output` is of the calls that were
+/// counted.
+#[must_use]
+pub fn injecting(output: &Path, point: &Point, effect: Effect) -> Vec<String> {
+    let at = |what: String| (vec![(point.call.clone(), format!("{what}:when={}", point.ordinal))], vec![&point.path]);
+    let stays = |errno: Errno, calls: &[(String, u32)], paths| {
+        let injected = |(call, first): &(String, u32)| (call.clone(), format!("error={}:when={first}+", errno.name()));
+        (calls.iter().map(injected).collect(), paths)
+    };
+    let since = &point.since;
+    let (injections, paths): (Vec<_>, Vec<&PathBuf>) = match effect {
+        Effect::Kill => at("signal=SIGKILL".into()),
+        Effect::Once(errno) => at(format!("error={}", errno.name())),
+        Effect::From(Errno::Full) => stays(Errno::Full, &since.full, since.paths.iter().collect()),
+        Effect::From(Errno::ReadOnly) => stays(Errno::ReadOnly, &since.read_only, since.written.iter().collect()),
+    };
+    let calls: Vec<&str> = injections.iter().map(|(call, _)| call.as_str()).collect();
+    let mut arguments = launcher(output, &format!("trace={}", calls.join(",")));
+    for path in paths.into_iter().filter(|path| !path.as_os_str().is_empty()) {
+        arguments.extend(["-P".into(), path.display().to_string()]);
+    }
+    arguments.extend(injections.iter().map(|(call, what)| format!("--inject={call}:{what}")));
+    arguments
+}
+
+/// `-b execve` leaves the programs that it starts alone; `-I1` lets [`release`] end strace; a death by a signal that isn't
+/// traced would not be told.
+fn launcher(output: &Path, trace: &str) -> Vec<String> {
+    let output = output.display().to_string();
+    let arguments =
+        ["strace", "-D", "-I1", "-f", "-b", "execve", "-q", "-y", "-e", "signal=SIGKILL", "-o", &output, "-e", trace];
+    arguments.map(ToOwned::to_owned).to_vec()
+}
+
+/// Has strace let go of a process, which goes on undisturbed.
+pub async fn release(pid: u32) -> Result<(), Failure> {
+    let status = format!("/proc/{pid}/status");
+    eventually("strace letting go", SOON, async || {
+        let text = std::fs::read_to_string(&status).map_err(|error| format!("{status}: {error}"))?;
+        let tracer = text.lines().find_map(|line| line.strip_prefix("TracerPid:")?.trim().parse().ok()).unwrap_or(0);
+        match Pid::from_raw(tracer) {
+            None => Ok(()),
+            Some(tracer) => {
+                // It may have ended by itself meanwhile.
+                let _gone = kill_process(tracer, Signal::TERM);
+                Err(format!("strace is process {tracer:?}"))
+            }
+        }
+    })
+    .await
+}
+
+/// Waits until the trace of a process that has ended is complete: whether `SIGKILL` ended it.
+pub async fn was_killed(output: &Path) -> Result<bool, Failure> {
+    eventually("the end of the trace", SOON, async || {
+        let text = std::fs::read_to_string(output).map_err(|error| error.to_string())?;
+        // The main thread is reported last.
+        let main = text.lines().find_map(of_thread).map(|(main, _)| main);
+        let ends = |how: &str| {
+            let is_end = |(thread, rest): (u32, &str)| Some(thread) == main && rest.starts_with(&format!("+++ {how}"));
+            text.lines().filter_map(of_thread).any(is_end)
+        };
+        if ends("killed by SIGKILL") {
+            Ok(true)
+        } else if ends("exited") || ends("killed") {
+            Ok(false)
+        } else {
+            Err(text)
+        }
+    })
+    .await
+}
+
+/// Whether an error was injected so far.
+#[must_use]
+pub fn was_injected(output: &Path) -> bool {
+    std::fs::read_to_string(output).is_ok_and(|text| text.contains("(INJECTED)"))
+}
+
+impl Recording {
+    /// Reads a trace.
+    pub fn read(output: &Path) -> Result<Self, Failure> {
+        let text = std::fs::read_to_string(output)
+            .map_err(|error| Failure::new(format!("could not read {}", output.display())).because(error))?;
+        let calls: Vec<Call> = text.lines().filter_map(Call::parse).collect();
+        // A process's own id is its main thread's.
+        let main = text.lines().find_map(of_thread).map(|(main, _)| main);
+        let main = main.ok_or_else(|| Failure::new(format!("{} is no trace: {text}", output.display())))?;
+        Ok(Self { main, calls })
+    }
+
+    /// Every change to what lies below `roots`, but for `others`, and every signal, in order. Of threads beside the main one, whose number
+    /// and share of work vary from run to run, the first of each kind.
+    #[must_use]
+    pub fn points(&self, roots: &[&Path], others: &[&Path]) -> Vec<Point> {
+        let is_ours = |path: &Path| roots.iter().any(|root| path.starts_with(root)) && !others.contains(&path);
+        let mut points = Vec::new();
+        let mut elsewhere = BTreeSet::new();
+        for (index, call) in self.calls.iter().enumerate().filter(|(_, call)| call.changes) {
+            let is_signal = SIGNALS.contains(&call.name.as_str());
+            let Some(path) = call.target().filter(|path| is_ours(path)).or(is_signal.then(PathBuf::new)) else {
+                continue;
+            };
+            let touches = |other: &Call| is_signal || other.paths.contains(&path);
+            let before = self.before(index, call.thread, |other| other.name == call.name && touches(other));
+            if call.thread != self.main && (before > 0 || !elsewhere.insert((call.name.clone(), path.clone()))) {
+                continue;
+            }
+            points.push(Point { call: call.name.clone(), path, ordinal: before + 1, since: Since::default() });
+            if call.thread == self.main
+                && !is_signal
+                && let Some(point) = points.last_mut()
+            {
+                point.since = self.since(index, &is_ours);
+            }
+        }
+        points
+    }
+
+    /// What a power cut would lose at a moment when it must be on the disk: a file that gets its name before its content is
+    /// flushed, and names that are not flushed when `commit` gets its own, when a signal is sent, or at the end.
+    #[must_use]
+    pub fn unflushed(&self, roots: &[&Path], others: &[&Path], commit: &Path) -> Vec<String> {
+        let is_ours = |path: &Path| roots.iter().any(|root| path.starts_with(root)) && !others.contains(&path);
+        let parent = |path: &Path| path.parent().map(Path::to_path_buf);
+        let (mut files, mut directories) = (BTreeSet::<PathBuf>::new(), BTreeSet::<PathBuf>::new());
+        let mut wrong = Vec::new();
+        let done = |call: &&Call| call.thread == self.main && call.changes && !call.has_failed;
+        for call in self.calls.iter().filter(done) {
+            let paths: Vec<&PathBuf> = call.paths.iter().filter(|path| is_ours(path)).collect();
+            match (call.name.as_str(), &paths[..]) {
+                ("fsync" | "fdatasync", [path, ..]) => {
+                    files.remove(*path);
+                    directories.remove(*path);
+                }
+                ("write" | "writev" | "pwrite64" | "ftruncate", [path, ..]) => {
+                    files.insert((*path).clone());
+                }
+                ("rename" | "renameat" | "renameat2", [from, to]) => {
+                    let below = files.iter().chain(&directories).filter(|path| path.starts_with(from));
+                    wrong.extend(below.map(|path| format!("{} when {} got its name", path.display(), to.display())));
+                    if **to == commit {
+                        let names = directories.iter().filter(|path| Some(*path) != parent(to).as_ref());
+                        wrong.extend(names.map(|path| format!("{} at the commit", path.display())));
+                    }
+                    directories.extend([from, to].into_iter().filter_map(|path| parent(path)));
+                }
+                ("openat" | "open" | "creat" | "mkdir" | "mkdirat" | "link" | "linkat", [.., path]) => {
+                    directories.extend(parent(path));
+                }
+                (name, _) if SIGNALS.contains(&name) => {
+                    wrong.extend(directories.iter().map(|path| format!("{} at the signal", path.display())));
+                }
+                _ => {}
+            }
+        }
+        wrong.extend(files.iter().chain(&directories).map(|path| format!("{} at the end", path.display())));
+        wrong
+    }
+
+    fn before(&self, index: usize, thread: u32, is_it: impl Fn(&Call) -> bool) -> u32 {
+        let counted = self.calls[..index].iter().filter(|call| call.thread == thread && is_it(call)).count();
+        u32::try_from(counted).unwrap_or(u32::MAX)
+    }
+
+    fn since(&self, index: usize, is_ours: &impl Fn(&Path) -> bool) -> Since {
+        let ours = || self.calls.iter().filter(|call| call.thread == self.main);
+        let changed: BTreeSet<&PathBuf> =
+            ours().filter(|call| call.changes).flat_map(|call| &call.paths).filter(|path| is_ours(path)).collect();
+        let count = |path: &PathBuf, is_it: &dyn Fn(&Call) -> bool| {
+            ours().filter(|call| call.paths.contains(path) && is_it(call)).count()
+        };
+        // What is opened only to be flushed isn't read.
+        let is_read = |path: &PathBuf| {
+            let opened = count(path, &|call| OPENS.contains(&call.name.as_str()) && !call.changes);
+            opened > count(path, &|call| call.name == "fsync")
+        };
+        let paths: Vec<PathBuf> = changed.into_iter().cloned().collect();
+        let written: Vec<PathBuf> = paths.iter().filter(|path| !is_read(path)).cloned().collect();
+        let names: BTreeSet<&str> = ours().filter(|call| call.changes).map(|call| call.name.as_str()).collect();
+        let from = |names: &mut dyn Iterator<Item = &str>, on: &[PathBuf]| {
+            let first = |name: &str| {
+                self.before(index, self.main, |call| {
+                    call.name == name && call.paths.iter().any(|path| on.contains(path))
+                })
+            };
+            names.map(|name| (name.to_owned(), first(name) + 1)).collect()
+        };
+        let is_file = |name: &&&str| !SIGNALS.contains(*name);
+        let allocates =
+            |name: &&&str| is_file(name) && !OPENS.contains(*name) && !["unlink", "unlinkat"].contains(*name);
+        Since {
+            full: from(&mut names.iter().filter(allocates).copied(), &paths),
+            read_only: from(&mut names.iter().filter(is_file).copied(), &written),
+            paths,
+            written,
+        }
+    }
+}
+
+impl Point {
+    /// The first call of a name on a path, on which alone a fault stays too.
+    #[must_use]
+    pub fn first(call: &str, path: &Path) -> Self {
+        let (calls, paths) = (vec![(call.to_owned(), 1)], vec![path.to_path_buf()]);
+        let since = Since { full: calls.clone(), read_only: calls, paths: paths.clone(), written: paths };
+        Self { call: call.to_owned(), path: path.to_path_buf(), ordinal: 1, since }
+    }
+
+    /// The same point with other paths.
+    #[must_use]
+    pub fn renamed(&self, rename: impl Fn(&Path) -> PathBuf) -> Self {
+        let all = |paths: &[PathBuf]| paths.iter().map(|path| rename(path)).collect();
+        let since = &self.since;
+        Self {
+            path: rename(&self.path),
+            since: Since { paths: all(&since.paths), written: all(&since.written), ..since.clone() },
+            ..self.clone()
+        }
+    }
+
+    /// Whether a fault can begin here and stay: in the main thread, whose calls are counted.
+    #[must_use]
+    pub fn can_stay(&self, errno: Errno) -> bool {
+        let calls = if errno == Errno::Full { &self.since.full } else { &self.since.read_only };
+        let paths = if errno == Errno::Full { &self.since.paths } else { &self.since.written };
+        calls.iter().any(|(call, _)| *call == self.call) && paths.contains(&self.path)
+    }
+}
+
+/// How often each call is among the points: `fsync 21, openat 12 …`.
+#[must_use]
+pub fn by_call(points: &[Point]) -> String {
+    let names: BTreeSet<&str> = points.iter().map(|point| point.call.as_str()).collect();
+    let mut text = String::new();
+    for name in names {
+        let separator = if text.is_empty() { "" } else { ", " };
+        // Writing to a string can't fail.
+        _ = write!(text, "{separator}{name} {}", points.iter().filter(|point| point.call == name).count());
+    }
+    text
+}
+
+impl Call {
+    /// Reads a line of a trace. What was interrupted by another thread's line is read where it began.
+    fn parse(line: &str) -> Option<Self> {
+        let (thread, rest) = of_thread(line)?;
+        let (name, arguments) = rest.split_once('(')?;
+        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+            return None;
+        }
+        let creates = ["O_CREAT", "O_WRONLY", "O_RDWR", "O_TRUNC"].iter().any(|flag| arguments.contains(flag));
+        Some(Self {
+            thread,
+            name: name.to_owned(),
+            paths: paths(name, arguments),
+            changes: !OPENS.contains(&name) || name == "creat" || creates,
+            has_failed: arguments.contains(" = -1 E"),
+        })
+    }
+
+    /// What the call changes: of two names the one that is staged or new.
+    fn target(&self) -> Option<PathBuf> {
+        if self.name.starts_with("link") { self.paths.last().cloned() } else { self.paths.first().cloned() }
+    }
+}
+
+/// A line's thread, and the rest of it.
+fn of_thread(line: &str) -> Option<(u32, &str)> {
+    let (thread, rest) = line.split_once(' ')?;
+    Some((thread.parse().ok()?, rest.trim_start()))
+}
+
+/// The absolute paths among a call's arguments, its descriptors' (`11</path>`) among them. The content of a `write` is
+/// none, nor is the directory behind `AT_FDCWD`.
+fn paths(name: &str, arguments: &str) -> Vec<PathBuf> {
+    let mut rest = arguments;
+    let mut found = Vec::new();
+    let is_of_content = name.contains("write");
+    while let Some(start) = rest.find(['<', '"']) {
+        let (before, quoted) = (&rest[..start], &rest[start + 1..]);
+        let is_descriptor = rest[start..].starts_with('<');
+        let end = if is_descriptor {
+            quoted.find(">,").or(quoted.find(">)")).or(quoted.find("> "))
+        } else {
+            quoted.find('"')
+        };
+        let Some(end) = end.or(quoted.find(['>', '"'])) else { break };
+        if quoted.starts_with('/') && !before.ends_with("AT_FDCWD") && (is_descriptor || !is_of_content) {
+            found.push(PathBuf::from(&quoted[..end]));
+        }
+        if is_of_content {
+            break;
+        }
+        rest = &quoted[end + 1..];
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRACE: &str = r#"7     openat(AT_FDCWD</home>, "/s/a.new", O_WRONLY|O_CREAT|O_EXCL|O_CLOEXEC, 0640 <unfinished ...>
+8 write(4<anon_inode:[eventfd]>, "\1\0\0\0\0\0\0\0", 8) = 8
+7 <... openat resumed>) = 3</s/a.new>
+7 write(3</s/a.new>, "see </s/b> and \"/s/c\"", 4) = 4
+8 rename("/ca/x.new", "/ca/x") = 0
+7 fsync(3</s/a.new>)                = 0
+7 rename("/s/a.new", "/s/a")              = 0
+7 openat(AT_FDCWD</home>, "/s", O_RDONLY|O_CLOEXEC) = 3</s>
+7 fsync(3</s>) = 0
+8 rename("/ca/x.new", "/ca/x") = 0
+7 openat(AT_FDCWD</home>, "/s/a", O_RDONLY|O_CLOEXEC) = 3</s/a>
+7 pidfd_send_signal(11<anon_inode:[pidfd]>, SIGHUP, NULL, 0) = 0
+7 unlinkat(5</s/old>, "key.pem", 0) = 0
+7 rename("/s/a.new", "/s/a")              = ?
+7 linkat(AT_FDCWD</home>, "/s/a", AT_FDCWD</home>, "/s/b.new", 0) = 0
+8 +++ killed by SIGKILL +++
+7 +++ killed by SIGKILL +++
+"#;
+
+    fn trace() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let output = directory.path().join("trace");
+        std::fs::write(&output, TRACE).unwrap();
+        (directory, output)
+    }
+
+    #[tokio::test]
+    async fn a_trace_is_read_into_its_changes_each_with_its_number() {
+        let (_directory, output) = trace();
+        let recording = Recording::read(&output).unwrap();
+        let points = recording.points(&[Path::new("/s"), Path::new("/ca")], &[]);
+        let shown: Vec<String> = points.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            shown,
+            [
+                "openat /s/a.new #1",
+                "write /s/a.new #1",
+                "rename /ca/x.new #1",
+                "fsync /s/a.new #1",
+                "rename /s/a.new #1",
+                "fsync /s #1",
+                "pidfd_send_signal  #1",
+                "unlinkat /s/old #1",
+                "rename /s/a.new #2",
+                "linkat /s/b.new #1",
+            ]
+        );
+        assert_eq!(by_call(&points[..5]), "fsync 1, openat 1, rename 2, write 1");
+        assert!(was_killed(&output).await.unwrap() && !was_injected(&output));
+    }
+
+    #[test]
+    fn what_a_power_cut_would_lose_is_found() {
+        let (_directory, output) = trace();
+        let recording = Recording::read(&output).unwrap();
+        let lost = recording.unflushed(&[Path::new("/s")], &[], Path::new("/s/a"));
+        assert_eq!(lost, ["/s at the end"]);
+        std::fs::write(&output, TRACE.replace("fsync", "fcntl")).unwrap();
+        let lost = Recording::read(&output).unwrap().unflushed(&[Path::new("/s")], &[], Path::new("/s/a"));
+        assert_eq!(lost[..2], ["/s/a.new when /s/a got its name", "/s at the signal"]);
+    }
+
+    #[test]
+    fn a_fault_that_stays_spares_what_is_read_and_a_full_disk_what_allocates_nothing() {
+        let (_directory, output) = trace();
+        let points = Recording::read(&output).unwrap().points(&[Path::new("/s")], &[]);
+        let second = &points[7];
+        assert_eq!(second.to_string(), "rename /s/a.new #2");
+        let counts = |calls: &[(String, u32)]| calls.iter().map(|(call, n)| format!("{call} {n}")).collect::<Vec<_>>();
+        assert_eq!(counts(&second.since.full), ["fsync 3", "linkat 1", "rename 2", "write 2"]);
+        assert!(counts(&second.since.read_only).contains(&"openat 3".to_owned()), "{:?}", second.since);
+        assert!(!second.since.written.contains(&PathBuf::from("/s/a")), "{:?}", second.since);
+        assert!(
+            second.can_stay(Errno::Full) && !points[0].can_stay(Errno::Full) && points[0].can_stay(Errno::ReadOnly)
+        );
+        let arguments = injecting(Path::new("/t"), second, Effect::From(Errno::Full)).join(" ");
+        assert!(arguments.contains("--inject=rename:error=ENOSPC:when=2+"), "{arguments}");
+    }
+}

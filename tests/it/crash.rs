@@ -1,0 +1,140 @@
+//! Invariants 2 and 11 at every system call: the built agent is killed, or its disk is full or read-only, at each call by
+//! which it changes a file or signals nats-server. The calls are enumerated from a recorded run, none is chosen.
+//!
+//! `NATS_TLS_AGENT_SOAK=1` tries every fault, in both processes that can renew, where the ordinary run tries a part of
+//! them at each point.
+
+#![expect(clippy::print_stdout, reason = "how many points were tried is to be told")]
+
+mod bench;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use harness::strace::{self, Effect, Errno, Point, by_call};
+use tokio::task::{JoinSet, LocalSet};
+
+use self::bench::{Bench, Process, Scenario};
+
+/// How many nodes are put through it at a time: mostly they wait.
+const LANES: usize = 3;
+const FAULTS: [Effect; 4] = [
+    Effect::Once(Errno::Full),
+    Effect::From(Errno::ReadOnly),
+    Effect::Once(Errno::ReadOnly),
+    Effect::From(Errno::Full),
+];
+
+fn is_soak() -> bool {
+    std::env::var_os("NATS_TLS_AGENT_SOAK").is_some_and(|value| value == "1")
+}
+
+/// Dies before each call. The death after the last one is an ordinary restart.
+fn deaths(points: &[Point]) -> Vec<(Point, Effect)> {
+    points.iter().map(|point| (point.clone(), Effect::Kill)).collect()
+}
+
+/// Every point has its faults: all of them in the long form, else two of four in turn.
+fn faults(points: &[Point]) -> Vec<(Point, Effect)> {
+    let mut all = Vec::new();
+    for (index, point) in points.iter().enumerate().filter(|(_, point)| !point.path.as_os_str().is_empty()) {
+        let chosen = if is_soak() { &FAULTS[..] } else { &FAULTS[index % 2 * 2..][..2] };
+        all.extend(chosen.iter().map(|effect| (point.clone(), *effect)));
+    }
+    let can_be = |(point, effect): &(Point, Effect)| !matches!(effect, Effect::From(errno) if !point.can_stay(*errno));
+    all.retain(can_be);
+    all
+}
+
+/// Puts nodes through a scenario with one effect at one point at a time, and fails with all that went wrong.
+async fn sweep(scenario: Scenario, process: Process, effects: fn(&[Point]) -> Vec<(Point, Effect)>) {
+    strace::present().unwrap_or_else(|failure| panic!("{}", failure.chain()));
+    let mut benches = Vec::new();
+    let mut recorded = Vec::new();
+    for _ in 0..2 {
+        let mut bench = Bench::new(scenario, process).await.unwrap();
+        recorded.push(bench.points().await.unwrap());
+        benches.push(bench);
+    }
+    assert_eq!(names(&recorded[0]), names(&recorded[1]), "the points of two runs differ, so they can't be counted");
+    let points = recorded.swap_remove(0);
+    let all = effects(&points);
+    let tried = all.len();
+    let mut by_effect = BTreeMap::<String, usize>::new();
+    for (_, effect) in &all {
+        *by_effect.entry(effect.to_string()).or_default() += 1;
+    }
+    println!("{scenario:?}, {process:?}: {} points ({}); tried: {by_effect:?}", points.len(), by_call(&points));
+
+    let queue = Rc::new(RefCell::new(VecDeque::from(all)));
+    let lanes = async {
+        let mut lanes = JoinSet::new();
+        for _ in 0..LANES {
+            lanes.spawn_local(lane(scenario, process, benches.pop(), Rc::clone(&queue)));
+        }
+        lanes.join_all().await.concat()
+    };
+    let wrong: Vec<String> = LocalSet::new().run_until(lanes).await;
+    assert!(wrong.is_empty(), "{} of {tried}:\n{}", wrong.len(), wrong.join("\n\n"));
+}
+
+/// One node after the other through what is still to be tried; what went wrong.
+async fn lane(
+    scenario: Scenario,
+    process: Process,
+    mut bench: Option<Bench>,
+    queue: Rc<RefCell<VecDeque<(Point, Effect)>>>,
+) -> Vec<String> {
+    let mut wrong = Vec::new();
+    loop {
+        let Some((point, effect)) = queue.borrow_mut().pop_front() else { return wrong };
+        let mut on = match bench.take() {
+            Some(bench) => bench,
+            None => Bench::new(scenario, process).await.unwrap(),
+        };
+        match on.round(&point, effect).await {
+            Ok(()) => bench = Some(on),
+            // The next point begins on another node.
+            Err(why) => wrong.push(format!("{effect} at {point}: {why}")),
+        }
+    }
+}
+
+fn names(points: &[Point]) -> Vec<String> {
+    let mut names: Vec<String> = points.iter().map(ToString::to_string).collect();
+    names.sort_unstable();
+    names
+}
+
+#[tokio::test]
+async fn invariant_02_and_11_a_death_at_any_system_call_of_a_first_boot_leaves_a_whole_and_pays_once() {
+    sweep(Scenario::FirstBoot, Process::Daemon, deaths).await;
+    if is_soak() {
+        sweep(Scenario::FirstBoot, Process::Alone, deaths).await;
+    }
+}
+
+#[tokio::test]
+async fn invariant_02_and_11_a_death_at_any_system_call_of_a_renewal_leaves_a_whole_and_pays_once() {
+    sweep(Scenario::Renewal, Process::Alone, deaths).await;
+    if is_soak() {
+        sweep(Scenario::Renewal, Process::Daemon, deaths).await;
+    }
+}
+
+#[tokio::test]
+async fn invariant_02_and_11_a_disk_that_fails_at_any_system_call_of_a_first_boot_is_told_and_heals() {
+    sweep(Scenario::FirstBoot, Process::Daemon, faults).await;
+    if is_soak() {
+        sweep(Scenario::FirstBoot, Process::Alone, faults).await;
+    }
+}
+
+#[tokio::test]
+async fn invariant_02_and_11_a_disk_that_fails_at_any_system_call_of_a_renewal_is_told_and_heals() {
+    sweep(Scenario::Renewal, Process::Daemon, faults).await;
+    if is_soak() {
+        sweep(Scenario::Renewal, Process::Alone, faults).await;
+    }
+}
