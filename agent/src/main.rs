@@ -81,7 +81,10 @@ fn start_log(is_daemon: bool) {
             "message" => write!(writer, "{value:?}"),
             _ => Ok(()),
         });
-        let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+        // A log that can't be written, as on a full disk, would be told on the same standard error by `eprintln!`, which
+        // panics where that fails.
+        let layer = tracing_subscriber::fmt::layer().log_internal_errors(false);
+        let layer = layer.with_writer(std::io::stderr).with_target(false);
         layer.fmt_fields(message_alone).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
     });
     let journal = journal.map(|journal| {

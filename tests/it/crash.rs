@@ -11,11 +11,15 @@ mod bench;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
+use harness::nodes::Nodes;
 use harness::strace::{self, Effect, Errno, Point, by_call};
+use harness::tools;
 use tokio::task::{JoinSet, LocalSet};
 
 use self::bench::{Bench, Process, Scenario};
+use crate::AGENT;
 
 /// How many nodes are put through it at a time: mostly they wait.
 const LANES: usize = 3;
@@ -137,4 +141,21 @@ async fn invariant_02_and_11_a_disk_that_fails_at_any_system_call_of_a_renewal_i
     if is_soak() {
         sweep(Scenario::Renewal, Process::Alone, faults).await;
     }
+}
+
+#[tokio::test]
+async fn a_log_that_can_not_be_written_ends_nothing() {
+    strace::present().unwrap_or_else(|failure| panic!("{}", failure.chain()));
+    let mut cluster = Nodes::start(AGENT, tools::NATS_SERVER, 1).await.unwrap();
+    let node = &mut cluster.nodes[0];
+    node.agent.kill().await.unwrap();
+    let (log, trace) = (node.agent.config().with_extension("log"), node.state_directory().with_file_name("trace"));
+    node.agent.set_launcher(strace::injecting(&trace, &Point::first("write", &log), Effect::From(Errno::Full)));
+    node.agent.start().unwrap();
+    node.agent.set_launcher(Vec::new());
+    node.healthy(Duration::from_secs(20)).await.unwrap();
+    let renewed = node.agent.renew().await.unwrap();
+    assert_eq!(renewed["result"], "confirmed");
+    assert!(strace::was_injected(&trace), "nothing was logged");
+    node.agent.check_running().unwrap();
 }
