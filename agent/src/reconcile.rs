@@ -268,6 +268,8 @@ impl Reconciler {
         let (newest, damaged) = self.parts.apply.parts().generations.newest()?;
         self.newest = newest;
         self.damaged = damaged.iter().map(|error| chain_of(error)).collect();
+        // Without it nothing can be asked for, and that is better known before something must be.
+        self.damaged.extend(self.parts.issuance.journal.load().err().map(|error| chain_of(&error)));
         Ok(())
     }
 

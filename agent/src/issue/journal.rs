@@ -38,6 +38,12 @@ pub struct Entries {
     issued: Vec<OffsetDateTime>,
 }
 
+/// What a journal of any version says.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
 /// An issuance that is under way.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -104,12 +110,13 @@ impl Entries {
     /// Reads a journal's text, or says why it can't be.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         // serde_json's message can quote the text around a fault, and that text may be a key.
-        let entries: Self = serde_json::from_slice(text)
-            .map_err(|error| format!("line {}, column {}", error.line(), error.column()))?;
-        if entries.version != VERSION {
-            return Err(format!("its version is {}, this agent's {VERSION}", entries.version));
+        let place = |error: serde_json::Error| format!("line {}, column {}", error.line(), error.column());
+        // Of another version nothing else need be the same.
+        let Versioned { version } = serde_json::from_slice(text).map_err(place)?;
+        if version != VERSION {
+            return Err(format!("its version is {version}, this agent's {VERSION}"));
         }
-        Ok(entries)
+        serde_json::from_slice(text).map_err(place)
     }
 
     /// Notes that the issuer has issued, and so has been paid.
@@ -209,6 +216,7 @@ mod tests {
         let (state, journal) = journal();
         for text in [
             r#"{"version":2,"pending":null,"issued":[]}"#,
+            r#"{"version":2,"issuances":["s3cret"]}"#,
             "{\"version\":1,\"pending\":{\"key\":\"s3cret\"",
             "s3cret",
             "",
