@@ -311,8 +311,10 @@ impl Reconciler {
             Ok(refused) => refused,
             Err(error) => {
                 // What is served is served still, and the status is to show it beside the error.
-                if let Some(newest) = self.newest.clone() {
-                    self.parts.apply.look(&newest.chain).await?;
+                if let Some(newest) = self.newest.clone()
+                    && let Err(unseen) = self.parts.apply.look(&newest.chain).await
+                {
+                    tracing::warn!("{}", chain_of(&unseen));
                 }
                 return Err(error);
             }
@@ -519,7 +521,7 @@ impl Reconciler {
             return Err(PassError::Waiting("there is no certificate yet".into()));
         };
         let now = self.parts.clock.now();
-        self.parts.apply.look(&generation.chain).await?;
+        let looked = self.parts.apply.look(&generation.chain).await;
         self.note_confirmed();
         let rendered = match self.render(generation.files.clone()) {
             Ok(rendered) => rendered,
@@ -529,6 +531,11 @@ impl Reconciler {
             }
         };
         let is_committed = self.parts.apply.committed()?.as_ref() == Some(&rendered);
+        match looked {
+            // A committed file that says nothing, or that nats-server would not take, is mended by the next commit.
+            Err(error) if !is_committed => tracing::warn!("{}", chain_of(&error)),
+            looked => looked?,
+        }
         let is_done = is_committed && !matches!(self.parts.apply.verdict(), Verdict::Other(_));
         if !is_done {
             if *wanted == Wanted::default() && now < self.deploying.next {
