@@ -8,6 +8,12 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+
+/// For a file that is opened by its own name and may not exist: a symlink isn't followed to somebody else's, and a FIFO
+/// isn't waited for.
+pub const NO_DETOUR: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
+
 /// What was tried on a file, and where.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {action} {}", .path.display())]
@@ -59,6 +65,13 @@ impl Secrecy {
     }
 }
 
+/// The mode of a file, or of a directory, of which everyone may do any of `what` (`0o007`: anything).
+#[must_use]
+pub fn open_to_all(path: &Path, what: u32) -> Option<u32> {
+    let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
+    (mode & what != 0).then_some(mode)
+}
+
 /// Replaces the file by one with these bytes and this mode.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let staged = staging_name(path);
@@ -102,6 +115,15 @@ pub fn remove_if_there(path: &Path) -> Result<(), FileError> {
     match fault::point().and_then(|()| fs::remove_file(path)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::on("remove", path)(error)),
         _ => Ok(()),
+    }
+}
+
+/// Removes whatever has this name, a directory with all that is in it; a symlink, and not what it points to.
+pub fn remove_all(path: &Path) -> Result<(), FileError> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path).map_err(FileError::on("remove", path)),
+        _ => remove_if_there(path),
     }
 }
 

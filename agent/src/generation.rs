@@ -5,10 +5,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use zeroize::Zeroizing;
 
-use crate::csr::PrivateKeyPem;
+use crate::csr::{PrivateKeyPem, public_key_der};
+use crate::digest::sha256_hex;
 use crate::durable::{self, FileError, Secrecy};
 use crate::render::{Rendered, TlsFiles};
 use crate::trust::{Leaf, TrustBundle, VerifiedChain};
@@ -18,6 +20,9 @@ const MAX_FILE: u64 = 1024 * 1024;
 
 /// How many generations are kept beside those in use: what a roll-back could want.
 const KEPT: usize = 3;
+
+/// No node gets this far: a generation each second takes thirty thousand years.
+const LAST: u64 = 1_000_000_000_000;
 
 /// One generation, read back from the disk.
 #[derive(Clone, Debug)]
@@ -36,6 +41,8 @@ pub struct Generation {
 #[derive(Clone, Debug)]
 pub struct Generations {
     directory: PathBuf,
+    /// The digest of the key and the certificate that were last seen to belong together.
+    known: Arc<Mutex<String>>,
 }
 
 /// Why a generation can't be used.
@@ -58,7 +65,7 @@ impl Generations {
     /// The generations of a state directory.
     #[must_use]
     pub fn of(state: &Path) -> Self {
-        Self { directory: state.join("generations") }
+        Self { directory: state.join("generations"), known: Arc::default() }
     }
 
     fn directory_of(&self, number: u64) -> PathBuf {
@@ -85,7 +92,12 @@ impl Generations {
         };
         for entry in entries {
             let entry = entry.map_err(FileError::on("list", &self.directory))?;
-            numbers.extend(entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok()));
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.parse().ok());
+            // What isn't written as one of ours, or is beyond any, is none.
+            numbers.extend(
+                number.filter(|number| *number < LAST && self.directory_of(*number).file_name() == Some(&name)),
+            );
         }
         numbers.sort_unstable();
         Ok(numbers)
@@ -109,11 +121,15 @@ impl Generations {
         let files = self.files(number);
         let finished = self.directory_of(number);
         let partial = finished.with_extension("partial");
-        if partial.exists() {
-            fs::remove_dir_all(&partial).map_err(FileError::on("remove", &partial))?;
-        }
+        durable::remove_all(&partial)?;
         let secrecy = Secrecy::of(self.directory.parent().unwrap_or(&self.directory));
         durable::create_directory(&self.directory, secrecy.directory_mode())?;
+        // A key isn't written to wherever a symlink leads.
+        let own = fs::symlink_metadata(&self.directory).map_err(FileError::on("look at", &self.directory))?;
+        if !own.is_dir() {
+            let reason = std::io::Error::new(std::io::ErrorKind::NotADirectory, "it is a symlink; remove it");
+            return Err(FileError::on("write below", &self.directory)(reason));
+        }
         durable::create_directory(&partial, secrecy.directory_mode())?;
         durable::create(&partial.join("key.pem"), chain.key.expose().as_bytes(), secrecy.file_mode())?;
         durable::create(&partial.join("cert.pem"), chain.cert_pem.as_bytes(), 0o644)?;
@@ -140,7 +156,25 @@ impl Generations {
         let key = std::str::from_utf8(&key)
             .map(|text| PrivateKeyPem::new(Zeroizing::new(text.to_owned())))
             .map_err(|error| damaged(&files.key_file, error.to_string()))?;
+        if !self.belong_together(&key, &leaf) {
+            return Err(damaged(&files.key_file, "it is not the certificate's key".into()));
+        }
         Ok(Generation { number, chain: VerifiedChain { key, leaf, cert_pem }, bundle, files })
+    }
+
+    /// Whether it is the certificate's key. Once that was seen it isn't worked out again: this is asked in every pass.
+    fn belong_together(&self, key: &PrivateKeyPem, leaf: &Leaf) -> bool {
+        let pair = Zeroizing::new([key.expose().as_bytes(), &leaf.der].concat());
+        let pair = sha256_hex(&pair);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == pair {
+            return true;
+        }
+        let belong = public_key_der(key).is_ok_and(|ours| leaf.public_key_der() == Some(ours));
+        if belong {
+            *known = pair;
+        }
+        belong
     }
 
     /// The generation that a configuration's text names, if it names one of these.
@@ -166,8 +200,7 @@ impl Generations {
         let numbers = self.numbers()?;
         let old = numbers.len().saturating_sub(KEPT);
         for number in numbers[..old].iter().filter(|number| !in_use.contains(number)) {
-            let path = self.directory_of(*number);
-            fs::remove_dir_all(&path).map_err(FileError::on("remove", &path))?;
+            durable::remove_all(&self.directory_of(*number))?;
         }
         Ok(())
     }
@@ -217,9 +250,19 @@ mod tests {
         assert_eq!((&newest.chain.leaf, &newest.bundle), (&chain.leaf, &bundle));
 
         fs::write(&second.files.cert_file, "half a certif").unwrap();
-        let (newest, damaged) = generations.newest().unwrap();
-        assert_eq!(newest.unwrap().number, first.number);
-        assert!(damaged[0].to_string().contains("000002/cert.pem is damaged"), "{damaged:?}");
+        let passed_over = |file: &str| {
+            let (newest, damaged) = generations.newest().unwrap();
+            assert_eq!(newest.unwrap().number, first.number);
+            assert!(damaged[0].to_string().contains(&format!("000002/{file} is damaged")), "{damaged:?}");
+        };
+        passed_over("cert.pem");
+        fs::write(&second.files.cert_file, &chain.cert_pem).unwrap();
+        // Nobody sees what is wrong with a key but nats-server, when it is started.
+        let other = Csr::generate("n1", &Sans::default(), KeyAlgorithm::EcdsaP256).unwrap();
+        for key in ["", "half a key", other.key.expose()] {
+            fs::write(&second.files.key_file, key).unwrap();
+            passed_over("key.pem");
+        }
     }
 
     #[tokio::test]

@@ -51,6 +51,7 @@ impl StateLock {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(durable::NO_DETOUR)
             .open(&path)
             .map_err(FileError::on("open", &path))?;
         match file.try_lock() {

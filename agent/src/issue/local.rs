@@ -29,6 +29,7 @@ use zeroize::Zeroizing;
 use super::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
 use crate::clock::Clock;
 use crate::digest::hex;
+use crate::durable::NO_DETOUR;
 use crate::trust::Leaf;
 
 /// How long the CA lives.
@@ -225,6 +226,7 @@ impl Local {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(NO_DETOUR)
             .open(&path)
             .map_err(|error| self.io("open", &path, error))?;
         for _ in 0..LOCK_TRIES {

@@ -68,6 +68,12 @@ impl Leaf {
         })
     }
 
+    /// Its public key as a `SubjectPublicKeyInfo` in DER.
+    #[must_use]
+    pub fn public_key_der(&self) -> Option<Vec<u8>> {
+        x509::read(&self.der).ok().map(|certificate| certificate.public_key().raw.to_owned())
+    }
+
     /// Reads the first certificate of PEM text; the whole text must be sound.
     pub fn from_pem(pem: &str) -> Result<Self, LeafError> {
         let blocks = pem::certificates(pem.as_bytes()).map_err(LeafError::Pem)?;
