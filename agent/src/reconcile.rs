@@ -597,6 +597,7 @@ impl Reconciler {
                 "nats-server takes {names} only at a start: the change is committed and waits for its restart"
             ));
         }
+        notes.extend(self.opened_to_all());
         if self.parts.credential.is_none() {
             notes.push(NO_CREDENTIAL.into());
         }
@@ -619,6 +620,26 @@ impl Reconciler {
             faults,
             notes,
         })
+    }
+
+    /// What somebody has opened to everyone since it was made.
+    fn opened_to_all(&self) -> Vec<String> {
+        let state = &self.parts.apply.parts().state;
+        let key = self.newest.as_ref().map(|newest| &newest.files.key_file);
+        let key = key.and_then(|key| {
+            let mode = durable::open_to_all(key, 0o007)?;
+            let key = key.display();
+            Some(format!(
+                "{key} is open to everyone (mode {mode:o}): take that away, then run `agent renew` for another key"
+            ))
+        });
+        let state = durable::open_to_all(state, 0o002).map(|mode| {
+            format!(
+                "everyone can write to {} (mode {mode:o}), and so to nats-server's keys: chmod o-w",
+                state.display()
+            )
+        });
+        key.into_iter().chain(state).collect()
     }
 
     /// When the next pass is worth making: the earliest of what is waited for, and never at once.
