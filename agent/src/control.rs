@@ -256,13 +256,15 @@ pub async fn ask(path: &Path, request: &Request, mut on_step: impl FnMut(Step)) 
     };
     let mut line = serde_json::to_vec(request).map_err(|error| broken(error.to_string()))?;
     line.push(b'\n');
-    stream.write_all(&line).await.map_err(|error| broken(error.to_string()))?;
+    // A daemon that refuses doesn't wait for the request, so its answer may be there although nothing could be asked.
+    let asked = stream.write_all(&line).await;
     let mut reader = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
         let read = tokio::time::timeout(SILENCE, (&mut reader).take(MAX_ANSWER).read_until(b'\n', &mut line)).await;
         read.map_err(|_| broken("it fell silent".into()))?.map_err(|error| broken(error.to_string()))?;
         if line.is_empty() {
+            asked.map_err(|error| broken(error.to_string()))?;
             return Err(broken("it closed the connection before it had answered".into()));
         }
         match serde_json::from_slice(&line).map_err(|error| broken(error.to_string()))? {
