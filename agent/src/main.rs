@@ -1,5 +1,6 @@
 //! Parse, call, print the error chain once, exit code.
 
+use std::alloc::System;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -11,6 +12,12 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use zeroizing_alloc::ZeroAlloc;
+
+/// Whatever is freed is wiped. A key passes through buffers that are not ours to wipe, and that grow: of PEM and base64, of
+/// JSON, of the system's reads.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
     // Every file names its own mode at creation; this only takes everything from the world.

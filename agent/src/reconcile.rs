@@ -228,8 +228,10 @@ impl Reconciler {
             // What keeps a certificate or an answer away is counted where it is met.
             Ok(Verdict::Other(_)) | Err(_) => {}
         }
-        let status = self.status();
-        Pass { next: self.next(now), status, outcome }
+        let (status, next) = (self.status(), self.next(now));
+        // Its key is in memory only while a pass needs it.
+        self.newest = None;
+        Pass { status, outcome, next }
     }
 
     /// The newest leaf.
