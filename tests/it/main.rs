@@ -17,6 +17,7 @@ mod render;
 mod rotation;
 mod secrecy;
 mod service;
+mod state_directory;
 mod steady;
 mod time;
 mod versions;

@@ -1,7 +1,9 @@
 //! Invariant 1: what is secret stays in the files that hold it, and those are nobody else's.
 
+#![expect(clippy::print_stdout, reason = "what could not be tried is to be told")]
+
 use std::collections::BTreeSet;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use rustix::process::Signal;
 use crate::AGENT;
 use crate::protection::aws;
 use crate::rotation::unhealthy;
+use crate::state_directory::{STRANGER, as_user, give_to_stranger, idle};
 
 const SOON: Duration = Duration::from_secs(20);
 const PASSWORD: &str = "s3cr3t/of@routes";
@@ -214,4 +217,134 @@ async fn invariant_01_a_running_agent_leaves_no_core_dump() {
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", node.agent.pid().unwrap())).unwrap();
     let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().take(2).collect::<Vec<_>>(), ["0", "0"], "{limits}");
+}
+
+/// Not even another process of the same user; and the daemon asks who asks it, whatever the socket's mode is.
+#[tokio::test]
+async fn invariant_01_a_process_of_the_same_user_can_neither_trace_the_daemon_nor_read_its_memory() {
+    let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    cluster.configure().unwrap();
+    if !give_to_stranger(&mut cluster) {
+        return;
+    }
+    let node = &mut cluster.nodes[0];
+    idle(node).await;
+    let daemon = node.agent.pid().unwrap();
+    let as_same = |program: &[&str]| run_as(STRANGER, program);
+    // What can be done to an ordinary process of that user.
+    let mut other = as_command(STRANGER, &["sleep", "60"]).spawn().unwrap();
+    for file in ["mem", "environ", "maps"] {
+        let read = |pid: u32| as_same(&["head", "-c", "0", &format!("/proc/{pid}/{file}")]);
+        let (theirs, ours) = (read(other.id()), read(daemon));
+        assert!(theirs.status.success(), "{file}: {theirs:?}");
+        let said = String::from_utf8_lossy(&ours.stderr);
+        assert!(!ours.status.success() && said.contains("Permission denied"), "{file}: {ours:?}");
+    }
+    let traced = as_same(&["timeout", "5", "strace", "-p", &daemon.to_string()]);
+    let said = String::from_utf8_lossy(&traced.stderr);
+    assert!(!traced.status.success() && said.contains("Operation not permitted"), "{traced:?}");
+    other.kill().unwrap();
+    other.wait().unwrap();
+
+    let socket = Config::load(node.agent.config()).unwrap().control_socket;
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o660);
+    let config = node.agent.config().display().to_string();
+    let binary = cluster.directory().join("bin/agent").display().to_string();
+    let ask = |user: u32| {
+        let answer = run_as(user, &[&binary, "renew", "--config", &config]);
+        (answer.status.code(), String::from_utf8_lossy(&answer.stderr).into_owned())
+    };
+    let (code, said) = ask(STRANGER + 1);
+    assert!(code == Some(1) && said.contains("could not connect"), "{said}");
+    // Were the mode lost, the credentials are still asked for.
+    std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o666)).unwrap();
+    std::fs::set_permissions(socket.parent().unwrap(), PermissionsExt::from_mode(0o755)).unwrap();
+    let (code, said) = ask(STRANGER + 1);
+    let refusal = format!("uid {} (gid {}) may not ask this daemon", STRANGER + 1, STRANGER + 1);
+    assert!(code == Some(1) && said.contains(&refusal), "{said}");
+    assert_eq!(ask(STRANGER).0, Some(0), "its own user may");
+}
+
+fn as_command(user: u32, program: &[&str]) -> std::process::Command {
+    let launcher = as_user(user);
+    let mut command = std::process::Command::new(&launcher[0]);
+    command.args(&launcher[1..]).args(program);
+    command
+}
+
+fn run_as(user: u32, program: &[&str]) -> std::process::Output {
+    as_command(user, program).output().unwrap()
+}
+
+/// Where in a process's memory some bytes are: the mapping, and what stands around the first of them.
+fn found_in(pid: u32, needles: &[(String, Vec<u8>)]) -> Option<Vec<String>> {
+    use std::os::unix::fs::FileExt as _;
+    if !rustix::process::geteuid().is_root() {
+        println!("not run: only root may look into the daemon's memory");
+        return None;
+    }
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut begins = vec![[false; 256]; 256];
+    for (_, needle) in needles {
+        begins[usize::from(needle[0])][usize::from(needle[1])] = true;
+    }
+    let mut found = Vec::new();
+    for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with("rw"))) {
+        let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let [start, end] = [start, end].map(|address| u64::from_str_radix(address, 16).unwrap());
+        let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
+        // A mapping may go meanwhile.
+        if memory.read_exact_at(&mut bytes, start).is_err() {
+            continue;
+        }
+        for at in
+            (0..bytes.len().saturating_sub(1)).filter(|at| begins[usize::from(bytes[*at])][usize::from(bytes[*at + 1])])
+        {
+            for (name, needle) in needles.iter().filter(|(_, needle)| bytes[at..].starts_with(needle)) {
+                let around = &bytes[at.saturating_sub(24)..(at + needle.len() + 24).min(bytes.len())];
+                let shown = String::from_utf8_lossy(around).replace(|c: char| !c.is_ascii_graphic(), ".");
+                let place = line.split_whitespace().nth(5).unwrap_or("anonymous");
+                found.push(format!("{name} in {place} at {:x}: {shown}", start + at as u64));
+            }
+        }
+    }
+    Some(found)
+}
+
+/// What a key looks like in memory: its scalar, and each whole line of its PEM text's body.
+fn needles(what: &str, key: &str) -> Vec<(String, Vec<u8>)> {
+    let lines = body(key);
+    let der = x509_parser::pem::parse_x509_pem(key.as_bytes()).unwrap().1.contents;
+    // RFC 5915: SEQUENCE, version 1, an OCTET STRING of 32 bytes.
+    let scalar = der.windows(5).position(|window| window == [2, 1, 1, 4, 32]).map(|at| at + 5).unwrap();
+    let mut needles = vec![(format!("{what}'s scalar"), der[scalar..scalar + 32].to_vec())];
+    needles
+        .extend(lines.into_iter().enumerate().map(|(n, line)| (format!("{what}'s line {}", n + 1), line.into_bytes())));
+    needles
+}
+
+#[tokio::test]
+async fn invariant_01_no_key_is_in_the_daemons_memory_once_a_rotation_has_settled() {
+    let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    cluster.configure().unwrap();
+    // No pass while it is looked at.
+    cluster.set("discovery.interval", "\"10m\"").unwrap();
+    cluster.boot().await.unwrap();
+    let node = &mut cluster.nodes[0];
+    let mut keys = Vec::new();
+    for rotation in 0..4 {
+        if rotation > 0 {
+            node.agent.renew().await.unwrap();
+        }
+        let key = std::fs::read_to_string(node.newest_generation().unwrap().join("key.pem")).unwrap();
+        keys.extend(needles(&format!("key {rotation}"), &key));
+    }
+    let pid = node.agent.pid().unwrap();
+    let Some(seen) = found_in(pid, &keys) else { return };
+    assert!(seen.is_empty(), "{} copies:\n{}", seen.len(), seen.join("\n"));
+    // The search finds what is there.
+    let cluster_name = ("the cluster's name".to_owned(), b"loopback".to_vec());
+    assert!(found_in(pid, &[cluster_name]).is_some_and(|found| !found.is_empty()));
 }
