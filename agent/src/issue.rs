@@ -65,6 +65,8 @@ pub enum IssueErrorKind {
     Denied,
     /// The network, a time-out or the service failed: the same request may succeed later.
     Unavailable,
+    /// The issuer knows no such certificate. It may not know it yet, so it is asked for again for a while.
+    Absent,
     /// This request can never succeed, and neither can waiting for its certificate.
     Permanent,
 }
@@ -107,6 +109,10 @@ pub trait Issuer: Send + Sync {
 
 /// How long one pass waits for a certificate before it leaves it to the next one.
 const COLLECT_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long a certificate that the issuer doesn't know, or that isn't what was asked for, is collected again before
+/// another one is paid for: a wrong answer may come from something on the way, and for as long PCA takes a repeated
+/// request for the same one anyway.
+const GIVE_UP_AFTER: Duration = Duration::from_mins(5);
 /// PCA signs within some tens of milliseconds as a rule; the SDK's own waiter would begin at a second.
 const FIRST_POLL: Duration = Duration::from_millis(40);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
@@ -216,6 +222,20 @@ impl Issuance {
         self.journal.store(&entries)
     }
 
+    /// Forgets the issuance that is under way, whose certificate isn't what was asked for, once it has been collected again
+    /// for a while.
+    pub fn give_up(&self) -> Result<(), JournalError> {
+        if self.is_tried_enough(&self.journal.load()?) { self.settle() } else { Ok(()) }
+    }
+
+    fn is_tried_enough(&self, entries: &Entries) -> bool {
+        // The clock may have been set back meanwhile.
+        entries
+            .pending
+            .as_ref()
+            .is_none_or(|pending| (self.clock.now() - pending.begun).unsigned_abs() >= GIVE_UP_AFTER)
+    }
+
     /// Whether an issuance was begun that has not been settled.
     #[must_use]
     pub fn is_under_way(&self) -> bool {
@@ -259,7 +279,12 @@ impl Issuance {
 
     /// What can never succeed is forgotten, so that the next pass begins anew, under the cap; all else is resumed.
     fn give_up_if_permanent(&self, entries: &mut Entries, error: IssueError) -> Result<ObtainError, JournalError> {
-        if error.kind == IssueErrorKind::Permanent {
+        let is_over = match error.kind {
+            IssueErrorKind::Permanent => true,
+            IssueErrorKind::Absent => self.is_tried_enough(entries),
+            _ => false,
+        };
+        if is_over {
             entries.pending = None;
             self.journal.store(entries)?;
         }

@@ -496,8 +496,8 @@ impl Reconciler {
         Ok(refused)
     }
 
-    /// A certificate that can never be accepted is given up, so that another can be asked for; one that the bundle
-    /// doesn't accept yet stays in the journal and is collected again, as it is paid for.
+    /// A certificate that isn't accepted stays in the journal and is collected again, as it is paid for. One that no bundle
+    /// and no time would make acceptable is given up after a while, so that another can be asked for.
     fn accept(&self, issued: Result<Issued, ObtainError>) -> Result<VerifiedChain, PassError> {
         let issued = issued?;
         let Some(bundle) = &self.bundle else {
@@ -510,7 +510,7 @@ impl Reconciler {
             Err(RejectedChain::NotYetValid { not_before, .. }) => {
                 self.parts.issuance.began_no_earlier_than(*not_before)?;
             }
-            Err(rejected) if !rejected.may_pass_later() => self.parts.issuance.settle()?,
+            Err(rejected) if !rejected.may_pass_later() => self.parts.issuance.give_up()?,
             Ok(_) | Err(_) => {}
         }
         Ok(accepted?)

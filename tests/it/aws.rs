@@ -144,7 +144,7 @@ async fn pca_errors_are_sorted_by_what_they_mean() {
     for (status, code, expected) in [
         (400, "RequestInProgressException", IssueErrorKind::InProgress),
         (400, "RequestFailedException", IssueErrorKind::Permanent),
-        (400, "ResourceNotFoundException", IssueErrorKind::Permanent),
+        (400, "ResourceNotFoundException", IssueErrorKind::Absent),
         (400, "InvalidStateException", IssueErrorKind::Unavailable),
         (400, "LimitExceededException", IssueErrorKind::Quota),
         (400, "ThrottlingException", IssueErrorKind::Throttled),

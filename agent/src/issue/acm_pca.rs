@@ -259,6 +259,8 @@ fn classify(failure: &Failure) -> IssueErrorKind {
         Some("RequestInProgressException") => IssueErrorKind::InProgress,
         // The CA is disabled or not active yet: an operator may change that, and then the same request succeeds.
         Some("InvalidStateException") => IssueErrorKind::Unavailable,
+        // What was issued a moment ago may not be known everywhere yet.
+        Some("ResourceNotFoundException") if failure.call == COLLECT => IssueErrorKind::Absent,
         _ => match failure.kind {
             FailureKind::Throttled => IssueErrorKind::Throttled,
             FailureKind::Quota => IssueErrorKind::Quota,
@@ -278,7 +280,9 @@ fn remedy(failure: &Failure) -> Option<&'static str> {
         "RequestInProgressException" => Some("it is asked for again"),
         "RequestFailedException" => Some("a new certificate is requested; AWS CloudTrail says why this one failed"),
         "InvalidStateException" => Some("activate the CA: its status must be ACTIVE"),
-        "ResourceNotFoundException" if failure.call == COLLECT => Some("a new certificate is requested"),
+        "ResourceNotFoundException" if failure.call == COLLECT => {
+            Some("it is asked for again, and after five minutes a new certificate is requested")
+        }
         "ResourceNotFoundException" | "InvalidArnException" => {
             Some("check issuer.ca_arn: the CA's ARN, Region and account")
         }

@@ -539,6 +539,26 @@ async fn invariant_04_a_leaf_for_another_key_is_never_deployed() {
     assert_eq!(bench.committed(), before);
     let pass = renew(&mut agent).await;
     assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+    assert_eq!(bench.issuer.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_11_what_is_not_ours_is_collected_again_for_minutes_before_another_is_paid_for() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    let (newest, _) = agent.parts.apply.parts().generations.newest().unwrap();
+    let other = IssuedChain { leaf_pem: newest.unwrap().chain.cert_pem, chain_pem: String::new() };
+    let begin = bench.clock.now();
+    *bench.issuer.swap_leaf.lock().unwrap() = Some(other.clone());
+    let rejected = renew(&mut agent).await;
+    assert!(matches!(rejected.outcome, Err(PassError::Rejected(_))), "{:?}", rejected.outcome);
+    while bench.issuer.requests() == 2 {
+        *bench.issuer.swap_leaf.lock().unwrap() = Some(other.clone());
+        let pass = pass(&mut agent).await;
+        bench.clock.sleep_until(pass.next).await;
+    }
+    let waited = bench.clock.now() - begin;
+    assert!(waited >= time::Duration::minutes(5) && waited < time::Duration::hours(1), "{waited}");
 }
 
 #[tokio::test(start_paused = true)]
