@@ -6,22 +6,19 @@ mod answer;
 mod form;
 mod operations;
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use time::OffsetDateTime;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
-use self::answer::{Answer, Body};
+use self::answer::Answer;
 use crate::fault::{Fault, Operation, Protocol, Script};
+use crate::wire::{self, Body, Reset};
 use crate::{Account, ServiceError};
 
 const MAX_REQUEST: usize = 1024 * 1024;
@@ -115,7 +112,9 @@ impl AwsDouble {
         if self.server.is_none() {
             let listener = TcpListener::bind(self.address).await?;
             self.address = listener.local_addr()?;
-            self.server = Some(tokio::spawn(serve(listener, Arc::clone(&self.shared))));
+            let shared = Arc::clone(&self.shared);
+            let answer = move |request, reset| answer(request, Arc::clone(&shared), reset);
+            self.server = Some(tokio::spawn(wire::serve(listener, answer)));
         }
         Ok(())
     }
@@ -151,47 +150,19 @@ fn now() -> OffsetDateTime {
     OffsetDateTime::now_utc()
 }
 
-async fn serve(listener: TcpListener, shared: Arc<Mutex<Shared>>) {
-    // Connections end with the server: the set is dropped with this task.
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        connections.spawn(connection(stream, Arc::clone(&shared)));
-        while connections.try_join_next().is_some() {}
-    }
-}
-
-async fn connection(stream: TcpStream, shared: Arc<Mutex<Shared>>) {
-    let reset = Notify::new();
-    let service = service_fn(|request| answer(request, &shared, &reset));
-    let mut connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-    tokio::select! {
-        // A client that goes away is none of our business.
-        _ = &mut connection => {}
-        () = reset.notified() => {
-            let stream = connection.into_parts().io.into_inner();
-            // Closed with nothing to linger for, a connection is reset.
-            drop(stream.set_zero_linger());
-        }
-    }
-}
-
-async fn answer(
-    request: Request<Incoming>,
-    shared: &Mutex<Shared>,
-    reset: &Notify,
-) -> Result<Response<Body>, Infallible> {
+async fn answer(request: Request<Incoming>, shared: Arc<Mutex<Shared>>, reset: Reset) -> Response<Body> {
     let target = request.headers().get("x-amz-target").and_then(|target| target.to_str().ok()).map(ToOwned::to_owned);
     let Ok(body) = Limited::new(request.into_body(), MAX_REQUEST).collect().await else {
-        return Ok(Answer::status(400).respond());
+        return Answer::status(400).respond();
     };
     let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
     let action = || form::Form::parse(&body).text("Action");
     let name = target.as_deref().map_or_else(action, |target| target.rsplit('.').next().map(ToOwned::to_owned));
     let Some(operation) = name.as_deref().and_then(Operation::parse) else {
-        return Ok(Answer::error(Protocol::Json, &ServiceError::new("UnknownOperationException", "")).respond());
+        return Answer::error(Protocol::Json, &ServiceError::new("UnknownOperationException", "")).respond();
     };
     let (number, fault) = {
-        let mut shared = lock(shared);
+        let mut shared = lock(&shared);
         let fault = shared.script.next(operation);
         let (request, fault_noted) = (body.clone(), fault.clone());
         shared.calls.push(Call { operation, at: now(), request, answer: None, fault: fault_noted });
@@ -199,22 +170,19 @@ async fn answer(
     };
     match fault {
         Some(Fault::Hang) => std::future::pending::<()>().await,
-        Some(Fault::Reset) => {
-            reset.notify_one();
-            std::future::pending::<()>().await;
-        }
+        Some(Fault::Reset) => reset.connection().await,
         Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
         _ => {}
     }
     let in_place = fault.as_ref().and_then(|fault| Answer::in_place(operation.protocol(), fault));
     let answer = in_place.unwrap_or_else(|| {
-        let done = operations::perform(&mut lock(shared).account, operation, &body, fault.as_ref(), now());
+        let done = operations::perform(&mut lock(&shared).account, operation, &body, fault.as_ref(), now());
         done.unwrap_or_else(|error| Answer::error(operation.protocol(), &error))
     });
     if fault == Some(Fault::LoseAnswer) {
         std::future::pending::<()>().await;
     }
     let answer = answer.spoilt(fault.as_ref());
-    lock(shared).calls[number].answer = Some((answer.status, answer.text.clone()));
-    Ok(answer.respond())
+    lock(&shared).calls[number].answer = Some((answer.status, answer.text.clone()));
+    answer.respond()
 }

@@ -16,6 +16,7 @@ pub mod http;
 pub mod pca;
 pub mod quota;
 pub mod secrets;
+pub mod wire;
 
 use fleet::Fleet;
 use pca::Pca;

@@ -11,15 +11,13 @@
 //! state in "Retrieve the target lifecycle state through instance metadata"
 //! (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/retrieving-target-lifecycle-state-through-imds.html>).
 
-use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use aws_double::wire::{self, Body, Reset};
+use hyper::body::Incoming;
+use hyper::header::{HeaderMap, HeaderName};
+use hyper::{Method, Request, StatusCode};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -75,7 +73,40 @@ pub enum Fault {
     Status(u16),
     /// Every request with a token is answered with 200 and this text.
     Answer(String),
+    /// The request is taken, and no answer ever comes.
+    Hang,
+    /// The connection is reset.
+    Reset,
+    /// The connection ends in the middle of the answer.
+    Truncated,
+    /// The answer is longer than anybody should read.
+    Huge,
 }
+
+/// What is asked of instance metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// A session.
+    Token,
+    /// Which instance this is.
+    Identity,
+    /// What its profile allows it to be.
+    Credentials,
+}
+
+impl Question {
+    fn of(path: &str) -> Self {
+        if path == "/latest/api/token" {
+            Self::Token
+        } else if path.contains("/iam/") {
+            Self::Credentials
+        } else {
+            Self::Identity
+        }
+    }
+}
+
+const HUGE: usize = 9 * 1024 * 1024;
 
 /// Instance metadata on a free loopback port, gone when dropped.
 #[derive(Debug)]
@@ -89,6 +120,7 @@ pub struct ImdsStub {
 struct State {
     facts: InstanceFacts,
     fault: Option<Fault>,
+    only: Option<(Question, Fault)>,
     tokens: Vec<String>,
     asked: Vec<String>,
     refused: Vec<String>,
@@ -102,7 +134,8 @@ impl ImdsStub {
             .map_err(|error| Failure::new("no port for instance metadata").because(error))?;
         let address =
             listener.local_addr().map_err(|error| Failure::new("no address of instance metadata").because(error))?;
-        let state = State { facts, fault: None, tokens: Vec::new(), asked: Vec::new(), refused: Vec::new() };
+        let state =
+            State { facts, fault: None, only: None, tokens: Vec::new(), asked: Vec::new(), refused: Vec::new() };
         let state = Arc::new(Mutex::new(state));
         let server = tokio::spawn(serve(listener, Arc::clone(&state)));
         Ok(Self { address, state, server })
@@ -117,6 +150,11 @@ impl ImdsStub {
     /// From now on, or with `None` no longer.
     pub fn set_fault(&self, fault: Option<Fault>) {
         lock(&self.state).fault = fault;
+    }
+
+    /// From now on, for one kind of question alone, the token's too; with `None` no longer.
+    pub fn set_fault_of(&self, question: Question, fault: Option<Fault>) {
+        lock(&self.state).only = fault.map(|fault| (question, fault));
     }
 
     /// Changes what is served.
@@ -148,32 +186,60 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
-    // Connections end with the server: the set is dropped with this task.
-    let mut connections = tokio::task::JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
+    wire::serve(listener, move |request: Request<Incoming>, reset: Reset| {
         let state = Arc::clone(&state);
-        connections.spawn(async move {
-            let answer = service_fn(|request: Request<Incoming>| {
-                let answer = lock(&state).answer(&request);
-                async { Ok::<_, Infallible>(answer) }
-            });
-            // A client that goes away is none of our business.
-            drop(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await);
-        });
-    }
+        async move {
+            let question = Question::of(request.uri().path());
+            let (answer, fault) = {
+                let mut state = lock(&state);
+                let answer = state.answer(&request);
+                let only = state.only.clone().filter(|(of, _)| *of == question).map(|(_, fault)| fault);
+                let holds = |fault: &Fault| question != Question::Token || *fault == Fault::Disabled;
+                let fault = only.or(state.fault.clone().filter(holds));
+                // Without a session nobody gets further than to be refused.
+                let is_refused = answer.0 == StatusCode::UNAUTHORIZED;
+                (answer, fault.filter(|fault| !is_refused || *fault == Fault::Disabled))
+            };
+            let (status, headers, text) = answer;
+            let (status, text) = match &fault {
+                Some(Fault::Hang) => {
+                    std::future::pending::<()>().await;
+                    (status, text)
+                }
+                Some(Fault::Reset) => {
+                    reset.connection().await;
+                    (status, text)
+                }
+                Some(Fault::Disabled) => (StatusCode::FORBIDDEN, "Forbidden".into()),
+                Some(Fault::Status(wrong)) => {
+                    (StatusCode::from_u16(*wrong).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), String::new())
+                }
+                Some(Fault::Answer(nonsense)) => (StatusCode::OK, nonsense.clone()),
+                Some(Fault::Huge) => (status, text.repeat(HUGE / text.len().max(1) + 1)),
+                Some(Fault::Truncated) | None => (status, text),
+            };
+            let mut response = Body::respond(text, fault == Some(Fault::Truncated));
+            *response.status_mut() = status;
+            response.headers_mut().extend(headers);
+            response
+        }
+    })
+    .await;
 }
 
+/// Status, headers and body.
+type Answer = (StatusCode, HeaderMap, String);
+
 impl State {
-    fn answer(&mut self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        if self.fault == Some(Fault::Disabled) {
-            return status(StatusCode::FORBIDDEN);
-        }
+    fn answer(&mut self, request: &Request<Incoming>) -> Answer {
         if request.uri().path() == "/latest/api/token" {
             return self.token(request);
         }
         let header = request.headers().get(TOKEN).and_then(|token| token.to_str().ok());
         if !header.is_some_and(|token| self.tokens.iter().any(|known| known == token)) {
-            self.refused.push(request.uri().path().to_owned());
+            if self.fault != Some(Fault::Disabled) {
+                self.refused.push(request.uri().path().to_owned());
+            }
             return status(StatusCode::UNAUTHORIZED);
         }
         if request.method() != Method::GET {
@@ -182,16 +248,10 @@ impl State {
         let path = request.uri().path().to_owned();
         let found = self.facts.find(&path);
         self.asked.push(path);
-        match &self.fault {
-            Some(Fault::Status(code)) => {
-                status(StatusCode::from_u16(*code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR))
-            }
-            Some(Fault::Answer(text)) => Response::new(Full::from(text.clone())),
-            _ => found.map_or_else(|| status(StatusCode::NOT_FOUND), |text| Response::new(Full::from(text))),
-        }
+        found.map_or_else(|| status(StatusCode::NOT_FOUND), |text| (StatusCode::OK, HeaderMap::new(), text))
     }
 
-    fn token(&mut self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    fn token(&mut self, request: &Request<Incoming>) -> Answer {
         if request.method() != Method::PUT {
             return status(StatusCode::METHOD_NOT_ALLOWED);
         }
@@ -201,9 +261,8 @@ impl State {
         };
         let token = format!("AQAEAF{:08x}==", self.tokens.len());
         self.tokens.push(token.clone());
-        let mut answer = Response::new(Full::from(token));
-        answer.headers_mut().insert(TOKEN_TTL, ttl.into());
-        answer
+        let headers = HeaderMap::from_iter([(HeaderName::from_static(TOKEN_TTL), ttl.into())]);
+        (StatusCode::OK, headers, token)
     }
 }
 
@@ -279,10 +338,8 @@ fn credentials() -> String {
     .to_string()
 }
 
-fn status(code: StatusCode) -> Response<Full<Bytes>> {
-    let mut answer = Response::new(Full::from(code.canonical_reason().unwrap_or_default()));
-    *answer.status_mut() = code;
-    answer
+fn status(code: StatusCode) -> Answer {
+    (code, HeaderMap::new(), code.canonical_reason().unwrap_or_default().to_owned())
 }
 
 #[cfg(test)]

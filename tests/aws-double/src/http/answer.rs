@@ -1,16 +1,12 @@
 //! Answers, whole and spoilt.
 
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use hyper::body::{Bytes, Frame};
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde_json::json;
 
 use crate::ServiceError;
 use crate::fault::{Fault, HUGE, Protocol};
+use crate::wire::Body;
 
 /// A proxy's login page.
 const LOGIN: &str = "<html><body>Please log in to use the network.</body></html>";
@@ -100,15 +96,10 @@ impl Answer {
     pub(super) fn respond(self) -> Response<Body> {
         let mut text = " ".repeat(self.filling);
         text.push_str(&self.text);
-        let length = text.len();
-        if self.breaks_off {
-            text.truncate((0..=length / 2).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
-        }
-        let mut response = Response::new(Body { chunk: Some(text.into()), breaks_off: self.breaks_off });
+        let mut response = Body::respond(text, self.breaks_off);
         *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         headers.insert("x-amzn-requestid", HeaderValue::from_static("double"));
         response
     }
@@ -117,39 +108,4 @@ impl Answer {
 /// XML text.
 pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
-
-/// One chunk, after which the connection may break.
-#[derive(Debug)]
-pub(super) struct Body {
-    chunk: Option<Bytes>,
-    breaks_off: bool,
-}
-
-/// The answer breaks off here.
-#[derive(Debug, thiserror::Error)]
-#[error("the script says to break off")]
-pub(super) struct BrokenOff;
-
-impl From<Infallible> for BrokenOff {
-    fn from(never: Infallible) -> Self {
-        match never {}
-    }
-}
-
-impl hyper::body::Body for Body {
-    type Data = Bytes;
-    type Error = BrokenOff;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        match self.chunk.take().filter(|chunk| !chunk.is_empty()) {
-            Some(chunk) => Poll::Ready(Some(Ok(Frame::data(chunk)))),
-            None if self.breaks_off => Poll::Ready(Some(Err(BrokenOff))),
-            None => Poll::Ready(None),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.chunk.as_ref().is_none_or(Bytes::is_empty) && !self.breaks_off
-    }
 }

@@ -1,0 +1,111 @@
+//! HTTP on a loopback address that can be reset, and answers that break off: what doubles of services are made from.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::header::{CONTENT_LENGTH, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+/// Resets the connection that a request came by.
+#[derive(Clone, Debug, Default)]
+pub struct Reset(Arc<Notify>);
+
+impl Reset {
+    /// From now on there is no connection, and so no answer.
+    pub async fn connection(&self) {
+        self.0.notify_one();
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Answers every request. Connections end when this future is dropped.
+pub async fn serve<A, F>(listener: TcpListener, answer: A)
+where
+    A: Fn(Request<Incoming>, Reset) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        connections.spawn(connection(stream, answer.clone()));
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn connection<A, F>(stream: TcpStream, answer: A)
+where
+    A: Fn(Request<Incoming>, Reset) -> F,
+    F: Future<Output = Response<Body>>,
+{
+    let reset = Reset::default();
+    let service = service_fn(|request| {
+        let answer = answer(request, reset.clone());
+        async { Ok::<_, Infallible>(answer.await) }
+    });
+    let mut connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        // A client that goes away is none of our business.
+        _ = &mut connection => {}
+        () = reset.0.notified() => {
+            let stream = connection.into_parts().io.into_inner();
+            // Closed with nothing to linger for, a connection is reset.
+            drop(stream.set_zero_linger());
+        }
+    }
+}
+
+/// One chunk, after which the connection may break.
+#[derive(Debug)]
+pub struct Body {
+    chunk: Option<Bytes>,
+    breaks_off: bool,
+}
+
+impl Body {
+    /// A response of this text, or of its first half as far as it comes.
+    #[must_use]
+    pub fn respond(mut text: String, breaks_off: bool) -> Response<Self> {
+        let length = text.len();
+        if breaks_off {
+            text.truncate((0..=length / 2).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
+        }
+        let mut response = Response::new(Self { chunk: Some(text.into()), breaks_off });
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+        response
+    }
+}
+
+/// The answer breaks off here.
+#[derive(Debug, thiserror::Error)]
+#[error("the script says to break off")]
+pub struct BrokenOff;
+
+impl From<Infallible> for BrokenOff {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        match self.chunk.take().filter(|chunk| !chunk.is_empty()) {
+            Some(chunk) => Poll::Ready(Some(Ok(Frame::data(chunk)))),
+            None if self.breaks_off => Poll::Ready(Some(Err(BrokenOff))),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.chunk.as_ref().is_none_or(Bytes::is_empty) && !self.breaks_off
+    }
+}
