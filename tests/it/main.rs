@@ -7,6 +7,7 @@ mod aws_double;
 mod bad_input;
 mod chaos;
 mod crash;
+mod fault_matrix;
 mod fleet;
 mod harness_works;
 mod operator;

@@ -1,0 +1,139 @@
+//! Every external call by every fault, at first boot and in a serving node: what served goes on serving, the state says
+//! what is wrong, nobody has to help, and nothing is paid for twice (invariants 7 and 11).
+//!
+//! The tables are kept in `docs/fault-matrix.md`, and compared with it; `UPDATE_FAULT_MATRIX=1` writes them.
+
+mod aws;
+mod gate;
+mod metadata;
+mod names;
+mod server;
+mod table;
+mod world;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::{JoinSet, LocalSet};
+
+use self::table::Cell;
+use self::world::{Setup, World};
+
+/// How long a fault may take to show, and its end to be noticed: the longest time-out is that of a signal, with the
+/// roll-back after it.
+const SOON: Duration = Duration::from_secs(45);
+/// How many nodes work at the same time.
+const AT_ONCE: usize = 6;
+
+/// What a fault does to the status.
+#[derive(Clone, Debug)]
+enum Told {
+    /// The node isn't healthy; reasons and log name it by these words.
+    Ill(Vec<&'static str>),
+    /// The node is healthy, and a warning has these words.
+    Warned(Vec<&'static str>),
+    /// The node is healthy, and doesn't know what it couldn't see.
+    Unknown(&'static str),
+    /// Nothing: the call succeeds in the end.
+    Nothing,
+}
+
+/// What makes a serving node call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trigger {
+    /// It calls by itself.
+    Itself,
+    /// `agent renew`.
+    Renew,
+    /// A restart of the agent.
+    Restart,
+    /// SIGHUP to the agent.
+    HangUp,
+    /// A new instance in the group.
+    NewPeer,
+}
+
+/// Switches a fault on and off.
+type Switch = Arc<dyn Fn(&World, bool) + Send + Sync>;
+
+/// A fault of a call.
+#[derive(Clone)]
+struct Trial {
+    call: &'static str,
+    fault: &'static str,
+    told: Told,
+    switch: Switch,
+}
+
+/// Boots a node for each trial while the fault holds, and ends the fault.
+async fn boot_all(setup: Setup, trials: Vec<Trial>) -> Vec<Cell> {
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
+    let (here, mut running) = (LocalSet::new(), JoinSet::new());
+    for (number, trial) in trials.into_iter().enumerate() {
+        let (turns, setup) = (Arc::clone(&turns), setup.clone());
+        running.spawn_local_on(
+            async move {
+                let _turn = turns.acquire().await.unwrap();
+                let (call, fault) = (trial.call, trial.fault);
+                let outcome = match World::new(&setup).await {
+                    Ok(mut world) => {
+                        let outcome = world.boot(&trial).await;
+                        let ended = world.end().await;
+                        outcome.and_then(|word| ended.map(|()| word))
+                    }
+                    Err(failure) => Err(failure),
+                };
+                (number, Cell { call, fault, outcome })
+            },
+            &here,
+        );
+    }
+    let mut cells = here.run_until(running.join_all()).await;
+    cells.sort_by_key(|(number, _)| *number);
+    cells.into_iter().map(|(_, cell)| cell).collect()
+}
+
+/// Tries the faults of one call on one serving node, one after the other, under traffic.
+async fn serve_through(setup: Setup, trigger: Trigger, trials: Vec<Trial>) -> Vec<Cell> {
+    let all_failed = |why: &str| {
+        let failed = |trial: &Trial| Cell { call: trial.call, fault: trial.fault, outcome: Err(why.to_owned()) };
+        trials.iter().map(failed).collect::<Vec<_>>()
+    };
+    let mut world = match World::new(&setup).await {
+        Ok(world) => world,
+        Err(why) => return all_failed(&why),
+    };
+    let traffic = match world.serve().await {
+        Ok(traffic) => traffic,
+        Err(why) => {
+            drop(world.end().await);
+            return all_failed(&why);
+        }
+    };
+    let mut cells = Vec::new();
+    for trial in &trials {
+        let outcome = world.serving(trial, trigger).await;
+        cells.push(Cell { call: trial.call, fault: trial.fault, outcome });
+    }
+    let tally = traffic.stop().await;
+    if let Err(why) = world.end().await {
+        return all_failed(&why);
+    }
+    match tally {
+        Ok(tally) if (tally.lost(), tally.disconnects, tally.reconnects) == (0, 0, 0) => cells,
+        Ok(tally) => all_failed(&format!("a client was disturbed: {tally:?}")),
+        Err(failure) => all_failed(&failure.chain()),
+    }
+}
+
+/// Serving nodes, one for each call, at the same time.
+async fn serve_all(calls: Vec<(Setup, Trigger, Vec<Trial>)>) -> Vec<Cell> {
+    let (here, mut running) = (LocalSet::new(), JoinSet::new());
+    for (number, (setup, trigger, trials)) in calls.into_iter().enumerate() {
+        running.spawn_local_on(async move { (number, serve_through(setup, trigger, trials).await) }, &here);
+    }
+    let mut tried = here.run_until(running.join_all()).await;
+    tried.sort_by_key(|(number, _)| *number);
+    tried.into_iter().flat_map(|(_, cells)| cells).collect()
+}

@@ -1,0 +1,138 @@
+//! What stands before nats-server: gates that its ports lie behind, and a wrapper that it is called through.
+//!
+//! A gate listens where the agent looks for a port, and nats-server itself listens elsewhere: its configuration gives that
+//! by a variable, which the agent doesn't resolve.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use harness::Failure;
+use harness::cluster::Node;
+use harness::nodes::set;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// What a gate does with new connections; those that are through stay.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Passage {
+    /// Lets them through.
+    #[default]
+    Open,
+    /// Takes them, and nothing more.
+    Silent,
+    /// Resets them.
+    Resets,
+    /// Says this, and closes.
+    Says(&'static str),
+}
+
+/// A gate, gone when dropped.
+pub(super) struct Gate {
+    mode: watch::Sender<Passage>,
+    tasks: JoinSet<()>,
+}
+
+impl Gate {
+    async fn start(listen: SocketAddr, to: SocketAddr) -> Result<Self, Failure> {
+        let listener = TcpListener::bind(listen)
+            .await
+            .map_err(|error| Failure::new(format!("no gate at {listen}")).because(error))?;
+        let (mode, seen) = watch::channel(Passage::Open);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let mode = seen.borrow().clone();
+                connections.spawn(pass(stream, to, mode));
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Ok(Self { mode, tasks })
+    }
+
+    pub(super) fn set(&self, mode: Passage) {
+        self.mode.send_replace(mode);
+    }
+}
+
+async fn pass(mut stream: TcpStream, to: SocketAddr, mode: Passage) {
+    match mode {
+        Passage::Open => {
+            if let Ok(mut server) = TcpStream::connect(to).await {
+                // Either side may go away.
+                drop(tokio::io::copy_bidirectional(&mut stream, &mut server).await);
+            }
+        }
+        Passage::Silent => std::future::pending().await,
+        Passage::Resets => drop(stream.set_zero_linger()),
+        Passage::Says(text) => {
+            let mut asked = [0; 1024];
+            // A client may wait to be greeted.
+            let asks = async { stream.readable().await.and_then(|()| stream.try_read(&mut asked)) };
+            drop(tokio::time::timeout(std::time::Duration::from_millis(50), asks).await);
+            drop(stream.write_all(text.as_bytes()).await);
+            drop(stream.shutdown().await);
+        }
+    }
+}
+
+/// The gates of a node, and the wrapper.
+pub(super) struct Gates {
+    pub(super) client: Gate,
+    pub(super) monitor: Gate,
+    mode_file: PathBuf,
+}
+
+impl Gates {
+    pub(super) async fn before(node: &Node, server: &Path, wrapper: &Path) -> Result<Self, Failure> {
+        let io = |error: std::io::Error| Failure::new("could not make a wrapper").because(error);
+        let directory = wrapper.parent().unwrap_or(wrapper);
+        std::fs::create_dir_all(directory).map_err(io)?;
+        let mode_file = directory.join("mode");
+        let text = format!(
+            "#!/bin/sh\n# Does to `nats-server -t` what the file says.\nmode=$(cat '{mode}' 2>/dev/null)\n\
+             if [ \"$1\" = -t ]; then\n  case $mode in\n    refuses) echo 'x.conf:1:1: unknown field' >&2; exit 1;;\n\
+             \x20   crashes) kill -SEGV $$;;\n    hangs) exec sleep 600;;\n    silent) exec '{server}' \"$@\" >/dev/null 2>&1;;\n  esac\nfi\n\
+             exec '{server}' \"$@\"\n",
+            mode = mode_file.display(),
+            server = server.display()
+        );
+        std::fs::write(wrapper, text).map_err(io)?;
+        std::fs::set_permissions(wrapper, std::fs::Permissions::from_mode(0o755)).map_err(io)?;
+
+        let behind = |address: SocketAddr| SocketAddr::new(address.ip(), address.port() + 8);
+        let (client, monitor) = (behind(node.client()), behind(node.monitor()));
+        let built_in = concat!(env!("CARGO_MANIFEST_DIR"), "/../templates/nats-server.conf.tera");
+        let template = std::fs::read_to_string(built_in).map_err(io)?;
+        let template = template
+            .replace("listen: \"{{ listen }}\"", &format!("BEHIND_CLIENT: \"{client}\"\nlisten: $BEHIND_CLIENT"))
+            .replace(
+                "http: \"{{ monitor_listen }}\"",
+                &format!("BEHIND_MONITOR: \"{monitor}\"\nhttp: $BEHIND_MONITOR"),
+            );
+        let file = directory.join("nats-server.conf.tera");
+        std::fs::write(&file, template).map_err(io)?;
+        let quoted = |path: &Path| format!("\"{}\"", path.display());
+        set(node.agent.config(), "nats.template", &quoted(&file))?;
+        set(node.agent.config(), "nats.server", &quoted(wrapper))?;
+        Ok(Self {
+            client: Gate::start(node.client(), client).await?,
+            monitor: Gate::start(node.monitor(), monitor).await?,
+            mode_file,
+        })
+    }
+
+    /// Ends them, and waits until their ports are free.
+    pub(super) async fn end(mut self) {
+        self.client.tasks.shutdown().await;
+        self.monitor.tasks.shutdown().await;
+    }
+
+    /// What the wrapper does.
+    pub(super) fn set_check(&self, mode: &str) {
+        std::fs::write(&self.mode_file, mode).unwrap();
+    }
+}

@@ -1,0 +1,147 @@
+//! Names: the instance-id host names that `discovery.addresses = "dns"` looks up.
+//!
+//! The agent runs in a mount namespace of its own, in which `/etc/resolv.conf` names a stub of ours. That takes root;
+//! where the tests run as somebody else, the test says so and ends.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use harness::Failure;
+use tokio::net::UdpSocket;
+use tokio::task::JoinHandle;
+
+use super::world::{Setup, World, peer};
+use super::{Told, Trial, Trigger, boot_all, serve_all, table};
+
+/// What the stub answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reply {
+    /// The address of the peer whose number the name holds.
+    Address,
+    /// A code of RFC 1035, section 4.1.1: 2 SERVFAIL, 3 NXDOMAIN, 5 REFUSED.
+    Code(u8),
+    /// Nothing.
+    Silence,
+    /// Twelve bytes too few.
+    Nonsense,
+}
+
+/// A name server on the node's own address; gone when dropped.
+pub(super) struct Stub {
+    reply: Arc<Mutex<Reply>>,
+    server: JoinHandle<()>,
+}
+
+impl Stub {
+    pub(super) async fn start(address: Ipv4Addr) -> Result<Self, Failure> {
+        let socket = UdpSocket::bind((address, 53))
+            .await
+            .map_err(|error| Failure::new(format!("no name server at {address}")).because(error))?;
+        let reply = Arc::new(Mutex::new(Reply::Address));
+        let shared = Arc::clone(&reply);
+        let server = tokio::spawn(async move {
+            let mut packet = [0; 512];
+            while let Ok((length, from)) = socket.recv_from(&mut packet).await {
+                let reply = *shared.lock().unwrap();
+                if let Some(answer) = answer(&packet[..length], reply, address) {
+                    drop(socket.send_to(&answer, from).await);
+                }
+            }
+        });
+        Ok(Self { reply, server })
+    }
+
+    /// Ends it, and waits until its port is free.
+    pub(super) async fn end(mut self) {
+        self.server.abort();
+        // Its end is a cancellation.
+        drop((&mut self.server).await);
+    }
+
+    fn set(&self, reply: Reply) {
+        *self.reply.lock().unwrap() = reply;
+    }
+}
+
+impl Drop for Stub {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// The answer to a question for an A record; other types have none, which is an answer too.
+fn answer(query: &[u8], reply: Reply, own: Ipv4Addr) -> Option<Vec<u8>> {
+    let question_length = query.get(12..)?.iter().position(|byte| *byte == 0)? + 5;
+    let question = query.get(12..12 + question_length)?;
+    let label = question.get(1..1 + usize::from(*question.first()?))?;
+    let number = u8::from_str_radix(std::str::from_utf8(label).ok()?.get(17..)?, 16).ok();
+    let is_a = question[question_length - 4..] == [0, 1, 0, 1];
+    let (code, address) = match reply {
+        Reply::Silence => return None,
+        Reply::Nonsense => return Some(query[..2].to_vec()),
+        Reply::Code(code) => (code, None),
+        Reply::Address => (0, number.filter(|_| is_a).map(|number| peer(own, number))),
+    };
+    let mut packet = query[..2].to_vec();
+    packet.extend([0x85, 0x80 | code, 0, 1, 0, u8::from(address.is_some()), 0, 0, 0, 0]);
+    packet.extend_from_slice(question);
+    if let Some(IpAddr::V4(address)) = address {
+        // The name is the question's; A, IN, no time to live, four bytes.
+        packet.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
+        packet.extend(address.octets());
+    }
+    Some(packet)
+}
+
+/// The agent in a mount namespace in which the first node of the cluster is the name server.
+pub(super) fn wrapper(directory: &Path, agent: &str) -> Result<PathBuf, Failure> {
+    let io = |error: std::io::Error| Failure::new("could not make a wrapper").because(error);
+    let (wrapper, resolv) = (directory.join("agent"), directory.join("resolv.conf"));
+    let text = format!(
+        "#!/bin/sh\nset -e\n[ -n \"$IN_NAMESPACE\" ] || IN_NAMESPACE=1 exec unshare --mount \"$0\" \"$@\"\n\
+         mount --bind '{}' /etc/resolv.conf\nexec '{agent}' \"$@\"\n",
+        resolv.display()
+    );
+    std::fs::write(&wrapper, text).map_err(io)?;
+    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).map_err(io)?;
+    Ok(wrapper)
+}
+
+/// Tells the agent of a node where its name server is.
+pub(super) fn configure(directory: &Path, address: Ipv4Addr) -> Result<(), Failure> {
+    std::fs::write(directory.join("resolv.conf"), format!("nameserver {address}\noptions timeout:1 attempts:1\n"))
+        .map_err(|error| Failure::new("could not write resolv.conf").because(error))
+}
+
+fn trials() -> Vec<Trial> {
+    let faults = [
+        ("NXDOMAIN", Reply::Code(3)),
+        ("SERVFAIL", Reply::Code(2)),
+        ("REFUSED", Reply::Code(5)),
+        ("hangs", Reply::Silence),
+        ("nonsense", Reply::Nonsense),
+    ];
+    let trial = |(fault, reply)| {
+        let switch = move |world: &World, on: bool| {
+            world.names.as_ref().unwrap().set(if on { reply } else { Reply::Address });
+        };
+        let told = Told::Warned(vec!["is in the group, but its address could not be found yet"]);
+        Trial { call: "DNS", fault, told, switch: Arc::new(switch) }
+    };
+    faults.map(trial).into()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invariant_07_a_name_server_that_is_out_of_order_disturbs_no_node() {
+    let mut namespace = tokio::process::Command::new("unshare");
+    let namespace = namespace.args(["--mount", "mount", "--bind", "/etc/hosts", "/etc/resolv.conf"]).output().await;
+    if !namespace.is_ok_and(|output| output.status.success()) {
+        println!("not shown here: a name server of our own takes root, and a mount namespace");
+        return;
+    }
+    let setup = || Setup { addresses: "dns", names: true, ..Setup::default() };
+    table::check("DNS, at first boot", &boot_all(setup(), trials()).await);
+    table::check("DNS, in a serving node", &serve_all(vec![(setup(), Trigger::NewPeer, trials())]).await);
+}

@@ -1,0 +1,107 @@
+//! nats-server itself: `-t`, the signal, monitoring and the handshake.
+
+use std::sync::Arc;
+
+use rustix::process::Signal;
+
+use super::gate::Passage;
+use super::world::{Setup, World};
+use super::{Told, Trial, Trigger, serve_all, table};
+
+fn trial(
+    call: &'static str,
+    fault: &'static str,
+    told: Told,
+    switch: impl Fn(&World, bool) + Send + Sync + 'static,
+) -> Trial {
+    Trial { call, fault, told, switch: Arc::new(switch) }
+}
+
+fn check() -> Vec<Trial> {
+    const CALL: &str = "nats-server -t";
+    let mode = |fault: &'static str, told| {
+        trial(CALL, fault, told, move |world, on| {
+            world.gates.as_ref().unwrap().set_check(if on { fault } else { "" });
+        })
+    };
+    let gone = |world: &World, on: bool| {
+        let (there, away) = (world.directory().join("bin/nats-server"), world.directory().join("bin/away"));
+        if on { std::fs::rename(there, away).unwrap() } else { std::fs::rename(away, there).unwrap() }
+    };
+    vec![
+        mode("refuses", Told::Ill(vec!["nats-server -t refuses"])),
+        mode("crashes", Told::Ill(vec!["nats-server -t refuses"])),
+        mode("hangs", Told::Ill(vec!["-t", "did not end within"])),
+        mode("silent", Told::Nothing),
+        trial(CALL, "gone", Told::Ill(vec!["could not run", "nats-server"]), gone),
+    ]
+}
+
+fn signal() -> Vec<Trial> {
+    const CALL: &str = "signal";
+    let pid_file = |fault, words, text: fn() -> Option<String>| {
+        trial(CALL, fault, Told::Ill(words), move |world, on| {
+            let file = world.directory().join("n1/nats-server.pid");
+            match (on, text()) {
+                (true, Some(text)) => std::fs::write(file, text).unwrap(),
+                (true, None) => std::fs::remove_file(file).unwrap(),
+                (false, _) => {
+                    std::fs::write(file, world.node.server.as_ref().unwrap().pid().unwrap().to_string()).unwrap();
+                }
+            }
+        })
+    };
+    let frozen = |world: &World, on: bool| {
+        world.node.server.as_ref().unwrap().signal(if on { Signal::STOP } else { Signal::CONT }).unwrap();
+    };
+    vec![
+        pid_file("no pid file", vec!["nats-server isn't running", ".pid"], || None),
+        pid_file("nonsense in it", vec!["holds no pid"], || Some("nonsense".into())),
+        pid_file("another's pid", vec!["names pid"], || Some(std::process::id().to_string())),
+        trial(CALL, "frozen server", Told::Ill(vec!["client port"]), frozen),
+    ]
+}
+
+fn monitoring() -> Vec<Trial> {
+    const CALL: &str = "monitoring";
+    let gate = |fault, passage: Passage| {
+        trial(CALL, fault, Told::Unknown("/nats/version"), move |world, on| {
+            world.gate(|gates| &gates.monitor).set(if on { passage.clone() } else { Passage::Open });
+        })
+    };
+    vec![
+        gate("hangs", Passage::Silent),
+        gate("reset", Passage::Resets),
+        gate("500", Passage::Says("HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")),
+        gate("HTML", Passage::Says("HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n<html>x</html>")),
+        gate("cut off", Passage::Says("HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n{\"version\": \"2")),
+        gate("endless", Passage::Says("HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n{")),
+    ]
+}
+
+fn handshake() -> Vec<Trial> {
+    const CALL: &str = "handshake";
+    let gate = |fault, passage: Passage| {
+        trial(CALL, fault, Told::Ill(vec!["client port"]), move |world, on| {
+            world.gate(|gates| &gates.client).set(if on { passage.clone() } else { Passage::Open });
+        })
+    };
+    vec![
+        gate("hangs", Passage::Silent),
+        gate("reset", Passage::Resets),
+        gate("HTML", Passage::Says("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")),
+        gate("cut off", Passage::Says("INFO {\"server_id\": \"x\"")),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invariant_07_no_fault_of_the_way_to_nats_server_disturbs_what_it_serves() {
+    let setup = || Setup { gates: true, ..Setup::default() };
+    let calls = vec![
+        (setup(), Trigger::Renew, check()),
+        (setup(), Trigger::Renew, signal()),
+        (setup(), Trigger::Renew, monitoring()),
+        (setup(), Trigger::Renew, handshake()),
+    ];
+    table::check("nats-server, in a serving node", &serve_all(calls).await);
+}

@@ -1,0 +1,353 @@
+//! One node with everything that it calls.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use aws_double::Account;
+use aws_double::http::AwsDouble;
+use aws_double::pca::CaSettings;
+use aws_double::secrets::Content;
+use harness::cluster::{Cluster, Node};
+use harness::imds::{ImdsStub, InstanceFacts};
+use harness::nodes::set;
+use harness::traffic::Traffic;
+use harness::{Failure, eventually, tools};
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::gate::{Gate, Gates};
+use super::{SOON, Told, Trial, Trigger};
+use crate::{AGENT, metric};
+
+pub(super) const REGION: &str = "eu-west-1";
+const GROUP: &str = "nats";
+const SECRET: &str = "nats-trust";
+const HEALTHY: &str = "nats_tls_agent_state{state=\"healthy\"}";
+/// The first instance is this one, the second a peer that isn't there.
+const OWN: u8 = 1;
+
+/// What a trial's node is like.
+#[derive(Clone, Debug)]
+pub(super) struct Setup {
+    /// `[trust]`.
+    pub(super) trust: &'static str,
+    /// `discovery.addresses`.
+    pub(super) addresses: &'static str,
+    /// nats-server is called through a wrapper, and its client and monitoring ports lie behind gates.
+    pub(super) gates: bool,
+    /// The agent resolves names at a stub of our own.
+    pub(super) names: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { trust: "secret_id = \"nats-trust\"", addresses: "ec2", gates: false, names: false }
+    }
+}
+
+/// A node, and what it calls.
+pub(super) struct World {
+    pub(super) double: AwsDouble,
+    pub(super) imds: ImdsStub,
+    pub(super) node: Node,
+    pub(super) gates: Option<Gates>,
+    pub(super) names: Option<super::names::Stub>,
+    cluster: Cluster,
+    ca: String,
+    last_peer: AtomicU8,
+    // Last, as what runs writes to it.
+    directory: TempDir,
+}
+
+impl World {
+    pub(super) async fn new(setup: &Setup) -> Result<Self, String> {
+        Self::make(setup).await.map_err(|failure| failure.chain())
+    }
+
+    async fn make(setup: &Setup) -> Result<Self, Failure> {
+        let io = |error: std::io::Error| Failure::new("could not make a node").because(error);
+        let directory = tempfile::tempdir().map_err(io)?;
+        let server = tools::nats_server(tools::NATS_SERVER)?;
+        let wrapper = directory.path().join("bin/nats-server");
+        let agent = if setup.names { super::names::wrapper(directory.path(), AGENT)? } else { PathBuf::from(AGENT) };
+        let cluster = Cluster::new(directory.path(), &agent, &server)?;
+        let mut node = cluster.node(1)?;
+        let double = AwsDouble::start(node.gateway(), Account::new(REGION)).await.map_err(io)?;
+        let ca = double.account(|aws, now| {
+            let ca = aws.pca.create_authority(CaSettings::root("matrix"), now).unwrap();
+            let pem = aws.pca.authority(&ca).unwrap().pem().to_owned();
+            aws.secrets.put(SECRET, Content::Text(pem), now).unwrap();
+            aws.fleet.launch(GROUP, &id(OWN), node.address.into(), "InService", now);
+            aws.fleet.launch(GROUP, &id(OWN + 1), peer(node.address, OWN + 1), "InService", now);
+            ca
+        });
+        let imds = ImdsStub::start(InstanceFacts::new(&id(OWN), REGION, node.address.into())).await?;
+        for (name, value) in [
+            ("AWS_ENDPOINT_URL", double.endpoint()),
+            ("AWS_EC2_METADATA_DISABLED", "false".into()),
+            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.endpoint()),
+        ] {
+            node.agent.set_env(name, &value);
+        }
+        let (trust, addresses) = (setup.trust, setup.addresses);
+        let text = format!(
+            "[issuer]\nca_arn = \"{ca}\"\nvalidity = \"1h\"\n[trust]\n{trust}\n[discovery]\naddresses = \"{addresses}\"\n\
+             interval = \"200ms\"\n[renewal]\nretry_min = \"200ms\"\nretry_max = \"1s\"\n"
+        );
+        cluster.configure_with(&node, &text)?;
+        set(node.agent.config(), "nats.jetstream", "false")?;
+        let gates = if setup.gates { Some(Gates::before(&node, &server, &wrapper).await?) } else { None };
+        let names = if setup.names {
+            super::names::configure(directory.path(), node.address)?;
+            Some(super::names::Stub::start(node.address).await?)
+        } else {
+            None
+        };
+        Ok(Self { double, imds, node, gates, names, cluster, ca, last_peer: AtomicU8::new(OWN + 1), directory })
+    }
+
+    /// The CA's ARN.
+    pub(super) fn ca(&self) -> &str {
+        &self.ca
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub(super) fn gate(&self, of: fn(&Gates) -> &Gate) -> &Gate {
+        of(self.gates.as_ref().unwrap())
+    }
+
+    /// A first boot while the fault holds, and its end.
+    pub(super) async fn boot(&mut self, trial: &Trial) -> Result<String, String> {
+        (trial.switch)(self, true);
+        self.node.agent.start().map_err(|failure| failure.chain())?;
+        let word = match &trial.told {
+            Told::Ill(words) => {
+                let word = self.told_ill(words, 0).await?;
+                let config = self.node.nats_config();
+                if config.exists() {
+                    return Err(format!("{} was written", config.display()));
+                }
+                word
+            }
+            told => self.told(told).await?,
+        };
+        (trial.switch)(self, false);
+        let recovered = async {
+            self.node.committed().await?;
+            self.cluster.start_server(&mut self.node).await?;
+            self.node.healthy(SOON).await
+        };
+        recovered.await.map_err(|failure| format!("no recovery: {}", failure.chain()))?;
+        self.no_longer(&trial.told).await?;
+        self.answers().await?;
+        self.end_of_cell(0, 1)?;
+        Ok(word)
+    }
+
+    /// Boots without a fault; the traffic of a client that stays.
+    pub(super) async fn serve(&mut self) -> Result<Traffic, String> {
+        let booted = async {
+            self.node.agent.start()?;
+            self.node.committed().await?;
+            self.cluster.start_server(&mut self.node).await?;
+            self.node.healthy(SOON).await?;
+            let endpoint = self.node.endpoint(false)?;
+            Traffic::start(&[(endpoint.clone(), endpoint)], 20).await
+        };
+        booted.await.map_err(|failure| format!("no boot: {}", failure.chain()))
+    }
+
+    /// A fault in a serving node, and its end.
+    pub(super) async fn serving(&mut self, trial: &Trial, trigger: Trigger) -> Result<String, String> {
+        let before = self.node.agent.status().await.map_err(|failure| failure.chain())?;
+        let (paid, said) = (self.double.certificates(), self.log().lines().count());
+        (trial.switch)(self, true);
+        let outcome = self.suffer(trial, trigger, said).await;
+        (trial.switch)(self, false);
+        let word = outcome?;
+        self.node.healthy(SOON).await.map_err(|failure| format!("no recovery: {}", failure.chain()))?;
+        self.no_longer(&trial.told).await?;
+        self.answers().await?;
+        if trigger == Trigger::Renew {
+            eventually("the renewal is made good", SOON, async || {
+                let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
+                let renewed = status["leaf"]["serial"] != before["leaf"]["serial"] && status["state"] == "healthy";
+                if renewed { Ok(()) } else { Err(format!("{} {}", status["state"], status["reasons"])) }
+            })
+            .await
+            .map_err(|failure| failure.chain())?;
+        }
+        self.end_of_cell(paid, usize::from(trigger == Trigger::Renew))?;
+        Ok(word)
+    }
+
+    async fn suffer(&mut self, trial: &Trial, trigger: Trigger, said: usize) -> Result<String, String> {
+        let renewed = self.pull(trigger).await.map_err(|failure| failure.chain())?;
+        let word = match &trial.told {
+            Told::Ill(words) => self.told_ill(words, said).await?,
+            told => {
+                if renewed.is_some_and(|renewed| !renewed) {
+                    return Err("agent renew failed".into());
+                }
+                self.told(told).await?
+            }
+        };
+        if !trial.fault.contains("frozen") && self.gates.is_none() {
+            self.answers().await.map_err(|why| format!("while the fault held: {why}"))?;
+        }
+        Ok(word)
+    }
+
+    /// Whether a renewal succeeded, if one was asked for.
+    async fn pull(&mut self, trigger: Trigger) -> Result<Option<bool>, Failure> {
+        match trigger {
+            Trigger::Itself => {}
+            Trigger::Renew => {
+                let answer = self.node.agent.run(&["renew", "--json"], 2 * SOON).await?;
+                return Ok(Some(answer.code == Some(0)));
+            }
+            Trigger::Restart => {
+                self.node.agent.stop().await?;
+                self.node.agent.start()?;
+            }
+            Trigger::HangUp => self.node.agent.signal(Signal::HUP)?,
+            Trigger::NewPeer => {
+                let number = self.last_peer.fetch_add(1, Ordering::Relaxed) + 1;
+                self.double.account(|aws, now| {
+                    aws.fleet.launch(GROUP, &id(number), peer(self.node.address, number), "InService", now);
+                });
+            }
+        }
+        Ok(None)
+    }
+
+    /// Status, metric and log say so.
+    async fn told_ill(&self, words: &[&str], said: usize) -> Result<String, String> {
+        let told = eventually("the fault is told", SOON, async || {
+            let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
+            let text = format!("{} {}", status["reasons"], status["renewal"]["last_error"]);
+            if status["state"] != "healthy" && words.iter().all(|word| text.contains(word)) {
+                Ok(status["state"].as_str().unwrap_or_default().to_owned())
+            } else {
+                Err(format!("{}: {text}", status["state"]))
+            }
+        });
+        let word = told.await.map_err(|failure| failure.chain())?;
+        eventually("the metric tells", Duration::from_secs(10), async || {
+            match metric(self.node.metrics(), HEALTHY).await {
+                Some(0) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await
+        .map_err(|failure| failure.chain())?;
+        let log = self.log();
+        let new: Vec<&str> = log.lines().skip(said).collect();
+        if new.iter().any(|line| words.iter().all(|word| line.contains(word))) {
+            Ok(word)
+        } else {
+            Err(format!("no line of the log names {words:?}: {}", new.join("\n")))
+        }
+    }
+
+    /// A warning goes when its reason does.
+    async fn no_longer(&self, told: &Told) -> Result<(), String> {
+        if !matches!(told, Told::Warned(_) | Told::Unknown(_)) {
+            return Ok(());
+        }
+        let over = eventually("the warning goes", SOON, async || {
+            let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
+            if told.is_in(&status) { Err(status["warnings"].to_string()) } else { Ok(()) }
+        });
+        over.await.map_err(|failure| failure.chain())
+    }
+
+    async fn told(&self, told: &Told) -> Result<String, String> {
+        // A first boot has no server to be healthy with.
+        let healthy = |status: &Value| status["state"] == "healthy" || self.node.server.is_none();
+        eventually("the fault is told", SOON, async || {
+            let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
+            if healthy(&status) && told.is_in(&status) {
+                Ok(())
+            } else {
+                Err(format!("{}: {}, {}", status["state"], status["reasons"], status["warnings"]))
+            }
+        })
+        .await
+        .map_err(|failure| failure.chain())?;
+        Ok(match told {
+            Told::Warned(_) => "warned",
+            Told::Unknown(_) => "unknown",
+            Told::Ill(_) | Told::Nothing => "unharmed",
+        }
+        .into())
+    }
+
+    /// nats-server takes a new client, whose anchors are those of the newest generation and no others.
+    async fn answers(&self) -> Result<(), String> {
+        let ca = self.node.newest_generation().map_err(|failure| failure.chain())?.join("ca.pem");
+        let options = async_nats::ConnectOptions::new().require_tls(true).add_root_certificates(ca);
+        let options = options.connection_timeout(Duration::from_secs(10)).ignore_discovered_servers();
+        let url = format!("tls://{}", self.node.client());
+        options.connect(&url).await.map_err(|error| format!("no new client: {error}"))?;
+        Ok(())
+    }
+
+    fn end_of_cell(&mut self, before: usize, wanted: usize) -> Result<(), String> {
+        self.node.agent.check_running().map_err(|failure| failure.chain())?;
+        let paid = self.double.certificates() - before;
+        if paid == wanted { Ok(()) } else { Err(format!("{paid} certificates were paid for, {wanted} wanted")) }
+    }
+
+    /// Ends what runs, and waits for it: the next node may get the same ports.
+    pub(super) async fn end(mut self) -> Result<(), String> {
+        self.double.cut().await;
+        let ended = async {
+            if self.node.agent.pid().is_some() {
+                self.node.agent.kill().await?;
+            }
+            if let Some(server) = self.node.server.take() {
+                server.kill().await?;
+            }
+            Ok::<_, Failure>(())
+        };
+        ended.await.map_err(|failure| failure.chain())?;
+        if let Some(gates) = self.gates.take() {
+            gates.end().await;
+        }
+        if let Some(names) = self.names.take() {
+            names.end().await;
+        }
+        Ok(())
+    }
+
+    fn log(&self) -> String {
+        self.node.agent.log_tail(100_000)
+    }
+}
+
+impl Told {
+    fn is_in(&self, status: &Value) -> bool {
+        match self {
+            Self::Warned(words) => words.iter().all(|word| status["warnings"].to_string().contains(word)),
+            Self::Unknown(pointer) => status.pointer(pointer).is_some_and(Value::is_null),
+            Self::Ill(_) | Self::Nothing => true,
+        }
+    }
+}
+
+pub(super) fn id(number: u8) -> String {
+    format!("i-{number:017x}")
+}
+
+/// The address of a peer in the node's own network, where nobody listens.
+pub(super) fn peer(own: Ipv4Addr, number: u8) -> IpAddr {
+    let [a, b, c, _] = own.octets();
+    IpAddr::from([a, b, c, 100 + number])
+}
