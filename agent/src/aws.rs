@@ -5,6 +5,7 @@
 //! no answer is read beyond [`MAX_ANSWER`], none that breaks off is taken for whole, instance metadata is never asked
 //! through a proxy, and the SDK repeats nothing: the reconciler owns retry, with a back-off of its own.
 
+mod role;
 mod whole;
 
 use std::time::Duration;
@@ -157,10 +158,12 @@ struct BoundedConnector(SharedHttpConnector);
 
 impl HttpConnector for BoundedConnector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let asks_for_role = role::is_asked_for(request.uri());
         let answer = self.0.call(request);
         HttpConnectorFuture::new(async move {
             let bounded = |body| SdkBody::from_body_1_x(Whole::new(Limited::new(body, MAX_ANSWER)));
-            Ok(answer.await?.map(bounded))
+            let answer = answer.await?.map(bounded);
+            if asks_for_role { role::checked(answer).await } else { Ok(answer) }
         })
     }
 }
