@@ -1,0 +1,145 @@
+//! A fleet of the real agent on virtual time.
+//!
+//! What runs is the agent's own reconciler, schedule, issuance, journal, acceptance and commit, on a state directory for
+//! each node; AWS is `aws-double` with its quotas, and nats-server a double that does what was measured of it. One thread,
+//! one clock that jumps from timer to timer, and a seed: the same seed is the same run.
+//!
+//! # Two scenarios
+//!
+//! **A year.** Clusters of five with weekly certificates. AWS is away, throttles, denies or loses answers for anything
+//! up to [`AUTONOMY`]; agents are killed at random awaits and restarted, nats-servers restart, instances are replaced, and
+//! the CA rolls over, half of the times by an operator who takes the old root away too soon. A year of a thousand nodes at the
+//! product's `discovery.interval` of 30 s would be 10⁹ passes, nearly all of which find nothing to do, so here the interval
+//! is hours long (and the bundle, which is polled every tenth round, days): what an interval spreads is spread over
+//! that much more, so quotas and reloads are judged in the other scenario.
+//!
+//! **Rush hour.** Clusters of five and of a hundred at the real 30 s, through what makes everybody act at once: a boot of all,
+//! the end of an outage in which every certificate fell due, a root added and taken away, everyone's `agent renew`, a scale-out
+//! by a fifth and a scale-in. The calm days before the outage alone are walked through with long intervals.
+//!
+//! # What is promised
+//!
+//! - No certificate ends while it is served, as long as no outage is longer than [`AUTONOMY`].
+//! - Private CA is never called above its quota for longer than [`JITTER_WINDOW`], in which a thousand throttled nodes
+//!   have drawn apart.
+//! - Never more than [`RELOAD_SHARE`] of a cluster reloads in the same ten seconds by itself. When everybody is told
+//!   to renew by hand, everybody does so at once; that share is shown, and nothing is promised of it.
+//! - No key is paid for twice, what a configuration names is whole at every start and reload (invariant 2), and no two
+//!   servers of a cluster ever stop trusting each other (invariant 5).
+//! - No state directory holds more than [`MOST_FILES`] files.
+
+#![cfg_attr(test, expect(clippy::unwrap_used, reason = "a test"))]
+
+mod cloud;
+mod meters;
+mod node;
+mod report;
+mod scenario;
+mod server;
+mod world;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nats_tls_agent::clock::Clock;
+use time::OffsetDateTime;
+use time::macros::datetime;
+
+use node::Disturbances;
+use scenario::{Fleet, RUSH_INTERVAL};
+use world::World;
+
+pub use meters::Share;
+pub use node::VALIDITY;
+pub use report::{Figures, Report};
+pub use scenario::{AUTONOMY, ORDERED, Rush, Year};
+
+/// How long calls may arrive above the quota after everybody began at once.
+pub const JITTER_WINDOW: Duration = Duration::from_secs(60);
+/// The share of a cluster that reloads in the same ten seconds at most.
+pub const RELOAD_SHARE: f64 = 0.5;
+/// Files in a state directory: four generations of four, and a handful.
+pub const MOST_FILES: usize = 24;
+/// When every fleet begins.
+const START: OffsetDateTime = datetime!(2027-01-01 00:00 UTC);
+/// Servers of a cluster in the year.
+const CLUSTER: usize = 5;
+
+/// A year, or as many days, of as many nodes.
+///
+/// # Errors
+/// When there is no place for state directories.
+pub fn year(nodes: usize, days: u32, interval: Duration, seed: u64) -> std::io::Result<Report> {
+    let plan = Year { length: Duration::from_hours(24) * days, node_life: Duration::from_hours(24 * 120) };
+    let clusters: Vec<usize> = (0..nodes.div_ceil(CLUSTER)).map(|at| CLUSTER.min(nodes - at * CLUSTER)).collect();
+    let disturbances = Disturbances {
+        killed: 0.02,
+        agent_restart: Duration::from_hours(24 * 14),
+        server_restart: Duration::from_hours(24 * 30),
+    };
+    run("year", clusters.len(), interval, seed, async |world: &Arc<World>| {
+        world.cloud.plan(plan.outages(START, seed));
+        let mut fleet = Fleet::new(Arc::clone(world), seed, disturbances);
+        world.begin_phase("year");
+        fleet.boot(&clusters, Duration::from_hours(12));
+        fleet.live(&plan).await;
+        fleet
+    })
+}
+
+/// The hours when everybody acts at once, for clusters of these sizes.
+///
+/// # Errors
+/// When there is no place for state directories.
+pub fn rush_hour(clusters: Vec<usize>, seed: u64) -> std::io::Result<Report> {
+    let plan = Rush { clusters };
+    let never = Duration::from_hours(24 * 365);
+    let disturbances = Disturbances { killed: 0.001, agent_restart: never, server_restart: never };
+    run("rush hour", plan.clusters.len(), RUSH_INTERVAL, seed, async |world: &Arc<World>| {
+        let mut fleet = Fleet::new(Arc::clone(world), seed, disturbances);
+        fleet.boot(&plan.clusters, Duration::from_secs(1));
+        fleet.rush(&plan).await;
+        fleet
+    })
+}
+
+/// A third of the nodes in clusters of five, the rest in clusters of a hundred.
+#[must_use]
+pub fn rush_clusters(nodes: usize) -> Vec<usize> {
+    let small = nodes / 3 / CLUSTER;
+    let rest = nodes - small * CLUSTER;
+    let mut clusters = vec![CLUSTER; small];
+    clusters.extend((0..rest.div_ceil(100)).map(|at| 100.min(rest - at * 100)));
+    clusters
+}
+
+/// Sets up a world, has it live, and reads its books.
+#[expect(clippy::disallowed_methods, reason = "how long a run takes is a figure of it")]
+fn run(
+    scenario: &'static str,
+    clusters: usize,
+    interval: Duration,
+    seed: u64,
+    live: impl AsyncFnOnce(&Arc<World>) -> Fleet,
+) -> std::io::Result<Report> {
+    let began = std::time::Instant::now();
+    let shared_memory = std::path::Path::new("/dev/shm");
+    let place = if shared_memory.is_dir() { shared_memory.to_owned() } else { std::env::temp_dir() };
+    let directory = tempfile::Builder::new().prefix("fleet-").tempdir_in(place)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
+    let world = runtime.block_on(async {
+        fastrand::seed(seed);
+        let world = World::new(Clock::starting_at(START), clusters, directory.path().to_owned(), interval);
+        let fleet = live(&world).await;
+        let unserved = world.unserved();
+        if unserved > 0 {
+            world.begin_phase("end");
+            tokio::time::sleep(Duration::from_mins(30)).await;
+        }
+        world.check_all();
+        fleet.stop();
+        world
+    });
+    drop(runtime);
+    Ok(Report::of(scenario, seed, &world, began.elapsed()))
+}

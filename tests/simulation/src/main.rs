@@ -1,0 +1,70 @@
+//! `simulate`: a year of a fleet, and its rush hours, from a seed.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+#[derive(Parser)]
+#[command(
+    about = "Run the real agent of a whole fleet on virtual time, against AWS's quotas, outages and its own crashes"
+)]
+struct Arguments {
+    /// Which scenario
+    #[arg(long, value_enum, default_value_t = Scenario::Both)]
+    scenario: Scenario,
+    /// Nodes of the year, in clusters of five
+    #[arg(long, default_value_t = 1000)]
+    nodes: usize,
+    /// Days of the year
+    #[arg(long, default_value_t = 365)]
+    days: u32,
+    /// Hours between two rounds of discovery in the year
+    #[arg(long, default_value_t = 12)]
+    interval: u32,
+    /// Nodes of the rush hour: a third in clusters of five, the rest in clusters of a hundred
+    #[arg(long, default_value_t = 300)]
+    rush_nodes: usize,
+    /// The same seed is the same run; a random one by default
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Scenario {
+    Year,
+    Rush,
+    Both,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(1..1_000_000_000));
+    println!("seed {seed}");
+    let mut reports = Vec::new();
+    if arguments.scenario != Scenario::Rush {
+        let interval = Duration::from_hours(arguments.interval.into());
+        reports.push(simulation::year(arguments.nodes, arguments.days, interval, seed));
+    }
+    if arguments.scenario != Scenario::Year {
+        reports.push(simulation::rush_hour(simulation::rush_clusters(arguments.rush_nodes), seed));
+    }
+    let (mut summaries, mut kept) = (Vec::new(), true);
+    for report in reports {
+        match report {
+            Ok(report) => {
+                println!("\n{report}");
+                kept &= report.is_kept();
+                summaries.push(report.summary());
+            }
+            Err(error) => {
+                eprintln!("error: could not make a place for state directories: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    println!("{}", summaries.join(" | "));
+    if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

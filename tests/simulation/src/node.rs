@@ -1,0 +1,291 @@
+//! One node's life: its agent, started again whenever it dies, and its nats-server.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use nats_tls_agent::apply::peers::Dial;
+use nats_tls_agent::apply::server::Server;
+use nats_tls_agent::apply::{Apply, ApplyParts, Verdict};
+use nats_tls_agent::config::{NatsConfig, RenewalConfig};
+use nats_tls_agent::csr::KeyAlgorithm;
+use nats_tls_agent::discover::PeerSource;
+use nats_tls_agent::generation::Generations;
+use nats_tls_agent::identity::Node as Identity;
+use nats_tls_agent::issue::journal::Journal;
+use nats_tls_agent::issue::{Issuance, Issuer};
+use nats_tls_agent::progress::Progress;
+use nats_tls_agent::reconcile::{Parts, Pass, Reconciler, Wanted};
+use nats_tls_agent::san::Sans;
+use nats_tls_agent::trust::TrustSource;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::cloud::{Access, Caller, ROUTE_PORT};
+use crate::server::NatsServer;
+use crate::world::{Seen, World, next};
+
+/// How long a certificate lives.
+pub const VALIDITY: Duration = Duration::from_hours(7 * 24);
+/// A pass with an issuance in it takes about so long; a kill hits some moment of it.
+const PASS: u64 = 700;
+
+/// How often a node is disturbed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Disturbances {
+    /// Of passes, this share is killed at a random await; of those in which a certificate is under way, ten times as many.
+    pub(crate) killed: f64,
+    /// Mean time between restarts of the agent.
+    pub(crate) agent_restart: Duration,
+    /// Mean time between restarts of nats-server.
+    pub(crate) server_restart: Duration,
+}
+
+/// What a node is told from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// `agent renew`.
+    Renew,
+    /// `systemctl restart` of the agent.
+    Restart,
+}
+
+/// A running node.
+pub(crate) struct Node {
+    pub(crate) id: String,
+    pub(crate) cluster: usize,
+    pub(crate) orders: mpsc::UnboundedSender<Order>,
+    address: SocketAddr,
+    server: Arc<NatsServer>,
+    directory: PathBuf,
+    begun: tokio::time::Instant,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Node {
+    /// Launches an instance into its group, and boots it a little later.
+    pub(crate) fn launch(
+        world: &Arc<World>,
+        caller: Caller,
+        seed: u64,
+        disturbances: Disturbances,
+        boot: Duration,
+    ) -> std::io::Result<Self> {
+        let id = format!("i-{:017x}", caller.number);
+        let [_, a, b, c] = u32::try_from(caller.number).unwrap_or(u32::MAX).to_be_bytes();
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, a, b, c)), ROUTE_PORT);
+        let directory = world.directory.join(&id);
+        std::fs::create_dir_all(&directory)?;
+        world.cloud.launch(caller.cluster, &id, address.ip());
+        let server = Arc::new(NatsServer::new(Arc::clone(world), caller, directory.join("nats-server.conf")));
+        let seen =
+            Seen { cluster: caller.cluster, server: Arc::clone(&server), anchors: std::collections::BTreeSet::new() };
+        world.join(address, seen);
+        let (orders, told) = mpsc::unbounded_channel();
+        let life = Life {
+            world: Arc::clone(world),
+            caller,
+            id: id.clone(),
+            address,
+            directory: directory.clone(),
+            server: Arc::clone(&server),
+            disturbances,
+            rng: fastrand::Rng::with_seed(seed ^ caller.number.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+        };
+        let seeded = |number, future| Seeded { seed: seed ^ (caller.number << 8) ^ number, future };
+        let servers = life.server_restarts(boot);
+        let tasks = [
+            tokio::spawn(seeded(1, Box::pin(life.run(told, boot)) as Alive)),
+            tokio::spawn(seeded(2, Box::pin(servers))),
+        ];
+        let begun = tokio::time::Instant::now();
+        Ok(Self { id, cluster: caller.cluster, orders, address, server, directory, begun, tasks })
+    }
+
+    /// It leaves its group, stops answering, and is gone with its disk.
+    pub(crate) async fn terminate(self, world: &World, leaving: Duration) {
+        world.cloud.set_state(self.cluster, &self.id, "Terminating:Wait");
+        tokio::time::sleep(leaving).await;
+        self.stop(world);
+        world.cloud.set_state(self.cluster, &self.id, "Terminated");
+    }
+
+    /// Ends its life, and looks at what it leaves.
+    pub(crate) fn stop(&self, world: &World) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        world.leave(self.address);
+        self.server.stop();
+        let files = files_below(&self.directory);
+        let lived = self.begun.elapsed().as_secs();
+        world.count(|counts| {
+            counts.node_seconds += lived;
+            counts.most_files = counts.most_files.max(files);
+        });
+        let _gone = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn files_below(directory: &Path) -> usize {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| if entry.path().is_dir() { files_below(&entry.path()) } else { 1 }).sum()
+}
+
+type Alive = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+struct Life {
+    world: Arc<World>,
+    caller: Caller,
+    id: String,
+    address: SocketAddr,
+    directory: PathBuf,
+    server: Arc<NatsServer>,
+    disturbances: Disturbances,
+    rng: fastrand::Rng,
+}
+
+impl Life {
+    /// A process of the agent: what an earlier one remembered in memory is gone.
+    fn agent(&self) -> Reconciler {
+        let world = &self.world;
+        let access = || Arc::new(Access { cloud: Arc::clone(&world.cloud), caller: self.caller });
+        Reconciler::new(Parts {
+            node: Identity {
+                name: self.id.clone(),
+                instance_id: Some(self.id.clone()),
+                region: None,
+                address: self.address.ip(),
+                sans: Sans { ips: [self.address.ip()].into(), ..Sans::default() },
+            },
+            issuance: Issuance {
+                issuer: access() as Arc<dyn Issuer>,
+                journal: Journal::of(&self.directory),
+                clock: world.clock,
+                validity: VALIDITY,
+                algorithm: KeyAlgorithm::EcdsaP256,
+            },
+            trust: access() as Arc<dyn TrustSource>,
+            peers: access() as Arc<dyn PeerSource>,
+            dial: Arc::clone(world) as Arc<dyn Dial>,
+            credential: None,
+            apply: Apply::new(ApplyParts {
+                server: Arc::clone(&self.server) as Arc<dyn Server>,
+                nats: NatsConfig { config: self.directory.join("nats-server.conf"), ..NatsConfig::default() },
+                generations: Generations::of(&self.directory),
+                state: self.directory.clone(),
+            }),
+            clock: world.clock,
+            renewal: RenewalConfig::default(),
+            interval: world.interval(),
+            allowed_losses: Vec::new(),
+        })
+    }
+
+    /// nats-server dies now and then, and systemd starts it again.
+    fn server_restarts(&self, boot: Duration) -> impl Future<Output = ()> + Send + use<> {
+        let (world, server, mut rng) = (Arc::clone(&self.world), Arc::clone(&self.server), self.rng.clone());
+        let mean = self.disturbances.server_restart;
+        async move {
+            tokio::time::sleep(boot).await;
+            loop {
+                world.clock.sleep_until(next(&mut rng, world.clock.now(), mean)).await;
+                if server.loaded().is_none() {
+                    continue;
+                }
+                server.stop();
+                world.count(|counts| counts.server_restarts += 1);
+                tokio::time::sleep(Duration::from_millis(rng.u64(200..5_000))).await;
+                server.start();
+            }
+        }
+    }
+
+    async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>, boot: Duration) {
+        tokio::time::sleep(boot).await;
+        loop {
+            self.process(&mut orders).await;
+            self.world.count(|counts| counts.agent_restarts += 1);
+            tokio::time::sleep(Duration::from_millis(self.rng.u64(100..5_000))).await;
+        }
+    }
+
+    /// Until it is killed or told to restart.
+    async fn process(&mut self, orders: &mut mpsc::UnboundedReceiver<Order>) {
+        let mut agent = self.agent();
+        let clock = self.world.clock;
+        let restart = next(&mut self.rng, clock.now(), self.disturbances.agent_restart);
+        let mut wanted = Wanted::default();
+        let mut is_due = true;
+        loop {
+            let Some(pass) = self.pass(&mut agent, &wanted, is_due).await else { return };
+            wanted = Wanted::default();
+            is_due = pass.status.renewal.next.is_some_and(|next| next <= pass.next) || pass.status.renewal.attempts > 0;
+            if matches!(pass.outcome, Ok(Verdict::NoServer(_))) {
+                // Its unit waits for a configuration.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                self.server.start();
+            }
+            let until = pass.next.min(restart);
+            tokio::select! {
+                biased;
+                order = orders.recv() => match order {
+                    Some(Order::Renew) => wanted.renew = true,
+                    Some(Order::Restart) | None => return,
+                },
+                () = clock.sleep_until(until) => {}
+            }
+            if clock.now() >= restart {
+                return;
+            }
+        }
+    }
+
+    /// One pass, or nothing where it was killed at some await of it: what `SIGKILL` leaves of a pass.
+    async fn pass(&mut self, agent: &mut Reconciler, wanted: &Wanted, is_due: bool) -> Option<Pass> {
+        self.world.count(|counts| counts.passes += 1);
+        let share = self.disturbances.killed * if is_due { 10.0 } else { 1.0 };
+        let progress = Progress::default();
+        let passing = agent.pass(wanted, &progress);
+        let pass = if self.rng.f64() < share {
+            // By the clock and not by the number of awaits, which the thread that makes the key has a part in. All of
+            // a pass's time is spent in awaits, so one of them it is that the kill hits.
+            let killed = tokio::time::sleep(Duration::from_millis(self.rng.u64(0..PASS)));
+            tokio::select! {
+                biased;
+                () = killed => None,
+                pass = passing => Some(pass),
+            }
+        } else {
+            Some(passing.await)
+        };
+        match &pass {
+            Some(pass) => {
+                let anchors = pass.status.trust.iter().flat_map(|trust| &trust.anchors);
+                self.world.note_anchors(self.address, anchors.map(|anchor| anchor.subject.clone()).collect());
+            }
+            None => self.world.count(|counts| counts.killed += 1),
+        }
+        pass
+    }
+}
+
+/// A task with random numbers of its own, so that what it draws doesn't depend on which task the runtime polls first.
+struct Seeded {
+    seed: u64,
+    future: Alive,
+}
+
+impl Future for Seeded {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        fastrand::seed(self.seed);
+        let polled = self.future.as_mut().poll(context);
+        self.seed = fastrand::get_seed();
+        polled
+    }
+}

@@ -1,0 +1,172 @@
+//! What a run comes to: its figures as a table, and the promises that were not kept.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use crate::meters::Share;
+use crate::scenario::ORDERED;
+use crate::world::World;
+use crate::{JITTER_WINDOW, MOST_FILES, RELOAD_SHARE};
+
+/// A run's figures: the same for the same seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// Days of all nodes together.
+    pub node_days: u64,
+    /// Passes of the reconciler.
+    pub passes: u64,
+    /// Passes that were killed at an await.
+    pub killed: u64,
+    /// Starts of an agent after its first.
+    pub agent_restarts: u64,
+    /// Restarts of a nats-server.
+    pub server_restarts: u64,
+    /// Instances replaced.
+    pub replacements: u64,
+    /// CAs that took over from another.
+    pub rollovers: u64,
+    /// Certificates paid for.
+    pub issued: usize,
+    /// Of these, for a key that one was paid for before.
+    pub paid_twice: usize,
+    /// Certificates that took over from another in a running nats-server.
+    pub rotated: u64,
+    /// Reloads.
+    pub reloads: u64,
+    /// Calls of Private CA that were throttled.
+    pub throttled: u64,
+    /// The longest time above a quota.
+    pub above_quota: Duration,
+    /// The most certificates issued in a minute.
+    pub worst_minute: u32,
+    /// The most IssueCertificate calls in a second.
+    pub worst_second: u32,
+    /// The least that was left of a certificate when the next one was served.
+    pub least_left: Option<Duration>,
+    /// The worst share of a cluster that reloaded in ten seconds, by what happened then.
+    pub reloading: BTreeMap<String, Share>,
+    /// The most files in a state directory.
+    pub most_files: usize,
+    /// How often a promise was broken.
+    pub broken: u64,
+}
+
+/// A run.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Which scenario.
+    pub scenario: &'static str,
+    /// What it began with.
+    pub seed: u64,
+    /// How long it took.
+    pub took: Duration,
+    /// Its figures.
+    pub figures: Figures,
+    /// The first promises that were not kept, in words.
+    pub broken: Vec<String>,
+}
+
+impl Report {
+    pub(crate) fn of(scenario: &'static str, seed: u64, world: &World, took: Duration) -> Self {
+        let counts = world.counts();
+        let (issued, paid_twice) = world.cloud.paid();
+        let (throttled, (above_quota, worst_minute, worst_second)) =
+            world.cloud.calls(|calls| (calls.throttled, calls.figures()));
+        let mut broken = world.take_broken();
+        let mut promise = |kept: bool, what: String| {
+            if !kept {
+                broken.push(what);
+            }
+        };
+        let reloading = world.worst_reloads();
+        promise(paid_twice == 0, format!("{paid_twice} keys were paid for twice"));
+        promise(above_quota <= JITTER_WINDOW, format!("calls arrived above a quota for {} s", above_quota.as_secs()));
+        promise(counts.most_files <= MOST_FILES, format!("a state directory held {} files", counts.most_files));
+        for (phase, share) in reloading.iter().filter(|(phase, _)| *phase != ORDERED) {
+            promise(share.ratio() <= RELOAD_SHARE, format!("{phase}: {share} of a cluster reloaded in ten seconds"));
+        }
+        let extra = broken.len() as u64;
+        let figures = Figures {
+            node_days: counts.node_seconds / 86_400,
+            passes: counts.passes,
+            killed: counts.killed,
+            agent_restarts: counts.agent_restarts,
+            server_restarts: counts.server_restarts,
+            replacements: counts.replacements,
+            rollovers: counts.rollovers,
+            issued,
+            paid_twice,
+            rotated: counts.renewals_served,
+            reloads: counts.reloads,
+            throttled,
+            above_quota,
+            worst_minute,
+            worst_second,
+            least_left: counts.least_left,
+            reloading,
+            most_files: counts.most_files,
+            broken: counts.broken.max(extra),
+        };
+        Self { scenario, seed, took, figures, broken }
+    }
+
+    /// Whether every promise was kept.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.broken.is_empty()
+    }
+
+    /// One line to quote.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let Figures { node_days, passes, issued, .. } = &self.figures;
+        let kept = if self.is_kept() { "every promise kept" } else { "PROMISES BROKEN" };
+        format!(
+            "{}: {kept}; {node_days} node-days, {passes} passes, {issued} certificates in {:.0} s, seed {}",
+            self.scenario,
+            self.took.as_secs_f64(),
+            self.seed
+        )
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let figures = &self.figures;
+        let left = figures.least_left.map_or("-".to_owned(), |left| format!("{:.1} h", left.as_secs_f64() / 3600.0));
+        let mut rows: Vec<(String, String)> = [
+            ("node-days", figures.node_days.to_string()),
+            ("passes", figures.passes.to_string()),
+            ("passes killed at an await", figures.killed.to_string()),
+            ("agent restarts", figures.agent_restarts.to_string()),
+            ("nats-server restarts", figures.server_restarts.to_string()),
+            ("nodes replaced", figures.replacements.to_string()),
+            ("CA rollovers", figures.rollovers.to_string()),
+            ("certificates paid for", figures.issued.to_string()),
+            ("keys paid for twice", figures.paid_twice.to_string()),
+            ("rotations served", figures.rotated.to_string()),
+            ("reloads", figures.reloads.to_string()),
+            ("throttled calls", figures.throttled.to_string()),
+            ("most issued in a minute", figures.worst_minute.to_string()),
+            ("most asked for in a second", figures.worst_second.to_string()),
+            ("longest above a quota", format!("{} s", figures.above_quota.as_secs())),
+            ("least left of a served certificate", left),
+            ("most files in a state directory", figures.most_files.to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        let reloading = figures.reloading.iter();
+        rows.extend(reloading.map(|(phase, share)| (format!("reloading in 10 s: {phase}"), share.to_string())));
+        rows.push(("wall time".into(), format!("{:.1} s", self.took.as_secs_f64())));
+        rows.push(("seed".into(), self.seed.to_string()));
+        writeln!(formatter, "{}", self.scenario)?;
+        for (name, value) in rows {
+            writeln!(formatter, "  {name:44}{value}")?;
+        }
+        for broken in &self.broken {
+            writeln!(formatter, "  BROKEN  {broken}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,269 @@
+//! What befalls a fleet: the plan that a seed makes, and the operator who acts on it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use crate::cloud::{Caller, Mood, Outage, Service};
+use crate::node::{Disturbances, Node, Order};
+use crate::world::{World, next};
+
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+
+/// How long AWS may be away without a certificate's ending: of weekly certificates that are renewed at 0.67 of their
+/// lives, 55 h are left.
+pub const AUTONOMY: Duration = Duration::from_hours(55);
+/// The product's own `discovery.interval`.
+pub(crate) const RUSH_INTERVAL: Duration = Duration::from_secs(30);
+const MOODS: [Mood; 4] = [Mood::Away, Mood::Denied, Mood::Throttled, Mood::Lossy];
+const ALL: [Service; 3] = [Service::Pca, Service::Secrets, Service::AutoScaling];
+
+/// The nodes, and who runs them.
+pub(crate) struct Fleet {
+    world: Arc<World>,
+    rng: fastrand::Rng,
+    seed: u64,
+    disturbances: Disturbances,
+    numbers: u64,
+    nodes: BTreeMap<u64, Node>,
+    /// The CA that signs.
+    signing: usize,
+}
+
+impl Fleet {
+    pub(crate) fn new(world: Arc<World>, seed: u64, disturbances: Disturbances) -> Self {
+        let rng = fastrand::Rng::with_seed(seed);
+        Self { world, rng, seed, disturbances, numbers: 0, nodes: BTreeMap::new(), signing: 0 }
+    }
+
+    fn launch(&mut self, cluster: usize, boot: Duration) {
+        self.numbers += 1;
+        let caller = Caller { number: self.numbers, cluster };
+        match Node::launch(&self.world, caller, self.seed, self.disturbances, boot) {
+            Ok(node) => _ = self.nodes.insert(self.numbers, node),
+            Err(error) => self.world.broken(format!("no directory for a node: {error}")),
+        }
+    }
+
+    /// All clusters, within `spread` of each other.
+    pub(crate) fn boot(&mut self, clusters: &[usize], spread: Duration) {
+        for (cluster, size) in clusters.iter().enumerate() {
+            for _ in 0..*size {
+                let boot = spread.mul_f64(self.rng.f64());
+                self.launch(cluster, boot);
+            }
+        }
+    }
+
+    /// One node makes way for another, which comes first or last, as the group has it.
+    async fn replace(&mut self, number: u64) {
+        let Some(old) = self.nodes.remove(&number) else { return };
+        let (cluster, boot) = (old.cluster, Duration::from_secs(self.rng.u64(10..90)));
+        let leaving = Duration::from_secs(self.rng.u64(0..60));
+        if self.rng.bool() {
+            self.launch(cluster, boot);
+            tokio::time::sleep(3 * MINUTE).await;
+            old.terminate(&self.world, leaving).await;
+        } else {
+            old.terminate(&self.world, leaving).await;
+            self.launch(cluster, boot);
+        }
+        self.world.count(|counts| counts.replacements += 1);
+    }
+
+    fn random_node(&mut self) -> Option<u64> {
+        let index = self.rng.usize(0..self.nodes.len().max(1));
+        self.nodes.keys().nth(index).copied()
+    }
+
+    fn order_all(&self, order: Order) {
+        for node in self.nodes.values() {
+            // A node that has just gone takes no orders.
+            let _gone = node.orders.send(order);
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        for node in self.nodes.values() {
+            node.stop(&self.world);
+        }
+    }
+
+    /// A new root into the bundle; when every agent holds it, it signs; when no server shows a leaf of the old one any more
+    /// (or, by an operator in a hurry, at once), the old root out of the bundle.
+    async fn add_root(&mut self) -> usize {
+        let now = self.world.clock.now();
+        let new = self.world.cloud.create_authority(now);
+        self.world.cloud.trust(&[self.signing, new], now);
+        new
+    }
+
+    fn switch(&mut self, new: usize) -> usize {
+        self.world.cloud.sign_with(new);
+        self.world.count(|counts| counts.rollovers += 1);
+        std::mem::replace(&mut self.signing, new)
+    }
+
+    /// Weeks and months, with whatever the seed has in store.
+    pub(crate) async fn live(&mut self, plan: &Year) {
+        let world = Arc::clone(&self.world);
+        let (clock, end) = (world.clock, world.clock.now() + plan.length);
+        let mut replacement = next(&mut self.rng, clock.now(), plan.mean_replacement(self.nodes.len()));
+        let mut rollover = Rollover::Due(clock.now() + plan.length.mul_f64(0.1 + self.rng.f64() * 0.1));
+        let pause = plan.length.mul_f64(0.4);
+        while clock.now() < end {
+            // What the operator waits for is looked at every few hours.
+            let look = clock.now() + 3 * HOUR;
+            clock.sleep_until(replacement.min(look).min(end)).await;
+            if clock.now() >= replacement {
+                if let Some(number) = self.random_node() {
+                    self.replace(number).await;
+                }
+                replacement = next(&mut self.rng, clock.now(), plan.mean_replacement(self.nodes.len()));
+            }
+            rollover = self.roll_over(rollover, pause).await;
+        }
+    }
+
+    async fn roll_over(&mut self, state: Rollover, pause: Duration) -> Rollover {
+        let now = self.world.clock.now();
+        match state {
+            Rollover::Due(at) if now >= at => Rollover::Added(self.add_root().await),
+            Rollover::Added(new) if self.world.is_held_by_all(&format!("CN=root {new}")) => {
+                let old = self.switch(new);
+                // Half of them don't wait for the last leaf: then the agents keep the old anchor by themselves.
+                Rollover::Switched(old, self.rng.bool().then_some(now + DAY))
+            }
+            Rollover::Switched(old, hurry) => {
+                let is_over = self.world.is_served_by_none(&format!("CN=root {old}"));
+                if is_over || hurry.is_some_and(|at| now >= at) {
+                    self.world.cloud.trust(&[self.signing], now);
+                    return Rollover::Due(now + pause);
+                }
+                Rollover::Switched(old, hurry)
+            }
+            state => state,
+        }
+    }
+
+    /// The events that make everybody act at once, one after the other, at the product's own pace.
+    pub(crate) async fn rush(&mut self, plan: &Rush) {
+        let world = Arc::clone(&self.world);
+        let pause = |phase: &'static str, time: Duration| {
+            world.begin_phase(phase);
+            tokio::time::sleep(time)
+        };
+        let calm = 6 * HOUR;
+        pause("boot", 10 * MINUTE).await;
+
+        // Calm days are walked through with long strides, to the hours in which all of them are due and AWS is away.
+        world.set_interval(calm);
+        self.order_all(Order::Restart);
+        let away = world.clock.now() + (4 * DAY + 2 * HOUR);
+        let ends = away + (DAY + 12 * HOUR);
+        world.cloud.plan(vec![Outage { begin: away, end: ends, mood: Mood::Away, services: ALL.to_vec() }]);
+        world.begin_phase("calm");
+        world.clock.sleep_until(ends - 20 * MINUTE).await;
+        world.set_interval(RUSH_INTERVAL);
+        for node in self.nodes.values() {
+            let _gone = node.orders.send(Order::Restart);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        world.clock.sleep_until(ends).await;
+        pause("end of an outage", 25 * MINUTE).await;
+
+        let new = self.add_root().await;
+        pause("a root is added", 15 * MINUTE).await;
+        if !world.is_held_by_all(&format!("CN=root {new}")) {
+            world.broken("a new root was not everywhere after 15 minutes".into());
+        }
+        let old = self.switch(new);
+        self.order_all(Order::Renew);
+        pause(ORDERED, 15 * MINUTE).await;
+        world.cloud.trust(&[self.signing], world.clock.now());
+        pause("a root is taken away", 15 * MINUTE).await;
+        if !world.is_held_by_none(&format!("CN=root {old}")) {
+            world.broken("an old root that nobody needs was still held after 15 minutes".into());
+        }
+
+        let clusters: Vec<usize> = plan.clusters.clone();
+        for (cluster, size) in clusters.iter().enumerate() {
+            for _ in 0..size.div_ceil(5) {
+                let boot = Duration::from_secs(self.rng.u64(10..40));
+                self.launch(cluster, boot);
+            }
+        }
+        pause("scale-out", 10 * MINUTE).await;
+        for cluster in 0..clusters.len() {
+            for _ in 0..clusters[cluster].div_ceil(5) {
+                let Some(number) =
+                    self.nodes.iter().find(|(_, node)| node.cluster == cluster).map(|(number, _)| *number)
+                else {
+                    continue;
+                };
+                if let Some(node) = self.nodes.remove(&number) {
+                    node.terminate(&world, Duration::ZERO).await;
+                }
+            }
+        }
+        pause("scale-in", 10 * MINUTE).await;
+    }
+}
+
+/// The phase in which everybody is told to act now, by hand: its reloads are shown, and nothing is promised of them.
+pub const ORDERED: &str = "everyone's `agent renew`";
+
+enum Rollover {
+    Due(OffsetDateTime),
+    Added(usize),
+    Switched(usize, Option<OffsetDateTime>),
+}
+
+/// A long life at a slow pace.
+#[derive(Clone, Debug)]
+pub struct Year {
+    /// How long.
+    pub length: Duration,
+    /// Mean life of a node.
+    pub node_life: Duration,
+}
+
+impl Year {
+    fn mean_replacement(&self, nodes: usize) -> Duration {
+        self.node_life / u32::try_from(nodes.max(1)).unwrap_or(u32::MAX)
+    }
+
+    /// Outages of every mood and length up to [`AUTONOMY`], with time in between to recover from each.
+    pub(crate) fn outages(&self, begin: OffsetDateTime, seed: u64) -> Vec<Outage> {
+        let mut rng = fastrand::Rng::with_seed(seed ^ 0x006f_7574);
+        let (mut outages, end) = (Vec::new(), begin + self.length);
+        let mut at = begin + DAY + DAY.mul_f64(rng.f64() * 3.0);
+        while at < end {
+            // The first is the longest that the promise allows; of the others most are short.
+            let (mood, length) = if outages.is_empty() {
+                (Mood::Away, AUTONOMY)
+            } else {
+                (MOODS[rng.usize(0..MOODS.len())], MINUTE.mul_f64((AUTONOMY.as_secs_f64() / 60.0).powf(rng.f64())))
+            };
+            let mut services = ALL.to_vec();
+            if !outages.is_empty() && rng.bool() {
+                services.retain(|_| rng.bool());
+            }
+            let until = at + length;
+            outages.push(Outage { begin: at, end: until, mood, services });
+            at = until + 6 * HOUR + DAY.mul_f64(rng.f64() * 10.0);
+        }
+        outages
+    }
+}
+
+/// The hours when everybody acts at once.
+#[derive(Clone, Debug)]
+pub struct Rush {
+    /// Sizes of the clusters.
+    pub clusters: Vec<usize>,
+}
