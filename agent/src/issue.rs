@@ -117,6 +117,11 @@ const GIVE_UP_AFTER: Duration = Duration::from_mins(5);
 const FIRST_POLL: Duration = Duration::from_millis(40);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 
+/// How late a request may be repeated at most: PCA remembers a token for five minutes
+/// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>), and an answer that was lost may
+/// have been a certificate, which the same request then names without another payment.
+pub const REPEAT_WITHIN: Duration = Duration::from_mins(4);
+
 /// A certificate that was issued for a key of ours, and not looked at yet.
 #[derive(Clone, Debug)]
 pub struct Issued {

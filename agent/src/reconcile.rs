@@ -22,7 +22,7 @@ use crate::durable::{self, FileError, Secrecy};
 use crate::generation::{Generation, GenerationError};
 use crate::identity::Node;
 use crate::issue::journal::JournalError;
-use crate::issue::{Issuance, Issued, ObtainError};
+use crate::issue::{Issuance, Issued, ObtainError, REPEAT_WITHIN};
 use crate::progress::{Progress, Step};
 use crate::render::{ClusterCredential, RenderError, Rendered, TlsFiles, Values, render};
 use crate::schedule::{backoff, due, jittered};
@@ -468,7 +468,8 @@ impl Reconciler {
             Ok(accepted) => (accepted, None),
             Err(error) => {
                 let Parts { clock, renewal, .. } = &self.parts;
-                self.issuing.fail(clock.now(), renewal, renewal.retry_max, chain_of(&error));
+                let longest = renewal.retry_max.min(REPEAT_WITHIN);
+                self.issuing.fail(clock.now(), renewal, longest, chain_of(&error));
                 (None, Some(error))
             }
         };
