@@ -10,6 +10,7 @@ mod crash;
 mod fault_matrix;
 mod fleet;
 mod harness_works;
+mod iam;
 mod operator;
 mod protection;
 mod readme;

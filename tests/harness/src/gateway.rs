@@ -163,6 +163,12 @@ impl Gateway {
         lock(&self.state).calls.iter().filter(|call| call.operation == operation).cloned().collect()
     }
 
+    /// All that came by, in order.
+    #[must_use]
+    pub fn every_call(&self) -> Vec<Call> {
+        lock(&self.state).calls.clone()
+    }
+
     /// How many certificates were paid for: requests that AWS itself was asked and answered with success.
     #[must_use]
     pub fn certificates(&self) -> usize {

@@ -18,6 +18,7 @@ pub mod process;
 pub mod small_disk;
 pub mod soak;
 pub mod strace;
+pub mod template;
 pub mod tools;
 pub mod traffic;
 

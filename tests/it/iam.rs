@@ -1,0 +1,494 @@
+//! `templates/iam`, held against the calls that the agent's source makes and the requests that it sends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use harness::gateway::{Call, Gateway};
+use harness::imds::{ImdsStub, InstanceFacts};
+use harness::loopback::free_ports;
+use harness::moto::{Moto, REGION};
+use harness::template::fill;
+use harness::tools::workspace;
+use nats_tls_agent::aws::AwsSettings;
+use nats_tls_agent::config::{AddressLookup, CaArn};
+use nats_tls_agent::csr::{Csr, KeyAlgorithm};
+use nats_tls_agent::discover::PeerSource;
+use nats_tls_agent::discover::asg::Asg;
+use nats_tls_agent::identity::Node;
+use nats_tls_agent::issue::acm_pca::AcmPca;
+use nats_tls_agent::issue::{IssueRequest, Issuer};
+use nats_tls_agent::san::Sans;
+use nats_tls_agent::trust::secrets_manager::{ClusterSecret, SecretsManager};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+const TEMPLATE: &str = "arn:aws:acm-pca:::template/EndEntityCertificate/V1";
+const KEY: &str = "arn:aws:kms:eu-west-1:123456789012:key/11111111-2222-3333-4444-555555555555";
+const ROLE: &str = "arn:aws:iam::123456789012:role/nats-node";
+
+/// How IAM calls the services of the SDKs that the agent uses. An action of these is called like its operation
+/// (<https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html>).
+const PREFIXES: [(&str, &str); 4] = [
+    ("aws-sdk-acmpca", "acm-pca"),
+    ("aws-sdk-autoscaling", "autoscaling"),
+    ("aws-sdk-ec2", "ec2"),
+    ("aws-sdk-secretsmanager", "secretsmanager"),
+];
+
+/// Secrets Manager asks KMS on the caller's behalf, for a secret under a key of one's own
+/// (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/security-encryption.html>).
+const ON_OUR_BEHALF: &str = "kms:Decrypt";
+
+// === The calls that the source makes ===
+
+/// The operations of each AWS SDK in the dependency graph: what its client has a method for.
+fn operations() -> BTreeMap<String, BTreeSet<String>> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--locked", "--offline", "--filter-platform", &platform])
+        .current_dir(workspace())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let sdks = packages.iter().filter(|package| package["name"].as_str().unwrap().starts_with("aws-sdk-"));
+    sdks.map(|package| {
+        let manifest = Path::new(package["manifest_path"].as_str().unwrap());
+        let methods = fs::read_dir(manifest.parent().unwrap().join("src/client")).unwrap();
+        let methods = methods.map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+        let names = methods.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned());
+        (package["name"].as_str().unwrap().to_owned(), names.filter(|name| name != "customize").collect())
+    })
+    .collect()
+}
+
+/// What a source calls, as IAM writes it.
+fn called(source: &str, operations: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<String> {
+    let code: String = source.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default().lines().fold(
+        String::new(),
+        |mut code, line| {
+            code.extend(line.split("//").next().unwrap_or_default().chars().filter(|c| !c.is_whitespace()));
+            code
+        },
+    );
+    assert!(!code.contains(".wait_until_"), "a waiter calls operations under another name: call them here");
+    let mut found = BTreeSet::new();
+    for call in code.split("()").filter_map(|before| before.rsplit('.').next()) {
+        for (sdk, names) in operations {
+            // `describe_tags` is in several: the one that the source imports is meant.
+            if names.contains(call) && code.contains(&sdk.replace('-', "_")) {
+                let prefix = PREFIXES.iter().find(|(name, _)| name == sdk);
+                let (_, prefix) = prefix.unwrap_or_else(|| panic!("what is {sdk} in IAM?"));
+                found.insert(format!("{prefix}:{}", camel(call)));
+            }
+        }
+    }
+    found
+}
+
+/// `issue_certificate` is IssueCertificate.
+fn camel(name: &str) -> String {
+    let upper = |word: &str| word[..1].to_uppercase() + &word[1..];
+    name.split('_').map(upper).collect()
+}
+
+fn sources() -> Vec<String> {
+    let (mut found, mut directories) = (Vec::new(), vec![workspace().join("agent/src")]);
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+                found.push(fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+fn called_by_the_agent() -> BTreeSet<String> {
+    let operations = operations();
+    sources().iter().flat_map(|source| called(source, &operations)).collect()
+}
+
+/// The names under which the source's errors tell of its calls.
+fn named_by_the_agent() -> BTreeSet<String> {
+    let sources = sources();
+    let constants = sources.iter().flat_map(|source| source.lines()).filter_map(|line| {
+        let (_, value) = line.trim().strip_prefix("const ")?.split_once(": &str = \"")?;
+        value.strip_suffix("\";")
+    });
+    let is_action = |value: &&str| PREFIXES.iter().any(|(_, prefix)| value.starts_with(&format!("{prefix}:")));
+    constants.filter(is_action).map(ToOwned::to_owned).collect()
+}
+
+// === The policies ===
+
+/// What the placeholders stand for.
+#[derive(Clone)]
+struct Resources {
+    ca: String,
+    trust: String,
+    cluster: String,
+}
+
+impl Resources {
+    fn examples() -> Self {
+        let secret = |name: &str| format!("arn:aws:secretsmanager:{REGION}:123456789012:secret:{name}-AbCdEf");
+        let ca = format!("arn:aws:acm-pca:{REGION}:123456789012:certificate-authority/1");
+        Self { ca, trust: secret("trust"), cluster: secret("cluster") }
+    }
+
+    /// All that a role can be given.
+    fn policies(&self) -> Vec<Value> {
+        let values = [
+            ("ca_arn", self.ca.as_str()),
+            ("template_arn", TEMPLATE),
+            ("trust_secret_arn", self.trust.as_str()),
+            ("cluster_secret_arn", self.cluster.as_str()),
+        ];
+        vec![
+            policy("node.json", &values),
+            policy("node-own-key.json", &[("kms_key_arn", KEY), ("region", REGION)]),
+            policy("node-ec2-addresses.json", &[]),
+        ]
+    }
+}
+
+fn policy(file: &str, values: &[(&str, &str)]) -> Value {
+    let path: PathBuf = workspace().join("templates/iam").join(file);
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_str(&fill(&text, values).unwrap()).unwrap()
+}
+
+fn statements(policies: &[Value]) -> impl Iterator<Item = &Value> {
+    policies.iter().flat_map(|policy| policy["Statement"].as_array().unwrap())
+}
+
+fn actions(policies: &[Value]) -> BTreeSet<String> {
+    statements(policies).flat_map(|statement| texts(&statement["Action"])).map(ToOwned::to_owned).collect()
+}
+
+/// The policies without one action; a statement that had no other is gone.
+fn without(policies: &[Value], action: &str) -> Vec<Value> {
+    let mut policies = policies.to_vec();
+    for policy in &mut policies {
+        let statements = policy["Statement"].as_array_mut().unwrap();
+        for statement in statements.iter_mut() {
+            let left: Vec<&str> = texts(&statement["Action"]).into_iter().filter(|one| *one != action).collect();
+            statement["Action"] = json!(left);
+        }
+        statements.retain(|statement| !statement["Action"].as_array().unwrap().is_empty());
+    }
+    policies
+}
+
+/// A policy's elements are one text or a list of them.
+fn texts(value: &Value) -> Vec<&str> {
+    value.as_str().map_or_else(
+        || value.as_array().map(|list| list.iter().filter_map(Value::as_str).collect()).unwrap_or_default(),
+        |one| vec![one],
+    )
+}
+
+/// Exactly what is called is allowed, or what is wrong.
+fn check(allowed: &BTreeSet<String>, called: &BTreeSet<String>) -> Result<(), String> {
+    let missing: Vec<_> = called.difference(allowed).collect();
+    let too_much: Vec<_> = allowed.difference(called).collect();
+    if missing.is_empty() && too_much.is_empty() {
+        return Ok(());
+    }
+    Err(format!("called and not allowed: {missing:?}; allowed and not called: {too_much:?}"))
+}
+
+// === IAM ===
+
+/// A request as IAM sees it.
+#[derive(Clone, Debug)]
+struct Request {
+    action: String,
+    resource: String,
+    context: BTreeMap<&'static str, String>,
+}
+
+impl Request {
+    fn new(action: &str, resource: &str, context: &[(&'static str, &str)]) -> Self {
+        let context = context.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+        Self { action: action.to_owned(), resource: resource.to_owned(), context }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Allowed,
+    /// Nothing allows it.
+    NotAllowed,
+    Denied,
+}
+
+/// As much of the evaluation as our policies use: an explicit deny wins, else an allow is needed
+/// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html>).
+fn evaluate(policies: &[Value], request: &Request) -> Verdict {
+    let matching: Vec<&str> = statements(policies)
+        .filter(|statement| applies(statement, request))
+        .map(|statement| statement["Effect"].as_str().unwrap())
+        .collect();
+    if matching.contains(&"Deny") {
+        Verdict::Denied
+    } else if matching.contains(&"Allow") {
+        Verdict::Allowed
+    } else {
+        Verdict::NotAllowed
+    }
+}
+
+fn applies(statement: &Value, request: &Request) -> bool {
+    for key in statement.as_object().unwrap().keys() {
+        let known = ["Sid", "Effect", "Principal", "Action", "Resource", "Condition"];
+        assert!(known.contains(&key.as_str()), "{key} is not evaluated here");
+    }
+    let action = texts(&statement["Action"]).iter().any(|pattern| is_like(pattern, &request.action));
+    let resource = texts(&statement["Resource"]).iter().any(|pattern| is_like(pattern, &request.resource));
+    let none = serde_json::Map::new();
+    let mut conditions = statement["Condition"].as_object().unwrap_or(&none).iter();
+    action && resource && conditions.all(|(operator, keys)| holds(operator, keys, request))
+}
+
+/// All keys of an operator have to match, each with one of its values. A key that the request doesn't have matches
+/// nothing, and so fulfils the negated operators alone; ArnEquals and ArnLike are the same
+/// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements_condition_operators.html>).
+fn holds(operator: &str, keys: &Value, request: &Request) -> bool {
+    let (matches, negated): (fn(&str, &str) -> bool, bool) = match operator {
+        "StringEquals" => (|pattern, value| pattern == value, false),
+        "ArnEquals" | "ArnLike" => (is_arn_like, false),
+        "ArnNotEquals" | "ArnNotLike" => (is_arn_like, true),
+        _ => panic!("{operator} is not evaluated here"),
+    };
+    keys.as_object().unwrap().iter().all(|(key, patterns)| {
+        let value = request.context.get(key.as_str());
+        value.is_some_and(|value| texts(patterns).iter().any(|pattern| matches(pattern, value))) != negated
+    })
+}
+
+/// Each of the six parts by itself: a star doesn't reach over a colon of the first five.
+fn is_arn_like(pattern: &str, arn: &str) -> bool {
+    let (patterns, parts): (Vec<_>, Vec<_>) = (pattern.splitn(6, ':').collect(), arn.splitn(6, ':').collect());
+    patterns.len() == 6 && parts.len() == 6 && patterns.iter().zip(&parts).all(|(pattern, part)| is_like(pattern, part))
+}
+
+/// `*` is any text, `?` one character.
+fn is_like(pattern: &str, text: &str) -> bool {
+    let mut characters = text.chars();
+    match pattern.chars().next() {
+        None => text.is_empty(),
+        Some('*') => {
+            text.char_indices().map(|(at, _)| &text[at..]).chain([""]).any(|rest| is_like(&pattern[1..], rest))
+        }
+        Some(wanted) => {
+            characters.next().is_some_and(|found| wanted == '?' || wanted == found)
+                && is_like(&pattern[wanted.len_utf8()..], characters.as_str())
+        }
+    }
+}
+
+/// What IAM is asked for a call that came by.
+fn requests(call: &Call) -> Vec<Request> {
+    let asked = |member: &str| call.asked(member).unwrap_or_else(|| panic!("{call:?} has no {member}"));
+    match call.operation.as_str() {
+        "IssueCertificate" => {
+            let context = [("acm-pca:TemplateArn", asked("TemplateArn"))].map(|(key, value)| (key, value));
+            let context: Vec<(&'static str, &str)> =
+                context.iter().map(|(key, value)| (*key, value.as_str())).collect();
+            vec![Request::new("acm-pca:IssueCertificate", &asked("CertificateAuthorityArn"), &context)]
+        }
+        "GetCertificate" | "GetCertificateAuthorityCertificate" | "DescribeCertificateAuthority" => {
+            vec![Request::new(&format!("acm-pca:{}", call.operation), &asked("CertificateAuthorityArn"), &[])]
+        }
+        "GetSecretValue" => {
+            let service = format!("secretsmanager.{REGION}.amazonaws.com");
+            vec![
+                Request::new("secretsmanager:GetSecretValue", &call.answered("ARN").unwrap(), &[]),
+                Request::new(ON_OUR_BEHALF, KEY, &[("kms:ViaService", &service)]),
+            ]
+        }
+        // These know no resource.
+        "DescribeAutoScalingInstances" | "DescribeAutoScalingGroups" => {
+            vec![Request::new(&format!("autoscaling:{}", call.operation), "*", &[])]
+        }
+        "DescribeInstances" => vec![Request::new("ec2:DescribeInstances", "*", &[])],
+        other => panic!("how does IAM see {other}?"),
+    }
+}
+
+// === What is shown ===
+
+#[test]
+fn the_policies_allow_the_calls_that_the_agents_source_makes_and_no_other() {
+    let mut called = called_by_the_agent();
+    assert_eq!(called, named_by_the_agent(), "each call has the name that errors give it");
+    called.insert(ON_OUR_BEHALF.into());
+    check(&actions(&Resources::examples().policies()), &called).unwrap();
+}
+
+#[test]
+fn a_permission_taken_out_or_a_call_without_one_fails_the_check() {
+    let policies = Resources::examples().policies();
+    let called: BTreeSet<String> = called_by_the_agent().into_iter().chain([ON_OUR_BEHALF.into()]).collect();
+    assert_eq!(called.len(), 9, "{called:?}");
+    for action in &called {
+        let error = check(&actions(&without(&policies, action)), &called).unwrap_err();
+        assert!(error.starts_with(&format!("called and not allowed: [{action:?}];")), "{error}");
+        let fewer: BTreeSet<String> = called.iter().filter(|one| *one != action).cloned().collect();
+        let error = check(&actions(&policies), &fewer).unwrap_err();
+        assert!(error.ends_with(&format!("allowed and not called: [{action:?}]")), "{error}");
+    }
+    let source = "use aws_sdk_acmpca::Client;\nself.client\n    .revoke_certificate()\n    .send()";
+    assert_eq!(self::called(source, &operations()), BTreeSet::from(["acm-pca:RevokeCertificate".into()]));
+}
+
+#[tokio::test]
+async fn every_request_that_the_agent_sends_is_allowed_and_none_for_another_ca_template_secret_or_key() {
+    let sent = Sent::record().await;
+    let (policies, requests) = (sent.resources.policies(), &sent.requests);
+    for request in requests {
+        assert_eq!(evaluate(&policies, request), Verdict::Allowed, "{request:?}");
+    }
+    // All of the permissions are in use, and each is needed.
+    let used: BTreeSet<String> = requests.iter().map(|request| request.action.clone()).collect();
+    assert_eq!(used, actions(&policies));
+    for action in &used {
+        let fewer = without(&policies, action);
+        let refused: BTreeSet<&str> = requests
+            .iter()
+            .filter(|request| evaluate(&fewer, request) != Verdict::Allowed)
+            .map(|request| request.action.as_str())
+            .collect();
+        assert_eq!(refused, BTreeSet::from([action.as_str()]));
+    }
+    // The same requests, with what the policies are not for.
+    for request in requests {
+        for wrong in elsewhere(request) {
+            assert_eq!(evaluate(&policies, &wrong), Verdict::NotAllowed, "{wrong:?}");
+        }
+    }
+}
+
+/// A request with one thing in it that is another's. Calls without a resource have none.
+fn elsewhere(request: &Request) -> Vec<Request> {
+    let mut wrong = Vec::new();
+    if request.resource != "*" {
+        let resource = format!("{}0", request.resource);
+        wrong.push(Request { resource, ..request.clone() });
+        let resource = request.resource.replace("123456789012", "999999999999");
+        wrong.push(Request { resource, ..request.clone() });
+    }
+    for key in request.context.keys() {
+        let mut context = request.context.clone();
+        context
+            .insert(key, request.context[key].replace("EndEntity", "SubordinateCA").replace("secretsmanager", "ssm"));
+        wrong.push(Request { context, ..request.clone() });
+        wrong.push(Request { context: BTreeMap::new(), ..request.clone() });
+    }
+    wrong
+}
+
+#[test]
+fn nobody_but_the_nodes_reads_the_cluster_credential_whatever_else_allows_it() {
+    let everything = json!({"Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]});
+    let policies = [everything, policy("cluster-secret.json", &[("node_role_arn", ROLE)])];
+    let secret = Resources::examples().cluster;
+    let reads = |context: &[(&'static str, &str)]| {
+        evaluate(&policies, &Request::new("secretsmanager:GetSecretValue", &secret, context))
+    };
+    assert_eq!(reads(&[("aws:PrincipalArn", ROLE)]), Verdict::Allowed);
+    for other in [
+        "arn:aws:iam::123456789012:root",
+        "arn:aws:iam::123456789012:role/nats-node-2",
+        "arn:aws:iam::9:role/nats-node",
+    ] {
+        assert_eq!(reads(&[("aws:PrincipalArn", other)]), Verdict::Denied, "{other}");
+    }
+    assert_eq!(reads(&[]), Verdict::Denied, "nobody in particular");
+    let admin = [("aws:PrincipalArn", "arn:aws:iam::123456789012:role/admin")];
+    let delete = Request::new("secretsmanager:DeleteSecret", &secret, &admin);
+    assert_eq!(evaluate(&policies, &delete), Verdict::Allowed, "it can still be taken down");
+}
+
+#[test]
+fn patterns_are_read_as_iam_reads_them() {
+    for (pattern, text, expected) in [
+        ("*", "", true),
+        ("a*c", "abbc", true),
+        ("a*c", "abb", false),
+        ("a?c", "abc", true),
+        ("a?c", "ac", false),
+        ("secret:trust-??????", "secret:trust-AbCdEf", true),
+        ("secret:trust-??????", "secret:trust-2-AbCdEf", false),
+    ] {
+        assert_eq!(is_like(pattern, text), expected, "{pattern} {text}");
+    }
+    assert!(is_arn_like("arn:aws:acm-pca:*:*:template/EndEntityCertificate/V*", TEMPLATE));
+    assert!(!is_arn_like("arn:*:template/EndEntityCertificate/V1", TEMPLATE), "a star stays in its part");
+    assert!(!is_arn_like("arn:aws:acm-pca:::template/EndEntityCertificate/V1", "EndEntityCertificate/V1"));
+}
+
+/// What an agent sent with everything that it can be configured to do.
+struct Sent {
+    resources: Resources,
+    requests: Vec<Request>,
+}
+
+impl Sent {
+    async fn record() -> Self {
+        const PEM: &str = "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n";
+        let moto = Moto::start().await.unwrap();
+        let ports = free_ports(1).unwrap();
+        let gateway = Gateway::start(([127, 0, 0, 1], ports.numbers()[0]).into(), moto.endpoint()).await.unwrap();
+        let ca = moto.create_ca("nats", "GENERAL_PURPOSE").await.unwrap();
+        let trust = moto.put_secret("trust-bundle", PEM).await.unwrap();
+        let cluster = moto.put_secret("cluster", r#"{"username": "route", "password": "p"}"#).await.unwrap();
+        let members = moto.launch("nats", 2).await.unwrap();
+
+        let facts = InstanceFacts::new(&members[0].id, REGION, members[0].address);
+        let imds = ImdsStub::start(facts).await.unwrap();
+        let settings = AwsSettings {
+            region: Some(REGION.into()),
+            endpoint: Some(gateway.endpoint()),
+            imds_endpoint: Some(imds.endpoint()),
+        };
+        let aws = settings.load().await;
+        let node = node(&members[0].id, members[0].address);
+        let csr = Csr::generate(&node.name, &node.sans, KeyAlgorithm::EcdsaP256).unwrap();
+        let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
+        let issuer = AcmPca::new(&aws, CaArn::try_from(ca.arn.clone()).unwrap(), None);
+        let request = |validity| IssueRequest { csr_pem: &csr.pem, validity, now, idempotency_token: "token-1" };
+        // Longer than a short-lived CA allows, so that the CA's mode is asked; moto calls every CA a short-lived one.
+        issuer.request(&request(Duration::from_hours(30 * 24))).await.unwrap_err();
+        let handle = issuer.request(&request(Duration::from_hours(7 * 24))).await.unwrap();
+        issuer.collect(&handle).await.unwrap();
+        SecretsManager::new(&aws, "trust-bundle", None).pem().await.unwrap();
+        ClusterSecret::new(&aws, &cluster.arn).credential().await.unwrap();
+        Asg::new(&aws, node, None, AddressLookup::Ec2, 6222).sight().await.unwrap();
+
+        let calls = gateway.every_call();
+        let requests = calls.iter().flat_map(requests).collect();
+        Self { resources: Resources { ca: ca.arn, trust: trust.arn, cluster: cluster.arn }, requests }
+    }
+}
+
+fn node(id: &str, address: IpAddr) -> Node {
+    Node {
+        name: id.into(),
+        instance_id: Some(id.into()),
+        region: Some(REGION.into()),
+        address,
+        sans: Sans { ips: [address].into(), ..Sans::default() },
+    }
+}
