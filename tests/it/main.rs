@@ -22,6 +22,7 @@ mod service;
 mod state_directory;
 mod steady;
 mod time;
+mod user_data;
 mod versions;
 
 use std::net::SocketAddr;

@@ -1,6 +1,7 @@
 //! The tools that `cargo xtask setup` puts under `target/tools`, by version.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::Failure;
 
@@ -34,6 +35,40 @@ pub fn nats_server(version: &str) -> Result<PathBuf, Failure> {
 /// The Python that has moto.
 pub fn moto_python() -> Result<PathBuf, Failure> {
     present(directory().join("moto/bin/python"))
+}
+
+/// shellcheck.
+pub fn shellcheck() -> Result<PathBuf, Failure> {
+    present(directory().join("shellcheck/bin/shellcheck"))
+}
+
+/// checkov, which reads Terraform.
+pub fn checkov() -> Result<PathBuf, Failure> {
+    present(directory().join("checkov/bin/checkov"))
+}
+
+/// cloud-init as `.ci/run` unpacks it on Debian, or as it is installed: a command that its arguments follow.
+#[must_use]
+pub fn cloud_init() -> Option<Command> {
+    let unpacked = directory().join("cloud-init/usr");
+    if unpacked.join("bin/cloud-init").is_file() {
+        let mut command = Command::new("/usr/bin/python3");
+        command.env("PYTHONPATH", unpacked.join("lib/python3/dist-packages")).arg(unpacked.join("bin/cloud-init"));
+        return Some(command);
+    }
+    in_path("cloud-init").map(Command::new)
+}
+
+/// Terraform, where it is installed.
+#[must_use]
+pub fn terraform() -> Option<PathBuf> {
+    in_path("terraform")
+}
+
+fn in_path(program: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|directory| directory.join(program))
+        .find(|path| path.is_file())
 }
 
 fn present(tool: PathBuf) -> Result<PathBuf, Failure> {

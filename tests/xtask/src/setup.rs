@@ -19,11 +19,13 @@ struct Environment {
 const NATS_SERVER: &str = "bin/nats-server";
 
 /// As `harness::tools` looks them up; the newest nats-server is the first.
-const ENVIRONMENTS: [Environment; 4] = [
+const ENVIRONMENTS: [Environment; 6] = [
     Environment { name: "nats-server-2.15.1", tool: NATS_SERVER },
     Environment { name: "nats-server-2.12.8", tool: NATS_SERVER },
     Environment { name: "nats-server-2.10.26", tool: NATS_SERVER },
     Environment { name: "moto", tool: "bin/moto_server" },
+    Environment { name: "shellcheck", tool: "bin/shellcheck" },
+    Environment { name: "checkov", tool: "bin/checkov" },
 ];
 
 /// Where tools are put, and where `harness::tools` looks for them.
