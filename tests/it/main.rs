@@ -21,6 +21,7 @@ mod secrecy;
 mod service;
 mod state_directory;
 mod steady;
+mod terraform;
 mod time;
 mod user_data;
 mod versions;

@@ -1,0 +1,42 @@
+# The private CA: a root that signs the nodes' certificates itself. One level is what short-lived mode is for: "short-lived
+# certificates must be the last CA in the certificate hierarchy"
+# (https://docs.aws.amazon.com/privateca/latest/userguide/short-lived-certificates.html).
+
+resource "aws_acmpca_certificate_authority" "this" {
+  type                            = "ROOT"
+  usage_mode                      = var.short_lived_ca ? "SHORT_LIVED_CERTIFICATE" : "GENERAL_PURPOSE"
+  permanent_deletion_time_in_days = 30
+  tags                            = merge(var.tags, { Name = var.name })
+
+  # No revocation: a certificate of seven days is gone before most clients would have looked at a list, and nats-server
+  # looks at none unless told to.
+  certificate_authority_configuration {
+    key_algorithm     = "EC_prime256v1"
+    signing_algorithm = "SHA256WITHECDSA"
+
+    subject {
+      common_name = coalesce(var.ca_common_name, "${var.name} root")
+    }
+  }
+}
+
+# Its own certificate, signed by itself. A CA in short-lived mode may give itself years: "AWS Private CA does not perform
+# validity checks on root CA certificates" (the same page).
+resource "aws_acmpca_certificate" "root" {
+  certificate_authority_arn   = aws_acmpca_certificate_authority.this.arn
+  certificate_signing_request = aws_acmpca_certificate_authority.this.certificate_signing_request
+  signing_algorithm           = "SHA256WITHECDSA"
+  template_arn                = "arn:${data.aws_partition.current.partition}:acm-pca:::template/RootCACertificate/V1"
+
+  validity {
+    type  = "YEARS"
+    value = var.ca_validity_years
+  }
+}
+
+# Until it has this the CA's status is PENDING_CERTIFICATE, and it issues nothing.
+resource "aws_acmpca_certificate_authority_certificate" "this" {
+  certificate_authority_arn = aws_acmpca_certificate_authority.this.arn
+  certificate               = aws_acmpca_certificate.root.certificate
+  certificate_chain         = aws_acmpca_certificate.root.certificate_chain
+}

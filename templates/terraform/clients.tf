@@ -1,0 +1,70 @@
+# One name for clients. TLS goes through to the nodes, whose certificates carry the name.
+
+resource "aws_lb" "clients" {
+  #checkov:skip=CKV_AWS_91:A network load balancer logs TLS listeners only, and this one passes TCP on. VPC flow logs show who connects.
+  #checkov:skip=CKV_AWS_150:It is on by default; the example turns it off, so that it can be destroyed at once.
+  name                             = "${var.name}-clients"
+  load_balancer_type               = "network"
+  internal                         = true
+  subnets                          = var.subnet_ids
+  security_groups                  = [aws_security_group.clients.id]
+  enable_cross_zone_load_balancing = true
+  enable_deletion_protection       = var.deletion_protection
+  tags                             = var.tags
+}
+
+resource "aws_lb_target_group" "clients" {
+  name                 = "${var.name}-clients"
+  vpc_id               = var.vpc_id
+  target_type          = "instance"
+  protocol             = "TCP"
+  port                 = 4222
+  preserve_client_ip   = true
+  deregistration_delay = 120
+  tags                 = var.tags
+
+  # That it listens. A server that shuts down in lame duck mode no longer does, and gets no new clients. nats-server logs each
+  # of these as "[ERR] … TLS handshake error: EOF", and each zone's balancer asks by itself: hence not every ten seconds.
+  health_check {
+    protocol            = "TCP"
+    port                = "traffic-port"
+    interval            = 30
+    healthy_threshold   = 2
+    unhealthy_threshold = 2
+  }
+}
+
+resource "aws_lb_listener" "clients" {
+  load_balancer_arn = aws_lb.clients.arn
+  protocol          = "TCP"
+  port              = 4222
+  tags              = var.tags
+
+  default_action {
+    type             = "forward"
+    target_group_arn = aws_lb_target_group.clients.arn
+  }
+}
+
+# A zone of just this name, so that no name beside it is taken over in the VPC.
+resource "aws_route53_zone" "clients" {
+  name    = var.client_dns_name
+  comment = "Clients of ${var.name}"
+  tags    = var.tags
+
+  vpc {
+    vpc_id = var.vpc_id
+  }
+}
+
+resource "aws_route53_record" "clients" {
+  zone_id = aws_route53_zone.clients.zone_id
+  name    = var.client_dns_name
+  type    = "A"
+
+  alias {
+    name                   = aws_lb.clients.dns_name
+    zone_id                = aws_lb.clients.zone_id
+    evaluate_target_health = true
+  }
+}

@@ -1,0 +1,55 @@
+# A cluster of three nodes on Amazon Linux 2023, with a network of its own. The two packages are uploaded from this machine.
+
+terraform {
+  required_version = ">= 1.9"
+
+  required_providers {
+    aws = {
+      source  = "hashicorp/aws"
+      version = ">= 6.0, < 7.0"
+    }
+  }
+}
+
+provider "aws" {
+  region = var.region
+}
+
+module "nats" {
+  source = "../.."
+
+  name               = var.name
+  vpc_id             = aws_vpc.this.id
+  subnet_ids         = aws_subnet.private[*].id
+  client_cidr_blocks = [aws_vpc.this.cidr_block]
+  client_dns_name    = "${var.name}.internal"
+  # So that `terraform destroy` works at once.
+  deletion_protection = false
+
+  ami_id             = var.ami_id
+  nats_server_url    = "https://${aws_s3_bucket.packages.bucket_regional_domain_name}/${aws_s3_object.packages["nats_server"].key}"
+  nats_server_sha256 = filesha256(var.nats_server_package)
+  agent_url          = "https://${aws_s3_bucket.packages.bucket_regional_domain_name}/${aws_s3_object.packages["agent"].key}"
+  agent_sha256       = filesha256(var.agent_package)
+
+  # To log in with `aws ssm start-session`. The agent doesn't need it.
+  additional_policy_arns = ["arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore"]
+
+  # What a node that starts has to reach.
+  depends_on = [aws_route_table_association.private, aws_s3_bucket_policy.packages, aws_nat_gateway.this]
+}
+
+output "client_url" {
+  description = "What clients in the VPC connect to."
+  value       = module.nats.client_url
+}
+
+output "ca_certificate" {
+  description = "The CA that they trust."
+  value       = module.nats.ca_certificate
+}
+
+output "autoscaling_group_name" {
+  description = "The Auto Scaling group."
+  value       = module.nats.autoscaling_group_name
+}

@@ -1,0 +1,65 @@
+# The two packages, in a bucket that this VPC can read without a signature: a presigned URL would end within a week, and with it
+# the launching of nodes.
+
+locals {
+  packages = {
+    nats_server = var.nats_server_package
+    agent       = var.agent_package
+  }
+}
+
+resource "aws_s3_bucket" "packages" {
+  #checkov:skip=CKV_AWS_18:An example; who reads two public packages needs no log.
+  #checkov:skip=CKV_AWS_144:The packages are on the machine that uploads them.
+  #checkov:skip=CKV_AWS_145:What is read without a signature can't be under a KMS key.
+  #checkov:skip=CKV2_AWS_61:Two files, which stay for as long as the cluster does.
+  #checkov:skip=CKV2_AWS_62:Nobody has to hear of an upload: Terraform makes it and then starts the nodes.
+  bucket_prefix = "${var.name}-packages-"
+  force_destroy = true
+}
+
+resource "aws_s3_bucket_versioning" "packages" {
+  bucket = aws_s3_bucket.packages.id
+
+  versioning_configuration {
+    status = "Enabled"
+  }
+}
+
+resource "aws_s3_bucket_public_access_block" "packages" {
+  bucket                  = aws_s3_bucket.packages.id
+  block_public_acls       = true
+  block_public_policy     = true
+  ignore_public_acls      = true
+  restrict_public_buckets = true
+}
+
+# A policy that is bound to one VPC endpoint isn't public
+# (https://docs.aws.amazon.com/AmazonS3/latest/userguide/access-control-block-public-access.html).
+resource "aws_s3_bucket_policy" "packages" {
+  #checkov:skip=CKV_AWS_70:Any principal, but through this VPC's endpoint only.
+  bucket = aws_s3_bucket.packages.id
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [{
+      Sid       = "NodesOfThisNetworkRead"
+      Effect    = "Allow"
+      Principal = "*"
+      Action    = "s3:GetObject"
+      Resource  = "${aws_s3_bucket.packages.arn}/*"
+      Condition = { StringEquals = { "aws:SourceVpce" = aws_vpc_endpoint.s3.id } }
+    }]
+  })
+
+  depends_on = [aws_s3_bucket_public_access_block.packages]
+}
+
+# The digest is in the key: another file is another URL, and so a new launch template.
+resource "aws_s3_object" "packages" {
+  for_each = local.packages
+
+  bucket      = aws_s3_bucket.packages.id
+  key         = "${filesha256(each.value)}/${basename(each.value)}"
+  source      = each.value
+  source_hash = filesha256(each.value)
+}

@@ -1,0 +1,30 @@
+variable "region" {
+  description = "The Region."
+  type        = string
+}
+
+variable "availability_zones" {
+  description = "Three of its Availability Zones."
+  type        = list(string)
+}
+
+variable "name" {
+  description = "What everything is called by."
+  type        = string
+  default     = "nats"
+}
+
+variable "ami_id" {
+  description = "An image of Amazon Linux 2023 for x86_64: aws ssm get-parameter --name /aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64 --query Parameter.Value --output text"
+  type        = string
+}
+
+variable "nats_server_package" {
+  description = "The file nats-server-v….tar.gz of https://github.com/nats-io/nats-server/releases, for linux-amd64, checked against the SHA256SUMS of the release."
+  type        = string
+}
+
+variable "agent_package" {
+  description = "The file nats-tls-agent-….rpm."
+  type        = string
+}

@@ -1,0 +1,49 @@
+# The nodes' role. The policies are those of ../iam, which the tests hold against what the agent calls.
+
+resource "aws_iam_role" "node" {
+  name               = "${var.name}-node"
+  description        = "The nodes of ${var.name}"
+  assume_role_policy = file("${path.module}/../iam/node-trust.json")
+  tags               = var.tags
+}
+
+resource "aws_iam_role_policy" "agent" {
+  name = "nats-tls-agent"
+  role = aws_iam_role.node.id
+  policy = templatefile("${path.module}/../iam/node.json", {
+    ca_arn             = aws_acmpca_certificate_authority.this.arn
+    template_arn       = "arn:${data.aws_partition.current.partition}:acm-pca:::template/EndEntityCertificate/V1"
+    trust_secret_arn   = aws_secretsmanager_secret.trust.arn
+    cluster_secret_arn = aws_cloudformation_stack.cluster_credential.outputs["Arn"]
+  })
+}
+
+resource "aws_iam_role_policy" "own_key" {
+  name = "nats-tls-agent-own-key"
+  role = aws_iam_role.node.id
+  policy = templatefile("${path.module}/../iam/node-own-key.json", {
+    kms_key_arn = aws_kms_key.secrets.arn
+    region      = data.aws_region.current.region
+  })
+}
+
+resource "aws_iam_role_policy" "ec2_addresses" {
+  count = var.addresses == "ec2" ? 1 : 0
+
+  name   = "nats-tls-agent-ec2-addresses"
+  role   = aws_iam_role.node.id
+  policy = file("${path.module}/../iam/node-ec2-addresses.json")
+}
+
+resource "aws_iam_role_policy_attachment" "additional" {
+  for_each = toset(var.additional_policy_arns)
+
+  role       = aws_iam_role.node.name
+  policy_arn = each.value
+}
+
+resource "aws_iam_instance_profile" "node" {
+  name = "${var.name}-node"
+  role = aws_iam_role.node.name
+  tags = var.tags
+}

@@ -1,0 +1,104 @@
+# Who may talk to whom. Nothing is needed for DNS, time and instance metadata: security groups don't filter these
+# (https://docs.aws.amazon.com/vpc/latest/userguide/vpc-security-groups.html).
+
+resource "aws_security_group" "node" {
+  name_prefix = "${var.name}-node-"
+  description = "The nodes of ${var.name}"
+  vpc_id      = var.vpc_id
+  tags        = merge(var.tags, { Name = "${var.name}-node" })
+
+  lifecycle {
+    create_before_destroy = true
+  }
+}
+
+resource "aws_security_group" "clients" {
+  name_prefix = "${var.name}-clients-"
+  description = "The load balancer that clients of ${var.name} connect to"
+  vpc_id      = var.vpc_id
+  tags        = merge(var.tags, { Name = "${var.name}-clients" })
+
+  lifecycle {
+    create_before_destroy = true
+  }
+}
+
+locals {
+  # A client connects to the load balancer, and then to any node: nats-server tells it the nodes' addresses.
+  client_facing = {
+    node    = aws_security_group.node.id
+    clients = aws_security_group.clients.id
+  }
+  from_blocks = { for pair in setproduct(keys(local.client_facing), var.client_cidr_blocks) : join(" ", pair) => pair }
+  from_groups = { for pair in setproduct(keys(local.client_facing), var.client_security_group_ids) : join(" ", pair) => pair }
+}
+
+resource "aws_vpc_security_group_ingress_rule" "from_blocks" {
+  for_each = local.from_blocks
+
+  security_group_id = local.client_facing[each.value[0]]
+  description       = "Clients"
+  cidr_ipv4         = each.value[1]
+  ip_protocol       = "tcp"
+  from_port         = 4222
+  to_port           = 4222
+}
+
+resource "aws_vpc_security_group_ingress_rule" "from_groups" {
+  for_each = local.from_groups
+
+  security_group_id            = local.client_facing[each.value[0]]
+  description                  = "Clients"
+  referenced_security_group_id = each.value[1]
+  ip_protocol                  = "tcp"
+  from_port                    = 4222
+  to_port                      = 4222
+}
+
+# Health checks, and clients through the load balancer, whose own addresses are kept.
+resource "aws_vpc_security_group_ingress_rule" "from_load_balancer" {
+  security_group_id            = aws_security_group.node.id
+  description                  = "The load balancer"
+  referenced_security_group_id = aws_security_group.clients.id
+  ip_protocol                  = "tcp"
+  from_port                    = 4222
+  to_port                      = 4222
+}
+
+resource "aws_vpc_security_group_egress_rule" "to_nodes" {
+  security_group_id            = aws_security_group.clients.id
+  description                  = "The nodes"
+  referenced_security_group_id = aws_security_group.node.id
+  ip_protocol                  = "tcp"
+  from_port                    = 4222
+  to_port                      = 4222
+}
+
+resource "aws_vpc_security_group_ingress_rule" "routes" {
+  security_group_id            = aws_security_group.node.id
+  description                  = "Routes from the other nodes"
+  referenced_security_group_id = aws_security_group.node.id
+  ip_protocol                  = "tcp"
+  from_port                    = 6222
+  to_port                      = 6222
+}
+
+resource "aws_vpc_security_group_egress_rule" "routes" {
+  security_group_id            = aws_security_group.node.id
+  description                  = "Routes to the other nodes"
+  referenced_security_group_id = aws_security_group.node.id
+  ip_protocol                  = "tcp"
+  from_port                    = 6222
+  to_port                      = 6222
+}
+
+resource "aws_vpc_security_group_egress_rule" "https" {
+  for_each = toset(var.egress_cidr_blocks)
+
+  security_group_id = aws_security_group.node.id
+  description       = "AWS's endpoints and the packages"
+  cidr_ipv4         = each.value
+  ip_protocol       = "tcp"
+  from_port         = 443
+  to_port           = 443
+}

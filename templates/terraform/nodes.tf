@@ -1,0 +1,166 @@
+data "aws_ami" "node" {
+  filter {
+    name   = "image-id"
+    values = [var.ami_id]
+  }
+}
+
+locals {
+  user_data = templatefile("${path.module}/../user-data/user-data.yaml", {
+    nats_server_url    = var.nats_server_url
+    nats_server_sha256 = var.nats_server_sha256
+    agent_url          = var.agent_url
+    agent_sha256       = var.agent_sha256
+    ca_arn             = aws_acmpca_certificate_authority.this.arn
+    validity           = var.certificate_validity
+    trust_secret_id    = aws_secretsmanager_secret.trust.arn
+    cluster_secret_id  = aws_cloudformation_stack.cluster_credential.outputs["Arn"]
+    # A list of texts in JSON is one in TOML.
+    dns_names = jsonencode(concat([var.client_dns_name], var.additional_dns_names))
+    addresses = var.addresses
+  })
+
+  node_tags = merge(var.tags, { Name = "${var.name}-node" })
+
+  # One node more than there should be, and never one less.
+  max_healthy_percentage = 100 + ceil(100 / var.size)
+}
+
+resource "aws_launch_template" "node" {
+  name_prefix            = "${var.name}-node-"
+  description            = "A node of ${var.name}"
+  image_id               = var.ami_id
+  instance_type          = var.instance_type
+  ebs_optimized          = true
+  update_default_version = true
+  vpc_security_group_ids = [aws_security_group.node.id]
+  user_data              = base64encode(local.user_data)
+  tags                   = var.tags
+
+  iam_instance_profile {
+    arn = aws_iam_instance_profile.node.arn
+  }
+
+  # IMDSv2 only, and its answers go no further than the instance itself: the agent runs on it, in no container
+  # (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-options.html).
+  metadata_options {
+    http_endpoint               = "enabled"
+    http_tokens                 = "required"
+    http_put_response_hop_limit = 1
+    instance_metadata_tags      = "disabled"
+  }
+
+  # i-….REGION.compute.internal resolves to the instance's address: how nodes find each other without an EC2 permission
+  # (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-naming.html).
+  private_dns_name_options {
+    hostname_type                     = "resource-name"
+    enable_resource_name_dns_a_record = true
+  }
+
+  block_device_mappings {
+    device_name = data.aws_ami.node.root_device_name
+
+    ebs {
+      encrypted             = true
+      volume_type           = "gp3"
+      volume_size           = var.root_volume_gib
+      delete_on_termination = true
+    }
+  }
+
+  monitoring {
+    enabled = true
+  }
+
+  dynamic "tag_specifications" {
+    for_each = ["instance", "volume", "network-interface"]
+
+    content {
+      resource_type = tag_specifications.value
+      tags          = local.node_tags
+    }
+  }
+
+  lifecycle {
+    create_before_destroy = true
+
+    # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-add-user-data.html
+    precondition {
+      condition     = length(local.user_data) < 16384
+      error_message = "User data is limited to 16 KiB."
+    }
+  }
+}
+
+# No lifecycle hooks yet: nothing would complete them, and each launch would wait until the hook's time-out.
+resource "aws_autoscaling_group" "node" {
+  name                      = var.name
+  desired_capacity          = var.size
+  min_size                  = var.size
+  max_size                  = var.size + 1
+  vpc_zone_identifier       = var.subnet_ids
+  target_group_arns         = [aws_lb_target_group.clients.arn]
+  health_check_type         = var.health_check_type
+  health_check_grace_period = var.boot_seconds
+  default_instance_warmup   = 60
+
+  # `apply` waits until all nodes serve.
+  wait_for_elb_capacity     = var.size
+  wait_for_capacity_timeout = "20m"
+
+  # A node's streams are on the node: it isn't given up only to have the zones even
+  # (https://docs.aws.amazon.com/autoscaling/ec2/userguide/as-suspend-resume-processes.html).
+  suspended_processes = ["AZRebalance"]
+
+  launch_template {
+    id      = aws_launch_template.node.id
+    version = aws_launch_template.node.latest_version
+  }
+
+  # The new node first, then the old one goes, also when a health check failed
+  # (https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-instance-maintenance-policy.html).
+  instance_maintenance_policy {
+    min_healthy_percentage = 100
+    max_healthy_percentage = local.max_healthy_percentage
+  }
+
+  # A change of the launch template replaces the nodes one after the other, with a pause after each; a new one that doesn't
+  # become healthy stops it and brings the old template back.
+  instance_refresh {
+    strategy = "Rolling"
+
+    preferences {
+      min_healthy_percentage = 100
+      max_healthy_percentage = local.max_healthy_percentage
+      skip_matching          = true
+      auto_rollback          = true
+      checkpoint_delay       = var.refresh_pause_seconds
+      # "The minimum percentage of instances that must be new": rounded down, so that each is reached by its node, 33, 66, 100
+      # (https://docs.aws.amazon.com/autoscaling/ec2/userguide/asg-adding-checkpoints-instance-refresh.html).
+      checkpoint_percentages = [for number in range(1, var.size + 1) : floor(number * 100 / var.size)]
+    }
+  }
+
+  dynamic "tag" {
+    for_each = local.node_tags
+
+    content {
+      key                 = tag.key
+      value               = tag.value
+      propagate_at_launch = false
+    }
+  }
+
+  # What a node asks for when it starts.
+  depends_on = [
+    aws_acmpca_certificate_authority_certificate.this,
+    aws_secretsmanager_secret_version.trust,
+    aws_iam_role_policy.agent,
+    aws_iam_role_policy.own_key,
+    aws_iam_role_policy.ec2_addresses,
+    aws_vpc_security_group_egress_rule.https,
+    aws_vpc_security_group_ingress_rule.from_load_balancer,
+    aws_vpc_security_group_egress_rule.to_nodes,
+    aws_lb_listener.clients,
+  ]
+}

@@ -1,0 +1,49 @@
+output "client_url" {
+  description = "What clients connect to, with `ca_certificate` as the CA that they trust."
+  value       = "tls://${aws_route53_record.clients.fqdn}:4222"
+}
+
+output "ca_certificate" {
+  description = "The root certificate, in PEM. Clients that can should read the trust bundle's secret instead, which a rotation of the CA changes."
+  value       = aws_acmpca_certificate.root.certificate
+}
+
+output "ca_arn" {
+  description = "The private CA."
+  value       = aws_acmpca_certificate_authority.this.arn
+}
+
+output "trust_secret_arn" {
+  description = "The trust bundle's secret."
+  value       = aws_secretsmanager_secret.trust.arn
+}
+
+output "cluster_secret_arn" {
+  description = "The cluster credential's secret, which only the nodes can read."
+  value       = aws_cloudformation_stack.cluster_credential.outputs["Arn"]
+}
+
+output "secrets_key_arn" {
+  description = "The KMS key of both secrets: who reads the trust bundle needs kms:Decrypt on it."
+  value       = aws_kms_key.secrets.arn
+}
+
+output "autoscaling_group_name" {
+  description = "The Auto Scaling group, and the NATS cluster's name."
+  value       = aws_autoscaling_group.node.name
+}
+
+output "node_role_name" {
+  description = "The nodes' role."
+  value       = aws_iam_role.node.name
+}
+
+output "node_security_group_id" {
+  description = "The nodes' security group."
+  value       = aws_security_group.node.id
+}
+
+output "load_balancer_arn" {
+  description = "The load balancer of the clients."
+  value       = aws_lb.clients.arn
+}

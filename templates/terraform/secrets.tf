@@ -1,0 +1,73 @@
+# The trust bundle, which is no secret and is kept where the agent and clients look for changes of it; and the cluster
+# credential, which is one.
+
+resource "aws_kms_key" "secrets" {
+  description             = "The secrets of ${var.name}"
+  enable_key_rotation     = true
+  deletion_window_in_days = 30
+  tags                    = var.tags
+
+  # IAM policies of this account decide; that of the nodes' role lets them decrypt through Secrets Manager only
+  # (https://docs.aws.amazon.com/kms/latest/developerguide/key-policy-default.html).
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [{
+      Sid       = "AccountDecides"
+      Effect    = "Allow"
+      Principal = { AWS = "arn:${data.aws_partition.current.partition}:iam::${data.aws_caller_identity.current.account_id}:root" }
+      Action    = "kms:*"
+      Resource  = "*"
+    }]
+  })
+}
+
+resource "aws_secretsmanager_secret" "trust" {
+  #checkov:skip=CKV2_AWS_57:It holds CA certificates; they change with a rotation of the CA, in an order that no schedule knows.
+  name_prefix = "${var.name}/trust-bundle-"
+  description = "CA certificates that nodes and clients of ${var.name} accept"
+  kms_key_id  = aws_kms_key.secrets.arn
+  tags        = var.tags
+}
+
+resource "aws_secretsmanager_secret_version" "trust" {
+  secret_id     = aws_secretsmanager_secret.trust.id
+  secret_string = join("\n", concat([trimspace(aws_acmpca_certificate.root.certificate)], var.additional_trust_anchors, [""]))
+}
+
+# CloudFormation has AWS make the password. Terraform itself would have it in its state or, with a write-only argument, would
+# still read it at each refresh and so had to be among those who may: now it has never been anywhere but in the secret.
+# The password is of the first creation: nodes must not get another one all at the same time (README of nats-tls-agent,
+# "The cluster credential").
+resource "aws_cloudformation_stack" "cluster_credential" {
+  #checkov:skip=CKV_AWS_124:One secret, made once; Terraform itself waits for it and tells.
+  name = "${var.name}-cluster-credential"
+  tags = var.tags
+
+  template_body = jsonencode({
+    Resources = {
+      Secret = {
+        Type = "AWS::SecretsManager::Secret"
+        Properties = {
+          Description = "What a server of ${var.name} has to present to join as a server"
+          KmsKeyId    = aws_kms_key.secrets.arn
+          GenerateSecretString = {
+            SecretStringTemplate = jsonencode({ username = "route" })
+            GenerateStringKey    = "password"
+            PasswordLength       = 64
+            ExcludePunctuation   = true
+          }
+        }
+      }
+    }
+    Outputs = {
+      # Ref is the ARN (https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/aws-resource-secretsmanager-secret.html).
+      Arn = { Value = { Ref = "Secret" } }
+    }
+  })
+}
+
+resource "aws_secretsmanager_secret_policy" "cluster_credential" {
+  secret_arn          = aws_cloudformation_stack.cluster_credential.outputs["Arn"]
+  block_public_policy = true
+  policy              = templatefile("${path.module}/../iam/cluster-secret.json", { node_role_arn = aws_iam_role.node.arn })
+}

@@ -1,0 +1,252 @@
+variable "name" {
+  description = "What everything is called by: the Auto Scaling group, and with it the NATS cluster, the role, the load balancer."
+  type        = string
+  default     = "nats"
+
+  validation {
+    # A load balancer's name has 32 characters at most, and ours ends with "-clients".
+    condition     = can(regex("^[a-z][a-z0-9-]{0,22}[a-z0-9]$", var.name))
+    error_message = "name has 2 to 24 lower-case letters, digits and hyphens, and begins with a letter."
+  }
+}
+
+variable "tags" {
+  description = "Tags of everything, the instances and their volumes included."
+  type        = map(string)
+  default     = {}
+}
+
+# --- Network
+
+variable "vpc_id" {
+  description = "The VPC. Its attributes enableDnsSupport and enableDnsHostnames must be on: nodes find each other by instance-id host names."
+  type        = string
+}
+
+variable "subnet_ids" {
+  description = "Private subnets for the nodes and the load balancer, one for each Availability Zone, with a way to AWS's endpoints and to the two packages."
+  type        = list(string)
+
+  validation {
+    condition     = length(var.subnet_ids) > 0 && length(distinct(var.subnet_ids)) == length(var.subnet_ids)
+    error_message = "subnet_ids names at least one subnet, and none twice."
+  }
+}
+
+variable "client_cidr_blocks" {
+  description = "From where clients may connect to port 4222, by IPv4 CIDR block."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for block in var.client_cidr_blocks : can(cidrhost(block, 0)) && block != "0.0.0.0/0"])
+    error_message = "client_cidr_blocks are CIDR blocks such as \"10.0.0.0/16\", and not the whole internet."
+  }
+}
+
+variable "client_security_group_ids" {
+  description = "The security groups of clients that may connect to port 4222."
+  type        = list(string)
+  default     = []
+}
+
+variable "egress_cidr_blocks" {
+  description = "Where nodes may connect to with HTTPS: AWS's endpoints, and where the packages are. With VPC endpoints for all of these, the VPC's own block is enough."
+  type        = list(string)
+  default     = ["0.0.0.0/0"]
+}
+
+variable "client_dns_name" {
+  description = "The name that clients connect to, in a private zone of its own in the VPC. Every node's certificate carries it."
+  type        = string
+  default     = "nats.internal"
+
+  validation {
+    condition     = can(regex("^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+$", var.client_dns_name))
+    error_message = "client_dns_name is a host name of two labels or more, in lower case."
+  }
+}
+
+variable "additional_dns_names" {
+  description = "More names under which clients reach the nodes, for the certificates alone: no record is made for them."
+  type        = list(string)
+  default     = []
+}
+
+variable "deletion_protection" {
+  description = "Whether the load balancer refuses to be deleted. Turn it off, and apply, before a destroy."
+  type        = bool
+  default     = true
+}
+
+# --- Certificates
+
+variable "short_lived_ca" {
+  description = <<-EOT
+    Which mode the private CA has. Short-lived, the default, issues certificates of seven days at most; the CA costs $50 a month.
+    General-purpose issues any; the CA costs $400 a month. Each certificate costs extra; with seven days a node takes about seven
+    a month (https://aws.amazon.com/private-ca/pricing/). A CA's mode can't be changed: to change this makes another CA, and deletes
+    the one whose certificates the nodes have. Read "Rotating the CA" in the README of nats-tls-agent first.
+  EOT
+  type        = bool
+  default     = true
+}
+
+variable "ca_common_name" {
+  description = "The subject of the root certificate; \"NAME root\" if null."
+  type        = string
+  default     = null
+}
+
+variable "ca_validity_years" {
+  description = "How long the root certificate is valid. It can't be renewed without a rotation of the CA."
+  type        = number
+  default     = 10
+}
+
+variable "certificate_validity" {
+  description = "How long a node's certificate is valid, as nats-tls-agent reads durations: \"7d\", \"12h\"."
+  type        = string
+  default     = "7d"
+
+  validation {
+    condition     = can(regex("^[1-9][0-9]*(m|h|d)$", var.certificate_validity))
+    error_message = "certificate_validity is a number of minutes, hours or days, for instance \"12h\" or \"7d\"."
+  }
+
+  validation {
+    # https://docs.aws.amazon.com/privateca/latest/userguide/short-lived-certificates.html
+    condition = !var.short_lived_ca || try(
+      tonumber(regex("^[0-9]+", var.certificate_validity)) * { m = 1, h = 60, d = 24 * 60 }[substr(var.certificate_validity, -1, 1)],
+      0,
+    ) <= 7 * 24 * 60
+    error_message = "A CA in short-lived mode issues certificates of 7 days at most."
+  }
+}
+
+variable "additional_trust_anchors" {
+  description = "More CA certificates in PEM that nodes and clients accept: the old ones or the next ones of a rotation of the CA."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for pem in var.additional_trust_anchors : startswith(trimspace(pem), "-----BEGIN CERTIFICATE-----")])
+    error_message = "additional_trust_anchors are certificates in PEM."
+  }
+}
+
+# --- Nodes
+
+variable "size" {
+  description = "How many nodes. JetStream's streams of three replicas need three."
+  type        = number
+  default     = 3
+
+  validation {
+    condition     = var.size >= 1 && var.size <= 50 && floor(var.size) == var.size
+    error_message = "size is a whole number from 1 to 50."
+  }
+}
+
+variable "ami_id" {
+  description = "The image: Amazon Linux 2023, Debian 12 or Ubuntu 22.04. Another image replaces every node, so name one and not \"the latest\"."
+  type        = string
+}
+
+variable "instance_type" {
+  description = "The instance type, of the image's architecture and the packages'."
+  type        = string
+  default     = "m7i.large"
+}
+
+variable "root_volume_gib" {
+  description = "The size of the root volume, where JetStream keeps its streams. It goes with the instance."
+  type        = number
+  default     = 50
+}
+
+variable "nats_server_url" {
+  description = "nats-server 2.10 or later for the nodes' architecture: the .tar.gz, .deb or .rpm of a release. It must be there for as long as nodes are started: a presigned URL isn't."
+  type        = string
+
+  validation {
+    condition     = can(regex("^https?://[^'\\s]+$", var.nats_server_url))
+    error_message = "nats_server_url is an HTTP or HTTPS URL."
+  }
+}
+
+variable "nats_server_sha256" {
+  description = "Its SHA-256, in hexadecimal."
+  type        = string
+
+  validation {
+    condition     = can(regex("^[0-9a-f]{64}$", var.nats_server_sha256))
+    error_message = "nats_server_sha256 is 64 hexadecimal digits, in lower case."
+  }
+}
+
+variable "agent_url" {
+  description = "The package of nats-tls-agent: .rpm for Amazon Linux, .deb for Debian and Ubuntu. It must be there for as long as nodes are started."
+  type        = string
+
+  validation {
+    condition     = can(regex("^https?://[^'\\s]+\\.(deb|rpm)([?][^'\\s]*)?$", var.agent_url))
+    error_message = "agent_url is the HTTP or HTTPS URL of a .deb or .rpm."
+  }
+}
+
+variable "agent_sha256" {
+  description = "Its SHA-256, in hexadecimal."
+  type        = string
+
+  validation {
+    condition     = can(regex("^[0-9a-f]{64}$", var.agent_sha256))
+    error_message = "agent_sha256 is 64 hexadecimal digits, in lower case."
+  }
+}
+
+variable "addresses" {
+  description = "How a node finds the others' addresses: \"dns\" by instance-id host names, without an EC2 permission, or \"ec2\" by DescribeInstances."
+  type        = string
+  default     = "dns"
+
+  validation {
+    condition     = contains(["dns", "ec2"], var.addresses)
+    error_message = "addresses is \"dns\" or \"ec2\"."
+  }
+}
+
+variable "additional_policy_arns" {
+  description = "More policies of the nodes' role, for instance AmazonSSMManagedInstanceCore to log in to them."
+  type        = list(string)
+  default     = []
+}
+
+variable "health_check_type" {
+  description = "\"ELB\" replaces a node that doesn't listen on port 4222 as well; \"EC2\" one whose machine is broken, only. With \"EC2\" a refresh doesn't stop at a node that never came up."
+  type        = string
+  default     = "ELB"
+
+  validation {
+    condition     = contains(["EC2", "ELB"], var.health_check_type)
+    error_message = "health_check_type is \"EC2\" or \"ELB\"."
+  }
+}
+
+variable "boot_seconds" {
+  description = "How long a new node may take until it serves; after that it counts as unhealthy."
+  type        = number
+  default     = 600
+}
+
+variable "refresh_pause_seconds" {
+  description = "How long an instance refresh waits after each node that it replaced. In that time somebody takes the node that is gone out of JetStream's meta group; see the README."
+  type        = number
+  default     = 3600
+
+  validation {
+    # https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_RefreshPreferences.html
+    condition     = var.refresh_pause_seconds >= 0 && var.refresh_pause_seconds <= 172800
+    error_message = "refresh_pause_seconds lies between 0 and 172800, two days."
+  }
+}

@@ -1,0 +1,306 @@
+//! `templates/terraform`, as far as it can be looked at without AWS and without its provider.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use harness::template::fill;
+use harness::tools::{self, workspace};
+use serde_json::{Value, json};
+
+fn module() -> PathBuf {
+    workspace().join("templates/terraform")
+}
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let paths = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<_> = paths.filter(|path| path.extension().is_some_and(|extension| extension == "tf")).collect();
+    found.sort();
+    found
+}
+
+/// The files of a folder as HCL's syntax tree in JSON, by the parser that checkov brings.
+fn parsed(directory: &Path) -> Vec<Value> {
+    let script = "import hcl2, json, sys; print(json.dumps([hcl2.load(open(file)) for file in sys.argv[1:]]))";
+    let python = tools::checkov().unwrap().with_file_name("python");
+    let output = Command::new(python).args(["-c", script]).args(files(directory)).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// All blocks of a kind with two labels, by `TYPE.NAME`.
+fn blocks(files: &[Value], kind: &str) -> BTreeMap<String, Value> {
+    let mut found = BTreeMap::new();
+    for block in files.iter().flat_map(|file| file[kind].as_array().into_iter().flatten()) {
+        for (of, named) in block.as_object().unwrap() {
+            for (name, body) in named.as_object().unwrap().iter().filter(|(name, _)| !name.starts_with("__")) {
+                found.insert(format!("{of}.{name}"), body.clone());
+            }
+        }
+    }
+    found
+}
+
+/// A value below a block. The parser puts each in a list of one.
+fn at(block: &Value, path: &[&str]) -> Value {
+    let only = |value: &Value| match value {
+        Value::Array(list) if list.len() == 1 => list[0].clone(),
+        other => other.clone(),
+    };
+    path.iter().fold(only(block), |value, key| only(&value[key]))
+}
+
+/// The names in the place of which `templatefile` puts values.
+fn placeholders(template: &str) -> BTreeSet<String> {
+    template.split("${").skip(1).filter_map(|rest| rest.split('}').next()).map(ToOwned::to_owned).collect()
+}
+
+/// Each call of `templatefile` in a source: the file, and the names that it is given.
+fn template_files(source: &str) -> Vec<(String, BTreeSet<String>)> {
+    let calls = source.split("templatefile(\"${path.module}/").skip(1);
+    calls
+        .map(|call| {
+            let (file, rest) = call.split_once("\", {").unwrap();
+            let names = rest.split("})").next().unwrap().lines().filter_map(|line| line.split_once('='));
+            (file.to_owned(), names.map(|(name, _)| name.trim().to_owned()).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn every_template_is_given_exactly_what_it_has_a_place_for() {
+    let mut seen = BTreeSet::new();
+    for file in files(&module()) {
+        for (template, names) in template_files(&fs::read_to_string(&file).unwrap()) {
+            let text = fs::read_to_string(module().join(&template)).unwrap();
+            assert_eq!(names, placeholders(&text), "{} gives {template}", file.display());
+            seen.insert(template.rsplit('/').next().unwrap().to_owned());
+        }
+    }
+    let expected = ["cluster-secret.json", "node-own-key.json", "node.json", "user-data.yaml"].map(str::to_owned);
+    assert_eq!(seen, expected.into());
+}
+
+/// `.ci/run` says when there is no Terraform.
+#[test]
+fn terraform_finds_the_format_its_own() {
+    let Some(terraform) = tools::terraform() else {
+        eprintln!("SKIPPED: there is no Terraform here");
+        return;
+    };
+    let output = command(terraform).args(["fmt", "-check", "-diff", "-recursive"]).arg(module()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// So that what the other tests look at is what a node is given.
+#[test]
+fn terraforms_templatefile_makes_of_the_templates_what_the_tests_make_of_them() {
+    let Some(terraform) = tools::terraform() else {
+        eprintln!("SKIPPED: there is no Terraform here");
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    for template in ["iam/node.json", "iam/node-own-key.json", "iam/cluster-secret.json", "user-data/user-data.yaml"] {
+        let path = workspace().join("templates").join(template);
+        let text = fs::read_to_string(&path).unwrap();
+        let values: BTreeMap<String, String> =
+            placeholders(&text).into_iter().map(|name| (name.clone(), format!("<{name}>\"é"))).collect();
+        let expression = format!(
+            "base64encode(templatefile({}, {}))\n",
+            json!(path.to_str().unwrap()),
+            serde_json::to_string(&values).unwrap()
+        );
+        let mut console = command(terraform.clone());
+        let mut child = console
+            .arg("console")
+            .current_dir(directory.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(expression.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{template}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        let encoded = said.lines().last().unwrap().trim_matches('"');
+        let pairs: Vec<(&str, &str)> = values.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(decode(encoded), fill(&text, &pairs).unwrap(), "{template}");
+    }
+}
+
+/// Terraform without what the machine is configured to.
+fn command(terraform: PathBuf) -> Command {
+    let mut command = Command::new(terraform);
+    command.env("TF_CLI_CONFIG_FILE", "/dev/null").env("CHECKPOINT_DISABLE", "1");
+    command
+}
+
+fn decode(base64: &str) -> String {
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut bytes = Vec::new();
+    for group in base64.trim_end_matches('=').as_bytes().chunks(4) {
+        let value = |digit: &u8| u32::try_from(digits.iter().position(|known| known == digit).unwrap()).unwrap();
+        let bits = group.iter().enumerate().fold(0, |bits, (at, digit)| bits | (value(digit) << (18 - 6 * at)));
+        bytes.extend_from_slice(&bits.to_be_bytes()[1..group.len()]);
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn checkov_finds_nothing_that_is_not_explained() {
+    let mut checkov = Command::new(tools::checkov().unwrap());
+    checkov.args(["--framework", "terraform", "--quiet", "--compact", "--skip-download", "--output", "json"]);
+    let output = checkov.arg("--directory").arg(module()).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&report["summary"]["failed"], &report["summary"]["parsing_errors"]), (&json!(0), &json!(0)));
+    assert!(report["summary"]["passed"].as_u64().unwrap() > 50, "{}", report["summary"]);
+    for directory in [module(), module().join("examples/complete")] {
+        for file in files(&directory) {
+            for line in fs::read_to_string(&file).unwrap().lines() {
+                if let Some((_, skip)) = line.split_once("#checkov:skip=") {
+                    let reason = skip.split_once(':').map_or("", |(_, reason)| reason);
+                    assert!(reason.len() > 30 && reason.ends_with('.'), "{}: {line}", file.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn routes_come_from_the_group_alone_and_nothing_is_open_to_everyone() {
+    let resources = blocks(&parsed(&module()), "resource");
+    let rules = |direction: &str| {
+        let prefix = format!("aws_vpc_security_group_{direction}_rule.");
+        resources
+            .iter()
+            .filter(move |(name, _)| name.starts_with(&prefix))
+            .map(|(_, rule)| rule.clone())
+            .collect::<Vec<_>>()
+    };
+    let (node, balancer) = (json!("${aws_security_group.node.id}"), json!("${aws_security_group.clients.id}"));
+    let mut ports = BTreeSet::new();
+    for rule in rules("ingress").into_iter().chain(rules("egress")) {
+        let (from, to) = (at(&rule, &["from_port"]), at(&rule, &["to_port"]));
+        assert_eq!((&from, at(&rule, &["ip_protocol"])), (&to, json!("tcp")));
+        ports.insert(from.as_u64().unwrap());
+        if from == json!(6222) {
+            assert_eq!(at(&rule, &["security_group_id"]), node);
+            assert_eq!(at(&rule, &["referenced_security_group_id"]), node);
+        }
+    }
+    assert_eq!(ports, [443, 4222, 6222].into());
+    assert!(rules("ingress").iter().all(|rule| at(rule, &["from_port"]) != json!(443)));
+    for rule in rules("egress").iter().filter(|rule| at(rule, &["security_group_id"]) == balancer) {
+        assert_eq!(at(rule, &["referenced_security_group_id"]), node);
+    }
+    for name in ["node", "clients"] {
+        let group = &resources[&format!("aws_security_group.{name}")];
+        assert!(group["ingress"].is_null() && group["egress"].is_null(), "rules are resources of their own");
+    }
+    for variable in ["client_cidr_blocks", "client_security_group_ids"] {
+        assert_eq!(variables()[variable]["default"], json!([[]]), "{variable}: nobody may connect by default");
+    }
+}
+
+/// The variables, by name.
+fn variables() -> BTreeMap<String, Value> {
+    let files = parsed(&module());
+    let blocks = files.iter().flat_map(|file| file["variable"].as_array().into_iter().flatten());
+    blocks.flat_map(|block| block.as_object().unwrap().clone()).collect()
+}
+
+/// The variables alone need no provider, and so can be planned.
+#[test]
+fn what_could_not_work_is_refused_by_its_variable() {
+    let Some(terraform) = tools::terraform() else {
+        eprintln!("SKIPPED: there is no Terraform here");
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    fs::copy(module().join("variables.tf"), directory.path().join("variables.tf")).unwrap();
+    let digest = "a".repeat(64);
+    let plan = |values: &[(&str, &str)]| {
+        let required = [
+            ("vpc_id", "vpc-1"),
+            ("subnet_ids", r#"["subnet-1"]"#),
+            ("ami_id", "ami-1"),
+            ("nats_server_url", "https://example.com/nats-server-v2.12.8-linux-amd64.tar.gz"),
+            ("nats_server_sha256", &digest),
+            ("agent_url", "https://example.com/nats-tls-agent.rpm?versionId=1"),
+            ("agent_sha256", &digest),
+        ];
+        let mut plan = command(terraform.clone());
+        plan.args(["plan", "-no-color", "-input=false"]).current_dir(directory.path());
+        plan.args(required.iter().chain(values).map(|(name, value)| format!("-var={name}={value}")));
+        let output = plan.output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        // Messages are wrapped in a frame.
+        let words = String::from_utf8(said).unwrap().replace('│', " ");
+        (output.status.success(), words.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    for fine in [
+        &[][..],
+        &[("certificate_validity", "168h"), ("size", "5")],
+        &[("certificate_validity", "30d"), ("short_lived_ca", "false"), ("client_cidr_blocks", r#"["10.0.0.0/8"]"#)],
+    ] {
+        let (passed, said) = plan(fine);
+        assert!(passed, "{fine:?}: {said}");
+    }
+    for (name, value, message) in [
+        ("certificate_validity", "8d", "short-lived mode issues certificates of 7 days at most"),
+        ("certificate_validity", "169h", "short-lived mode issues certificates of 7 days at most"),
+        ("certificate_validity", "a week", "for instance \"12h\" or \"7d\""),
+        ("client_cidr_blocks", r#"["0.0.0.0/0"]"#, "not the whole internet"),
+        ("size", "2.5", "a whole number from 1 to 50"),
+        ("name", "Nats", "begins with a letter"),
+        ("client_dns_name", "nats", "a host name of two labels or more"),
+        ("agent_url", "https://example.com/agent.tar.gz", "the HTTP or HTTPS URL of a .deb or .rpm"),
+        ("agent_url", "https://example.com/a'b.deb", "the HTTP or HTTPS URL of a .deb or .rpm"),
+        ("agent_sha256", "abc", "64 hexadecimal digits"),
+        ("addresses", "auto", "\"dns\" or \"ec2\""),
+        ("subnet_ids", r#"["a", "a"]"#, "none twice"),
+    ] {
+        let (passed, said) = plan(&[(name, value)]);
+        assert!(!passed && said.contains(message), "{name} = {value}: {said}");
+    }
+}
+
+#[test]
+fn a_node_has_imdsv2_resource_names_and_an_encrypted_disk() {
+    let resources = blocks(&parsed(&module()), "resource");
+    let template = &resources["aws_launch_template.node"];
+    let metadata = at(template, &["metadata_options"]);
+    assert_eq!(at(&metadata, &["http_tokens"]), json!("required"));
+    assert_eq!(at(&metadata, &["http_put_response_hop_limit"]), json!(1));
+    let names = at(template, &["private_dns_name_options"]);
+    assert_eq!(at(&names, &["enable_resource_name_dns_a_record"]), json!(true));
+    assert_eq!(at(template, &["block_device_mappings", "ebs", "encrypted"]), json!(true));
+}
+
+#[test]
+fn nodes_are_replaced_one_at_a_time_and_nothing_waits_for_a_hook() {
+    let resources = blocks(&parsed(&module()), "resource");
+    let group = &resources["aws_autoscaling_group.node"];
+    let preferences = at(group, &["instance_refresh", "preferences"]);
+    assert_eq!(at(&preferences, &["min_healthy_percentage"]), json!(100));
+    assert_eq!(at(&preferences, &["auto_rollback"]), json!(true));
+    assert!(group["initial_lifecycle_hook"].is_null());
+    assert!(resources.keys().all(|name| !name.starts_with("aws_autoscaling_lifecycle_hook")));
+}
+
+#[test]
+fn clients_reach_a_balancer_inside_that_passes_tls_through() {
+    let resources = blocks(&parsed(&module()), "resource");
+    let balancer = &resources["aws_lb.clients"];
+    assert_eq!(at(balancer, &["internal"]), json!(true));
+    assert_eq!(at(balancer, &["load_balancer_type"]), json!("network"));
+    for (name, key) in [("aws_lb_listener.clients", "port"), ("aws_lb_target_group.clients", "port")] {
+        assert_eq!((at(&resources[name], &["protocol"]), at(&resources[name], &[key])), (json!("TCP"), json!(4222)));
+    }
+    assert_eq!(variables()["deletion_protection"]["default"], json!([true]));
+    assert_eq!(variables()["short_lived_ca"]["default"], json!([true]));
+}
