@@ -184,7 +184,7 @@ impl Issuance {
         let fits = |pending: &Pending| {
             pending.csr.sans == node.sans
                 && pending.csr.algorithm == self.algorithm
-                && pending.begun + self.validity / 2 > now
+                && pending.is_recent(self.validity / 2, now)
         };
         let mut pending = if let Some(pending) = entries.pending.take().filter(fits) {
             progress.report(Step::Resumed { handle: pending.handle.as_ref().map(|handle| handle.0.clone()) });
@@ -196,7 +196,7 @@ impl Issuance {
                 .await
                 .map_err(|_cancelled| ObtainError::Stopping)??;
             progress.report(Step::KeyMade { algorithm: self.algorithm });
-            Pending { csr, begun: now, handle: None }
+            Pending { csr, begun: now, valid_from: None, handle: None }
         };
         entries.pending = Some(pending.clone());
         self.journal.store(&entries)?;
@@ -216,12 +216,12 @@ impl Issuance {
         self.journal.store(&entries)
     }
 
-    /// Dates the issuance that is under way by the issuer's clock, where this machine's was behind: once that is set, the
-    /// certificate is still to be collected, not taken for one of long ago.
-    pub fn began_no_earlier_than(&self, time: OffsetDateTime) -> Result<(), JournalError> {
+    /// Notes that the certificate of the issuance that is under way is valid from then only, where this machine's clock is
+    /// behind: once that is set, it is still to be collected, not taken for one of long ago.
+    pub fn note_valid_from(&self, time: OffsetDateTime) -> Result<(), JournalError> {
         let mut entries = self.journal.load()?;
         match &mut entries.pending {
-            Some(pending) if pending.begun < time => pending.begun = time,
+            Some(pending) if pending.valid_from != Some(time) => pending.valid_from = Some(time),
             _ => return Ok(()),
         }
         self.journal.store(&entries)

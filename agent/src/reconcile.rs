@@ -509,7 +509,7 @@ impl Reconciler {
         let accepted = bundle.accept(&issued.chain, &issued.csr.key, &self.parts.node.sans, now);
         match &accepted {
             Err(RejectedChain::NotYetValid { not_before, .. }) => {
-                self.parts.issuance.began_no_earlier_than(*not_before)?;
+                self.parts.issuance.note_valid_from(*not_before)?;
             }
             Err(rejected) if !rejected.may_pass_later() => self.parts.issuance.give_up()?,
             Ok(_) | Err(_) => {}

@@ -53,6 +53,10 @@ pub struct Pending {
     /// When it was begun.
     #[serde(with = "time::serde::rfc3339")]
     pub begun: OffsetDateTime,
+    /// From when the certificate is valid, where it was refused for that: the issuer's clock says that it is recent when
+    /// this machine's, which was behind, has been set.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub valid_from: Option<OffsetDateTime>,
     /// The certificate's name, once the issuer has given it one.
     pub handle: Option<CertificateHandle>,
 }
@@ -103,6 +107,16 @@ impl Journal {
             .map(Zeroizing::new)
             .map_err(|error| JournalError::Unreadable { path: self.path.clone(), reason: error.to_string() })?;
         Ok(durable::replace(&self.path, &text, Secrecy::of(self.path.parent().unwrap_or(&self.path)).file_mode())?)
+    }
+}
+
+impl Pending {
+    /// Whether it was begun, or its certificate's life was, within this time. A journal, and an issuer, can name any time.
+    #[must_use]
+    pub fn is_recent(&self, within: Duration, now: OffsetDateTime) -> bool {
+        let within = time::Duration::try_from(within).unwrap_or(time::Duration::MAX);
+        let is_recent = |time: OffsetDateTime| time.saturating_add(within) > now;
+        is_recent(self.begun) || self.valid_from.is_some_and(|from| from <= now && is_recent(from))
     }
 }
 
@@ -177,11 +191,30 @@ mod tests {
         assert!(entries.pending.is_none());
         let csr = Csr::generate("n1", &Sans::default(), KeyAlgorithm::EcdsaP256).unwrap();
         let handle = Some(CertificateHandle("arn".into()));
-        entries.pending = Some(Pending { csr: csr.clone(), begun: NOW, handle: handle.clone() });
+        entries.pending = Some(Pending { csr: csr.clone(), begun: NOW, valid_from: None, handle: handle.clone() });
         journal.store(&entries).unwrap();
         let read = journal.load().unwrap().pending.unwrap();
         assert!(read.csr.key == csr.key && read.csr.idempotency_token() == csr.idempotency_token());
         assert_eq!((read.handle, read.begun), (handle, NOW));
+    }
+
+    #[test]
+    fn what_is_under_way_is_recent_by_this_clock_or_by_the_issuers_once_it_has_come() {
+        let csr = Csr::generate("n1", &Sans::default(), KeyAlgorithm::EcdsaP256).unwrap();
+        let (hour, ends) = (time::Duration::HOUR, time::macros::datetime!(9999-12-31 23:59:59 UTC));
+        for (begun, valid_from, recent) in [
+            (NOW - hour / 2, None, true),
+            (NOW - hour, None, false),
+            (NOW - 100 * hour, Some(NOW - hour / 2), true),
+            (NOW - 100 * hour, Some(NOW - 2 * hour), false),
+            // Nonsense holds nothing up for ever, and no time is too far away to be added to.
+            (NOW - 100 * hour, Some(NOW + hour), false),
+            (NOW - 100 * hour, Some(ends), false),
+            (ends, Some(ends), true),
+        ] {
+            let pending = Pending { csr: csr.clone(), begun, valid_from, handle: None };
+            assert_eq!(pending.is_recent(Duration::from_hours(1), NOW), recent, "{begun} {valid_from:?}");
+        }
     }
 
     #[test]

@@ -102,6 +102,7 @@ pub fn journal(input: &[u8]) {
     match Entries::parse(input) {
         Ok(mut entries) => {
             let now = time::OffsetDateTime::UNIX_EPOCH + time::Duration::days(20_000);
+            let _anyhow = entries.pending.as_ref().map(|pending| pending.is_recent(std::time::Duration::MAX, now));
             let before = entries.issued_in_a_day(now);
             entries.note_issued(now);
             assert!(entries.issued_in_a_day(now) > before.min(19_999));
