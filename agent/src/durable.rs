@@ -127,12 +127,16 @@ pub fn remove_all(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Reads a file of at most `limit` bytes, or nothing if it isn't there.
+/// Reads a file of at most `limit` bytes, or nothing if it isn't there. Only a file: a pipe would be waited for, for ever.
 pub fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
-    let file = match File::open(path) {
+    let without_waiting = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = match OpenOptions::new().read(true).custom_flags(without_waiting).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(FileError::on("open", path))?,
     };
+    if !file.metadata().map_err(FileError::on("look at", path))?.is_file() {
+        return Err(FileError::on("read", path)(io::Error::new(io::ErrorKind::InvalidInput, "it is no file")));
+    }
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(FileError::on("read", path))?;
     if bytes.len() as u64 > limit {
@@ -229,6 +233,16 @@ mod tests {
         replace(&path, b"four", 0o600).unwrap();
         assert!(read_if_there(&path, 3).is_err());
         assert!(read_if_there(&directory.path().join("absent"), 3).unwrap().is_none());
+    }
+
+    #[test]
+    fn invariant_08_a_pipe_in_the_place_of_a_file_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+        let error = read_if_there(&path, 3).unwrap_err();
+        assert!(error.source.to_string().contains("no file"), "{error:?}");
+        assert!(read_if_there(directory.path(), 3).is_err());
     }
 
     #[test]
