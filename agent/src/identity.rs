@@ -280,8 +280,7 @@ impl Metadata {
     /// A host name is welcome, but nothing hangs on it: one that can't stand in a certificate is left out.
     async fn local_hostname(&self) -> Result<Option<DnsName>, IdentityError> {
         let text = self.ask(LOCAL_HOSTNAME).await?.unwrap_or_default();
-        let warn =
-            |error: String| tracing::warn!("the instance's host name stays out of the certificate: {error}");
+        let warn = |error: String| tracing::warn!("the instance's host name stays out of the certificate: {error}");
         Ok(host_name_in(&text).and_then(|name| name.map_err(warn).ok()))
     }
 
