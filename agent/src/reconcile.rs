@@ -650,7 +650,8 @@ impl Reconciler {
         let mut times = vec![self.discovery.next, self.trust.next, now + self.parts.interval];
         let due = self.newest.as_ref().map(|newest| self.due(newest));
         times.push(due.map_or(self.issuing.next, |due| due.max(self.issuing.next)));
-        if !matches!(self.parts.apply.verdict(), Verdict::Live { .. }) {
+        // Without a certificate there is nothing that it could serve.
+        if self.newest.is_some() && !matches!(self.parts.apply.verdict(), Verdict::Live { .. }) {
             times.push(now + WATCH.min(self.parts.interval));
         }
         let soonest = times.into_iter().min().unwrap_or(now);
