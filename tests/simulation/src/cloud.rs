@@ -173,19 +173,20 @@ impl Cloud {
     async fn call<T>(
         &self,
         caller: Caller,
+        mut rng: fastrand::Rng,
         service: Service,
         answer: impl FnOnce(&mut Inside, OffsetDateTime) -> Result<T, ServiceError>,
     ) -> Result<T, ServiceError> {
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(5..60))).await;
+        tokio::time::sleep(Duration::from_millis(rng.u64(5..60))).await;
         let arrived = self.clock.now();
         let mood = self.inside().mood(service, arrived);
         match mood {
             Some(Mood::Away) => {
-                tokio::time::sleep(Duration::from_millis(fastrand::u64(10..8_000))).await;
+                tokio::time::sleep(Duration::from_millis(rng.u64(10..8_000))).await;
                 return Err(ServiceError::new("ServiceUnavailable", "away"));
             }
             Some(Mood::Denied) => return Err(ServiceError::new("AccessDeniedException", "a policy is wrong")),
-            Some(Mood::Throttled) if fastrand::f64() < 0.9 => {
+            Some(Mood::Throttled) if rng.f64() < 0.9 => {
                 self.inside().calls.throttled += 1;
                 return Err(ServiceError::new("ThrottlingException", "Rate exceeded"));
             }
@@ -199,7 +200,7 @@ impl Cloud {
         let now = self.clock.now();
         let answer = answer(&mut self.inside(), now);
         drop(place);
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(5..60))).await;
+        tokio::time::sleep(Duration::from_millis(rng.u64(5..60))).await;
         answer
     }
 }
@@ -242,6 +243,14 @@ fn group(cluster: usize) -> String {
 pub(crate) struct Access {
     pub(crate) cloud: Arc<Cloud>,
     pub(crate) caller: Caller,
+    /// Its own: how soon a key is made decides which of a pass's calls draws first.
+    pub(crate) rng: Mutex<fastrand::Rng>,
+}
+
+impl Access {
+    fn draw(&self) -> fastrand::Rng {
+        self.rng.lock().unwrap_or_else(PoisonError::into_inner).fork()
+    }
 }
 
 /// As `issue::acm_pca::classify` sorts the codes.
@@ -290,9 +299,9 @@ impl Issuer for Access {
             let is_lossy = inside.mood(Service::Pca, now) == Some(Mood::Lossy) && inside.pca.paid().len() > paid;
             Ok((answer?, is_lossy))
         };
-        let answer = self.cloud.call(self.caller, Service::Pca, issue).await;
+        let answer = self.cloud.call(self.caller, self.draw(), Service::Pca, issue).await;
         if let Ok((_, true)) = &answer
-            && fastrand::f64() < 0.5
+            && self.draw().f64() < 0.5
         {
             // Paid for, and nobody knows: the same token is to bring the same certificate.
             tokio::time::sleep(Duration::from_secs(10)).await;
@@ -308,7 +317,7 @@ impl Issuer for Access {
             inside.calls.note_get(now, answer.as_ref().err());
             answer
         };
-        let answer = self.cloud.call(self.caller, Service::Pca, collect).await;
+        let answer = self.cloud.call(self.caller, self.draw(), Service::Pca, collect).await;
         let chain = answer.map_err(|error| refused("GetCertificate", &error))?;
         Ok(IssuedChain { leaf_pem: chain.certificate, chain_pem: chain.chain })
     }
@@ -327,7 +336,7 @@ impl TrustSource for Access {
     async fn fetch(&self) -> Result<TrustBundle, TrustError> {
         let read = |inside: &mut Inside, now| inside.secrets.get_secret_value(BUNDLE, None, Some("AWSCURRENT"), now);
         let away = || TrustError::Timeout { origin: BUNDLE.into() };
-        let value = self.cloud.call(self.caller, Service::Secrets, read).await.map_err(|_error| away())?;
+        let value = self.cloud.call(self.caller, self.draw(), Service::Secrets, read).await.map_err(|_error| away())?;
         let Content::Text(text) = value.content else { return Err(away()) };
         TrustBundle::parse(text.as_bytes(), BUNDLE, &value.version)
             .map_err(|source| TrustError::Bundle { origin: BUNDLE.into(), source })
@@ -351,11 +360,13 @@ impl PeerSource for Access {
             Ok(members.filter_map(peer).collect::<Vec<_>>())
         };
         let peers =
-            self.cloud.call(self.caller, Service::AutoScaling, describe).await.map_err(|error| DiscoverError {
-                attempt: "autoscaling:DescribeAutoScalingGroups".into(),
-                reason: error.to_string(),
-                remedy: "it is tried again".into(),
-                source: None,
+            self.cloud.call(self.caller, self.draw(), Service::AutoScaling, describe).await.map_err(|error| {
+                DiscoverError {
+                    attempt: "autoscaling:DescribeAutoScalingGroups".into(),
+                    reason: error.to_string(),
+                    remedy: "it is tried again".into(),
+                    source: None,
+                }
             })?;
         Ok(Sighting { peers, unresolved: Vec::new(), group: Some(group(cluster)) })
     }

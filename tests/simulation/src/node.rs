@@ -150,9 +150,11 @@ struct Life {
 
 impl Life {
     /// A process of the agent: what an earlier one remembered in memory is gone.
-    fn agent(&self) -> Reconciler {
+    fn agent(&mut self) -> Reconciler {
         let world = &self.world;
-        let access = || Arc::new(Access { cloud: Arc::clone(&world.cloud), caller: self.caller });
+        let (caller, rng) = (self.caller, &mut self.rng);
+        let mut access =
+            || Arc::new(Access { cloud: Arc::clone(&world.cloud), caller, rng: std::sync::Mutex::new(rng.fork()) });
         Reconciler::new(Parts {
             node: Identity {
                 name: self.id.clone(),
