@@ -25,7 +25,7 @@ use crate::issue::journal::JournalError;
 use crate::issue::{Issuance, Issued, ObtainError, REPEAT_WITHIN};
 use crate::progress::{Progress, Step};
 use crate::render::{ClusterCredential, RenderError, Rendered, TlsFiles, Values, render};
-use crate::schedule::{backoff, due, jittered};
+use crate::schedule::{backoff, cycle, due, jittered, turn};
 use crate::status::{Findings, LeafStatus, NodeStatus, RenewalStatus, Status};
 use crate::trust::{CredentialSource, Leaf, RejectedChain, TrustBundle, TrustError, TrustSource, VerifiedChain};
 
@@ -159,6 +159,10 @@ pub struct Reconciler {
     trust: Retry,
     issuing: Retry,
     deploying: Retry,
+    /// Until when the leaf lives that this process saw served last, with nothing left to do.
+    settled: Option<OffsetDateTime>,
+    /// When what is to be deployed may be.
+    turn: Option<OffsetDateTime>,
     kept_peers: Option<String>,
     kept_anchors: Vec<String>,
     damaged: Vec<String>,
@@ -209,6 +213,8 @@ impl Reconciler {
             trust: Retry::at_once(),
             issuing: Retry::at_once(),
             deploying: Retry::at_once(),
+            settled: None,
+            turn: None,
             kept_peers: None,
             kept_anchors: Vec::new(),
             damaged: Vec::new(),
@@ -541,6 +547,9 @@ impl Reconciler {
         }
         let is_done = is_committed && !matches!(self.parts.apply.verdict(), Verdict::Other(_));
         if !is_done {
+            if *wanted == Wanted::default() && self.waits_for_its_turn(now) {
+                return Ok(self.parts.apply.verdict().clone());
+            }
             if *wanted == Wanted::default() && now < self.deploying.next {
                 return match self.parts.apply.verdict() {
                     Verdict::Other(why) if is_committed => Ok(Verdict::Other(why.clone())),
@@ -553,7 +562,24 @@ impl Reconciler {
         }
         self.note_confirmed();
         self.parts.apply.settle()?;
+        self.turn = None;
+        self.settled = Some(generation.chain.leaf.not_after);
         Ok(self.parts.apply.verdict().clone())
+    }
+
+    /// Whether a change is left for this node's turn: the server serves what is committed, by a leaf that has time left,
+    /// and a person who restarts the agent with other settings isn't waiting for them.
+    fn waits_for_its_turn(&mut self, now: OffsetDateTime) -> bool {
+        let Parts { interval, apply, node, .. } = &self.parts;
+        let Some((cycle, settled)) = cycle(*interval).zip(self.settled) else { return false };
+        if !matches!(apply.verdict(), Verdict::Live { .. }) || settled < now + cycle * 10 {
+            return false;
+        }
+        let own = SocketAddr::new(node.address, apply.parts().nats.cluster_listen.port());
+        let rank = self.last_good.peers.0.range(..own).count();
+        // One further off than that is of a clock that was set back since.
+        let known = self.turn.filter(|turn| *turn < now + cycle);
+        now < *self.turn.insert(known.unwrap_or_else(|| turn(now, rank, cycle)))
     }
 
     fn note_confirmed(&mut self) {
@@ -650,6 +676,7 @@ impl Reconciler {
         let mut times = vec![self.discovery.next, self.trust.next, now + self.parts.interval];
         let due = self.newest.as_ref().map(|newest| self.due(newest));
         times.push(due.map_or(self.issuing.next, |due| due.max(self.issuing.next)));
+        times.extend(self.turn.filter(|turn| *turn > now));
         // Without a certificate there is nothing that it could serve.
         if self.newest.is_some() && !matches!(self.parts.apply.verdict(), Verdict::Live { .. }) {
             times.push(now + WATCH.min(self.parts.interval));

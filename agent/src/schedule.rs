@@ -37,6 +37,36 @@ pub fn jittered(interval: Duration, random: f64) -> Duration {
     interval.mul_f64(0.8 + random.clamp(0.0, 1.0) / 5.0)
 }
 
+/// Into how many turns the nodes of a cluster are sorted.
+const TURNS: u32 = 3;
+/// Below this interval nobody takes turns: who looks every second wants to see everything at once.
+const SHORTEST_WITH_TURNS: Duration = Duration::from_secs(5);
+
+/// How long it takes until everyone had a turn, of nodes that look for changes in this interval: a minute of the default
+/// half a minute, and no more. Nothing where no turns are taken.
+#[must_use]
+pub fn cycle(interval: Duration) -> Option<Duration> {
+    (interval >= SHORTEST_WITH_TURNS).then(|| (interval * 2).min(Duration::from_mins(1)))
+}
+
+/// When the node that is `rank`-th in its cluster may change what its server has loaded: now within its turn, else at the
+/// beginning of the next one.
+///
+/// What everyone in a cluster sees within one interval (another node, another bundle, AWS back again) nobody needs within
+/// seconds, so by the wall clock a third of the nodes changes at a time: for a sixth of each cycle, with a sixth between
+/// two turns. In a minute's cycle never more than a third, rounded up, changes in the same ten seconds.
+#[must_use]
+pub fn turn(now: OffsetDateTime, rank: usize, cycle: Duration) -> OffsetDateTime {
+    let millis = |duration: Duration| i128::try_from(duration.as_millis()).unwrap_or(i128::MAX).max(1);
+    let (length, cycle) = (millis(cycle / (2 * TURNS)), millis(cycle));
+    let begin = i128::try_from(rank % TURNS as usize).unwrap_or(0) * 2 * length;
+    let passed = (now.unix_timestamp_nanos() / 1_000_000 - begin).rem_euclid(cycle);
+    if passed < length {
+        return now;
+    }
+    now + Duration::from_millis(u64::try_from(cycle - passed).unwrap_or(0))
+}
+
 /// A number in 0..1 that is always the same for the same text and spread evenly over texts.
 fn share(seed: &str) -> f64 {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, seed.as_bytes());
@@ -90,7 +120,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn never_more_than_a_third_of_a_cluster_changes_in_the_same_ten_seconds() {
+        let cycle = cycle(Duration::from_secs(30)).unwrap();
+        for size in [1, 2, 3, 5, 100_usize] {
+            // Each node sees the change at another moment of half a minute.
+            let seen = |rank: usize| OffsetDateTime::UNIX_EPOCH + Duration::from_millis(rank as u64 * 7919 % 30_000);
+            let mut at: Vec<_> = (0..size).map(|rank| turn(seen(rank), rank, cycle)).collect();
+            at.sort_unstable();
+            for first in &at {
+                let together = at.iter().filter(|other| *other >= first && **other < *first + Duration::from_secs(10));
+                assert!(together.count() <= size.div_ceil(3), "of {size}: {at:?}");
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_turn_comes_within_a_cycle_and_is_one(at in 0_u64..100_000_000, rank in 0_usize..2000, interval in 5_u64..10_000) {
+            let (now, cycle) = (OffsetDateTime::UNIX_EPOCH + Duration::from_millis(at), cycle(Duration::from_secs(interval)).unwrap());
+            let turn = super::turn(now, rank, cycle);
+            prop_assert!(turn >= now && turn < now + cycle);
+            prop_assert_eq!(super::turn(turn, rank, cycle), turn);
+        }
+
         #[test]
         fn a_renewal_is_due_before_the_end_and_not_before_the_beginning(
             life in 30_u64..400_000_000, backdated in 0_u64..7200, validity in 30_u64..400_000_000, at in 0.1..0.95,
