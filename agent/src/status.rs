@@ -268,6 +268,12 @@ impl Status {
             (false, true) => State::Failing,
         };
         let mut warnings = findings.notes.clone();
+        if let (Presence::Running(pid), None) = (&observed.presence, &observed.varz) {
+            warnings.push(format!(
+                "nats-server (pid {pid}) doesn't answer on its monitoring port: which configuration it has loaded and which \
+                 routes are up can't be seen, only what its client and route ports serve"
+            ));
+        }
         for anchor in bundle.iter().flat_map(|bundle| &bundle.anchors) {
             if anchor.not_after <= *now {
                 warnings.push(format!("the anchor {} ended at {}", anchor.subject, rfc3339(anchor.not_after)));

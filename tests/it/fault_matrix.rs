@@ -31,10 +31,8 @@ const AT_ONCE: usize = 6;
 enum Told {
     /// The node isn't healthy; reasons and log name it by these words.
     Ill(Vec<&'static str>),
-    /// The node is healthy, and a warning has these words.
+    /// The node is healthy, and a warning and the log have these words.
     Warned(Vec<&'static str>),
-    /// The node is healthy, and doesn't know what it couldn't see.
-    Unknown(&'static str),
     /// Nothing: the call succeeds in the end.
     Nothing,
 }

@@ -197,6 +197,11 @@ fn read_again(file: &Path, current: &Config) -> Option<Config> {
 /// Says what changed since the pass before, and nothing else.
 fn log(before: Option<&Status>, pass: &Pass) {
     let (state, reasons) = (pass.status.state, &pass.status.reasons);
+    for warning in &pass.status.warnings {
+        if before.is_none_or(|before| !before.warnings.contains(warning)) {
+            tracing::warn!("{warning}");
+        }
+    }
     if before.is_some_and(|before| before.state == state && before.reasons == *reasons) {
         return;
     }

@@ -135,7 +135,7 @@ impl World {
                 }
                 word
             }
-            told => self.told(told).await?,
+            told => self.told(told, 0).await?,
         };
         (trial.switch)(self, false);
         let recovered = async {
@@ -195,7 +195,7 @@ impl World {
                 if renewed.is_some_and(|renewed| !renewed) {
                     return Err("agent renew failed".into());
                 }
-                self.told(told).await?
+                self.told(told, said).await?
             }
         };
         if !trial.fault.contains("frozen") && self.gates.is_none() {
@@ -247,10 +247,14 @@ impl World {
         })
         .await
         .map_err(|failure| failure.chain())?;
+        self.is_logged(words, said).map(|()| word)
+    }
+
+    fn is_logged(&self, words: &[&str], said: usize) -> Result<(), String> {
         let log = self.log();
         let new: Vec<&str> = log.lines().skip(said).collect();
         if new.iter().any(|line| words.iter().all(|word| line.contains(word))) {
-            Ok(word)
+            Ok(())
         } else {
             Err(format!("no line of the log names {words:?}: {}", new.join("\n")))
         }
@@ -258,7 +262,7 @@ impl World {
 
     /// A warning goes when its reason does.
     async fn no_longer(&self, told: &Told) -> Result<(), String> {
-        if !matches!(told, Told::Warned(_) | Told::Unknown(_)) {
+        if !matches!(told, Told::Warned(_)) {
             return Ok(());
         }
         let over = eventually("the warning goes", SOON, async || {
@@ -268,7 +272,7 @@ impl World {
         over.await.map_err(|failure| failure.chain())
     }
 
-    async fn told(&self, told: &Told) -> Result<String, String> {
+    async fn told(&self, told: &Told, said: usize) -> Result<String, String> {
         // A first boot has no server to be healthy with.
         let healthy = |status: &Value| status["state"] == "healthy" || self.node.server.is_none();
         eventually("the fault is told", SOON, async || {
@@ -281,9 +285,11 @@ impl World {
         })
         .await
         .map_err(|failure| failure.chain())?;
+        if let Told::Warned(words) = told {
+            self.is_logged(words, said)?;
+        }
         Ok(match told {
             Told::Warned(_) => "warned",
-            Told::Unknown(_) => "unknown",
             Told::Ill(_) | Told::Nothing => "unharmed",
         }
         .into())
@@ -336,7 +342,6 @@ impl Told {
     fn is_in(&self, status: &Value) -> bool {
         match self {
             Self::Warned(words) => words.iter().all(|word| status["warnings"].to_string().contains(word)),
-            Self::Unknown(pointer) => status.pointer(pointer).is_some_and(Value::is_null),
             Self::Ill(_) | Self::Nothing => true,
         }
     }
