@@ -110,7 +110,8 @@ fn create(directory: &Path, environment: &Environment) -> Result<(), Failure> {
     finish(
         Command::new(root.join("bin/python"))
             .args(install)
-            .args(["--no-deps", "--only-binary", ":all:", "--requirement"])
+            // Python compiles what is used when it is used; most of checkov never is.
+            .args(["--no-compile", "--no-deps", "--only-binary", ":all:", "--requirement"])
             .arg(&requirements),
     )
     .map_err(|error| cannot("fetch the package (is the Python package index reachable?) into").because(error))?;
