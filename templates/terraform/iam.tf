@@ -36,10 +36,10 @@ resource "aws_iam_role_policy" "ec2_addresses" {
 }
 
 resource "aws_iam_role_policy_attachment" "additional" {
-  for_each = toset(var.additional_policy_arns)
+  count = length(var.additional_policy_arns)
 
   role       = aws_iam_role.node.name
-  policy_arn = each.value
+  policy_arn = var.additional_policy_arns[count.index]
 }
 
 resource "aws_iam_instance_profile" "node" {

@@ -30,7 +30,13 @@ locals {
     clients = aws_security_group.clients.id
   }
   from_blocks = { for pair in setproduct(keys(local.client_facing), var.client_cidr_blocks) : join(" ", pair) => pair }
-  from_groups = { for pair in setproduct(keys(local.client_facing), var.client_security_group_ids) : join(" ", pair) => pair }
+  # By number: a group that is made in the same run has no id yet.
+  from_groups = {
+    for pair in setproduct(keys(local.client_facing), range(length(var.client_security_group_ids))) : join(" ", pair) => {
+      security_group_id = local.client_facing[pair[0]]
+      client            = var.client_security_group_ids[pair[1]]
+    }
+  }
 }
 
 resource "aws_vpc_security_group_ingress_rule" "from_blocks" {
@@ -47,9 +53,9 @@ resource "aws_vpc_security_group_ingress_rule" "from_blocks" {
 resource "aws_vpc_security_group_ingress_rule" "from_groups" {
   for_each = local.from_groups
 
-  security_group_id            = local.client_facing[each.value[0]]
+  security_group_id            = each.value.security_group_id
   description                  = "Clients"
-  referenced_security_group_id = each.value[1]
+  referenced_security_group_id = each.value.client
   ip_protocol                  = "tcp"
   from_port                    = 4222
   to_port                      = 4222
@@ -96,7 +102,7 @@ resource "aws_vpc_security_group_egress_rule" "https" {
   for_each = toset(var.egress_cidr_blocks)
 
   security_group_id = aws_security_group.node.id
-  description       = "AWS's endpoints and the packages"
+  description       = "AWS endpoints and the packages"
   cidr_ipv4         = each.value
   ip_protocol       = "tcp"
   from_port         = 443

@@ -182,11 +182,16 @@ fn routes_come_from_the_group_alone_and_nothing_is_open_to_everyone() {
             .collect::<Vec<_>>()
     };
     let (node, balancer) = (json!("${aws_security_group.node.id}"), json!("${aws_security_group.clients.id}"));
+    // All that EC2 takes in a description
+    // (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_SecurityGroupRuleDescription.html>).
+    let is_fit = |c: char| c.is_ascii_alphanumeric() || " ._-:/()#,@[]+=&;{}!$*".contains(c);
     let mut ports = BTreeSet::new();
     for rule in rules("ingress").into_iter().chain(rules("egress")) {
         let (from, to) = (at(&rule, &["from_port"]), at(&rule, &["to_port"]));
         assert_eq!((&from, at(&rule, &["ip_protocol"])), (&to, json!("tcp")));
         ports.insert(from.as_u64().unwrap());
+        let description = at(&rule, &["description"]);
+        assert!(description.as_str().unwrap().chars().all(is_fit), "{description}");
         if from == json!(6222) {
             assert_eq!(at(&rule, &["security_group_id"]), node);
             assert_eq!(at(&rule, &["referenced_security_group_id"]), node);

@@ -18,9 +18,10 @@ provider "aws" {
 module "nats" {
   source = "../.."
 
-  name               = var.name
-  vpc_id             = aws_vpc.this.id
-  subnet_ids         = aws_subnet.private[*].id
+  name   = var.name
+  vpc_id = aws_vpc.this.id
+  # By the association, so that there is a way out before there is a node.
+  subnet_ids         = aws_route_table_association.private[*].subnet_id
   client_cidr_blocks = [aws_vpc.this.cidr_block]
   client_dns_name    = "${var.name}.internal"
   # So that `terraform destroy` works at once.
@@ -34,9 +35,6 @@ module "nats" {
 
   # To log in with `aws ssm start-session`. The agent doesn't need it.
   additional_policy_arns = ["arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore"]
-
-  # What a node that starts has to reach.
-  depends_on = [aws_route_table_association.private, aws_s3_bucket_policy.packages, aws_nat_gateway.this]
 }
 
 output "client_url" {

@@ -62,4 +62,7 @@ resource "aws_s3_object" "packages" {
   key         = "${filesha256(each.value)}/${basename(each.value)}"
   source      = each.value
   source_hash = filesha256(each.value)
+
+  # Nodes are started once these are there, and then have to be able to read them.
+  depends_on = [aws_s3_bucket_policy.packages]
 }
