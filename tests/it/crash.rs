@@ -4,8 +4,6 @@
 //! `NATS_TLS_AGENT_SOAK=1` tries every fault, in both processes that can renew, where the ordinary run tries a part of
 //! them at each point.
 
-#![expect(clippy::print_stdout, reason = "how many points were tried is to be told")]
-
 mod bench;
 
 use std::cell::RefCell;
@@ -14,6 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use harness::nodes::Nodes;
+use harness::soak;
 use harness::strace::{self, Effect, Errno, Point, by_call};
 use harness::tools;
 use tokio::task::{JoinSet, LocalSet};
@@ -30,10 +29,6 @@ const FAULTS: [Effect; 4] = [
     Effect::From(Errno::Full),
 ];
 
-fn is_soak() -> bool {
-    std::env::var_os("NATS_TLS_AGENT_SOAK").is_some_and(|value| value == "1")
-}
-
 /// Dies before each call. The death after the last one is an ordinary restart.
 fn deaths(points: &[Point]) -> Vec<(Point, Effect)> {
     points.iter().map(|point| (point.clone(), Effect::Kill)).collect()
@@ -43,7 +38,7 @@ fn deaths(points: &[Point]) -> Vec<(Point, Effect)> {
 fn faults(points: &[Point]) -> Vec<(Point, Effect)> {
     let mut all = Vec::new();
     for (index, point) in points.iter().enumerate().filter(|(_, point)| !point.path.as_os_str().is_empty()) {
-        let chosen = if is_soak() { &FAULTS[..] } else { &FAULTS[index % 2 * 2..][..2] };
+        let chosen = if soak::is_long() { &FAULTS[..] } else { &FAULTS[index % 2 * 2..][..2] };
         all.extend(chosen.iter().map(|effect| (point.clone(), *effect)));
     }
     let can_be = |(point, effect): &(Point, Effect)| !matches!(effect, Effect::From(errno) if !point.can_stay(*errno));
@@ -69,7 +64,9 @@ async fn sweep(scenario: Scenario, process: Process, effects: fn(&[Point]) -> Ve
     for (_, effect) in &all {
         *by_effect.entry(effect.to_string()).or_default() += 1;
     }
-    println!("{scenario:?}, {process:?}: {} points ({}); tried: {by_effect:?}", points.len(), by_call(&points));
+    let of = format!("crash: {scenario:?}, {process:?}");
+    soak::figure(&format!("{of}: points"), format!("{} ({})", points.len(), by_call(&points)));
+    soak::figure(&format!("{of}: tried"), format!("{by_effect:?}"));
 
     let queue = Rc::new(RefCell::new(VecDeque::from(all)));
     let lanes = async {
@@ -114,7 +111,7 @@ fn names(points: &[Point]) -> Vec<String> {
 #[tokio::test]
 async fn invariant_02_and_11_a_death_at_any_system_call_of_a_first_boot_leaves_a_whole_and_pays_once() {
     sweep(Scenario::FirstBoot, Process::Daemon, deaths).await;
-    if is_soak() {
+    if soak::is_long() {
         sweep(Scenario::FirstBoot, Process::Alone, deaths).await;
     }
 }
@@ -122,7 +119,7 @@ async fn invariant_02_and_11_a_death_at_any_system_call_of_a_first_boot_leaves_a
 #[tokio::test]
 async fn invariant_02_and_11_a_death_at_any_system_call_of_a_renewal_leaves_a_whole_and_pays_once() {
     sweep(Scenario::Renewal, Process::Alone, deaths).await;
-    if is_soak() {
+    if soak::is_long() {
         sweep(Scenario::Renewal, Process::Daemon, deaths).await;
     }
 }
@@ -130,7 +127,7 @@ async fn invariant_02_and_11_a_death_at_any_system_call_of_a_renewal_leaves_a_wh
 #[tokio::test]
 async fn invariant_02_and_11_a_disk_that_fails_at_any_system_call_of_a_first_boot_is_told_and_heals() {
     sweep(Scenario::FirstBoot, Process::Daemon, faults).await;
-    if is_soak() {
+    if soak::is_long() {
         sweep(Scenario::FirstBoot, Process::Alone, faults).await;
     }
 }
@@ -138,7 +135,7 @@ async fn invariant_02_and_11_a_disk_that_fails_at_any_system_call_of_a_first_boo
 #[tokio::test]
 async fn invariant_02_and_11_a_disk_that_fails_at_any_system_call_of_a_renewal_is_told_and_heals() {
     sweep(Scenario::Renewal, Process::Daemon, faults).await;
-    if is_soak() {
+    if soak::is_long() {
         sweep(Scenario::Renewal, Process::Alone, faults).await;
     }
 }

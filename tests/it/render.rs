@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use harness::soak;
 use nats_tls_agent::apply::protection::{Facts, losses};
 use nats_tls_agent::config::{ClientAuth, JetStream, JetStreamLimits, NatsConfig, Size};
 use nats_tls_agent::discover::{Peer, PeerSet};
@@ -299,8 +300,7 @@ const PLACES: [&str; 6] =
 /// but the template's. Where a nats-server reads both alike, as its digest of what it has read says, so has the other.
 #[test]
 fn invariant_14_for_any_names_nats_server_reads_just_the_settings_of_the_template() {
-    let soak = std::env::var("NATS_TLS_AGENT_SOAK").is_ok_and(|soak| soak == "1");
-    let cases = if soak { 5000 } else { 64 };
+    let cases = if soak::is_long() { 5000 } else { 64 };
     let bench = Bench::new();
     let nats = bench.nats("n0");
     let with = |[name, cluster, pid_file, store_dir, username, password]: [&str; 6]| {
@@ -344,7 +344,7 @@ fn invariant_14_for_any_names_nats_server_reads_just_the_settings_of_the_templat
     });
     outcome.unwrap();
     let (accepted, refused) = (accepted.into_inner(), refused.into_inner());
-    println!("{accepted} configurations read alike, {refused} refused alike");
+    soak::figure("names: configurations read alike, and refused alike", format!("{accepted} {refused}"));
     assert!(accepted > cases, "too few names are taken to show anything: {accepted} read, {refused} refused");
 }
 

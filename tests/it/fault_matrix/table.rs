@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::{Read as _, Seek as _, Write as _};
 
+use harness::soak;
+
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/fault-matrix.md");
 const UPDATE: &str = "UPDATE_FAULT_MATRIX";
 
@@ -17,10 +19,10 @@ pub(super) struct Cell {
 }
 
 /// Prints the table, fails with all that went wrong, and compares it with the one under this heading of the document.
-#[expect(clippy::print_stdout, reason = "the table is what a run shows")]
 pub(super) fn check(heading: &str, cells: &[Cell]) {
     let table = table(cells);
-    println!("{heading}, {} cells\n\n{table}", cells.len());
+    soak::say(&format!("{heading}\n\n{table}"));
+    soak::figure(&format!("fault matrix: cells of {heading}"), cells.len());
     let wrong = cells.iter().filter_map(|cell| {
         let why = cell.outcome.as_ref().err()?;
         Some(format!("{} × {}: {why}", cell.call, cell.fault))

@@ -24,7 +24,7 @@ const BUNDLE: &str = "nats/trust";
 pub(crate) const ROUTE_PORT: u16 = 6222;
 
 /// What a call needs that an outage can take away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Service {
     /// Private CA.
     Pca,
@@ -75,7 +75,7 @@ struct Inside {
     signing: usize,
     outages: Vec<Outage>,
     /// Who is at the door in this millisecond.
-    arrivals: BTreeSet<(OffsetDateTime, u64)>,
+    arrivals: BTreeSet<Arrival>,
     calls: Calls,
 }
 
@@ -192,7 +192,7 @@ impl Cloud {
             }
             _ => {}
         }
-        let place = Place::take(self, (arrived, caller.number));
+        let place = Place::take(self, (arrived, caller.number, service));
         tokio::time::sleep(Duration::from_millis(1)).await;
         while !place.is_first() {
             tokio::task::yield_now().await;
@@ -212,14 +212,17 @@ impl Inside {
     }
 }
 
+/// When a call arrives, and whose it is: a node calls each service once at a time.
+type Arrival = (OffsetDateTime, u64, Service);
+
 /// A place in the queue at the door, given up when its owner is killed.
 struct Place<'a> {
     cloud: &'a Cloud,
-    at: (OffsetDateTime, u64),
+    at: Arrival,
 }
 
 impl<'a> Place<'a> {
-    fn take(cloud: &'a Cloud, at: (OffsetDateTime, u64)) -> Self {
+    fn take(cloud: &'a Cloud, at: Arrival) -> Self {
         cloud.inside().arrivals.insert(at);
         Self { cloud, at }
     }

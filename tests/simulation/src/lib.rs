@@ -11,7 +11,8 @@
 //! the CA rolls over, half of the times by an operator who takes the old root away too soon. A year of a thousand nodes at the
 //! product's `discovery.interval` of 30 s would be 10⁹ passes, nearly all of which find nothing to do, so here the interval
 //! is hours long (and the bundle, which is polled every tenth round, days): what an interval spreads is spread over
-//! that much more, so quotas and reloads are judged in the other scenario.
+//! that much more, so quotas and reloads are judged in the other scenario. In the same measure the longest pause between two
+//! failures of the bundle or of discovery is longer; issuance is tried again every few minutes as ever.
 //!
 //! **Rush hour.** Clusters of five and of a hundred at the real 30 s, through what makes everybody act at once: a boot of all,
 //! the end of an outage in which every certificate fell due, a root added and taken away, everyone's `agent renew`, a scale-out
@@ -55,7 +56,7 @@ pub use report::{Figures, Report};
 pub use scenario::{AUTONOMY, ORDERED, Rush, Year};
 
 /// How long calls may arrive above the quota after everybody began at once.
-pub const JITTER_WINDOW: Duration = Duration::from_secs(60);
+pub const JITTER_WINDOW: Duration = Duration::from_mins(1);
 /// The share of a cluster that reloads in the same ten seconds at most.
 pub const RELOAD_SHARE: f64 = 0.5;
 /// Files in a state directory: four generations of four, and a handful.

@@ -81,9 +81,9 @@ impl Node {
         std::fs::create_dir_all(&directory)?;
         world.cloud.launch(caller.cluster, &id, address.ip());
         let server = Arc::new(NatsServer::new(Arc::clone(world), caller, directory.join("nats-server.conf")));
-        let seen =
+        let shown =
             Seen { cluster: caller.cluster, server: Arc::clone(&server), anchors: std::collections::BTreeSet::new() };
-        world.join(address, seen);
+        world.join(address, shown);
         let (orders, told) = mpsc::unbounded_channel();
         let life = Life {
             world: Arc::clone(world),
@@ -155,6 +155,7 @@ impl Life {
         let (caller, rng) = (self.caller, &mut self.rng);
         let mut access =
             || Arc::new(Access { cloud: Arc::clone(&world.cloud), caller, rng: std::sync::Mutex::new(rng.fork()) });
+        let (interval, default) = (world.interval(), RenewalConfig::default());
         Reconciler::new(Parts {
             node: Identity {
                 name: self.id.clone(),
@@ -181,8 +182,8 @@ impl Life {
                 state: self.directory.clone(),
             }),
             clock: world.clock,
-            renewal: RenewalConfig::default(),
-            interval: world.interval(),
+            renewal: RenewalConfig { retry_max: default.retry_max.max(interval / 6), ..default },
+            interval,
             allowed_losses: Vec::new(),
         })
     }

@@ -45,7 +45,7 @@ impl Fleet {
         let caller = Caller { number: self.numbers, cluster };
         match Node::launch(&self.world, caller, self.seed, self.disturbances, boot) {
             Ok(node) => _ = self.nodes.insert(self.numbers, node),
-            Err(error) => self.world.broken(format!("no directory for a node: {error}")),
+            Err(error) => self.world.broken(&format!("no directory for a node: {error}")),
         }
     }
 
@@ -95,7 +95,7 @@ impl Fleet {
 
     /// A new root into the bundle; when every agent holds it, it signs; when no server shows a leaf of the old one any more
     /// (or, by an operator in a hurry, at once), the old root out of the bundle.
-    async fn add_root(&mut self) -> usize {
+    fn add_root(&mut self) -> usize {
         let now = self.world.clock.now();
         let new = self.world.cloud.create_authority(now);
         self.world.cloud.trust(&[self.signing, new], now);
@@ -125,14 +125,14 @@ impl Fleet {
                 }
                 replacement = next(&mut self.rng, clock.now(), plan.mean_replacement(self.nodes.len()));
             }
-            rollover = self.roll_over(rollover, pause).await;
+            rollover = self.roll_over(rollover, pause);
         }
     }
 
-    async fn roll_over(&mut self, state: Rollover, pause: Duration) -> Rollover {
+    fn roll_over(&mut self, state: Rollover, pause: Duration) -> Rollover {
         let now = self.world.clock.now();
         match state {
-            Rollover::Due(at) if now >= at => Rollover::Added(self.add_root().await),
+            Rollover::Due(at) if now >= at => Rollover::Added(self.add_root()),
             Rollover::Added(new) if self.world.is_held_by_all(&format!("CN=root {new}")) => {
                 let old = self.switch(new);
                 // Half of them don't wait for the last leaf: then the agents keep the old anchor by themselves.
@@ -176,10 +176,10 @@ impl Fleet {
         world.clock.sleep_until(ends).await;
         pause("end of an outage", 25 * MINUTE).await;
 
-        let new = self.add_root().await;
+        let new = self.add_root();
         pause("a root is added", 15 * MINUTE).await;
         if !world.is_held_by_all(&format!("CN=root {new}")) {
-            world.broken("a new root was not everywhere after 15 minutes".into());
+            world.broken("a new root was not everywhere after 15 minutes");
         }
         let old = self.switch(new);
         self.order_all(Order::Renew);
@@ -187,7 +187,7 @@ impl Fleet {
         world.cloud.trust(&[self.signing], world.clock.now());
         pause("a root is taken away", 15 * MINUTE).await;
         if !world.is_held_by_none(&format!("CN=root {old}")) {
-            world.broken("an old root that nobody needs was still held after 15 minutes".into());
+            world.broken("an old root that nobody needs was still held after 15 minutes");
         }
 
         let clusters: Vec<usize> = plan.clusters.clone();
@@ -198,8 +198,8 @@ impl Fleet {
             }
         }
         pause("scale-out", 10 * MINUTE).await;
-        for cluster in 0..clusters.len() {
-            for _ in 0..clusters[cluster].div_ceil(5) {
+        for (cluster, size) in clusters.iter().enumerate() {
+            for _ in 0..size.div_ceil(5) {
                 let Some(number) =
                     self.nodes.iter().find(|(_, node)| node.cluster == cluster).map(|(number, _)| *number)
                 else {

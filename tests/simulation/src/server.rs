@@ -82,7 +82,7 @@ impl NatsServer {
                 };
                 self.world.note_load(self.caller, before.as_deref(), &loaded);
             }
-            Err(fault) => self.world.broken(format!("invariant 2: {why} of node {}: {fault}", self.caller.number)),
+            Err(fault) => self.world.broken(&format!("invariant 2: {why} of node {}: {fault}", self.caller.number)),
         }
     }
 }

@@ -98,7 +98,7 @@ impl World {
     }
 
     /// A promise that was not kept.
-    pub(crate) fn broken(&self, what: String) {
+    pub(crate) fn broken(&self, what: &str) {
         let now = self.clock.now();
         let mut books = self.books();
         books.figures.broken += 1;
@@ -148,7 +148,7 @@ impl World {
     fn check_alive(&self, served: &Loaded) {
         if served.leaf.not_after <= self.clock.now() {
             let sans = served.leaf.sans.ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            self.broken(format!("the certificate of {sans} expired at {} while it was served", served.leaf.not_after));
+            self.broken(&format!("the certificate of {sans} expired at {} while it was served", served.leaf.not_after));
         }
     }
 
@@ -178,7 +178,7 @@ impl World {
             |one: &Loaded, other: &Loaded| one.bundle.anchors.iter().any(|anchor| anchor.subject == other.leaf.issuer);
         for peer in peers.iter().filter_map(|peer| peer.server.loaded()) {
             if !trusts(loaded, &peer) || !trusts(&peer, loaded) {
-                self.broken(format!(
+                self.broken(&format!(
                     "invariant 5: node {} and a peer of its cluster no longer trust each other",
                     caller.number
                 ));

@@ -1,23 +1,111 @@
-//! `cargo xtask soak`: the long form of whatever has one, and the figures of it all.
+//! `cargo xtask soak`: the long form of whatever has one, and the figures of it all. Hours, where `cargo xtask test` takes
+//! minutes.
 
+use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
 
-use crate::step::{conclude, step};
+use crate::step::{Step, conclude, step};
 use crate::{Failure, cargo, setup};
 
-/// Runs the tests with a long form, one after the other: each measures something.
-pub(crate) fn run() -> Result<ExitCode, Failure> {
+/// How long what has no end of its own goes on.
+#[derive(Clone, Copy)]
+pub(crate) struct Lengths {
+    /// Nodes of the simulated year.
+    pub(crate) nodes: u32,
+    /// Its days.
+    pub(crate) days: u32,
+    /// Seconds for each fuzz target.
+    pub(crate) fuzz: u32,
+}
+
+/// Runs it all, one after the other, as each measures something. A part that fails keeps none after it from running.
+pub(crate) fn run(lengths: Lengths) -> Result<ExitCode, Failure> {
     setup::everything()?;
     let figures = cargo::workspace().join("target/soak/figures.tsv");
     begin(&figures)?;
     let mut tests = cargo::command(["nextest", "run", "--locked", "--workspace", "--profile", "soak"]);
     tests.env("NATS_TLS_AGENT_SOAK", "1").env("NATS_TLS_AGENT_FIGURES", &figures);
-    let steps = [step("tests in their long form", &mut tests)];
-    let text = fs::read_to_string(&figures).unwrap_or_default();
-    println!("\n{}", table(&text));
+    let mut steps = vec![step("tests in their long form", &mut tests)];
+    steps.extend(simulate(lengths));
+    steps.extend(fuzz(lengths.fuzz, &figures)?);
+    println!("\n{}", table(&fs::read_to_string(&figures).unwrap_or_default()));
     Ok(conclude(&steps))
+}
+
+/// The simulated fleet, optimised: a year of a thousand nodes is millions of passes.
+fn simulate(Lengths { nodes, days, .. }: Lengths) -> Vec<Step> {
+    let mut build = cargo::command(["build", "--release", "--locked", "--package", "simulation"]);
+    let build = step("simulation's build", &mut build);
+    if !build.passed {
+        return vec![build];
+    }
+    let mut simulate = Command::new(cargo::workspace().join("target/release/simulate"));
+    simulate.args(["--nodes", &nodes.to_string(), "--days", &days.to_string()]);
+    vec![build, step("simulated fleet", &mut simulate)]
+}
+
+/// Every fuzz target by libFuzzer. A corpus that grows is kept under `target`, and goes on from there the next time.
+fn fuzz(seconds: u32, figures: &Path) -> Result<Vec<Step>, Failure> {
+    let workspace = cargo::workspace();
+    let mut build = cargo::command(["build", "--release", "--locked"]);
+    let mut steps = vec![step("fuzz targets' build", build.current_dir(workspace.join("tests/fuzz/libfuzzer")))];
+    if !steps[0].passed {
+        return Ok(steps);
+    }
+    let seeds = workspace.join("tests/fuzz/corpus");
+    let mut executions = String::new();
+    for target in names_in(&seeds)? {
+        let (corpus, artifacts) =
+            (workspace.join("target/fuzz/corpus").join(&target), workspace.join("target/fuzz/artifacts"));
+        let log = workspace.join("target/soak").join(format!("fuzz-{target}.log"));
+        let cannot = |error: std::io::Error| Failure::new(format!("could not begin to fuzz {target}")).because(error);
+        fs::create_dir_all(&corpus).and_then(|()| fs::create_dir_all(&artifacts)).map_err(cannot)?;
+        let mut command = Command::new(binary(&target)?);
+        command.arg(&corpus).arg(seeds.join(&target)).arg(format!("-max_total_time={seconds}"));
+        command.arg("-timeout=10").arg("-print_final_stats=1");
+        command.arg(format!("-artifact_prefix={}/{target}-", artifacts.display()));
+        command.stdout(Stdio::null()).stderr(fs::File::create(&log).map_err(cannot)?);
+        let step = step(&format!("fuzz {target}"), &mut command);
+        let said = fs::read_to_string(&log).unwrap_or_default();
+        if !step.passed {
+            println!(
+                "{}",
+                said.lines().rev().take(40).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+            );
+        }
+        steps.push(step);
+        // Writing to a string can't fail.
+        _ = writeln!(executions, "fuzz: executions of {target}\t{}", executed(&said));
+    }
+    let gathered = fs::read_to_string(figures).unwrap_or_default() + &executions;
+    fs::write(figures, gathered).map_err(|error| Failure::new("could not keep the figures").because(error))?;
+    Ok(steps)
+}
+
+/// libFuzzer's `-print_final_stats`: `stat::number_of_executed_units: N`.
+fn executed(log: &str) -> u64 {
+    let line = log.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
+    line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Where cargo put it: below the host's triple, as its configuration names a target.
+fn binary(target: &str) -> Result<PathBuf, Failure> {
+    let directory = cargo::workspace().join("target/fuzz");
+    let triples = names_in(&directory)?.into_iter().map(|triple| directory.join(triple).join("release").join(target));
+    let found = triples.into_iter().find(|path| path.is_file());
+    found.ok_or_else(|| Failure::new(format!("found no built fuzz target {target} in {}", directory.display())))
+}
+
+/// The directories in a directory, sorted.
+fn names_in(directory: &Path) -> Result<Vec<String>, Failure> {
+    let cannot = |error| Failure::new(format!("could not list {}", directory.display())).because(error);
+    let entries = fs::read_dir(directory).map_err(cannot)?;
+    let directories = entries.filter_map(Result::ok).filter(|entry| entry.path().is_dir());
+    let mut names: Vec<String> = directories.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort_unstable();
+    Ok(names)
 }
 
 fn begin(figures: &Path) -> Result<(), Failure> {
@@ -39,9 +127,23 @@ mod tests {
 
     #[test]
     fn figures_stand_below_each_other() {
-        assert_eq!(
-            table("steady: rotations\t1000\nchaos: lost\t0\nno figure\n"),
-            "chaos: lost        0\nsteady: rotations  1000"
-        );
+        let figures = table("steady: rotations\t1000\nchaos: lost\t0\nno figure\n");
+        assert_eq!(figures, "chaos: lost        0\nsteady: rotations  1000");
+    }
+
+    #[test]
+    fn libfuzzers_count_is_read() {
+        assert_eq!(executed("Done 12 runs\nstat::number_of_executed_units: 17\n"), 17);
+        assert_eq!(executed("crashed"), 0);
+    }
+
+    #[test]
+    fn every_seed_corpus_has_its_target() {
+        let workspace = cargo::workspace();
+        let manifest = fs::read_to_string(workspace.join("tests/fuzz/libfuzzer/Cargo.toml")).unwrap();
+        let named: Vec<&str> = manifest.split("[[bin]]").skip(1).filter_map(|bin| bin.split('"').nth(1)).collect();
+        let mut sorted = named.clone();
+        sorted.sort_unstable();
+        assert_eq!(names_in(&workspace.join("tests/fuzz/corpus")).unwrap(), sorted);
     }
 }
