@@ -29,8 +29,6 @@
 //!   servers of a cluster ever stop trusting each other (invariant 5).
 //! - No state directory holds more than [`MOST_FILES`] files.
 
-#![cfg_attr(test, expect(clippy::unwrap_used, reason = "a test"))]
-
 mod cloud;
 mod meters;
 mod node;

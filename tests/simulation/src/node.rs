@@ -226,7 +226,9 @@ impl Life {
         loop {
             let Some(pass) = self.pass(&mut agent, &wanted, is_due).await else { return };
             wanted = Wanted::default();
-            is_due = pass.status.renewal.next.is_some_and(|next| next <= pass.next) || pass.status.renewal.attempts > 0;
+            // In an outage each pass tries again, and nothing new is to be seen of a death in it.
+            let renewal = &pass.status.renewal;
+            is_due = renewal.next.is_some_and(|next| next <= pass.next) && renewal.attempts == 0;
             if matches!(pass.outcome, Ok(Verdict::NoServer(_))) {
                 // Its unit waits for a configuration.
                 tokio::time::sleep(Duration::from_millis(50)).await;
