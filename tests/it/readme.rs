@@ -110,7 +110,8 @@ fn known(table: &str) -> BTreeSet<String> {
 /// The sources of the agent and of the tests, each without the breaks that a long text in them has.
 fn sources() -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
-    let mut directories = ["agent/src", "tests/it", "tests/harness/src"].map(|part| workspace().join(part)).to_vec();
+    let parts = ["agent/src", "tests/it", "tests/harness/src", "tests/simulation"];
+    let mut directories = parts.map(|part| workspace().join(part)).to_vec();
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
