@@ -1,6 +1,6 @@
 //! The short form of the simulation: the same code, a smaller fleet.
 
-#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a test, which tells what it tried")]
+#![expect(clippy::print_stdout, reason = "a test, which tells what it tried")]
 
 use std::time::Duration;
 
