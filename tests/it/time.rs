@@ -101,6 +101,16 @@ impl Bench {
     }
 }
 
+/// libfaketime's shared memory would outlive an agent that is killed.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let Some(pid) = self.node().agent.pid() else { return };
+        for name in [format!("faketime_shm_{pid}"), format!("sem.faketime_sem_{pid}")] {
+            drop(std::fs::remove_file(Path::new("/dev/shm").join(name)));
+        }
+    }
+}
+
 /// A client's clock.
 #[derive(Debug)]
 struct Ahead(Duration);

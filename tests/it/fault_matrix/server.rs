@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use super::gate::Passage;
 use super::world::{Setup, World};
-use super::{Told, Trial, Trigger, serve_all, table};
+use super::{Told, Trial, Trigger, boot_all, serve_all, table};
 
 fn trial(
     call: &'static str,
@@ -92,6 +92,13 @@ fn handshake() -> Vec<Trial> {
         gate("HTML", Passage::Says("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")),
         gate("cut off", Passage::Says("INFO {\"server_id\": \"x\"")),
     ]
+}
+
+/// At a first boot nats-server is no more than its `-t`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invariant_03_no_fault_of_the_check_at_a_first_boot_commits_anything() {
+    let setup = Setup { gates: true, ..Setup::default() };
+    table::check("nats-server, at first boot", &boot_all(setup, check()).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
