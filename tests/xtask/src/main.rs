@@ -35,17 +35,7 @@ enum Task {
         nextest: Vec<String>,
     },
     /// Run for hours: the long form of every test that has one, a simulated year, every fuzz target. Prints the figures
-    Soak {
-        /// How many nodes the simulated year has
-        #[arg(long, value_name = "N", default_value_t = 1000)]
-        nodes: u32,
-        /// How many days the simulated year has
-        #[arg(long, value_name = "DAYS", default_value_t = 365)]
-        days: u32,
-        /// How long each fuzz target runs
-        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-        fuzz: u32,
-    },
+    Soak(soak::Soak),
     /// Watch a cluster on loopback rotate its certificates and replace a node, under counted traffic
     Demo {
         /// How many nodes
@@ -61,7 +51,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         Task::Test { nextest } => test::run(&nextest),
-        Task::Soak { nodes, days, fuzz } => soak::run(soak::Lengths { nodes, days, fuzz }),
+        Task::Soak(soak) => soak::run(&soak),
         Task::Demo { nodes, keep } => demo::run(nodes, keep),
     };
     done.unwrap_or_else(|failure| {

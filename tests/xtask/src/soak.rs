@@ -6,36 +6,63 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
+use clap::{Args, ValueEnum};
+
 use crate::step::{Step, conclude, step};
 use crate::{Failure, cargo, setup};
 
-/// How long what has no end of its own goes on.
-#[derive(Clone, Copy)]
-pub(crate) struct Lengths {
-    /// Nodes of the simulated year.
-    pub(crate) nodes: u32,
-    /// Its days.
-    pub(crate) days: u32,
-    /// Seconds for each fuzz target.
-    pub(crate) fuzz: u32,
+/// What can be run alone.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// Every test that has a long form
+    Tests,
+    /// A simulated fleet's year and its rush hours
+    Simulation,
+    /// Every fuzz target
+    Fuzz,
+}
+
+/// What is run, and how long what has no end of its own goes on.
+#[derive(Args)]
+pub(crate) struct Soak {
+    /// What to run; everything by default
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+    /// How many nodes the simulated year has
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    nodes: u32,
+    /// How many days the simulated year has
+    #[arg(long, value_name = "DAYS", default_value_t = 365)]
+    days: u32,
+    /// How long each fuzz target runs
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    fuzz: u32,
 }
 
 /// Runs it all, one after the other, as each measures something. A part that fails keeps none after it from running.
-pub(crate) fn run(lengths: Lengths) -> Result<ExitCode, Failure> {
-    setup::everything()?;
+pub(crate) fn run(soak: &Soak) -> Result<ExitCode, Failure> {
+    let is_wanted = |part| soak.parts.is_empty() || soak.parts.contains(&part);
     let figures = cargo::workspace().join("target/soak/figures.tsv");
     begin(&figures)?;
-    let mut tests = cargo::command(["nextest", "run", "--locked", "--workspace", "--profile", "soak"]);
-    tests.env("NATS_TLS_AGENT_SOAK", "1").env("NATS_TLS_AGENT_FIGURES", &figures);
-    let mut steps = vec![step("tests in their long form", &mut tests)];
-    steps.extend(simulate(lengths));
-    steps.extend(fuzz(lengths.fuzz, &figures)?);
+    let mut steps = Vec::new();
+    if is_wanted(Part::Tests) {
+        setup::everything()?;
+        let mut tests = cargo::command(["nextest", "run", "--locked", "--workspace", "--profile", "soak"]);
+        tests.env("NATS_TLS_AGENT_SOAK", "1").env("NATS_TLS_AGENT_FIGURES", &figures);
+        steps.push(step("tests in their long form", &mut tests));
+    }
+    if is_wanted(Part::Simulation) {
+        steps.extend(simulate(soak.nodes, soak.days));
+    }
+    if is_wanted(Part::Fuzz) {
+        steps.extend(fuzz(soak.fuzz, &figures)?);
+    }
     println!("\n{}", table(&fs::read_to_string(&figures).unwrap_or_default()));
     Ok(conclude(&steps))
 }
 
 /// The simulated fleet, optimised: a year of a thousand nodes is millions of passes.
-fn simulate(Lengths { nodes, days, .. }: Lengths) -> Vec<Step> {
+fn simulate(nodes: u32, days: u32) -> Vec<Step> {
     let mut build = cargo::command(["build", "--release", "--locked", "--package", "simulation"]);
     let build = step("simulation's build", &mut build);
     if !build.passed {
