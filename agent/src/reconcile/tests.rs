@@ -703,6 +703,28 @@ async fn a_setting_waits(bench: &mut Bench) {
     assert!(!waits(&restarted) && restarted.status.state == State::Healthy, "{:?}", restarted.status);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_change_that_everyone_sees_waits_for_this_nodes_turn_and_a_renewal_that_is_asked_for_does_not() {
+    let mut bench = Bench::new().await;
+    bench.interval = Duration::from_secs(30);
+    let mut agent = bench.serving().await;
+    // The first of its cluster has its turn in the first ten seconds of each minute, and it is half past.
+    bench.clock.sleep_until(START + Duration::from_secs(30)).await;
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3, 4]));
+    let waits = pass(&mut agent).await;
+    assert_eq!((bench.server.reloads(), waits.status.state), (0, State::Healthy), "{:?}", waits.status.reasons);
+    assert!(!bench.committed().contains("127.0.0.4:1"));
+    bench.live(&mut agent, START + Duration::from_secs(61)).await;
+    assert!(bench.committed().contains("127.0.0.4:1"));
+    assert_eq!(bench.server.reloads(), 1);
+
+    bench.clock.sleep_until(START + Duration::from_secs(95)).await;
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3, 4, 5]));
+    renew(&mut agent).await.outcome.unwrap();
+    assert!(bench.committed().contains("127.0.0.5:1"));
+    assert_eq!(bench.server.reloads(), 2);
+}
+
 /// Runs one renewal with a fault planned at the given point of the disk. `None` where there are fewer points.
 async fn renew_with(agent: Reconciler, points: u32, fault: Fault) -> Option<Result<(Reconciler, Pass), ()>> {
     plan(Some((points, fault)));
