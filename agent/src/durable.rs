@@ -129,7 +129,7 @@ pub fn remove_all(path: &Path) -> Result<(), FileError> {
 
 /// Reads a file of at most `limit` bytes, or nothing if it isn't there. Only a file: a pipe would be waited for, for ever.
 pub fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
-    let without_waiting = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let without_waiting = OFlags::NONBLOCK.bits().cast_signed();
     let file = match OpenOptions::new().read(true).custom_flags(without_waiting).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(FileError::on("open", path))?,

@@ -16,7 +16,7 @@ use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustix::process::Signal;
 
 use crate::AGENT;
-use crate::rotation::{assert_nothing_lost, status_with, traffic, unhealthy};
+use crate::rotation::{assert_nothing_lost, read_again, status_with, traffic, unhealthy};
 
 const SOON: Duration = Duration::from_secs(20);
 /// A roll-back waits for ten seconds twice at most: for the reload, and for the one that takes it back.
@@ -160,13 +160,7 @@ async fn invariant_03_an_include_that_nats_server_refuses_is_never_committed_and
     assert_eq!(status["state"], "degraded", "{status}");
     assert_eq!(in_force(node).await, before);
     // A daemon that knows nothing of the file as it was is no wiser, and says nothing untrue.
-    node.agent.signal(Signal::HUP).unwrap();
-    eventually("the file read again", SOON, async || {
-        let log = node.agent.log_tail(30);
-        if log.contains("agent.toml again") { Ok(()) } else { Err(log) }
-    })
-    .await
-    .unwrap();
+    read_again(node).await;
     let status = unhealthy(node, "max_payloadz").await;
     assert!(!status["reasons"].to_string().contains("isn't running"), "{status}");
     assert_eq!(in_force(node).await, before);

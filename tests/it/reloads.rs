@@ -17,7 +17,7 @@ use nats_tls_agent::render::BUILT_IN;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::rotation::{assert_nothing_lost, status_with, traffic, unhealthy};
+use crate::rotation::{assert_nothing_lost, read_again, status_with, traffic, unhealthy};
 use crate::{AGENT, metric};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -309,13 +309,7 @@ async fn a_roll_back_that_nats_server_refuses_is_said_to_be_one_and_the_server_s
     let wrapper = refusing(&nodes, "generations/000001");
     let node = &nodes.nodes[0];
     set(node.agent.config(), "nats.server", &format!("{:?}", wrapper.display().to_string())).unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
-    eventually("the file read again", SOON, async || {
-        let log = node.agent.log_tail(30);
-        if log.contains("agent.toml again") { Ok(()) } else { Err(log) }
-    })
-    .await
-    .unwrap();
+    read_again(node).await;
     node.healthy(SOON).await.unwrap();
     let (before, traffic) = (in_force(&nodes).await, traffic(&nodes, 500).await);
     front.is(Mood::Ignores).unwrap();

@@ -258,6 +258,17 @@ pub(crate) async fn assert_nothing_lost(traffic: Traffic) -> Tally {
     tally
 }
 
+/// SIGHUP to the agent, and waits until it has read its file again.
+pub(crate) async fn read_again(node: &Node) {
+    node.agent.signal(Signal::HUP).unwrap();
+    eventually("the file read again", SOON, async || {
+        let log = node.agent.log_tail(30);
+        if log.contains("agent.toml again") { Ok(()) } else { Err(log) }
+    })
+    .await
+    .unwrap();
+}
+
 /// Waits until a status is as it is wanted.
 pub(crate) async fn status_with(node: &Node, wanted: impl Fn(&Value) -> bool) -> Value {
     eventually(&format!("{}'s status", node.name), SOON, async || {
