@@ -64,11 +64,14 @@ const START: OffsetDateTime = datetime!(2027-01-01 00:00 UTC);
 /// Servers of a cluster in the year.
 const CLUSTER: usize = 5;
 
+/// Hears how far a run has come, a line at a time.
+pub type Tell = fn(&str);
+
 /// A year, or as many days, of as many nodes.
 ///
 /// # Errors
 /// When there is no place for state directories.
-pub fn year(nodes: usize, days: u32, interval: Duration, seed: u64) -> std::io::Result<Report> {
+pub fn year(nodes: usize, days: u32, interval: Duration, seed: u64, tell: Tell) -> std::io::Result<Report> {
     let plan = Year { length: Duration::from_hours(24) * days, node_life: Duration::from_hours(24 * 120) };
     let clusters: Vec<usize> = (0..nodes.div_ceil(CLUSTER)).map(|at| CLUSTER.min(nodes - at * CLUSTER)).collect();
     let disturbances = Disturbances {
@@ -76,7 +79,7 @@ pub fn year(nodes: usize, days: u32, interval: Duration, seed: u64) -> std::io::
         agent_restart: Duration::from_hours(24 * 14),
         server_restart: Duration::from_hours(24 * 30),
     };
-    run("year", clusters.len(), interval, seed, async |world: &Arc<World>| {
+    run("year", clusters.len(), interval, seed, tell, async |world: &Arc<World>| {
         world.cloud.plan(plan.outages(START, seed));
         let mut fleet = Fleet::new(Arc::clone(world), seed, disturbances);
         world.begin_phase("year");
@@ -90,11 +93,11 @@ pub fn year(nodes: usize, days: u32, interval: Duration, seed: u64) -> std::io::
 ///
 /// # Errors
 /// When there is no place for state directories.
-pub fn rush_hour(clusters: Vec<usize>, seed: u64) -> std::io::Result<Report> {
+pub fn rush_hour(clusters: Vec<usize>, seed: u64, tell: Tell) -> std::io::Result<Report> {
     let plan = Rush { clusters };
     let never = Duration::from_hours(24 * 365);
     let disturbances = Disturbances { killed: 0.001, agent_restart: never, server_restart: never };
-    run("rush hour", plan.clusters.len(), RUSH_INTERVAL, seed, async |world: &Arc<World>| {
+    run("rush hour", plan.clusters.len(), RUSH_INTERVAL, seed, tell, async |world: &Arc<World>| {
         let mut fleet = Fleet::new(Arc::clone(world), seed, disturbances);
         fleet.boot(&plan.clusters, Duration::from_secs(1));
         fleet.rush(&plan).await;
@@ -119,6 +122,7 @@ fn run(
     clusters: usize,
     interval: Duration,
     seed: u64,
+    tell: Tell,
     live: impl AsyncFnOnce(&Arc<World>) -> Fleet,
 ) -> std::io::Result<Report> {
     let began = std::time::Instant::now();
@@ -128,7 +132,7 @@ fn run(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
     let world = runtime.block_on(async {
         fastrand::seed(seed);
-        let world = World::new(Clock::starting_at(START), clusters, directory.path().to_owned(), interval);
+        let world = World::new(Clock::starting_at(START), clusters, directory.path().to_owned(), interval, tell);
         let fleet = live(&world).await;
         let unserved = world.unserved();
         if unserved > 0 {

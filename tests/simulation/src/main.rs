@@ -39,6 +39,10 @@ enum Scenario {
     Both,
 }
 
+fn tell(progress: &str) {
+    eprintln!("{progress}");
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(1..1_000_000_000));
@@ -46,10 +50,10 @@ fn main() -> ExitCode {
     let mut reports = Vec::new();
     if arguments.scenario != Scenario::Rush {
         let interval = Duration::from_hours(arguments.interval.into());
-        reports.push(simulation::year(arguments.nodes, arguments.days, interval, seed));
+        reports.push(simulation::year(arguments.nodes, arguments.days, interval, seed, tell));
     }
     if arguments.scenario != Scenario::Year {
-        reports.push(simulation::rush_hour(simulation::rush_clusters(arguments.rush_nodes), seed));
+        reports.push(simulation::rush_hour(simulation::rush_clusters(arguments.rush_nodes), seed, tell));
     }
     let (mut summaries, mut kept) = (Vec::new(), true);
     for report in reports {

@@ -115,6 +115,7 @@ impl Fleet {
         let mut replacement = next(&mut self.rng, clock.now(), plan.mean_replacement(self.nodes.len()));
         let mut rollover = Rollover::Due(clock.now() + plan.length.mul_f64(0.1 + self.rng.f64() * 0.1));
         let pause = plan.length.mul_f64(0.4);
+        let (begun, mut told) = (clock.now(), 0);
         while clock.now() < end {
             // What the operator waits for is looked at every few hours.
             let look = clock.now() + 3 * HOUR;
@@ -126,6 +127,12 @@ impl Fleet {
                 replacement = next(&mut self.rng, clock.now(), plan.mean_replacement(self.nodes.len()));
             }
             rollover = self.roll_over(rollover, pause);
+            let day = (clock.now() - begun).whole_days();
+            if day >= told + 10 {
+                told = day;
+                let counts = world.counts();
+                (world.tell)(&format!("day {day}: {} passes, {} rotations", counts.passes, counts.renewals_served));
+            }
         }
     }
 

@@ -13,6 +13,7 @@ use nats_tls_agent::clock::Clock;
 use nats_tls_agent::trust::VerifiedChain;
 use time::OffsetDateTime;
 
+use crate::Tell;
 use crate::cloud::{Caller, Cloud};
 use crate::meters::{Reloads, Share};
 use crate::server::{Loaded, NatsServer};
@@ -24,6 +25,7 @@ pub(crate) struct World {
     pub(crate) clock: Clock,
     pub(crate) cloud: Arc<Cloud>,
     pub(crate) directory: PathBuf,
+    pub(crate) tell: Tell,
     books: Mutex<Books>,
     interval: AtomicU64,
 }
@@ -65,10 +67,10 @@ pub(crate) struct Counts {
 }
 
 impl World {
-    pub(crate) fn new(clock: Clock, clusters: usize, directory: PathBuf, interval: Duration) -> Arc<Self> {
+    pub(crate) fn new(clock: Clock, clusters: usize, directory: PathBuf, interval: Duration, tell: Tell) -> Arc<Self> {
         let cloud = Arc::new(Cloud::new(clock, clusters));
         let interval = AtomicU64::new(interval.as_secs());
-        Arc::new(Self { clock, cloud, directory, books: Mutex::default(), interval })
+        Arc::new(Self { clock, cloud, directory, tell, books: Mutex::default(), interval })
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
@@ -86,6 +88,7 @@ impl World {
 
     /// What happens now, for the reloads' books.
     pub(crate) fn begin_phase(&self, name: &str) {
+        (self.tell)(name);
         name.clone_into(&mut self.books().phase);
     }
 

@@ -16,7 +16,7 @@ fn assert_kept(report: &Report) {
 
 #[test]
 fn invariant_07_a_simulated_fleet_outlives_a_month_of_outages_crashes_replacements_and_a_new_ca() {
-    let report = year(10, 28, Duration::from_hours(12), SEED).unwrap();
+    let report = year(10, 28, Duration::from_hours(12), SEED, |_| {}).unwrap();
     assert_kept(&report);
     let figures = &report.figures;
     assert!(figures.node_days >= 10 * 25 && figures.rollovers >= 1 && figures.killed > 0, "{report}");
@@ -26,14 +26,14 @@ fn invariant_07_a_simulated_fleet_outlives_a_month_of_outages_crashes_replacemen
 
 #[test]
 fn a_simulated_fleet_at_rush_hour_stays_within_the_quotas_and_never_reloads_all_at_once() {
-    let report = rush_hour(vec![5, 5], SEED).unwrap();
+    let report = rush_hour(vec![5, 5], SEED, |_| {}).unwrap();
     assert_kept(&report);
     assert!(report.figures.reloading.values().all(|share| *share != Share::default()), "{report}");
 }
 
 #[test]
 fn the_same_seed_is_the_same_run() {
-    let run = |seed| year(3, 6, Duration::from_hours(12), seed).unwrap().figures;
+    let run = |seed| year(3, 6, Duration::from_hours(12), seed, |_| {}).unwrap().figures;
     let first = run(SEED);
     assert_eq!(first, run(SEED));
     assert_ne!(first, run(SEED + 1));

@@ -35,7 +35,7 @@ pub(crate) struct Soak {
     #[arg(long, value_name = "DAYS", default_value_t = 365)]
     days: u32,
     /// How long each fuzz target runs
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     fuzz: u32,
 }
 
