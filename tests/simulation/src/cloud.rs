@@ -73,6 +73,8 @@ struct Inside {
     /// CAs by their age; the last one may not sign yet.
     authorities: Vec<String>,
     signing: usize,
+    /// CAs whose certificates are in the bundle.
+    trusted: Vec<usize>,
     outages: Vec<Outage>,
     /// Who is at the door in this millisecond.
     arrivals: BTreeSet<Arrival>,
@@ -97,6 +99,7 @@ impl Cloud {
             groups: (0..clusters).map(|_| Fleet::new(REGION)).collect(),
             authorities: Vec::new(),
             signing: 0,
+            trusted: Vec::new(),
             outages: Vec::new(),
             arrivals: BTreeSet::new(),
             calls: Calls::default(),
@@ -140,6 +143,12 @@ impl Cloud {
         let text = arns.iter().filter_map(|arn| Some(inside.pca.authority(arn).ok()?.pem().to_owned())).collect();
         // A few kilobytes are never too long for a secret.
         let _version = inside.secrets.put(BUNDLE, Content::Text(text), now);
+        inside.trusted = authorities.to_vec();
+    }
+
+    /// Whether the bundle holds the CA of this subject.
+    pub(crate) fn is_trusted(&self, subject: &str) -> bool {
+        self.inside().trusted.iter().any(|authority| subject == root(*authority))
     }
 
     pub(crate) fn launch(&self, cluster: usize, id: &str, address: std::net::IpAddr) {
@@ -236,6 +245,11 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.cloud.inside().arrivals.remove(&self.at);
     }
+}
+
+/// A CA's subject.
+pub(crate) fn root(authority: usize) -> String {
+    format!("CN=root {authority}")
 }
 
 fn group(cluster: usize) -> String {

@@ -22,7 +22,7 @@ struct Arguments {
     #[arg(long, default_value_t = 365)]
     days: u32,
     /// Hours between two rounds of discovery in the year
-    #[arg(long, default_value_t = 12)]
+    #[arg(long, default_value_t = 24)]
     interval: u32,
     /// Nodes of the rush hour: a third in clusters of five, the rest in clusters of a hundred
     #[arg(long, default_value_t = 300)]

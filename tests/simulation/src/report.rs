@@ -26,6 +26,8 @@ pub struct Figures {
     pub replacements: u64,
     /// CAs that took over from another.
     pub rollovers: u64,
+    /// Loads beside a peer whose anchor had been taken out of the bundle before the node was launched.
+    pub came_too_late: u64,
     /// Certificates paid for.
     pub issued: usize,
     /// Of these, for a key that one was paid for before.
@@ -95,6 +97,7 @@ impl Report {
             server_restarts: counts.server_restarts,
             replacements: counts.replacements,
             rollovers: counts.rollovers,
+            came_too_late: counts.came_too_late,
             issued,
             paid_twice,
             rotated: counts.renewals_served,
@@ -143,6 +146,7 @@ impl fmt::Display for Report {
             ("nats-server restarts", figures.server_restarts.to_string()),
             ("nodes replaced", figures.replacements.to_string()),
             ("CA rollovers", figures.rollovers.to_string()),
+            ("loads beside a peer of a CA removed before", figures.came_too_late.to_string()),
             ("certificates paid for", figures.issued.to_string()),
             ("keys paid for twice", figures.paid_twice.to_string()),
             ("rotations served", figures.rotated.to_string()),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use crate::cloud::{Caller, Mood, Outage, Service};
+use crate::cloud::{Caller, Mood, Outage, Service, root};
 use crate::node::{Disturbances, Node, Order};
 use crate::world::{World, next};
 
@@ -140,13 +140,13 @@ impl Fleet {
         let now = self.world.clock.now();
         match state {
             Rollover::Due(at) if now >= at => Rollover::Added(self.add_root()),
-            Rollover::Added(new) if self.world.is_held_by_all(&format!("CN=root {new}")) => {
+            Rollover::Added(new) if self.world.is_held_by_all(&root(new)) => {
                 let old = self.switch(new);
                 // Half of them don't wait for the last leaf: then the agents keep the old anchor by themselves.
                 Rollover::Switched(old, self.rng.bool().then_some(now + DAY))
             }
             Rollover::Switched(old, hurry) => {
-                let is_over = self.world.is_served_by_none(&format!("CN=root {old}"));
+                let is_over = self.world.is_served_by_none(&root(old));
                 if is_over || hurry.is_some_and(|at| now >= at) {
                     self.world.cloud.trust(&[self.signing], now);
                     return Rollover::Due(now + pause);
@@ -185,7 +185,7 @@ impl Fleet {
 
         let new = self.add_root();
         pause("a root is added", 15 * MINUTE).await;
-        if !world.is_held_by_all(&format!("CN=root {new}")) {
+        if !world.is_held_by_all(&root(new)) {
             world.broken("a new root was not everywhere after 15 minutes");
         }
         let old = self.switch(new);
@@ -193,7 +193,7 @@ impl Fleet {
         pause(ORDERED, 15 * MINUTE).await;
         world.cloud.trust(&[self.signing], world.clock.now());
         pause("a root is taken away", 15 * MINUTE).await;
-        if !world.is_held_by_none(&format!("CN=root {old}")) {
+        if !world.is_held_by_none(&root(old)) {
             world.broken("an old root that nobody needs was still held after 15 minutes");
         }
 
@@ -262,7 +262,7 @@ impl Year {
             }
             let until = at + length;
             outages.push(Outage { begin: at, end: until, mood, services });
-            at = until + 6 * HOUR + DAY.mul_f64(rng.f64() * 10.0);
+            at = until + 6 * HOUR + DAY.mul_f64(rng.f64() * 20.0);
         }
         outages
     }

@@ -1,6 +1,7 @@
 //! nats-server as it was measured (2.15.1): it loads the committed file at a start and on SIGHUP, reports the digest of
 //! what it has loaded, serves the leaf that the loaded file names, and says nothing when it isn't there.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,6 +34,8 @@ struct Process {
     starts: u64,
     loaded: Option<Arc<Loaded>>,
     load_time: Option<OffsetDateTime>,
+    /// The anchors of every bundle that was ever loaded here.
+    held: BTreeSet<String>,
 }
 
 /// What a server has in memory.
@@ -58,6 +61,11 @@ impl NatsServer {
         self.process().loaded.clone()
     }
 
+    /// Whether it ever trusted this anchor.
+    pub(crate) fn has_held(&self, anchor: &str) -> bool {
+        self.process().held.contains(anchor)
+    }
+
     /// Starts with what is committed, if anything is.
     pub(crate) fn start(&self) {
         if self.process().loaded.is_some() || !self.config.exists() {
@@ -78,9 +86,10 @@ impl NatsServer {
                 let before = {
                     let mut process = self.process();
                     process.load_time = Some(self.world.clock.now());
+                    process.held.extend(loaded.bundle.anchors.iter().map(|anchor| anchor.subject.clone()));
                     process.loaded.replace(Arc::clone(&loaded))
                 };
-                self.world.note_load(self.caller, before.as_deref(), &loaded);
+                self.world.note_load(self.caller, self, before.as_deref(), &loaded);
             }
             Err(fault) => self.world.broken(&format!("invariant 2: {why} of node {}: {fault}", self.caller.number)),
         }

@@ -63,7 +63,8 @@ pub(crate) struct Counts {
     pub(crate) least_left: Option<Duration>,
     pub(crate) most_files: usize,
     pub(crate) broken: u64,
-    pub(crate) handled: u64,
+    /// Loads in sight of a peer whose anchor was taken out of the bundle before the node was launched.
+    pub(crate) came_too_late: u64,
 }
 
 impl World {
@@ -156,7 +157,7 @@ impl World {
     }
 
     /// A server loaded something, in place of what it had before.
-    pub(crate) fn note_load(&self, caller: Caller, before: Option<&Loaded>, loaded: &Loaded) {
+    pub(crate) fn note_load(&self, caller: Caller, server: &NatsServer, before: Option<&Loaded>, loaded: &Loaded) {
         let now = self.clock.now();
         if let Some(before) = before {
             self.check_alive(before);
@@ -169,18 +170,28 @@ impl World {
             }
         }
         self.check_alive(loaded);
-        self.check_trust(caller, loaded);
+        self.check_trust(caller, server, loaded);
     }
 
     /// Invariant 5: this server and each other one of its cluster can shake hands at any time. All chains here are a leaf
     /// right below its root.
-    fn check_trust(&self, caller: Caller, loaded: &Loaded) {
+    ///
+    /// Nobody can give an anchor that the source no longer has to a node that was launched since: to take it from a peer
+    /// would be to trust whoever answers there. Such pairs, of an operator in a hurry, are counted.
+    fn check_trust(&self, caller: Caller, server: &NatsServer, loaded: &Loaded) {
         let peers: Vec<_> =
             self.books().nodes.values().filter(|node| node.cluster == caller.cluster).cloned().collect();
-        let trusts =
-            |one: &Loaded, other: &Loaded| one.bundle.anchors.iter().any(|anchor| anchor.subject == other.leaf.issuer);
-        for peer in peers.iter().filter_map(|peer| peer.server.loaded()) {
-            if !trusts(loaded, &peer) || !trusts(&peer, loaded) {
+        for peer in peers {
+            let Some(theirs) = peer.server.loaded() else { continue };
+            for (server, one, other) in [(server, loaded, &*theirs), (&*peer.server, &*theirs, loaded)] {
+                let issuer = &other.leaf.issuer;
+                if one.bundle.anchors.iter().any(|anchor| anchor.subject == *issuer) {
+                    continue;
+                }
+                if !server.has_held(issuer) && !self.cloud.is_trusted(issuer) {
+                    self.count(|counts| counts.came_too_late += 1);
+                    continue;
+                }
                 self.broken(&format!(
                     "invariant 5: node {} and a peer of its cluster no longer trust each other",
                     caller.number
