@@ -134,10 +134,12 @@ pub fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileErr
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(FileError::on("open", path))?,
     };
-    if !file.metadata().map_err(FileError::on("look at", path))?.is_file() {
+    let metadata = file.metadata().map_err(FileError::on("look at", path))?;
+    if !metadata.is_file() {
         return Err(FileError::on("read", path)(io::Error::new(io::ErrorKind::InvalidInput, "it is no file")));
     }
-    let mut bytes = Vec::new();
+    let size = usize::try_from(metadata.len().min(limit)).unwrap_or_default();
+    let mut bytes = Vec::with_capacity(size + 1);
     file.take(limit + 1).read_to_end(&mut bytes).map_err(FileError::on("read", path))?;
     if bytes.len() as u64 > limit {
         let large = io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {limit} bytes"));

@@ -11,6 +11,7 @@ mod fault_matrix;
 mod fleet;
 mod harness_works;
 mod iam;
+mod install;
 mod operator;
 mod protection;
 mod readme;
@@ -23,6 +24,7 @@ mod state_directory;
 mod steady;
 mod terraform;
 mod time;
+mod units;
 mod user_data;
 mod versions;
 

@@ -264,7 +264,7 @@ fn the_documents_json_is_json() {
             count += 1;
         }
     }
-    assert!(count >= 2, "{count} blocks");
+    assert!(count >= 1, "{count} blocks");
 }
 
 /// The policy allows the calls that the code makes, under the names that it gives them.
@@ -344,18 +344,27 @@ fn the_runbook_quotes_messages_that_there_are() {
     assert!(count > 40, "{count} fragments");
 }
 
+/// The names under which a document's headings are linked to.
+fn anchors(markdown: &str) -> BTreeSet<String> {
+    markdown.lines().filter(|line| line.starts_with('#')).map(anchor).collect()
+}
+
 #[test]
 fn the_documents_links_lead_somewhere() {
     for document in DOCUMENTS {
         let text = read(document);
-        let anchors: BTreeSet<String> = text.lines().filter(|line| line.starts_with('#')).map(anchor).collect();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            if let Some(name) = link.strip_prefix('#') {
-                assert!(anchors.contains(name), "{document}: {link}");
-            } else if !link.starts_with("http") {
-                let base = workspace().join(document);
-                assert!(base.parent().unwrap().join(link).exists(), "{document}: {link}");
+            if link.starts_with("http") {
+                continue;
             }
+            let (file, fragment) = link.split_once('#').map_or((link, None), |(file, name)| (file, Some(name)));
+            let path = workspace().join(document).parent().unwrap().join(file);
+            let anchors = match file {
+                "" => anchors(&text),
+                _ if fragment.is_some() => anchors(&std::fs::read_to_string(&path).unwrap()),
+                _ => BTreeSet::new(),
+            };
+            assert!(path.exists() && fragment.is_none_or(|name| anchors.contains(name)), "{document}: {link}");
         }
     }
 }

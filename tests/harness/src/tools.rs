@@ -37,6 +37,11 @@ pub fn moto_python() -> Result<PathBuf, Failure> {
     present(directory().join("moto/bin/python"))
 }
 
+/// The AWS command line.
+pub fn aws() -> Result<PathBuf, Failure> {
+    present(directory().join("aws/bin/aws"))
+}
+
 /// shellcheck.
 pub fn shellcheck() -> Result<PathBuf, Failure> {
     present(directory().join("shellcheck/bin/shellcheck"))

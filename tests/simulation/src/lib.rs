@@ -83,7 +83,7 @@ pub fn year(nodes: usize, days: u32, interval: Duration, seed: u64, tell: Tell) 
         world.cloud.plan(plan.outages(START, seed));
         let mut fleet = Fleet::new(Arc::clone(world), seed, disturbances);
         world.begin_phase("year");
-        fleet.boot(&clusters, Duration::from_hours(12));
+        fleet.boot(&clusters, plan.boot());
         fleet.live(&plan).await;
         fleet
     })

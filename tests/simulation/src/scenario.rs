@@ -244,11 +244,16 @@ impl Year {
         self.node_life / u32::try_from(nodes.max(1)).unwrap_or(u32::MAX)
     }
 
+    /// Within this time clusters come into being: not on one day, as then a whole fleet would be due on one day for ever.
+    pub(crate) fn boot(&self) -> Duration {
+        self.length / 50
+    }
+
     /// Outages of every mood and length up to [`AUTONOMY`], with time in between to recover from each.
     pub(crate) fn outages(&self, begin: OffsetDateTime, seed: u64) -> Vec<Outage> {
         let mut rng = fastrand::Rng::with_seed(seed ^ 0x006f_7574);
         let (mut outages, end) = (Vec::new(), begin + self.length);
-        let mut at = begin + DAY + DAY.mul_f64(rng.f64() * 3.0);
+        let mut at = begin + self.boot() + DAY + DAY.mul_f64(rng.f64() * 3.0);
         while at < end {
             // The first is the longest that the promise allows; of the others most are short.
             let (mood, length) = if outages.is_empty() {

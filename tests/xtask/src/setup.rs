@@ -19,11 +19,12 @@ struct Environment {
 const NATS_SERVER: &str = "bin/nats-server";
 
 /// As `harness::tools` looks them up; the newest nats-server is the first.
-const ENVIRONMENTS: [Environment; 6] = [
+const ENVIRONMENTS: [Environment; 7] = [
     Environment { name: "nats-server-2.15.1", tool: NATS_SERVER },
     Environment { name: "nats-server-2.12.8", tool: NATS_SERVER },
     Environment { name: "nats-server-2.10.26", tool: NATS_SERVER },
     Environment { name: "moto", tool: "bin/moto_server" },
+    Environment { name: "aws", tool: "bin/aws" },
     Environment { name: "shellcheck", tool: "bin/shellcheck" },
     Environment { name: "checkov", tool: "bin/checkov" },
 ];

@@ -1,0 +1,81 @@
+//! `systemd/`, as `systemd-analyze` sees it. What the units do is shown by `cargo xtask lab`, on machines that boot.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use harness::tools::workspace;
+
+const AGENT: &str = "nats-tls-agent.service";
+/// The highest exposure, in tenths, that `systemd-analyze security` may find.
+const EXPOSURE: &str = "15";
+
+/// The units where packages put them, below a directory that stands for `/`; nothing where there is no systemd to ask.
+fn installed() -> Option<tempfile::TempDir> {
+    let units = Path::new("/usr/lib/systemd/system");
+    if Command::new("systemd-analyze").arg("--version").output().is_err() || !units.join("sysinit.target").exists() {
+        return None;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let directory = |path: &str| {
+        let directory = root.path().join(path);
+        fs::create_dir_all(&directory).unwrap();
+        directory
+    };
+    let (vendor, own) = (directory("usr/lib/systemd/system"), directory("etc/systemd/system"));
+    let drop_ins = directory("etc/systemd/system/nats-server.service.d");
+    for entry in fs::read_dir(units).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.extension().is_some_and(|extension| extension == "target") {
+            fs::copy(&entry, vendor.join(entry.file_name().unwrap())).unwrap();
+        }
+    }
+    let ours = workspace().join("systemd");
+    fs::copy(ours.join(AGENT), vendor.join(AGENT)).unwrap();
+    for (file, place) in [("nats-server.service", own), ("nats-server.service.d/50-nats-tls-agent.conf", drop_ins)] {
+        let path = ours.join(file);
+        fs::copy(&path, place.join(path.file_name().unwrap())).unwrap();
+    }
+    for program in ["bin/kill", "bin/systemctl", "usr/bin/agent", "usr/bin/nats-server"] {
+        let path = directory(program.rsplit_once('/').unwrap().0).join(program.rsplit_once('/').unwrap().1);
+        fs::write(&path, "#!/bin/sh\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    Some(root)
+}
+
+fn systemd_analyze(root: &Path, arguments: &[&str]) -> Output {
+    Command::new("systemd-analyze").args(arguments).arg("--root").arg(root).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_units() {
+    let Some(root) = installed() else { return };
+    let verified = || systemd_analyze(root.path(), &["verify", "--man=no", AGENT, "nats-server.service"]);
+    let output = verified();
+    assert!(output.status.success() && said(&output).is_empty(), "{}", said(&output));
+
+    let unit = root.path().join("usr/lib/systemd/system").join(AGENT);
+    let misspelt = fs::read_to_string(&unit).unwrap().replace("WatchdogSec", "WatchDogSeconds");
+    fs::write(&unit, misspelt).unwrap();
+    let output = verified();
+    assert!(said(&output).contains("WatchDogSeconds"), "{}", said(&output));
+}
+
+#[test]
+fn the_agents_unit_is_exposed_by_one_and_a_half_of_ten_at_most() {
+    let Some(root) = installed() else { return };
+    let exposure =
+        || systemd_analyze(root.path(), &["security", "--offline=true", "--threshold", EXPOSURE, "--no-pager", AGENT]);
+    let output = exposure();
+    assert!(output.status.success(), "{}", said(&output));
+
+    let unit = root.path().join("usr/lib/systemd/system").join(AGENT);
+    let relaxed = fs::read_to_string(&unit).unwrap().replace("CapabilityBoundingSet=\n", "");
+    fs::write(&unit, relaxed).unwrap();
+    assert!(!exposure().status.success());
+}
