@@ -4,6 +4,7 @@ use std::alloc::System;
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use nats_tls_agent::cli::{Cli, Command, JsonArg};
 use nats_tls_agent::commands::{self, CommandError, Paint, print};
@@ -67,14 +68,27 @@ async fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
             print(&String::from_utf8_lossy(&script))?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Man => {
-            let mut page = Vec::new();
-            let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
-            rendered.map_err(|source| CommandError::System { action: "write the manual page", source })?;
-            print(&String::from_utf8_lossy(&page))?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Man { command } => print_manual(command.as_deref()),
     }
+}
+
+/// `agent-COMMAND(1)`, or without a command `agent(1)`, which refers to those.
+fn print_manual(command: Option<&str>) -> Result<ExitCode, CommandError> {
+    let mut whole = Cli::command().disable_help_subcommand(true);
+    // Only then a command knows the name that it is called by.
+    whole.build();
+    let page = match command {
+        None => whole,
+        Some(name) => match whole.find_subcommand(name) {
+            Some(found) => found.clone(),
+            None => whole.error(ErrorKind::InvalidValue, format!("agent has no command {name:?}")).exit(),
+        },
+    };
+    let mut text = Vec::new();
+    let rendered = clap_mangen::Man::new(page).render(&mut text);
+    rendered.map_err(|source| CommandError::System { action: "write the manual page", source })?;
+    print(&String::from_utf8_lossy(&text))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Logs go to standard error: the daemon's in full, a command's only if something is amiss. `RUST_LOG` overrules. Where

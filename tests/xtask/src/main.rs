@@ -1,4 +1,5 @@
-//! The workspace's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask soak`, `cargo xtask setup`.
+//! The workspace's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask soak`, `cargo xtask package`,
+//! `cargo xtask setup`.
 //!
 //! Each brings the set-up that it needs. A machine with Rust, a C compiler and Python is enough.
 
@@ -6,6 +7,7 @@
 
 mod cargo;
 mod demo;
+mod package;
 mod setup;
 mod soak;
 mod step;
@@ -18,7 +20,7 @@ use std::time::{Duration, Instant};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Demo, tests and their set-up")]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Demo, tests, packages and their set-up")]
 struct Arguments {
     #[command(subcommand)]
     task: Task,
@@ -36,6 +38,12 @@ enum Task {
     },
     /// Run for hours: the long form of every test that has one, a simulated year, every fuzz target. Prints the figures
     Soak(soak::Soak),
+    /// Build the .deb and the .rpm for this machine's architecture, and check both
+    Package {
+        /// Of the packages: the same files under a higher one are an upgrade
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        revision: u32,
+    },
     /// Watch a cluster on loopback rotate its certificates and replace a node, under counted traffic
     Demo {
         /// How many nodes
@@ -52,6 +60,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         Task::Test { nextest } => test::run(&nextest),
         Task::Soak(soak) => soak::run(&soak),
+        Task::Package { revision } => package::run(revision),
         Task::Demo { nodes, keep } => demo::run(nodes, keep),
     };
     done.unwrap_or_else(|failure| {

@@ -6,8 +6,16 @@ use std::process::{Command, Stdio};
 
 use crate::{Failure, Stopwatch, cargo, seconds};
 
+/// A subcommand of cargo, compiled here: its crate, and how it is asked whether it is there.
+struct Subcommand {
+    crate_version: &'static str,
+    probe: [&'static str; 2],
+}
+
 /// Built by Rust 1.91 and up; the workspace asks for more.
-const NEXTEST: &str = "cargo-nextest@0.9.143";
+const NEXTEST: Subcommand = Subcommand { crate_version: "cargo-nextest@0.9.143", probe: ["nextest", "--version"] };
+const DEB: Subcommand = Subcommand { crate_version: "cargo-deb@3.8.0", probe: ["deb", "--version"] };
+const RPM: Subcommand = Subcommand { crate_version: "cargo-generate-rpm@0.21.1", probe: ["generate-rpm", "--version"] };
 
 /// A Python environment that holds one tool; its requirements carry its name.
 struct Environment {
@@ -18,6 +26,9 @@ struct Environment {
 
 const NATS_SERVER: &str = "bin/nats-server";
 
+const SHELLCHECK: Environment = Environment { name: "shellcheck", tool: "bin/shellcheck" };
+const ZIGBUILD: Environment = Environment { name: "cargo-zigbuild", tool: "bin/cargo-zigbuild" };
+
 /// As `harness::tools` looks them up; the newest nats-server is the first.
 const ENVIRONMENTS: [Environment; 7] = [
     Environment { name: "nats-server-2.15.1", tool: NATS_SERVER },
@@ -25,7 +36,7 @@ const ENVIRONMENTS: [Environment; 7] = [
     Environment { name: "nats-server-2.10.26", tool: NATS_SERVER },
     Environment { name: "moto", tool: "bin/moto_server" },
     Environment { name: "aws", tool: "bin/aws" },
-    Environment { name: "shellcheck", tool: "bin/shellcheck" },
+    SHELLCHECK,
     Environment { name: "checkov", tool: "bin/checkov" },
 ];
 
@@ -42,7 +53,35 @@ pub(crate) fn for_demo() -> Result<(), Failure> {
 /// What the tests need.
 pub(crate) fn everything() -> Result<(), Failure> {
     fetch(&ENVIRONMENTS)?;
-    nextest()
+    install(&NEXTEST)
+}
+
+/// What the packages need.
+pub(crate) fn for_packages() -> Result<(), Failure> {
+    fetch(&[ZIGBUILD, SHELLCHECK])?;
+    install(&DEB)?;
+    install(&RPM)
+}
+
+/// cargo-zigbuild, told of its own Python and with its caches beside what it builds.
+pub(crate) fn zigbuild() -> Command {
+    let root = directory().join(ZIGBUILD.name);
+    let cache = cargo::workspace().join("target/zigbuild");
+    let mut command = Command::new(root.join(ZIGBUILD.tool));
+    command
+        .current_dir(cargo::workspace())
+        .arg("zigbuild")
+        .env("CARGO_ZIGBUILD_PYTHON_PATH", root.join("bin/python"))
+        .env("CARGO_ZIGBUILD_CACHE_DIR", &cache)
+        .env("ZIG_GLOBAL_CACHE_DIR", cache.join("zig"));
+    command
+}
+
+/// shellcheck for a script in plain sh.
+pub(crate) fn shellcheck() -> Command {
+    let mut command = Command::new(directory().join(SHELLCHECK.name).join(SHELLCHECK.tool));
+    command.args(["--shell=sh", "--enable=all", "--exclude=SC2250,SC2310,SC2312"]);
+    command
 }
 
 /// One environment a thread: most of the time goes into waiting for the network and unpacking.
@@ -123,18 +162,23 @@ fn create(directory: &Path, environment: &Environment) -> Result<(), Failure> {
     Ok(())
 }
 
-fn nextest() -> Result<(), Failure> {
-    let there = cargo::command(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+fn install(subcommand: &Subcommand) -> Result<(), Failure> {
+    let there = cargo::command(subcommand.probe).stdout(Stdio::null()).stderr(Stdio::null()).status();
     if there.is_ok_and(|status| status.success()) {
         return Ok(());
     }
-    println!("setup: {NEXTEST}: compiling, which takes some minutes");
-    let status = cargo::command(["install", "--quiet", "--locked", NEXTEST, "--root"])
+    let name = subcommand.crate_version;
+    println!("setup: {name}: compiling, which takes some minutes");
+    let watch = Stopwatch::start();
+    let status = cargo::command(["install", "--quiet", "--locked", name, "--root"])
         .arg(cargo::install_root(&directory()))
         .status();
-    let cannot = || Failure::new(format!("could not install {NEXTEST}; see what cargo says above"));
+    let cannot = || Failure::new(format!("could not install {name}; see what cargo says above"));
     match status {
-        Ok(status) if status.success() => Ok(()),
+        Ok(status) if status.success() => {
+            println!("setup: {name}: done after {}", seconds(watch.read()));
+            Ok(())
+        }
         Ok(_) => Err(cannot()),
         Err(error) => Err(cannot().because(error)),
     }
@@ -170,7 +214,7 @@ mod tests {
     fn every_requirements_file_has_its_environment() {
         let files = fs::read_dir(cargo::workspace().join("tests/harness/requirements")).unwrap();
         let mut found: Vec<_> = files.map(|file| file.unwrap().path().file_stem().unwrap().to_owned()).collect();
-        let mut wanted = ENVIRONMENTS.map(|environment| environment.name);
+        let mut wanted: Vec<_> = ENVIRONMENTS.iter().chain([&ZIGBUILD]).map(|environment| environment.name).collect();
         found.sort();
         wanted.sort_unstable();
         assert_eq!(found, wanted);

@@ -1,0 +1,360 @@
+//! `cargo xtask package`: the .deb and the .rpm, both of one tree of files, and what is checked of them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use crate::step::{Step, conclude, step};
+use crate::{Failure, cargo, setup};
+
+/// Of Amazon Linux 2023; Ubuntu 22.04 has 2.35, Debian 12 has 2.36.
+const GLIBC: (u32, u32) = (2, 34);
+
+/// Files of the repository, and where they are put. `agent/Cargo.toml` says with which modes, and that all of etc/ is
+/// configuration.
+///
+/// nats-server's unit is in /etc: a unit that an operator has there wins, ours is put beside it, and no package of
+/// nats-server, whose unit is in /usr/lib, has a file of the same name.
+const FILES: [(&str, &str); 12] = [
+    ("systemd/nats-tls-agent.service", "usr/lib/systemd/system/nats-tls-agent.service"),
+    ("systemd/sysusers.conf", "usr/lib/sysusers.d/nats-tls-agent.conf"),
+    ("systemd/tmpfiles.conf", "usr/lib/tmpfiles.d/nats-tls-agent.conf"),
+    ("systemd/nats-server.service", "etc/systemd/system/nats-server.service"),
+    (
+        "systemd/nats-server.service.d/50-nats-tls-agent.conf",
+        "etc/systemd/system/nats-server.service.d/50-nats-tls-agent.conf",
+    ),
+    ("templates/agent.toml", "usr/share/doc/nats-tls-agent/examples/agent.toml"),
+    ("templates/nats-server.conf.tera", "usr/share/doc/nats-tls-agent/examples/nats-server.conf.tera"),
+    ("templates/user-data", "usr/share/doc/nats-tls-agent/examples/user-data"),
+    ("templates/iam", "usr/share/doc/nats-tls-agent/examples/iam"),
+    ("docs/runbook.md", "usr/share/doc/nats-tls-agent/runbook.md"),
+    ("docs/design.md", "usr/share/doc/nats-tls-agent/design.md"),
+    ("README.md", "usr/share/doc/nats-tls-agent/README.md"),
+];
+
+/// In one package only: dpkg wants a copyright file and has overrides for lintian, rpm has a directory of licences.
+const IN_ONE: [&str; 3] = [
+    "/usr/share/doc/nats-tls-agent/copyright",
+    "/usr/share/lintian/overrides/nats-tls-agent",
+    "/usr/share/licenses/nats-tls-agent/LICENSE",
+];
+
+/// Where the two packages are.
+pub(crate) struct Packages {
+    /// For Debian and Ubuntu.
+    pub(crate) deb: PathBuf,
+    /// For Amazon Linux.
+    pub(crate) rpm: PathBuf,
+}
+
+/// Builds both, and checks them as far as this machine can.
+pub(crate) fn run(revision: u32) -> Result<ExitCode, Failure> {
+    let packages = build(revision)?;
+    let upgrade = package(revision + 1)?;
+    same_files(&packages)?;
+    Ok(conclude(&check(&packages, &upgrade)))
+}
+
+/// Builds both. A second revision compiles nothing anew.
+pub(crate) fn build(revision: u32) -> Result<Packages, Failure> {
+    setup::for_packages()?;
+    lay_out(&compile()?)?;
+    package(revision)
+}
+
+/// target/packages, of which all but the packages themselves is made anew each time.
+fn directory() -> PathBuf {
+    cargo::workspace().join("target/packages")
+}
+
+/// The release build against the glibc that is the oldest to run on.
+fn compile() -> Result<PathBuf, Failure> {
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let (major, minor) = GLIBC;
+    println!("package: building for {target} with glibc {major}.{minor}; the first time takes many minutes");
+    let build = ["--release", "--locked", "--package", "nats-tls-agent", "--target"];
+    run_command(setup::zigbuild().args(build).arg(format!("{target}.{major}.{minor}")))?;
+    let binary = cargo::workspace().join("target").join(target).join("release/agent");
+    let highest = highest_glibc(&output(Command::new("readelf").args(["--version-info", "--wide"]).arg(&binary))?);
+    match highest {
+        Some((major, minor)) if (major, minor) <= GLIBC => {
+            println!("package: the highest symbol is of GLIBC_{major}.{minor}");
+            Ok(binary)
+        }
+        found => Err(Failure::new(format!(
+            "{} needs glibc {found:?}, where {GLIBC:?} is the newest that may be; see which symbol with \
+             `objdump -T` and what calls it",
+            binary.display()
+        ))),
+    }
+}
+
+/// The highest of the versions that `readelf --version-info` lists.
+fn highest_glibc(versions: &str) -> Option<(u32, u32)> {
+    let named = versions.split("GLIBC_").skip(1).filter_map(|rest| {
+        let mut numbers =
+            rest.split(|character: char| !character.is_ascii_digit() && character != '.').next()?.split('.');
+        Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    });
+    named.max()
+}
+
+/// target/packages/root: the tree of files that both packages hold.
+fn lay_out(binary: &Path) -> Result<(), Failure> {
+    let root = directory().join("root");
+    if root.exists() {
+        fs::remove_dir_all(&root)
+            .map_err(|error| Failure::new(format!("could not remove {}", root.display())).because(error))?;
+    }
+    for (source, destination) in FILES {
+        copy(&cargo::workspace().join(source), &root.join(destination))?;
+    }
+    let configuration = read(&cargo::workspace().join("templates/agent.toml"))?;
+    write(&root.join("etc/nats-tls-agent/agent.toml"), &unconfigured(&configuration))?;
+
+    let agent = root.join("usr/bin/agent");
+    copy(binary, &agent)?;
+    // A panic is told with its place in the source, which is no symbol.
+    run_command(Command::new("strip").arg(&agent))?;
+    let mut pages = vec![String::new()];
+    pages.extend(commands(&output(Command::new(&agent).arg("man"))?));
+    for command in pages {
+        let name = if command.is_empty() { "agent.1".to_owned() } else { format!("agent-{command}.1") };
+        let page = root.join("usr/share/man/man1").join(name);
+        write(&page, &output(Command::new(&agent).arg("man").args(Some(&command).filter(|name| !name.is_empty())))?)?;
+        run_command(Command::new("gzip").args(["--best", "--no-name"]).arg(&page))?;
+    }
+    let completions = [
+        ("bash", root.join("usr/share/bash-completion/completions/agent")),
+        ("fish", root.join("usr/share/fish/vendor_completions.d/agent.fish")),
+        ("zsh", directory().join("_agent")),
+    ];
+    for (shell, file) in completions {
+        write(&file, &output(Command::new(&agent).args(["completions", shell]))?)?;
+    }
+    Ok(())
+}
+
+/// The commands that the manual's first page refers to.
+fn commands(page: &str) -> Vec<String> {
+    let references = page.lines().filter_map(|line| line.strip_prefix(r"agent\-")?.strip_suffix("(1)"));
+    references.map(str::to_owned).collect()
+}
+
+/// The configuration with every key in a comment: no default is the right CA.
+fn unconfigured(configuration: &str) -> String {
+    let is_key = |line: &str| line.starts_with(|first: char| first.is_ascii_lowercase());
+    let comment = |line: &str| format!("{}{line}\n", if is_key(line) { "#" } else { "" });
+    configuration.lines().map(comment).collect()
+}
+
+/// Both packages of what is laid out.
+fn package(revision: u32) -> Result<Packages, Failure> {
+    let version = env!("CARGO_PKG_VERSION");
+    let architecture = std::env::consts::ARCH;
+    let debian = match architecture {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let packages = Packages {
+        deb: directory().join(format!("nats-tls-agent_{version}-{revision}_{debian}.deb")),
+        rpm: directory().join(format!("nats-tls-agent-{version}-{revision}.{architecture}.rpm")),
+    };
+    let deb = ["deb", "--quiet", "--no-build", "--no-strip", "--package", "nats-tls-agent", "--deb-revision"];
+    run_command(cargo::command(deb).arg(revision.to_string()).arg("--output").arg(&packages.deb))?;
+    let rpm = ["generate-rpm", "--package", "agent", "--payload-compress", "zstd", "--output"];
+    run_command(cargo::command(rpm).arg(&packages.rpm).arg("--set-metadata").arg(format!("release = \"{revision}\"")))?;
+    println!("package: {}\npackage: {}", packages.deb.display(), packages.rpm.display());
+    Ok(packages)
+}
+
+/// Every file of one is in the other, with the same mode and content.
+fn same_files(packages: &Packages) -> Result<(), Failure> {
+    if !is_there("rpm") || !is_there("dpkg-deb") {
+        println!(
+            "package: NOT CHECKED that both hold the same files: that takes dpkg-deb and rpm (Debian: apt-get install rpm)"
+        );
+        return Ok(());
+    }
+    let (deb, rpm) = (files_of_deb(&packages.deb)?, files_of_rpm(&packages.rpm)?);
+    let differing: Vec<_> = deb.keys().chain(rpm.keys()).filter(|path| deb.get(*path) != rpm.get(*path)).collect();
+    if differing.is_empty() {
+        println!("package: both hold the same {} files", deb.len());
+        return Ok(());
+    }
+    Err(Failure::new(format!("the packages differ in {differing:?}; see the two lists of assets in agent/Cargo.toml")))
+}
+
+/// Mode and SHA-256 of each file that both packages should have.
+type Files = BTreeMap<String, String>;
+
+fn files_of_deb(deb: &Path) -> Result<Files, Failure> {
+    let unpacked = directory().join("unpacked");
+    run_command(Command::new("dpkg-deb").arg("--extract").arg(deb).arg(&unpacked))?;
+    let listed = output(Command::new("find").arg(".").args(["-type", "f"]).current_dir(&unpacked))?;
+    let files = listed.lines().map(|line| {
+        let file = unpacked.join(line);
+        let cannot = |error| Failure::new(format!("could not look at {}", file.display())).because(error);
+        let mode = fs::metadata(&file).map_err(cannot)?.permissions().mode() & 0o7777;
+        let digest = output(Command::new("sha256sum").arg(&file))?;
+        Ok((line.trim_start_matches('.').to_owned(), mode, digest.split(' ').next().unwrap_or_default().to_owned()))
+    });
+    let files = files.collect::<Result<Vec<_>, Failure>>()?;
+    fs::remove_dir_all(&unpacked)
+        .map_err(|error| Failure::new(format!("could not remove {}", unpacked.display())).because(error))?;
+    Ok(in_both(files))
+}
+
+fn files_of_rpm(rpm: &Path) -> Result<Files, Failure> {
+    let format = "[%{FILENAMES} %{FILEMODES:octal} %{FILEDIGESTS}\\n]";
+    let listed = output(Command::new("rpm").args(["--query", "--package", "--queryformat", format]).arg(rpm))?;
+    let files = listed.lines().filter_map(|line| {
+        let mut words = line.split(' ');
+        let (name, mode, digest) = (words.next()?, words.next()?, words.next()?);
+        Some((name.to_owned(), u32::from_str_radix(mode, 8).ok()? & 0o7777, digest.to_owned()))
+    });
+    Ok(in_both(files.collect()))
+}
+
+/// By one name: zsh looks at different places.
+fn in_both(files: Vec<(String, u32, String)>) -> Files {
+    let shared = files.into_iter().filter(|(name, ..)| !IN_ONE.contains(&name.as_str()));
+    let named = shared.map(|(name, mode, digest)| {
+        (name.replace("/zsh/vendor-completions/", "/zsh/site-functions/"), format!("{mode:04o} {digest}"))
+    });
+    named.collect()
+}
+
+/// What others' tools say of the packages, and what an installation, an upgrade and a removal do.
+fn check(packages: &Packages, upgrade: &Packages) -> Vec<Step> {
+    let sources = cargo::workspace().join("agent/packages");
+    let mut steps = Vec::new();
+    let scripts = ["postinst", "prerm", "postrm"].map(|script| sources.join(script));
+    let installation = cargo::workspace().join("tests/xtask/src/package/installation");
+    steps.push(step("shellcheck", setup::shellcheck().args(scripts).arg(&installation)));
+    let mut lintian = Command::new("lintian");
+    // As root it warns of being root.
+    lintian.args(["--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0"]).arg(&packages.deb);
+    let mut rpmlint = Command::new("rpmlint");
+    rpmlint.arg("--config").arg(sources.join("rpmlint.toml")).arg(&packages.rpm);
+    for (name, command) in [("lintian", &mut lintian), ("rpmlint", &mut rpmlint)] {
+        if is_there(name) {
+            steps.push(step(name, command));
+        } else {
+            println!("\n== {name}: NOT CHECKED: it isn't here (Debian: apt-get install {name})");
+        }
+    }
+    match cannot_install() {
+        None => {
+            let files = [&packages.deb, &upgrade.deb, &packages.rpm, &upgrade.rpm];
+            // What it mounts ends with it.
+            let alone = ["--mount", "--fork", "--kill-child", "sh"];
+            steps.push(step("installation", Command::new("unshare").args(alone).arg(&installation).args(files)));
+        }
+        Some(why) => println!("\n== installation, upgrade, removal: NOT CHECKED: {why}"),
+    }
+    steps
+}
+
+/// Why nothing can be installed here even in a file system that is thrown away.
+fn cannot_install() -> Option<&'static str> {
+    if !is_there("unshare") || !is_there("dpkg") || !is_there("rpm") || !is_there("systemd-sysusers") {
+        return Some("it takes unshare, dpkg, rpm and systemd, as on Debian");
+    }
+    let user = Command::new("id").arg("-u").output().ok()?;
+    (user.stdout != b"0\n").then_some("it takes root")
+}
+
+fn is_there(tool: &str) -> bool {
+    let mut asked = Command::new(tool);
+    asked.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    asked.status().is_ok()
+}
+
+fn copy(source: &Path, destination: &Path) -> Result<(), Failure> {
+    let make = || {
+        if let Some(parent) = destination.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        if !source.is_dir() {
+            return fs::copy(source, destination).map(drop);
+        }
+        fs::create_dir_all(destination)?;
+        for entry in fs::read_dir(source)? {
+            let entry = entry?;
+            fs::copy(entry.path(), destination.join(entry.file_name()))?;
+        }
+        Ok(())
+    };
+    make().map_err(|error: std::io::Error| {
+        Failure::new(format!("could not copy {} to {}", source.display(), destination.display())).because(error)
+    })
+}
+
+fn read(file: &Path) -> Result<String, Failure> {
+    fs::read_to_string(file).map_err(|error| Failure::new(format!("could not read {}", file.display())).because(error))
+}
+
+fn write(file: &Path, content: &str) -> Result<(), Failure> {
+    let make = || {
+        if let Some(parent) = file.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::write(file, content)
+    };
+    make().map_err(|error| Failure::new(format!("could not write {}", file.display())).because(error))
+}
+
+/// Runs a command that says itself what is amiss.
+fn run_command(command: &mut Command) -> Result<(), Failure> {
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Failure::new(format!("{command:?} ended with {status}; see what it says above"))),
+        Err(error) => Err(Failure::new(format!("could not run {command:?}")).because(error)),
+    }
+}
+
+/// What a command prints.
+fn output(command: &mut Command) -> Result<String, Failure> {
+    let cause = match command.stdin(Stdio::null()).output() {
+        Ok(output) if output.status.success() => match String::from_utf8(output.stdout) {
+            Ok(text) => return Ok(text),
+            Err(error) => error.to_string(),
+        },
+        Ok(output) => format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()),
+        Err(error) => error.to_string(),
+    };
+    Err(Failure::new(format!("could not run {command:?}")).because(cause))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_glibc_is_by_number() {
+        let versions =
+            "  0x0010:   Name: GLIBC_2.4  Flags: none\n  0x0020:   Name: GLIBC_2.2.5 \n 0x30: Name: GLIBC_2.34\n";
+        assert_eq!(highest_glibc(versions), Some((2, 34)));
+        assert_eq!(highest_glibc("Name: GCC_3.0"), None);
+    }
+
+    #[test]
+    fn the_configuration_of_a_package_sets_nothing() {
+        let template = read(&cargo::workspace().join("templates/agent.toml")).unwrap();
+        let unconfigured = unconfigured(&template);
+        assert!(template.contains("\nca_arn = "));
+        assert!(unconfigured.contains("\n#ca_arn = "));
+        assert!(unconfigured.lines().all(|line| line.is_empty() || line.starts_with(['#', '['])), "{unconfigured}");
+    }
+
+    #[test]
+    fn the_manual_has_a_page_for_every_command_that_it_names() {
+        let page = ".SH SUBCOMMANDS\n.TP\nagent\\-run(1)\nRun the daemon\n.TP\nagent\\-man(1)\nPrint";
+        assert_eq!(commands(page), ["run", "man"]);
+    }
+}
