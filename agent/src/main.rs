@@ -85,7 +85,8 @@ fn print_manual(command: Option<&str>) -> Result<ExitCode, CommandError> {
         },
     };
     let mut text = Vec::new();
-    let rendered = clap_mangen::Man::new(page).render(&mut text);
+    let page = clap_mangen::Man::new(page).source(concat!("agent ", env!("CARGO_PKG_VERSION")));
+    let rendered = page.render(&mut text);
     rendered.map_err(|source| CommandError::System { action: "write the manual page", source })?;
     print(&String::from_utf8_lossy(&text))?;
     Ok(ExitCode::SUCCESS)

@@ -254,9 +254,16 @@ async fn help_completions_and_the_manual_page_name_every_command() {
         }
         assert!(stdout.contains("allow-loss") || arguments == ["--help"] || arguments == ["man"], "{arguments:?}");
     }
+    for command in commands {
+        let (code, page, stderr) = agent(&["man", command], &[]).await;
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{command}");
+        assert!(page.contains(&format!(".TH agent-{command} 1")) && page.contains("\\fBagent "), "{page}");
+    }
     let (_, help, _) = agent(&["--help"], &[]).await;
     assert!(help.contains("Exit codes: 0") && !help.contains('\u{1b}'), "{help}");
-    for arguments in [&[][..], &["renwe"], &["renew", "--jsno"], &["renew", "--allow-loss", "everything"]] {
+    for arguments in
+        [&[][..], &["renwe"], &["renew", "--jsno"], &["renew", "--allow-loss", "everything"], &["man", "renwe"]]
+    {
         let (code, _, stderr) = agent(arguments, &[]).await;
         assert_eq!(code, Some(2), "{arguments:?}: {stderr}");
         assert!(!stderr.is_empty() && !stderr.contains('\u{1b}'), "{stderr}");

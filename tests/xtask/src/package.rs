@@ -42,7 +42,7 @@ const IN_ONE: [&str; 3] = [
     "/usr/share/licenses/nats-tls-agent/LICENSE",
 ];
 
-/// Where the two packages are.
+/// The two packages' files.
 pub(crate) struct Packages {
     /// For Debian and Ubuntu.
     pub(crate) deb: PathBuf,
@@ -53,19 +53,28 @@ pub(crate) struct Packages {
 /// Builds both, and checks them as far as this machine can.
 pub(crate) fn run(revision: u32) -> Result<ExitCode, Failure> {
     let packages = build(revision)?;
-    let upgrade = package(revision + 1)?;
     same_files(&packages)?;
-    Ok(conclude(&check(&packages, &upgrade)))
+    let mut steps = check(&packages);
+    match cannot_install() {
+        None => {
+            // Only to upgrade to, so not where the packages are.
+            let newer = package(revision + 1, &directory().join("newer"))?;
+            steps.push(install(&packages, &newer));
+        }
+        Some(why) => println!("\n== installation, upgrade, removal: NOT CHECKED: {why}"),
+    }
+    println!("\n{}\n{}", packages.deb.display(), packages.rpm.display());
+    Ok(conclude(&steps))
 }
 
 /// Builds both. A second revision compiles nothing anew.
 pub(crate) fn build(revision: u32) -> Result<Packages, Failure> {
     setup::for_packages()?;
     lay_out(&compile()?)?;
-    package(revision)
+    package(revision, &directory())
 }
 
-/// target/packages, of which all but the packages themselves is made anew each time.
+/// Where the packages and what they are made of are.
 fn directory() -> PathBuf {
     cargo::workspace().join("target/packages")
 }
@@ -152,7 +161,7 @@ fn unconfigured(configuration: &str) -> String {
 }
 
 /// Both packages of what is laid out.
-fn package(revision: u32) -> Result<Packages, Failure> {
+fn package(revision: u32, into: &Path) -> Result<Packages, Failure> {
     let version = env!("CARGO_PKG_VERSION");
     let architecture = std::env::consts::ARCH;
     let debian = match architecture {
@@ -160,15 +169,19 @@ fn package(revision: u32) -> Result<Packages, Failure> {
         "aarch64" => "arm64",
         other => other,
     };
+    fs::create_dir_all(into)
+        .map_err(|error| Failure::new(format!("could not make {}", into.display())).because(error))?;
+    println!("package: revision {revision}, .deb and .rpm");
     let packages = Packages {
-        deb: directory().join(format!("nats-tls-agent_{version}-{revision}_{debian}.deb")),
-        rpm: directory().join(format!("nats-tls-agent-{version}-{revision}.{architecture}.rpm")),
+        deb: into.join(format!("nats-tls-agent_{version}-{revision}_{debian}.deb")),
+        rpm: into.join(format!("nats-tls-agent-{version}-{revision}.{architecture}.rpm")),
     };
     let deb = ["deb", "--quiet", "--no-build", "--no-strip", "--package", "nats-tls-agent", "--deb-revision"];
-    run_command(cargo::command(deb).arg(revision.to_string()).arg("--output").arg(&packages.deb))?;
+    run_command(
+        cargo::command(deb).arg(revision.to_string()).arg("--output").arg(&packages.deb).stdout(Stdio::null()),
+    )?;
     let rpm = ["generate-rpm", "--package", "agent", "--payload-compress", "zstd", "--output"];
     run_command(cargo::command(rpm).arg(&packages.rpm).arg("--set-metadata").arg(format!("release = \"{revision}\"")))?;
-    println!("package: {}\npackage: {}", packages.deb.display(), packages.rpm.display());
     Ok(packages)
 }
 
@@ -229,13 +242,17 @@ fn in_both(files: Vec<(String, u32, String)>) -> Files {
     named.collect()
 }
 
-/// What others' tools say of the packages, and what an installation, an upgrade and a removal do.
-fn check(packages: &Packages, upgrade: &Packages) -> Vec<Step> {
+/// The script that installs, upgrades and removes.
+fn installation() -> PathBuf {
+    cargo::workspace().join("tests/xtask/src/package/installation")
+}
+
+/// What others' tools say of the packages and of the scripts.
+fn check(packages: &Packages) -> Vec<Step> {
     let sources = cargo::workspace().join("agent/packages");
     let mut steps = Vec::new();
     let scripts = ["postinst", "prerm", "postrm"].map(|script| sources.join(script));
-    let installation = cargo::workspace().join("tests/xtask/src/package/installation");
-    steps.push(step("shellcheck", setup::shellcheck().args(scripts).arg(&installation)));
+    steps.push(step("shellcheck", setup::shellcheck().args(scripts).arg(installation())));
     let mut lintian = Command::new("lintian");
     // As root it warns of being root.
     lintian.args(["--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0"]).arg(&packages.deb);
@@ -248,16 +265,15 @@ fn check(packages: &Packages, upgrade: &Packages) -> Vec<Step> {
             println!("\n== {name}: NOT CHECKED: it isn't here (Debian: apt-get install {name})");
         }
     }
-    match cannot_install() {
-        None => {
-            let files = [&packages.deb, &upgrade.deb, &packages.rpm, &upgrade.rpm];
-            // What it mounts ends with it.
-            let alone = ["--mount", "--fork", "--kill-child", "sh"];
-            steps.push(step("installation", Command::new("unshare").args(alone).arg(&installation).args(files)));
-        }
-        Some(why) => println!("\n== installation, upgrade, removal: NOT CHECKED: {why}"),
-    }
     steps
+}
+
+/// Installs, upgrades, removes and purges, in a file system that is thrown away.
+fn install(packages: &Packages, newer: &Packages) -> Step {
+    // What it mounts ends with it.
+    let alone = ["--mount", "--fork", "--kill-child", "sh"];
+    let files = [&packages.deb, &newer.deb, &packages.rpm, &newer.rpm];
+    step("installation", Command::new("unshare").args(alone).arg(installation()).args(files))
 }
 
 /// Why nothing can be installed here even in a file system that is thrown away.
