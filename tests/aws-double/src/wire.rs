@@ -1,6 +1,7 @@
-//! HTTP on a loopback address that can be reset, and answers that break off: what doubles of services are made from.
+//! HTTP whose connections can be reset, and answers that break off: what doubles of services are made from.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -26,26 +27,28 @@ impl Reset {
     }
 }
 
-/// Answers every request. Connections end when this future is dropped.
+/// Answers every request, which has its sender's [`std::net::SocketAddr`] among its extensions. Connections end when this
+/// future is dropped.
 pub async fn serve<A, F>(listener: TcpListener, answer: A)
 where
     A: Fn(Request<Incoming>, Reset) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        connections.spawn(connection(stream, answer.clone()));
+    while let Ok((stream, sender)) = listener.accept().await {
+        connections.spawn(connection(stream, sender, answer.clone()));
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn connection<A, F>(stream: TcpStream, answer: A)
+async fn connection<A, F>(stream: TcpStream, sender: SocketAddr, answer: A)
 where
     A: Fn(Request<Incoming>, Reset) -> F,
     F: Future<Output = Response<Body>>,
 {
     let reset = Reset::default();
-    let service = service_fn(|request| {
+    let service = service_fn(|mut request: Request<Incoming>| {
+        request.extensions_mut().insert(sender);
         let answer = answer(request, reset.clone());
         async { Ok::<_, Infallible>(answer.await) }
     });
@@ -69,6 +72,15 @@ pub struct Body {
 }
 
 impl Body {
+    /// A response of these bytes.
+    #[must_use]
+    pub fn of(bytes: Bytes) -> Response<Self> {
+        let length = bytes.len();
+        let mut response = Response::new(Self { chunk: Some(bytes), breaks_off: false });
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+        response
+    }
+
     /// A response of this text, or of its first half as far as it comes.
     #[must_use]
     pub fn respond(mut text: String, breaks_off: bool) -> Response<Self> {

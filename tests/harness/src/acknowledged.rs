@@ -91,7 +91,7 @@ impl Acknowledged {
         .await
     }
 
-    /// Stops the publishers and reads the stream from its beginning.
+    /// Stops the publishers, reads the stream from its beginning, and deletes it: the next one begins with none.
     pub async fn stop(mut self) -> Result<Outcome, Failure> {
         self.stop.send_replace(true);
         for publisher in &mut self.publishers {
@@ -104,6 +104,11 @@ impl Acknowledged {
         let acknowledged = missing.len() as u64;
         let read = tokio::time::timeout(READ_WITHIN, self.read(&mut missing)).await;
         read.map_err(|late| Failure::new("could not read the stream to its end").because(late))??;
+        let context = self.publishers.first().map(|publisher| &publisher.context);
+        if let Some(context) = context {
+            let deleted = context.delete_stream(STREAM).await;
+            deleted.map_err(|error| Failure::new("could not delete the stream").because(error))?;
+        }
         let disconnects = self.publishers.iter().map(|publisher| publisher.connection.disconnects()).collect();
         Ok(Outcome { acknowledged, lost: missing.len() as u64, disconnects })
     }

@@ -1,4 +1,4 @@
-//! Instance metadata, version 2, of one instance.
+//! Instance metadata, version 2.
 //!
 //! Follows the EC2 user guide: sessions and their headers in "Use the Instance Metadata Service to access instance
 //! metadata"
@@ -11,6 +11,7 @@
 //! state in "Retrieve the target lifecycle state through instance metadata"
 //! (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/retrieving-target-lifecycle-state-through-imds.html>).
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -30,6 +31,8 @@ const TOKEN: &str = "x-aws-ec2-metadata-token";
 const LONGEST_TTL: u32 = 21_600;
 
 const MAC: &str = "02:29:96:8f:6a:2d";
+const AMI: &str = "ami-5fb8c835";
+const INSTANCE_TYPE: &str = "t3.micro";
 
 /// What instance metadata says.
 #[derive(Clone, Debug)]
@@ -46,6 +49,8 @@ pub struct InstanceFacts {
     pub role: Option<String>,
     /// `autoscaling/target-lifecycle-state`, if the instance is in a group.
     pub lifecycle_state: Option<String>,
+    /// The user data that it was launched with.
+    pub user_data: Option<String>,
 }
 
 impl InstanceFacts {
@@ -60,8 +65,19 @@ impl InstanceFacts {
             local_hostname: format!("ip-{}.{domain}", address.to_string().replace('.', "-")),
             role: Some("nats".into()),
             lifecycle_state: Some("InService".into()),
+            user_data: None,
         }
     }
+}
+
+/// What instance metadata answers, to one instance.
+#[derive(Debug)]
+pub struct Metadata {
+    /// About which instance.
+    pub facts: InstanceFacts,
+    tokens: Vec<String>,
+    asked: Vec<String>,
+    refused: Vec<String>,
 }
 
 /// How instance metadata can be out of order.
@@ -118,12 +134,9 @@ pub struct ImdsStub {
 
 #[derive(Debug)]
 struct State {
-    facts: InstanceFacts,
+    metadata: Metadata,
     fault: Option<Fault>,
     only: Option<(Question, Fault)>,
-    tokens: Vec<String>,
-    asked: Vec<String>,
-    refused: Vec<String>,
 }
 
 impl ImdsStub {
@@ -134,9 +147,7 @@ impl ImdsStub {
             .map_err(|error| Failure::new("no port for instance metadata").because(error))?;
         let address =
             listener.local_addr().map_err(|error| Failure::new("no address of instance metadata").because(error))?;
-        let state =
-            State { facts, fault: None, only: None, tokens: Vec::new(), asked: Vec::new(), refused: Vec::new() };
-        let state = Arc::new(Mutex::new(state));
+        let state = Arc::new(Mutex::new(State { metadata: Metadata::new(facts), fault: None, only: None }));
         let server = tokio::spawn(serve(listener, Arc::clone(&state)));
         Ok(Self { address, state, server })
     }
@@ -159,19 +170,19 @@ impl ImdsStub {
 
     /// Changes what is served.
     pub fn change(&self, change: impl FnOnce(&mut InstanceFacts)) {
-        change(&mut lock(&self.state).facts);
+        change(&mut lock(&self.state).metadata.facts);
     }
 
     /// The paths that were asked for with a valid token, in order.
     #[must_use]
     pub fn asked(&self) -> Vec<String> {
-        lock(&self.state).asked.clone()
+        lock(&self.state).metadata.asked.clone()
     }
 
     /// What was asked for as version 1 does: without a valid token.
     #[must_use]
     pub fn refused(&self) -> Vec<String> {
-        lock(&self.state).refused.clone()
+        lock(&self.state).metadata.refused.clone()
     }
 }
 
@@ -192,7 +203,10 @@ async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
             let question = Question::of(request.uri().path());
             let (answer, fault) = {
                 let mut state = lock(&state);
-                let answer = state.answer(&request);
+                let answer = match state.fault {
+                    Some(Fault::Disabled) => status(StatusCode::FORBIDDEN),
+                    _ => state.metadata.answer(&request),
+                };
                 let only = state.only.clone().filter(|(of, _)| *of == question).map(|(_, fault)| fault);
                 let holds = |fault: &Fault| question != Question::Token || *fault == Fault::Disabled;
                 let fault = only.or(state.fault.clone().filter(holds));
@@ -228,18 +242,23 @@ async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
 }
 
 /// Status, headers and body.
-type Answer = (StatusCode, HeaderMap, String);
+pub type Answer = (StatusCode, HeaderMap, String);
 
-impl State {
-    fn answer(&mut self, request: &Request<Incoming>) -> Answer {
+impl Metadata {
+    /// About this instance, without a session yet.
+    #[must_use]
+    pub fn new(facts: InstanceFacts) -> Self {
+        Self { facts, tokens: Vec::new(), asked: Vec::new(), refused: Vec::new() }
+    }
+
+    /// Answers as version 2 does: to a session alone.
+    pub fn answer<B>(&mut self, request: &Request<B>) -> Answer {
         if request.uri().path() == "/latest/api/token" {
             return self.token(request);
         }
         let header = request.headers().get(TOKEN).and_then(|token| token.to_str().ok());
         if !header.is_some_and(|token| self.tokens.iter().any(|known| known == token)) {
-            if self.fault != Some(Fault::Disabled) {
-                self.refused.push(request.uri().path().to_owned());
-            }
+            self.refused.push(request.uri().path().to_owned());
             return status(StatusCode::UNAUTHORIZED);
         }
         if request.method() != Method::GET {
@@ -251,7 +270,7 @@ impl State {
         found.map_or_else(|| status(StatusCode::NOT_FOUND), |text| (StatusCode::OK, HeaderMap::new(), text))
     }
 
-    fn token(&mut self, request: &Request<Incoming>) -> Answer {
+    fn token<B>(&mut self, request: &Request<B>) -> Answer {
         if request.method() != Method::PUT {
             return status(StatusCode::METHOD_NOT_ALLOWED);
         }
@@ -267,39 +286,52 @@ impl State {
 }
 
 impl InstanceFacts {
+    /// A category's value, or what is below it: one name a line, with a slash after that of a directory. The version of the
+    /// path is `latest` or a date.
     fn find(&self, path: &str) -> Option<String> {
+        let (version, path) = path.strip_prefix('/')?.split_once('/')?;
+        let is_date = version.len() == 10 && version.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+        if version != "latest" && !is_date {
+            return None;
+        }
+        let path = path.trim_end_matches('/');
+        let categories = self.categories();
+        if let Some((_, value)) = categories.iter().find(|(category, _)| category == path) {
+            return Some(value.clone());
+        }
+        let below = categories.iter().filter_map(|(category, _)| category.strip_prefix(path)?.strip_prefix('/'));
+        let names: BTreeSet<&str> = below.map(|rest| rest.split_inclusive('/').next().unwrap_or(rest)).collect();
+        (!names.is_empty()).then(|| names.into_iter().collect::<Vec<_>>().join("\n"))
+    }
+
+    /// All that is known, by path below the version.
+    fn categories(&self) -> Vec<(String, String)> {
         let lines = |v4: bool| {
             let some: Vec<String> =
                 self.addresses.iter().filter(|ip| ip.is_ipv4() == v4).map(ToString::to_string).collect();
             (!some.is_empty()).then(|| some.join("\n"))
         };
         let primary = self.addresses.iter().find(|ip| ip.is_ipv4()).map(ToString::to_string);
-        if path == "/latest/dynamic/instance-identity/document" {
-            return Some(self.document(primary.as_deref()));
-        }
-        let path = path.strip_prefix("/latest/meta-data/")?.trim_end_matches('/');
-        if let Some(role) = path.strip_prefix("iam/security-credentials/") {
-            return (Some(role) == self.role.as_deref()).then(credentials);
-        }
-        if let Some(interface) = path.strip_prefix("network/interfaces/macs/") {
-            return match interface.strip_prefix(MAC)? {
-                "/local-ipv4s" => lines(true),
-                "/ipv6s" => lines(false),
-                _ => None,
-            };
-        }
-        match path {
-            "instance-id" => Some(self.instance_id.clone()),
-            "local-ipv4" => primary,
-            "local-hostname" | "hostname" => Some(self.local_hostname.clone()),
-            "mac" => Some(MAC.into()),
-            "network/interfaces/macs" => Some(format!("{MAC}/")),
-            "placement/region" => Some(self.region.clone()),
-            "placement/availability-zone" => Some(format!("{}a", self.region)),
-            "iam/security-credentials" => self.role.clone(),
-            "autoscaling/target-lifecycle-state" => self.lifecycle_state.clone(),
-            _ => None,
-        }
+        let document = self.document(primary.as_deref());
+        let metadata = [
+            ("ami-id", Some(AMI.to_owned())),
+            ("instance-id", Some(self.instance_id.clone())),
+            ("instance-type", Some(INSTANCE_TYPE.to_owned())),
+            ("local-ipv4", primary),
+            ("local-hostname", Some(self.local_hostname.clone())),
+            ("hostname", Some(self.local_hostname.clone())),
+            ("mac", Some(MAC.to_owned())),
+            (&format!("network/interfaces/macs/{MAC}/local-ipv4s"), lines(true)),
+            (&format!("network/interfaces/macs/{MAC}/ipv6s"), lines(false)),
+            ("placement/region", Some(self.region.clone())),
+            ("placement/availability-zone", Some(format!("{}a", self.region))),
+            ("autoscaling/target-lifecycle-state", self.lifecycle_state.clone()),
+        ];
+        let metadata = metadata.into_iter().filter_map(|(name, value)| Some((format!("meta-data/{name}"), value?)));
+        let role = self.role.as_ref().map(|role| (format!("meta-data/iam/security-credentials/{role}"), credentials()));
+        let user_data = self.user_data.clone().map(|text| ("user-data".to_owned(), text));
+        let document = ("dynamic/instance-identity/document".to_owned(), document);
+        metadata.chain(role).chain(user_data).chain([document]).collect()
     }
 
     fn document(&self, primary: Option<&str>) -> String {
@@ -310,9 +342,9 @@ impl InstanceFacts {
             "billingProducts": null,
             "devpayProductCodes": null,
             "marketplaceProductCodes": null,
-            "imageId": "ami-5fb8c835",
+            "imageId": AMI,
             "instanceId": self.instance_id,
-            "instanceType": "t3.micro",
+            "instanceType": INSTANCE_TYPE,
             "kernelId": null,
             "pendingTime": "2026-01-19T16:32:11Z",
             "privateIp": primary,
@@ -378,5 +410,23 @@ mod tests {
         assert!(state.ends_with("InService"), "{state}");
         assert!(ask(&imds, "GET /latest/meta-data/iam/security-credentials/nats", &header).await.contains("2099"));
         assert!(ask(&imds, "GET /latest/user-data", &header).await.starts_with("HTTP/1.1 404"));
+    }
+
+    #[test]
+    fn a_directory_lists_what_is_below_it_in_every_version() {
+        let mut facts = InstanceFacts::new("i-0123456789abcdef0", "eu-west-1", IpAddr::from([10, 0, 1, 5]));
+        facts.user_data = Some("#cloud-config".into());
+        let find = |path: &str| facts.find(path);
+        assert_eq!(find("/latest/meta-data/placement/").unwrap(), "availability-zone\nregion");
+        assert_eq!(find("/2021-03-23/meta-data/placement/region").unwrap(), "eu-west-1");
+        assert_eq!(find("/latest/meta-data/network/interfaces/macs/").unwrap(), format!("{MAC}/"));
+        assert_eq!(find("/latest/meta-data/iam/security-credentials").unwrap(), "nats");
+        assert_eq!(find("/2009-04-04/user-data").unwrap(), "#cloud-config");
+        assert!(find("/latest/meta-data/").unwrap().contains("iam/\ninstance-id\n"));
+        for nothing in
+            ["/", "/meta-data/", "/v1/meta-data/", "/latest/meta-data/place", "/latest/meta-data/public-keys/"]
+        {
+            assert_eq!(find(nothing), None, "{nothing}");
+        }
     }
 }

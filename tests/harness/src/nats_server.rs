@@ -119,9 +119,7 @@ impl NatsServer {
 
     /// The names of the servers that it has routes with. A route pool counts once.
     pub async fn routes(&self) -> Result<BTreeSet<String>, Failure> {
-        let answer = monitor(self.launch.monitor, "/routez").await?;
-        let routes = answer["routes"].as_array().map(Vec::as_slice).unwrap_or_default();
-        Ok(routes.iter().filter_map(|route| Some(route["remote_name"].as_str()?.to_owned())).collect())
+        Ok(remote_names(&monitor(self.launch.monitor, "/routez").await?))
     }
 }
 
@@ -130,15 +128,34 @@ impl NatsServer {
 /// # Errors
 /// When there is no answer within 5 seconds, or it is no JSON of at most 4 MiB.
 pub async fn monitor(address: SocketAddr, path: &str) -> Result<Value, Failure> {
-    let asked = tokio::time::timeout(MONITOR_WITHIN, get(address, path));
+    let asked = tokio::time::timeout(MONITOR_WITHIN, async { get(TcpStream::connect(address).await?, path).await });
     let cannot = |cause: Box<dyn std::error::Error + Send + Sync>| {
         Failure::new(format!("could not get http://{address}{path}")).because(cause)
     };
     asked.await.map_err(|late| cannot(late.into()))?.map_err(cannot)
 }
 
-async fn get(address: SocketAddr, path: &str) -> Result<Value, Box<dyn std::error::Error + Send + Sync>> {
-    let stream = TcpStream::connect(address).await?;
+/// Asks over a connection that there is, as to a listener in another network namespace.
+///
+/// # Errors
+/// When there is no answer within 5 seconds, or it is no JSON of at most 4 MiB.
+pub async fn monitor_over(stream: TcpStream, path: &str) -> Result<Value, Failure> {
+    let cannot = |cause: Box<dyn std::error::Error + Send + Sync>| {
+        Failure::new(format!("could not get {path} of nats-server's monitoring")).because(cause)
+    };
+    let asked = tokio::time::timeout(MONITOR_WITHIN, get(stream, path));
+    asked.await.map_err(|late| cannot(late.into()))?.map_err(cannot)
+}
+
+/// The names of the servers that an answer to `/routez` names. A route pool counts once.
+#[must_use]
+pub fn remote_names(answer: &Value) -> BTreeSet<String> {
+    let routes = answer["routes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    routes.iter().filter_map(|route| Some(route["remote_name"].as_str()?.to_owned())).collect()
+}
+
+async fn get(stream: TcpStream, path: &str) -> Result<Value, Box<dyn std::error::Error + Send + Sync>> {
+    let address = stream.peer_addr()?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = hyper::Request::get(path)
         .header(hyper::header::HOST, address.to_string())

@@ -4,30 +4,35 @@ use std::future::Future;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
-use harness::Failure;
 use tokio::time::Instant;
+
+use crate::Failure;
 
 const REDRAW: Duration = Duration::from_millis(100);
 
 /// Seconds to a tenth.
-pub(crate) fn seconds(duration: Duration) -> String {
+#[must_use]
+pub fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 
 /// Where steps are shown.
-pub(crate) struct Progress {
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
     moving: bool,
 }
 
 impl Progress {
     /// On standard output; it moves where that is a terminal that can erase a line.
-    pub(crate) fn new() -> Self {
+    #[must_use]
+    pub fn on_standard_output() -> Self {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         Self { moving: std::io::stdout().is_terminal() && !dumb }
     }
 
     /// Shows a step until it is done. `now` is asked again and again for what it has come to.
-    pub(crate) async fn step<T>(
+    #[expect(clippy::print_stdout, reason = "that is where it is shown")]
+    pub async fn step<T>(
         &self,
         what: &str,
         now: impl Fn() -> String,

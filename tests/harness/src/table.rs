@@ -1,7 +1,8 @@
 //! Rows to text in columns: pure.
 
 /// Columns as wide as their widest cell, two spaces apart, a line under the head.
-pub(crate) fn render<const N: usize>(head: &[String; N], rows: &[[String; N]]) -> String {
+#[must_use]
+pub fn render<const N: usize>(head: &[String; N], rows: &[[String; N]]) -> String {
     let widths: [usize; N] = std::array::from_fn(|column| {
         std::iter::once(head).chain(rows).map(|row| row[column].chars().count()).max().unwrap_or(0)
     });

@@ -2,9 +2,6 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
 
-mod progress;
-mod table;
-
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,14 +10,13 @@ use std::time::Duration;
 use clap::Parser;
 use harness::cluster::{Cluster, Node};
 use harness::process::tail;
+use harness::progress::{Progress, seconds};
 use harness::traffic::{Tally, Traffic};
-use harness::{Failure, eventually, tools};
+use harness::{Failure, eventually, table, tools};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
-
-use crate::progress::{Progress, seconds};
 
 /// Messages a second, all publishers together.
 const RATE: u32 = 2000;
@@ -138,7 +134,7 @@ impl Stage {
             killed: Vec::new(),
             rows: Vec::new(),
             cluster,
-            progress: Progress::new(),
+            progress: Progress::on_standard_output(),
             directory,
         })
     }

@@ -1,0 +1,99 @@
+//! AWS of the lab: an account with a CA, a trust bundle, a cluster credential and an Auto Scaling group.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use aws_double::Account;
+use aws_double::http::AwsDouble;
+use aws_double::pca::{CaSettings, UsageMode};
+use aws_double::secrets::Content;
+use harness::Failure;
+use harness::template::fill;
+use time::Duration;
+
+use crate::downloads::Download;
+use crate::network::HUB;
+
+/// The Region of it all.
+pub(crate) const REGION: &str = "eu-west-1";
+/// Where instances find AWS.
+pub(crate) const ENDPOINT_PORT: u16 = 4566;
+
+const GROUP: &str = "nats";
+const TRUST: &str = "nats/trust-bundle";
+const CREDENTIAL: &str = "nats/cluster-credential";
+/// Between IssueCertificate and the certificate. AWS gives no figure; about as long as the SDK's waiter lets pass before it
+/// looks for the first time.
+const ISSUANCE: Duration = Duration::seconds(1);
+
+/// The account.
+pub(crate) struct Cloud {
+    double: AwsDouble,
+    ca_arn: String,
+    /// The CA's certificate, for clients.
+    pub(crate) ca_file: PathBuf,
+}
+
+impl Cloud {
+    /// Sets the account up, and serves it on the hub.
+    pub(crate) async fn start(directory: &Path) -> Result<Self, Failure> {
+        let cannot = |what: &str| Failure::new(format!("could not {what} the account"));
+        let mut account = Account::new(REGION);
+        account.pca.issuance_takes = ISSUANCE;
+        let double = AwsDouble::start((HUB, ENDPOINT_PORT).into(), account);
+        let double = double.await.map_err(|error| cannot("serve").because(error))?;
+        let (ca_arn, pem) = double
+            .account(|account, now| {
+                let settings =
+                    CaSettings { usage_mode: UsageMode::ShortLivedCertificate, ..CaSettings::root("lab root") };
+                let ca_arn = account.pca.create_authority(settings, now)?;
+                let pem = account.pca.authority(&ca_arn)?.pem().to_owned();
+                account.secrets.put(TRUST, Content::Text(pem.clone()), now)?;
+                let credential = r#"{"username": "route", "password": "correct horse battery staple"}"#;
+                account.secrets.put(CREDENTIAL, Content::Text(credential.into()), now)?;
+                account.fleet.create_group(GROUP);
+                Ok::<_, aws_double::ServiceError>((ca_arn, pem))
+            })
+            .map_err(|error| cannot("set up").because(error))?;
+        let ca_file = directory.join("ca.pem");
+        std::fs::write(&ca_file, pem).map_err(|error| cannot("keep the CA's certificate of").because(error))?;
+        Ok(Self { double, ca_arn, ca_file })
+    }
+
+    /// An instance comes into the group.
+    pub(crate) fn launch(&self, id: &str, address: IpAddr) {
+        self.double.account(|account, now| account.fleet.launch(GROUP, id, address, "InService", now));
+    }
+
+    /// Auto Scaling moves an instance to another lifecycle state.
+    pub(crate) fn set_state(&self, id: &str, state: &str) {
+        self.double.account(|account, now| account.fleet.set_state(id, state, now));
+    }
+
+    /// Auto Scaling no longer lists an instance.
+    pub(crate) fn terminate(&self, id: &str) {
+        self.double.account(|account, now| account.fleet.terminate(id, now));
+    }
+
+    /// How many certificates were paid for.
+    pub(crate) fn certificates(&self) -> usize {
+        self.double.certificates()
+    }
+
+    /// `templates/user-data`, as Terraform fills it in.
+    pub(crate) fn user_data(&self, template: &str, server: &Download, agent: &Download) -> Result<String, Failure> {
+        let values = [
+            ("nats_server_url", server.url.as_str()),
+            ("nats_server_sha256", &server.sha256),
+            ("agent_url", &agent.url),
+            ("agent_sha256", &agent.sha256),
+            ("ca_arn", &self.ca_arn),
+            ("validity", "7d"),
+            ("trust_secret_id", TRUST),
+            ("dns_names", r#"["nats.internal"]"#),
+            ("addresses", "dns"),
+            ("cluster_secret_id", CREDENTIAL),
+        ];
+        fill(template, &values)
+    }
+}

@@ -1,0 +1,194 @@
+//! The Auto Scaling group: its instances, and all that they need around them.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::{join_all, try_join_all};
+use harness::imds::InstanceFacts;
+use harness::traffic::{ClientTls, Endpoint};
+use harness::{Failure, eventually};
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::cloud::{Cloud, REGION};
+use crate::downloads::{Download, Downloads};
+use crate::instance::{Instance, now};
+use crate::metadata::MetadataService;
+use crate::names::Names;
+use crate::network;
+use crate::timeline::{FIELDS, Timeline};
+
+const CONVERGE_WITHIN: Duration = Duration::from_mins(4);
+/// How often an instance is looked at again: a look starts programs, which it notices.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The group, with all of AWS that is around it.
+pub(crate) struct Group {
+    /// Its instances.
+    pub(crate) instances: Vec<Instance>,
+    /// The account that it is in.
+    pub(crate) cloud: Cloud,
+    metadata: MetadataService,
+    names: Names,
+    user_data: String,
+    launched: u8,
+    lab: PathBuf,
+    _downloads: Downloads,
+}
+
+impl Group {
+    /// An empty group. `template` is the user data that it launches with.
+    pub(crate) async fn start(lab: &Path, template: &str, server: Download, agent: Download) -> Result<Self, Failure> {
+        let work = lab.join("instances");
+        std::fs::create_dir_all(&work)
+            .map_err(|error| Failure::new(format!("could not make {}", work.display())).because(error))?;
+        network::raise().await?;
+        let cloud = Cloud::start(&work).await?;
+        let user_data = cloud.user_data(template, &server, &agent)?;
+        Ok(Self {
+            instances: Vec::new(),
+            cloud,
+            metadata: MetadataService::start().await?,
+            names: Names::start(&work, REGION)?,
+            user_data,
+            launched: 0,
+            lab: lab.to_path_buf(),
+            _downloads: Downloads::start([server, agent]).await?,
+        })
+    }
+
+    /// Scales out by one: an instance is launched, as its launch template says, and boots.
+    pub(crate) async fn launch(&mut self) -> Result<(), Failure> {
+        self.launched += 1;
+        let mut instance = Instance::prepare(self.launched, &self.lab).await?;
+        let address = IpAddr::from(instance.address);
+        let facts = InstanceFacts {
+            user_data: Some(self.user_data.clone()),
+            ..InstanceFacts::new(&instance.id, REGION, address)
+        };
+        self.metadata.launch(address, facts);
+        self.names.add(&instance.id, instance.address)?;
+        self.cloud.launch(&instance.id, address);
+        let booted = instance.boot().await;
+        self.instances.push(instance);
+        booted
+    }
+
+    /// Scales in: Auto Scaling says so, the instance is shut down, and what belongs to it goes.
+    pub(crate) async fn terminate(&mut self, index: usize) -> Result<(), Failure> {
+        let instance = &mut self.instances[index];
+        self.cloud.set_state(&instance.id, "Terminating");
+        self.metadata.set_lifecycle_state(instance.address.into(), "Terminated");
+        instance.power_off().await?;
+        self.cloud.terminate(&instance.id);
+        self.names.remove(&instance.id)?;
+        network::detach(&instance.id).await?;
+        self.instances.remove(index);
+        Ok(())
+    }
+
+    /// The instances' ids, which are their servers' names.
+    pub(crate) fn ids(&self) -> BTreeSet<String> {
+        self.instances.iter().map(|instance| instance.id.clone()).collect()
+    }
+
+    /// Waits until every node is healthy, names exactly these peers with a route that is up, and has routes with all others;
+    /// when which of them came to what. `done` is how many have come to it.
+    pub(crate) async fn converged(&self, done: &AtomicUsize) -> Result<Vec<Timeline>, Failure> {
+        let ids = self.ids();
+        done.store(0, Ordering::Relaxed);
+        let watched = self.instances.iter().map(async |instance| {
+            let timeline = watch(instance, &ids).await?;
+            done.fetch_add(1, Ordering::Relaxed);
+            Ok(timeline)
+        });
+        try_join_all(watched).await
+    }
+
+    /// A client of an instance, which trusts the group's CA and nothing else.
+    pub(crate) fn endpoint(&self, index: usize) -> Endpoint {
+        let tls = ClientTls { ca: self.cloud.ca_file.clone(), certificate: None };
+        Endpoint { address: self.instances[index].clients(), tls: Some(tls) }
+    }
+
+    /// What there is to say of all instances when something went wrong.
+    pub(crate) async fn last_words(&self) -> String {
+        join_all(self.instances.iter().map(Instance::last_words)).await.join("\n")
+    }
+
+    /// Pulls all plugs.
+    pub(crate) async fn end(mut self) -> Result<(), Failure> {
+        try_join_all(self.instances.iter_mut().map(Instance::kill)).await.map(drop)
+    }
+}
+
+async fn watch(instance: &Instance, ids: &BTreeSet<String>) -> Result<Timeline, Failure> {
+    let others: BTreeSet<String> = ids.iter().filter(|id| **id != instance.id).cloned().collect();
+    let mut timeline = Timeline::default();
+    let what = format!("{} healthy, with routes to all others", instance.id);
+    let seen = eventually(&what, CONVERGE_WITHIN, async || {
+        let looked = look(instance, &others, ids, &mut timeline).await;
+        if looked.is_err() {
+            tokio::time::sleep(LOOK).await;
+        }
+        looked
+    });
+    seen.await?;
+    timeline.read(&instance.journal(FIELDS).await?);
+    Ok(timeline)
+}
+
+async fn look(
+    instance: &Instance,
+    others: &BTreeSet<String>,
+    ids: &BTreeSet<String>,
+    timeline: &mut Timeline,
+) -> Result<(), String> {
+    let routes = instance.routes().await.map_err(|failure| failure.chain())?;
+    if routes == *others {
+        timeline.meshed.get_or_insert_with(now);
+    }
+    let status = instance.status().await.map_err(|failure| failure.chain())?;
+    timeline.confirmed = timeline.confirmed.or_else(|| confirmed_at(&status));
+    let up = harness::fleet::peers(&status, "up");
+    if status["state"] != "healthy" || up != *ids {
+        return Err(format!("{}, {}, {}", status["state"], status["reasons"], status["peers"]));
+    }
+    timeline.healthy.get_or_insert_with(now);
+    if routes == *others { Ok(()) } else { Err(format!("routes with {routes:?} in place of {others:?}")) }
+}
+
+/// Since when both ports are known to show the newest leaf, if they do.
+fn confirmed_at(status: &Value) -> Option<OffsetDateTime> {
+    let leaf = status["leaf"]["sha256"].as_str()?;
+    let served = &status["served"];
+    let is_served = |port: &str| served[port]["sha256"] == leaf;
+    let at = served["confirmed_at"].as_str().filter(|_| is_served("client") && is_served("route"))?;
+    OffsetDateTime::parse(at, &Rfc3339).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_leaf_is_confirmed_when_both_ports_show_it() {
+        let status = |route: &str| {
+            json!({
+                "leaf": {"sha256": "0a"},
+                "served": {
+                    "client": {"sha256": "0a"}, "route": {"sha256": route}, "confirmed_at": "1970-01-01T00:00:07Z",
+                },
+            })
+        };
+        assert_eq!(confirmed_at(&status("0a")).unwrap().unix_timestamp(), 7);
+        assert_eq!(confirmed_at(&status("0b")), None);
+        assert_eq!(confirmed_at(&json!({"leaf": null, "served": null})), None);
+    }
+}

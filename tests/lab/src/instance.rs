@@ -1,0 +1,254 @@
+//! An instance: a machine that boots the image, by systemd-nspawn.
+//!
+//! Its disk is the image with a layer of its own above. The layer is the instance's as an EBS volume is: a reboot keeps it.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use harness::nats_server::{monitor_over, remote_names};
+use harness::process::{Process, tail};
+use harness::{Failure, eventually};
+use rustix::process::Signal;
+use serde_json::Value;
+use time::OffsetDateTime;
+use tokio::process::Command;
+
+use crate::command::{run, run_in};
+use crate::{cgroup, network};
+
+/// How systemd-nspawn with `--keep-unit` says that the machine wants to be started again (`nspawn.c`).
+const REBOOT: i32 = 133;
+const LEADER_WITHIN: Duration = Duration::from_secs(20);
+/// A node that is shut down sends its clients elsewhere first, for a minute at most; then everything else ends.
+const OFF_WITHIN: Duration = Duration::from_secs(200);
+/// nats-server's monitoring, as the agent configures it.
+const MONITOR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8222);
+/// What clients connect to.
+const CLIENTS: u16 = 4222;
+
+/// A machine with its disk.
+pub(crate) struct Instance {
+    /// `i-…`, which is the name of its network namespace too.
+    pub(crate) id: String,
+    /// Its private address.
+    pub(crate) address: Ipv4Addr,
+    /// When it was last switched on.
+    pub(crate) booted: OffsetDateTime,
+    directory: PathBuf,
+    machine: Option<Machine>,
+}
+
+/// What runs while it is switched on.
+struct Machine {
+    nspawn: Process,
+    /// Its first process, as the lab sees it.
+    leader: u32,
+}
+
+impl Instance {
+    /// A machine that is switched off: a fresh disk over the image, and its cable.
+    pub(crate) async fn prepare(number: u8, lab: &Path) -> Result<Self, Failure> {
+        let id = id(number);
+        let directory = lab.join("instances").join(&id);
+        for part in ["upper", "work", "root"] {
+            let path = directory.join(part);
+            std::fs::create_dir_all(&path)
+                .map_err(|error| Failure::new(format!("could not make {}", path.display())).because(error))?;
+        }
+        // By paths from here, as a comma or a colon in the way to here would be read as part of the options.
+        let options = format!("lowerdir=root,upperdir=instances/{id}/upper,workdir=instances/{id}/work");
+        let target = format!("instances/{id}/root");
+        run_in(lab, "mount", ["-t", "overlay", "overlay", "-o", &options, &target]).await?;
+        network::attach(&id, number).await?;
+        let (address, booted) = (network::address(number), now());
+        Ok(Self { id, address, booted, directory, machine: None })
+    }
+
+    /// Switches it on.
+    pub(crate) async fn boot(&mut self) -> Result<(), Failure> {
+        let groups = cgroup::create(&self.id)?;
+        let nspawn = [
+            "systemd-nspawn",
+            "--register=no",
+            "--keep-unit",
+            "--boot",
+            "--settings=no",
+            "--console=read-only",
+            "--resolv-conf=off",
+            "--timezone=off",
+            "--link-journal=no",
+        ];
+        let mut command = Command::new("sh");
+        command
+            // Into its control groups before systemd-nspawn begins, which makes more below where it is.
+            .args([
+                "-c",
+                "for group in $GROUPS_TO_ENTER; do echo $$ >\"$group/cgroup.procs\" || exit; done; exec \"$@\"",
+                "sh",
+            ])
+            .args(nspawn)
+            .arg(format!("--machine={}", self.id))
+            .arg(format!("--network-namespace-path={}", network::path(&self.id)))
+            .arg(format!("--directory={}", self.root().display()))
+            .env(
+                "GROUPS_TO_ENTER",
+                groups.iter().map(|group| group.display().to_string()).collect::<Vec<_>>().join(" "),
+            )
+            .process_group(0);
+        self.booted = now();
+        let mut nspawn = Process::spawn(&self.id, &mut command, &self.console())?;
+        let what = format!("the first process of {}", self.id);
+        let leader = eventually(&what, LEADER_WITHIN, async || {
+            if let Err(ended) = nspawn.check_running() {
+                return Ok(Err(ended));
+            }
+            let pid = nspawn.pid().ok_or("it has ended")?;
+            leader_of(pid).map(Ok).ok_or_else(|| format!("{pid} has none"))
+        });
+        let leader = leader.await??;
+        self.machine = Some(Machine { nspawn, leader });
+        Ok(())
+    }
+
+    /// Reboots it, as its operator or EC2's RebootInstances does, and switches it on again as soon as it is off.
+    pub(crate) async fn reboot(&mut self) -> Result<(), Failure> {
+        self.run(["systemctl", "--no-block", "reboot"]).await?;
+        let machine = self.machine.take().ok_or_else(|| self.off())?;
+        let ended = machine.nspawn.ended(OFF_WITHIN).await?;
+        if ended.code() != Some(REBOOT) {
+            return Err(Failure::new(format!("{} was to reboot and ended with {ended}", self.id)));
+        }
+        self.boot().await
+    }
+
+    /// Shuts it down as EC2 does: the button, and then the operating system's own way down.
+    pub(crate) async fn power_off(&mut self) -> Result<(), Failure> {
+        let machine = self.machine.take().ok_or_else(|| self.off())?;
+        machine.nspawn.signal(Signal::TERM)?;
+        let ended = machine.nspawn.ended(OFF_WITHIN).await?;
+        if ended.success() {
+            Ok(())
+        } else {
+            Err(Failure::new(format!("{} was to power off and ended with {ended}", self.id)))
+        }
+    }
+
+    /// Pulls the plug.
+    pub(crate) async fn kill(&mut self) -> Result<(), Failure> {
+        match self.machine.take() {
+            Some(machine) => machine.nspawn.kill().await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs a command inside, as root; what it printed, if it succeeded.
+    pub(crate) async fn run<const N: usize>(&self, command: [&str; N]) -> Result<String, Failure> {
+        run("nsenter", self.enter()?.iter().map(String::as_str).chain(command)).await
+    }
+
+    /// The arguments of an nsenter that goes inside.
+    pub(crate) fn enter(&self) -> Result<[String; 3], Failure> {
+        let machine = self.machine.as_ref().ok_or_else(|| self.off())?;
+        Ok([format!("--target={}", machine.leader), "--all".into(), "--".into()])
+    }
+
+    /// `agent status --json`, which ends with 1 where the node isn't healthy.
+    pub(crate) async fn status(&self) -> Result<Value, Failure> {
+        let text = self.run(["sh", "-c", "agent status --json || [ $? -eq 1 ]"]).await?;
+        serde_json::from_str(&text)
+            .map_err(|error| Failure::new(format!("{}: agent status is no JSON: {text}", self.id)).because(error))
+    }
+
+    /// The names of the servers that its nats-server has routes with.
+    pub(crate) async fn routes(&self) -> Result<BTreeSet<String>, Failure> {
+        let connected = network::connect(&self.id, MONITOR).await?;
+        Ok(remote_names(&monitor_over(connected, "/routez").await?))
+    }
+
+    /// Its journal, of all boots, as JSON lines with these fields.
+    pub(crate) async fn journal(&self, fields: &str) -> Result<String, Failure> {
+        let directory = format!("--directory={}", self.root().join("var/log/journal").display());
+        let fields = format!("--output-fields={fields}");
+        run("journalctl", [directory.as_str(), "--quiet", "--no-pager", "--output=json", &fields]).await
+    }
+
+    /// Where its clients connect.
+    pub(crate) fn clients(&self) -> SocketAddr {
+        (self.address, CLIENTS).into()
+    }
+
+    /// Its disk.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.directory.join("root")
+    }
+
+    /// What there is to say of it when something went wrong.
+    pub(crate) async fn last_words(&self) -> String {
+        let directory = format!("--directory={}", self.root().join("var/log/journal").display());
+        let journal = run("journalctl", [directory.as_str(), "--quiet", "--no-pager", "--lines=60"]).await;
+        let journal = journal.unwrap_or_else(|failure| failure.chain());
+        format!("== {}: console\n{}\n== {}: journal\n{journal}", self.id, tail(&self.console(), 10), self.id)
+    }
+
+    fn console(&self) -> PathBuf {
+        self.directory.join("console.log")
+    }
+
+    fn off(&self) -> Failure {
+        Failure::new(format!("{} is switched off", self.id))
+    }
+}
+
+/// An instance id: 17 digits, as EC2's are.
+fn id(number: u8) -> String {
+    format!("i-01ab{number:013x}")
+}
+
+/// The time that the timelines begin at.
+#[expect(clippy::disallowed_methods, reason = "the journals that it is compared with have the machine's own time")]
+pub(crate) fn now() -> OffsetDateTime {
+    OffsetDateTime::now_utc()
+}
+
+/// The first process of the machine that this systemd-nspawn runs.
+fn leader_of(nspawn: u32) -> Option<u32> {
+    let processes = std::fs::read_dir("/proc").ok()?;
+    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let is_leader = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| is_leader(&status, nspawn))
+    };
+    pids.into_iter().find(is_leader)
+}
+
+/// Whether `/proc/PID/status` (proc_pid_status(5)) is that of a child of `nspawn` which is 1 to itself, and already systemd.
+fn is_leader(status: &str, nspawn: u32) -> bool {
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap_or_default().split_whitespace().last().unwrap_or_default().to_owned()
+    };
+    field("PPid") == nspawn.to_string() && field("NSpid") == "1" && field("Name") == "systemd"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_leader_is_the_child_that_is_1_to_itself() {
+        let status = |name: &str, parent: u32, own: &str| {
+            format!("Name:\t{name}\nState:\tS (sleeping)\nPid:\t14\nPPid:\t{parent}\nNSpid:\t14{own}\nThreads:\t1\n")
+        };
+        assert!(is_leader(&status("systemd", 11, "\t1"), 11));
+        assert!(!is_leader(&status("systemd", 1, "\t1"), 11), "of another");
+        assert!(!is_leader(&status("systemd-nspawn", 11, ""), 11), "on its way");
+        assert!(!is_leader(&status("(sd-stubinit)", 11, "\t1"), 11), "on its way");
+    }
+
+    #[test]
+    fn an_instance_id_has_17_digits() {
+        assert_eq!(id(1), "i-01ab0000000000001");
+        assert_eq!(id(1).len(), 19);
+    }
+}

@@ -1,0 +1,187 @@
+//! An Auto Scaling group on one machine: instances that boot a Debian root with systemd-nspawn, each in a network namespace
+//! of its own, and read the real user data from instance metadata. Doubles of AWS answer them, and nothing else is made up:
+//! cloud-init installs the real packages, systemd starts the real units.
+//!
+//! First the group boots, then it scales out and in, reboots and upgrades, each under counted traffic.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
+
+mod cgroup;
+mod cloud;
+mod command;
+mod downloads;
+mod enclosure;
+mod group;
+mod image;
+mod instance;
+mod metadata;
+mod names;
+mod network;
+mod story;
+mod timeline;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use clap::Parser;
+use harness::progress::{Progress, seconds};
+use harness::{Failure, tools};
+use tokio::time::Instant;
+
+use crate::downloads::Download;
+use crate::enclosure::Inside;
+use crate::group::Group;
+use crate::story::Story;
+
+/// How many instances the group has at first.
+const SIZE: usize = 5;
+
+#[derive(Parser)]
+#[command(about = "The lab itself; cargo xtask lab builds all that it needs and starts it")]
+struct Options {
+    /// The agent's package, a .deb
+    #[arg(long, value_name = "FILE")]
+    package: PathBuf,
+    /// The package that it is upgraded to
+    #[arg(long, value_name = "FILE")]
+    upgrade: PathBuf,
+    /// Leave the group up until Ctrl-C, and say how to look inside
+    #[arg(long)]
+    keep: bool,
+    #[arg(long, hide = true)]
+    inside: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let options = Options::parse();
+    let lab = tools::workspace().join("target/lab");
+    let done = if options.inside { Box::pin(play(&options, &lab)).await } else { open(&lab).await };
+    done.unwrap_or_else(|failure| {
+        eprintln!("error: {}", failure.chain());
+        ExitCode::FAILURE
+    })
+}
+
+/// From outside: the image, and then the lab in namespaces of its own.
+async fn open(lab: &Path) -> Result<ExitCode, Failure> {
+    let _lock = lock(lab)?;
+    image::ready(lab, &Progress::on_standard_output()).await?;
+    enclosure::run(lab).await
+}
+
+/// Held by whatever of the lab lives, also where its first process was killed.
+fn lock(lab: &Path) -> Result<File, Failure> {
+    let path = lab.join("lock");
+    let cannot = || Failure::new(format!("could not lock {}", path.display()));
+    std::fs::create_dir_all(lab).map_err(|error| cannot().because(error))?;
+    let file = File::create(&path).map_err(|error| cannot().because(error))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            return Err(cannot().because("another lab is running; wait for it, or end it with Ctrl-C"));
+        }
+        Err(std::fs::TryLockError::Error(error)) => return Err(cannot().because(error)),
+    }
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).map_err(|error| cannot().because(error))?;
+    Ok(file)
+}
+
+/// From inside: everything, until it is over or was to end.
+async fn play(options: &Options, lab: &Path) -> Result<ExitCode, Failure> {
+    let mut inside = Inside::enter().await?;
+    let mut group = None;
+    let outcome = tokio::select! {
+        outcome = perform(options, lab, &mut group) => Some(outcome),
+        () = inside.asked_to_end() => None,
+    };
+    let code = match outcome {
+        Some(Ok(all_good)) => {
+            if options.keep
+                && let Some(group) = &group
+            {
+                println!("\n{}", how_to_look(group, &inside)?);
+                inside.asked_to_end().await;
+            }
+            if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Some(Err(failure)) => {
+            if let Some(group) = &group {
+                eprintln!("\n{}", group.last_words().await);
+            }
+            eprintln!("error: {}", failure.chain());
+            ExitCode::FAILURE
+        }
+        None => {
+            eprintln!("\ninterrupted");
+            ExitCode::from(130)
+        }
+    };
+    if let Some(group) = group {
+        group.end().await?;
+    }
+    Ok(code)
+}
+
+async fn perform(options: &Options, lab: &Path, stage: &mut Option<Group>) -> Result<bool, Failure> {
+    let (begun, progress) = (Instant::now(), Progress::on_standard_output());
+    let template = tools::workspace().join("templates/user-data/user-data.yaml");
+    let template = std::fs::read_to_string(&template)
+        .map_err(|error| Failure::new(format!("could not read {}", template.display())).because(error))?;
+    let server = Download::of(&nats_server_archive(lab).await?)?;
+    let group = Group::start(lab, &template, server, Download::of(&options.package)?).await?;
+    let group = stage.insert(group);
+
+    let done = AtomicUsize::new(0);
+    let now = || format!("· {} of {SIZE} healthy", done.load(Ordering::Relaxed));
+    let boot = async {
+        for _ in 0..SIZE {
+            group.launch().await?;
+        }
+        group.converged(&done).await
+    };
+    let timelines = progress.step("boot: all healthy, full mesh", now, boot).await?;
+    let rows: Vec<_> = group
+        .instances
+        .iter()
+        .zip(timelines)
+        .map(|(instance, timeline)| (instance.id.clone(), instance.booted, timeline))
+        .collect();
+    println!("\n{}\n", timeline::render(&rows));
+
+    let (scale_out, joined) = story::scale_out(group, &progress).await?;
+    println!("\n{joined}\n");
+    let stories = [
+        scale_out,
+        story::terminate(group, &progress, 1).await?,
+        story::reboot(group, &progress, 2).await?,
+        story::upgrade(group, &progress, 3, &options.upgrade).await?,
+    ];
+    let all_good = stories.iter().all(Story::is_good);
+    let verdict = if all_good { "No message was lost." } else { "MESSAGES OR CONNECTIONS WERE LOST." };
+    println!("\n{}\n\n{verdict} The whole took {}.", story::render(&stories), seconds(begun.elapsed()));
+    Ok(all_good)
+}
+
+/// nats-server as its releases are packed: an archive with a directory that holds the one binary.
+async fn nats_server_archive(lab: &Path) -> Result<PathBuf, Failure> {
+    let (binary, version) = (tools::nats_server(tools::NATS_SERVER)?, tools::NATS_SERVER);
+    let archive = lab.join(format!("nats-server-v{version}-linux-amd64.tar.gz"));
+    let directory = binary.parent().unwrap_or(&binary);
+    let inside = format!("--transform=s,^,nats-server-v{version}-linux-amd64/,");
+    let pack = [inside.as_ref(), "--create".as_ref(), "--gzip".as_ref(), "--file".as_ref(), archive.as_os_str()];
+    let pack = pack.into_iter().chain(["--directory".as_ref(), directory.as_os_str(), "nats-server".as_ref()]);
+    command::run("tar", pack).await?;
+    Ok(archive)
+}
+
+fn how_to_look(group: &Group, inside: &Inside) -> Result<String, Failure> {
+    let of = |instance: &instance::Instance| {
+        let enter = instance.enter()?.join(" ");
+        Ok(format!("  {}  nsenter --target={} --mount --pid nsenter {enter} bash", instance.id, inside.pid))
+    };
+    let lines = group.instances.iter().map(of).collect::<Result<Vec<_>, Failure>>()?;
+    Ok(format!("Still up. To look inside, as root:\n{}\nCtrl-C ends it and removes everything.", lines.join("\n")))
+}

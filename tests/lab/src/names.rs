@@ -1,0 +1,53 @@
+//! The VPC's resolver: resource names of the instances, by dnsmasq.
+//!
+//! `i-….REGION.compute.internal` resolves to the instance's private address where the launch template turns resource name
+//! DNS A records on (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-naming.html>).
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use harness::Failure;
+use harness::process::Process;
+use rustix::process::Signal;
+use tokio::process::Command;
+
+use crate::network::RESOLVER;
+
+/// A resolver, and the directory of hosts files that it watches.
+pub(crate) struct Names {
+    dnsmasq: Process,
+    directory: PathBuf,
+    domain: String,
+}
+
+impl Names {
+    /// Starts the resolver, which knows no name yet.
+    pub(crate) fn start(directory: &Path, region: &str) -> Result<Self, Failure> {
+        let hosts = directory.join("hosts");
+        std::fs::create_dir_all(&hosts).map_err(|error| Failure::new("no directory for names").because(error))?;
+        let mut command = Command::new("dnsmasq");
+        command
+            .args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root"])
+            .args(["--bind-interfaces", "--pid-file=", "--log-facility=-", "--local=/internal/"])
+            .arg(format!("--listen-address={RESOLVER}"))
+            .arg(format!("--hostsdir={}", hosts.display()))
+            .process_group(0);
+        let dnsmasq = Process::spawn("dnsmasq", &mut command, &directory.join("dnsmasq.log"))?;
+        Ok(Self { dnsmasq, directory: hosts, domain: format!("{region}.compute.internal") })
+    }
+
+    /// A name for an instance that is launched.
+    pub(crate) fn add(&self, id: &str, address: Ipv4Addr) -> Result<(), Failure> {
+        let file = self.directory.join(id);
+        let hosts = format!("{address} {id}.{}\n", self.domain);
+        std::fs::write(file, hosts).map_err(|error| Failure::new(format!("could not name {id}")).because(error))
+    }
+
+    /// The instance is gone.
+    pub(crate) fn remove(&self, id: &str) -> Result<(), Failure> {
+        std::fs::remove_file(self.directory.join(id))
+            .map_err(|error| Failure::new(format!("could not take the name of {id} away")).because(error))?;
+        // It watches for files that come, and not for those that go.
+        self.dnsmasq.signal(Signal::HUP)
+    }
+}

@@ -1,0 +1,146 @@
+//! What happened on an instance from the moment that it was switched on.
+
+use harness::table;
+use serde_json::Value;
+use time::{Duration, OffsetDateTime};
+
+/// The fields of the journal that are read.
+pub(crate) const FIELDS: &str = "MESSAGE,SYSLOG_IDENTIFIER,_PID,NATS_TLS_AGENT_STEP";
+
+/// When what was done, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Timeline {
+    /// By the instance's journal.
+    logged: Logged,
+    /// By `agent status`, which says since when the leaf is known to be served on both ports.
+    pub(crate) confirmed: Option<OffsetDateTime>,
+    /// nats-server's monitoring told the lab of routes with all others.
+    pub(crate) meshed: Option<OffsetDateTime>,
+    /// `agent status` told the lab that all is well.
+    pub(crate) healthy: Option<OffsetDateTime>,
+}
+
+/// What a journal says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Logged {
+    /// systemd's first message.
+    boot: Option<OffsetDateTime>,
+    /// cloud-init comes to the commands of the user data.
+    user_data: Option<OffsetDateTime>,
+    /// They have installed the agent.
+    package: Option<OffsetDateTime>,
+    /// The agent has accepted its certificate.
+    certificate: Option<OffsetDateTime>,
+    /// The agent has put nats-server's configuration into place.
+    committed: Option<OffsetDateTime>,
+}
+
+impl Timeline {
+    /// Reads a journal: JSON lines, of which the first of a kind counts.
+    pub(crate) fn read(&mut self, journal: &str) {
+        for (at, entry) in journal.lines().filter_map(entry) {
+            if let Some(mark) = self.logged.mark(&entry) {
+                mark.get_or_insert(at);
+            }
+        }
+    }
+
+    /// Seconds since it was switched on; a dash where something wasn't seen.
+    fn cells(&self, booted: OffsetDateTime) -> [String; 8] {
+        let Logged { boot, user_data, package, certificate, committed } = self.logged;
+        let all = [boot, user_data, package, certificate, committed, self.confirmed, self.meshed, self.healthy];
+        all.map(|at| at.map_or_else(|| "-".to_owned(), |at| seconds(at - booted)))
+    }
+}
+
+impl Logged {
+    /// Which of them an entry is about.
+    fn mark(&mut self, entry: &Value) -> Option<&mut Option<OffsetDateTime>> {
+        let text = |field: &str| entry[field].as_str().unwrap_or_default();
+        let message = text("MESSAGE");
+        match text("NATS_TLS_AGENT_STEP") {
+            "issued" => return Some(&mut self.certificate),
+            "committed" => return Some(&mut self.committed),
+            _ => {}
+        }
+        if text("_PID") == "1" {
+            Some(&mut self.boot)
+        } else if message.starts_with("Cloud-init v.") && message.contains("running 'modules:final'") {
+            Some(&mut self.user_data)
+        } else if message == "nats-node: nats-tls-agent: installed" {
+            Some(&mut self.package)
+        } else {
+            None
+        }
+    }
+}
+
+/// One line: when, and what. Times are in microseconds
+/// (<https://systemd.io/JOURNAL_EXPORT_FORMATS/#journal-json-format>).
+fn entry(line: &str) -> Option<(OffsetDateTime, Value)> {
+    let entry: Value = serde_json::from_str(line).ok()?;
+    let micros: i128 = entry["__REALTIME_TIMESTAMP"].as_str()?.parse().ok()?;
+    Some((OffsetDateTime::from_unix_timestamp_nanos(micros * 1000).ok()?, entry))
+}
+
+/// Seconds to a tenth.
+fn seconds(duration: Duration) -> String {
+    format!("{:.1}", duration.as_seconds_f64())
+}
+
+/// The timelines of instances, by id and the moment that each was switched on.
+pub(crate) fn render(instances: &[(String, OffsetDateTime, Timeline)]) -> String {
+    let head = [
+        "seconds since its start",
+        "boot",
+        "user data",
+        "package",
+        "certificate",
+        "committed",
+        "TLS confirmed",
+        "mesh complete",
+        "healthy",
+    ];
+    let rows: Vec<[String; 9]> = instances
+        .iter()
+        .map(|(id, booted, timeline)| {
+            let mut cells = timeline.cells(*booted).into_iter();
+            std::array::from_fn(|column| if column == 0 { id.clone() } else { cells.next().unwrap_or_default() })
+        })
+        .collect();
+    table::render(&head.map(String::from), &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: i64 = 1_700_000_000;
+
+    fn line(millis: i64, fields: &str) -> String {
+        format!("{{\"__REALTIME_TIMESTAMP\": \"{}000\", {fields}}}\n", START * 1000 + millis)
+    }
+
+    #[test]
+    fn the_first_entry_of_a_kind_is_when_it_happened() {
+        let journal = [
+            line(300, r#""_PID": "1", "MESSAGE": "systemd 252 running in system mode""#),
+            line(400, r#""_PID": "1", "MESSAGE": "Queued start job""#),
+            line(2_500, r#""_PID": "90", "MESSAGE": "Cloud-init v. 22.4.2 running 'modules:config' at x""#),
+            line(3_000, r#""_PID": "91", "MESSAGE": "Cloud-init v. 22.4.2 running 'modules:final' at x""#),
+            line(6_000, r#""_PID": "99", "MESSAGE": "nats-node: nats-tls-agent: installed""#),
+            line(7_040, r#""_PID": "120", "MESSAGE": "issued 0a", "NATS_TLS_AGENT_STEP": "issued""#),
+            line(7_100, r#""_PID": "120", "MESSAGE": "committed", "NATS_TLS_AGENT_STEP": "committed""#),
+            line(9_100, r#""_PID": "120", "MESSAGE": "committed", "NATS_TLS_AGENT_STEP": "committed""#),
+            line(9_200, r#""_PID": "120", "MESSAGE": [1, 2]"#),
+            "no JSON\n".to_owned(),
+        ];
+        let mut timeline = Timeline::default();
+        timeline.read(&journal.concat());
+        let start = OffsetDateTime::from_unix_timestamp(START).unwrap();
+        timeline.meshed = Some(start + Duration::milliseconds(8_250));
+        assert_eq!(timeline.cells(start), ["0.3", "3.0", "6.0", "7.0", "7.1", "-", "8.2", "-"]);
+        let table = render(&[("i-1".into(), start, timeline)]);
+        assert!(table.lines().nth(2).unwrap().starts_with("i-1 "), "{table}");
+    }
+}
