@@ -23,10 +23,11 @@ pub(crate) const INSIDE: &str = "--inside";
 
 const STARTED_WITHIN: Duration = Duration::from_secs(10);
 const ENDED_WITHIN: Duration = Duration::from_mins(1);
+const GONE_WITHIN: Duration = Duration::from_secs(20);
 
 /// Starts this program anew inside, waits until it has ended, and takes away what it left.
 pub(crate) async fn run(lab: &Path) -> Result<ExitCode, Failure> {
-    clear(lab)?;
+    clear(lab).await?;
     let own = std::env::current_exe().map_err(|error| Failure::new("could not find this program").because(error))?;
     let mut inside = Command::new("unshare")
         .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"])
@@ -39,7 +40,7 @@ pub(crate) async fn run(lab: &Path) -> Result<ExitCode, Failure> {
         .spawn()
         .map_err(|error| Failure::new("could not start unshare").because(error))?;
     let ended = watch(&mut inside).await;
-    clear(lab)?;
+    clear(lab).await?;
     ended
 }
 
@@ -80,10 +81,11 @@ fn child_of(parent: u32) -> Option<u32> {
     pids.into_iter().find(is_child)
 }
 
-/// Removes what no namespace takes with it.
-fn clear(lab: &Path) -> Result<(), Failure> {
-    remove(&lab.join("instances"))?;
-    cgroup::clear()
+/// Removes what no namespace takes with it, once the last process of a lab that was killed is gone.
+async fn clear(lab: &Path) -> Result<(), Failure> {
+    let gone = async || cgroup::clear().map_err(|failure| failure.chain());
+    eventually("the end of an earlier lab", GONE_WITHIN, gone).await?;
+    remove(&lab.join("instances"))
 }
 
 /// From inside: the lab's first process as the rest of the machine sees it, and what comes when the lab is to end.

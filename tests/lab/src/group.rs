@@ -109,6 +109,16 @@ impl Group {
         try_join_all(watched).await
     }
 
+    /// Asks every instance for what a status doesn't tell: the way to AWS and to the peers, and the machine's other units.
+    pub(crate) async fn sound(&self) -> Result<(), Failure> {
+        let asked = self.instances.iter().map(async |instance| {
+            instance.run(["bash", "--login", "-c", "agent doctor"]).await?;
+            let failed = instance.run(["systemctl", "list-units", "--failed", "--plain", "--no-legend"]).await?;
+            if failed.is_empty() { Ok(()) } else { Err(Failure::new(format!("failed on {}: {failed}", instance.id))) }
+        });
+        try_join_all(asked).await.map(drop)
+    }
+
     /// A client of an instance, which trusts the group's CA and nothing else.
     pub(crate) fn endpoint(&self, index: usize) -> Endpoint {
         let tls = ClientTls { ca: self.cloud.ca_file.clone(), certificate: None };

@@ -101,12 +101,16 @@ async fn configure(root: &Path) -> Result<(), Failure> {
     }
     let cloud = format!(
         "datasource_list: [Ec2]\ndatasource:\n  Ec2:\n    metadata_urls: [\"http://{METADATA}\"]\n\
-         # The address is there before the instance is, as `ip` has set it.\nnetwork: {{config: disabled}}\n"
+         # The address is there before the instance is, as `ip` has set it.\nnetwork: {{config: disabled}}\n\
+         # Nobody logs in, and the one locale is the C library's own.\nssh_genkeytypes: []\nlocale: C.UTF-8\n"
     );
     write(&root.join("etc/cloud/cloud.cfg.d/90-lab.cfg"), &cloud)?;
     // The one thing that differs from a real instance: AWS's services are elsewhere. Instance metadata is where it is.
-    let drop_in = format!("[Service]\nEnvironment=AWS_ENDPOINT_URL=http://{HUB}:{ENDPOINT_PORT}\n");
+    let endpoint = format!("http://{HUB}:{ENDPOINT_PORT}");
+    let drop_in = format!("[Service]\nEnvironment=AWS_ENDPOINT_URL={endpoint}\n");
     write(&root.join("etc/systemd/system/nats-tls-agent.service.d/lab.conf"), &drop_in)?;
+    // The same for who looks inside, or asks `agent doctor`.
+    write(&root.join("etc/profile.d/lab.sh"), &format!("export AWS_ENDPOINT_URL={endpoint}\n"))?;
     replace(&root.join("etc/resolv.conf"), &format!("nameserver {RESOLVER}\nsearch {REGION}.compute.internal\n"))?;
     // The journal on the disk, where it outlives a reboot and can be read from outside.
     write(&root.join("etc/systemd/journald.conf.d/lab.conf"), "[Journal]\nStorage=persistent\nSyncIntervalSec=1s\n")?;

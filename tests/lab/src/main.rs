@@ -151,6 +151,8 @@ async fn perform(options: &Options, lab: &Path, stage: &mut Option<Group>) -> Re
         .collect();
     println!("\n{}\n", timeline::render(&rows));
 
+    progress.step("agent doctor finds nothing, no unit has failed", String::new, group.sound()).await?;
+
     let (scale_out, joined) = story::scale_out(group, &progress).await?;
     println!("\n{joined}\n");
     let stories = [
@@ -158,6 +160,7 @@ async fn perform(options: &Options, lab: &Path, stage: &mut Option<Group>) -> Re
         story::terminate(group, &progress, 1).await?,
         story::reboot(group, &progress, 2).await?,
         story::upgrade(group, &progress, 3, &options.upgrade).await?,
+        story::renew(group, &progress, 4).await?,
     ];
     let all_good = stories.iter().all(Story::is_good);
     let verdict = if all_good { "No message was lost." } else { "MESSAGES OR CONNECTIONS WERE LOST." };
@@ -180,7 +183,7 @@ async fn nats_server_archive(lab: &Path) -> Result<PathBuf, Failure> {
 fn how_to_look(group: &Group, inside: &Inside) -> Result<String, Failure> {
     let of = |instance: &instance::Instance| {
         let enter = instance.enter()?.join(" ");
-        Ok(format!("  {}  nsenter --target={} --mount --pid nsenter {enter} bash", instance.id, inside.pid))
+        Ok(format!("  {}  nsenter --target={} --mount --pid nsenter {enter} bash --login", instance.id, inside.pid))
     };
     let lines = group.instances.iter().map(of).collect::<Result<Vec<_>, Failure>>()?;
     Ok(format!("Still up. To look inside, as root:\n{}\nCtrl-C ends it and removes everything.", lines.join("\n")))

@@ -84,6 +84,20 @@ pub(crate) async fn reboot(group: &mut Group, progress: &Progress, index: usize)
     Ok(story)
 }
 
+/// A certificate is renewed out of turn: nats-server loads it, and no client notices.
+pub(crate) async fn renew(group: &mut Group, progress: &Progress, index: usize) -> Result<Story, Failure> {
+    let before = leaf(&group.instances[index].status().await?);
+    let story = under_traffic(group, progress, "renew a certificate", None, async |group, done| {
+        group.instances[index].run(["agent", "renew"]).await?;
+        group.converged(done).await.map(drop)
+    });
+    let story = story.await?;
+    if leaf(&group.instances[index].status().await?) == before {
+        return Err(Failure::new(format!("agent renew left the leaf {before} in place")));
+    }
+    Ok(story)
+}
+
 /// The agent's next package is installed on an instance: the agent starts anew, nats-server doesn't notice.
 pub(crate) async fn upgrade(
     group: &mut Group,

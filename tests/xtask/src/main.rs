@@ -1,5 +1,5 @@
 //! The workspace's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask soak`, `cargo xtask package`,
-//! `cargo xtask setup`.
+//! `cargo xtask lab`, `cargo xtask setup`.
 //!
 //! Each brings the set-up that it needs. A machine with Rust, a C compiler and Python is enough.
 
@@ -7,6 +7,7 @@
 
 mod cargo;
 mod demo;
+mod lab;
 mod package;
 mod setup;
 mod soak;
@@ -44,6 +45,12 @@ enum Task {
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         revision: u32,
     },
+    /// Boot an Auto Scaling group of machines on this one, which takes root on Debian; elsewhere it ends with 3
+    Lab {
+        /// Leave the group up until Ctrl-C, and say how to look inside
+        #[arg(long)]
+        keep: bool,
+    },
     /// Watch a cluster on loopback rotate its certificates and replace a node, under counted traffic
     Demo {
         /// How many nodes
@@ -61,6 +68,7 @@ fn main() -> ExitCode {
         Task::Test { nextest } => test::run(&nextest),
         Task::Soak(soak) => soak::run(&soak),
         Task::Package { revision } => package::run(revision),
+        Task::Lab { keep } => lab::run(keep),
         Task::Demo { nodes, keep } => demo::run(nodes, keep),
     };
     done.unwrap_or_else(|failure| {

@@ -1,0 +1,91 @@
+//! `cargo xtask lab`: looks whether this machine can, builds, and then becomes the lab itself.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
+
+use crate::{Failure, both, cargo, package, setup};
+
+/// The exit code of a lab that can't be here. A failure has another one, so that CI can tell.
+const SKIPPED: u8 = 3;
+
+/// The programs that the lab starts, each with the Debian package that has it.
+const PROGRAMS: [(&str, &str); 6] = [
+    ("debootstrap", "debootstrap"),
+    ("systemd-nspawn", "systemd-container"),
+    ("journalctl", "systemd"),
+    ("ip", "iproute2"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("nsenter", "util-linux"),
+];
+
+/// Builds what instances install, and hands over. The lab takes this process's place, so that signals and exit code are its
+/// own.
+pub(crate) fn run(keep: bool) -> Result<ExitCode, Failure> {
+    if let Some(obstacle) = obstacle() {
+        eprintln!("skipped: {obstacle}");
+        return Ok(ExitCode::from(SKIPPED));
+    }
+    both(build, setup::for_demo)?;
+    let (first, upgrade) = (package::build(1)?, package::build(2)?);
+    let own = std::env::current_exe().map_err(|error| Failure::new("could not find this program").because(error))?;
+    let mut lab = Command::new(own.with_file_name("lab"));
+    lab.arg("--package").arg(first.deb).arg("--upgrade").arg(upgrade.deb);
+    if keep {
+        lab.arg("--keep");
+    }
+    let error = lab.exec();
+    Err(Failure::new(format!("could not start {lab:?}")).because(error))
+}
+
+/// Why there can be no lab on this machine, and what would help.
+fn obstacle() -> Option<String> {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    if !is_debian(&release) {
+        return Some("the lab boots this machine's own release of Debian, and this is none".into());
+    }
+    if !fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {
+        return Some("the lab takes root, to make network namespaces and mounts; run it as root".into());
+    }
+    let missing: Vec<&str> =
+        PROGRAMS.iter().filter(|(program, _)| !is_in_path(program)).map(|(_, package)| *package).collect();
+    (!missing.is_empty()).then(|| format!("the lab needs what is missing here; apt-get install {}", missing.join(" ")))
+}
+
+fn is_debian(release: &str) -> bool {
+    release.lines().any(|line| line == "ID=debian")
+}
+
+fn is_in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+}
+
+fn build() -> Result<(), Failure> {
+    println!("build: lab");
+    let status = cargo::command(["build", "--locked", "--package", "lab", "--package", "harness"]).status();
+    let cannot = || Failure::new("could not build the lab");
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => Err(cannot().because("see what cargo says above")),
+        Err(error) => Err(cannot().because(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debian_is_told_from_what_is_like_it() {
+        assert!(is_debian("PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nID=debian\n"));
+        assert!(!is_debian("ID=ubuntu\nID_LIKE=debian\n"));
+    }
+
+    #[test]
+    fn a_program_is_looked_for_where_the_shell_does() {
+        assert!(is_in_path("sh"));
+        assert!(!is_in_path("no-such-command-anywhere"));
+    }
+}
