@@ -16,7 +16,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::image::remove;
-use crate::{cgroup, command};
+use crate::{cgroup, children, command};
 
 /// Says to this program that it is inside.
 pub(crate) const INSIDE: &str = "--inside";
@@ -49,7 +49,7 @@ async fn watch(inside: &mut Child) -> Result<ExitCode, Failure> {
     let mut lifeline = inside.stdin.take().ok_or_else(|| cannot("keep a line to"))?;
     let unshare = inside.id().ok_or_else(|| cannot("find the process of"))?;
     let pid = eventually("the lab's first process", STARTED_WITHIN, async || {
-        child_of(unshare).ok_or_else(|| "not yet".to_owned())
+        children::of(unshare).next().map(|(pid, _)| pid).ok_or_else(|| "not yet".to_owned())
     });
     let pid = pid.await?;
     lifeline.write_all(format!("{pid}\n").as_bytes()).await.map_err(|error| cannot("write to").because(error))?;
@@ -68,17 +68,6 @@ async fn watch(inside: &mut Child) -> Result<ExitCode, Failure> {
     };
     let status = status.map_err(|error| cannot("wait for").because(error))?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
-}
-
-fn child_of(parent: u32) -> Option<u32> {
-    let processes = std::fs::read_dir("/proc").ok()?;
-    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    let parent = format!("PPid:\t{parent}");
-    let is_child = |pid: &u32| {
-        std::fs::read_to_string(format!("/proc/{pid}/status"))
-            .is_ok_and(|status| status.lines().any(|line| line == parent))
-    };
-    pids.into_iter().find(is_child)
 }
 
 /// Removes what no namespace takes with it, once the last process of a lab that was killed is gone.
@@ -122,7 +111,7 @@ impl Inside {
 }
 
 /// Ctrl-C, or the SIGTERM of whoever waits for us no longer.
-async fn asked_to_end() {
+pub(crate) async fn asked_to_end() {
     let terminated = async {
         match signal(SignalKind::terminate()) {
             Ok(mut terminate) => _ = terminate.recv().await,

@@ -3,7 +3,7 @@
 //! On a real image of Debian's for EC2 most of this is there; what it lacks in comparison is a kernel, sshd and the like.
 
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use harness::Failure;
@@ -30,8 +30,8 @@ BindReadOnlyPaths=/sys/class /sys/devices /sys/fs /etc/lab/hypervisor:/sys/hyper
 
 const BOOTSTRAP_WITHIN: Duration = Duration::from_mins(30);
 
-/// The image's root, made or as it is. Only a finished one has its stamp.
-pub(crate) async fn ready(directory: &Path, progress: &Progress) -> Result<PathBuf, Failure> {
+/// Makes the image's root, unless it is there. Only a finished one has its stamp.
+pub(crate) async fn ready(directory: &Path, progress: &Progress) -> Result<(), Failure> {
     let (root, stamp, log) = (directory.join("root"), directory.join("root.stamp"), directory.join("debootstrap.log"));
     let suite = suite()?;
     let wanted = format!("{suite} {PACKAGES}\n");
@@ -45,8 +45,7 @@ pub(crate) async fn ready(directory: &Path, progress: &Progress) -> Result<PathB
             .await?;
         write(&stamp, &wanted)?;
     }
-    configure(&root).await?;
-    Ok(root)
+    configure(&root).await
 }
 
 async fn bootstrap(root: &Path, stamp: &Path, suite: &str, mirror: &str, log: &Path) -> Result<(), Failure> {
@@ -54,7 +53,9 @@ async fn bootstrap(root: &Path, stamp: &Path, suite: &str, mirror: &str, log: &P
         drop(std::fs::remove_file(old));
     }
     remove(root)?;
-    let mut command = Command::new("debootstrap");
+    // What it mounts into the root goes with it, also where it is killed.
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "debootstrap"]);
     command.args(["--variant=minbase", &format!("--include={PACKAGES}"), suite]).arg(root).arg(mirror);
     let ended = Process::spawn("debootstrap", &mut command, log)?.ended(BOOTSTRAP_WITHIN).await?;
     if ended.success() {

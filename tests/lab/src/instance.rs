@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use tokio::process::Command;
 
 use crate::command::{run, run_in};
-use crate::{cgroup, network};
+use crate::{cgroup, children, network};
 
 /// How systemd-nspawn with `--keep-unit` says that the machine wants to be started again (`nspawn.c`).
 const REBOOT: i32 = 133;
@@ -214,21 +214,12 @@ pub(crate) fn now() -> OffsetDateTime {
 
 /// The first process of the machine that this systemd-nspawn runs.
 fn leader_of(nspawn: u32) -> Option<u32> {
-    let processes = std::fs::read_dir("/proc").ok()?;
-    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    let is_leader = |pid: &u32| {
-        std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| is_leader(&status, nspawn))
-    };
-    pids.into_iter().find(is_leader)
+    children::of(nspawn).find(|(_, status)| is_leader(status)).map(|(pid, _)| pid)
 }
 
-/// Whether `/proc/PID/status` (proc_pid_status(5)) is that of a child of `nspawn` which is 1 to itself, and already systemd.
-fn is_leader(status: &str, nspawn: u32) -> bool {
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.unwrap_or_default().split_whitespace().last().unwrap_or_default().to_owned()
-    };
-    field("PPid") == nspawn.to_string() && field("NSpid") == "1" && field("Name") == "systemd"
+/// Whether a child of systemd-nspawn is 1 to itself, and systemd already.
+fn is_leader(status: &str) -> bool {
+    children::last(status, "NSpid") == "1" && children::last(status, "Name") == "systemd"
 }
 
 #[cfg(test)]
@@ -237,13 +228,10 @@ mod tests {
 
     #[test]
     fn the_leader_is_the_child_that_is_1_to_itself() {
-        let status = |name: &str, parent: u32, own: &str| {
-            format!("Name:\t{name}\nState:\tS (sleeping)\nPid:\t14\nPPid:\t{parent}\nNSpid:\t14{own}\nThreads:\t1\n")
-        };
-        assert!(is_leader(&status("systemd", 11, "\t1"), 11));
-        assert!(!is_leader(&status("systemd", 1, "\t1"), 11), "of another");
-        assert!(!is_leader(&status("systemd-nspawn", 11, ""), 11), "on its way");
-        assert!(!is_leader(&status("(sd-stubinit)", 11, "\t1"), 11), "on its way");
+        let status = |name: &str, own: &str| format!("Name:\t{name}\nPid:\t14\nPPid:\t11\nNSpid:\t14{own}\n");
+        assert!(is_leader(&status("systemd", "\t1")));
+        assert!(!is_leader(&status("systemd-nspawn", "")), "on its way");
+        assert!(!is_leader(&status("(sd-stubinit)", "\t1")), "on its way");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
 
 mod cgroup;
+mod children;
 mod cloud;
 mod command;
 mod downloads;
@@ -68,7 +69,11 @@ async fn main() -> ExitCode {
 /// From outside: the image, and then the lab in namespaces of its own.
 async fn open(lab: &Path) -> Result<ExitCode, Failure> {
     let _lock = lock(lab)?;
-    image::ready(lab, &Progress::on_standard_output()).await?;
+    let progress = Progress::on_standard_output();
+    tokio::select! {
+        ready = image::ready(lab, &progress) => ready?,
+        () = enclosure::asked_to_end() => return Ok(interrupted()),
+    }
     enclosure::run(lab).await
 }
 
@@ -114,15 +119,18 @@ async fn play(options: &Options, lab: &Path) -> Result<ExitCode, Failure> {
             eprintln!("error: {}", failure.chain());
             ExitCode::FAILURE
         }
-        None => {
-            eprintln!("\ninterrupted");
-            ExitCode::from(130)
-        }
+        None => interrupted(),
     };
     if let Some(group) = group {
         group.end().await?;
     }
     Ok(code)
+}
+
+/// As a shell tells of SIGINT.
+fn interrupted() -> ExitCode {
+    eprintln!("\ninterrupted");
+    ExitCode::from(130)
 }
 
 async fn perform(options: &Options, lab: &Path, stage: &mut Option<Group>) -> Result<bool, Failure> {

@@ -62,9 +62,10 @@ fn is_in_path(program: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
+/// With the features that its dependencies have in the tests' build, so that nothing is compiled twice.
 fn build() -> Result<(), Failure> {
     println!("build: lab");
-    let status = cargo::command(["build", "--locked", "--package", "lab", "--package", "harness"]).status();
+    let status = cargo::command(["build", "--locked", "--workspace", "--bin", "lab"]).status();
     let cannot = || Failure::new("could not build the lab");
     match status {
         Ok(status) if status.success() => Ok(()),
