@@ -30,7 +30,7 @@ async fn counted_traffic_through_one_server_loses_nothing() {
     let server = plain_server(directory.path(), tools::NATS_SERVER, ports.numbers()).await;
     assert_eq!(server.varz().await.unwrap()["version"], tools::NATS_SERVER);
 
-    let here = Endpoint { address: server.launch().client, tls: None };
+    let here = Endpoint { address: server.launch().client, others: Vec::new(), tls: None };
     let traffic = Traffic::start(&[(here.clone(), here.clone()), (here.clone(), here)], 2000).await.unwrap();
     eventually("1,000 messages", Duration::from_secs(20), async || match traffic.progress() {
         progress if progress.received >= 1000 => Ok(()),
@@ -51,7 +51,7 @@ async fn counted_traffic_sees_a_server_that_dies_under_it() {
     let directory = tempfile::tempdir().unwrap();
     let ports = free_ports(2).unwrap();
     let server = plain_server(directory.path(), tools::NATS_SERVER, ports.numbers()).await;
-    let here = Endpoint { address: server.launch().client, tls: None };
+    let here = Endpoint { address: server.launch().client, others: Vec::new(), tls: None };
     let traffic = Traffic::start(&[(here.clone(), here)], 2000).await.unwrap();
     // A stopped server still takes messages into its socket, and with its end they are gone.
     server.signal(Signal::STOP).unwrap();
@@ -109,12 +109,12 @@ async fn counted_traffic_over_mutual_tls_trusts_only_the_anchors_it_was_given() 
     let address = server.launch().client;
 
     let strangers = tempfile::tempdir().unwrap();
-    let stranger = Endpoint { address, tls: Some(certificates(strangers.path())) };
+    let stranger = Endpoint { address, others: Vec::new(), tls: Some(certificates(strangers.path())) };
     assert!(Traffic::start(&[(stranger.clone(), stranger)], 100).await.is_err());
-    let nameless = Endpoint { address, tls: Some(ClientTls { certificate: None, ..tls.clone() }) };
+    let nameless = Endpoint { address, others: Vec::new(), tls: Some(ClientTls { certificate: None, ..tls.clone() }) };
     assert!(Traffic::start(&[(nameless.clone(), nameless)], 100).await.is_err());
 
-    let here = Endpoint { address, tls: Some(tls) };
+    let here = Endpoint { address, others: Vec::new(), tls: Some(tls) };
     let traffic = Traffic::start(&[(here.clone(), here)], 2000).await.unwrap();
     eventually("200 messages", Duration::from_secs(20), async || match traffic.progress() {
         progress if progress.received >= 200 => Ok(()),

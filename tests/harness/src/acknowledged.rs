@@ -51,7 +51,7 @@ struct Publisher {
 }
 
 impl Acknowledged {
-    /// Makes the stream, once the cluster can, and a publisher that stays with its server for each endpoint.
+    /// Makes the stream, once the cluster can, and a publisher for each endpoint.
     pub async fn start(endpoints: &[Endpoint]) -> Result<Self, Failure> {
         let (stop, stopped) = watch::channel(false);
         let mut started = Self { publishers: Vec::new(), stop };
@@ -72,7 +72,13 @@ impl Acknowledged {
     /// How many messages were acknowledged so far.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.publishers.iter().map(|publisher| publisher.acknowledged.load(Ordering::Relaxed)).sum()
+        self.counts().iter().sum()
+    }
+
+    /// The same of each publisher, in order.
+    #[must_use]
+    pub fn counts(&self) -> Vec<u64> {
+        self.publishers.iter().map(|publisher| publisher.acknowledged.load(Ordering::Relaxed)).collect()
     }
 
     /// Waits until every replica of the stream holds all of it, so that the next server may die.

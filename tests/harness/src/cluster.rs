@@ -252,7 +252,8 @@ impl Node {
     pub fn endpoint(&self, with_certificate: bool) -> Result<Endpoint, Failure> {
         let generation = self.newest_generation()?;
         let certificate = with_certificate.then(|| (generation.join("cert.pem"), generation.join("key.pem")));
-        Ok(Endpoint { address: self.client(), tls: Some(ClientTls { ca: generation.join("ca.pem"), certificate }) })
+        let tls = ClientTls { ca: generation.join("ca.pem"), certificate };
+        Ok(Endpoint { address: self.client(), others: Vec::new(), tls: Some(tls) })
     }
 
     /// The directory of the newest generation: their names are numbers of one width.

@@ -189,7 +189,7 @@ impl Fleet {
     #[must_use]
     pub fn endpoint(&self, index: usize) -> Endpoint {
         let tls = ClientTls { ca: self.ca_file.clone(), certificate: None };
-        Endpoint { address: self.nodes[index].node.client(), tls: Some(tls) }
+        Endpoint { address: self.nodes[index].node.client(), others: Vec::new(), tls: Some(tls) }
     }
 
     /// From each of the first `count` nodes to the next one of them.

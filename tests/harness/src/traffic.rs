@@ -31,6 +31,8 @@ const PROBE: u64 = u64::MAX;
 pub struct Endpoint {
     /// Its client listener; its IP is looked for among the SANs.
     pub address: SocketAddr,
+    /// Those that the client goes to when it has lost this one; with none it stays and waits.
+    pub others: Vec<SocketAddr>,
     /// How to reach it over TLS; `None` for a server without.
     pub tls: Option<ClientTls>,
 }
@@ -212,7 +214,7 @@ impl Drop for Pair {
     }
 }
 
-/// A client that stays with its server, and how often it lost it.
+/// A client, and how often it lost its server.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) client: Client,
@@ -231,6 +233,7 @@ impl Connection {
         let mut options = ConnectOptions::new()
             .connection_timeout(CONNECT_WITHIN)
             .ignore_discovered_servers()
+            .retain_servers_order()
             // Far above what a stall of seconds piles up, so that no message is dropped on our side of the socket.
             .subscription_capacity(1 << 20)
             .event_callback(move |event| {
@@ -248,11 +251,12 @@ impl Connection {
             }
         }
         let scheme = if endpoint.tls.is_some() { "tls" } else { "nats" };
-        let url = format!("{scheme}://{}", endpoint.address);
+        let servers = std::iter::once(&endpoint.address).chain(&endpoint.others);
+        let urls: Vec<_> = servers.map(|server| format!("{scheme}://{server}")).collect();
         let client = options
-            .connect(&url)
+            .connect(&urls)
             .await
-            .map_err(|error| Failure::new(format!("could not connect to {url}")).because(error))?;
+            .map_err(|error| Failure::new(format!("could not connect to {}", urls.join(", "))).because(error))?;
         Ok(Self { client, disconnects })
     }
 }
