@@ -8,8 +8,8 @@ use std::process::{Command, Output};
 use harness::tools::workspace;
 
 const AGENT: &str = "nats-tls-agent.service";
-/// The highest exposure, in tenths, that `systemd-analyze security` may find.
-const EXPOSURE: &str = "15";
+/// The highest exposure, in tenths, that `systemd-analyze security` may find: what the unit explains.
+const EXPOSURE: &str = "13";
 
 /// The units where packages put them, below a directory that stands for `/`; nothing where there is no systemd to ask.
 fn installed() -> Option<tempfile::TempDir> {
@@ -67,7 +67,7 @@ fn systemd_finds_nothing_wrong_with_the_units() {
 }
 
 #[test]
-fn the_agents_unit_is_exposed_by_one_and_a_half_of_ten_at_most() {
+fn the_agents_unit_is_exposed_by_no_more_than_it_explains() {
     let Some(root) = installed() else { return };
     let exposure =
         || systemd_analyze(root.path(), &["security", "--offline=true", "--threshold", EXPOSURE, "--no-pager", AGENT]);
