@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use harness::agent::{Agent, Answer};
+use harness::eventually;
 use harness::moto::{Moto, REGION};
 use harness::nodes::{Nodes, set};
 use harness::tools;
@@ -233,6 +234,12 @@ async fn invariant_01_a_process_of_the_same_user_can_neither_trace_the_daemon_no
     let as_same = |program: &[&str]| run_as(STRANGER, program);
     // What can be done to an ordinary process of that user.
     let mut other = as_command(STRANGER, &["sleep", "60"]).spawn().unwrap();
+    let name = format!("/proc/{}/comm", other.id());
+    let is_sleep = async || match std::fs::read_to_string(&name) {
+        Ok(name) if name == "sleep\n" => Ok(()),
+        other => Err(format!("it is still {other:?}")),
+    };
+    eventually("the other user's process", SOON, is_sleep).await.unwrap();
     for file in ["mem", "environ", "maps"] {
         let read = |pid: u32| as_same(&["head", "-c", "0", &format!("/proc/{pid}/{file}")]);
         let (theirs, ours) = (read(other.id()), read(daemon));
