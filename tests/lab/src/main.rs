@@ -168,6 +168,7 @@ async fn perform(options: &Options, lab: &Path, stage: &mut Option<Group>) -> Re
         story::terminate(group, &progress, 1).await?,
         story::reboot(group, &progress, 2).await?,
         story::upgrade(group, &progress, 3, &options.upgrade).await?,
+        story::remove(group, &progress, 3).await?,
         story::renew(group, &progress, 4).await?,
     ];
     let all_good = stories.iter().all(Story::is_good);

@@ -21,6 +21,11 @@ const AMID: u64 = 50;
 const AMID_WITHIN: Duration = Duration::from_mins(1);
 const RESTART_WITHIN: Duration = Duration::from_mins(2);
 const PACKAGE: &str = "nats-tls-agent";
+/// Where the next package is on the instance that is upgraded.
+const UPGRADE: &str = "/root/upgrade.deb";
+/// As the user data puts it there.
+const NATS_SERVER: &str = "/usr/local/bin/nats-server";
+const CONFIG: &str = "/var/lib/nats-tls-agent/nats-server.conf";
 
 /// An event and its price.
 pub(crate) struct Story {
@@ -108,12 +113,12 @@ pub(crate) async fn upgrade(
     let instance = &group.instances[index];
     let before = (pid_of(instance, "nats-tls-agent").await?, pid_of(instance, "nats-server").await?);
     let version = version_of(instance).await?;
-    std::fs::copy(package, instance.root().join("root/upgrade.deb")).map_err(|error| {
+    std::fs::copy(package, instance.root().join(UPGRADE.trim_start_matches('/'))).map_err(|error| {
         Failure::new(format!("could not bring {} to an instance", package.display())).because(error)
     })?;
     let story = under_traffic(group, progress, "upgrade the package on one", None, async |group, done| {
         let instance = &group.instances[index];
-        instance.run(["dpkg", "--install", "/root/upgrade.deb"]).await?;
+        instance.run(["dpkg", "--install", UPGRADE]).await?;
         // Its script doesn't wait for the agent.
         eventually("another process of the agent", RESTART_WITHIN, async || {
             let pid = pid_of(instance, "nats-tls-agent").await.map_err(|failure| failure.chain())?;
@@ -128,6 +133,27 @@ pub(crate) async fn upgrade(
     if version_of(instance).await? == version {
         return Err(Failure::new(format!("{} holds no other version than {version}", package.display())));
     }
+    Ok(story)
+}
+
+/// The agent's package is removed from an instance and installed again: nats-server serves on all the while, and the agent
+/// finds everything as it left it.
+pub(crate) async fn remove(group: &mut Group, progress: &Progress, index: usize) -> Result<Story, Failure> {
+    let instance = &group.instances[index];
+    let (server, leaf) = (pid_of(instance, "nats-server").await?, leaf(&instance.status().await?));
+    let story = under_traffic(group, progress, "remove the package from one", None, async |group, done| {
+        let instance = &group.instances[index];
+        instance.run(["dpkg", "--remove", PACKAGE]).await?;
+        same("the agent's process after the removal", &"0".to_owned(), &pid_of(instance, "nats-tls-agent").await?)?;
+        instance.run(["runuser", "-u", "nats", "--", NATS_SERVER, "-t", "-c", CONFIG]).await?;
+        instance.run(["dpkg", "--install", UPGRADE]).await?;
+        instance.run(["systemctl", "enable", "--now", "nats-tls-agent"]).await?;
+        group.converged(done).await.map(drop)
+    });
+    let story = story.await?;
+    let instance = &group.instances[index];
+    same("nats-server's process before and after the removal", &server, &pid_of(instance, "nats-server").await?)?;
+    same("leaf before and after the removal", &leaf, &self::leaf(&instance.status().await?))?;
     Ok(story)
 }
 
