@@ -180,9 +180,9 @@ async fn perform(options: &Options, lab: &Path, stage: &mut Option<Group>) -> Re
 /// nats-server as its releases are packed: an archive with a directory that holds the one binary.
 async fn nats_server_archive(lab: &Path) -> Result<PathBuf, Failure> {
     let (binary, version) = (tools::nats_server(tools::NATS_SERVER)?, tools::NATS_SERVER);
-    let archive = lab.join(format!("nats-server-v{version}-linux-amd64.tar.gz"));
+    let archive = lab.join(format!("nats-server-v{version}.tar.gz"));
     let directory = binary.parent().unwrap_or(&binary);
-    let inside = format!("--transform=s,^,nats-server-v{version}-linux-amd64/,");
+    let inside = format!("--transform=s,^,nats-server-v{version}/,");
     let pack = [inside.as_ref(), "--create".as_ref(), "--gzip".as_ref(), "--file".as_ref(), archive.as_os_str()];
     let pack = pack.into_iter().chain(["--directory".as_ref(), directory.as_os_str(), "nats-server".as_ref()]);
     command::run("tar", pack).await?;
