@@ -50,7 +50,12 @@ fn obstacle() -> Option<String> {
     }
     let missing: Vec<&str> =
         PROGRAMS.iter().filter(|(program, _)| !is_in_path(program)).map(|(_, package)| *package).collect();
-    (!missing.is_empty()).then(|| format!("the lab needs what is missing here; apt-get install {}", missing.join(" ")))
+    if !missing.is_empty() {
+        return Some(format!("the lab needs what is missing here; apt-get install {}", missing.join(" ")));
+    }
+    let can = package::can_unshare(&["--mount", "--net", "--pid", "--fork"]);
+    (!can)
+        .then(|| "the lab takes namespaces, which can't be made here, as in a container without that privilege".into())
 }
 
 fn is_debian(release: &str) -> bool {

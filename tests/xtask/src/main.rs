@@ -37,7 +37,7 @@ enum Task {
         #[arg(last = true)]
         nextest: Vec<String>,
     },
-    /// Run for hours: the long form of every test that has one, a simulated year, every fuzz target. Prints the figures
+    /// Run for an hour and more: the long form of every test that has one, a simulated year, every fuzz target. Prints the figures
     Soak(soak::Soak),
     /// Build the .deb and the .rpm for this machine's architecture, and check both
     Package {

@@ -282,7 +282,18 @@ fn cannot_install() -> Option<&'static str> {
         return Some("it takes unshare, dpkg, rpm and systemd, as on Debian");
     }
     let user = Command::new("id").arg("-u").output().ok()?;
-    (user.stdout != b"0\n").then_some("it takes root")
+    if user.stdout != b"0\n" {
+        return Some("it takes root");
+    }
+    (!can_unshare(&["--mount"]))
+        .then_some("no mount namespace can be made here, as in a container without that privilege")
+}
+
+/// Whether this machine lets its root make such namespaces.
+pub(crate) fn can_unshare(namespaces: &[&str]) -> bool {
+    let mut tried = Command::new("unshare");
+    tried.args(namespaces).arg("true").stdin(Stdio::null()).stderr(Stdio::null());
+    tried.status().is_ok_and(|status| status.success())
 }
 
 fn is_there(tool: &str) -> bool {

@@ -1,5 +1,5 @@
-//! `cargo xtask soak`: the long form of whatever has one, and the figures of it all. Hours, where `cargo xtask test` takes
-//! minutes.
+//! `cargo xtask soak`: the long form of whatever has one, and the figures of it all. An hour and more, where
+//! `cargo xtask test` takes minutes.
 
 use std::fmt::Write as _;
 use std::fs;
