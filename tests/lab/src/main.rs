@@ -18,6 +18,7 @@ mod instance;
 mod metadata;
 mod names;
 mod network;
+mod obstacle;
 mod story;
 mod timeline;
 
@@ -36,6 +37,8 @@ use crate::enclosure::Inside;
 use crate::group::Group;
 use crate::story::Story;
 
+/// The exit code where there can be no lab, as of `cargo xtask lab`.
+const SKIPPED: u8 = 3;
 /// How many instances the group has at first.
 const SIZE: usize = 5;
 
@@ -69,6 +72,10 @@ async fn main() -> ExitCode {
 /// From outside: the image, and then the lab in namespaces of its own.
 async fn open(lab: &Path) -> Result<ExitCode, Failure> {
     let _lock = lock(lab)?;
+    if let Some(obstacle) = obstacle::found(lab).await {
+        eprintln!("skipped: this machine can't hold the lab: {obstacle}");
+        return Ok(ExitCode::from(SKIPPED));
+    }
     let progress = Progress::on_standard_output();
     tokio::select! {
         ready = image::ready(lab, &progress) => ready?,
