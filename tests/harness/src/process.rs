@@ -7,11 +7,26 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Failure;
 
 /// nats-server's signal channel holds one signal, so a SIGTERM right after a burst of others may be lost (`NATS.md`).
 const REPEAT_SIGTERM: Duration = Duration::from_millis(500);
+
+/// Ctrl-C, or the SIGTERM of whoever waits for us no longer.
+pub async fn asked_to_end() {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => _ = terminate.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated => {}
+    }
+}
 
 /// A running child.
 #[derive(Debug)]

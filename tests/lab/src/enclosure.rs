@@ -9,11 +9,11 @@ use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
+use harness::process::asked_to_end;
 use harness::{Failure, eventually};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::image::remove;
 use crate::{cgroup, children, command};
@@ -107,19 +107,5 @@ impl Inside {
             _ = self.lifeline.read(&mut nothing) => {}
             () = asked_to_end() => {}
         }
-    }
-}
-
-/// Ctrl-C, or the SIGTERM of whoever waits for us no longer.
-pub(crate) async fn asked_to_end() {
-    let terminated = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut terminate) => _ = terminate.recv().await,
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        () = terminated => {}
     }
 }

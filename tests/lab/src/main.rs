@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Parser;
+use harness::process::asked_to_end;
 use harness::progress::{Progress, seconds};
 use harness::{Failure, tools};
 use tokio::time::Instant;
@@ -79,7 +80,7 @@ async fn open(lab: &Path) -> Result<ExitCode, Failure> {
     let progress = Progress::on_standard_output();
     tokio::select! {
         ready = image::ready(lab, &progress) => ready?,
-        () = enclosure::asked_to_end() => return Ok(interrupted()),
+        () = asked_to_end() => return Ok(interrupted()),
     }
     enclosure::run(lab).await
 }

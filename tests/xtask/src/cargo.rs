@@ -1,8 +1,11 @@
 //! Cargo, as this build of it was started, and the workspace around it.
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use crate::Failure;
 
 /// The workspace's root.
 pub(crate) fn workspace() -> PathBuf {
@@ -20,6 +23,30 @@ pub(crate) fn command<const N: usize>(arguments: [&str; N]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(workspace()).env("PATH", path());
     command
+}
+
+/// Builds programs of the workspace, by the arguments of `cargo build`.
+pub(crate) fn build<const N: usize>(what: &str, arguments: [&str; N]) -> Result<(), Failure> {
+    println!("build: {what}");
+    let status = command(["build", "--locked"]).args(arguments).status();
+    let cannot = || Failure::new(format!("could not build {what}"));
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => Err(cannot().because("see what cargo says above")),
+        Err(error) => Err(cannot().because(error)),
+    }
+}
+
+/// A program that was built beside this one.
+pub(crate) fn built(name: &str) -> Result<Command, Failure> {
+    let own = std::env::current_exe().map_err(|error| Failure::new("could not find this program").because(error))?;
+    Ok(Command::new(own.with_file_name(name)))
+}
+
+/// Puts the program in this process's place, so that signals and exit code are its own. Returns only why it couldn't.
+pub(crate) fn become_it(program: &mut Command) -> Failure {
+    let error = program.exec();
+    Failure::new(format!("could not start {program:?}")).because(error)
 }
 
 fn path() -> OsString {

@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use crate::{Failure, both, cargo, package, setup};
 
@@ -20,23 +19,21 @@ const PROGRAMS: [(&str, &str); 6] = [
     ("nsenter", "util-linux"),
 ];
 
-/// Builds what instances install, and hands over. The lab takes this process's place, so that signals and exit code are its
-/// own.
+/// Builds what instances install, and becomes the lab itself.
 pub(crate) fn run(keep: bool) -> Result<ExitCode, Failure> {
     if let Some(obstacle) = obstacle() {
         eprintln!("skipped: {obstacle}");
         return Ok(ExitCode::from(SKIPPED));
     }
-    both(build, setup::for_demo)?;
+    // With the features that its dependencies have in the tests' build, so that nothing is compiled twice.
+    both(|| cargo::build("lab", ["--workspace", "--bin", "lab"]), setup::for_demo)?;
     let (first, upgrade) = (package::build(1)?, package::build(2)?);
-    let own = std::env::current_exe().map_err(|error| Failure::new("could not find this program").because(error))?;
-    let mut lab = Command::new(own.with_file_name("lab"));
+    let mut lab = cargo::built("lab")?;
     lab.arg("--package").arg(first.deb).arg("--upgrade").arg(upgrade.deb);
     if keep {
         lab.arg("--keep");
     }
-    let error = lab.exec();
-    Err(Failure::new(format!("could not start {lab:?}")).because(error))
+    Err(cargo::become_it(&mut lab))
 }
 
 /// Why there can be no lab on this machine, and what would help.
@@ -49,7 +46,7 @@ fn obstacle() -> Option<String> {
         return Some("the lab takes root, to make network namespaces and mounts; run it as root".into());
     }
     let missing: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| !is_in_path(program)).map(|(_, package)| *package).collect();
+        PROGRAMS.iter().filter(|(program, _)| !setup::is_in_path(program)).map(|(_, package)| *package).collect();
     if !missing.is_empty() {
         return Some(format!("the lab needs what is missing here; apt-get install {}", missing.join(" ")));
     }
@@ -62,23 +59,6 @@ fn is_debian(release: &str) -> bool {
     release.lines().any(|line| line == "ID=debian")
 }
 
-fn is_in_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
-}
-
-/// With the features that its dependencies have in the tests' build, so that nothing is compiled twice.
-fn build() -> Result<(), Failure> {
-    println!("build: lab");
-    let status = cargo::command(["build", "--locked", "--workspace", "--bin", "lab"]).status();
-    let cannot = || Failure::new("could not build the lab");
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        Ok(_) => Err(cannot().because("see what cargo says above")),
-        Err(error) => Err(cannot().because(error)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,11 +67,5 @@ mod tests {
     fn debian_is_told_from_what_is_like_it() {
         assert!(is_debian("PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nID=debian\n"));
         assert!(!is_debian("ID=ubuntu\nID_LIKE=debian\n"));
-    }
-
-    #[test]
-    fn a_program_is_looked_for_where_the_shell_does() {
-        assert!(is_in_path("sh"));
-        assert!(!is_in_path("no-such-command-anywhere"));
     }
 }

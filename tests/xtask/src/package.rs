@@ -187,7 +187,7 @@ fn package(revision: u32, into: &Path) -> Result<Packages, Failure> {
 
 /// Every file of one is in the other, with the same mode and content.
 fn same_files(packages: &Packages) -> Result<(), Failure> {
-    if !is_there("rpm") || !is_there("dpkg-deb") {
+    if !setup::is_in_path("rpm") || !setup::is_in_path("dpkg-deb") {
         println!(
             "package: NOT CHECKED that both hold the same files: that takes dpkg-deb and rpm (Debian: apt-get install rpm)"
         );
@@ -259,7 +259,7 @@ fn check(packages: &Packages) -> Vec<Step> {
     let mut rpmlint = Command::new("rpmlint");
     rpmlint.arg("--config").arg(sources.join("rpmlint.toml")).arg(&packages.rpm);
     for (name, command) in [("lintian", &mut lintian), ("rpmlint", &mut rpmlint)] {
-        if is_there(name) {
+        if setup::is_in_path(name) {
             steps.push(step(name, command));
         } else {
             println!("\n== {name}: NOT CHECKED: it isn't here (Debian: apt-get install {name})");
@@ -278,7 +278,11 @@ fn install(packages: &Packages, newer: &Packages) -> Step {
 
 /// Why nothing can be installed here even in a file system that is thrown away.
 fn cannot_install() -> Option<&'static str> {
-    if !is_there("unshare") || !is_there("dpkg") || !is_there("rpm") || !is_there("systemd-sysusers") {
+    if !setup::is_in_path("unshare")
+        || !setup::is_in_path("dpkg")
+        || !setup::is_in_path("rpm")
+        || !setup::is_in_path("systemd-sysusers")
+    {
         return Some("it takes unshare, dpkg, rpm and systemd, as on Debian");
     }
     let user = Command::new("id").arg("-u").output().ok()?;
@@ -294,12 +298,6 @@ pub(crate) fn can_unshare(namespaces: &[&str]) -> bool {
     let mut tried = Command::new("unshare");
     tried.args(namespaces).arg("true").stdin(Stdio::null()).stderr(Stdio::null());
     tried.status().is_ok_and(|status| status.success())
-}
-
-fn is_there(tool: &str) -> bool {
-    let mut asked = Command::new(tool);
-    asked.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    asked.status().is_ok()
 }
 
 fn copy(source: &Path, destination: &Path) -> Result<(), Failure> {

@@ -84,6 +84,12 @@ pub(crate) fn shellcheck() -> Command {
     command
 }
 
+/// Whether the machine has a program.
+pub(crate) fn is_in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+}
+
 /// One environment a thread: most of the time goes into waiting for the network and unpacking.
 fn fetch(environments: &[Environment]) -> Result<(), Failure> {
     let directory = directory();
@@ -218,6 +224,12 @@ mod tests {
         found.sort();
         wanted.sort_unstable();
         assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn a_program_is_looked_for_where_the_shell_does() {
+        assert!(is_in_path("sh"));
+        assert!(!is_in_path("no-such-command-anywhere"));
     }
 
     #[test]

@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use clap::Parser;
 use harness::cluster::{Cluster, Node};
-use harness::process::tail;
+use harness::process::{asked_to_end, tail};
 use harness::progress::{Progress, seconds};
 use harness::traffic::{Tally, Traffic};
 use harness::{Failure, eventually, table, tools};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 /// Messages a second, all publishers together.
@@ -52,14 +51,14 @@ async fn run(options: Options) -> Result<ExitCode, Failure> {
     let mut stage = Stage::new(&agent)?;
     let outcome = tokio::select! {
         outcome = stage.play(options.nodes) => Some(outcome),
-        () = interrupted() => None,
+        () = asked_to_end() => None,
     };
     let code = match outcome {
         Some(Ok(report)) => {
             println!("\n{}", report.text());
             if options.keep {
                 println!("\n{}", stage.how_to_connect(&agent)?);
-                interrupted().await;
+                asked_to_end().await;
             }
             if report.lost() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
@@ -83,20 +82,6 @@ fn built_agent() -> Result<PathBuf, Failure> {
         Ok(agent)
     } else {
         Err(Failure::new(format!("{} is not there; start this by cargo xtask demo", agent.display())))
-    }
-}
-
-/// Ctrl-C, or the SIGTERM of whoever waits for us no longer.
-async fn interrupted() {
-    let terminated = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut terminate) => _ = terminate.recv().await,
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        () = terminated => {}
     }
 }
 
