@@ -623,7 +623,7 @@ pub fn judge(observed: &Observed, expected: &Expected) -> Verdict {
     for (port, served) in [("client", &observed.client), ("route", &observed.route)] {
         match served {
             Err(why) => return Verdict::Other(format!("{port} port: {why}")),
-            Ok(leaf) if *leaf != expected.leaf_sha256 => {
+            Ok(served) if served.sha256 != expected.leaf_sha256 => {
                 return Verdict::Other(format!("the {port} port serves another leaf than ours"));
             }
             Ok(_) => {}
@@ -655,7 +655,12 @@ mod tests {
     use time::macros::datetime;
 
     use super::monitor::Varz;
+    use super::server::Served;
     use super::*;
+
+    fn leaf(sha256: &str) -> Served {
+        Served { sha256: sha256.into(), certificates: Vec::new() }
+    }
 
     fn seen(change: impl FnOnce(&mut Observed)) -> Observed {
         let varz = Varz {
@@ -664,7 +669,7 @@ mod tests {
             config_load_time: datetime!(2026-03-01 12:00 UTC),
             config_digest: Some("sha256:ours".into()),
         };
-        let leaf = || Ok("leaf".to_owned());
+        let leaf = || Ok(leaf("leaf"));
         let mut observed = Observed {
             presence: Presence::Running(1),
             varz: Some(varz),
@@ -685,8 +690,8 @@ mod tests {
             observed.varz.as_mut().unwrap().config_digest = digest.map(ToOwned::to_owned);
         };
         assert!(matches!(verdict(|_| ()), Verdict::Live { .. }));
-        assert!(matches!(verdict(|observed| observed.client = Ok("other".into())), Verdict::Other(_)));
-        assert!(matches!(verdict(|observed| observed.route = Ok("other".into())), Verdict::Other(_)));
+        assert!(matches!(verdict(|observed| observed.client = Ok(leaf("other"))), Verdict::Other(_)));
+        assert!(matches!(verdict(|observed| observed.route = Ok(leaf("other"))), Verdict::Other(_)));
         assert!(matches!(verdict(|observed| observed.route = Err("refused".into())), Verdict::Other(_)));
         assert!(matches!(verdict(|observed| observed.presence = Presence::Foreign("sleep".into())), Verdict::Other(_)));
         assert!(matches!(

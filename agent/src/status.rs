@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use crate::apply::Verdict;
 use crate::apply::monitor::Routez;
-use crate::apply::server::{Observed, Presence};
+use crate::apply::server::{Observed, Presence, Served};
 use crate::clock::rfc3339;
 use crate::discover::{Peer, PeerSet};
 use crate::generation::Generation;
@@ -260,8 +260,10 @@ impl Status {
             Verdict::NoServer(why) => reasons.push(format!("nats-server isn't running: {why}")),
             Verdict::Other(why) => reasons.push(format!("nats-server doesn't serve what is committed: {why}")),
         }
-        let unserved =
-            !matches!(observed.presence, Presence::Absent(_)) && (observed.client.is_err() || observed.route.is_err());
+        let is_there = !matches!(observed.presence, Presence::Absent(_));
+        let refused = refused(&findings);
+        let unserved = is_there && (observed.client.is_err() || observed.route.is_err() || !refused.is_empty());
+        reasons.extend(refused);
         let state = match (reasons.is_empty(), expired || unserved) {
             (true, _) => State::Healthy,
             (false, false) => State::Degraded,
@@ -281,14 +283,15 @@ impl Status {
                 warnings.push(format!("the anchor {} ends at {}", anchor.subject, rfc3339(anchor.not_after)));
             }
         }
-        let served =
-            |leaf: &Result<String, String>| leaf.as_ref().ok().map(|sha256| ServedLeaf { sha256: sha256.clone() });
+        let served = |port: &Result<Served, String>| {
+            port.as_ref().ok().map(|served| ServedLeaf { sha256: served.sha256.clone() })
+        };
         Self {
             state,
             reasons: told_once(&reasons),
             warnings,
             leaf: generation.as_ref().map(LeafStatus::of),
-            served: (!matches!(observed.presence, Presence::Absent(_))).then(|| ServedStatus {
+            served: is_there.then(|| ServedStatus {
                 client: served(&observed.client),
                 route: served(&observed.route),
                 confirmed_at: findings.confirmed_at,
@@ -353,6 +356,19 @@ impl TrustStatus {
         });
         Self { anchors: anchors.collect(), source: bundle.source.clone(), version: bundle.version.clone() }
     }
+}
+
+/// What a port serves in the place of our leaf, where clients and peers refuse that.
+fn refused(findings: &Findings) -> Vec<String> {
+    let Findings { now, observed, generation, bundle, .. } = findings;
+    let (Some(generation), Some(bundle)) = (generation, bundle) else { return Vec::new() };
+    let ports = [("client", &observed.client), ("route", &observed.route)];
+    let others = ports.into_iter().filter_map(|(port, served)| {
+        let served = served.as_ref().ok().filter(|served| served.sha256 != generation.chain.leaf.sha256)?;
+        let why = bundle.refusal(&served.certificates, *now)?;
+        Some(format!("the {port} port serves a certificate that clients and peers refuse: {why}"))
+    });
+    others.collect()
 }
 
 /// Each reason once: one that another contains says nothing more.

@@ -14,7 +14,7 @@ pub mod issuer;
 mod leaf;
 mod pem;
 #[cfg(test)]
-mod pki;
+pub(crate) mod pki;
 pub mod secrets_manager;
 mod x509;
 

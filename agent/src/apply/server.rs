@@ -36,6 +36,15 @@ pub enum Presence {
     Foreign(String),
 }
 
+/// What a port serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// SHA-256 of the leaf's DER, hexadecimal.
+    pub sha256: String,
+    /// The leaf and what was presented with it, in DER.
+    pub certificates: Vec<Vec<u8>>,
+}
+
 /// How long a handshake stands for what a server serves that says of itself that nothing was loaded since.
 const HANDSHAKE_STANDS: Duration = Duration::from_mins(5);
 
@@ -48,10 +57,10 @@ pub struct Observed {
     pub varz: Option<Varz>,
     /// Its routes.
     pub routez: Option<Routez>,
-    /// The leaf that the client port serves, as SHA-256, or why none could be seen.
-    pub client: Result<String, String>,
+    /// What the client port serves, or why nothing could be seen.
+    pub client: Result<Served, String>,
     /// The same of the route port.
-    pub route: Result<String, String>,
+    pub route: Result<Served, String>,
     /// When the two ports were asked.
     pub asked: Instant,
 }
@@ -244,7 +253,7 @@ impl Server for NatsServer {
             return Observed { routez, ..last.clone() };
         }
         let (client, route) =
-            tokio::join!(served_leaf(chain, at.client, Port::Client), served_leaf(chain, at.route, Port::Route),);
+            tokio::join!(served_at(chain, at.client, Port::Client), served_at(chain, at.route, Port::Route));
         Observed { presence, varz, routez, client, route, asked: Instant::now() }
     }
 
@@ -264,10 +273,11 @@ impl Server for NatsServer {
     }
 }
 
-async fn served_leaf(chain: &VerifiedChain, address: SocketAddr, port: Port) -> Result<String, String> {
+async fn served_at(chain: &VerifiedChain, address: SocketAddr, port: Port) -> Result<Served, String> {
     let served = async { Prober::presenting(chain)?.served(address, port).await };
-    match served.await.map_err(|error| super::chain_of(&error))?.first() {
-        Some(leaf) => Ok(crate::digest::sha256_hex(leaf)),
+    let certificates = served.await.map_err(|error| super::chain_of(&error))?;
+    match certificates.first() {
+        Some(leaf) => Ok(Served { sha256: crate::digest::sha256_hex(leaf), certificates }),
         None => Err(format!("{address} showed no certificate")),
     }
 }

@@ -243,7 +243,7 @@ async fn serving(apply: &Apply, newest: &Generation) -> Vec<Check> {
     }];
     for (name, served) in [("client port", &observed.client), ("route port", &observed.route)] {
         checks.push(match served {
-            Ok(leaf) if *leaf == newest.chain.leaf.sha256 => Check::ok(name, "serves the newest leaf"),
+            Ok(served) if served.sha256 == newest.chain.leaf.sha256 => Check::ok(name, "serves the newest leaf"),
             Ok(_) => Check::failed(
                 name,
                 "serves another leaf than the newest, which the daemon deploys without another issuance; its log says \

@@ -18,7 +18,7 @@ use crate::apply::monitor::Varz;
 use crate::apply::peers::Network;
 use crate::apply::probe::ProbeError;
 use crate::apply::process::ProcessError;
-use crate::apply::server::{Observed, Presence, Server, ServerError};
+use crate::apply::server::{Observed, Presence, Served, Server, ServerError};
 use crate::config::NatsConfig;
 use crate::csr::KeyAlgorithm;
 use crate::digest::sha256_hex;
@@ -200,7 +200,8 @@ impl Server for FakeServer {
             return Observed::absent("it was not started".into());
         };
         let heard = !self.is_deaf.load(Ordering::Relaxed);
-        let leaf = self.served().filter(|_| heard).map(|leaf| leaf.sha256).ok_or_else(|| "no leaf".to_owned());
+        let leaf = self.served().filter(|_| heard).ok_or_else(|| "no leaf".to_owned());
+        let leaf = leaf.map(|leaf| Served { sha256: leaf.sha256, certificates: vec![leaf.der] });
         Observed {
             presence: Presence::Running(1),
             varz: Some(Varz {

@@ -12,12 +12,25 @@ use crate::apply::monitor::{RouteConnection, Varz};
 use crate::csr::PrivateKeyPem;
 use crate::render::TlsFiles;
 use crate::san::Sans;
+use crate::trust::pki::{self, Ca};
 use crate::trust::{Anchor, Leaf, VerifiedChain};
 
 const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
 const DAY: time::Duration = time::Duration::DAY;
 const OURS: &str = "0a0a";
 const THEIRS: &str = "0b0b";
+
+/// A port's leaf and its DER.
+fn served(sha256: &str, der: &[u8]) -> Served {
+    Served { sha256: sha256.into(), certificates: vec![der.to_vec()] }
+}
+
+/// A leaf of a CA and a bundle that has it, which is valid for seven days.
+fn other_leaf() -> (Served, TrustBundle) {
+    let ca = Ca::root("ca");
+    let bundle = TrustBundle::parse(ca.pem.as_bytes(), "a secret", "1").unwrap();
+    (served(THEIRS, ca.leaf(&pki::key().0).der()), bundle)
+}
 
 fn generation(not_after: OffsetDateTime) -> Generation {
     let leaf = Leaf {
@@ -87,8 +100,8 @@ fn healthy() -> Findings {
             presence: Presence::Running(4711),
             varz: Some(varz),
             routez: Some(routez([("n2", "10.0.1.2")])),
-            client: Ok(OURS.into()),
-            route: Ok(OURS.into()),
+            client: Ok(served(OURS, b"")),
+            route: Ok(served(OURS, b"")),
             asked: Instant::now(),
         },
         verdict: Verdict::Live { by: "digest".into() },
@@ -103,7 +116,7 @@ fn healthy() -> Findings {
 #[test]
 fn each_finding_makes_its_state_and_says_why() {
     type Change = fn(&mut Findings);
-    let cases: [(&str, Change, State, &[&str]); 9] = [
+    let cases: [(&str, Change, State, &[&str]); 11] = [
         ("nothing amiss", |_| {}, State::Healthy, &[]),
         (
             "an expired certificate",
@@ -133,11 +146,31 @@ fn each_finding_makes_its_state_and_says_why() {
         (
             "another leaf served",
             |findings| {
-                findings.observed.client = Ok(THEIRS.into());
+                let (leaf, bundle) = other_leaf();
+                findings.observed.client = Ok(leaf);
+                findings.bundle = Some(bundle);
                 findings.verdict = Verdict::Other("the client port serves another leaf than ours".into());
             },
             State::Degraded,
             &["nats-server doesn't serve what is committed: the client port serves another leaf"],
+        ),
+        (
+            "another leaf served, which has ended",
+            |findings| {
+                let (leaf, bundle) = other_leaf();
+                findings.now = NOW + 7 * DAY;
+                findings.generation = Some(generation(NOW + 14 * DAY));
+                findings.observed.client = Ok(leaf);
+                findings.bundle = Some(bundle);
+            },
+            State::Failing,
+            &["the client port serves a certificate that clients and peers refuse: it expired at 2026-03-08T12:00:00Z"],
+        ),
+        (
+            "a leaf of nobody's served",
+            |findings| findings.observed.route = Ok(other_leaf().0),
+            State::Failing,
+            &["the route port serves a certificate that clients and peers refuse: CN=ca signed it"],
         ),
         (
             "a port without TLS",

@@ -7,13 +7,13 @@
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, RequiredEkuNotFoundContext, VerifiedPath};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ExtendedKeyUsage;
 
 use super::pem::{self, PemError};
 use super::{Anchor, Leaf, LeafError, TrustBundle, x509};
+use crate::clock::rfc3339;
 use crate::csr::{PrivateKeyPem, public_key_der};
 use crate::issue::IssuedChain;
 use crate::san::Sans;
@@ -101,7 +101,7 @@ pub enum RejectedChain {
     },
     /// Its time has not come.
     #[error(
-        "certificate {serial} is valid from {}, and it is {} here; set this machine's clock, or the CA's", at(*not_before), at(*now)
+        "certificate {serial} is valid from {}, and it is {} here; set this machine's clock, or the CA's", rfc3339(*not_before), rfc3339(*now)
     )]
     NotYetValid {
         /// The leaf's serial number.
@@ -113,7 +113,7 @@ pub enum RejectedChain {
     },
     /// Its time is over.
     #[error(
-        "certificate {serial} was valid until {}, and it is {} here; renew, and if a new one is refused too set this machine's clock", at(*not_after), at(*now)
+        "certificate {serial} was valid until {}, and it is {} here; renew, and if a new one is refused too set this machine's clock", rfc3339(*not_after), rfc3339(*now)
     )]
     Expired {
         /// The leaf's serial number.
@@ -225,6 +225,20 @@ impl TrustBundle {
     pub fn anchor_of(&self, certs: &[Vec<u8>], now: OffsetDateTime) -> Option<&Anchor> {
         let (leaf, above) = certs.split_first().filter(|_| certs.len() <= MAX_CHAIN)?;
         self.path(leaf, above, now).ok().map(|path| path.anchor)
+    }
+
+    /// Why whoever trusts this bundle refuses what a server presents, leaf first, or nothing. That a leaf's time hasn't
+    /// come is no reason: this machine's clock may be behind.
+    #[must_use]
+    pub fn refusal(&self, certs: &[Vec<u8>], now: OffsetDateTime) -> Option<String> {
+        match certs.first().map(|leaf| Leaf::parse(leaf)) {
+            None | Some(Err(_)) => Some("it can't be read".into()),
+            Some(Ok(leaf)) if leaf.not_after <= now => Some(format!("it expired at {}", rfc3339(leaf.not_after))),
+            Some(Ok(leaf)) if !self.chains(certs, now.max(leaf.not_before)) => {
+                Some(format!("{} signed it, and no anchor of the bundle in force is above that", leaf.issuer))
+            }
+            Some(Ok(_)) => None,
+        }
     }
 
     /// The one path from leaf to anchor that holds for both usages.
@@ -424,10 +438,6 @@ fn listed(sans: &Sans) -> String {
 
 fn or_none(list: &str) -> &str {
     if list.is_empty() { "none" } else { list }
-}
-
-fn at(time: OffsetDateTime) -> String {
-    time.format(&Rfc3339).unwrap_or_else(|_| time.to_string())
 }
 
 fn unix(time: OffsetDateTime) -> UnixTime {
@@ -667,6 +677,21 @@ mod tests {
         assert!(!before.chains(&served, NOW + Duration::days(30)), "it has expired");
         assert!(!before.chains(&[], NOW));
         assert!(!before.chains(&[b"junk".to_vec()], NOW));
+    }
+
+    #[test]
+    fn a_served_certificate_is_refused_with_the_reason_and_not_for_a_clock_that_is_behind() {
+        let root = Ca::root("root");
+        let leaf = root.leaf(&key().0).der().to_vec();
+        let (ours, others) = (bundle(&[&root]), bundle(&[&Ca::root("other")]));
+        let refusal = |bundle: &TrustBundle, now| bundle.refusal(std::slice::from_ref(&leaf), now);
+        assert_eq!(refusal(&ours, NOW), None);
+        assert_eq!(refusal(&ours, NOW - Duration::days(1)), None);
+        assert_eq!(refusal(&ours, NOW + Duration::days(7)).unwrap(), "it expired at 2026-03-08T12:00:00Z");
+        let foreign = refusal(&others, NOW).unwrap();
+        assert_eq!(foreign, "CN=root signed it, and no anchor of the bundle in force is above that");
+        assert_eq!(ours.refusal(&[], NOW).unwrap(), "it can't be read");
+        assert_eq!(ours.refusal(&[b"junk".to_vec()], NOW).unwrap(), "it can't be read");
     }
 
     proptest! {

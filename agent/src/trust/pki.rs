@@ -12,32 +12,32 @@ use crate::csr::PrivateKeyPem;
 use crate::san::{DnsName, Sans};
 
 /// When all of it is valid.
-pub(super) const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
+pub(crate) const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
 
 /// A CA with its key.
-pub(super) struct Ca {
-    pub(super) pem: String,
-    pub(super) der: Vec<u8>,
+pub(crate) struct Ca {
+    pub(crate) pem: String,
+    pub(crate) der: Vec<u8>,
     params: CertificateParams,
     key: KeyPair,
 }
 
 impl Ca {
-    pub(super) fn root(name: &str) -> Self {
+    pub(crate) fn root(name: &str) -> Self {
         Self::root_with(name, |_| ())
     }
 
-    pub(super) fn root_with(name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
+    pub(crate) fn root_with(name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
         let (params, key) = Self::params(name, change);
         let certificate = params.self_signed(&key).unwrap();
         Self { pem: certificate.pem(), der: certificate.der().to_vec(), params, key }
     }
 
-    pub(super) fn below(&self, name: &str) -> Self {
+    pub(crate) fn below(&self, name: &str) -> Self {
         self.below_with(name, |_| ())
     }
 
-    pub(super) fn below_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
+    pub(crate) fn below_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
         let (params, key) = Self::params(name, change);
         let certificate = params.signed_by(&key, &self.issuer()).unwrap();
         Self { pem: certificate.pem(), der: certificate.der().to_vec(), params, key }
@@ -60,11 +60,11 @@ impl Ca {
     }
 
     /// A leaf for `key` with the names of [`sans`], for both uses, valid now.
-    pub(super) fn leaf(&self, key: &KeyPair) -> Certificate {
+    pub(crate) fn leaf(&self, key: &KeyPair) -> Certificate {
         self.leaf_with(key, |_| ())
     }
 
-    pub(super) fn leaf_with(&self, key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Certificate {
+    pub(crate) fn leaf_with(&self, key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Certificate {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "node");
         params.subject_alt_names = vec![
@@ -81,13 +81,13 @@ impl Ca {
 }
 
 /// A leaf's key in both forms.
-pub(super) fn key() -> (KeyPair, PrivateKeyPem) {
+pub(crate) fn key() -> (KeyPair, PrivateKeyPem) {
     let key = KeyPair::generate().unwrap();
     let pem = PrivateKeyPem::new(Zeroizing::new(key.serialize_pem()));
     (key, pem)
 }
 
 /// What [`Ca::leaf`] names.
-pub(super) fn sans() -> Sans {
+pub(crate) fn sans() -> Sans {
     Sans { dns: [DnsName::try_from("n1.nats.internal".to_owned()).unwrap()].into(), ips: [[10, 0, 1, 5].into()].into() }
 }

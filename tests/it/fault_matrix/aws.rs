@@ -57,7 +57,8 @@ fn of_the_ca(issue: (Operation, &'static str), collect: (Operation, &'static str
             let status = if on { status } else { Status::Active };
             world.double.account(|aws, _| aws.pca.set_status(world.ca(), status).unwrap());
         };
-        Trial { call: issue.1, fault, told: Told::Ill(vec![issue.1, "InvalidState"]), switch: Arc::new(switch) }
+        // A first boot asks for the CA's own certificate before.
+        Trial { call: issue.1, fault, told: Told::Ill(vec!["acm-pca:", "InvalidState"]), switch: Arc::new(switch) }
     };
     let in_progress = |world: &World, on: bool| {
         let takes = if on { time::Duration::seconds(3) } else { time::Duration::ZERO };
@@ -70,6 +71,8 @@ fn of_the_ca(issue: (Operation, &'static str), collect: (Operation, &'static str
     };
     vec![
         state("CA disabled", Status::Disabled),
+        state("CA expired", Status::Expired),
+        state("CA pending", Status::PendingCertificate),
         refused(issue, "quota", "LimitExceededException"),
         refused(issue, "refused", "ValidationException"),
         Trial { call: collect.1, fault: "in progress", told: Told::Nothing, switch: Arc::new(in_progress) },

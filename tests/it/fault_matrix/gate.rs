@@ -6,14 +6,19 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use harness::Failure;
 use harness::cluster::Node;
 use harness::nodes::set;
+use rcgen::CertifiedKey;
+use rustls::ServerConfig;
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 /// What a gate does with new connections; those that are through stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +32,8 @@ pub(super) enum Passage {
     Resets,
     /// Says this, and closes.
     Says(&'static str),
+    /// Greets as nats-server does, and serves another certificate.
+    Masquerades,
 }
 
 /// A gate, gone when dropped.
@@ -76,7 +83,24 @@ async fn pass(mut stream: TcpStream, to: SocketAddr, mode: Passage) {
             drop(stream.write_all(text.as_bytes()).await);
             drop(stream.shutdown().await);
         }
+        Passage::Masquerades => {
+            let greeting =
+                "INFO {\"server_id\":\"x\",\"version\":\"2.15.1\",\"max_payload\":1048576,\"tls_required\":true}\r\n";
+            drop(stream.write_all(greeting.as_bytes()).await);
+            drop(another_server().accept(stream).await);
+        }
     }
+}
+
+/// A server with a certificate that it signed itself.
+fn another_server() -> TlsAcceptor {
+    let CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["another.internal".to_owned()]).unwrap();
+    let key = PrivatePkcs8KeyDer::from(signing_key.serialize_der()).into();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
+    TlsAcceptor::from(Arc::new(config))
 }
 
 /// The gates of a node, and the wrapper.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustix::process::Signal;
 
-use super::gate::Passage;
+use super::gate::{Gate, Gates, Passage};
 use super::world::{Setup, World};
 use super::{Told, Trial, Trigger, boot_all, serve_all, table};
 
@@ -64,10 +64,9 @@ fn signal() -> Vec<Trial> {
 
 fn monitoring() -> Vec<Trial> {
     const CALL: &str = "monitoring";
-    let gate = |fault, passage: Passage| {
-        trial(CALL, fault, Told::Warned(vec!["doesn't answer on its monitoring port"]), move |world, on| {
-            world.gate(|gates| &gates.monitor).set(if on { passage.clone() } else { Passage::Open });
-        })
+    let gate = |fault, passage| {
+        let told = Told::Warned(vec!["doesn't answer on its monitoring port"]);
+        trial(CALL, fault, told, gated(|gates| &gates.monitor, passage))
     };
     vec![
         gate("hangs", Passage::Silent),
@@ -81,17 +80,21 @@ fn monitoring() -> Vec<Trial> {
 
 fn handshake() -> Vec<Trial> {
     const CALL: &str = "handshake";
-    let gate = |fault, passage: Passage| {
-        trial(CALL, fault, Told::Ill(vec!["client port"]), move |world, on| {
-            world.gate(|gates| &gates.client).set(if on { passage.clone() } else { Passage::Open });
-        })
+    let gate = |fault, word, passage| {
+        trial(CALL, fault, Told::Ill(vec!["client port", word]), gated(|gates| &gates.client, passage))
     };
     vec![
-        gate("hangs", Passage::Silent),
-        gate("reset", Passage::Resets),
-        gate("HTML", Passage::Says("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")),
-        gate("cut off", Passage::Says("INFO {\"server_id\": \"x\"")),
+        gate("hangs", "within", Passage::Silent),
+        gate("reset", "", Passage::Resets),
+        gate("HTML", "greet", Passage::Says("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")),
+        gate("cut off", "", Passage::Says("INFO {\"server_id\": \"x\"")),
+        gate("other certificate", "clients and peers refuse", Passage::Masquerades),
     ]
+}
+
+/// Does this at a gate while the fault holds.
+fn gated(of: fn(&Gates) -> &Gate, passage: Passage) -> impl Fn(&World, bool) + Send + Sync + 'static {
+    move |world, on| world.gate(of).set(if on { passage.clone() } else { Passage::Open })
 }
 
 /// At a first boot nats-server is no more than its `-t`.

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use nats_tls_agent::apply::listeners::Listeners;
 use nats_tls_agent::apply::monitor::Varz;
 use nats_tls_agent::apply::process::ProcessError;
-use nats_tls_agent::apply::server::{Observed, Presence, Server, ServerError};
+use nats_tls_agent::apply::server::{Observed, Presence, Served, Server, ServerError};
 use nats_tls_agent::digest::sha256_hex;
 use nats_tls_agent::trust::{Leaf, TrustBundle, VerifiedChain};
 use time::OffsetDateTime;
@@ -136,7 +136,7 @@ impl Server for NatsServer {
         let (Some(loaded), Some(load_time)) = (&process.loaded, process.load_time) else {
             return Observed::absent("it does not run".into());
         };
-        let leaf = loaded.leaf.sha256.clone();
+        let served = Served { sha256: loaded.leaf.sha256.clone(), certificates: loaded.chain.clone() };
         Observed {
             presence: Presence::Running(PID),
             varz: Some(Varz {
@@ -146,8 +146,8 @@ impl Server for NatsServer {
                 config_digest: Some(loaded.digest.clone()),
             }),
             routez: None,
-            client: Ok(leaf.clone()),
-            route: Ok(leaf),
+            client: Ok(served.clone()),
+            route: Ok(served),
             asked: tokio::time::Instant::now(),
         }
     }
