@@ -176,7 +176,8 @@ fn install(subcommand: &Subcommand) -> Result<(), Failure> {
     let name = subcommand.crate_version;
     println!("setup: {name}: compiling, which takes some minutes");
     let watch = Stopwatch::start();
-    let status = cargo::command(["install", "--quiet", "--locked", name, "--root"])
+    // They work for seconds, and optimising them takes minutes.
+    let status = cargo::command(["install", "--quiet", "--debug", "--locked", name, "--root"])
         .arg(cargo::install_root(&directory()))
         .status();
     let cannot = || Failure::new(format!("could not install {name}; see what cargo says above"));
