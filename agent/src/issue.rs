@@ -65,7 +65,7 @@ pub enum IssueErrorKind {
     Denied,
     /// The network, a time-out or the service failed: the same request may succeed later.
     Unavailable,
-    /// The issuer knows no such certificate. It may not know it yet, so it is asked for again for a while.
+    /// The issuer knows no such certificate, or won't give it. It may not know it yet, so it is asked for again for a while.
     Absent,
     /// This request can never succeed, and neither can waiting for its certificate.
     Permanent,

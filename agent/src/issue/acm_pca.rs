@@ -257,11 +257,14 @@ fn for_key(key: &SubjectPublicKeyInfo<'_>) -> Result<SigningAlgorithm, String> {
 fn classify(failure: &Failure) -> IssueErrorKind {
     match failure.code.as_deref() {
         Some("RequestInProgressException") => IssueErrorKind::InProgress,
+        // This certificate will never come.
+        Some("RequestFailedException") => IssueErrorKind::Permanent,
         // The CA is disabled or not active yet: an operator may change that, and then the same request succeeds.
         Some("InvalidStateException") => IssueErrorKind::Unavailable,
-        // What was issued a moment ago may not be known everywhere yet.
-        Some("ResourceNotFoundException") if failure.call == COLLECT => IssueErrorKind::Absent,
         _ => match failure.kind {
+            // What was issued a moment ago may not be known everywhere yet; and whatever else is said of a certificate's ARN,
+            // it is paid for.
+            FailureKind::Permanent if failure.call == COLLECT => IssueErrorKind::Absent,
             FailureKind::Throttled => IssueErrorKind::Throttled,
             FailureKind::Quota => IssueErrorKind::Quota,
             FailureKind::Denied => IssueErrorKind::Denied,
@@ -280,7 +283,7 @@ fn remedy(failure: &Failure) -> Option<&'static str> {
         "RequestInProgressException" => Some("it is asked for again"),
         "RequestFailedException" => Some("a new certificate is requested; AWS CloudTrail says why this one failed"),
         "InvalidStateException" => Some("activate the CA: its status must be ACTIVE"),
-        "ResourceNotFoundException" if failure.call == COLLECT => {
+        _ if classify(failure) == IssueErrorKind::Absent => {
             Some("it is asked for again, and after five minutes a new certificate is requested")
         }
         "ResourceNotFoundException" | "InvalidArnException" => {
