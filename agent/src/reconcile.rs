@@ -601,7 +601,7 @@ impl Reconciler {
         let name = nats.cluster_name.as_deref().or(self.last_good.group.as_deref()).unwrap_or("nats");
         let credential = self.parts.credential.as_ref().and(self.last_good.credential.clone());
         let values = Values::new(nats, node, name, &self.last_good.peers, files, credential)?;
-        Ok(render(nats.template.as_deref(), &values)?)
+        Ok(render(nats.template.as_deref(), &values)?.with_includes(&nats.config)?)
     }
 
     fn status(&self) -> Status {

@@ -1,4 +1,4 @@
-//! Values to the text of nats-server.conf: pure, but for reading a template of the user's own.
+//! Values to the text of nats-server.conf: pure, but for reading a template of the user's own, and what it includes.
 //!
 //! # Names from outside
 //!
@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 use crate::config::{ClientAuth, JetStream, NatsConfig};
 use crate::discover::PeerSet;
 use crate::identity::Node;
+use crate::nats_conf::{ConfError, flatten, without_included};
 
 /// The built-in template.
 pub const BUILT_IN: &str = include_str!("../../templates/nats-server.conf.tera");
@@ -257,6 +258,9 @@ pub enum RenderError {
          quotes, backslashes and brackets", .0.display()
     )]
     Include(PathBuf),
+    /// What was rendered, or a file that it includes, isn't in nats-server's language, or can't be read.
+    #[error("could not read the new configuration as nats-server would, so it is not applied")]
+    Unreadable(#[source] ConfError),
     /// The cluster credential would let in nobody, or everybody.
     #[error("the cluster credential can't be used: {0}; correct the secret that nats.cluster_secret_id names")]
     Credential(&'static str),
@@ -284,13 +288,14 @@ impl Rendered {
         &self.0
     }
 
-    /// The text for people: without the passwords in routes' URLs and `password` settings, whosever they are and
-    /// however old, and without the credential's in any of the forms that a template can give it.
+    /// The text for people: without what it took in from included files, without the passwords in routes' URLs and
+    /// `password` settings, whosever they are and however old, and without the credential's in any of the forms that a
+    /// template can give it.
     #[must_use]
     pub fn shown(&self, credential: Option<&ClusterCredential>) -> String {
         let mut found = Vec::new();
-        let mut shown: String =
-            self.text().split_inclusive('\n').map(|line| hide_passwords(line, &mut found)).collect();
+        let text = without_included(self.text());
+        let mut shown: String = text.split_inclusive('\n').map(|line| hide_passwords(line, &mut found)).collect();
         if let Some(password) = credential.map(|credential| credential.password.as_str()) {
             let mut escaped = Zeroizing::new(Vec::new());
             // Writing to memory can't fail.
@@ -379,6 +384,15 @@ impl std::fmt::Debug for Rendered {
 #[must_use]
 pub fn route(address: SocketAddr) -> String {
     format!("nats-route://{address}")
+}
+
+impl Rendered {
+    /// The text with what it includes in the place of each include, for the file that it is to be. Only then is it all that
+    /// nats-server will read: what it would take away can be seen, it is rolled back whole, and another content of an
+    /// included file is another text.
+    pub fn with_includes(&self, file: &Path) -> Result<Self, RenderError> {
+        flatten(self.text(), file).map(Self).map_err(RenderError::Unreadable)
+    }
 }
 
 /// Renders the template, the built-in one or the user's own. The same values give the same bytes.
