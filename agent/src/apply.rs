@@ -27,10 +27,10 @@ use crate::clock::rfc3339;
 use crate::config::NatsConfig;
 use crate::durable::{self, FileError, Secrecy};
 use crate::generation::{Generation, Generations};
-use crate::nats_conf::ConfError;
+use crate::nats_conf::{ConfError, MAX_SIZE};
 use crate::progress::{Progress, Step};
 use crate::render::Rendered;
-use crate::trust::VerifiedChain;
+use crate::trust::{Leaf, VerifiedChain};
 
 /// How long a reload may take until it is confirmed. Measured: 5 to 10 ms; a loaded machine may take seconds.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,8 +38,6 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 const SIGNAL_AGAIN: Duration = Duration::from_secs(3);
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LONGEST_LOOK: Duration = Duration::from_millis(250);
-/// The largest configuration that is read back.
-const MAX_CONFIG: u64 = 4 * 1024 * 1024;
 
 /// The committed configuration, and the way to another one.
 ///
@@ -49,6 +47,8 @@ pub struct Apply {
     parts: ApplyParts,
     expected: Option<(Rendered, Expected)>,
     held: Option<Held>,
+    /// Where the server was found when it was looked at last.
+    listeners: Listeners,
     observed: Observed,
     verdict: Verdict,
 }
@@ -166,9 +166,23 @@ pub enum ApplyError {
         #[source]
         source: Box<ApplyError>,
     },
+    /// What came to serve it is no longer there, or something else is in its place.
+    #[error("the new configuration is committed, but nats-server doesn't serve it ({reason}); it is looked at again")]
+    Unserved {
+        /// What was seen last.
+        reason: String,
+    },
     /// The committed configuration names no generation that can be read.
     #[error("{} names no generation of this agent that can be read; it is replaced by the next commit", .0.display())]
     Unnamed(PathBuf),
+}
+
+impl ApplyError {
+    /// Whether it is the text itself that is refused, before anything is committed.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Losses(_) | Self::Unreadable(_) | Self::Server(ServerError::Refused { .. }))
+    }
 }
 
 fn list(losses: &[Loss]) -> String {
@@ -224,7 +238,8 @@ impl Apply {
     pub fn new(parts: ApplyParts) -> Self {
         let unseen = || "it was not looked at yet".to_owned();
         let (observed, verdict) = (Observed::absent(unseen()), Verdict::NoServer(unseen()));
-        Self { parts, expected: None, held: None, observed, verdict }
+        let listeners = Listeners::of(None, &parts.nats);
+        Self { parts, expected: None, held: None, listeners, observed, verdict }
     }
 
     /// What a commit and a reload need.
@@ -256,11 +271,11 @@ impl Apply {
         read_config(&self.parts.nats.config)
     }
 
-    /// Whether the committed configuration names the generation.
+    /// Whether the committed configuration names this leaf, of whatever generation.
     #[must_use]
-    pub fn names(&self, generation: u64) -> bool {
-        let committed = self.committed().ok().flatten();
-        committed.and_then(|text| self.parts.generations.named_in(text.text())) == Some(generation)
+    pub fn names(&self, leaf: &Leaf) -> bool {
+        let committed = self.committed().ok().flatten().and_then(|text| self.named_by(&text));
+        committed.is_some_and(|committed| committed.chain.leaf.sha256 == leaf.sha256)
     }
 
     /// Looks at nats-server, and compares it with what is committed.
@@ -269,14 +284,21 @@ impl Apply {
         let (committed, running) = (self.committed()?, read_config(&self.running_file())?);
         let listeners = |text: Option<&Rendered>| Listeners::of(text.map(Rendered::text), nats);
         let (then, now) = (listeners(running.as_ref().or(committed.as_ref())), listeners(committed.as_ref()));
-        let mut observed = server.observe(ours, &then, Some(&self.observed)).await;
-        if observed.client.is_err() && then != now {
-            // It was restarted, and listens where the committed configuration says.
-            observed = server.observe(ours, &now, Some(&self.observed)).await;
+        self.listeners = then;
+        let mut observed = server.observe(ours, &self.listeners, Some(&self.observed)).await;
+        if self.listeners != now && observed.ports_seen() < 3 {
+            // It may have been restarted since, and then listens where the committed configuration says.
+            let moved = server.observe(ours, &now, Some(&self.observed)).await;
+            if moved.ports_seen() > observed.ports_seen() {
+                (self.listeners, observed) = (now, moved);
+            }
         }
         self.observed = observed;
+        let has_ended = matches!(self.observed.presence, Presence::Absent(_));
         let server_id = self.observed.varz.as_ref().map(|varz| &varz.server_id);
-        self.held = self.held.take().filter(|held| server_id == Some(&held.server_id));
+        // One that doesn't say which it is is the same as before.
+        let is_same = |held: &Held| !has_ended && server_id.is_none_or(|id| *id == held.server_id);
+        self.held = self.held.take().filter(is_same);
         let Some(committed) = committed else {
             self.verdict = Verdict::NoServer("there is no configuration yet".into());
             return Ok(());
@@ -296,7 +318,7 @@ impl Apply {
     /// Takes note of a server that was seen to have loaded the committed text, as after a start. Without a digest a look
     /// alone doesn't show that.
     pub fn settle(&self) -> Result<(), FileError> {
-        let is_shown = self.expected.as_ref().is_some_and(|(_, expected)| expected.digest.is_some());
+        let is_shown = self.expected.as_ref().is_some_and(|(_, expected)| self.observed.reports(expected));
         let is_live = matches!(self.verdict, Verdict::Live { .. }) && self.held.is_none();
         if is_shown && is_live && read_config(&self.running_file())? != self.committed()? {
             self.note_running()?;
@@ -331,12 +353,18 @@ impl Apply {
         if matches!(self.verdict, Verdict::NoServer(_)) {
             return Ok(());
         }
+        let before = self.observed.clone();
         let verdict = self.signal_and_confirm(&expected, chain, Proof::Expected, progress).await?;
         let Verdict::Other(reason) = verdict else {
-            if matches!(verdict, Verdict::Live { .. }) {
-                self.note_running()?;
-            }
-            return self.look(chain).await;
+            self.held = None;
+            self.look(chain).await?;
+            return match &self.verdict {
+                Verdict::Other(reason) => Err(ApplyError::Unserved { reason: reason.clone() }),
+                Verdict::Live { .. } if has_come_to_serve(&before, &self.observed, &expected) => {
+                    Ok(self.note_running()?)
+                }
+                Verdict::Live { .. } | Verdict::NoServer(_) => Ok(()),
+            };
         };
         if let Some(carried) = self.carried(desired.generation)?.filter(|carried| *carried != desired.rendered)
             && self.carry(desired, carried, progress).await.is_ok()
@@ -350,12 +378,11 @@ impl Apply {
     /// a certificate doesn't wait for somebody to mend a template. What goes wrong with it is logged, as what is wrong
     /// with the settings is the error.
     pub async fn bring_certificate(&mut self, generation: &Generation, progress: &Progress) {
-        let carried = match self.carried(generation) {
-            Ok(Some(carried)) if self.committed().is_ok_and(|committed| committed.as_ref() != Some(&carried)) => {
-                carried
-            }
-            _ => return,
-        };
+        let Ok(Some(carried)) = self.carried(generation) else { return };
+        let is_committed = self.committed().is_ok_and(|committed| committed.as_ref() == Some(&carried));
+        if is_committed && !matches!(self.verdict, Verdict::Other(_)) {
+            return;
+        }
         if let Err(error) = self.load(&carried, generation, Proof::Expected, progress).await {
             tracing::warn!("the new certificate can't be brought into force alone: {}", chain_of(&error));
         }
@@ -374,11 +401,14 @@ impl Apply {
         self.held = None;
         self.expected = Some((carried.clone(), expected.clone()));
         self.look(chain).await?;
+        let before = self.observed.clone();
         if let Verdict::Other(reason) = self.signal_and_confirm(&expected, chain, proof, progress).await? {
             return Err(ApplyError::NotConfirmed { reason });
         }
         self.look(chain).await?;
-        self.note_running()?;
+        if has_come_to_serve(&before, &self.observed, &expected) {
+            self.note_running()?;
+        }
         Ok(expected)
     }
 
@@ -488,16 +518,14 @@ impl Apply {
         proof: Proof,
         progress: &Progress,
     ) -> Result<Verdict, ApplyError> {
-        let ApplyParts { server, nats, .. } = &self.parts;
-        let running = read_config(&self.running_file())?.or(self.committed()?);
-        let listeners = Listeners::of(running.as_ref().map(Rendered::text), nats);
+        let (server, listeners) = (&self.parts.server, &self.listeners);
         let started = tokio::time::Instant::now();
         let mut signalled = None::<(i32, tokio::time::Instant)>;
         let mut not_listening = None::<ServerError>;
         let mut pause = FIRST_LOOK;
         loop {
             if signalled.is_none_or(|(_, at)| at.elapsed() >= SIGNAL_AGAIN) {
-                match server.reload(chain, &listeners).await {
+                match server.reload(chain, listeners).await {
                     Ok(pid) => {
                         if signalled.is_none() {
                             progress.report(Step::Signalled { pid });
@@ -517,7 +545,7 @@ impl Apply {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_LOOK);
-            let observed = server.observe(chain, &listeners, None).await;
+            let observed = server.observe(chain, listeners, None).await;
             let is_told = proof == Proof::Expected && expected.digest.is_some();
             let verdict = match (judge(&observed, expected), signalled) {
                 (Verdict::NoServer(why), Some((pid, _))) => Verdict::Other(format!(
@@ -593,6 +621,19 @@ impl Expected {
     }
 }
 
+impl Observed {
+    /// How many of its three ports answered as a nats-server does.
+    fn ports_seen(&self) -> u8 {
+        u8::from(self.client.is_ok()) + u8::from(self.route.is_ok()) + u8::from(self.varz.is_some())
+    }
+
+    /// Whether the server itself reports the digest that is expected.
+    fn reports(&self, expected: &Expected) -> bool {
+        let reported = self.varz.as_ref().and_then(|varz| varz.config_digest.as_ref());
+        reported.is_some() && reported == expected.digest.as_ref()
+    }
+}
+
 impl Verdict {
     fn only_if(self, has_loaded: bool) -> Self {
         match self {
@@ -608,6 +649,16 @@ fn has_loaded(before: &Observed, after: &Observed) -> bool {
     let loads =
         |observed: &Observed| observed.varz.as_ref().map(|varz| (varz.server_id.clone(), varz.config_load_time));
     loads(after).is_none() || loads(before) != loads(after)
+}
+
+/// Whether what was seen shows that the server came to serve what is expected: by the digest, where it reports one; else by
+/// a load since `before`; and where its monitoring port doesn't answer, by a leaf that it did not serve before.
+fn has_come_to_serve(before: &Observed, after: &Observed, expected: &Expected) -> bool {
+    match &after.varz {
+        Some(varz) if varz.config_digest.is_some() => after.reports(expected),
+        Some(_) => has_loaded(before, after),
+        None => before.client.as_ref().is_ok_and(|served| served.sha256 != expected.leaf_sha256),
+    }
 }
 
 /// Whether what is seen is what is expected. Pure.
@@ -639,7 +690,7 @@ pub fn judge(observed: &Observed, expected: &Expected) -> Verdict {
 }
 
 fn read_config(path: &Path) -> Result<Option<Rendered>, FileError> {
-    let Some(bytes) = durable::read_if_there(path, MAX_CONFIG)?.map(Zeroizing::new) else { return Ok(None) };
+    let Some(bytes) = durable::read_if_there(path, MAX_SIZE)?.map(Zeroizing::new) else { return Ok(None) };
     Ok(Some(Rendered::from_text(Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()))))
 }
 

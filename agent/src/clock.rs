@@ -65,6 +65,13 @@ impl Clock {
         }
     }
 
+    /// What the wall clock would have said at `then`, had it run as evenly as the runtime's since: less and less each time
+    /// that it is set back.
+    #[must_use]
+    pub fn now_seen_from(&self, then: tokio::time::Instant) -> OffsetDateTime {
+        self.now() - then.elapsed()
+    }
+
     /// Returns once the wall clock has reached `deadline`, at most [`LONGEST_NAP`] late after a suspend or a step forward,
     /// and in any case when as much time has passed as was left at the beginning: a clock that is set back by hours in
     /// the meantime doesn't make it sleep for hours.

@@ -147,6 +147,8 @@ struct LastGood {
     credential: Option<ClusterCredential>,
     /// The secret that the credential is from: with another one configured it is nobody's last good answer.
     credential_secret: Option<String>,
+    /// Whose answers these are: an image that was made of one node may become another.
+    node: Option<String>,
 }
 
 /// The reconciler: its parts, and what it remembers between passes.
@@ -157,8 +159,15 @@ pub struct Reconciler {
     bundle: Option<TrustBundle>,
     discovery: Retry,
     trust: Retry,
+    cluster_secret: Retry,
     issuing: Retry,
     deploying: Retry,
+    /// Why a configuration that somebody changed is not the one in force.
+    unread: Option<String>,
+    /// The text that was refused before it was committed, if that is why nothing was deployed.
+    refused: Option<Rendered>,
+    /// What should be served could not be worked out when it was looked at last.
+    is_blind: bool,
     /// Until when the leaf lives that this process saw served last, with nothing left to do.
     settled: Option<OffsetDateTime>,
     /// When what is to be deployed may be.
@@ -197,8 +206,19 @@ impl Reconciler {
             tracing::warn!("{}", chain_of(&error));
             None
         });
-        let last_good = last_good.map(zeroize::Zeroizing::new).and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let mut last_good: LastGood = last_good.unwrap_or_default();
+        let last_good = last_good.map(zeroize::Zeroizing::new).and_then(|bytes| {
+            let parsed = serde_json::from_slice::<LastGood>(&bytes);
+            // serde's own words may repeat a part of the content.
+            parsed
+                .inspect_err(|_| {
+                    tracing::warn!("{} can't be read, so it is made anew", last_good_file(&parts).display())
+                })
+                .ok()
+        });
+        let own = Some(parts.node.instance_id.clone().unwrap_or_else(|| parts.node.name.clone()));
+        let is_ours = |last_good: &LastGood| last_good.node.is_none() || last_good.node == own;
+        let mut last_good = last_good.filter(is_ours).unwrap_or_default();
+        last_good.node = own;
         let secret = &parts.apply.parts().nats.cluster_secret_id;
         if last_good.credential_secret != *secret {
             last_good.credential = None;
@@ -211,8 +231,12 @@ impl Reconciler {
             bundle: None,
             discovery: Retry::at_once(),
             trust: Retry::at_once(),
+            cluster_secret: Retry::at_once(),
             issuing: Retry::at_once(),
             deploying: Retry::at_once(),
+            unread: None,
+            refused: None,
+            is_blind: false,
             settled: None,
             turn: None,
             kept_peers: None,
@@ -227,6 +251,8 @@ impl Reconciler {
         let outcome = self.reconcile(wanted, progress).await;
         let now = self.parts.clock.now();
         match &outcome {
+            // One that waits for its turn has not been tried again.
+            Ok(Verdict::Live { .. } | Verdict::NoServer(_)) if self.turn.is_some() => {}
             Ok(Verdict::Live { .. } | Verdict::NoServer(_)) => self.deploying.succeed(now, now),
             Err(error) if error.is_of_deployment() => {
                 self.deploying.fail(now, &self.parts.renewal, self.parts.renewal.retry_max, chain_of(error));
@@ -259,6 +285,11 @@ impl Reconciler {
         self.parts.clock
     }
 
+    /// Notes why a configuration that somebody changed is not the one in force: that is no longer what they think.
+    pub fn note_unread(&mut self, why: String) {
+        self.unread = Some(why);
+    }
+
     /// Looks, asks nobody outside this machine and changes nothing; `fault` is why that is all that can be done.
     pub async fn inspect(&mut self, fault: String) -> Status {
         let looked = match (self.read_newest(), self.newest.clone()) {
@@ -284,7 +315,7 @@ impl Reconciler {
     /// What the next pass would commit, without asking the issuer or touching anything.
     pub async fn desired(&mut self) -> Result<(Option<Rendered>, Rendered), PassError> {
         let (newest, _) = self.parts.apply.parts().generations.newest()?;
-        let (peers, credential) = tokio::join!(self.sight(), self.fetch_credential());
+        let (peers, credential) = tokio::join!(self.sight(), self.fetch_credential(self.parts.clock.now()));
         self.settle_peers(peers).await;
         self.take_credential(credential);
         let files = newest.map_or_else(|| self.parts.apply.parts().generations.files(1), |generation| generation.files);
@@ -293,7 +324,8 @@ impl Reconciler {
 
     async fn reconcile(&mut self, wanted: &Wanted, progress: &Progress) -> Result<Verdict, PassError> {
         let now = self.parts.clock.now();
-        for retry in [&mut self.discovery, &mut self.trust, &mut self.issuing, &mut self.deploying] {
+        let Self { discovery, trust, cluster_secret, issuing, deploying, .. } = self;
+        for retry in [discovery, trust, cluster_secret, issuing, deploying] {
             retry.heed_a_step_back(now);
         }
         self.read_newest()?;
@@ -304,13 +336,14 @@ impl Reconciler {
             async { if obtain { Some(self.parts.issuance.obtain(&self.parts.node, progress).await) } else { None } },
             self.fetch_trust(now),
             async { if now >= self.discovery.next { Some(self.sight().await) } else { None } },
-            self.fetch_credential(),
+            self.fetch_credential(now),
         );
         let known = self.last_good.clone();
-        self.take_trust(bundle).await;
         if let Some(sighting) = sighting {
             self.settle_peers(sighting).await;
         }
+        // Which anchors are still needed the peers are asked: those that are there now.
+        self.take_trust(bundle).await;
         self.take_credential(credential);
         if self.last_good != known {
             self.remember();
@@ -338,7 +371,7 @@ impl Reconciler {
             return false;
         }
         let Some(newest) = &self.newest else { return true };
-        if wanted.renew && self.parts.apply.names(newest.number) {
+        if wanted.renew && self.parts.apply.names(&newest.chain.leaf) {
             return true;
         }
         let leaf = &newest.chain.leaf;
@@ -362,23 +395,27 @@ impl Reconciler {
         self.parts.peers.sight().await
     }
 
-    async fn fetch_credential(&self) -> Option<Result<ClusterCredential, TrustError>> {
+    async fn fetch_credential(&self, now: OffsetDateTime) -> Option<Result<ClusterCredential, TrustError>> {
         let source = self.parts.credential.as_ref()?;
-        if self.parts.clock.now() < self.trust.next { None } else { Some(source.fetch().await) }
+        if now < self.cluster_secret.next { None } else { Some(source.fetch().await) }
+    }
+
+    /// How often the bundle and the credential are asked for, and how long a pause after failures is at most.
+    fn poll(&self) -> (Duration, Duration) {
+        let pause = self.parts.interval * ROUNDS_PER_TRUST_POLL;
+        (pause, pause.min(self.parts.renewal.retry_max))
     }
 
     /// The bundle in force: the one that was fetched, and of the last one every anchor that a served chain still needs
     /// (invariant 5).
     async fn take_trust(&mut self, fetched: Option<Result<TrustBundle, TrustError>>) {
-        let Parts { clock, renewal, interval, .. } = &self.parts;
+        let (pause, longest) = self.poll();
+        let Parts { clock, renewal, .. } = &self.parts;
         match fetched {
             None => {}
-            Some(Err(error)) => {
-                self.trust.fail(clock.now(), renewal, *interval * ROUNDS_PER_TRUST_POLL, chain_of(&error));
-            }
+            Some(Err(error)) => self.trust.fail(clock.now(), renewal, longest, chain_of(&error)),
             Some(Ok(bundle)) => {
-                let pause = jittered(*interval * ROUNDS_PER_TRUST_POLL, fastrand::f64());
-                self.trust.succeed(clock.now(), clock.now() + pause);
+                self.trust.succeed(clock.now(), clock.now() + jittered(pause, fastrand::f64()));
                 let fetched = bundle.anchors.len();
                 let bundle = match &self.newest {
                     Some(newest) => self.keep_needed_anchors(bundle, newest).await,
@@ -404,7 +441,10 @@ impl Reconciler {
             Some(Ok(leaf)) => now.min(leaf.not_after).max(leaf.not_before),
             _ => now,
         };
-        let mut served = vec![newest.chain.certificates()];
+        let observed = self.parts.apply.observed();
+        let shown = [&observed.client, &observed.route].into_iter().filter_map(|port| port.as_ref().ok());
+        let mut served: Vec<_> = shown.map(|served| served.certificates.clone()).collect();
+        served.push(newest.chain.certificates());
         let own = SocketAddr::new(self.parts.node.address, self.parts.apply.parts().nats.cluster_listen.port());
         let peers = self.last_good.peers.0.keys().copied().filter(|address| *address != own);
         let seen = self.parts.dial.served_chains(&newest.chain, peers.collect()).await;
@@ -439,13 +479,15 @@ impl Reconciler {
     }
 
     fn take_credential(&mut self, fetched: Option<Result<ClusterCredential, TrustError>>) {
+        let (pause, longest) = self.poll();
+        let now = self.parts.clock.now();
         match fetched {
             None => {}
-            Some(Ok(credential)) => self.last_good.credential = Some(credential),
-            Some(Err(error)) => {
-                let longest = self.parts.interval * ROUNDS_PER_TRUST_POLL;
-                self.trust.fail(self.parts.clock.now(), &self.parts.renewal, longest, chain_of(&error));
+            Some(Ok(credential)) => {
+                self.last_good.credential = Some(credential);
+                self.cluster_secret.succeed(now, now + jittered(pause, fastrand::f64()));
             }
+            Some(Err(error)) => self.cluster_secret.fail(now, &self.parts.renewal, longest, chain_of(&error)),
         }
     }
 
@@ -531,11 +573,17 @@ impl Reconciler {
         };
         let now = self.parts.clock.now();
         let looked = self.parts.apply.look(&generation.chain).await;
+        self.is_blind = looked.is_err();
         self.note_confirmed();
         let rendered = match self.render(generation.files.clone()) {
             Ok(rendered) => rendered,
             Err(error) => {
+                let is_told = self.deploying.error.as_ref() == Some(&chain_of(&error));
+                if *wanted == Wanted::default() && is_told && now < self.deploying.next {
+                    return Err(PassError::Waiting(chain_of(&error)));
+                }
                 self.parts.apply.bring_certificate(&generation, progress).await;
+                self.refused = Some(Rendered::from_text(zeroize::Zeroizing::default()));
                 return Err(error);
             }
         };
@@ -550,7 +598,9 @@ impl Reconciler {
             if *wanted == Wanted::default() && self.waits_for_its_turn(now) {
                 return Ok(self.parts.apply.verdict().clone());
             }
-            if *wanted == Wanted::default() && now < self.deploying.next {
+            // What was refused is worth another try as soon as it is another text.
+            let is_mended = self.refused.as_ref().is_some_and(|refused| *refused != rendered);
+            if *wanted == Wanted::default() && now < self.deploying.next && !is_mended {
                 return match self.parts.apply.verdict() {
                     Verdict::Other(why) if is_committed => Ok(Verdict::Other(why.clone())),
                     _ => Err(PassError::Waiting(self.deploying.error.clone().unwrap_or_default())),
@@ -558,7 +608,11 @@ impl Reconciler {
             }
             let allowed_losses = &[&self.parts.allowed_losses[..], &wanted.allow_loss[..]].concat();
             let desired = Desired { rendered, generation: &generation, allowed_losses, now };
-            self.parts.apply.bring(&desired, progress).await?;
+            let brought = self.parts.apply.bring(&desired, progress).await;
+            let is_refused = brought.as_ref().is_err_and(|error| error.is_refusal());
+            self.refused = is_refused.then_some(desired.rendered);
+            brought?;
+            self.is_blind = false;
         }
         self.note_confirmed();
         self.parts.apply.settle()?;
@@ -596,7 +650,10 @@ impl Reconciler {
             return Err(PassError::Peers(why.unwrap_or_else(|| "discovery was not asked yet".into())));
         }
         if self.parts.credential.is_some() && self.last_good.credential.is_none() {
-            return Err(PassError::Waiting(self.trust.error.clone().unwrap_or_default()));
+            let why = self.cluster_secret.error.clone();
+            return Err(PassError::Waiting(
+                why.unwrap_or_else(|| "the cluster credential was not asked for yet".into()),
+            ));
         }
         let name = nats.cluster_name.as_deref().or(self.last_good.group.as_deref()).unwrap_or("nats");
         let credential = self.parts.credential.as_ref().and(self.last_good.credential.clone());
@@ -608,7 +665,9 @@ impl Reconciler {
         let now = self.parts.clock.now();
         let generation = self.newest.clone();
         let mut faults = self.damaged.clone();
+        faults.extend(self.unread.clone());
         faults.extend(self.trust.error.clone());
+        faults.extend(self.cluster_secret.error.clone());
         faults.extend(self.discovery.error.clone());
         faults.extend(self.deploying.error.clone());
         let mut notes: Vec<_> = self.kept_peers.clone().into_iter().collect();
@@ -674,14 +733,22 @@ impl Reconciler {
     /// When the next pass is worth making: the earliest of what is waited for, and never at once.
     fn next(&self, now: OffsetDateTime) -> OffsetDateTime {
         let mut times = vec![self.discovery.next, self.trust.next, now + self.parts.interval];
+        times.extend(self.parts.credential.is_some().then_some(self.cluster_secret.next));
+        let failed =
+            [&self.issuing, &self.deploying].into_iter().filter(|retry| retry.failures > 0 && retry.next > now);
+        times.extend(failed.map(|retry| retry.next));
         let due = self.newest.as_ref().map(|newest| self.due(newest));
         times.push(due.map_or(self.issuing.next, |due| due.max(self.issuing.next)));
         times.extend(self.turn.filter(|turn| *turn > now));
         // Without a certificate there is nothing that it could serve.
-        if self.newest.is_some() && !matches!(self.parts.apply.verdict(), Verdict::Live { .. }) {
+        if self.newest.is_some() && !self.is_blind && !matches!(self.parts.apply.verdict(), Verdict::Live { .. }) {
             times.push(now + WATCH.min(self.parts.interval));
         }
-        let soonest = times.into_iter().min().unwrap_or(now);
+        let mut soonest = times.into_iter().min().unwrap_or(now);
+        if self.newest.is_none() && self.deploying.failures > 0 {
+            // The state directory can't be read, and nothing can be done before it can.
+            soonest = soonest.max(self.deploying.next);
+        }
         soonest.max(now + self.parts.renewal.retry_min.min(Duration::from_millis(100)))
     }
 }

@@ -139,6 +139,60 @@ async fn invariant_12_a_cluster_is_renamed_only_with_its_switch() {
     assert!(tail(&node.server_log(), 100).contains("Cluster name updated to elsewhere"));
 }
 
+#[tokio::test]
+async fn invariant_12_what_an_edited_include_takes_away_is_refused_and_a_restart_of_nats_server_serves_what_was_in_force()
+ {
+    let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    cluster.configure().unwrap();
+    let include = cluster.directory().join("auth.conf");
+    std::fs::write(&include, "accounts { A { users: [{ user: a, password: hunter2 }] } }\nno_auth_user: a\n").unwrap();
+    cluster.set("nats.include", &format!("[{:?}]", include.display().to_string())).unwrap();
+    cluster.boot().await.unwrap();
+    let before = in_force(&cluster.nodes[0]).await;
+
+    std::fs::write(&include, "max_payload: 2MB\n").unwrap();
+    let status = unhealthy(&cluster.nodes[0], "--allow-loss authorization").await;
+    assert_eq!(status["state"], "degraded", "{status}");
+    assert_eq!(in_force(&cluster.nodes[0]).await, before);
+    // The certificate doesn't wait for the edit to be mended, nor does a restart let the loss in.
+    assert_eq!(renew(&cluster.nodes[0], &[]).await.code, Some(1));
+    assert_settings_stay(&cluster.nodes[0], &before).await;
+    cluster.nodes[0].server.take().unwrap().stop().await.unwrap();
+    let Nodes { nodes, cluster: shared, .. } = &mut cluster;
+    shared.start_server(&mut nodes[0]).await.unwrap();
+    let node = &cluster.nodes[0];
+    unhealthy(node, "--allow-loss authorization").await;
+    assert_eq!(node.server.as_ref().unwrap().varz().await.unwrap()["max_payload"], 1 << 20);
+
+    // What it holds is nobody's to read who asks what would be applied.
+    std::fs::write(&include, "accounts { A { users: [{ user: a, password: hunter2 }] } }\nno_auth_user: a\n# new\n")
+        .unwrap();
+    node.healthy(SOON).await.unwrap();
+    let shown = node.agent.run(&["render"], SOON).await.unwrap();
+    assert!(shown.stdout.contains("auth.conf, sha256:") && !shown.stdout.contains("hunter2"), "{shown:?}");
+    let done = renew(node, &[]).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+}
+
+#[tokio::test]
+async fn a_server_whose_route_port_has_moved_is_healthy_once_it_was_restarted_and_keeps_getting_certificates() {
+    let mut cluster = cluster(1).await;
+    let moved = format!("{}:{}", cluster.nodes[0].address, cluster.nodes[0].metrics().port() + 1);
+    change(&cluster.nodes[0], "nats.cluster_listen", &format!("\"{moved}\""));
+    waiting(&cluster.nodes[0], "listen").await;
+    cluster.nodes[0].server.take().unwrap().stop().await.unwrap();
+    let Nodes { nodes, cluster: shared, .. } = &mut cluster;
+    shared.start_server(&mut nodes[0]).await.unwrap();
+    let node = &cluster.nodes[0];
+    status_with(node, |status| {
+        status["state"] == "healthy" && !status["warnings"].to_string().contains("only at a start")
+    })
+    .await;
+    assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
+    node.healthy(SOON).await.unwrap();
+    assert!(in_force(node).await.0.contains(&moved));
+}
+
 // === Invariant 3 ===
 
 #[tokio::test]
@@ -158,15 +212,16 @@ async fn invariant_03_an_include_that_nats_server_refuses_is_never_committed_and
     assert!(refused.stderr.contains("nats-server -t refuses") && refused.stderr.contains("max_payloadz"));
     let status = unhealthy(node, "max_payloadz").await;
     assert_eq!(status["state"], "degraded", "{status}");
-    assert_eq!(in_force(node).await, before);
-    // A daemon that knows nothing of the file as it was is no wiser, and says nothing untrue.
+    assert_settings_stay(node, &before).await;
+    // A daemon that knows nothing of the file as it was says nothing untrue.
+    let before = in_force(node).await;
     read_again(node).await;
     let status = unhealthy(node, "max_payloadz").await;
     assert!(!status["reasons"].to_string().contains("isn't running"), "{status}");
     assert_eq!(in_force(node).await, before);
 
+    // Nobody has to say that it was mended.
     std::fs::write(&include, "max_payload: 3MB\n").unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
     let status = node.healthy(SOON).await.unwrap();
     assert_eq!(at(&status, "served.client.sha256"), at(&status, "leaf.sha256"));
     let varz = node.server.as_ref().unwrap().varz().await.unwrap();

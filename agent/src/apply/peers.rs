@@ -1,6 +1,7 @@
 //! The other servers of the cluster, as they can be seen from here: what would be dropped is dialled first.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -11,8 +12,9 @@ use tokio::task::JoinSet;
 use super::probe::{Port, Prober};
 use crate::trust::VerifiedChain;
 
-/// How long a peer that left the group may take to show that it still answers.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a peer that left the group may take to show that it still answers: time for a SYN that is lost to be sent again,
+/// after one second and after three (RFC 6298, section 2).
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 /// How many peers are dialled at the same time.
 const DIALS: usize = 32;
 
@@ -23,7 +25,7 @@ pub trait Dial: Send + Sync {
     /// `ours` is presented to them.
     async fn served_chains(&self, ours: &VerifiedChain, peers: Vec<SocketAddr>) -> Vec<Option<Vec<Vec<u8>>>>;
 
-    /// Which of these peers still accept a connection.
+    /// Which of these peers still accept a connection, or can't be asked for a reason that is this machine's own.
     async fn answering(&self, peers: Vec<SocketAddr>) -> BTreeSet<SocketAddr>;
 }
 
@@ -44,8 +46,17 @@ impl Dial for Network {
 
     async fn answering(&self, peers: Vec<SocketAddr>) -> BTreeSet<SocketAddr> {
         let answers = concurrently(peers, |address| async move {
-            let connected = tokio::time::timeout(ANSWER_TIMEOUT, TcpStream::connect(address)).await;
-            connected.is_ok_and(|connected| connected.is_ok()).then_some(address)
+            let silent = match tokio::time::timeout(ANSWER_TIMEOUT, TcpStream::connect(address)).await {
+                Ok(Ok(_answers)) => false,
+                Ok(Err(error)) => {
+                    matches!(
+                        error.kind(),
+                        ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::TimedOut
+                    )
+                }
+                Err(_elapsed) => true,
+            };
+            (!silent).then_some(address)
         });
         answers.await.into_iter().flatten().collect()
     }

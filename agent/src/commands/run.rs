@@ -2,9 +2,11 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::CommandError;
 use super::renew::renew_once;
@@ -19,6 +21,10 @@ use crate::reconcile::{Parts, Pass, Reconciler, Wanted};
 use crate::schedule::backoff;
 use crate::service::Service;
 use crate::status::{State, Status};
+
+/// What is more than a clock that is corrected a little. The SDK keeps credentials, and the token for instance metadata, for
+/// as long as the wall clock says: those that it got while that was ahead end long before.
+const CLOCK_IS_SET_BACK: Duration = Duration::from_mins(1);
 
 /// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration again.
 ///
@@ -76,6 +82,8 @@ async fn keep(
     let parts = patiently_assemble(file, &mut config, &allow_loss, hang_up, &mut jobs, &status, &mut service).await?;
     let mut reconciler = Reconciler::new(parts);
     let mut job = None::<Job>;
+    let started = Instant::now();
+    let mut began = reconciler.clock().now_seen_from(started);
     loop {
         let before = status.borrow().clone();
         let pass = match job.take() {
@@ -92,16 +100,45 @@ async fn keep(
             asked = jobs.recv() => job = asked,
             _ = hang_up.recv() => {
                 service.reloading();
-                if let Some(changed) = read_again(file, &config) {
-                    match assemble(&changed, allow_loss.clone()).await {
-                        Ok(parts) => (config, reconciler) = (changed, Reconciler::new(parts)),
-                        Err(error) => tracing::error!("the configuration in force stays: {}", chain_of(&error)),
-                    }
+                match use_changed(file, &config, &allow_loss).await {
+                    Ok((changed, parts)) => (config, reconciler) = (changed, Reconciler::new(parts)),
+                    Err(why) => reconciler.note_unread(why),
                 }
                 service.reloaded();
             }
         }
+        let begins = clock.now_seen_from(started);
+        if begins < began - CLOCK_IS_SET_BACK {
+            tracing::warn!("the clock was set back, so the credentials for AWS are fetched anew");
+            match assemble(&config, allow_loss.clone()).await {
+                Ok(parts) => reconciler = Reconciler::new(parts),
+                Err(error) => {
+                    tracing::warn!("{}", chain_of(&error));
+                    continue;
+                }
+            }
+        }
+        began = begins;
     }
+}
+
+/// The configuration as it is now, and its parts; or why the one in force stays.
+async fn use_changed(file: &Path, current: &Config, allow_loss: &[String]) -> Result<(Config, Parts), String> {
+    let changed = read_again(file, current)?;
+    match assemble(&changed, allow_loss.to_vec()).await {
+        Ok(parts) => Ok((changed, parts)),
+        Err(error) => Err(stays(&error)),
+    }
+}
+
+/// Says that the configuration in force stays, and why.
+fn stays(error: &dyn std::error::Error) -> String {
+    let why = format!(
+        "the configuration in force stays, as the changed one can't be used ({}); correct it, and reload the agent again",
+        chain_of(error)
+    );
+    tracing::error!("{why}");
+    why
 }
 
 async fn serve(reconciler: &mut Reconciler, before: Option<&Status>, job: Job) -> Pass {
@@ -157,7 +194,7 @@ async fn patiently_assemble(
                     let _gone = job.answers.send(Answer::Refused(why.clone()));
                 }
                 _ = hang_up.recv() => {
-                    if let Some(changed) = read_again(file, config) {
+                    if let Ok(changed) = read_again(file, config) {
                         *config = changed;
                         break;
                     }
@@ -168,7 +205,7 @@ async fn patiently_assemble(
 }
 
 /// The configuration as it is now, unless it can't be used: then the one in force stays.
-fn read_again(file: &Path, current: &Config) -> Option<Config> {
+fn read_again(file: &Path, current: &Config) -> Result<Config, String> {
     match Config::load(file) {
         Ok(config) => {
             let fixed = |config: &Config| {
@@ -180,17 +217,14 @@ fn read_again(file: &Path, current: &Config) -> Option<Config> {
                 );
             }
             tracing::info!("read {} again", file.display());
-            Some(Config {
+            Ok(Config {
                 state_directory: current.state_directory.clone(),
                 control_socket: current.control_socket.clone(),
                 metrics_listen: current.metrics_listen,
                 ..config
             })
         }
-        Err(error) => {
-            tracing::error!("the configuration in force stays: {}", chain_of(&error));
-            None
-        }
+        Err(error) => Err(stays(&error)),
     }
 }
 

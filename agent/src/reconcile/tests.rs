@@ -146,6 +146,8 @@ struct FakeServer {
     is_deaf: AtomicBool,
     /// As before 2.11, which reports no digest.
     is_old: AtomicBool,
+    /// Its monitoring port doesn't answer.
+    is_mute: AtomicBool,
 }
 
 impl FakeServer {
@@ -204,7 +206,7 @@ impl Server for FakeServer {
         let leaf = leaf.map(|leaf| Served { sha256: leaf.sha256, certificates: vec![leaf.der] });
         Observed {
             presence: Presence::Running(1),
-            varz: Some(Varz {
+            varz: (!self.is_mute.load(Ordering::Relaxed)).then(|| Varz {
                 version: "2.15.1".into(),
                 server_id: format!("start {}", self.starts.load(Ordering::Relaxed)),
                 config_load_time: START + Duration::from_secs(self.loads.load(Ordering::Relaxed).into()),
@@ -249,6 +251,7 @@ struct Bench {
     interval: Duration,
     validity: Duration,
     name: &'static str,
+    template: Option<PathBuf>,
 }
 
 impl Bench {
@@ -282,6 +285,7 @@ impl Bench {
             dies: AtomicBool::new(false),
             is_deaf: AtomicBool::new(false),
             is_old: AtomicBool::new(false),
+            is_mute: AtomicBool::new(false),
         };
         Self {
             clock,
@@ -292,6 +296,7 @@ impl Bench {
             interval: Duration::from_mins(10),
             validity: WEEK,
             name: "i-1",
+            template: None,
             directory,
         }
     }
@@ -324,7 +329,11 @@ impl Bench {
             credential: None,
             apply: Apply::new(ApplyParts {
                 server: Arc::clone(&self.server) as Arc<dyn Server>,
-                nats: NatsConfig { config: self.server.config.clone(), ..NatsConfig::default() },
+                nats: NatsConfig {
+                    config: self.server.config.clone(),
+                    template: self.template.clone(),
+                    ..NatsConfig::default()
+                },
                 generations: Generations::of(&self.state()),
                 state: self.state(),
             }),

@@ -65,3 +65,71 @@ async fn invariant_02_a_disk_that_is_full_at_any_point_of_a_roll_back_leaves_a_w
         assert_eq!(bench.paid_for(), 2, "after a full disk at point {points}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_setting_that_waits_survives_a_look_without_monitoring_and_goes_on_holding_back_nothing() {
+    let mut bench = Bench::new().await;
+    bench.serving().await;
+    bench.name = "another";
+    let mut agent = bench.agent();
+    pass(&mut agent).await;
+    bench.server.is_mute.store(true, Ordering::Relaxed);
+    let unheard = pass(&mut agent).await;
+    assert!(unheard.status.warnings.iter().any(|warning| warning.contains("monitoring port")), "{:?}", unheard.status);
+    bench.server.is_mute.store(false, Ordering::Relaxed);
+    for _ in 0..2 {
+        let renewed = renew(&mut agent).await;
+        assert!(matches!(renewed.outcome, Ok(Verdict::Live { .. })), "{:?}", renewed.outcome);
+        let waits = renewed.status.warnings.iter().any(|warning| warning.contains("takes server_name only at a start"));
+        assert!(waits && renewed.status.state == State::Healthy, "{:?}", renewed.status);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_is_taken_after_one_that_waited_ends_the_waiting() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    // It takes longer than anybody waits, and has loaded it then.
+    bench.server.ignores.store(true, Ordering::Relaxed);
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3, 4]));
+    agent.discovery.next = OffsetDateTime::UNIX_EPOCH;
+    drop(pass(&mut agent).await);
+    bench.server.ignores.store(false, Ordering::Relaxed);
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3, 4, 5]));
+    bench.live(&mut agent, START + Duration::from_hours(2)).await;
+    let reloads = bench.server.reloads();
+    let settled = bench.live(&mut agent, START + Duration::from_hours(4)).await;
+    assert_eq!(settled.status.state, State::Healthy, "{:?}", settled.status.reasons);
+    assert_eq!(bench.server.reloads(), reloads, "it is told to reload again and again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_that_was_not_confirmed_beside_a_template_that_does_not_render_is_tried_again() {
+    let mut bench = Bench::new().await;
+    bench.serving().await;
+    bench.template = Some(bench.directory.path().join("gone.tera"));
+    let mut agent = bench.agent();
+    bench.server.ignores.store(true, Ordering::Relaxed);
+    let failed = renew(&mut agent).await;
+    assert!(matches!(failed.outcome, Err(PassError::Render(_))), "{:?}", failed.outcome);
+    bench.server.ignores.store(false, Ordering::Relaxed);
+    let pass = bench.live(&mut agent, START + Duration::from_hours(1)).await;
+    assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));
+    assert_eq!((pass.status.state, bench.issuer.requests()), (State::Degraded, 2), "{:?}", pass.status.reasons);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_roll_back_is_told_while_the_next_attempt_waits_for_its_turn() {
+    let mut bench = Bench::new().await;
+    bench.interval = Duration::from_secs(30);
+    let mut agent = bench.serving().await;
+    // Half past is nobody's turn who is the first of its cluster.
+    bench.clock.sleep_until(START + Duration::from_secs(20)).await;
+    bench.server.ignores.store(true, Ordering::Relaxed);
+    renew(&mut agent).await.outcome.unwrap_err();
+    let waits = pass(&mut agent).await;
+    assert_eq!(waits.status.state, State::Degraded, "{:?}", waits.status);
+    bench.server.ignores.store(false, Ordering::Relaxed);
+    let pass = bench.live(&mut agent, START + Duration::from_mins(5)).await;
+    assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+}
