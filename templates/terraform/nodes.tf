@@ -1,4 +1,7 @@
+# Deprecated ones too: an image of Amazon Linux 2023 is after 90 days, and serves on.
 data "aws_ami" "node" {
+  include_deprecated = true
+
   filter {
     name   = "image-id"
     values = [var.ami_id]

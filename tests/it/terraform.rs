@@ -286,6 +286,13 @@ fn a_node_has_imdsv2_resource_names_and_an_encrypted_disk() {
     assert_eq!(at(template, &["block_device_mappings", "ebs", "encrypted"]), json!(true));
 }
 
+/// Without it each plan fails as soon as the image is deprecated.
+#[test]
+fn an_image_that_aws_deprecates_is_found_all_the_same() {
+    let images = blocks(&parsed(&module()), "data");
+    assert_eq!(at(&images["aws_ami.node"], &["include_deprecated"]), json!(true));
+}
+
 #[test]
 fn nodes_are_replaced_one_at_a_time_and_nothing_waits_for_a_hook() {
     let resources = blocks(&parsed(&module()), "resource");
