@@ -304,6 +304,21 @@ fn nodes_are_replaced_one_at_a_time_and_nothing_waits_for_a_hook() {
     assert!(resources.keys().all(|name| !name.starts_with("aws_autoscaling_lifecycle_hook")));
 }
 
+/// What the balancer finds unhealthy the group terminates. While a server drains its port is closed.
+#[test]
+fn a_node_that_restarts_or_reboots_is_not_taken_for_dead() {
+    let drop_in = workspace().join("systemd/nats-server.service.d/50-nats-tls-agent.conf");
+    let drop_in = fs::read_to_string(drop_in).unwrap();
+    let drain = drop_in.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).unwrap();
+    let drain: u64 = drain.parse().unwrap();
+    let boot = 120;
+    let resources = blocks(&parsed(&module()), "resource");
+    let check = at(&resources["aws_lb_target_group.clients"], &["health_check"]);
+    let number = |key: &str| at(&check, &[key]).as_u64().unwrap();
+    assert!(number("interval") * number("unhealthy_threshold") > drain + boot, "{check}");
+    assert!(number("unhealthy_threshold") <= 10, "no balancer takes more");
+}
+
 #[test]
 fn clients_reach_a_balancer_inside_that_passes_tls_through() {
     let resources = blocks(&parsed(&module()), "resource");
