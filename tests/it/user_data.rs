@@ -432,7 +432,7 @@ async fn a_server_that_fails_twice_is_asked_again() {
     let root = Root::new(&server.values("deb"));
     server.first(&[Turn::Status503, Turn::CutOff]);
     let said = root.succeeds().await;
-    assert!(said.contains("nats-server: try 2 of 6 failed; the next in 0 s"), "{said}");
+    assert!(said.contains("nats-server: try 2 of 12 failed; the next in 0 s"), "{said}");
     assert_eq!(server.asked().len(), 4);
     assert_eq!(root.text("usr/local/bin/nats-server"), "the server");
 }
@@ -473,9 +473,25 @@ async fn a_server_that_is_gone_is_given_up_on_the_console_and_installs_nothing()
     let root = Root::new(&values);
     let before = root.everything();
     let line = root.fails().await;
-    assert!(line.contains("nats-server: no download from http://127.0.0.1:") && line.contains("in 6 tries"), "{line}");
+    assert!(line.contains("nats-server: no download from http://127.0.0.1:") && line.contains("in 12 tries"), "{line}");
     assert!(!line.contains("s3cret"), "a signed URL can be used by whoever reads the console: {line}");
     nothing_was_done(&root, &before);
+}
+
+/// An outage of minutes is outlived, and no pause is longer than a minute.
+#[tokio::test]
+async fn the_pauses_between_tries_grow_to_a_minute() {
+    let server = Server::start().await;
+    let values = server.values("deb");
+    drop(server);
+    let root = Root::new(&values);
+    let staged = root.path("var/lib/nats-node/values");
+    fs::write(&staged, root.text("var/lib/nats-node/values").replace("pause=0\n", "pause=2\n")).unwrap();
+    // What would sleep notes for how long.
+    fs::copy(root.path("stubs/systemctl"), root.path("stubs/sleep")).unwrap();
+    root.fails().await;
+    let pauses = root.calls().iter().map(|call| call.replace("sleep ", "").parse().unwrap()).collect::<Vec<u64>>();
+    assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60, 60, 60, 60, 60]);
 }
 
 #[tokio::test]
