@@ -154,14 +154,18 @@ resource "aws_autoscaling_group" "node" {
     }
   }
 
-  # What a node asks for when it starts.
+  # What a node asks for when it starts, and the others when it is there; and at a destroy, what it has until it is gone.
   depends_on = [
     aws_acmpca_certificate_authority_certificate.this,
     aws_secretsmanager_secret_version.trust,
     aws_iam_role_policy.agent,
     aws_iam_role_policy.own_key,
     aws_iam_role_policy.ec2_addresses,
+    aws_iam_role_policy_attachment.additional,
     aws_vpc_security_group_egress_rule.https,
+    aws_vpc_security_group_egress_rule.https_to_prefix_lists,
+    aws_vpc_security_group_ingress_rule.routes,
+    aws_vpc_security_group_egress_rule.routes,
     aws_vpc_security_group_ingress_rule.from_load_balancer,
     aws_vpc_security_group_egress_rule.to_nodes,
     aws_lb_listener.clients,

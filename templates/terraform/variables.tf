@@ -51,9 +51,15 @@ variable "client_security_group_ids" {
 }
 
 variable "egress_cidr_blocks" {
-  description = "Where nodes may connect to with HTTPS: AWS's endpoints, and where the packages are. With VPC endpoints for all of these, the VPC's own block is enough."
+  description = "Where nodes may connect to with HTTPS: AWS's endpoints, and where the packages are. With VPC endpoints for all of these, the VPC's own block is enough, but for a gateway endpoint, which has its prefix list."
   type        = list(string)
   default     = ["0.0.0.0/0"]
+}
+
+variable "egress_prefix_list_ids" {
+  description = "Where nodes may connect to with HTTPS as well, by prefix list: a gateway endpoint for S3, where the packages are, isn't in the VPC's block but in its attribute prefix_list_id."
+  type        = list(string)
+  default     = []
 }
 
 variable "client_dns_name" {
@@ -170,8 +176,8 @@ variable "nats_server_url" {
   type        = string
 
   validation {
-    condition     = can(regex("^https?://[^'\\s]+$", var.nats_server_url))
-    error_message = "nats_server_url is an HTTP or HTTPS URL."
+    condition     = can(regex("^https://[^/:'\\s]+(:443)?/[^'\\s]+$", var.nats_server_url))
+    error_message = "nats_server_url is an HTTPS URL, on port 443: nodes connect to no other."
   }
 }
 
@@ -190,8 +196,8 @@ variable "agent_url" {
   type        = string
 
   validation {
-    condition     = can(regex("^https?://[^'\\s]+\\.(deb|rpm)([?][^'\\s]*)?$", var.agent_url))
-    error_message = "agent_url is the HTTP or HTTPS URL of a .deb or .rpm."
+    condition     = can(regex("^https://[^/:'\\s]+(:443)?/[^'\\s]+\\.(deb|rpm)([?][^'\\s]*)?$", var.agent_url))
+    error_message = "agent_url is the HTTPS URL of a .deb or .rpm, on port 443: nodes connect to no other."
   }
 }
 
