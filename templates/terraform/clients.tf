@@ -2,7 +2,7 @@
 
 resource "aws_lb" "clients" {
   #checkov:skip=CKV_AWS_91:A network load balancer logs TLS listeners only, and this one passes TCP on. VPC flow logs show who connects.
-  #checkov:skip=CKV_AWS_150:It is on by default; the example turns it off, so that it can be destroyed at once.
+  #checkov:skip=CKV_AWS_150:It is on by default; the example turns it off, so that it can be destroyed.
   name                             = "${var.name}-clients"
   load_balancer_type               = "network"
   internal                         = true

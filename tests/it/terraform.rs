@@ -338,6 +338,13 @@ fn no_node_is_there_without_its_permissions_and_its_rules() {
 }
 
 #[test]
+fn no_plan_deletes_the_ca_that_the_nodes_have_their_certificates_of() {
+    let resources = blocks(&parsed(&module()), "resource");
+    let lifecycle = at(&resources["aws_acmpca_certificate_authority.this"], &["lifecycle"]);
+    assert_eq!(at(&lifecycle, &["prevent_destroy"]), json!(true));
+}
+
+#[test]
 fn clients_reach_a_balancer_inside_that_passes_tls_through() {
     let resources = blocks(&parsed(&module()), "resource");
     let balancer = &resources["aws_lb.clients"];
