@@ -19,8 +19,10 @@ locals {
     trust_secret_id    = aws_secretsmanager_secret.trust.arn
     cluster_secret_id  = aws_cloudformation_stack.cluster_credential.outputs["Arn"]
     # A list of texts in JSON is one in TOML.
-    dns_names = jsonencode(concat([var.client_dns_name], var.additional_dns_names))
-    addresses = var.addresses
+    dns_names         = jsonencode(concat([var.client_dns_name], var.additional_dns_names))
+    addresses         = var.addresses
+    extra_agent_toml  = base64encode(var.extra_agent_toml)
+    extra_nats_config = base64encode(var.extra_nats_config)
   })
 
   node_tags = merge(var.tags, { Name = "${var.name}-node" })

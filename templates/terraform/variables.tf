@@ -222,6 +222,18 @@ variable "addresses" {
   }
 }
 
+variable "extra_nats_config" {
+  description = "More of nats-server's own configuration, in its language: accounts, a system account, limits. Whoever may read user data reads it, so no password: users by NKey or JWT. A change replaces every node."
+  type        = string
+  default     = ""
+}
+
+variable "extra_agent_toml" {
+  description = "More of agent.toml: keys of [nats] such as client_auth, then tables that ../user-data doesn't have, such as [nats.jetstream] or [metrics]. A change replaces every node."
+  type        = string
+  default     = ""
+}
+
 variable "additional_policy_arns" {
   description = "More policies of the nodes' role, for instance AmazonSSMManagedInstanceCore to log in to them."
   type        = list(string)
