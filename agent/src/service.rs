@@ -74,9 +74,12 @@ impl Service {
         }
     }
 
-    /// The configuration was read again, or the one in force stays.
+    /// The configuration was read again, or the one in force stays. What isn't ready yet isn't by that either: nats-server, which
+    /// waits for it, has no configuration to start with.
     pub fn reloaded(&self) {
-        notify(&[NotifyState::Ready]);
+        if self.is_ready {
+            notify(&[NotifyState::Ready]);
+        }
     }
 
     /// The end was asked for.

@@ -18,6 +18,11 @@ resource "aws_acmpca_certificate_authority" "this" {
       common_name = coalesce(var.ca_common_name, "${var.name} root")
     }
   }
+
+  # Another name, mode or algorithm would be another CA in the place of this one, and no node could renew.
+  lifecycle {
+    prevent_destroy = true
+  }
 }
 
 # Its own certificate, signed by itself. A CA in short-lived mode may give itself years: "AWS Private CA does not perform

@@ -2,7 +2,7 @@
 
 resource "aws_lb" "clients" {
   #checkov:skip=CKV_AWS_91:A network load balancer logs TLS listeners only, and this one passes TCP on. VPC flow logs show who connects.
-  #checkov:skip=CKV_AWS_150:It is on by default; the example turns it off, so that it can be destroyed at once.
+  #checkov:skip=CKV_AWS_150:It is on by default; the example turns it off, so that it can be destroyed.
   name                             = "${var.name}-clients"
   load_balancer_type               = "network"
   internal                         = true
@@ -25,12 +25,14 @@ resource "aws_lb_target_group" "clients" {
 
   # That it listens. A server that shuts down in lame duck mode no longer does, and gets no new clients. nats-server logs each
   # of these as "[ERR] … TLS handshake error: EOF", and each zone's balancer asks by itself: hence not every ten seconds.
+  # What is unhealthy is replaced, streams and all: five minutes, so that a restart in lame duck mode or a reboot isn't. Ten is the
+  # most (https://docs.aws.amazon.com/elasticloadbalancing/latest/network/target-group-health-checks.html).
   health_check {
     protocol            = "TCP"
     port                = "traffic-port"
     interval            = 30
     healthy_threshold   = 2
-    unhealthy_threshold = 2
+    unhealthy_threshold = 10
   }
 }
 

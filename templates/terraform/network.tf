@@ -108,3 +108,15 @@ resource "aws_vpc_security_group_egress_rule" "https" {
   from_port         = 443
   to_port           = 443
 }
+
+# By number: a list that is made in the same run has no id yet.
+resource "aws_vpc_security_group_egress_rule" "https_to_prefix_lists" {
+  count = length(var.egress_prefix_list_ids)
+
+  security_group_id = aws_security_group.node.id
+  description       = "AWS endpoints and the packages"
+  prefix_list_id    = var.egress_prefix_list_ids[count.index]
+  ip_protocol       = "tcp"
+  from_port         = 443
+  to_port           = 443
+}

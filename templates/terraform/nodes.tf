@@ -1,4 +1,7 @@
+# Deprecated ones too: an image of Amazon Linux 2023 is after 90 days, and serves on.
 data "aws_ami" "node" {
+  include_deprecated = true
+
   filter {
     name   = "image-id"
     values = [var.ami_id]
@@ -16,8 +19,10 @@ locals {
     trust_secret_id    = aws_secretsmanager_secret.trust.arn
     cluster_secret_id  = aws_cloudformation_stack.cluster_credential.outputs["Arn"]
     # A list of texts in JSON is one in TOML.
-    dns_names = jsonencode(concat([var.client_dns_name], var.additional_dns_names))
-    addresses = var.addresses
+    dns_names         = jsonencode(concat([var.client_dns_name], var.additional_dns_names))
+    addresses         = var.addresses
+    extra_agent_toml  = base64encode(var.extra_agent_toml)
+    extra_nats_config = base64encode(var.extra_nats_config)
   })
 
   node_tags = merge(var.tags, { Name = "${var.name}-node" })
@@ -151,14 +156,18 @@ resource "aws_autoscaling_group" "node" {
     }
   }
 
-  # What a node asks for when it starts.
+  # What a node asks for when it starts, and the others when it is there; and at a destroy, what it has until it is gone.
   depends_on = [
     aws_acmpca_certificate_authority_certificate.this,
     aws_secretsmanager_secret_version.trust,
     aws_iam_role_policy.agent,
     aws_iam_role_policy.own_key,
     aws_iam_role_policy.ec2_addresses,
+    aws_iam_role_policy_attachment.additional,
     aws_vpc_security_group_egress_rule.https,
+    aws_vpc_security_group_egress_rule.https_to_prefix_lists,
+    aws_vpc_security_group_ingress_rule.routes,
+    aws_vpc_security_group_egress_rule.routes,
     aws_vpc_security_group_ingress_rule.from_load_balancer,
     aws_vpc_security_group_egress_rule.to_nodes,
     aws_lb_listener.clients,

@@ -51,9 +51,15 @@ variable "client_security_group_ids" {
 }
 
 variable "egress_cidr_blocks" {
-  description = "Where nodes may connect to with HTTPS: AWS's endpoints, and where the packages are. With VPC endpoints for all of these, the VPC's own block is enough."
+  description = "Where nodes may connect to with HTTPS: AWS's endpoints, and where the packages are. With VPC endpoints for all of these, the VPC's own block is enough, but for a gateway endpoint, which has its prefix list."
   type        = list(string)
   default     = ["0.0.0.0/0"]
+}
+
+variable "egress_prefix_list_ids" {
+  description = "Where nodes may connect to with HTTPS as well, by prefix list: a gateway endpoint for S3, where the packages are, isn't in the VPC's block but in its attribute prefix_list_id."
+  type        = list(string)
+  default     = []
 }
 
 variable "client_dns_name" {
@@ -85,8 +91,8 @@ variable "short_lived_ca" {
   description = <<-EOT
     Which mode the private CA has. Short-lived, the default, issues certificates of seven days at most; the CA costs $50 a month.
     General-purpose issues any; the CA costs $400 a month. Each certificate costs extra; with seven days a node takes about seven
-    a month (https://aws.amazon.com/private-ca/pricing/). A CA's mode can't be changed: to change this makes another CA, and deletes
-    the one whose certificates the nodes have. Read "Rotating the CA" in the README of nats-tls-agent first.
+    a month (https://aws.amazon.com/private-ca/pricing/). A CA's mode can't be changed: another mode is another CA, and a plan that
+    deletes the one whose certificates the nodes have is refused. Read "Rotating the CA" in the README of nats-tls-agent first.
   EOT
   type        = bool
   default     = true
@@ -170,8 +176,8 @@ variable "nats_server_url" {
   type        = string
 
   validation {
-    condition     = can(regex("^https?://[^'\\s]+$", var.nats_server_url))
-    error_message = "nats_server_url is an HTTP or HTTPS URL."
+    condition     = can(regex("^https://[^/:'\\s]+(:443)?/[^'\\s]+$", var.nats_server_url))
+    error_message = "nats_server_url is an HTTPS URL, on port 443: nodes connect to no other."
   }
 }
 
@@ -190,8 +196,8 @@ variable "agent_url" {
   type        = string
 
   validation {
-    condition     = can(regex("^https?://[^'\\s]+\\.(deb|rpm)([?][^'\\s]*)?$", var.agent_url))
-    error_message = "agent_url is the HTTP or HTTPS URL of a .deb or .rpm."
+    condition     = can(regex("^https://[^/:'\\s]+(:443)?/[^'\\s]+\\.(deb|rpm)([?][^'\\s]*)?$", var.agent_url))
+    error_message = "agent_url is the HTTPS URL of a .deb or .rpm, on port 443: nodes connect to no other."
   }
 }
 
@@ -214,6 +220,18 @@ variable "addresses" {
     condition     = contains(["dns", "ec2"], var.addresses)
     error_message = "addresses is \"dns\" or \"ec2\"."
   }
+}
+
+variable "extra_nats_config" {
+  description = "More of nats-server's own configuration, in its language: accounts, a system account, limits. Whoever may read user data reads it, so no password: users by NKey or JWT. A change replaces every node."
+  type        = string
+  default     = ""
+}
+
+variable "extra_agent_toml" {
+  description = "More of agent.toml: keys of [nats] such as client_auth, then tables that ../user-data doesn't have, such as [nats.jetstream] or [metrics]. A change replaces every node."
+  type        = string
+  default     = ""
 }
 
 variable "additional_policy_arns" {

@@ -76,6 +76,12 @@ async fn the_installation_by_hand_makes_all_that_a_cluster_needs() {
     let account = Account { moto: Moto::start().await.unwrap(), directory: tempfile::tempdir().unwrap() };
     std::os::unix::fs::symlink(workspace().join("templates"), account.directory.path().join("templates")).unwrap();
     let script = format!("set -euo pipefail\n{NETWORK}{}", by_hand());
+    // printf is the shell's own: whoever lists the machine's processes sees no credential.
+    let naming: Vec<&str> = script.lines().filter(|line| line.contains("$password")).collect();
+    assert!(
+        naming.len() == 1 && naming[0].contains("$(printf '") && naming[0].ends_with("\"$password\" |"),
+        "{naming:?}"
+    );
     let output = account.command("bash").args(["-c", &script]).output().await.unwrap();
     assert!(output.status.success(), "{}\n{script}", String::from_utf8_lossy(&output.stderr));
 

@@ -66,6 +66,10 @@ async fn systemd_hears_of_the_first_commit_the_state_each_reload_and_the_end_and
     // The loop sleeps for longer than the watchdog waits, and is not taken for dead.
     manager.hears("WATCHDOG=1").await;
     manager.hears("WATCHDOG=1").await;
+    // Nor is it ready because it was told to read its configuration, which is as bad as before.
+    node.agent.signal(Signal::HUP).unwrap();
+    manager.hears("RELOADING=1").await;
+    manager.hears("WATCHDOG=1").await;
     assert!(!manager.heard.iter().any(|heard| heard.contains("READY")), "{:?}", manager.heard);
 
     let text = std::fs::read_to_string(node.agent.config()).unwrap();

@@ -263,8 +263,11 @@ fn what_could_not_work_is_refused_by_its_variable() {
         ("size", "2.5", "a whole number from 1 to 50"),
         ("name", "Nats", "begins with a letter"),
         ("client_dns_name", "nats", "a host name of two labels or more"),
-        ("agent_url", "https://example.com/agent.tar.gz", "the HTTP or HTTPS URL of a .deb or .rpm"),
-        ("agent_url", "https://example.com/a'b.deb", "the HTTP or HTTPS URL of a .deb or .rpm"),
+        ("agent_url", "https://example.com/agent.tar.gz", "the HTTPS URL of a .deb or .rpm"),
+        ("agent_url", "https://example.com/a'b.deb", "the HTTPS URL of a .deb or .rpm"),
+        ("agent_url", "http://example.com/agent.deb", "nodes connect to no other"),
+        ("nats_server_url", "http://example.com/nats-server.tar.gz", "nodes connect to no other"),
+        ("nats_server_url", "https://example.com:8443/nats-server.tar.gz", "nodes connect to no other"),
         ("agent_sha256", "abc", "64 hexadecimal digits"),
         ("addresses", "auto", "\"dns\" or \"ec2\""),
         ("subnet_ids", r#"["a", "a"]"#, "none twice"),
@@ -286,6 +289,13 @@ fn a_node_has_imdsv2_resource_names_and_an_encrypted_disk() {
     assert_eq!(at(template, &["block_device_mappings", "ebs", "encrypted"]), json!(true));
 }
 
+/// Without it each plan fails as soon as the image is deprecated.
+#[test]
+fn an_image_that_aws_deprecates_is_found_all_the_same() {
+    let images = blocks(&parsed(&module()), "data");
+    assert_eq!(at(&images["aws_ami.node"], &["include_deprecated"]), json!(true));
+}
+
 #[test]
 fn nodes_are_replaced_one_at_a_time_and_nothing_waits_for_a_hook() {
     let resources = blocks(&parsed(&module()), "resource");
@@ -295,6 +305,43 @@ fn nodes_are_replaced_one_at_a_time_and_nothing_waits_for_a_hook() {
     assert_eq!(at(&preferences, &["auto_rollback"]), json!(true));
     assert!(group["initial_lifecycle_hook"].is_null());
     assert!(resources.keys().all(|name| !name.starts_with("aws_autoscaling_lifecycle_hook")));
+}
+
+/// What the balancer finds unhealthy the group terminates. While a server drains its port is closed.
+#[test]
+fn a_node_that_restarts_or_reboots_is_not_taken_for_dead() {
+    let drop_in = workspace().join("systemd/nats-server.service.d/50-nats-tls-agent.conf");
+    let drop_in = fs::read_to_string(drop_in).unwrap();
+    let drain = drop_in.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).unwrap();
+    let drain: u64 = drain.parse().unwrap();
+    let boot = 120;
+    let resources = blocks(&parsed(&module()), "resource");
+    let check = at(&resources["aws_lb_target_group.clients"], &["health_check"]);
+    let number = |key: &str| at(&check, &[key]).as_u64().unwrap();
+    assert!(number("interval") * number("unhealthy_threshold") > drain + boot, "{check}");
+    assert!(number("unhealthy_threshold") <= 10, "no balancer takes more");
+}
+
+/// A node that starts before it may do something takes that for a fault; one that is to go loses it before it went.
+#[test]
+fn no_node_is_there_without_its_permissions_and_its_rules() {
+    let resources = blocks(&parsed(&module()), "resource");
+    let waited_for = at(&resources["aws_autoscaling_group.node"], &["depends_on"]).to_string();
+    let node = json!("${aws_security_group.node.id}");
+    for (name, resource) in &resources {
+        let is_rule_of_nodes =
+            name.starts_with("aws_vpc_security_group_") && at(resource, &["security_group_id"]) == node;
+        if is_rule_of_nodes || name.starts_with("aws_iam_role_policy") {
+            assert!(waited_for.contains(&format!("{name}}}")), "{name} isn't in {waited_for}");
+        }
+    }
+}
+
+#[test]
+fn no_plan_deletes_the_ca_that_the_nodes_have_their_certificates_of() {
+    let resources = blocks(&parsed(&module()), "resource");
+    let lifecycle = at(&resources["aws_acmpca_certificate_authority.this"], &["lifecycle"]);
+    assert_eq!(at(&lifecycle, &["prevent_destroy"]), json!(true));
 }
 
 #[test]

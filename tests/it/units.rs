@@ -66,6 +66,23 @@ fn systemd_finds_nothing_wrong_with_the_units() {
     assert!(said(&output).contains("WatchDogSeconds"), "{}", said(&output));
 }
 
+/// The check of a configuration makes the directories that nats-server's own are to be, as nats-server will.
+#[test]
+fn what_nats_server_makes_when_it_checks_a_configuration_the_agents_unit_lets_it_make() {
+    let directory = tempfile::tempdir().unwrap();
+    let (config, accounts) = (directory.path().join("resolver.conf"), directory.path().join("accounts"));
+    fs::write(&config, format!("resolver {{ type: full, dir: {:?} }}\n", accounts.to_str().unwrap())).unwrap();
+    let server = harness::tools::nats_server(harness::tools::NATS_SERVER).unwrap();
+    assert!(Command::new(server).arg("-t").arg("-c").arg(&config).output().unwrap().status.success());
+    assert!(accounts.is_dir(), "nats-server no longer makes it, and the unit needn't let it");
+
+    let ours = |file: &str| fs::read_to_string(workspace().join("systemd").join(file)).unwrap();
+    let unit = ours(AGENT);
+    let home = unit.lines().find_map(|line| line.strip_prefix("ReadWritePaths=-")).unwrap();
+    assert!(unit.contains("\nUser=nats\n") && ours("sysusers.conf").contains(home), "{home} is not nats-server's");
+    assert!(ours("tmpfiles.conf").contains(&format!("d {home} 0750 nats nats")), "{home} may be missing");
+}
+
 #[test]
 fn the_agents_unit_is_exposed_by_no_more_than_it_explains() {
     let Some(root) = installed() else { return };

@@ -36,12 +36,15 @@ struct UserData {
 struct Values {
     server: (String, String),
     agent: (String, String),
+    /// In base64: of agent.toml and of nats-server's configuration.
+    extra: (&'static str, &'static str),
 }
 
 impl Values {
     fn examples() -> Self {
         let url = |name: &str| (format!("https://example.com/{name}"), sha256_hex(name.as_bytes()));
-        Self { server: url("nats-server-v2.12.8-linux-amd64.tar.gz"), agent: url("nats-tls-agent_0.1.0_amd64.deb") }
+        let (server, agent) = (url("nats-server-v2.12.8-linux-amd64.tar.gz"), url("nats-tls-agent_0.1.0_amd64.deb"));
+        Self { server, agent, extra: ("", "") }
     }
 }
 
@@ -61,13 +64,22 @@ fn filled(values: &Values) -> String {
         ("dns_names", r#"["nats.internal"]"#),
         ("addresses", "dns"),
         ("cluster_secret_id", "nats/cluster-credential"),
+        ("extra_agent_toml", values.extra.0),
+        ("extra_nats_config", values.extra.1),
     ];
     fill(&template(), &values).unwrap()
 }
 
-/// As cloud-init reads it: with PyYAML.
+/// As cloud-init reads it: with PyYAML, and with what is in base64 decoded.
 fn read(user_data: &str) -> UserData {
-    let script = "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout)";
+    let script = "\
+import base64, json, sys, yaml
+data = yaml.safe_load(sys.stdin)
+for file in data['write_files']:
+    if file.get('encoding') == 'b64':
+        file['content'] = base64.b64decode(file['content']).decode()
+json.dump(data, sys.stdout)
+";
     let mut python = std::process::Command::new(tools::moto_python().unwrap());
     let mut child = python.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), user_data.as_bytes()).unwrap();
@@ -78,6 +90,12 @@ fn read(user_data: &str) -> UserData {
     let files = data["write_files"].as_array().unwrap();
     let files = files.iter().map(|file| (text(&file["path"]), text(&file["content"]))).collect();
     UserData { files, commands: data["runcmd"].clone() }
+}
+
+/// agent.toml as the agent reads it, with the file that it includes elsewhere: the file has to be there.
+fn parse(text: &str, extra: &Path) -> Config {
+    let text = text.replace("/etc/nats/conf.d/extra.conf", extra.to_str().unwrap());
+    Config::parse(&text, Path::new("agent.toml")).unwrap()
 }
 
 // === Where it is run ===
@@ -113,7 +131,7 @@ impl Root {
             fs::create_dir(root.path(directory)).unwrap();
         }
         fs::write(root.path("dev/console"), "").unwrap();
-        for name in ["apt-get", "dnf", "systemctl"] {
+        for name in ["apt-get", "chgrp", "dnf", "systemctl"] {
             let stub = root.path("stubs").join(name);
             fs::write(&stub, STUB).unwrap();
             fs::set_permissions(&stub, fs::Permissions::from_mode(0o755)).unwrap();
@@ -261,7 +279,7 @@ impl Server {
     /// Both files, the package with this ending.
     fn values(&self, kind: &str) -> Values {
         let server = self.put("nats-server-v2.12.8-linux-amd64.tar.gz", &archive());
-        Values { server, agent: self.put(&format!("nats-tls-agent.{kind}"), AGENT_PACKAGE) }
+        Values { server, agent: self.put(&format!("nats-tls-agent.{kind}"), AGENT_PACKAGE), extra: ("", "") }
     }
 }
 
@@ -309,7 +327,7 @@ fn the_user_data_fits_and_its_configuration_is_one() {
     assert!(!text.contains("%{") && !text.contains("${"), "Terraform's templatefile would take it for its own");
     let UserData { files, commands } = read(&text);
     assert_eq!(commands, serde_json::json!([["/bin/sh", "/var/lib/nats-node/setup"]]));
-    let config = Config::parse(&files["/var/lib/nats-node/agent.toml"], Path::new("agent.toml")).unwrap();
+    let config = parse(&files["/var/lib/nats-node/agent.toml"], tempfile::NamedTempFile::new().unwrap().path());
     assert_eq!(config.node.dns_names[0].as_str(), "nats.internal");
     assert_eq!(config.nats.cluster_secret_id.as_deref(), Some("nats/cluster-credential"));
     let TrustConfig::SecretsManager { secret_id, .. } = config.trust else { panic!("{:?}", config.trust) };
@@ -370,6 +388,7 @@ async fn a_node_is_set_up_and_a_second_run_changes_nothing() {
         assert_eq!(
             rest,
             [
+                "chgrp nats /etc/nats/conf.d/extra.conf.new",
                 "systemctl daemon-reload",
                 "systemctl enable nats-tls-agent.service nats-server.service",
                 "systemctl --no-block restart nats-tls-agent.service",
@@ -402,6 +421,28 @@ async fn another_configuration_restarts_the_agent_and_downloads_nothing() {
     assert!(server.asked().is_empty());
 }
 
+/// Accounts and limits, and what of agent.toml has no value of its own.
+#[tokio::test]
+async fn what_is_extra_stands_in_both_configurations_and_a_change_of_it_restarts_the_agent() {
+    let server = Server::start().await;
+    // `client_auth = "mtls"` and `[metrics]` with `listen = "127.0.0.1:9999"`; `max_payload: 2MB`.
+    let toml = "Y2xpZW50X2F1dGggPSAibXRscyIKW21ldHJpY3NdCmxpc3RlbiA9ICIxMjcuMC4wLjE6OTk5OSIK";
+    let root = Root::new(&Values { extra: (toml, "bWF4X3BheWxvYWQ6IDJNQgo="), ..server.values("deb") });
+    root.succeeds().await;
+    let (written, extra) = (root.text("etc/nats-tls-agent/agent.toml"), root.path("etc/nats/conf.d/extra.conf"));
+    let config = parse(&written, &extra);
+    assert_eq!(config.nats.include, [extra.as_path()]);
+    assert!(written.ends_with("\nclient_auth = \"mtls\"\n[metrics]\nlisten = \"127.0.0.1:9999\"\n"), "{written}");
+    assert_eq!(fs::read_to_string(&extra).unwrap(), "max_payload: 2MB\n");
+    assert_eq!(extra.metadata().unwrap().mode() & 0o777, 0o640);
+
+    let _before = root.calls();
+    fs::write(root.path("var/lib/nats-node/extra.conf"), "max_payload: 4MB\n").unwrap();
+    root.succeeds().await;
+    assert_eq!(fs::read_to_string(&extra).unwrap(), "max_payload: 4MB\n");
+    assert!(root.calls().contains(&"systemctl --no-block restart nats-tls-agent.service".into()));
+}
+
 #[tokio::test]
 async fn a_file_that_a_package_puts_over_the_configuration_is_put_right() {
     let server = Server::start().await;
@@ -432,7 +473,7 @@ async fn a_server_that_fails_twice_is_asked_again() {
     let root = Root::new(&server.values("deb"));
     server.first(&[Turn::Status503, Turn::CutOff]);
     let said = root.succeeds().await;
-    assert!(said.contains("nats-server: try 2 of 6 failed; the next in 0 s"), "{said}");
+    assert!(said.contains("nats-server: try 2 of 12 failed; the next in 0 s"), "{said}");
     assert_eq!(server.asked().len(), 4);
     assert_eq!(root.text("usr/local/bin/nats-server"), "the server");
 }
@@ -473,9 +514,25 @@ async fn a_server_that_is_gone_is_given_up_on_the_console_and_installs_nothing()
     let root = Root::new(&values);
     let before = root.everything();
     let line = root.fails().await;
-    assert!(line.contains("nats-server: no download from http://127.0.0.1:") && line.contains("in 6 tries"), "{line}");
+    assert!(line.contains("nats-server: no download from http://127.0.0.1:") && line.contains("in 12 tries"), "{line}");
     assert!(!line.contains("s3cret"), "a signed URL can be used by whoever reads the console: {line}");
     nothing_was_done(&root, &before);
+}
+
+/// An outage of minutes is outlived, and no pause is longer than a minute.
+#[tokio::test]
+async fn the_pauses_between_tries_grow_to_a_minute() {
+    let server = Server::start().await;
+    let values = server.values("deb");
+    drop(server);
+    let root = Root::new(&values);
+    let staged = root.path("var/lib/nats-node/values");
+    fs::write(&staged, root.text("var/lib/nats-node/values").replace("pause=0\n", "pause=2\n")).unwrap();
+    // What would sleep notes for how long.
+    fs::copy(root.path("stubs/systemctl"), root.path("stubs/sleep")).unwrap();
+    root.fails().await;
+    let pauses = root.calls().iter().map(|call| call.replace("sleep ", "").parse().unwrap()).collect::<Vec<u64>>();
+    assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60, 60, 60, 60, 60]);
 }
 
 #[tokio::test]
@@ -489,7 +546,7 @@ async fn an_installation_that_fails_is_told_and_a_later_run_does_the_rest() {
     fs::remove_file(root.path("broken")).unwrap();
     root.succeeds().await;
     assert_eq!(server.asked(), ["/nats-tls-agent.deb"]);
-    assert_eq!(root.calls().len(), 5, "the package, and all about the services");
+    assert_eq!(root.calls().len(), 6, "the package, extra.conf's group, and all about the services");
 }
 
 #[tokio::test]

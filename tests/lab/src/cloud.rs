@@ -93,6 +93,8 @@ impl Cloud {
             ("dns_names", r#"["nats.internal"]"#),
             ("addresses", "dns"),
             ("cluster_secret_id", CREDENTIAL),
+            ("extra_agent_toml", ""),
+            ("extra_nats_config", ""),
         ];
         fill(template, &values)
     }

@@ -18,7 +18,7 @@ pub(crate) fn install_root(tools: &Path) -> PathBuf {
     tools.join("cargo")
 }
 
-/// A cargo command in the workspace that also finds the subcommands under [`install_root`].
+/// A cargo command in the workspace that also finds the subcommands that the set-up has put somewhere.
 pub(crate) fn command<const N: usize>(arguments: [&str; N]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(workspace()).env("PATH", path());
@@ -51,6 +51,6 @@ pub(crate) fn become_it(program: &mut Command) -> Failure {
 
 fn path() -> OsString {
     let found = std::env::var_os("PATH").unwrap_or_default();
-    let installed = install_root(&crate::setup::directory()).join("bin");
-    std::env::join_paths(std::env::split_paths(&found).chain([installed])).unwrap_or(found)
+    let all = std::env::split_paths(&found).chain(crate::setup::subcommands());
+    std::env::join_paths(all).unwrap_or(found)
 }

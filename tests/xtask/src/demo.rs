@@ -6,9 +6,8 @@ use crate::{Failure, both, cargo, setup};
 
 /// Fetches and builds at the same time.
 pub(crate) fn run(nodes: u8, keep: bool) -> Result<ExitCode, Failure> {
-    // Agent and harness in one go: their dependencies get the features that they have in the tests' build, and nothing is
-    // compiled twice.
-    let programs = ["--package", "nats-tls-agent", "--package", "harness", "--bin", "agent", "--bin", "demo"];
+    // The workspace's: their dependencies have the features that they have in the tests' build, and nothing is compiled twice.
+    let programs = ["--workspace", "--bin", "agent", "--bin", "demo"];
     both(|| cargo::build("agent and demo", programs), setup::for_demo)?;
     let mut demo = cargo::built("demo")?;
     demo.arg("--nodes").arg(nodes.to_string());

