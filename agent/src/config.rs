@@ -803,25 +803,13 @@ impl RenewalConfig {
 
 impl NatsConfig {
     fn check(&self) -> Result<(), Fault> {
-        for (key, path) in [("nats.config", &self.config), ("nats.pid_file", &self.pid_file)] {
+        // Whether an include or the template is there is for the pass to find out: a daemon that ended with a configuration
+        // error for want of one would not be started again, and nobody would renew.
+        let fixed = [("nats.config", &self.config), ("nats.pid_file", &self.pid_file)];
+        let includes = self.include.iter().map(|include| ("nats.include", include));
+        let template = self.template.iter().map(|template| ("nats.template", template));
+        for (key, path) in fixed.into_iter().chain(includes).chain(template) {
             absolute(key, path.clone())?;
-        }
-        for include in &self.include {
-            absolute("nats.include", include.clone())?;
-            if !include.is_file() {
-                return Err(fault(
-                    "nats.include",
-                    format!("{} is not there; write it, or remove it from the list", include.display()),
-                ));
-            }
-        }
-        if let Some(template) = &self.template
-            && !template.is_file()
-        {
-            return Err(fault(
-                "nats.template",
-                format!("{} is not there; write it, or leave the key out for the built-in one", template.display()),
-            ));
         }
         if let Some(name) = &self.cluster_name {
             check_name("nats.cluster_name", name)?;
@@ -1122,8 +1110,8 @@ mod tests {
             ("renewal.at = nan", "renewal.at: must lie between"),
             ("renewal.retry_max = \"1s\"", "renewal.retry_max: must not be less"),
             ("nats.config = \"nats.conf\"", "nats.config: nats.conf is not an absolute path"),
-            ("nats.include = [\"/no/such/file\"]", "nats.include: /no/such/file is not there"),
-            ("nats.template = \"/no/such/file\"", "nats.template: /no/such/file is not there"),
+            ("nats.include = [\"auth.conf\"]", "nats.include: auth.conf is not an absolute path"),
+            ("nats.template = \"own.tera\"", "nats.template: own.tera is not an absolute path"),
             ("nats.listen = \"0.0.0.0:0\"", "nats.listen: needs a port other than 0"),
             ("nats.cluster_listen = \"10.0.0.1:4222\"", "nats.cluster_listen: 10.0.0.1:4222 is taken by nats.listen"),
             (
@@ -1145,6 +1133,13 @@ mod tests {
         }
         let long = message(&ec2(&format!("control.socket = \"/{}\"", "a".repeat(120))));
         assert_eq!(long, "agent.toml:3: control.socket: is longer than 107 bytes, the longest path of a Unix socket");
+    }
+
+    /// A daemon that could not start for want of one would renew nothing.
+    #[test]
+    fn an_include_or_a_template_that_is_missing_is_no_fault_of_the_configuration() {
+        let config = parse(&ec2("nats.include = [\"/no/such/file\"]\nnats.template = \"/no/such/file\"")).unwrap();
+        assert_eq!(config.nats.template.unwrap(), config.nats.include[0]);
     }
 
     #[test]

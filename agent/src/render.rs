@@ -9,15 +9,17 @@
 //! it as it is written, wrong but harmless. So a template writes `"{{ value }}"`.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::config::{ClientAuth, JetStream, NatsConfig};
 use crate::discover::PeerSet;
+use crate::durable;
 use crate::identity::Node;
 use crate::nats_conf::{ConfError, flatten, without_included};
 
@@ -403,12 +405,11 @@ pub fn render(template: Option<&Path>, values: &Values) -> Result<Rendered, Rend
 
 fn read(file: &Path) -> Result<String, RenderError> {
     let failed = |source| RenderError::Read { file: file.to_owned(), source };
-    let mut text = Vec::new();
-    let limit = MAX_SIZE as u64 + 1;
-    std::fs::File::open(file).map_err(failed)?.take(limit).read_to_end(&mut text).map_err(failed)?;
-    if text.len() > MAX_SIZE {
-        return Err(RenderError::TemplateTooLarge { file: file.to_owned() });
-    }
+    let text = durable::read_if_there(file, MAX_SIZE as u64).map_err(|error| match error.source.kind() {
+        std::io::ErrorKind::FileTooLarge => RenderError::TemplateTooLarge { file: file.to_owned() },
+        _ => failed(error.source),
+    })?;
+    let text = text.ok_or_else(|| failed(Errno::NOENT.into()))?;
     String::from_utf8(text).map_err(|error| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))
 }
 
