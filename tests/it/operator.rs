@@ -95,6 +95,28 @@ async fn doctor_tells_a_change_that_waits_and_a_daemon_that_is_away() {
 }
 
 #[tokio::test]
+async fn doctor_fails_with_a_daemon_that_fails_and_says_what_to_do_about_what_does_not_answer() {
+    let mut cluster = Nodes::start(AGENT, tools::NATS_SERVER, 2).await.unwrap();
+    cluster.nodes[1].server.take().unwrap().kill().await.unwrap();
+    let (verdict, found) = check(&cluster, "peer").await;
+    assert!(verdict == "failed" && found.contains("start its nats-server"), "{verdict}: {found}");
+    cluster.nodes[0].server.take().unwrap().kill().await.unwrap();
+    let (verdict, found) = check(&cluster, "route port").await;
+    assert!(verdict == "failed" && found.contains("nats.cluster_listen"), "{verdict}: {found}");
+
+    let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    cluster.configure().unwrap();
+    set(cluster.nodes[0].agent.config(), "trust.kind", "\"file\"").unwrap();
+    set(cluster.nodes[0].agent.config(), "trust.file", "\"/nowhere/bundle.pem\"").unwrap();
+    cluster.nodes[0].agent.start().unwrap();
+    let failed = eventually("the daemon's verdict", SOON, async || match check(&cluster, "daemon").await {
+        (verdict, found) if verdict == "failed" => Ok(found),
+        other => Err(format!("{other:?}")),
+    });
+    assert!(failed.await.unwrap().contains("it runs and is failing"));
+}
+
+#[tokio::test]
 async fn a_renewal_that_could_not_be_deployed_says_that_its_certificate_is_kept() {
     let cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
     cluster.configure().unwrap();
