@@ -102,7 +102,7 @@ fn start_log(is_daemon: bool) {
         // panics where that fails.
         let layer = tracing_subscriber::fmt::layer().log_internal_errors(false);
         let layer = layer.with_writer(std::io::stderr).with_target(false);
-        layer.fmt_fields(message_alone).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        layer.fmt_fields(message_alone).with_ansi(Paint::stderr().is_on())
     });
     let journal = journal.map(|journal| {
         journal.with_field_prefix(Some("NATS_TLS_AGENT".into())).with_syslog_identifier("nats-tls-agent".into())
