@@ -116,6 +116,32 @@ async fn doctor_fails_with_a_daemon_that_fails_and_says_what_to_do_about_what_do
     assert!(failed.await.unwrap().contains("it runs and is failing"));
 }
 
+/// Its first pass waits for a call that is never answered.
+#[tokio::test]
+async fn a_status_is_given_before_the_first_pass_is_done_too() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    cluster.configure().unwrap();
+    let agent = &mut cluster.nodes[0].agent;
+    for (key, value) in
+        [("trust.kind", "secrets-manager"), ("trust.secret_id", "nats/bundle"), ("node.region", "eu-west-1")]
+    {
+        set(agent.config(), key, &format!("{value:?}")).unwrap();
+    }
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    for (name, value) in
+        [("AWS_ENDPOINT_URL", &*endpoint), ("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")]
+    {
+        agent.set_env(name, value);
+    }
+    agent.start().unwrap();
+    let status = eventually("the reason", SOON, async || match agent.status().await {
+        Ok(status) if status["reasons"].to_string().contains("first pass isn't done yet") => Ok(status),
+        other => Err(format!("{other:?}")),
+    });
+    assert_eq!(status.await.unwrap()["state"], "failing");
+}
+
 #[tokio::test]
 async fn a_renewal_that_could_not_be_deployed_says_that_its_certificate_is_kept() {
     let cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
