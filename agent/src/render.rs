@@ -487,7 +487,8 @@ fn escape(value: &str, output: &mut dyn Write) -> std::io::Result<()> {
     Ok(())
 }
 
-fn needs_no_escape(character: char) -> bool {
+/// Whether nats-server reads a character as it is, quoted or not.
+pub(crate) fn needs_no_escape(character: char) -> bool {
     if character.is_ascii() {
         character.is_ascii_alphanumeric() || "-_./:@+=%~^&!?*[]".contains(character)
     } else {
