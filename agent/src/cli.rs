@@ -14,6 +14,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// The configuration
+    #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_PATH)]
+    pub config: PathBuf,
 }
 
 const EXIT_CODES: &str =
@@ -26,14 +29,10 @@ pub enum Command {
     /// Run the daemon: keep certificate, trust bundle and routes in force for as long as the machine lives
     Run {
         #[command(flatten)]
-        config: ConfigArg,
-        #[command(flatten)]
         losses: LossArg,
     },
     /// Renew now, and wait until the new certificate is confirmed to be served
     Renew {
-        #[command(flatten)]
-        config: ConfigArg,
         #[command(flatten)]
         losses: LossArg,
         #[command(flatten)]
@@ -42,21 +41,15 @@ pub enum Command {
     /// Show how this node is doing
     Status {
         #[command(flatten)]
-        config: ConfigArg,
-        #[command(flatten)]
         json: JsonArg,
     },
     /// Check every precondition from here to the peers, each with a remedy
     Doctor {
         #[command(flatten)]
-        config: ConfigArg,
-        #[command(flatten)]
         json: JsonArg,
     },
     /// Print the nats-server.conf that would be applied
     Render {
-        #[command(flatten)]
-        config: ConfigArg,
         /// Show what would change in the one that is applied
         #[arg(long)]
         diff: bool,
@@ -71,14 +64,6 @@ pub enum Command {
         /// The command
         command: Option<String>,
     },
-}
-
-/// `--config`.
-#[derive(Args, Debug)]
-pub struct ConfigArg {
-    /// The configuration
-    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
-    pub config: PathBuf,
 }
 
 /// `--json`.
@@ -124,4 +109,23 @@ pub enum LossName {
     ClusterCredential,
     /// Accounts and users
     Authorization,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_takes_a_configuration_before_it_and_after_it() {
+        for command in
+            [&["run"][..], &["renew"], &["status"], &["doctor"], &["render"], &["completions", "bash"], &["man", "run"]]
+        {
+            let config = |before: &[&str], after: &[&str]| {
+                Cli::try_parse_from([&["agent"][..], before, command, after].concat()).unwrap().config
+            };
+            assert_eq!(config(&[], &[]), PathBuf::from(DEFAULT_PATH));
+            assert_eq!(config(&["--config", "/a"], &[]), PathBuf::from("/a"), "{command:?}");
+            assert_eq!(config(&[], &["--config", "/a"]), PathBuf::from("/a"), "{command:?}");
+        }
+    }
 }

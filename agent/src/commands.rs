@@ -140,6 +140,12 @@ impl Paint {
         Self(stream.is_terminal() && !refused)
     }
 
+    /// Whether there are any.
+    #[must_use]
+    pub fn is_on(self) -> bool {
+        self.0
+    }
+
     /// Good.
     #[must_use]
     pub fn green(self, text: &str) -> String {

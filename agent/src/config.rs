@@ -7,10 +7,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
 use crate::csr::KeyAlgorithm;
+use crate::durable;
+use crate::render::needs_no_escape;
 use crate::san::DnsName;
 
 /// Where the configuration is looked for when `--config` doesn't say.
@@ -23,6 +26,9 @@ const MAX_SIZE: u64 = 1024 * 1024;
 const MAX_VALIDITY: Duration = Duration::from_hours(10 * 366 * 24);
 /// The shortest: below this a rotation could not be confirmed before the next one is due.
 const MIN_VALIDITY: Duration = Duration::from_secs(30);
+
+/// The longest pause: what is put off for longer than a day is forgotten.
+const MAX_PAUSE: Duration = Duration::from_hours(24);
 
 /// The longest path of a Unix socket in bytes: `sun_path` without its final NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -40,12 +46,10 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is far larger than any configuration.
-    #[error("{}: {size} bytes is too large for a configuration; the limit is {MAX_SIZE}", .file.display())]
+    #[error("{} is larger than {MAX_SIZE} bytes: no configuration of the agent; name another with --config", .file.display())]
     TooLarge {
         /// The file.
         file: PathBuf,
-        /// Its size in bytes.
-        size: u64,
     },
     /// A key is unknown, missing or has a value that can't be used.
     #[error("{}{}: {}{message}", .file.display(), place(*line), key.as_ref().map(|key| format!("{key}: ")).unwrap_or_default())]
@@ -316,7 +320,8 @@ impl<'de> Deserialize<'de> for JetStream {
     }
 }
 
-/// A size in nats-server's own notation: digits and one of `K`, `M`, `G`, `T`, with or without `B` or `iB`.
+/// A size in nats-server's own notation: digits and one of `K`, `M`, `G`, `T`, `P`, `E`, with or without `B`, `i` or `iB`,
+/// in any case (`conf/parse.go`, the same in 2.10.26, 2.12.8 and 2.15.1).
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(try_from = "String")]
 pub struct Size(String);
@@ -334,13 +339,21 @@ impl TryFrom<String> for Size {
 
     fn try_from(text: String) -> Result<Self, String> {
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit = &text[digits.len()..];
-        let known = ["", "K", "KB", "KiB", "M", "MB", "MiB", "G", "GB", "GiB", "T", "TB", "TiB"];
-        if digits.is_empty()
-            || digits.len() > 15
-            || !digits.bytes().all(|b| b.is_ascii_digit())
-            || !known.contains(&unit)
-        {
+        let unit = text[digits.len()..].to_ascii_lowercase();
+        let power = |prefix: &str, base: i64| {
+            let mut powers = ["k", "m", "g", "t", "p", "e"].into_iter().zip(1..);
+            powers.find(|(name, _)| *name == prefix).and_then(|(_, power)| base.checked_pow(power))
+        };
+        let binary = unit.strip_suffix("ib").or(unit.strip_suffix('i')).or(unit.strip_suffix('b'));
+        let scale = match binary {
+            Some(prefix) => power(prefix, 1024),
+            None if unit.is_empty() => Some(1),
+            None => power(&unit, 1000),
+        };
+        let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+        // What overflows there is another size, without a word.
+        let bytes = scale.and_then(|scale| digits.parse::<i64>().ok()?.checked_mul(scale));
+        if !is_number || bytes.is_none() {
             return Err(format!("{text:?} is not a size; write for instance \"1GB\" or \"512MB\""));
         }
         Ok(Self(text))
@@ -363,10 +376,13 @@ impl TryFrom<String> for HostPort {
     fn try_from(text: String) -> Result<Self, String> {
         let wrong = || format!("{text:?} is not a peer; write \"host:port\", for instance \"10.0.1.5:6222\"");
         if let Ok(address) = text.parse::<SocketAddr>() {
+            if address.ip().is_unspecified() || address.port() == 0 {
+                return Err(wrong());
+            }
             return Ok(Self { host: address.ip().to_string(), port: address.port() });
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-        let port = port.parse().map_err(|_| wrong())?;
+        let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(wrong)?;
         let host = DnsName::try_from(host.to_owned()).map_err(|_| wrong())?;
         Ok(Self { host: host.as_str().to_owned(), port })
     }
@@ -436,11 +452,12 @@ impl Config {
     /// Reads and checks the file.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read { file: file.to_owned(), source };
-        let size = std::fs::metadata(file).map_err(read)?.len();
-        if size > MAX_SIZE {
-            return Err(ConfigError::TooLarge { file: file.to_owned(), size });
-        }
-        let text = std::fs::read_to_string(file).map_err(read)?;
+        let text = durable::read_if_there(file, MAX_SIZE).map_err(|error| match error.source.kind() {
+            std::io::ErrorKind::FileTooLarge => ConfigError::TooLarge { file: file.to_owned() },
+            _ => read(error.source),
+        })?;
+        let text = String::from_utf8(text.ok_or_else(|| read(Errno::NOENT.into()))?)
+            .map_err(|error| read(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
         Self::parse(&text, file)
     }
 
@@ -655,6 +672,12 @@ impl RawConfig {
                 format!("is longer than {MAX_SOCKET_PATH} bytes, the longest path of a Unix socket"),
             ));
         }
+        let state_directory = absolute("state.directory", self.state.directory)?;
+        // A committed configuration is known by the paths in its text.
+        if !state_directory.to_str().is_some_and(|path| path.chars().all(needs_no_escape)) {
+            let what = "has a character that nats-server.conf can't hold as it is; use letters, digits and -_./";
+            return Err(fault("state.directory", format!("{} {what}", state_directory.display())));
+        }
         Ok(Config {
             node: self.node,
             issuer: self.issuer.check()?,
@@ -662,7 +685,7 @@ impl RawConfig {
             discovery: self.discovery.check()?,
             renewal: self.renewal,
             nats: self.nats,
-            state_directory: absolute("state.directory", self.state.directory)?,
+            state_directory,
             control_socket,
             metrics_listen: self.metrics.listen,
         })
@@ -753,8 +776,8 @@ impl RawTrust {
 
 impl RawDiscovery {
     fn check(self) -> Result<DiscoveryConfig, Fault> {
-        if self.interval < Duration::from_millis(100) {
-            return Err(fault("discovery.interval", "must be at least 100ms"));
+        if self.interval < Duration::from_millis(100) || self.interval > MAX_PAUSE {
+            return Err(fault("discovery.interval", "must lie between 100ms and a day"));
         }
         let kind = match self.kind {
             RawDiscoveryKind::Asg => {
@@ -794,6 +817,9 @@ impl RenewalConfig {
         if self.retry_min < Duration::from_millis(10) {
             return Err(fault("renewal.retry_min", "must be at least 10ms"));
         }
+        if self.retry_max > MAX_PAUSE {
+            return Err(fault("renewal.retry_max", "must be a day at most"));
+        }
         if self.retry_max < self.retry_min {
             return Err(fault("renewal.retry_max", "must not be less than renewal.retry_min"));
         }
@@ -803,25 +829,13 @@ impl RenewalConfig {
 
 impl NatsConfig {
     fn check(&self) -> Result<(), Fault> {
-        for (key, path) in [("nats.config", &self.config), ("nats.pid_file", &self.pid_file)] {
+        // Whether an include or the template is there is for the pass to find out: a daemon that ended with a configuration
+        // error for want of one would not be started again, and nobody would renew.
+        let fixed = [("nats.config", &self.config), ("nats.pid_file", &self.pid_file)];
+        let includes = self.include.iter().map(|include| ("nats.include", include));
+        let template = self.template.iter().map(|template| ("nats.template", template));
+        for (key, path) in fixed.into_iter().chain(includes).chain(template) {
             absolute(key, path.clone())?;
-        }
-        for include in &self.include {
-            absolute("nats.include", include.clone())?;
-            if !include.is_file() {
-                return Err(fault(
-                    "nats.include",
-                    format!("{} is not there; write it, or remove it from the list", include.display()),
-                ));
-            }
-        }
-        if let Some(template) = &self.template
-            && !template.is_file()
-        {
-            return Err(fault(
-                "nats.template",
-                format!("{} is not there; write it, or leave the key out for the built-in one", template.display()),
-            ));
         }
         if let Some(name) = &self.cluster_name {
             check_name("nats.cluster_name", name)?;
@@ -1111,8 +1125,14 @@ mod tests {
             ("discovery.peers = [\"a:1\"]", "discovery.peers: belongs to kind = \"static\""),
             ("discovery.kind = \"static\"", "discovery.peers: is missing"),
             ("discovery = { kind = \"static\", asg_name = \"a\" }", "discovery.asg_name: belongs to kind = \"asg\""),
-            ("discovery.interval = \"1ms\"", "discovery.interval: must be at least"),
+            ("discovery.interval = \"1ms\"", "discovery.interval: must lie between"),
+            ("discovery.interval = \"10000y\"", "discovery.interval: must lie between"),
             ("discovery = { kind = \"static\", peers = [\"a\"] }", "discovery.peers: \"a\" is not a peer"),
+            ("discovery = { kind = \"static\", peers = [\"a:0\"] }", "discovery.peers: \"a:0\" is not a peer"),
+            ("discovery = { kind = \"static\", peers = [\"0.0.0.0:1\"] }", "\"0.0.0.0:1\" is not a peer"),
+            ("discovery = { kind = \"static\", peers = [\"[::]:1\"] }", "\"[::]:1\" is not a peer"),
+            ("state.directory = \"/var/my state\"", "state.directory: /var/my state has a character"),
+            ("state.directory = \"/var/\\\"state\\\"\"", "state.directory: /var/\"state\" has a character"),
             ("node.addresses = []", "node.addresses: is empty"),
             ("node.addresses = [\"0.0.0.0\"]", "node.addresses: 0.0.0.0 is no address"),
             ("node.addresses = [\"10.0.0.300\"]", "write for instance \"10.0.1.5\""),
@@ -1120,10 +1140,12 @@ mod tests {
             ("node.name = \"a b\"", "node.name: \"a b\" must be"),
             ("renewal.at = 1.5", "renewal.at: must lie between"),
             ("renewal.at = nan", "renewal.at: must lie between"),
+            ("renewal.retry_min = \"10000y\"", "renewal.retry_max: must not be less"),
+            ("renewal.retry_max = \"10000y\"", "renewal.retry_max: must be a day"),
             ("renewal.retry_max = \"1s\"", "renewal.retry_max: must not be less"),
             ("nats.config = \"nats.conf\"", "nats.config: nats.conf is not an absolute path"),
-            ("nats.include = [\"/no/such/file\"]", "nats.include: /no/such/file is not there"),
-            ("nats.template = \"/no/such/file\"", "nats.template: /no/such/file is not there"),
+            ("nats.include = [\"auth.conf\"]", "nats.include: auth.conf is not an absolute path"),
+            ("nats.template = \"own.tera\"", "nats.template: own.tera is not an absolute path"),
             ("nats.listen = \"0.0.0.0:0\"", "nats.listen: needs a port other than 0"),
             ("nats.cluster_listen = \"10.0.0.1:4222\"", "nats.cluster_listen: 10.0.0.1:4222 is taken by nats.listen"),
             (
@@ -1147,6 +1169,13 @@ mod tests {
         assert_eq!(long, "agent.toml:3: control.socket: is longer than 107 bytes, the longest path of a Unix socket");
     }
 
+    /// A daemon that could not start for want of one would renew nothing.
+    #[test]
+    fn an_include_or_a_template_that_is_missing_is_no_fault_of_the_configuration() {
+        let config = parse(&ec2("nats.include = [\"/no/such/file\"]\nnats.template = \"/no/such/file\"")).unwrap();
+        assert_eq!(config.nats.template.unwrap(), config.nats.include[0]);
+    }
+
     #[test]
     fn jetstream_is_a_switch_or_a_table() {
         let jetstream = |text: &str| parse(&ec2(text)).unwrap().nats.jetstream;
@@ -1157,6 +1186,31 @@ mod tests {
             jetstream("[nats.jetstream]\nmax_mem = \"1GB\""),
             JetStream::On(JetStreamLimits { max_mem, ..JetStreamLimits::default() })
         );
+    }
+
+    #[test]
+    fn a_size_is_what_nats_server_takes_for_one() {
+        let size = |text: &str| Size::try_from(text.to_owned());
+        for good in ["0", "1024", "1k", "1GB", "512mib", "100gI", "7P", "7EiB", "9223372036854775807"] {
+            assert_eq!(size(good).unwrap().as_str(), good);
+        }
+        for bad in [
+            "",
+            "GB",
+            "-1",
+            "1 GB",
+            "1.5G",
+            "1b",
+            "1ZB",
+            "1kbb",
+            "1é",
+            "8E1",
+            "8EiB",
+            "9223372036854775808",
+            "99999999TB",
+        ] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
@@ -1183,6 +1237,12 @@ mod tests {
         Config::load(&file).unwrap();
         std::fs::write(&file, "#".repeat(1024 * 1024 + 1)).unwrap();
         assert!(matches!(Config::load(&file).unwrap_err(), ConfigError::TooLarge { .. }));
+        // Neither would ever end.
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+        for endless in [pipe.as_path(), Path::new("/dev/zero")] {
+            assert!(matches!(Config::load(endless).unwrap_err(), ConfigError::Read { .. }));
+        }
     }
 
     proptest! {

@@ -29,8 +29,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_CLIENTS: usize = 16;
 /// Who may ask. Of a client's groups only the primary one is among its credentials.
 const ASKERS: &str = "root, as the daemon's user, or as a user whose primary group is the daemon's";
-/// How long a client waits for each line: an issuance may take a minute between two steps, and other passes go first.
+/// How long a client waits for each line of a renewal: an issuance may take a minute between two steps, and other passes
+/// go first.
 const SILENCE: Duration = Duration::from_mins(5);
+/// The same for the status, which is there already: others may have every place for [`PATIENCE`].
+const STATUS_WITHIN: Duration = Duration::from_secs(10);
+/// Why there is no status yet.
+pub const NO_PASS_YET: &str = "the first pass isn't done yet; ask again in a moment";
 
 /// What is asked.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -219,7 +224,7 @@ async fn converse(
         Ok(Request::Status) => {
             let answered = match status.borrow().clone() {
                 Some(status) => Answer::Status(Box::new(status)),
-                None => Answer::Refused("the first pass isn't done yet; ask again in a moment".into()),
+                None => Answer::Refused(NO_PASS_YET.into()),
             };
             answer(&mut stream, &answered).await
         }
@@ -259,9 +264,10 @@ pub async fn ask(path: &Path, request: &Request, mut on_step: impl FnMut(Step)) 
     // A daemon that refuses doesn't wait for the request, so its answer may be there although nothing could be asked.
     let asked = stream.write_all(&line).await;
     let mut reader = BufReader::new(stream);
+    let silence = if matches!(request, Request::Status) { STATUS_WITHIN } else { SILENCE };
     loop {
         let mut line = Vec::new();
-        let read = tokio::time::timeout(SILENCE, (&mut reader).take(MAX_ANSWER).read_until(b'\n', &mut line)).await;
+        let read = tokio::time::timeout(silence, (&mut reader).take(MAX_ANSWER).read_until(b'\n', &mut line)).await;
         read.map_err(|_| broken("it fell silent".into()))?.map_err(|error| broken(error.to_string()))?;
         if line.is_empty() {
             asked.map_err(|error| broken(error.to_string()))?;
@@ -356,7 +362,7 @@ mod tests {
     async fn the_status_is_the_last_one_that_was_published() {
         let daemon = Daemon::start();
         let (_, answer) = daemon.ask(&Request::Status).await;
-        assert!(matches!(&answer, Answer::Refused(reason) if reason.contains("first pass")), "{answer:?}");
+        assert!(matches!(&answer, Answer::Refused(reason) if reason == NO_PASS_YET), "{answer:?}");
         daemon.status.send_replace(Some(failing()));
         assert_eq!(daemon.ask(&Request::Status).await.1, Answer::Status(Box::new(failing())));
     }
@@ -406,6 +412,18 @@ mod tests {
         daemon.ask(&Request::Renew { allow_loss: Vec::new() }).await;
         assert!(started.elapsed() >= PATIENCE, "{:?}: they took no place", started.elapsed());
         assert!(started.elapsed() < 2 * PATIENCE, "{:?}", started.elapsed());
+    }
+
+    /// As one that is stopped or swapped out: the system still takes connections for it.
+    #[tokio::test(start_paused = true)]
+    async fn invariant_08_a_daemon_that_is_frozen_is_waited_for_for_seconds() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let _frozen = UnixListener::bind(&path).unwrap();
+        let started = tokio::time::Instant::now();
+        let asked = ask(&path, &Request::Status, |_| {}).await;
+        assert!(matches!(&asked, Err(ControlError::Broken { reason, .. }) if reason.contains("silent")), "{asked:?}");
+        assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
     }
 
     #[tokio::test]

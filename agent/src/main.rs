@@ -47,21 +47,16 @@ fn keep_memory_private() {
 }
 
 async fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
-    match cli.command {
-        Command::Run { config, losses } => {
-            let loaded = Config::load(&config.config)?;
-            commands::run::run(&config.config, loaded, losses.names()).await
+    let Cli { command, config: file } = cli;
+    let load = || Config::load(&file);
+    match command {
+        Command::Run { losses } => commands::run::run(&file, load()?, losses.names()).await,
+        Command::Renew { losses, json: JsonArg { json } } => {
+            commands::renew::renew(&load()?, losses.names(), json).await
         }
-        Command::Renew { config, losses, json: JsonArg { json } } => {
-            commands::renew::renew(&Config::load(&config.config)?, losses.names(), json).await
-        }
-        Command::Status { config, json: JsonArg { json } } => {
-            commands::status::status(&Config::load(&config.config)?, json).await
-        }
-        Command::Doctor { config, json: JsonArg { json } } => {
-            commands::doctor::doctor(&Config::load(&config.config)?, json).await
-        }
-        Command::Render { config, diff } => commands::render::render(&Config::load(&config.config)?, diff).await,
+        Command::Status { json: JsonArg { json } } => commands::status::status(&load()?, json).await,
+        Command::Doctor { json: JsonArg { json } } => commands::doctor::doctor(&load()?, json).await,
+        Command::Render { diff } => commands::render::render(&load()?, diff).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "agent", &mut script);
@@ -107,7 +102,7 @@ fn start_log(is_daemon: bool) {
         // panics where that fails.
         let layer = tracing_subscriber::fmt::layer().log_internal_errors(false);
         let layer = layer.with_writer(std::io::stderr).with_target(false);
-        layer.fmt_fields(message_alone).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        layer.fmt_fields(message_alone).with_ansi(Paint::stderr().is_on())
     });
     let journal = journal.map(|journal| {
         journal.with_field_prefix(Some("NATS_TLS_AGENT".into())).with_syslog_identifier("nats-tls-agent".into())

@@ -9,15 +9,18 @@
 //! it as it is written, wrong but harmless. So a template writes `"{{ value }}"`.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::config::{ClientAuth, JetStream, NatsConfig};
 use crate::discover::PeerSet;
+use crate::durable;
 use crate::identity::Node;
 use crate::nats_conf::{ConfError, flatten, without_included};
 
@@ -288,9 +291,9 @@ impl Rendered {
         &self.0
     }
 
-    /// The text for people: without what it took in from included files, without the passwords in routes' URLs and
-    /// `password` settings, whosever they are and however old, and without the credential's in any of the forms that a
-    /// template can give it.
+    /// The text for people: without what it took in from included files, without the passwords in routes' URLs and the
+    /// values of settings that hold a secret, whosever they are and however old, and without the credential's in any of
+    /// the forms that a template can give it.
     #[must_use]
     pub fn shown(&self, credential: Option<&ClusterCredential>) -> String {
         let mut found = Vec::new();
@@ -324,8 +327,25 @@ impl Rendered {
 /// What stands in a password's place.
 const HIDDEN: &str = "********";
 
-/// One line without the passwords in it: `user:password@` after a scheme, and the value of `pass` or `password`. What it
-/// leaves out is `found`, as it stands there and decoded.
+/// Settings that hold a secret itself and not a file's name, by each of their names (`server/opts.go`, up to 2.15.1).
+const SECRETS: [&str; 13] = [
+    "pass",
+    "password",
+    "token",
+    "nkey",
+    "seed",
+    "key",
+    "ek",
+    "encryption_key",
+    "prev_key",
+    "prev_ek",
+    "prev_encryption_key",
+    "encryption_password",
+    "srk_password",
+];
+
+/// One line without the passwords in it: `user:password@` or `token@` after a scheme, and the values of [`SECRETS`]. What
+/// it leaves out is `found`, as it stands there and decoded.
 fn hide_passwords(line: &str, found: &mut Vec<Zeroizing<String>>) -> String {
     let mut shown = String::with_capacity(line.len());
     let mut rest = line;
@@ -335,43 +355,71 @@ fn hide_passwords(line: &str, found: &mut Vec<Zeroizing<String>>) -> String {
         let end = after.find(|c: char| c.is_whitespace() || "/\"',]".contains(c)).unwrap_or(after.len());
         let authority = &after[..end];
         if let Some((user_information, host)) = authority.rsplit_once('@') {
-            let (user, password) = user_information.split_once(':').unwrap_or((user_information, ""));
-            found.extend([Zeroizing::new(password.to_owned()), percent_decoded(password)]);
-            shown.extend([user, ":", HIDDEN, "@", host]);
+            let secret = match user_information.split_once(':') {
+                Some((user, password)) => {
+                    shown.extend([user, ":"]);
+                    password
+                }
+                None => user_information,
+            };
+            found.extend([Zeroizing::new(secret.to_owned()), percent_decoded(secret)]);
+            shown.extend([HIDDEN, "@", host]);
         } else {
             shown.push_str(authority);
         }
         rest = &after[end..];
     }
     shown.push_str(rest);
-    for key in ["password", "pass"] {
-        if let Some(range) = value_of(&shown, key) {
-            found.push(Zeroizing::new(shown[range.clone()].trim_matches(['"', '\'']).to_owned()));
-            shown.replace_range(range, &format!("\"{HIDDEN}\""));
-        }
+    for range in secrets_in(&shown).into_iter().rev() {
+        found.push(Zeroizing::new(shown[range.clone()].trim_matches(['"', '\'']).to_owned()));
+        shown.replace_range(range, &format!("\"{HIDDEN}\""));
     }
     shown
 }
 
-/// Where the value of a setting stands in a line.
-fn value_of(line: &str, key: &str) -> Option<std::ops::Range<usize>> {
-    let is_word = |c: char| c.is_alphanumeric() || c == '_';
-    let (at, _) =
-        line.to_ascii_lowercase().match_indices(key).map(|(at, found)| (at, found.len())).find(|(at, length)| {
-            !line[..*at].ends_with(is_word) && !line[at + length..].starts_with(is_word) && !line[..*at].contains('#')
-        })?;
-    let after = &line[at + key.len()..];
-    let value = after.trim_start_matches([' ', '\t', ':', '=', '"', '\'']);
-    let start = line.len() - value.len();
-    let quoted = line[..start].ends_with(['"', '\'']);
+/// Where the values of [`SECRETS`] stand in a line, in order, each with its quotes.
+fn secrets_in(line: &str) -> Vec<Range<usize>> {
+    let parts = |c: char| c.is_whitespace() || ",;:={}[]()".contains(c);
+    let after = |at: usize, skipped: &dyn Fn(char) -> bool| line.len() - line[at..].trim_start_matches(skipped).len();
+    let mut values = Vec::new();
+    let mut at = 0;
+    loop {
+        at = after(at, &parts);
+        let rest = &line[at..];
+        // The slashes of a URL are no comment.
+        if rest.is_empty() || rest.starts_with('#') || rest.starts_with("//") && !line[..at].ends_with(':') {
+            return values;
+        }
+        let name = &rest[..length_of_word(rest, parts)];
+        at += name.len();
+        let name = name.trim_matches(['"', '\'']).to_ascii_lowercase();
+        if !SECRETS.contains(&name.as_str()) {
+            continue;
+        }
+        let start = after(at, &|c| c.is_whitespace() || ":=".contains(c));
+        let rest = &line[start..];
+        let value = &rest[..length_of_word(rest, |c| c.is_whitespace() || ",;}".contains(c))];
+        // A user's `nkey` is public. A leaf node's is a seed, which begins with an S.
+        let is_public = name == "nkey" && !value.trim_start_matches(['"', '\'']).starts_with('S');
+        if !value.is_empty() && !value.starts_with(['{', '[']) && !is_public {
+            at = start + value.len();
+            values.push(start..at);
+        }
+    }
+}
+
+/// How long the word is that the text begins with: up to its closing quote, or to what ends it.
+fn length_of_word(text: &str, ends: impl Fn(char) -> bool) -> usize {
+    let Some(quote) = text.chars().next().filter(|first| ['"', '\''].contains(first)) else {
+        return text.find(ends).unwrap_or(text.len());
+    };
     let mut escaped = false;
-    let length = value.find(|c: char| {
-        let ends = if quoted { !escaped && (c == '"' || c == '\'') } else { c.is_whitespace() || ",;}".contains(c) };
-        escaped = c == '\\' && !escaped;
-        ends
+    let closing = text[1..].find(|c: char| {
+        let closes = c == quote && !escaped;
+        escaped = c == '\\' && quote == '"' && !escaped;
+        closes
     });
-    let end = start + length.unwrap_or(value.len()) + usize::from(quoted && length.is_some());
-    Some(start - usize::from(quoted)..end)
+    closing.map_or(text.trim_end_matches(['\r', '\n']).len(), |closing| closing + 2)
 }
 
 impl std::fmt::Debug for Rendered {
@@ -403,12 +451,11 @@ pub fn render(template: Option<&Path>, values: &Values) -> Result<Rendered, Rend
 
 fn read(file: &Path) -> Result<String, RenderError> {
     let failed = |source| RenderError::Read { file: file.to_owned(), source };
-    let mut text = Vec::new();
-    let limit = MAX_SIZE as u64 + 1;
-    std::fs::File::open(file).map_err(failed)?.take(limit).read_to_end(&mut text).map_err(failed)?;
-    if text.len() > MAX_SIZE {
-        return Err(RenderError::TemplateTooLarge { file: file.to_owned() });
-    }
+    let text = durable::read_if_there(file, MAX_SIZE as u64).map_err(|error| match error.source.kind() {
+        std::io::ErrorKind::FileTooLarge => RenderError::TemplateTooLarge { file: file.to_owned() },
+        _ => failed(error.source),
+    })?;
+    let text = text.ok_or_else(|| failed(Errno::NOENT.into()))?;
     String::from_utf8(text).map_err(|error| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))
 }
 
@@ -486,7 +533,8 @@ fn escape(value: &str, output: &mut dyn Write) -> std::io::Result<()> {
     Ok(())
 }
 
-fn needs_no_escape(character: char) -> bool {
+/// Whether nats-server reads a character as it is, quoted or not.
+pub(crate) fn needs_no_escape(character: char) -> bool {
     if character.is_ascii() {
         character.is_ascii_alphanumeric() || "-_./:@+=%~^&!?*[]".contains(character)
     } else {
@@ -564,8 +612,42 @@ mod tests {
             shown,
             "a\n  password: \"********\"\n \"nats-route://route:********@10.0.0.1:6222\"\n\
              \"nats-route://10.0.0.2:6222\", \"nats://u:********@h:1\" # why\n{ user: u, pass = \"********\", x: 1 }\n\
-             PASSWORD \"********\"\n token: ********\npassport: 7\n# a password: none"
+             PASSWORD \"********\"\n token: \"********\"\npassport: 7\n# a password: none"
         );
+    }
+
+    #[test]
+    fn invariant_01_every_secret_of_a_line_is_hidden_and_nothing_else() {
+        let mut found = Vec::new();
+        for (line, expected) in [
+            (
+                "users: [{user: a, password: x}, {user: b, password: y}]\n",
+                "users: [{user: a, password: H}, {user: b, password: H}]\n",
+            ),
+            ("{user: \"a#b\", password: \"x#y\"} # password: z", "{user: \"a#b\", password: H} # password: z"),
+            ("user: a#b, pass: 'it\"s\\'}, token = \"a\\\"b\"", "user: a#b, pass: H}, token = H"),
+            ("\"password\": \"x\", 'Token' y", "\"password\": H, 'Token' H"),
+            ("url: nats://h:1, password: x", "url: nats://h:1, password: H"),
+            ("urls: [nats-leaf://t0k3n@h:1, nats-leaf://h:2]", "urls: [nats-leaf://********@h:1, nats-leaf://h:2]"),
+            (
+                "jetstream { key: k, prev_encryption_key: $K, cipher: aes }",
+                "jetstream { key: H, prev_encryption_key: H, cipher: aes }",
+            ),
+            ("{nkey: SUAMK2}, {nkey: UDXU4R}", "{nkey: H}, {nkey: UDXU4R}"),
+            ("password: \"never closed\n", "password: H\n"),
+            (
+                "key { token_cookie: a, key_file: /k, pass_cookie: b }",
+                "key { token_cookie: a, key_file: /k, pass_cookie: b }",
+            ),
+            ("  // a password: none", "  // a password: none"),
+            ("name: token, password:", "name: token, password:"),
+        ] {
+            assert_eq!(hide_passwords(line, &mut found).replace("\"********\"", "H"), expected, "{line}");
+        }
+        let found: Vec<&str> = found.iter().map(|found| found.as_str()).collect();
+        for secret in ["x", "y", "x#y", "it\"s\\", "t0k3n", "k", "SUAMK2", "never closed"] {
+            assert!(found.contains(&secret), "{secret}: {found:?}");
+        }
     }
 
     fn node(address: &str) -> Node {

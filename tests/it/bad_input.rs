@@ -7,7 +7,7 @@ use std::time::Duration;
 use harness::agent::Answer;
 use harness::moto::{Moto, REGION};
 use harness::nodes::{Nodes, set};
-use harness::tools;
+use harness::{eventually, tools};
 use tokio::time::Instant;
 
 use crate::AGENT;
@@ -60,8 +60,8 @@ async fn a_wrong_configuration_is_named_by_file_line_and_key_with_what_to_write(
         ("trust.kind", "\"secrets-manager\"", &["trust.secret_id", "is missing"]),
         ("nats.cluster_secret_id", "\"arn:aws:s3:::bucket\"", &["nats.cluster_secret_id", "not the ARN of a secret"]),
         ("renewal.at", "67", &["renewal.at", "between 0.1 and 0.95"]),
-        ("nats.template", "\"/nowhere/nats.tera\"", &["nats.template", "/nowhere/nats.tera is not there"]),
-        ("nats.include", "[\"/nowhere/auth.conf\"]", &["nats.include", "/nowhere/auth.conf is not there"]),
+        ("nats.template", "\"nats.tera\"", &["nats.template", "nats.tera is not an absolute path"]),
+        ("nats.include", "[\"auth.conf\"]", &["nats.include", "auth.conf is not an absolute path"]),
         ("state.directory", "\"state\"", &["state.directory", "not an absolute path"]),
         ("node.addresses", "[\"10.0.0.300\"]", &["node.addresses", "\"10.0.1.5\""]),
         ("discovery.peers", "[\"10.0.0.1\"]", &["discovery.peers", "host:port"]),
@@ -127,6 +127,32 @@ async fn a_template_that_does_not_render_or_that_nats_server_refuses_is_named_wi
     std::fs::write(&template, "listen: \"{{ listen }}\"\n").unwrap();
     fails(&cluster, &["renew"], 1, &["--allow-loss tls", "--allow-loss cluster-tls"]).await;
     assert!(!cluster.nodes[0].nats_config().exists(), "nothing was committed");
+}
+
+/// It is no configuration error: the unit doesn't start a daemon again that ends with one, and nobody would renew.
+#[tokio::test]
+async fn a_template_or_an_include_that_is_missing_is_named_and_keeps_no_daemon_away() {
+    for (key, value, words) in [
+        ("nats.template", "\"/nowhere/own.tera\"", ["/nowhere/own.tera", "No such file", "correct nats.template"]),
+        ("nats.include", "[\"/nowhere/auth.conf\"]", ["/nowhere/auth.conf", "could not read", "remove its include"]),
+    ] {
+        let mut cluster = bench();
+        set(cluster.nodes[0].agent.config(), key, value).unwrap();
+        for command in ["renew", "render"] {
+            fails(&cluster, &[command], 1, &words).await;
+        }
+        let doctor = cluster.nodes[0].agent.run(&["doctor"], SOON).await.unwrap();
+        let is_told =
+            |line: &str| line.starts_with("failed   configuration") && words.iter().all(|word| line.contains(word));
+        assert!(doctor.code == Some(1) && doctor.stdout.lines().any(is_told), "{doctor:?}");
+        cluster.nodes[0].agent.start().unwrap();
+        let agent = &cluster.nodes[0].agent;
+        let told = eventually("the reason", SOON, async || match agent.run(&["status"], SOON).await {
+            Ok(status) if words.iter().all(|word| status.stdout.contains(word)) => Ok(status),
+            other => Err(format!("{other:?}")),
+        });
+        assert_eq!(told.await.unwrap().code, Some(1));
+    }
 }
 
 #[tokio::test]

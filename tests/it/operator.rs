@@ -95,6 +95,54 @@ async fn doctor_tells_a_change_that_waits_and_a_daemon_that_is_away() {
 }
 
 #[tokio::test]
+async fn doctor_fails_with_a_daemon_that_fails_and_says_what_to_do_about_what_does_not_answer() {
+    let mut cluster = Nodes::start(AGENT, tools::NATS_SERVER, 2).await.unwrap();
+    cluster.nodes[1].server.take().unwrap().kill().await.unwrap();
+    let (verdict, found) = check(&cluster, "peer").await;
+    assert!(verdict == "failed" && found.contains("start its nats-server"), "{verdict}: {found}");
+    cluster.nodes[0].server.take().unwrap().kill().await.unwrap();
+    let (verdict, found) = check(&cluster, "route port").await;
+    assert!(verdict == "failed" && found.contains("nats.cluster_listen"), "{verdict}: {found}");
+
+    let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    cluster.configure().unwrap();
+    set(cluster.nodes[0].agent.config(), "trust.kind", "\"file\"").unwrap();
+    set(cluster.nodes[0].agent.config(), "trust.file", "\"/nowhere/bundle.pem\"").unwrap();
+    cluster.nodes[0].agent.start().unwrap();
+    let failed = eventually("the daemon's verdict", SOON, async || match check(&cluster, "daemon").await {
+        (verdict, found) if verdict == "failed" => Ok(found),
+        other => Err(format!("{other:?}")),
+    });
+    assert!(failed.await.unwrap().contains("it runs and is failing"));
+}
+
+/// Its first pass waits for a call that is never answered.
+#[tokio::test]
+async fn a_status_is_given_before_the_first_pass_is_done_too() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    cluster.configure().unwrap();
+    let agent = &mut cluster.nodes[0].agent;
+    for (key, value) in
+        [("trust.kind", "secrets-manager"), ("trust.secret_id", "nats/bundle"), ("node.region", "eu-west-1")]
+    {
+        set(agent.config(), key, &format!("{value:?}")).unwrap();
+    }
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    for (name, value) in
+        [("AWS_ENDPOINT_URL", &*endpoint), ("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")]
+    {
+        agent.set_env(name, value);
+    }
+    agent.start().unwrap();
+    let status = eventually("the reason", SOON, async || match agent.status().await {
+        Ok(status) if status["reasons"].to_string().contains("first pass isn't done yet") => Ok(status),
+        other => Err(format!("{other:?}")),
+    });
+    assert_eq!(status.await.unwrap()["state"], "failing");
+}
+
+#[tokio::test]
 async fn a_renewal_that_could_not_be_deployed_says_that_its_certificate_is_kept() {
     let cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
     cluster.configure().unwrap();

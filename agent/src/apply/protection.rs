@@ -10,8 +10,8 @@ use crate::nats_conf::{ConfError, Map, Value, parse};
 
 /// What nats-server would do under a configuration, as far as losing it would hurt.
 ///
-/// A setting whose value is a variable counts as absent where it is a switch or a block: the file alone doesn't say
-/// what it will be.
+/// A setting whose value is a variable counts as absent where it is a switch or a block, and a switch that takes
+/// protection away as on: the file alone doesn't say what it will be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "they are independent facts, not states")]
 pub struct Facts {
@@ -68,9 +68,9 @@ impl Facts {
             cluster_listen: listener(&cluster)?,
             monitor_listen: monitor_listener(top)?,
             pid_file: top.find(&["pidfile", "pid_file"])?.and_then(Value::as_text).map(str::to_owned),
-            client_tls: has_certificate(&client_tls)? && !is_on(top, "allow_non_tls")?,
+            client_tls: has_certificate(&client_tls)? && !may_be_on(top, "allow_non_tls")?,
             client_verify: is_on(&client_tls, "verify")? || is_on(&client_tls, "verify_and_map")?,
-            cluster_tls: has_certificate(&cluster_tls)? && !is_on(&cluster_tls, "insecure")?,
+            cluster_tls: has_certificate(&cluster_tls)? && !may_be_on(&cluster_tls, "insecure")?,
             cluster_name: owned_text(&cluster, "name")?,
             cluster_credential: is_given(credential.find(&["user", "username"])?)
                 && is_given(credential.find(&["pass", "password"])?),
@@ -88,6 +88,11 @@ fn is_on(map: &Map, name: &str) -> Result<bool, ConfError> {
     Ok(map.find(&[name])? == Some(&Value::Bool(true)))
 }
 
+/// Of a switch that takes protection away.
+fn may_be_on(map: &Map, name: &str) -> Result<bool, ConfError> {
+    Ok(!matches!(map.find(&[name])?, None | Some(Value::Bool(false))))
+}
+
 /// There is text, or a variable that will be some.
 fn is_given(value: Option<&Value>) -> bool {
     match value {
@@ -99,8 +104,8 @@ fn is_given(value: Option<&Value>) -> bool {
 
 /// A key pair of its own, or a list of them (`certs`, since 2.10.8).
 fn has_certificate(tls: &Map) -> Result<bool, ConfError> {
-    let pairs = matches!(tls.find(&["certs"])?, Some(Value::Array(pairs)) if !pairs.is_empty());
-    Ok(pairs || is_given(tls.find(&["cert_file"])?) && is_given(tls.find(&["key_file"])?))
+    Ok(is_filled(tls.find(&["certs", "certificates"])?)
+        || is_given(tls.find(&["cert_file"])?) && is_given(tls.find(&["key_file"])?))
 }
 
 fn listener(map: &Map) -> Result<Option<String>, ConfError> {
@@ -136,9 +141,10 @@ fn authorization(top: &Map) -> Result<BTreeSet<&'static str>, ConfError> {
     for (block, names) in AUTHORIZATION {
         let protects = match top.find(names)? {
             None | Some(Value::Variable(_)) => false,
-            // With a time-out alone everyone is let in.
-            Some(Value::Map(map)) => map.iter().any(|(name, _)| !name.eq_ignore_ascii_case("timeout")),
-            Some(Value::Array(values)) => !values.is_empty(),
+            Some(Value::Map(map)) if block == "authorization" => lets_in_only_some(map)?,
+            Some(Value::Map(accounts)) if block == "accounts" => have_users(accounts)?,
+            // Accounts that are only named have no users.
+            Some(Value::Array(values)) => block != "accounts" && !values.is_empty(),
             Some(_) => true,
         };
         if protects {
@@ -146,6 +152,29 @@ fn authorization(top: &Map) -> Result<BTreeSet<&'static str>, ConfError> {
         }
     }
     Ok(present)
+}
+
+/// Without a user, a token or a callout everyone is let in (`configureAuthorization` in nats-server's auth.go).
+fn lets_in_only_some(block: &Map) -> Result<bool, ConfError> {
+    Ok(is_given(block.find(&["user", "username"])?)
+        || is_given(block.find(&["token"])?)
+        || is_filled(block.find(&["users"])?)
+        || block.find(&["auth_callout", "auth_hook"])?.is_some())
+}
+
+fn have_users(accounts: &Map) -> Result<bool, ConfError> {
+    for (_, account) in accounts.iter() {
+        if let Value::Map(account) = account
+            && is_filled(account.find(&["users"])?)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn is_filled(list: Option<&Value>) -> bool {
+    matches!(list, Some(Value::Array(values)) if !values.is_empty())
 }
 
 /// Something that a configuration takes away. Its `Display` says what would happen.
@@ -211,17 +240,17 @@ impl std::fmt::Display for Loss {
     }
 }
 
-/// What committing `after` would take from `before`, the configuration in force, if there is one. TLS for clients and
-/// routes is missed even where there was none before.
+/// What committing `after` would take from `before`, the configuration in force, if there is one. Where there is none,
+/// TLS for clients and routes is missed all the same.
 #[must_use]
 pub fn losses(before: Option<&Facts>, after: &Facts) -> Vec<Loss> {
-    let nothing = Facts::default();
-    let before = before.unwrap_or(&nothing);
+    let first = Facts { client_tls: true, cluster_tls: true, ..Facts::default() };
+    let before = before.unwrap_or(&first);
     let mut losses = Vec::new();
-    if !after.client_tls {
+    if before.client_tls && !after.client_tls {
         losses.push(Loss::ClientTls);
     }
-    if !after.cluster_tls {
+    if before.cluster_tls && !after.cluster_tls {
         losses.push(Loss::ClusterTls);
     }
     if before.client_verify && !after.client_verify {
@@ -316,15 +345,19 @@ mod tests {
         for (from, to, expected) in [
             ("tls { cert_file: /c, key_file: /k, ca_file: /a, verify: true }", "", &["tls", "client-verify"][..]),
             ("listen:", "allow_non_tls: true\nlisten:", &["tls"]),
+            ("listen:", "allow_non_tls: $X\nlisten:", &["tls"]),
             ("key_file: /k, ca_file: /a, verify: true", "key_file: /k, verify: false", &["client-verify"]),
             ("tls { cert_file: /c, key_file: /k, ca_file: /a }\n", "\n", &["cluster-tls"]),
             ("ca_file: /a }\n            auth", "insecure: true }\n            auth", &["cluster-tls"]),
+            ("ca_file: /a }\n            auth", "insecure: $X }\n            auth", &["cluster-tls"]),
             ("jetstream { store_dir: /js }", "jetstream: disabled", &["jetstream"]),
             ("name: prod", "name: other", &["cluster-name"]),
             ("name: prod", "", &["cluster-name"]),
             ("authorization { user: u, password: $PASSWORD }", "", &["cluster-credential"]),
             ("user: u,", "user: \"\",", &["cluster-credential"]),
             ("accounts {", "unknown {", &["authorization"]),
+            ("[ { user: a, password: b } ]", "[]", &["authorization"]),
+            ("accounts { A { users: [ { user: a, password: b } ] } }", "accounts: [ A ]", &["authorization"]),
         ] {
             let after = FULL.replacen(from, to, 1);
             assert_ne!(after, FULL, "{from}");
@@ -345,6 +378,35 @@ mod tests {
     #[test]
     fn invariant_12_tls_is_missed_at_the_first_commit_too() {
         assert_eq!(names(None, ""), ["tls", "cluster-tls"]);
+        // What was allowed once, or was never there, isn't asked for again at each change of a peer.
+        assert_eq!(names(Some("listen: 4222"), "listen: 4223"), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn a_list_of_certificates_is_tls_by_both_its_names_and_a_switch_that_is_off_takes_none_away() {
+        for name in ["certs", "certificates"] {
+            let text = format!("allow_non_tls: off\ntls {{ {name}: [ {{ cert_file: /c, key_file: /k }} ] }}");
+            assert!(facts(&text).client_tls, "{text}");
+        }
+        assert!(!facts("tls { certs: [] }").client_tls);
+    }
+
+    #[test]
+    fn only_what_keeps_somebody_out_says_who_may_do_what() {
+        for (text, is_one) in [
+            ("authorization { timeout: 1 }", false),
+            ("authorization { users: [] }", false),
+            ("authorization { users: [ { user: a, password: b } ] }", true),
+            ("authorization { user: a, password: b }", true),
+            ("authorization { Token: $TOKEN }", true),
+            ("authorization { auth_callout { issuer: A } }", true),
+            ("accounts { A {} }", false),
+            ("accounts: [ A ]", false),
+            ("accounts { A {}, B { users: [ { nkey: U } ] } }", true),
+            ("operator: /o.jwt", true),
+        ] {
+            assert_eq!(!facts(text).authorization.is_empty(), is_one, "{text}");
+        }
     }
 
     #[test]

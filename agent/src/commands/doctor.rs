@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
+use time::OffsetDateTime;
+use tokio::task::JoinSet;
 
 use super::{CommandError, Paint, abbreviated, print, print_json};
 use crate::apply::listeners::Listeners;
@@ -14,7 +16,7 @@ use crate::apply::probe::{Port, Prober};
 use crate::apply::server::{NatsServer, Presence};
 use crate::apply::{Apply, chain_of};
 use crate::assemble::{assemble, commit_point};
-use crate::clock::Clock;
+use crate::clock::{Clock, rfc3339};
 use crate::config::Config;
 use crate::control::{Answer, ControlError, Request, ask};
 use crate::discover::{Peer, PeerSet, Sighting};
@@ -96,7 +98,10 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
     };
     checks.extend(sources.checks);
     match &newest {
-        Some(newest) => checks.extend(serving(&apply, newest).await),
+        Some(newest) => {
+            checks.push(certificate(newest, Clock::System.now()));
+            checks.extend(serving(&apply, newest).await);
+        }
         None => checks.push(Check::warning("generation", "none yet; `agent run` makes the first")),
     }
     checks.extend(sources.peers);
@@ -131,7 +136,8 @@ async fn daemon(config: &Config) -> Check {
     match ask(&config.control_socket, &Request::Status, |_| {}).await {
         Ok(Answer::Status(status)) if status.state == State::Healthy => Check::ok(name, "it runs and is healthy"),
         Ok(Answer::Status(status)) => {
-            Check::warning(name, format!("it runs and is {}; `agent status` says why", status.state))
+            let found = format!("it runs and is {}; `agent status` says why", status.state);
+            if status.state == State::Failing { Check::failed(name, found) } else { Check::warning(name, found) }
         }
         Ok(Answer::Refused(reason)) => Check::warning(name, reason),
         Ok(_) => Check::warning(name, "it answered something else than was asked"),
@@ -232,6 +238,24 @@ fn peers_are_whole(seen: &Sighting, node: &Node) -> Option<Check> {
     PeerSet::default().settle(seen, node, |_| false).kept.map(|kept| Check::failed("peers", kept))
 }
 
+/// Whether clients and peers accept what is to be served.
+fn certificate(newest: &Generation, now: OffsetDateTime) -> Check {
+    let name = "certificate";
+    let leaf = &newest.chain.leaf;
+    let begin = rfc3339(leaf.not_before);
+    match newest.bundle.refusal(&newest.chain.certificates(), now) {
+        Some(why) => Check::failed(name, format!("clients and peers refuse the newest one: {why}; {RENEW}")),
+        None if leaf.not_before > now => Check::failed(
+            name,
+            format!("it is valid from {begin}, and it is {} here: set this machine's clock", rfc3339(now)),
+        ),
+        None => Check::ok(name, format!("generation {}, expires {}", newest.number, rfc3339(leaf.not_after))),
+    }
+}
+
+/// What to do where no certificate is good enough.
+const RENEW: &str = "run `agent renew`, which says what keeps another one away";
+
 async fn serving(apply: &Apply, newest: &Generation) -> Vec<Check> {
     let committed = apply.committed().ok().flatten();
     let listeners = Listeners::of(committed.as_ref().map(Rendered::text), &apply.parts().nats);
@@ -241,41 +265,58 @@ async fn serving(apply: &Apply, newest: &Generation) -> Vec<Check> {
         Presence::Absent(why) => Check::failed("process", format!("nats-server isn't running: {why}; start it")),
         Presence::Foreign(why) => Check::failed("process", why.as_str()),
     }];
-    for (name, served) in [("client port", &observed.client), ("route port", &observed.route)] {
+    let now = Clock::System.now();
+    for (name, key, served) in
+        [("client port", "nats.listen", &observed.client), ("route port", "nats.cluster_listen", &observed.route)]
+    {
+        let refusal = served.as_ref().ok().and_then(|served| newest.bundle.refusal(&served.certificates, now));
         checks.push(match served {
+            Ok(_) if let Some(why) = &refusal => {
+                Check::failed(name, format!("serves a certificate that clients and peers refuse: {why}; {RENEW}"))
+            }
             Ok(served) if served.sha256 == newest.chain.leaf.sha256 => Check::ok(name, "serves the newest leaf"),
             Ok(_) => Check::failed(
                 name,
                 "serves another leaf than the newest, which the daemon deploys without another issuance; its log says \
                  what keeps it from that",
             ),
-            Err(why) => Check::failed(name, why.as_str()),
+            Err(why) => Check::failed(
+                name,
+                format!("{why}; start nats-server, look at its log, and see whether {key} is right"),
+            ),
         });
     }
     checks
 }
 
+/// All at the same time: each that is away takes as long as a probe may.
 async fn dial(newest: &Generation, peers: Vec<Peer>) -> Vec<Check> {
     let prober = match Prober::presenting(&newest.chain) {
         Ok(prober) => prober,
         Err(error) => return vec![Check::failed("peer", chain_of(&error))],
     };
-    let mut checks = Vec::new();
-    for peer in peers {
-        let who =
-            if peer.id == peer.address.to_string() { peer.id } else { format!("{} at {}", peer.id, peer.address) };
-        checks.push(match prober.served(peer.address, Port::Route).await {
-            Err(error) => Check::failed("peer", format!("{who}: {}", chain_of(&error))),
-            Ok(chain) if newest.bundle.chains(&chain, Clock::System.now()) => {
-                Check::ok("peer", format!("{who} serves a leaf that we trust"))
-            }
-            Ok(_) => {
-                let found = format!("{who} serves a leaf that our bundle doesn't accept; compare both nodes' trust");
-                Check::failed("peer", found)
-            }
-        });
+    let mut dials = JoinSet::new();
+    for (index, Peer { id, address, .. }) in peers.into_iter().enumerate() {
+        let who = if id == address.to_string() { id } else { format!("{id} at {address}") };
+        let prober = prober.clone();
+        dials.spawn(async move { (index, who, prober.served(address, Port::Route).await) });
     }
-    checks
+    let mut dialled = dials.join_all().await;
+    dialled.sort_by_key(|(index, ..)| *index);
+    let checks = dialled.into_iter().map(|(_, who, served)| match served {
+        Err(error) => {
+            let remedy = "start its nats-server, and let the security group pass the route port between the nodes";
+            Check::failed("peer", format!("{who}: {}; {remedy}", chain_of(&error)))
+        }
+        Ok(chain) if newest.bundle.chains(&chain, Clock::System.now()) => {
+            Check::ok("peer", format!("{who} serves a leaf that we trust"))
+        }
+        Ok(_) => {
+            let found = format!("{who} serves a leaf that our bundle doesn't accept; compare both nodes' trust");
+            Check::failed("peer", found)
+        }
+    });
+    checks.collect()
 }
 
 fn table(checks: &[Check]) -> String {
@@ -290,4 +331,35 @@ fn table(checks: &[Check]) -> String {
         let _infallible = writeln!(text, "{mark}  {:<width$}  {}", check.name, check.found);
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::issue::IssuedChain;
+    use crate::trust::pki::{Ca, NOW, key, sans};
+
+    #[test]
+    fn a_certificate_that_clients_refuse_is_a_failure_whoever_else_is_content() {
+        let (ca, other, (pair, key)) = (Ca::root("ca"), Ca::root("other"), key());
+        let bundle = |ca: &Ca| TrustBundle::parse(ca.pem.as_bytes(), "file", "1").unwrap();
+        let issued = IssuedChain { leaf_pem: ca.leaf(&pair).pem(), chain_pem: String::new() };
+        let chain = bundle(&ca).accept(&issued, &key, &sans(), NOW).unwrap();
+        let files = crate::generation::Generations::of(Path::new("/state")).files(7);
+        let newest = Generation { number: 7, chain, bundle: bundle(&ca), files };
+        let verdict = |newest: &Generation, days| {
+            let check = certificate(newest, NOW + time::Duration::days(days));
+            (check.verdict, check.found)
+        };
+        let (good, found) = verdict(&newest, 0);
+        assert!(good == Verdict::Ok && found == "generation 7, expires 2026-03-08T12:00:00Z", "{found}");
+        for (days, words) in
+            [(8, "expired at 2026-03-08T12:00:00Z; run `agent renew`"), (-1, "set this machine's clock")]
+        {
+            let (bad, found) = verdict(&newest, days);
+            assert!(bad == Verdict::Failed && found.contains(words), "{found}");
+        }
+        let (bad, found) = verdict(&Generation { bundle: bundle(&other), ..newest }, 0);
+        assert!(bad == Verdict::Failed && found.contains("no anchor of the bundle"), "{found}");
+    }
 }

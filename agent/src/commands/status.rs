@@ -10,26 +10,20 @@ use crate::apply::chain_of;
 use crate::assemble::{assemble, assemble_to_look};
 use crate::clock::{Clock, rfc3339};
 use crate::config::Config;
-use crate::control::{Answer, ControlError, Request, ask};
+use crate::control::{Answer, ControlError, NO_PASS_YET, Request, ask};
 use crate::reconcile::Reconciler;
 use crate::status::{PeerStatus, Route, ServedLeaf, State, Status};
 
-/// Asks the daemon; where none runs, looks at what is on the disk and served, and says that none runs.
+/// Asks the daemon; where none runs, or it doesn't know yet, looks at what is on the disk and served, and says so.
 pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
     let status = match ask(&config.control_socket, &Request::Status, |_| {}).await {
         Ok(Answer::Status(status)) => *status,
+        Ok(Answer::Refused(reason)) if reason == NO_PASS_YET => look(config, reason).await?,
         Ok(Answer::Refused(reason)) => return Err(CommandError::Refused(reason)),
         Ok(_) => return Err(CommandError::Refused("the daemon answered something else than was asked".into())),
         Err(ControlError::NoDaemon { .. }) => {
-            let why =
-                format!("the agent isn't running: nothing listens on {}; start it", config.control_socket.display());
-            match assemble(config, Vec::new()).await {
-                Err(error) if error.may_pass() => {
-                    let why = format!("{why}; {}", chain_of(&error));
-                    Reconciler::new(assemble_to_look(config).await).inspect(why).await
-                }
-                parts => Reconciler::new(parts?).inspect(why).await,
-            }
+            let socket = config.control_socket.display();
+            look(config, format!("the agent isn't running: nothing listens on {socket}; start it")).await?
         }
         Err(error) => return Err(error.into()),
     };
@@ -39,6 +33,17 @@ pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandErro
         print(&abbreviated(&describe(&status, Clock::System.now(), Paint::stdout())))?;
     }
     Ok(if status.state == State::Healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The status without the daemon's word; `why` there is none.
+async fn look(config: &Config, why: String) -> Result<Status, CommandError> {
+    match assemble(config, Vec::new()).await {
+        Err(error) if error.may_pass() => {
+            let why = format!("{why}; {}", chain_of(&error));
+            Ok(Reconciler::new(assemble_to_look(config).await).inspect(why).await)
+        }
+        parts => Ok(Reconciler::new(parts?).inspect(why).await),
+    }
 }
 
 fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
