@@ -7,7 +7,7 @@
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use time::OffsetDateTime;
-use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, RequiredEkuNotFoundContext, VerifiedPath};
+use webpki::{EndEntityCert, KeyUsage, RequiredEkuNotFoundContext, VerifiedPath};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ExtendedKeyUsage;
 
@@ -250,7 +250,7 @@ impl TrustBundle {
         let anchors: Vec<TrustAnchor<'_>> =
             roots.iter().map(webpki::anchor_from_trusted_cert).collect::<Result<_, _>>()?;
         let verify = |anchors, above, usage, more| {
-            leaf.verify_for_usage(ALL_VERIFICATION_ALGS, anchors, above, unix(now), usage, None, more)
+            leaf.verify_for_usage(x509::VERIFIED, anchors, above, unix(now), usage, None, more)
         };
         let index = |path: &VerifiedPath<'_>| anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()));
 
