@@ -241,7 +241,7 @@ impl TrustBundle {
         }
     }
 
-    /// The one path from leaf to anchor that holds for both usages.
+    /// A path from leaf to anchor that holds for both usages.
     fn path(&self, leaf: &[u8], above: &[Vec<u8>], now: OffsetDateTime) -> Result<Path<'_>, webpki::Error> {
         let leaf = CertificateDer::from(leaf);
         let leaf = EndEntityCert::try_from(&leaf)?;
@@ -249,22 +249,20 @@ impl TrustBundle {
         let roots: Vec<CertificateDer<'_>> = self.anchors.iter().map(|anchor| anchor.der.as_slice().into()).collect();
         let anchors: Vec<TrustAnchor<'_>> =
             roots.iter().map(webpki::anchor_from_trusted_cert).collect::<Result<_, _>>()?;
-        let verify = |anchors, above, usage, more| {
-            leaf.verify_for_usage(x509::VERIFIED, anchors, above, unix(now), usage, None, more)
-        };
         let index = |path: &VerifiedPath<'_>| anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()));
 
-        let go_agrees = |path: &VerifiedPath<'_>| {
-            let anchor = index(path).and_then(|index| self.anchors.get(index)).ok_or(webpki::Error::UnknownIssuer)?;
-            go_accepts(path, anchor, now)
+        // Asked of each path that is found, so that one that doesn't hold for all of it makes room for the next.
+        let is_whole = |path: &VerifiedPath<'_>| {
+            let index = index(path).ok_or(webpki::Error::UnknownIssuer)?;
+            go_accepts(path, &self.anchors[index], now)?;
+            let used: Vec<CertificateDer<'_>> = path.intermediate_certificates().map(webpki::Cert::der).collect();
+            verify(&leaf, &anchors[index..=index], &used, now, KeyUsage::client_auth(), None).map(drop)
         };
-        let path = verify(&anchors, &above, KeyUsage::server_auth(), Some(&go_agrees))?;
+        let path = verify(&leaf, &anchors, &above, now, KeyUsage::server_auth(), Some(&is_whole))?;
         let index = index(&path).ok_or(webpki::Error::UnknownIssuer)?;
-        let used: Vec<CertificateDer<'_>> = path.intermediate_certificates().map(webpki::Cert::der).collect();
-        verify(&anchors[index..=index], &used, KeyUsage::client_auth(), None)?;
         Ok(Path {
-            intermediates: used.iter().map(|der| der.to_vec()).collect(),
-            anchor: self.anchors.get(index).ok_or(webpki::Error::UnknownIssuer)?,
+            intermediates: path.intermediate_certificates().map(|ca| ca.der().to_vec()).collect(),
+            anchor: &self.anchors[index],
         })
     }
 
@@ -298,6 +296,17 @@ struct Path<'a> {
     /// In issuing order, from the leaf's issuer up, without the anchor.
     intermediates: Vec<Vec<u8>>,
     anchor: &'a Anchor,
+}
+
+fn verify<'p>(
+    leaf: &'p EndEntityCert<'p>,
+    anchors: &'p [TrustAnchor<'p>],
+    above: &'p [CertificateDer<'p>],
+    now: OffsetDateTime,
+    usage: KeyUsage,
+    more: Option<&dyn Fn(&VerifiedPath<'_>) -> Result<(), webpki::Error>>,
+) -> Result<VerifiedPath<'p>, webpki::Error> {
+    leaf.verify_for_usage(x509::VERIFIED, anchors, above, unix(now), usage, None, more)
 }
 
 /// The certificates in DER, leaf first.
@@ -508,6 +517,19 @@ mod tests {
         let leaf = lower.leaf(&pair);
         let verified = bundle(&[&lower]).accept(&issued(&leaf, &[&lower, &root]), &pem, &sans(), NOW).unwrap();
         assert_eq!(verified.cert_pem, leaf.pem());
+    }
+
+    #[test]
+    fn a_path_that_holds_for_one_usage_only_makes_room_for_one_that_holds_for_both() {
+        let root = Ca::root("root");
+        let lower = root.below("lower");
+        let servers = root.again(&lower, |params| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        });
+        let (pair, pem) = key();
+        let leaf = lower.leaf(&pair);
+        let verified = bundle(&[&root]).accept(&issued(&leaf, &[&servers, &lower]), &pem, &sans(), NOW).unwrap();
+        assert_eq!(verified.cert_pem, leaf.pem() + &lower.pem);
     }
 
     #[test]
