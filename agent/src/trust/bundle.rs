@@ -170,6 +170,11 @@ impl Anchor {
         let sha256 = sha256_hex(&der);
         Ok(Self { der, subject, sha256, not_after })
     }
+
+    /// Whether no CA is above it.
+    pub(super) fn is_root(&self) -> bool {
+        x509::read(&self.der).is_ok_and(|certificate| is_self_signed(&certificate))
+    }
 }
 
 /// Whether webpki and Go's verifier can both use the certificate as an anchor.
