@@ -93,6 +93,9 @@ pub struct IssueError {
 /// Who signs.
 #[async_trait]
 pub trait Issuer: Send + Sync {
+    /// Which CA it is: no other knows the certificates that this one was asked for.
+    fn name(&self) -> String;
+
     /// Asks for a certificate. The answer names it; it may not exist yet.
     async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError>;
 
@@ -181,8 +184,11 @@ impl Issuance {
     pub async fn obtain(&self, node: &Node, progress: &Progress) -> Result<Issued, ObtainError> {
         let mut entries = self.journal.load()?;
         let now = self.clock.now();
+        let issuer = self.issuer.name();
         let fits = |pending: &Pending| {
-            pending.csr.sans == node.sans
+            // An agent that didn't note the issuer had this one, as far as can be told.
+            pending.issuer.as_ref().is_none_or(|asked| *asked == issuer)
+                && pending.csr.sans == node.sans
                 && pending.csr.algorithm == self.algorithm
                 && pending.is_recent(self.validity / 2, now)
         };
@@ -196,7 +202,7 @@ impl Issuance {
                 .await
                 .map_err(|_cancelled| ObtainError::Stopping)??;
             progress.report(Step::KeyMade { algorithm: self.algorithm });
-            Pending { csr, begun: now, valid_from: None, handle: None }
+            Pending { csr, issuer: Some(issuer), begun: now, valid_from: None, handle: None }
         };
         entries.pending = Some(pending.clone());
         self.journal.store(&entries)?;
@@ -306,5 +312,49 @@ impl Issuance {
             return Ok(());
         }
         Err(ObtainError::Capped { issued, cap, journal: self.journal.path().to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::local::Local;
+    use super::*;
+    use crate::san::Sans;
+
+    const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
+
+    fn node() -> Node {
+        let address = [10, 0, 1, 5].into();
+        let sans = Sans { ips: [address].into(), ..Sans::default() };
+        Node { name: "n1".into(), instance_id: None, region: None, address, sans }
+    }
+
+    fn issuance(state: &std::path::Path, issuer: Arc<dyn Issuer>, clock: Clock) -> Issuance {
+        let journal = Journal::of(state);
+        Issuance { issuer, journal, clock, validity: Duration::from_hours(1), algorithm: KeyAlgorithm::EcdsaP256 }
+    }
+
+    #[tokio::test]
+    async fn invariant_11_what_is_under_way_is_resumed_with_its_own_issuer_and_with_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::starting_at(NOW);
+        let at = |ca: &str| {
+            let issuer = Local::new(directory.path().join(ca), clock);
+            issuance(directory.path(), Arc::new(issuer), clock)
+        };
+        let first = at("one").obtain(&node(), &Progress::default()).await.unwrap();
+        let again = at("one").obtain(&node(), &Progress::default()).await.unwrap();
+        assert_eq!(again.chain, first.chain);
+        let other = at("two").obtain(&node(), &Progress::default()).await.unwrap();
+        assert_eq!(other.chain.chain_pem, at("two").issuer.ca_pem().await.unwrap());
+        assert!(other.csr.key != first.csr.key);
+        // As an agent wrote it that noted no issuer.
+        let mut entries = at("two").journal.load().unwrap();
+        entries.pending.as_mut().unwrap().issuer = None;
+        at("two").journal.store(&entries).unwrap();
+        let resumed = at("two").obtain(&node(), &Progress::default()).await.unwrap();
+        assert_eq!(resumed.chain, other.chain);
     }
 }

@@ -66,6 +66,10 @@ impl MoodyIssuer {
 
 #[async_trait]
 impl Issuer for MoodyIssuer {
+    fn name(&self) -> String {
+        self.ca.name()
+    }
+
     async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
         if self.away.load(Ordering::Relaxed) {
             return Err(Self::error(IssueErrorKind::Unavailable));
