@@ -46,7 +46,7 @@ pub struct IssueRequest<'a> {
     pub csr_pem: &'a str,
     /// How long the leaf is to live.
     pub validity: Duration,
-    /// The wall-clock time of the request.
+    /// The wall-clock time of the request, the same for a repeated one.
     pub now: OffsetDateTime,
     /// The same for a repeated request.
     pub idempotency_token: &'a str,
@@ -208,7 +208,7 @@ impl Issuance {
         self.journal.store(&entries)?;
         let handle = match pending.handle.take() {
             Some(handle) => handle,
-            None => self.request(&mut entries, &pending.csr).await?,
+            None => self.request(&mut entries, &pending).await?,
         };
         progress.report(Step::Requested { handle: handle.0.clone() });
         let chain = self.collect(&mut entries, &handle).await?;
@@ -253,12 +253,16 @@ impl Issuance {
         self.journal.load().is_ok_and(|entries| entries.pending.is_some())
     }
 
-    async fn request(&self, entries: &mut Entries, csr: &Csr) -> Result<CertificateHandle, ObtainError> {
+    async fn request(&self, entries: &mut Entries, pending: &Pending) -> Result<CertificateHandle, ObtainError> {
+        // What is repeated while the token holds is to be the same to the byte, its end too where that is asked for as a
+        // time. Longer ago the token is forgotten, or the clock was another.
+        let (begun, now) = (pending.begun, self.clock.now());
+        let now = if (now - begun).unsigned_abs() < GIVE_UP_AFTER { begun } else { now };
         let request = IssueRequest {
-            csr_pem: &csr.pem,
+            csr_pem: &pending.csr.pem,
             validity: self.validity,
-            now: self.clock.now(),
-            idempotency_token: &csr.idempotency_token(),
+            now,
+            idempotency_token: &pending.csr.idempotency_token(),
         };
         match self.issuer.request(&request).await {
             Ok(handle) => {
@@ -317,6 +321,8 @@ impl Issuance {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use time::macros::datetime;
 
     use super::local::Local;
@@ -356,5 +362,56 @@ mod tests {
         at("two").journal.store(&entries).unwrap();
         let resumed = at("two").obtain(&node(), &Progress::default()).await.unwrap();
         assert_eq!(resumed.chain, other.chain);
+    }
+
+    /// Notes the time and the token of each request, and is out of order.
+    #[derive(Default)]
+    struct Away(Mutex<Vec<(OffsetDateTime, String)>>);
+
+    fn away() -> IssueError {
+        let (issuer, reason, remedy) = ("away".into(), "HTTP 503".into(), "wait".into());
+        IssueError { kind: IssueErrorKind::Unavailable, call: "IssueCertificate", issuer, reason, remedy, source: None }
+    }
+
+    #[async_trait]
+    impl Issuer for Away {
+        fn name(&self) -> String {
+            "away".into()
+        }
+
+        async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+            self.0.lock().unwrap().push((request.now, request.idempotency_token.into()));
+            Err(away())
+        }
+
+        async fn collect(&self, _: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+            Err(away())
+        }
+
+        async fn ca_pem(&self) -> Result<String, IssueError> {
+            Err(away())
+        }
+
+        fn spare_issuances_a_day(&self) -> u32 {
+            12
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invariant_11_a_request_is_repeated_to_the_byte_for_as_long_as_its_token_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::steppable(NOW);
+        let issuer = Arc::new(Away::default());
+        let issuance = issuance(directory.path(), Arc::clone(&issuer) as Arc<dyn Issuer>, clock);
+        for minutes in [0, 2, 2, 6, -30] {
+            clock.step(time::Duration::minutes(minutes));
+            issuance.obtain(&node(), &Progress::default()).await.unwrap_err();
+        }
+        let asked = issuer.0.lock().unwrap();
+        assert!(asked.iter().all(|(_, token)| *token == asked[0].1));
+        assert_eq!((asked[1].0, asked[2].0), (asked[0].0, asked[0].0));
+        // Of a request that old, or of another time, nothing may come but a life that is too short or too long.
+        assert!(asked[3].0 >= NOW + Duration::from_mins(10), "{asked:?}");
+        assert!(asked[4].0 < NOW - Duration::from_mins(19), "{asked:?}");
     }
 }
