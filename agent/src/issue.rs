@@ -120,6 +120,9 @@ const GIVE_UP_AFTER: Duration = Duration::from_mins(5);
 const FIRST_POLL: Duration = Duration::from_millis(40);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 
+/// Of the time until a leaf is to be renewed at the latest, the share after which the schedule may renew it.
+const EARLIEST: f64 = 0.9;
+
 /// How late a request may be repeated at most: PCA remembers a token for five minutes
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>), and an answer that was lost may
 /// have been a certificate, which the same request then names without another payment.
@@ -174,6 +177,8 @@ pub struct Issuance {
     pub clock: Clock,
     /// How long a leaf is to live.
     pub validity: Duration,
+    /// After which share of that it is renewed at the latest.
+    pub renew_at: f64,
     /// The leaf's key.
     pub algorithm: KeyAlgorithm,
 }
@@ -307,15 +312,19 @@ impl Issuance {
     }
 
     fn check_cap(&self, entries: &Entries) -> Result<(), ObtainError> {
-        let scheduled = Duration::from_hours(24).as_secs() / self.validity.as_secs().max(1) * 2;
-        let cap = usize::try_from(scheduled)
-            .unwrap_or(usize::MAX)
-            .saturating_add(self.issuer.spare_issuances_a_day() as usize);
+        let cap = self.cap();
         let issued = entries.issued_in_a_day(self.clock.now());
         if issued < cap {
             return Ok(());
         }
         Err(ObtainError::Capped { issued, cap, journal: self.journal.path().to_owned() })
+    }
+
+    /// What the schedule needs in a day of a node that renews as early as any, and what is to spare.
+    fn cap(&self) -> usize {
+        let shortest = self.validity.mul_f64(self.renew_at * EARLIEST);
+        let scheduled = Duration::from_hours(24).as_millis() / shortest.as_millis().max(1);
+        usize::try_from(scheduled).unwrap_or(usize::MAX).saturating_add(self.issuer.spare_issuances_a_day() as usize)
     }
 }
 
@@ -328,6 +337,8 @@ mod tests {
     use super::local::Local;
     use super::*;
     use crate::san::Sans;
+    use crate::schedule::due;
+    use crate::trust::Leaf;
 
     const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
 
@@ -339,7 +350,8 @@ mod tests {
 
     fn issuance(state: &std::path::Path, issuer: Arc<dyn Issuer>, clock: Clock) -> Issuance {
         let journal = Journal::of(state);
-        Issuance { issuer, journal, clock, validity: Duration::from_hours(1), algorithm: KeyAlgorithm::EcdsaP256 }
+        let (validity, algorithm) = (Duration::from_hours(1), KeyAlgorithm::EcdsaP256);
+        Issuance { issuer, journal, clock, validity, renew_at: 0.67, algorithm }
     }
 
     #[tokio::test]
@@ -394,6 +406,22 @@ mod tests {
 
         fn spare_issuances_a_day(&self) -> u32 {
             12
+        }
+    }
+
+    #[test]
+    fn the_cap_leaves_every_node_what_its_schedule_needs() {
+        let mut issuance = issuance("unused".as_ref(), Arc::new(Away::default()), Clock::System);
+        for (validity, at) in [(1, 0.3), (1, 0.67), (2, 0.1), (7 * 24, 0.67)] {
+            (issuance.validity, issuance.renew_at) = (Duration::from_hours(validity), at);
+            let (serial, issuer, sha256) = (String::new(), String::new(), String::new());
+            let not_after = NOW + issuance.validity;
+            let leaf = Leaf { der: Vec::new(), serial, issuer, not_before: NOW, not_after, sans: node().sans, sha256 };
+            let first = |seed: u32| due(&leaf, issuance.validity, at, &seed.to_string()) - NOW;
+            let shortest = (0..200).map(first).min().unwrap();
+            let needed = (time::Duration::DAY / shortest).ceil();
+            let cap = f64::from(u32::try_from(issuance.cap()).unwrap());
+            assert!((needed..=needed + 13.0).contains(&cap), "{validity} h, {at}: {cap}, and {needed} are needed");
         }
     }
 

@@ -16,7 +16,7 @@ use crate::durable::{self, FileError, Secrecy};
 
 const VERSION: u32 = 1;
 const MAX_SIZE: u64 = 256 * 1024;
-/// How many issuances are remembered: beyond any cap.
+/// How many issuances are remembered: beyond the cap of all leaves that live for some minutes.
 const MAX_REMEMBERED: usize = 20_000;
 const DAY: Duration = Duration::from_hours(24);
 

@@ -320,6 +320,7 @@ impl Bench {
                 journal: Journal::of(&self.state()),
                 clock: self.clock,
                 validity: self.validity,
+                renew_at: RenewalConfig::default().at,
                 algorithm: KeyAlgorithm::EcdsaP256,
             },
             trust: Arc::clone(&self.trust) as Arc<dyn TrustSource>,
