@@ -72,8 +72,10 @@ impl Asg {
             .ok_or_else(|| unknown(format!("{FIND_GROUP} knows no group of {id}")))
     }
 
-    /// Those of a group that are peers by their lifecycle state.
+    /// Those of a group that are peers by their lifecycle state. This node is one in any state but a pool's: whatever
+    /// holds it there (a hook, Standby, a root volume that is being replaced), its own server is to have a configuration.
     pub async fn members(&self, group: &str) -> Result<Vec<Member>, DiscoverError> {
+        let own = self.node.instance_id.as_deref();
         let mut members = Vec::new();
         let mut exists = false;
         let mut token = None;
@@ -85,9 +87,8 @@ impl Asg {
                 if described.auto_scaling_group_name() == Some(group) {
                     exists = true;
                     members.extend(described.instances().iter().filter_map(|instance| {
-                        let state = instance.lifecycle_state()?.as_str();
-                        is_peer(state).then_some(())?;
-                        Some(Member { id: instance.instance_id()?.to_owned(), state: state.to_owned() })
+                        let (id, state) = (instance.instance_id()?, instance.lifecycle_state()?.as_str());
+                        is_member(id, state, own).then(|| Member { id: id.to_owned(), state: state.to_owned() })
                     }));
                 }
             }
@@ -144,6 +145,11 @@ fn is_peer(lifecycle_state: &str) -> bool {
     matches!(lifecycle_state, "InService" | "Pending" | "Pending:Wait" | "Pending:Proceed")
 }
 
+/// Whether an instance is a peer, or this node itself and in no warm pool.
+fn is_member(id: &str, lifecycle_state: &str, own: Option<&str>) -> bool {
+    is_peer(lifecycle_state) || Some(id) == own && !lifecycle_state.starts_with("Warmed:")
+}
+
 #[cfg(test)]
 mod tests {
     use aws_sdk_autoscaling::types::LifecycleState;
@@ -156,5 +162,14 @@ mod tests {
         assert_eq!(peers, ["InService", "Pending", "Pending:Proceed", "Pending:Wait"]);
         assert!(LifecycleState::values().len() > 20);
         assert!(!is_peer("InServiceSoon") && !is_peer(""));
+    }
+
+    #[test]
+    fn this_node_is_a_member_in_every_state_but_those_of_a_warm_pool() {
+        let states = || LifecycleState::values().iter().copied();
+        let left_out: Vec<&str> = states().filter(|state| !is_member("i-1", state, Some("i-1"))).collect();
+        assert!(left_out.len() > 5 && left_out.iter().all(|state| state.starts_with("Warmed:")), "{left_out:?}");
+        assert_eq!(states().filter(|state| is_member("i-2", state, Some("i-1"))).count(), 4);
+        assert!(is_member("i-1", "ReplacingRootVolume:Wait", Some("i-1")));
     }
 }
