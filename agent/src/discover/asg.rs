@@ -1,6 +1,7 @@
 //! The Auto Scaling group.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_config::SdkConfig;
@@ -18,6 +19,9 @@ const DESCRIBE: &str = "autoscaling:DescribeAutoScalingGroups";
 
 /// One group by its name is one record, but a page may be short or empty and still have a next one.
 const MAX_PAGES: usize = 20;
+
+/// How long it may take to see the group, with all pages and addresses: each is bounded, but there are many.
+const SIGHT_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The peers in an Auto Scaling group.
 pub struct Asg {
@@ -117,6 +121,12 @@ impl Asg {
 #[async_trait]
 impl PeerSource for Asg {
     async fn sight(&self) -> Result<Sighting, DiscoverError> {
+        in_time(self.look()).await
+    }
+}
+
+impl Asg {
+    async fn look(&self) -> Result<Sighting, DiscoverError> {
         let group = self.group.get_or_try_init(|| self.find_group()).await?;
         let members = self.members(group).await?;
         let ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
@@ -130,6 +140,17 @@ impl PeerSource for Asg {
         }
         Ok(seen)
     }
+}
+
+async fn in_time<T>(sight: impl Future<Output = Result<T, DiscoverError>>) -> Result<T, DiscoverError> {
+    tokio::time::timeout(SIGHT_TIMEOUT, sight).await.unwrap_or_else(|_| {
+        Err(DiscoverError {
+            attempt: "looking at the Auto Scaling group and for its instances' addresses".into(),
+            reason: format!("it took longer than {} s", SIGHT_TIMEOUT.as_secs()),
+            remedy: "it is tried again; check the way to AWS's endpoints and to the name server".into(),
+            source: None,
+        })
+    })
 }
 
 impl From<Failure> for DiscoverError {
@@ -162,6 +183,12 @@ mod tests {
         assert_eq!(peers, ["InService", "Pending", "Pending:Proceed", "Pending:Wait"]);
         assert!(LifecycleState::values().len() > 20);
         assert!(!is_peer("InServiceSoon") && !is_peer(""));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invariant_08_a_group_that_never_comes_to_an_end_is_given_up() {
+        let error = in_time(std::future::pending::<Result<Sighting, DiscoverError>>()).await.unwrap_err();
+        assert!(error.to_string().contains("it took longer than 60 s; it is tried again"), "{error}");
     }
 
     #[test]
