@@ -109,6 +109,7 @@ async fn assemble_around(node: Node, config: &Config, allowed_losses: Vec<String
             journal: Journal::of(&config.state_directory),
             clock,
             validity: config.issuer.validity,
+            renew_at: config.renewal.at,
             algorithm: config.issuer.key_algorithm,
         },
         trust,

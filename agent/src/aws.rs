@@ -292,7 +292,7 @@ impl Failure {
             call,
             code: code.map(readable),
             reason: format!("{what}{words}{request}"),
-            remedy: remedy(kind, code.unwrap_or_default(), call),
+            remedy: remedy(kind, code.unwrap_or_default(), message.unwrap_or_default(), call),
             source: None,
         }
     }
@@ -341,7 +341,9 @@ fn classify(status: u16, code: &str) -> FailureKind {
     }
 }
 
-fn remedy(kind: FailureKind, code: &str, call: &str) -> String {
+const KEY_REMEDY: &str = "allow the instance's role kms:Decrypt on the secret's key";
+
+fn remedy(kind: FailureKind, code: &str, message: &str, call: &str) -> String {
     match (kind, code) {
         (_, "RequestExpired" | "SignatureDoesNotMatch" | "InvalidSignatureException") => {
             "check this machine's clock and its credentials".into()
@@ -349,7 +351,11 @@ fn remedy(kind: FailureKind, code: &str, call: &str) -> String {
         (_, "ExpiredToken" | "ExpiredTokenException" | "UnrecognizedClientException" | "InvalidClientTokenId") => {
             "check the credentials: the instance's profile, or the environment".into()
         }
-        (_, "DecryptionFailure") => "allow the instance's role kms:Decrypt on the secret's key".into(),
+        (_, "DecryptionFailure") => KEY_REMEDY.into(),
+        // Secrets Manager: "Access to KMS is not allowed".
+        (FailureKind::Denied, _) if message.contains("Access to KMS") || message.contains("kms:Decrypt") => {
+            KEY_REMEDY.into()
+        }
         (FailureKind::Denied, _) => format!("allow {call} in the policy of the instance's role"),
         (FailureKind::Throttled, _) => "it is tried again more slowly; ask AWS for a higher rate if this stays".into(),
         (FailureKind::Quota, _) => "ask for a higher quota in Service Quotas, or free some of it".into(),
@@ -410,6 +416,19 @@ mod tests {
             "acm-pca:IssueCertificate: AccessDeniedException (User: x is not authorized), request req-1; \
              allow acm-pca:IssueCertificate in the policy of the instance's role"
         );
+    }
+
+    #[test]
+    fn a_refusal_for_the_secrets_key_says_so_under_either_code() {
+        for (code, message) in [
+            ("AccessDeniedException", "Access to KMS is not allowed"),
+            ("AccessDeniedException", "User: x is not authorized to perform: kms:Decrypt on resource: y"),
+            ("DecryptionFailure", ""),
+        ] {
+            let failure = answered(400, code, message);
+            assert_eq!(failure.kind, FailureKind::Denied);
+            assert_eq!(failure.remedy, "allow the instance's role kms:Decrypt on the secret's key");
+        }
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub struct IssueRequest<'a> {
     pub csr_pem: &'a str,
     /// How long the leaf is to live.
     pub validity: Duration,
-    /// The wall-clock time of the request.
+    /// The wall-clock time of the request, the same for a repeated one.
     pub now: OffsetDateTime,
     /// The same for a repeated request.
     pub idempotency_token: &'a str,
@@ -93,6 +93,9 @@ pub struct IssueError {
 /// Who signs.
 #[async_trait]
 pub trait Issuer: Send + Sync {
+    /// Which CA it is: no other knows the certificates that this one was asked for.
+    fn name(&self) -> String;
+
     /// Asks for a certificate. The answer names it; it may not exist yet.
     async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError>;
 
@@ -116,6 +119,9 @@ const GIVE_UP_AFTER: Duration = Duration::from_mins(5);
 /// PCA signs within some tens of milliseconds as a rule; the SDK's own waiter would begin at a second.
 const FIRST_POLL: Duration = Duration::from_millis(40);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
+
+/// Of the time until a leaf is to be renewed at the latest, the share after which the schedule may renew it.
+const EARLIEST: f64 = 0.9;
 
 /// How late a request may be repeated at most: PCA remembers a token for five minutes
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>), and an answer that was lost may
@@ -171,6 +177,8 @@ pub struct Issuance {
     pub clock: Clock,
     /// How long a leaf is to live.
     pub validity: Duration,
+    /// After which share of that it is renewed at the latest.
+    pub renew_at: f64,
     /// The leaf's key.
     pub algorithm: KeyAlgorithm,
 }
@@ -181,8 +189,11 @@ impl Issuance {
     pub async fn obtain(&self, node: &Node, progress: &Progress) -> Result<Issued, ObtainError> {
         let mut entries = self.journal.load()?;
         let now = self.clock.now();
+        let issuer = self.issuer.name();
         let fits = |pending: &Pending| {
-            pending.csr.sans == node.sans
+            // An agent that didn't note the issuer had this one, as far as can be told.
+            pending.issuer.as_ref().is_none_or(|asked| *asked == issuer)
+                && pending.csr.sans == node.sans
                 && pending.csr.algorithm == self.algorithm
                 && pending.is_recent(self.validity / 2, now)
         };
@@ -196,13 +207,13 @@ impl Issuance {
                 .await
                 .map_err(|_cancelled| ObtainError::Stopping)??;
             progress.report(Step::KeyMade { algorithm: self.algorithm });
-            Pending { csr, begun: now, valid_from: None, handle: None }
+            Pending { csr, issuer: Some(issuer), begun: now, valid_from: None, handle: None }
         };
         entries.pending = Some(pending.clone());
         self.journal.store(&entries)?;
         let handle = match pending.handle.take() {
             Some(handle) => handle,
-            None => self.request(&mut entries, &pending.csr).await?,
+            None => self.request(&mut entries, &pending).await?,
         };
         progress.report(Step::Requested { handle: handle.0.clone() });
         let chain = self.collect(&mut entries, &handle).await?;
@@ -247,12 +258,16 @@ impl Issuance {
         self.journal.load().is_ok_and(|entries| entries.pending.is_some())
     }
 
-    async fn request(&self, entries: &mut Entries, csr: &Csr) -> Result<CertificateHandle, ObtainError> {
+    async fn request(&self, entries: &mut Entries, pending: &Pending) -> Result<CertificateHandle, ObtainError> {
+        // What is repeated while the token holds is to be the same to the byte, its end too where that is asked for as a
+        // time. Longer ago the token is forgotten, or the clock was another.
+        let (begun, now) = (pending.begun, self.clock.now());
+        let now = if (now - begun).unsigned_abs() < GIVE_UP_AFTER { begun } else { now };
         let request = IssueRequest {
-            csr_pem: &csr.pem,
+            csr_pem: &pending.csr.pem,
             validity: self.validity,
-            now: self.clock.now(),
-            idempotency_token: &csr.idempotency_token(),
+            now,
+            idempotency_token: &pending.csr.idempotency_token(),
         };
         match self.issuer.request(&request).await {
             Ok(handle) => {
@@ -297,14 +312,134 @@ impl Issuance {
     }
 
     fn check_cap(&self, entries: &Entries) -> Result<(), ObtainError> {
-        let scheduled = Duration::from_hours(24).as_secs() / self.validity.as_secs().max(1) * 2;
-        let cap = usize::try_from(scheduled)
-            .unwrap_or(usize::MAX)
-            .saturating_add(self.issuer.spare_issuances_a_day() as usize);
+        let cap = self.cap();
         let issued = entries.issued_in_a_day(self.clock.now());
         if issued < cap {
             return Ok(());
         }
         Err(ObtainError::Capped { issued, cap, journal: self.journal.path().to_owned() })
+    }
+
+    /// What the schedule needs in a day of a node that renews as early as any, and what is to spare.
+    fn cap(&self) -> usize {
+        let shortest = self.validity.mul_f64(self.renew_at * EARLIEST);
+        let scheduled = Duration::from_hours(24).as_millis() / shortest.as_millis().max(1);
+        usize::try_from(scheduled).unwrap_or(usize::MAX).saturating_add(self.issuer.spare_issuances_a_day() as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use time::macros::datetime;
+
+    use super::local::Local;
+    use super::*;
+    use crate::san::Sans;
+    use crate::schedule::due;
+    use crate::trust::Leaf;
+
+    const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
+
+    fn node() -> Node {
+        let address = [10, 0, 1, 5].into();
+        let sans = Sans { ips: [address].into(), ..Sans::default() };
+        Node { name: "n1".into(), instance_id: None, region: None, address, sans }
+    }
+
+    fn issuance(state: &std::path::Path, issuer: Arc<dyn Issuer>, clock: Clock) -> Issuance {
+        let journal = Journal::of(state);
+        let (validity, algorithm) = (Duration::from_hours(1), KeyAlgorithm::EcdsaP256);
+        Issuance { issuer, journal, clock, validity, renew_at: 0.67, algorithm }
+    }
+
+    #[tokio::test]
+    async fn invariant_11_what_is_under_way_is_resumed_with_its_own_issuer_and_with_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::starting_at(NOW);
+        let at = |ca: &str| {
+            let issuer = Local::new(directory.path().join(ca), clock);
+            issuance(directory.path(), Arc::new(issuer), clock)
+        };
+        let first = at("one").obtain(&node(), &Progress::default()).await.unwrap();
+        let again = at("one").obtain(&node(), &Progress::default()).await.unwrap();
+        assert_eq!(again.chain, first.chain);
+        let other = at("two").obtain(&node(), &Progress::default()).await.unwrap();
+        assert_eq!(other.chain.chain_pem, at("two").issuer.ca_pem().await.unwrap());
+        assert!(other.csr.key != first.csr.key);
+        // As an agent wrote it that noted no issuer.
+        let mut entries = at("two").journal.load().unwrap();
+        entries.pending.as_mut().unwrap().issuer = None;
+        at("two").journal.store(&entries).unwrap();
+        let resumed = at("two").obtain(&node(), &Progress::default()).await.unwrap();
+        assert_eq!(resumed.chain, other.chain);
+    }
+
+    /// Notes the time and the token of each request, and is out of order.
+    #[derive(Default)]
+    struct Away(Mutex<Vec<(OffsetDateTime, String)>>);
+
+    fn away() -> IssueError {
+        let (issuer, reason, remedy) = ("away".into(), "HTTP 503".into(), "wait".into());
+        IssueError { kind: IssueErrorKind::Unavailable, call: "IssueCertificate", issuer, reason, remedy, source: None }
+    }
+
+    #[async_trait]
+    impl Issuer for Away {
+        fn name(&self) -> String {
+            "away".into()
+        }
+
+        async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+            self.0.lock().unwrap().push((request.now, request.idempotency_token.into()));
+            Err(away())
+        }
+
+        async fn collect(&self, _: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+            Err(away())
+        }
+
+        async fn ca_pem(&self) -> Result<String, IssueError> {
+            Err(away())
+        }
+
+        fn spare_issuances_a_day(&self) -> u32 {
+            12
+        }
+    }
+
+    #[test]
+    fn the_cap_leaves_every_node_what_its_schedule_needs() {
+        let mut issuance = issuance("unused".as_ref(), Arc::new(Away::default()), Clock::System);
+        for (validity, at) in [(1, 0.3), (1, 0.67), (2, 0.1), (7 * 24, 0.67)] {
+            (issuance.validity, issuance.renew_at) = (Duration::from_hours(validity), at);
+            let (serial, issuer, sha256) = (String::new(), String::new(), String::new());
+            let not_after = NOW + issuance.validity;
+            let leaf = Leaf { der: Vec::new(), serial, issuer, not_before: NOW, not_after, sans: node().sans, sha256 };
+            let first = |seed: u32| due(&leaf, issuance.validity, at, &seed.to_string()) - NOW;
+            let shortest = (0..200).map(first).min().unwrap();
+            let needed = (time::Duration::DAY / shortest).ceil();
+            let cap = f64::from(u32::try_from(issuance.cap()).unwrap());
+            assert!((needed..=needed + 13.0).contains(&cap), "{validity} h, {at}: {cap}, and {needed} are needed");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invariant_11_a_request_is_repeated_to_the_byte_for_as_long_as_its_token_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::steppable(NOW);
+        let issuer = Arc::new(Away::default());
+        let issuance = issuance(directory.path(), Arc::clone(&issuer) as Arc<dyn Issuer>, clock);
+        for minutes in [0, 2, 2, 6, -30] {
+            clock.step(time::Duration::minutes(minutes));
+            issuance.obtain(&node(), &Progress::default()).await.unwrap_err();
+        }
+        let asked = issuer.0.lock().unwrap();
+        assert!(asked.iter().all(|(_, token)| *token == asked[0].1));
+        assert_eq!((asked[1].0, asked[2].0), (asked[0].0, asked[0].0));
+        // Of a request that old, or of another time, nothing may come but a life that is too short or too long.
+        assert!(asked[3].0 >= NOW + Duration::from_mins(10), "{asked:?}");
+        assert!(asked[4].0 < NOW - Duration::from_mins(19), "{asked:?}");
     }
 }

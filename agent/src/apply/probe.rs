@@ -17,13 +17,16 @@ use crate::trust::VerifiedChain;
 /// How long a probe takes at most: on one host it takes milliseconds, to a peer a round trip or three.
 pub const TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long a client port may take to greet. Thereafter it is taken for one that begins TLS at once.
+const GREETING: Duration = Duration::from_millis(1500);
+
 /// nats-server's INFO line is some hundreds of bytes; with hundreds of `connect_urls` some tens of kilobytes.
 const MAX_INFO: u64 = 256 * 1024;
 
 /// Which of nats-server's two listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Port {
-    /// Sends INFO in the clear, then begins TLS.
+    /// Sends INFO in the clear, then begins TLS; with `handshake_first` begins TLS at once.
     Client,
     /// Begins TLS at once.
     Route,
@@ -96,7 +99,9 @@ impl Prober {
     async fn handshake(&self, address: SocketAddr, port: Port) -> Result<Vec<Vec<u8>>, ProbeError> {
         let mut stream = TcpStream::connect(address).await.map_err(|source| ProbeError::Connect { address, source })?;
         let handshake = |source| ProbeError::Handshake { address, source };
-        if port == Port::Client && !read_line(&mut stream).await.map_err(handshake)?.starts_with(b"INFO ") {
+        // One with `handshake_first` waits for the client, so nothing comes.
+        let greets = port == Port::Client && tokio::time::timeout(GREETING, stream.readable()).await.is_ok();
+        if greets && !read_line(&mut stream).await.map_err(handshake)?.starts_with(b"INFO ") {
             return Err(handshake(std::io::Error::other("it doesn't greet as a nats-server")));
         }
         let name = ServerName::IpAddress(address.ip().into());
@@ -155,5 +160,46 @@ impl ServerCertVerifier for AnyCertificate {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::ServerConfig;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::csr::PrivateKeyPem;
+    use crate::trust::Leaf;
+    use crate::trust::pki::{Ca, key};
+
+    fn chain() -> VerifiedChain {
+        let (pair, key): (_, PrivateKeyPem) = key();
+        let leaf = Ca::root("root").leaf(&pair);
+        VerifiedChain { key, leaf: Leaf::parse(leaf.der()).unwrap(), cert_pem: leaf.pem() }
+    }
+
+    #[tokio::test]
+    async fn a_client_port_that_waits_for_the_handshake_shows_its_certificate_too() {
+        let ours = chain();
+        let certs = ours.certificates().into_iter().map(CertificateDer::from).collect();
+        let key = PrivateKeyDer::from_pem_slice(ours.key.expose().as_bytes()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(certs, key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            let _end = stream.read(&mut [0]).await;
+        });
+        let served = Prober::presenting(&ours).unwrap().served(address, Port::Client).await.unwrap();
+        assert_eq!(served, ours.certificates());
+        server.await.unwrap();
     }
 }

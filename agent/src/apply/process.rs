@@ -6,7 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -61,8 +61,7 @@ pub enum ProcessError {
 }
 
 impl NatsProcess {
-    /// Finds the nats-server whose pid stands in the file: its executable has the name of `server`, and its command line
-    /// names `config`.
+    /// Finds the nats-server whose pid stands in the file: it runs `server`, and its command line names `config`.
     pub fn find(pid_file: &Path, server: &Path, config: &Path) -> Result<Self, ProcessError> {
         let absent = |what: String| ProcessError::Absent(what);
         let text = durable::read_if_there(pid_file, MAX_PID_FILE)?
@@ -109,12 +108,15 @@ fn split_arguments(command_line: &[u8]) -> Vec<OsString> {
     command_line.split(|byte| *byte == 0).map(|argument| OsString::from_vec(argument.to_vec())).collect()
 }
 
-/// Whether a process is the nats-server that reads `config`. After an upgrade in place the executable of a running
-/// process reads `… (deleted)` (proc(5)); it is still ours.
+/// Whether a process is the nats-server that reads `config`: by the name that it runs or was started under, or because
+/// `server` is a symlink to what it runs. After an upgrade in place the executable of a running process reads
+/// `… (deleted)` (proc(5)); it is still ours.
 fn recognise(executable: &Path, arguments: &[OsString], server: &Path, config: &Path) -> Result<(), String> {
-    let name = executable.file_name().unwrap_or_default().to_string_lossy();
-    let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
-    if Some(OsStr::new(name)) != server.file_name() {
+    let path = executable.as_os_str().as_bytes();
+    let path = Path::new(OsStr::from_bytes(path.strip_suffix(b" (deleted)").unwrap_or(path)));
+    let started_as = arguments.first().and_then(|argument| Path::new(argument).file_name());
+    let is_named = server.file_name().is_some_and(|name| path.file_name() == Some(name) || started_as == Some(name));
+    if !is_named && resolved(server).as_deref() != Some(path) {
         return Err(format!("runs {}, not {}", executable.display(), server.display()));
     }
     let names_config = arguments.iter().enumerate().any(|(index, argument)| {
@@ -126,6 +128,19 @@ fn recognise(executable: &Path, arguments: &[OsString], server: &Path, config: &
         value.is_some_and(|value| value == config)
     });
     if names_config { Ok(()) } else { Err(format!("is a nats-server that doesn't run with -c {}", config.display())) }
+}
+
+/// The file that is run as `server`: a bare name is looked for in PATH.
+fn resolved(server: &Path) -> Option<PathBuf> {
+    if server.components().count() > 1 {
+        return server.canonicalize().ok();
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(server))
+        .find(|file| file.is_file())?
+        .canonicalize()
+        .ok()
 }
 
 #[cfg(test)]
@@ -143,10 +158,28 @@ mod tests {
             let line = arguments(&[&["nats-server"], flags].concat());
             assert_eq!(recognise(Path::new("/usr/bin/nats-server"), &line, server, config), Ok(()));
             assert_eq!(recognise(Path::new("/usr/bin/nats-server (deleted)"), &line, server, config), Ok(()));
+            let line = arguments(&[&["sleep"], flags].concat());
             assert!(recognise(Path::new("/usr/bin/sleep"), &line, server, config).is_err());
         }
         let other = arguments(&["nats-server", "-c", "/etc/other.conf"]);
         assert!(recognise(Path::new("/usr/bin/nats-server"), &other, server, config).is_err());
+    }
+
+    #[test]
+    fn recognises_a_server_behind_a_symlink_however_it_was_started() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path().canonicalize().unwrap();
+        let (link, versioned) = (directory.join("nats-server"), directory.join("nats-server-v2.12.8"));
+        std::fs::write(&versioned, "").unwrap();
+        std::os::unix::fs::symlink(&versioned, &link).unwrap();
+        let config = Path::new("/etc/nats.conf");
+        let started_as = |program: &Path| [&[program.into()], &*arguments(&["-c", "/etc/nats.conf"])].concat();
+        assert_eq!(recognise(&versioned, &started_as(&versioned), &link, config), Ok(()));
+        // The link has led to another version since.
+        let before = directory.join("nats-server-v2.12.7");
+        assert_eq!(recognise(&before, &started_as(&link), Path::new("nats-server"), config), Ok(()));
+        assert!(recognise(&before, &started_as(&before), &link, config).is_err());
+        assert!(recognise(&before, &[link.into()], Path::new("nats-server"), config).is_err());
     }
 
     #[test]

@@ -69,7 +69,15 @@ impl Addresses {
                     known.dns_works
                 }
             };
-            let found = if by_dns { self.by_dns(new).await? } else { self.by_ec2(new).await? };
+            let mut found = if by_dns { self.by_dns(&new).await? } else { self.by_ec2(new.clone()).await? };
+            let rest: Vec<String> = new.into_iter().filter(|id| !found.contains_key(id)).collect();
+            // In a group of two launch templates one may turn resource name DNS on and the other not.
+            if by_dns && self.lookup == AddressLookup::Auto && !rest.is_empty() {
+                match self.by_ec2(rest).await {
+                    Ok(others) => found.extend(others),
+                    Err(error) => tracing::debug!("what DNS doesn't know stays without an address: {error}"),
+                }
+            }
             known.addresses.extend(found);
         }
         Ok(known.addresses.clone())
@@ -82,7 +90,7 @@ impl Addresses {
         answer.is_some_and(|addresses| addresses.iter().any(|address| self.node.sans.ips.contains(address)))
     }
 
-    async fn by_dns(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
+    async fn by_dns(&self, ids: &[String]) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
         let region = self.node.region.clone().ok_or_else(|| DiscoverError {
             attempt: "looking up instance-id host names".into(),
             reason: "the Region is not known, and it is a part of the names".into(),
@@ -91,7 +99,7 @@ impl Addresses {
         })?;
         let turns = Arc::new(Semaphore::new(LOOKUPS_AT_ONCE));
         let mut lookups = JoinSet::new();
-        for id in ids {
+        for id in ids.iter().cloned() {
             let (turns, region) = (Arc::clone(&turns), region.clone());
             lookups.spawn(async move {
                 let _turn = turns.acquire().await;
@@ -122,15 +130,17 @@ impl Addresses {
 
 async fn resolve(id: &str, region: &str) -> Option<Vec<IpAddr>> {
     let name = resource_host_name(id, region)?;
+    // With the dot it is the whole name: nothing of the resolver's search list is tried after it.
+    let name = format!("{}.", name.as_str());
     let lookup = tokio::net::lookup_host((name.as_str(), 0));
     match tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await {
         Ok(Ok(addresses)) => Some(addresses.map(|address| address.ip()).collect()),
         Ok(Err(error)) => {
-            tracing::debug!("{} does not resolve: {error}", name.as_str());
+            tracing::debug!("{name} does not resolve: {error}");
             None
         }
         Err(_) => {
-            tracing::debug!(name = name.as_str(), "the instance's name does not resolve in time");
+            tracing::debug!("{name} does not resolve in time");
             None
         }
     }

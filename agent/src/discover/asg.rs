@@ -1,6 +1,7 @@
 //! The Auto Scaling group.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_config::SdkConfig;
@@ -18,6 +19,9 @@ const DESCRIBE: &str = "autoscaling:DescribeAutoScalingGroups";
 
 /// One group by its name is one record, but a page may be short or empty and still have a next one.
 const MAX_PAGES: usize = 20;
+
+/// How long it may take to see the group, with all pages and addresses: each is bounded, but there are many.
+const SIGHT_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The peers in an Auto Scaling group.
 pub struct Asg {
@@ -72,8 +76,10 @@ impl Asg {
             .ok_or_else(|| unknown(format!("{FIND_GROUP} knows no group of {id}")))
     }
 
-    /// Those of a group that are peers by their lifecycle state.
+    /// Those of a group that are peers by their lifecycle state. This node is one in any state but a pool's: whatever
+    /// holds it there (a hook, Standby, a root volume that is being replaced), its own server is to have a configuration.
     pub async fn members(&self, group: &str) -> Result<Vec<Member>, DiscoverError> {
+        let own = self.node.instance_id.as_deref();
         let mut members = Vec::new();
         let mut exists = false;
         let mut token = None;
@@ -85,9 +91,8 @@ impl Asg {
                 if described.auto_scaling_group_name() == Some(group) {
                     exists = true;
                     members.extend(described.instances().iter().filter_map(|instance| {
-                        let state = instance.lifecycle_state()?.as_str();
-                        is_peer(state).then_some(())?;
-                        Some(Member { id: instance.instance_id()?.to_owned(), state: state.to_owned() })
+                        let (id, state) = (instance.instance_id()?, instance.lifecycle_state()?.as_str());
+                        is_member(id, state, own).then(|| Member { id: id.to_owned(), state: state.to_owned() })
                     }));
                 }
             }
@@ -116,6 +121,12 @@ impl Asg {
 #[async_trait]
 impl PeerSource for Asg {
     async fn sight(&self) -> Result<Sighting, DiscoverError> {
+        in_time(self.look()).await
+    }
+}
+
+impl Asg {
+    async fn look(&self) -> Result<Sighting, DiscoverError> {
         let group = self.group.get_or_try_init(|| self.find_group()).await?;
         let members = self.members(group).await?;
         let ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
@@ -131,6 +142,17 @@ impl PeerSource for Asg {
     }
 }
 
+async fn in_time<T>(sight: impl Future<Output = Result<T, DiscoverError>>) -> Result<T, DiscoverError> {
+    tokio::time::timeout(SIGHT_TIMEOUT, sight).await.unwrap_or_else(|_| {
+        Err(DiscoverError {
+            attempt: "looking at the Auto Scaling group and for its instances' addresses".into(),
+            reason: format!("it took longer than {} s", SIGHT_TIMEOUT.as_secs()),
+            remedy: "it is tried again; check the way to AWS's endpoints and to the name server".into(),
+            source: None,
+        })
+    })
+}
+
 impl From<Failure> for DiscoverError {
     fn from(failure: Failure) -> Self {
         Self { attempt: failure.call.into(), reason: failure.reason, remedy: failure.remedy, source: failure.source }
@@ -142,6 +164,11 @@ impl From<Failure> for DiscoverError {
 /// is none: AWS adds some, and a pool of warmed or leaving instances must not become routes.
 fn is_peer(lifecycle_state: &str) -> bool {
     matches!(lifecycle_state, "InService" | "Pending" | "Pending:Wait" | "Pending:Proceed")
+}
+
+/// Whether an instance is a peer, or this node itself and in no warm pool.
+fn is_member(id: &str, lifecycle_state: &str, own: Option<&str>) -> bool {
+    is_peer(lifecycle_state) || Some(id) == own && !lifecycle_state.starts_with("Warmed:")
 }
 
 #[cfg(test)]
@@ -156,5 +183,20 @@ mod tests {
         assert_eq!(peers, ["InService", "Pending", "Pending:Proceed", "Pending:Wait"]);
         assert!(LifecycleState::values().len() > 20);
         assert!(!is_peer("InServiceSoon") && !is_peer(""));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invariant_08_a_group_that_never_comes_to_an_end_is_given_up() {
+        let error = in_time(std::future::pending::<Result<Sighting, DiscoverError>>()).await.unwrap_err();
+        assert!(error.to_string().contains("it took longer than 60 s; it is tried again"), "{error}");
+    }
+
+    #[test]
+    fn this_node_is_a_member_in_every_state_but_those_of_a_warm_pool() {
+        let states = || LifecycleState::values().iter().copied();
+        let left_out: Vec<&str> = states().filter(|state| !is_member("i-1", state, Some("i-1"))).collect();
+        assert!(left_out.len() > 5 && left_out.iter().all(|state| state.starts_with("Warmed:")), "{left_out:?}");
+        assert_eq!(states().filter(|state| is_member("i-2", state, Some("i-1"))).count(), 4);
+        assert!(is_member("i-1", "ReplacingRootVolume:Wait", Some("i-1")));
     }
 }

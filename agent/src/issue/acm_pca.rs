@@ -82,7 +82,7 @@ impl AcmPca {
             return Err(IssueError {
                 kind: IssueErrorKind::Permanent,
                 call: ISSUE,
-                issuer: self.ca_arn.as_str().into(),
+                issuer: self.name(),
                 reason: format!(
                     "the CA is in short-lived certificate mode, which allows 7 days at most, and issuer.validity is {}",
                     humantime::format_duration(validity)
@@ -115,7 +115,7 @@ impl AcmPca {
         signing_algorithm(&certificate).map_err(|what| IssueError {
             kind: IssueErrorKind::Permanent,
             call: CA_CERTIFICATE,
-            issuer: self.ca_arn.as_str().into(),
+            issuer: self.name(),
             reason: what,
             remedy: "use a CA whose key is RSA or ECDSA on P-256, P-384 or P-521".into(),
             source: None,
@@ -152,7 +152,7 @@ impl AcmPca {
         IssueError {
             kind,
             call: failure.call,
-            issuer: self.ca_arn.as_str().into(),
+            issuer: self.name(),
             reason: failure.reason,
             remedy,
             source: failure.source,
@@ -162,6 +162,10 @@ impl AcmPca {
 
 #[async_trait]
 impl Issuer for AcmPca {
+    fn name(&self) -> String {
+        self.ca_arn.as_str().into()
+    }
+
     async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
         self.check_validity(request.validity).await?;
         let algorithm = self.signing_algorithm.get_or_try_init(|| self.ask_signing_algorithm()).await?;

@@ -16,7 +16,7 @@ use crate::durable::{self, FileError, Secrecy};
 
 const VERSION: u32 = 1;
 const MAX_SIZE: u64 = 256 * 1024;
-/// How many issuances are remembered: beyond any cap.
+/// How many issuances are remembered: beyond the cap of all leaves that live for some minutes.
 const MAX_REMEMBERED: usize = 20_000;
 const DAY: Duration = Duration::from_hours(24);
 
@@ -50,6 +50,9 @@ struct Versioned {
 pub struct Pending {
     /// Key and request.
     pub csr: Csr,
+    /// Who is asked, where that was noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
     /// When it was begun.
     #[serde(with = "time::serde::rfc3339")]
     pub begun: OffsetDateTime,
@@ -191,7 +194,9 @@ mod tests {
         assert!(entries.pending.is_none());
         let csr = Csr::generate("n1", &Sans::default(), KeyAlgorithm::EcdsaP256).unwrap();
         let handle = Some(CertificateHandle("arn".into()));
-        entries.pending = Some(Pending { csr: csr.clone(), begun: NOW, valid_from: None, handle: handle.clone() });
+        let issuer = Some("the double".to_owned());
+        entries.pending =
+            Some(Pending { csr: csr.clone(), issuer, begun: NOW, valid_from: None, handle: handle.clone() });
         journal.store(&entries).unwrap();
         let read = journal.load().unwrap().pending.unwrap();
         assert!(read.csr.key == csr.key && read.csr.idempotency_token() == csr.idempotency_token());
@@ -212,7 +217,7 @@ mod tests {
             (NOW - 100 * hour, Some(ends), false),
             (ends, Some(ends), true),
         ] {
-            let pending = Pending { csr: csr.clone(), begun, valid_from, handle: None };
+            let pending = Pending { csr: csr.clone(), issuer: None, begun, valid_from, handle: None };
             assert_eq!(pending.is_recent(Duration::from_hours(1), NOW), recent, "{begun} {valid_from:?}");
         }
     }

@@ -283,8 +283,7 @@ impl Local {
         remedy: String,
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     ) -> IssueError {
-        let issuer = format!("the local CA in {}", self.directory.display());
-        IssueError { kind, call: "signing", issuer, reason, remedy, source }
+        IssueError { kind, call: "signing", issuer: self.name(), reason, remedy, source }
     }
 
     fn io(&self, verb: &str, path: &Path, error: std::io::Error) -> IssueError {
@@ -327,6 +326,10 @@ impl Local {
 
 #[async_trait]
 impl Issuer for Local {
+    fn name(&self) -> String {
+        format!("the local CA in {}", self.directory.display())
+    }
+
     async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
         let (csr, token) = (request.csr_pem.to_owned(), request.idempotency_token.to_owned());
         let (validity, now) = (request.validity, request.now);

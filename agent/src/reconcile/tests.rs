@@ -66,6 +66,10 @@ impl MoodyIssuer {
 
 #[async_trait]
 impl Issuer for MoodyIssuer {
+    fn name(&self) -> String {
+        self.ca.name()
+    }
+
     async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
         if self.away.load(Ordering::Relaxed) {
             return Err(Self::error(IssueErrorKind::Unavailable));
@@ -321,6 +325,7 @@ impl Bench {
                 journal: Journal::of(&self.state()),
                 clock: self.clock,
                 validity: self.validity,
+                renew_at: RenewalConfig::default().at,
                 algorithm: KeyAlgorithm::EcdsaP256,
             },
             trust: Arc::clone(&self.trust) as Arc<dyn TrustSource>,

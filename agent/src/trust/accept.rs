@@ -7,7 +7,7 @@
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use time::OffsetDateTime;
-use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, RequiredEkuNotFoundContext, VerifiedPath};
+use webpki::{EndEntityCert, KeyUsage, RequiredEkuNotFoundContext, VerifiedPath};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ExtendedKeyUsage;
 
@@ -32,7 +32,7 @@ pub struct VerifiedChain {
     pub key: PrivateKeyPem,
     /// The leaf.
     pub leaf: Leaf,
-    /// Leaf and intermediates in PEM, leaf first, no root: nats-server's `cert_file`.
+    /// Leaf and intermediates in PEM, leaf first, all but the root: nats-server's `cert_file`.
     pub cert_pem: String,
 }
 
@@ -198,7 +198,7 @@ impl RejectedChain {
 impl TrustBundle {
     /// Accepts a chain for a key and for the names that were asked for (invariant 4). The certificates above the leaf
     /// may come in any order and with others among them; those that lead to an anchor are kept, in order, without the
-    /// root.
+    /// root. An intermediate is kept although the bundle has it as an anchor too: a client may trust the root alone.
     pub fn accept(
         &self,
         chain: &IssuedChain,
@@ -209,8 +209,13 @@ impl TrustBundle {
         let certificates = read(chain)?;
         let (leaf, above) = certificates.split_first().ok_or(RejectedChain::Leaf(LeafError::Empty))?;
         let leaf = check_leaf(leaf, key, sans, now)?;
-        let path = self.path(&leaf.der, above, now).map_err(|error| self.explain(&leaf, above, error))?;
-        let cert_pem = std::iter::once(&leaf.der).chain(&path.intermediates).map(|der| pem::encode(der)).collect();
+        let path = self
+            .path(Anchor::is_root, &leaf.der, above, now)
+            .or_else(|_| self.path(|_| true, &leaf.der, above, now))
+            .map_err(|error| self.explain(&leaf, above, error))?;
+        let anchor = Some(&path.anchor.der).filter(|_| !path.anchor.is_root());
+        let served = std::iter::once(&leaf.der).chain(&path.intermediates).chain(anchor);
+        let cert_pem = served.map(|der| pem::encode(der)).collect();
         Ok(VerifiedChain { key: key.clone(), leaf, cert_pem })
     }
 
@@ -224,7 +229,7 @@ impl TrustBundle {
     #[must_use]
     pub fn anchor_of(&self, certs: &[Vec<u8>], now: OffsetDateTime) -> Option<&Anchor> {
         let (leaf, above) = certs.split_first().filter(|_| certs.len() <= MAX_CHAIN)?;
-        self.path(leaf, above, now).ok().map(|path| path.anchor)
+        self.path(|_| true, leaf, above, now).ok().map(|path| path.anchor)
     }
 
     /// Why whoever trusts this bundle refuses what a server presents, leaf first, or nothing. That a leaf's time hasn't
@@ -241,30 +246,35 @@ impl TrustBundle {
         }
     }
 
-    /// The one path from leaf to anchor that holds for both usages.
-    fn path(&self, leaf: &[u8], above: &[Vec<u8>], now: OffsetDateTime) -> Result<Path<'_>, webpki::Error> {
+    /// A path from leaf to one of `these` anchors that holds for both usages.
+    fn path(
+        &self,
+        these: impl Fn(&Anchor) -> bool,
+        leaf: &[u8],
+        above: &[Vec<u8>],
+        now: OffsetDateTime,
+    ) -> Result<Path<'_>, webpki::Error> {
+        let these: Vec<&Anchor> = self.anchors.iter().filter(|anchor| these(anchor)).collect();
         let leaf = CertificateDer::from(leaf);
         let leaf = EndEntityCert::try_from(&leaf)?;
         let above: Vec<CertificateDer<'_>> = above.iter().map(|der| der.as_slice().into()).collect();
-        let roots: Vec<CertificateDer<'_>> = self.anchors.iter().map(|anchor| anchor.der.as_slice().into()).collect();
+        let roots: Vec<CertificateDer<'_>> = these.iter().map(|anchor| anchor.der.as_slice().into()).collect();
         let anchors: Vec<TrustAnchor<'_>> =
             roots.iter().map(webpki::anchor_from_trusted_cert).collect::<Result<_, _>>()?;
-        let verify = |anchors, above, usage, more| {
-            leaf.verify_for_usage(ALL_VERIFICATION_ALGS, anchors, above, unix(now), usage, None, more)
-        };
         let index = |path: &VerifiedPath<'_>| anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()));
 
-        let go_agrees = |path: &VerifiedPath<'_>| {
-            let anchor = index(path).and_then(|index| self.anchors.get(index)).ok_or(webpki::Error::UnknownIssuer)?;
-            go_accepts(path, anchor, now)
+        // Asked of each path that is found, so that one that doesn't hold for all of it makes room for the next.
+        let is_whole = |path: &VerifiedPath<'_>| {
+            let index = index(path).ok_or(webpki::Error::UnknownIssuer)?;
+            go_accepts(path, these[index], now)?;
+            let used: Vec<CertificateDer<'_>> = path.intermediate_certificates().map(webpki::Cert::der).collect();
+            verify(&leaf, &anchors[index..=index], &used, now, KeyUsage::client_auth(), None).map(drop)
         };
-        let path = verify(&anchors, &above, KeyUsage::server_auth(), Some(&go_agrees))?;
+        let path = verify(&leaf, &anchors, &above, now, KeyUsage::server_auth(), Some(&is_whole))?;
         let index = index(&path).ok_or(webpki::Error::UnknownIssuer)?;
-        let used: Vec<CertificateDer<'_>> = path.intermediate_certificates().map(webpki::Cert::der).collect();
-        verify(&anchors[index..=index], &used, KeyUsage::client_auth(), None)?;
         Ok(Path {
-            intermediates: used.iter().map(|der| der.to_vec()).collect(),
-            anchor: self.anchors.get(index).ok_or(webpki::Error::UnknownIssuer)?,
+            intermediates: path.intermediate_certificates().map(|ca| ca.der().to_vec()).collect(),
+            anchor: these[index],
         })
     }
 
@@ -298,6 +308,17 @@ struct Path<'a> {
     /// In issuing order, from the leaf's issuer up, without the anchor.
     intermediates: Vec<Vec<u8>>,
     anchor: &'a Anchor,
+}
+
+fn verify<'p>(
+    leaf: &'p EndEntityCert<'p>,
+    anchors: &'p [TrustAnchor<'p>],
+    above: &'p [CertificateDer<'p>],
+    now: OffsetDateTime,
+    usage: KeyUsage,
+    more: Option<&dyn Fn(&VerifiedPath<'_>) -> Result<(), webpki::Error>>,
+) -> Result<VerifiedPath<'p>, webpki::Error> {
+    leaf.verify_for_usage(x509::VERIFIED, anchors, above, unix(now), usage, None, more)
 }
 
 /// The certificates in DER, leaf first.
@@ -501,13 +522,41 @@ mod tests {
     }
 
     #[test]
-    fn an_intermediate_may_be_the_anchor() {
+    fn an_intermediate_is_served_although_it_is_an_anchor_as_a_client_may_trust_the_root_alone() {
         let root = Ca::root("root");
         let lower = root.below("lower");
         let (pair, pem) = key();
         let leaf = lower.leaf(&pair);
-        let verified = bundle(&[&lower]).accept(&issued(&leaf, &[&lower, &root]), &pem, &sans(), NOW).unwrap();
-        assert_eq!(verified.cert_pem, leaf.pem());
+        for (anchors, chain) in [
+            (vec![&lower, &root], vec![&lower, &root]),
+            (vec![&lower], vec![&lower, &root]),
+            (vec![&root, &lower], vec![]),
+        ] {
+            let verified = bundle(&anchors).accept(&issued(&leaf, &chain), &pem, &sans(), NOW).unwrap();
+            assert_eq!(verified.cert_pem, leaf.pem() + &lower.pem);
+            assert!(bundle(&[&root]).chains(&verified.certificates(), NOW));
+        }
+    }
+
+    #[test]
+    fn invariant_05_the_anchor_that_a_served_chain_needs_is_the_nearest_one() {
+        let root = Ca::root("root");
+        let lower = root.below("lower");
+        let served = vec![lower.leaf(&key().0).der().to_vec(), lower.der.clone()];
+        assert_eq!(bundle(&[&root, &lower]).anchor_of(&served, NOW).unwrap().subject, "CN=lower");
+    }
+
+    #[test]
+    fn a_path_that_holds_for_one_usage_only_makes_room_for_one_that_holds_for_both() {
+        let root = Ca::root("root");
+        let lower = root.below("lower");
+        let servers = root.again(&lower, |params| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        });
+        let (pair, pem) = key();
+        let leaf = lower.leaf(&pair);
+        let verified = bundle(&[&root]).accept(&issued(&leaf, &[&servers, &lower]), &pem, &sans(), NOW).unwrap();
+        assert_eq!(verified.cert_pem, leaf.pem() + &lower.pem);
     }
 
     #[test]

@@ -92,7 +92,7 @@ pub enum AnchorFault {
     KeyUsage,
     /// Go doesn't read a certificate with a key on a curve that it doesn't know (`crypto/x509`, `parsePublicKey`).
     #[error(
-        "has a key of an unknown kind, so nothing can chain to it; use a CA with an RSA key, or one on P-256, P-384 or P-521"
+        "has a key of a kind that nats-server does not know, so nothing can chain to it; use a CA with an RSA key, or one on P-256, P-384 or P-521"
     )]
     Algorithm,
     /// The certificate is altered.
@@ -170,6 +170,11 @@ impl Anchor {
         let sha256 = sha256_hex(&der);
         Ok(Self { der, subject, sha256, not_after })
     }
+
+    /// Whether no CA is above it.
+    pub(super) fn is_root(&self) -> bool {
+        x509::read(&self.der).is_ok_and(|certificate| is_self_signed(&certificate))
+    }
 }
 
 /// Whether webpki and Go's verifier can both use the certificate as an anchor.
@@ -200,7 +205,7 @@ fn check(certificate: &X509Certificate<'_>, der: &[u8]) -> Result<(), AnchorFaul
 fn has_known_algorithm(key: &[u8]) -> bool {
     let [0x30, length, rest @ ..] = key else { return false };
     let identifier = rest.get(..usize::from(*length));
-    webpki::ALL_VERIFICATION_ALGS.iter().any(|algorithm| identifier == Some(algorithm.public_key_alg_id().as_ref()))
+    x509::VERIFIED.iter().any(|algorithm| identifier == Some(algorithm.public_key_alg_id().as_ref()))
 }
 
 /// Whether the certificate claims to be signed with its own key: by its key identifiers, or else by its names. One that
@@ -338,6 +343,14 @@ mod tests {
         assert!(message(&leaf).contains("is not a CA certificate"), "{}", message(&leaf));
         let mute = Ca::root_with("mute", |params| params.key_usages = vec![rcgen::KeyUsagePurpose::CrlSign]).pem;
         assert!(message(&mute).contains("lacks keyCertSign"), "{}", message(&mute));
+    }
+
+    #[test]
+    fn a_key_that_older_servers_can_not_verify_with_is_of_no_known_kind() {
+        let ml_dsa_44 = [0x30, 0x0b, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x03, 0x11, 0x03, 0x01, 0];
+        assert!(!has_known_algorithm(&ml_dsa_44));
+        let ed25519 = [0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x01, 0];
+        assert!(has_known_algorithm(&ed25519));
     }
 
     #[test]

@@ -63,6 +63,10 @@ mod tests {
 
     #[async_trait]
     impl Issuer for FakeIssuer {
+        fn name(&self) -> String {
+            "fake".into()
+        }
+
         async fn request(&self, _: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
             Err(denied())
         }

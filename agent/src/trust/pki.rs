@@ -43,6 +43,15 @@ impl Ca {
         Self { pem: certificate.pem(), der: certificate.der().to_vec(), params, key }
     }
 
+    /// Another certificate of this CA for the key of `ca`.
+    pub(crate) fn again(&self, ca: &Self, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        let mut params = ca.params.clone();
+        change(&mut params);
+        let key = KeyPair::from_pem(&ca.key.serialize_pem()).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer()).unwrap();
+        Self { pem: certificate.pem(), der: certificate.der().to_vec(), params, key }
+    }
+
     fn params(name: &str, change: impl FnOnce(&mut CertificateParams)) -> (CertificateParams, KeyPair) {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();

@@ -1,7 +1,34 @@
 //! Reading X.509 certificates.
 
+use rustls::pki_types::SignatureVerificationAlgorithm;
+use webpki::aws_lc_rs as algorithms;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::x509::X509Name;
+
+/// What signs certificates here: what webpki and Go verify alike. webpki's own list has ML-DSA too, which no nats-server
+/// built before Go 1.27 can verify.
+pub(super) static VERIFIED: &[&dyn SignatureVerificationAlgorithm] = &[
+    algorithms::ECDSA_P256_SHA256,
+    algorithms::ECDSA_P256_SHA384,
+    algorithms::ECDSA_P256_SHA512,
+    algorithms::ECDSA_P384_SHA256,
+    algorithms::ECDSA_P384_SHA384,
+    algorithms::ECDSA_P384_SHA512,
+    algorithms::ECDSA_P521_SHA256,
+    algorithms::ECDSA_P521_SHA384,
+    algorithms::ECDSA_P521_SHA512,
+    algorithms::ED25519,
+    algorithms::RSA_PKCS1_2048_8192_SHA256,
+    algorithms::RSA_PKCS1_2048_8192_SHA384,
+    algorithms::RSA_PKCS1_2048_8192_SHA512,
+    algorithms::RSA_PKCS1_2048_8192_SHA256_ABSENT_PARAMS,
+    algorithms::RSA_PKCS1_2048_8192_SHA384_ABSENT_PARAMS,
+    algorithms::RSA_PKCS1_2048_8192_SHA512_ABSENT_PARAMS,
+    algorithms::RSA_PKCS1_3072_8192_SHA384,
+    algorithms::RSA_PSS_2048_8192_SHA256_LEGACY_KEY,
+    algorithms::RSA_PSS_2048_8192_SHA384_LEGACY_KEY,
+    algorithms::RSA_PSS_2048_8192_SHA512_LEGACY_KEY,
+];
 
 /// The deepest nesting outside of extensions is that of a name: certificate, content, name, set, attribute, value. An
 /// attribute's value may hold more.

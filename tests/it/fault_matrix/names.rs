@@ -8,11 +8,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use aws_double::fault::{Fault, Operation};
 use harness::Failure;
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
-use super::world::{Setup, World, peer};
+use super::world::{OWN, Setup, World, peer};
 use super::{Told, Trial, Trigger, boot_all, serve_all, table};
 
 /// What the stub answers.
@@ -20,6 +21,8 @@ use super::{Told, Trial, Trigger, boot_all, serve_all, table};
 enum Reply {
     /// The address of the peer whose number the name holds.
     Address,
+    /// The node's own address, and that there is no other name.
+    Own,
     /// A code of RFC 1035, section 4.1.1: 2 SERVFAIL, 3 NXDOMAIN, 5 REFUSED.
     Code(u8),
     /// Nothing.
@@ -82,6 +85,8 @@ fn answer(query: &[u8], reply: Reply, own: Ipv4Addr) -> Option<Vec<u8>> {
         Reply::Silence => return None,
         Reply::Nonsense => return Some(query[..2].to_vec()),
         Reply::Code(code) => (code, None),
+        Reply::Own if number == Some(OWN) => (0, is_a.then_some(own.into())),
+        Reply::Own => (3, None),
         Reply::Address => (0, number.filter(|_| is_a).map(|number| peer(own, number))),
     };
     let mut packet = query[..2].to_vec();
@@ -133,12 +138,38 @@ fn trials() -> Vec<Trial> {
     faults.map(trial).into()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn invariant_07_a_name_server_that_is_out_of_order_disturbs_no_node() {
+/// Whether the agent can have a name server of ours.
+async fn has_namespaces() -> bool {
     let mut namespace = tokio::process::Command::new("unshare");
     let namespace = namespace.args(["--mount", "mount", "--bind", "/etc/hosts", "/etc/resolv.conf"]).output().await;
-    if !namespace.is_ok_and(|output| output.status.success()) {
+    let has = namespace.is_ok_and(|output| output.status.success());
+    if !has {
         println!("not shown here: a name server of our own takes root, and a mount namespace");
+    }
+    has
+}
+
+/// In a group of two launch templates one may turn resource name DNS on and the other not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_instances_without_a_name_ec2_is_asked_and_what_it_does_not_say_leaves_them_without_an_address() {
+    if !has_namespaces().await {
+        return;
+    }
+    let switch = |world: &World, on: bool| {
+        world.names.as_ref().unwrap().set(Reply::Own);
+        world.double.set_fault(Operation::DescribeInstances, on.then_some(Fault::Denied));
+    };
+    let told = Told::Warned(vec!["is in the group, but its address could not be found yet"]);
+    let trial = Trial { call: "DNS", fault: "some names only", told, switch: Arc::new(switch) };
+    let setup = Setup { addresses: "auto", names: true, ..Setup::default() };
+    for cell in boot_all(setup, vec![trial]).await {
+        assert_eq!(cell.outcome, Ok("warned".into()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invariant_07_a_name_server_that_is_out_of_order_disturbs_no_node() {
+    if !has_namespaces().await {
         return;
     }
     let setup = || Setup { addresses: "dns", names: true, ..Setup::default() };

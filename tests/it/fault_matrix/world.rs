@@ -27,7 +27,7 @@ const GROUP: &str = "nats";
 const SECRET: &str = "nats-trust";
 const HEALTHY: &str = "nats_tls_agent_state{state=\"healthy\"}";
 /// The first instance is this one, the second a peer that isn't there.
-const OWN: u8 = 1;
+pub(super) const OWN: u8 = 1;
 
 /// What a trial's node is like.
 #[derive(Clone, Debug)]

@@ -297,6 +297,10 @@ fn refused(call: &'static str, error: &ServiceError) -> IssueError {
 
 #[async_trait]
 impl Issuer for Access {
+    fn name(&self) -> String {
+        "the double".into()
+    }
+
     async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
         let validity = Validity::Days(i64::try_from(request.validity.as_secs() / 86_400).unwrap_or(7));
         let issue = |inside: &mut Inside, now| {

@@ -169,6 +169,7 @@ impl Life {
                 journal: Journal::of(&self.directory),
                 clock: world.clock,
                 validity: VALIDITY,
+                renew_at: default.at,
                 algorithm: KeyAlgorithm::EcdsaP256,
             },
             trust: access() as Arc<dyn TrustSource>,
