@@ -14,6 +14,7 @@ mod world;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_double::fault::{Fault, Operation};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, LocalSet};
 
@@ -33,8 +34,19 @@ enum Told {
     Ill(Vec<&'static str>),
     /// The node is healthy, and a warning and the log have these words.
     Warned(Vec<&'static str>),
-    /// Nothing: the call succeeds in the end.
-    Nothing,
+    /// Nothing: the call succeeds in the end. As no word shows that it was ever made, this does.
+    Nothing(Met),
+}
+
+/// What shows that a fault nobody tells of was met.
+#[derive(Clone, Debug)]
+enum Met {
+    /// A call of this operation met this fault, and was answered.
+    Answered(Operation, Fault),
+    /// A call of this operation was refused with this code.
+    Refused(Operation, &'static str),
+    /// The wrapper around nats-server has left a mark of this name.
+    Marked(&'static str),
 }
 
 /// What makes a serving node call.

@@ -7,7 +7,7 @@ use aws_double::fault::{Fault, Operation};
 use aws_double::pca::{Defect, Status};
 
 use super::world::{Setup, World};
-use super::{Told, Trial, Trigger, boot_all, serve_all, table};
+use super::{Met, Told, Trial, Trigger, boot_all, serve_all, table};
 
 const OPERATIONS: [(Operation, &str); 6] = [
     (Operation::IssueCertificate, "acm-pca:IssueCertificate"),
@@ -29,6 +29,12 @@ fn trial((operation, call): (Operation, &'static str), fault: &'static str, what
     Trial { call, fault, told, switch: Arc::new(switch) }
 }
 
+/// A fault after which the call succeeds all the same.
+fn unharmed(of: (Operation, &'static str), fault: &'static str, what: Fault) -> Trial {
+    let met = Met::Answered(of.0, what.clone());
+    trial(of, fault, what, Told::Nothing(met))
+}
+
 /// What can happen to any call.
 fn anywhere(of: (Operation, &'static str)) -> Vec<Trial> {
     let faults = [
@@ -46,7 +52,7 @@ fn anywhere(of: (Operation, &'static str)) -> Vec<Trial> {
         ("empty", Fault::Empty),
     ];
     let mut trials: Vec<_> = faults.map(|(name, fault)| trial(of, name, fault, Told::Ill(vec![of.1]))).into();
-    trials.push(trial(of, "slow", Fault::Delay(Duration::from_secs(2)), Told::Nothing));
+    trials.push(unharmed(of, "slow", Fault::Delay(Duration::from_secs(2))));
     trials
 }
 
@@ -64,6 +70,7 @@ fn of_the_ca(issue: (Operation, &'static str), collect: (Operation, &'static str
         let takes = if on { time::Duration::seconds(3) } else { time::Duration::ZERO };
         world.double.account(|aws, _| aws.pca.issuance_takes = takes);
     };
+    let waits = Met::Refused(collect.0, "RequestInProgressException");
     let refused =
         |of: (Operation, &'static str), fault, code| trial(of, fault, Fault::Error(code), Told::Ill(vec![of.1, code]));
     let defective = |fault, defect, word| {
@@ -75,7 +82,7 @@ fn of_the_ca(issue: (Operation, &'static str), collect: (Operation, &'static str
         state("CA pending", Status::PendingCertificate),
         refused(issue, "quota", "LimitExceededException"),
         refused(issue, "refused", "ValidationException"),
-        Trial { call: collect.1, fault: "in progress", told: Told::Nothing, switch: Arc::new(in_progress) },
+        Trial { call: collect.1, fault: "in progress", told: Told::Nothing(waits), switch: Arc::new(in_progress) },
         refused(collect, "not found", "ResourceNotFoundException"),
         defective("other key", Defect::OtherKey, "key"),
         defective("no SAN", Defect::NoSan, "10"),
@@ -85,7 +92,7 @@ fn of_the_ca(issue: (Operation, &'static str), collect: (Operation, &'static str
         defective("not yet valid", Defect::NotYetValid, "valid"),
         defective("other CA", Defect::OtherAuthority, ""),
         trial(collect, "no chain", Fault::ChainMissing, Told::Ill(vec![collect.1])),
-        trial(collect, "chain in disorder", Fault::ChainOutOfOrder, Told::Nothing),
+        unharmed(collect, "chain in disorder", Fault::ChainOutOfOrder),
     ]
 }
 

@@ -119,7 +119,8 @@ impl Gates {
         let text = format!(
             "#!/bin/sh\n# Does to `nats-server -t` what the file says.\nmode=$(cat '{mode}' 2>/dev/null)\n\
              if [ \"$1\" = -t ]; then\n  case $mode in\n    refuses) echo 'x.conf:1:1: unknown field' >&2; exit 1;;\n\
-             \x20   crashes) kill -SEGV $$;;\n    hangs) exec sleep 600;;\n    silent) exec '{server}' \"$@\" >/dev/null 2>&1;;\n  esac\nfi\n\
+             \x20   crashes) kill -SEGV $$;;\n    hangs) exec sleep 600;;\n\n\
+             \x20   silent) '{server}' \"$@\" >/dev/null 2>&1; code=$?; : >'{mode}.silent'; exit $code;;\n  esac\nfi\n\
              exec '{server}' \"$@\"\n",
             mode = mode_file.display(),
             server = server.display()
@@ -155,7 +156,16 @@ impl Gates {
         self.monitor.tasks.shutdown().await;
     }
 
-    /// What the wrapper does.
+    /// Whether the wrapper ever did this to its end.
+    pub(super) fn has_done(&self, mode: &str) -> bool {
+        self.mark(mode).exists()
+    }
+
+    fn mark(&self, mode: &str) -> PathBuf {
+        self.mode_file.with_extension(mode)
+    }
+
+    /// What the wrapper does from now on.
     pub(super) fn set_check(&self, mode: &str) {
         std::fs::write(&self.mode_file, mode).unwrap();
     }

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use super::gate::{Gate, Gates, Passage};
 use super::world::{Setup, World};
-use super::{Told, Trial, Trigger, boot_all, serve_all, table};
+use super::{Met, Told, Trial, Trigger, boot_all, serve_all, table};
 
 fn trial(
     call: &'static str,
@@ -32,7 +32,7 @@ fn check() -> Vec<Trial> {
         mode("refuses", Told::Ill(vec!["nats-server -t refuses"])),
         mode("crashes", Told::Ill(vec!["nats-server -t refuses"])),
         mode("hangs", Told::Ill(vec!["-t", "did not end within"])),
-        mode("silent", Told::Nothing),
+        mode("silent", Told::Nothing(Met::Marked("silent"))),
         trial(CALL, "gone", Told::Ill(vec!["could not run", "nats-server"]), gone),
     ]
 }

@@ -19,7 +19,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::gate::{Gate, Gates};
-use super::{SOON, Told, Trial, Trigger};
+use super::{Met, SOON, Told, Trial, Trigger};
 use crate::{AGENT, metric};
 
 pub(super) const REGION: &str = "eu-west-1";
@@ -277,7 +277,11 @@ impl World {
         let healthy = |status: &Value| status["state"] == "healthy" || self.node.server.is_none();
         eventually("the fault is told", SOON, async || {
             let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
-            if healthy(&status) && told.is_in(&status) {
+            if let Told::Nothing(met) = told
+                && !self.has_met(met)
+            {
+                Err(format!("{met:?} was never met"))
+            } else if healthy(&status) && told.is_in(&status) {
                 Ok(())
             } else {
                 Err(format!("{}: {}, {}", status["state"], status["reasons"], status["warnings"]))
@@ -290,9 +294,24 @@ impl World {
         }
         Ok(match told {
             Told::Warned(_) => "warned",
-            Told::Ill(_) | Told::Nothing => "unharmed",
+            Told::Ill(_) | Told::Nothing(_) => "unharmed",
         }
         .into())
+    }
+
+    /// Each fault has one trial in the life of a node, so that it doesn't matter when the call was.
+    fn has_met(&self, met: &Met) -> bool {
+        match met {
+            Met::Answered(operation, fault) => {
+                let calls = self.double.calls(*operation);
+                calls.iter().any(|call| call.fault.as_ref() == Some(fault) && call.answer.is_some())
+            }
+            Met::Refused(operation, code) => {
+                let calls = self.double.calls(*operation);
+                calls.iter().any(|call| call.answer.as_ref().is_some_and(|(_, text)| text.contains(code)))
+            }
+            Met::Marked(mode) => self.gates.as_ref().is_some_and(|gates| gates.has_done(mode)),
+        }
     }
 
     /// nats-server takes a new client, whose anchors are those of the newest generation and no others.
@@ -342,7 +361,7 @@ impl Told {
     fn is_in(&self, status: &Value) -> bool {
         match self {
             Self::Warned(words) => words.iter().all(|word| status["warnings"].to_string().contains(word)),
-            Self::Ill(_) | Self::Nothing => true,
+            Self::Ill(_) | Self::Nothing(_) => true,
         }
     }
 }
