@@ -56,12 +56,21 @@ enum Trigger {
     Itself,
     /// `agent renew`.
     Renew,
+    /// `agent renew` of a process that has just started, and knows nothing of the CA yet.
+    RenewAnew,
     /// A restart of the agent.
     Restart,
     /// SIGHUP to the agent.
     HangUp,
     /// A new instance in the group.
     NewPeer,
+}
+
+impl Trigger {
+    /// Whether it asks for a certificate.
+    fn renews(self) -> bool {
+        matches!(self, Self::Renew | Self::RenewAnew)
+    }
 }
 
 /// Switches a fault on and off.
@@ -141,7 +150,8 @@ async fn serve_through(setup: Setup, trigger: Trigger, trials: Vec<Trial>) -> Ve
 async fn serve_all(calls: Vec<(Setup, Trigger, Vec<Trial>)>) -> Vec<Cell> {
     let (here, mut running) = (LocalSet::new(), JoinSet::new());
     for (number, (setup, trigger, trials)) in calls.into_iter().enumerate() {
-        running.spawn_local_on(async move { (number, serve_through(setup, trigger, trials).await) }, &here);
+        let served = Box::pin(serve_through(setup, trigger, trials));
+        running.spawn_local_on(async move { (number, served.await) }, &here);
     }
     let mut tried = here.run_until(running.join_all()).await;
     tried.sort_by_key(|(number, _)| *number);
