@@ -728,13 +728,23 @@ async fn a_change_that_everyone_sees_waits_for_this_nodes_turn_and_a_renewal_tha
 
 /// Runs one renewal with a fault planned at the given point of the disk. `None` where there are fewer points.
 async fn renew_with(agent: Reconciler, points: u32, fault: Fault) -> Option<Result<(Reconciler, Pass), ()>> {
+    pass_with(agent, Wanted { renew: true, ..Wanted::default() }, points, fault).await
+}
+
+/// The same of a pass that may be an ordinary one.
+async fn pass_with(
+    agent: Reconciler,
+    wanted: Wanted,
+    points: u32,
+    fault: Fault,
+) -> Option<Result<(Reconciler, Pass), ()>> {
     plan(Some((points, fault)));
-    let renewal = tokio::spawn(async move {
+    let pass = tokio::spawn(async move {
         let mut agent = agent;
-        let pass = renew(&mut agent).await;
+        let pass = agent.pass(&wanted, &Progress::default()).await;
         (agent, pass)
     });
-    let ended = renewal.await.map_err(|crash| assert!(crash.is_panic(), "{crash}"));
+    let ended = pass.await.map_err(|crash| assert!(crash.is_panic(), "{crash}"));
     if plan(None).is_some() { None } else { Some(ended) }
 }
 
