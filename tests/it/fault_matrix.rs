@@ -87,10 +87,15 @@ struct Trial {
 
 /// Boots a node for each trial while the fault holds, and ends the fault.
 async fn boot_all(setup: Setup, trials: Vec<Trial>) -> Vec<Cell> {
+    boot_each(trials.into_iter().map(|trial| (setup.clone(), trial)).collect()).await
+}
+
+/// The same of nodes that aren't all alike.
+async fn boot_each(trials: Vec<(Setup, Trial)>) -> Vec<Cell> {
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let (here, mut running) = (LocalSet::new(), JoinSet::new());
-    for (number, trial) in trials.into_iter().enumerate() {
-        let (turns, setup) = (Arc::clone(&turns), setup.clone());
+    for (number, (setup, trial)) in trials.into_iter().enumerate() {
+        let turns = Arc::clone(&turns);
         running.spawn_local_on(
             async move {
                 let _turn = turns.acquire().await.unwrap();
