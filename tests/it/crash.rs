@@ -58,7 +58,11 @@ async fn sweep(scenario: Scenario, process: Process, effects: fn(&[Point]) -> Ve
     }
     assert_eq!(names(&recorded[0]), names(&recorded[1]), "the points of two runs differ, so they can't be counted");
     let points = recorded.swap_remove(0);
+    is_all_there(scenario, &names(&points));
     let all = effects(&points);
+    for point in points.iter().filter(|point| !point.path.as_os_str().is_empty()) {
+        assert!(all.iter().any(|(of, _)| of == point), "nothing is tried at {point}");
+    }
     let tried = all.len();
     let mut by_effect = BTreeMap::<String, usize>::new();
     for (_, effect) in &all {
@@ -100,6 +104,18 @@ async fn lane(
             Err(why) => wrong.push(format!("{effect} at {point}: {why}")),
         }
     }
+}
+
+/// What is enumerated is never nothing: what must be among the points, and how many there are at least.
+fn is_all_there(scenario: Scenario, names: &[String]) {
+    let is_there = |name: &str| names.iter().any(|point| point.starts_with(name));
+    assert!(names.len() > 40, "only {} points: {names:?}", names.len());
+    // The commit, and the journal before it.
+    for name in ["rename CONFIG/nats-server.conf.candidate ", "fsync STATE/issuance.json.new ", "rename NEW.partial/ "]
+    {
+        assert!(is_there(name), "no {name}in {names:?}");
+    }
+    assert_eq!(is_there("pidfd_send_signal "), scenario == Scenario::Renewal, "the signal in {names:?}");
 }
 
 fn names(points: &[Point]) -> Vec<String> {

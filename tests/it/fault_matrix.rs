@@ -14,6 +14,7 @@ mod world;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_double::fault::{Fault, Operation};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, LocalSet};
 
@@ -33,8 +34,19 @@ enum Told {
     Ill(Vec<&'static str>),
     /// The node is healthy, and a warning and the log have these words.
     Warned(Vec<&'static str>),
-    /// Nothing: the call succeeds in the end.
-    Nothing,
+    /// Nothing: the call succeeds in the end. As no word shows that it was ever made, this does.
+    Nothing(Met),
+}
+
+/// What shows that a fault nobody tells of was met.
+#[derive(Clone, Debug)]
+enum Met {
+    /// A call of this operation met this fault, and was answered.
+    Answered(Operation, Fault),
+    /// A call of this operation was refused with this code.
+    Refused(Operation, &'static str),
+    /// The wrapper around nats-server has left a mark of this name.
+    Marked(&'static str),
 }
 
 /// What makes a serving node call.
@@ -44,12 +56,21 @@ enum Trigger {
     Itself,
     /// `agent renew`.
     Renew,
+    /// `agent renew` of a process that has just started, and knows nothing of the CA yet.
+    RenewAnew,
     /// A restart of the agent.
     Restart,
     /// SIGHUP to the agent.
     HangUp,
     /// A new instance in the group.
     NewPeer,
+}
+
+impl Trigger {
+    /// Whether it asks for a certificate.
+    fn renews(self) -> bool {
+        matches!(self, Self::Renew | Self::RenewAnew)
+    }
 }
 
 /// Switches a fault on and off.
@@ -66,10 +87,15 @@ struct Trial {
 
 /// Boots a node for each trial while the fault holds, and ends the fault.
 async fn boot_all(setup: Setup, trials: Vec<Trial>) -> Vec<Cell> {
+    boot_each(trials.into_iter().map(|trial| (setup.clone(), trial)).collect()).await
+}
+
+/// The same of nodes that aren't all alike.
+async fn boot_each(trials: Vec<(Setup, Trial)>) -> Vec<Cell> {
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let (here, mut running) = (LocalSet::new(), JoinSet::new());
-    for (number, trial) in trials.into_iter().enumerate() {
-        let (turns, setup) = (Arc::clone(&turns), setup.clone());
+    for (number, (setup, trial)) in trials.into_iter().enumerate() {
+        let turns = Arc::clone(&turns);
         running.spawn_local_on(
             async move {
                 let _turn = turns.acquire().await.unwrap();
@@ -129,7 +155,8 @@ async fn serve_through(setup: Setup, trigger: Trigger, trials: Vec<Trial>) -> Ve
 async fn serve_all(calls: Vec<(Setup, Trigger, Vec<Trial>)>) -> Vec<Cell> {
     let (here, mut running) = (LocalSet::new(), JoinSet::new());
     for (number, (setup, trigger, trials)) in calls.into_iter().enumerate() {
-        running.spawn_local_on(async move { (number, serve_through(setup, trigger, trials).await) }, &here);
+        let served = Box::pin(serve_through(setup, trigger, trials));
+        running.spawn_local_on(async move { (number, served.await) }, &here);
     }
     let mut tried = here.run_until(running.join_all()).await;
     tried.sort_by_key(|(number, _)| *number);

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -208,16 +209,32 @@ fn walk(directory: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
+/// Core dumps are allowed to a program that is started by this, as far as the machine allows any.
+const AS_MUCH_AS_MAY_BE: [&str; 3] = ["sh", "-c", "ulimit -c $(ulimit -H -c); exec \"$0\" \"$@\""];
+
 #[tokio::test]
 async fn invariant_01_a_running_agent_leaves_no_core_dump() {
     let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
     cluster.configure().unwrap();
     let node = &mut cluster.nodes[0];
+    node.agent.set_launcher(AS_MUCH_AS_MAY_BE.map(ToOwned::to_owned).into());
     node.agent.start().unwrap();
     node.committed().await.unwrap();
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", node.agent.pid().unwrap())).unwrap();
     let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().take(2).collect::<Vec<_>>(), ["0", "0"], "{limits}");
+
+    node.agent.signal(Signal::ABORT).unwrap();
+    let ended = node.agent.ended(SOON).await.unwrap();
+    assert_eq!((ended.signal(), ended.core_dumped()), (Some(Signal::ABORT.as_raw()), false), "{ended}");
+    // Whether this says anything: what another process leaves when it ends like this.
+    let mut other = std::process::Command::new(AS_MUCH_AS_MAY_BE[0]);
+    other.args(&AS_MUCH_AS_MAY_BE[1..]).args(["sh", "-c", "kill -ABRT $$"]).current_dir(cluster.directory());
+    let other = other.status().unwrap();
+    assert_eq!(other.signal(), Some(Signal::ABORT.as_raw()), "{other}");
+    if !other.core_dumped() {
+        println!("not shown here beyond the limits: no process of this machine leaves a core dump");
+    }
 }
 
 /// Not even another process of the same user; and the daemon asks who asks it, whatever the socket's mode is.

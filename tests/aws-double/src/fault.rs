@@ -89,6 +89,10 @@ pub enum Fault {
     Throttled,
     /// The role may not: `AccessDeniedException`, `AccessDenied`, `UnauthorizedOperation` of the same pages.
     Denied,
+    /// The caller's clock is wrong: `InvalidSignatureException` and, in the query protocol, `SignatureDoesNotMatch` with
+    /// these words (<https://docs.aws.amazon.com/IAM/latest/UserGuide/signature-v4-troubleshooting.html>); `RequestExpired`
+    /// (<https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-errors.html>).
+    WrongClock,
     /// The service, or a load balancer before it, fails with this status and a page that names no code.
     Status(u16),
     /// The answer comes that much later.

@@ -20,7 +20,7 @@ use crate::{Failure, eventually};
 /// What changes files, or what another process does. `?`: not every architecture has it.
 const CALLS: &str = "?open,?creat,openat,write,writev,?pwrite64,ftruncate,fallocate,fsync,fdatasync,?rename,renameat,\
      ?renameat2,?link,linkat,?symlink,symlinkat,?unlink,unlinkat,?rmdir,?mkdir,mkdirat,?chmod,fchmod,fchmodat,\
-     ?chown,fchown,fchownat,?kill,?tgkill,pidfd_send_signal";
+     ?fchmodat2,?chown,?lchown,fchown,fchownat,?kill,?tgkill,pidfd_send_signal";
 /// Calls that only open a file where they don't create it.
 const OPENS: [&str; 3] = ["open", "creat", "openat"];
 const SIGNALS: [&str; 3] = ["kill", "tgkill", "pidfd_send_signal"];
@@ -37,6 +37,8 @@ struct Call {
     changes: bool,
     /// Whether it is seen to have failed.
     has_failed: bool,
+    /// The mode that it asks for, where it creates something.
+    mode: Option<u32>,
 }
 
 /// A recorded run.
@@ -292,6 +294,38 @@ impl Recording {
         wrong
     }
 
+    /// What was created below `roots`, by the names that it came to have, each with the mode that was asked for then.
+    #[must_use]
+    pub fn created(&self, roots: &[&Path]) -> Vec<(PathBuf, u32)> {
+        let mut created = Vec::<(PathBuf, u32)>::new();
+        for call in self.calls.iter().filter(|call| !call.has_failed) {
+            match (call.name.as_str(), call.mode, &call.paths[..]) {
+                (_, Some(mode), [path, ..]) => created.push((path.clone(), mode)),
+                ("rename" | "renameat" | "renameat2", _, [from, to]) => {
+                    for (path, _) in &mut created {
+                        let below = path.strip_prefix(from).map(Path::to_path_buf);
+                        if let Ok(below) = below {
+                            // What is joined with nothing gets a slash.
+                            *path = if below.as_os_str().is_empty() { to.clone() } else { to.join(below) };
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        created.retain(|(path, _)| roots.iter().any(|root| path.starts_with(root)));
+        created
+    }
+
+    /// The calls that give something below `roots` another mode or owner.
+    #[must_use]
+    pub fn reowned(&self, roots: &[&Path]) -> Vec<String> {
+        let is_it = |call: &&Call| call.name.contains("chmod") || call.name.contains("chown");
+        let is_below = |call: &Call| call.paths.iter().any(|path| roots.iter().any(|root| path.starts_with(root)));
+        let calls = self.calls.iter().filter(is_it).filter(|call| is_below(call));
+        calls.map(|call| format!("{} {:?}", call.name, call.paths)).collect()
+    }
+
     fn before(&self, index: usize, thread: u32, is_it: impl Fn(&Call) -> bool) -> u32 {
         let counted = self.calls[..index].iter().filter(|call| call.thread == thread && is_it(call)).count();
         u32::try_from(counted).unwrap_or(u32::MAX)
@@ -390,6 +424,7 @@ impl Call {
             paths: paths(name, arguments),
             changes: !OPENS.contains(&name) || name == "creat" || creates,
             has_failed: arguments.contains(" = -1 E"),
+            mode: mode(name, arguments),
         })
     }
 
@@ -397,6 +432,14 @@ impl Call {
     fn target(&self) -> Option<PathBuf> {
         if self.name.starts_with("link") { self.paths.last().cloned() } else { self.paths.first().cloned() }
     }
+}
+
+/// The mode is the last argument of a call that creates.
+fn mode(name: &str, arguments: &str) -> Option<u32> {
+    let creates = name.starts_with("mkdir") || name == "creat" || arguments.contains("O_CREAT");
+    let end = arguments.find(") ").or(arguments.find(" <unfinished"))?;
+    let last = arguments[..end].rsplit(", ").next().filter(|_| creates)?;
+    u32::from_str_radix(last, 8).ok()
 }
 
 /// A line's thread, and the rest of it.
@@ -495,6 +538,22 @@ mod tests {
         std::fs::write(&output, TRACE.replace("fsync", "fcntl")).unwrap();
         let lost = Recording::read(&output).unwrap().unflushed(&[Path::new("/s")], &[], Path::new("/s/a"));
         assert_eq!(lost[..2], ["/s/a.new when /s/a got its name", "/s at the signal"]);
+    }
+
+    #[test]
+    fn what_is_created_is_followed_to_its_last_name_and_a_change_of_its_mode_is_found() {
+        let (_directory, output) = trace();
+        let below = [Path::new("/s")];
+        let recording = Recording::read(&output).unwrap();
+        assert_eq!(recording.created(&below), [(PathBuf::from("/s/a"), 0o640)]);
+        assert_eq!(recording.reowned(&below), Vec::<String>::new());
+        let more = "7 mkdir(\"/s/1.partial\", 0700) = 0\n7 openat(AT_FDCWD</home>, \"/s/1.partial/key\", \
+                    O_WRONLY|O_CREAT, 0600) = 3</s/1.partial/key>\n7 fchmod(3</s/1.partial/key>, 0666) = 0\n\
+                    7 rename(\"/s/1.partial\", \"/s/1\") = 0\n7 chmod(\"/elsewhere\", 0666) = 0\n";
+        std::fs::write(&output, more).unwrap();
+        let recording = Recording::read(&output).unwrap();
+        assert_eq!(recording.created(&below), [(PathBuf::from("/s/1"), 0o700), (PathBuf::from("/s/1/key"), 0o600)]);
+        assert_eq!(recording.reowned(&below), ["fchmod [\"/s/1.partial/key\"]"]);
     }
 
     #[test]

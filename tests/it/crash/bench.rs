@@ -1,6 +1,7 @@
 //! One node that is stopped, refused and healed again and again, and what must hold after each time.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +23,11 @@ use crate::AGENT;
 const SOON: Duration = Duration::from_secs(30);
 /// As many generations as make a renewal remove the oldest.
 const GENERATIONS: u64 = 4;
+
+/// What others may not read at any instant: the key, the journal with the next one, the routes' credential.
+const SECRETS: [&str; 3] = ["key.pem", "issuance.json", "nats-server.conf"];
+/// The agent's own: nothing that it creates is for others.
+const UMASK: u32 = 0o007;
 
 /// What the agent is doing when it is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +114,7 @@ impl Bench {
         let state = [&*names[0].1, &*names[1].1];
         let unflushed = recording.unflushed(&state, &[&log], &self.node().nats_config());
         check(unflushed.is_empty(), || format!("a power cut would lose {}", unflushed.join(", ")))?;
+        is_private_from_creation_on(&recording, &state)?;
         let points = recording.points(&roots, &[&log]);
         self.heal().await?;
         Ok(points.iter().map(|point| point.renamed(|path| general(path, &names))).collect())
@@ -360,6 +367,25 @@ impl Bench {
         let entries = std::fs::read_dir(self.nodes.cluster.ca_directory().join("issued")).into_iter().flatten();
         entries.flatten().map(|entry| entry.path()).collect()
     }
+}
+
+/// Invariant 1: everything has its final mode and owner from its creation on: what was asked for then is what is there,
+/// and no secret was ever wider.
+fn is_private_from_creation_on(recording: &Recording, state: &[&Path]) -> Result<(), String> {
+    let reowned = recording.reowned(state);
+    check(reowned.is_empty(), || format!("modes or owners change later: {}", reowned.join(", ")))?;
+    let created = recording.created(state);
+    let known = |name: &str| created.iter().any(|(path, _)| path.ends_with(name));
+    check(SECRETS.into_iter().all(known), || format!("not all of {SECRETS:?} were created: {created:?}"))?;
+    for (path, asked) in &created {
+        let is_secret = SECRETS.iter().any(|name| path.ends_with(name));
+        check(!is_secret || asked & 0o137 == 0, || format!("{} was created with {asked:o}", path.display()))?;
+        // What was staged in vain is gone.
+        let Ok(metadata) = std::fs::metadata(path) else { continue };
+        let (mode, wanted) = (metadata.permissions().mode() & 0o7777, asked & !UMASK);
+        check(mode == wanted, || format!("{} has mode {mode:o}, not {wanted:o}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Waits until a traced daemon has done what it does by itself; `false` where it has ended.

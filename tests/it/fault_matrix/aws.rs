@@ -6,8 +6,8 @@ use std::time::Duration;
 use aws_double::fault::{Fault, Operation};
 use aws_double::pca::{Defect, Status};
 
-use super::world::{Setup, World};
-use super::{Told, Trial, Trigger, boot_all, serve_all, table};
+use super::world::{ROUTES, Setup, World};
+use super::{Met, Told, Trial, Trigger, boot_all, boot_each, serve_all, table};
 
 const OPERATIONS: [(Operation, &str); 6] = [
     (Operation::IssueCertificate, "acm-pca:IssueCertificate"),
@@ -17,6 +17,14 @@ const OPERATIONS: [(Operation, &str); 6] = [
     (Operation::DescribeAutoScalingGroups, "autoscaling:DescribeAutoScalingGroups"),
     (Operation::DescribeInstances, "ec2:DescribeInstances"),
 ];
+/// Asked for when the validity may be too long for the CA, once in a process.
+const USAGE_MODE: (Operation, &str) = (Operation::DescribeCertificateAuthority, "acm-pca:DescribeCertificateAuthority");
+/// Asked for before the first certificate of a process, for the algorithm to sign it with.
+const ALGORITHM: (Operation, &str) =
+    (Operation::GetCertificateAuthorityCertificate, "acm-pca:GetCertificateAuthorityCertificate for the algorithm");
+const CREDENTIAL: (Operation, &str) =
+    (Operation::GetSecretValue, "secretsmanager:GetSecretValue of the cluster credential");
+/// Asked for as the trust bundle too.
 const CA_CERTIFICATE: (Operation, &str) =
     (Operation::GetCertificateAuthorityCertificate, "acm-pca:GetCertificateAuthorityCertificate");
 
@@ -24,9 +32,30 @@ fn from_issuer() -> Setup {
     Setup { trust: "kind = \"issuer\"", ..Setup::default() }
 }
 
+/// The credential is the one secret.
+fn with_credential() -> Setup {
+    Setup { credential: true, ..from_issuer() }
+}
+
+/// Longer than any CA is sure to sign for.
+fn for_long() -> Setup {
+    Setup { validity: "8d", ..Setup::default() }
+}
+
+/// A call's name: its row's begins with it.
+fn name((_, row): (Operation, &'static str)) -> &'static str {
+    row.split(' ').next().unwrap_or(row)
+}
+
 fn trial((operation, call): (Operation, &'static str), fault: &'static str, what: Fault, told: Told) -> Trial {
     let switch = move |world: &World, on: bool| world.double.set_fault(operation, on.then(|| what.clone()));
     Trial { call, fault, told, switch: Arc::new(switch) }
+}
+
+/// A fault after which the call succeeds all the same.
+fn unharmed(of: (Operation, &'static str), fault: &'static str, what: Fault) -> Trial {
+    let met = Met::Answered(of.0, what.clone());
+    trial(of, fault, what, Told::Nothing(met))
 }
 
 /// What can happen to any call.
@@ -34,6 +63,7 @@ fn anywhere(of: (Operation, &'static str)) -> Vec<Trial> {
     let faults = [
         ("denied", Fault::Denied),
         ("throttled", Fault::Throttled),
+        ("wrong clock", Fault::WrongClock),
         ("500", Fault::Status(500)),
         ("503", Fault::Status(503)),
         ("hangs", Fault::Hang),
@@ -45,8 +75,15 @@ fn anywhere(of: (Operation, &'static str)) -> Vec<Trial> {
         ("HTML", Fault::Html),
         ("empty", Fault::Empty),
     ];
-    let mut trials: Vec<_> = faults.map(|(name, fault)| trial(of, name, fault, Told::Ill(vec![of.1]))).into();
-    trials.push(trial(of, "slow", Fault::Delay(Duration::from_secs(2)), Told::Nothing));
+    let trial = |(fault, what)| match (of, &what) {
+        // Who isn't told what the CA is for leaves it to IssueCertificate to say whether it takes it.
+        (USAGE_MODE, Fault::Denied | Fault::WrongClock | Fault::Empty) => unharmed(of, fault, what),
+        (_, Fault::WrongClock) => trial(of, fault, what, Told::Ill(vec![name(of), "clock"])),
+        (CREDENTIAL, _) => trial(of, fault, what, Told::Ill(vec![name(of), ROUTES])),
+        _ => trial(of, fault, what, Told::Ill(vec![name(of)])),
+    };
+    let mut trials: Vec<_> = faults.map(trial).into();
+    trials.push(unharmed(of, "slow", Fault::Delay(Duration::from_secs(2))));
     trials
 }
 
@@ -64,6 +101,7 @@ fn of_the_ca(issue: (Operation, &'static str), collect: (Operation, &'static str
         let takes = if on { time::Duration::seconds(3) } else { time::Duration::ZERO };
         world.double.account(|aws, _| aws.pca.issuance_takes = takes);
     };
+    let waits = Met::Refused(collect.0, "RequestInProgressException");
     let refused =
         |of: (Operation, &'static str), fault, code| trial(of, fault, Fault::Error(code), Told::Ill(vec![of.1, code]));
     let defective = |fault, defect, word| {
@@ -75,27 +113,33 @@ fn of_the_ca(issue: (Operation, &'static str), collect: (Operation, &'static str
         state("CA pending", Status::PendingCertificate),
         refused(issue, "quota", "LimitExceededException"),
         refused(issue, "refused", "ValidationException"),
-        Trial { call: collect.1, fault: "in progress", told: Told::Nothing, switch: Arc::new(in_progress) },
+        Trial { call: collect.1, fault: "in progress", told: Told::Nothing(waits), switch: Arc::new(in_progress) },
         refused(collect, "not found", "ResourceNotFoundException"),
+        refused(collect, "refused", "ValidationException"),
+        refused(collect, "refused for a new reason", "UnheardOfException"),
         defective("other key", Defect::OtherKey, "key"),
-        defective("no SAN", Defect::NoSan, "10"),
-        defective("a SAN less", Defect::MissingSan, ""),
+        defective("no SAN", Defect::NoSan, "carries none"),
+        defective("a SAN less", Defect::MissingSan, "lacks the names"),
         defective("server use only", Defect::ServerAuthOnly, "usage"),
         defective("expired", Defect::Expired, "was valid until"),
-        defective("not yet valid", Defect::NotYetValid, "valid"),
-        defective("other CA", Defect::OtherAuthority, ""),
+        defective("not yet valid", Defect::NotYetValid, "is valid from"),
+        defective("other CA", Defect::OtherAuthority, "does not chain to the trust bundle"),
         trial(collect, "no chain", Fault::ChainMissing, Told::Ill(vec![collect.1])),
-        trial(collect, "chain in disorder", Fault::ChainOutOfOrder, Told::Nothing),
+        unharmed(collect, "chain in disorder", Fault::ChainOutOfOrder),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invariant_07_no_fault_of_aws_at_first_boot_costs_more_than_time() {
-    let trials = OPERATIONS.iter().flat_map(|operation| anywhere(*operation)).collect();
-    let (mut cells, by_issuer) =
-        tokio::join!(boot_all(Setup::default(), trials), boot_all(from_issuer(), anywhere(CA_CERTIFICATE)));
-    cells.extend(by_issuer);
-    table::check("AWS, at first boot", &cells);
+    let others = [
+        (from_issuer(), CA_CERTIFICATE),
+        (Setup::default(), ALGORITHM),
+        (for_long(), USAGE_MODE),
+        (with_credential(), CREDENTIAL),
+    ];
+    let calls = OPERATIONS.map(|operation| (Setup::default(), operation)).into_iter().chain(others);
+    let trials = calls.flat_map(|(setup, of)| anywhere(of).into_iter().map(move |trial| (setup.clone(), trial)));
+    table::check("AWS, at first boot", &boot_each(trials.collect()).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -111,6 +155,11 @@ async fn invariant_07_no_fault_of_aws_disturbs_a_serving_node() {
     });
     let mut calls: Vec<_> = calls.collect();
     calls.push((from_issuer(), Trigger::Itself, anywhere(CA_CERTIFICATE)));
+    calls.push((with_credential(), Trigger::Itself, anywhere(CREDENTIAL)));
+    calls.push((Setup::default(), Trigger::RenewAnew, anywhere(ALGORITHM)));
+    // A node may ask for twelve certificates a day beyond those that are due.
+    let trials = anywhere(USAGE_MODE);
+    calls.extend(trials.chunks(7).map(|some| (for_long(), Trigger::RenewAnew, some.to_vec())));
     table::check("AWS, in a serving node", &serve_all(calls).await);
 }
 
@@ -122,4 +171,26 @@ async fn invariant_07_a_ca_that_refuses_or_errs_is_told_and_paid_once() {
     let (first, second): (Vec<_>, Vec<_>) = trials().into_iter().partition(|trial| trial.call == OPERATIONS[0].1);
     let served = serve_all(vec![(Setup::default(), Trigger::Renew, first), (Setup::default(), Trigger::Renew, second)]);
     table::check("Private CA, in a serving node", &served.await);
+}
+
+/// PCA says of such a certificate that it will never come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invariant_11_a_certificate_whose_request_has_failed_is_bought_exactly_once_more() {
+    const FAILED: &str = "RequestFailedException";
+    let (issue, collect) = (OPERATIONS[0].0, OPERATIONS[1].0);
+    let mut world = World::new(&Setup::default()).await.unwrap();
+    let fail_once = |world: &World| world.double.queue_faults(collect, [Some(Fault::Error(FAILED))]);
+    fail_once(&world);
+    let traffic = world.serve().await.unwrap();
+    assert_eq!((world.double.calls(issue).len(), world.double.certificates()), (2, 2), "at first boot");
+
+    fail_once(&world);
+    world.renewed().await.unwrap();
+    assert_eq!((world.double.calls(issue).len(), world.double.certificates()), (4, 4), "in a serving node");
+    let log = world.log();
+    let told = log.lines().filter(|line| line.contains("WARN acm-pca:GetCertificate") && line.contains(FAILED));
+    assert_eq!(told.count(), 2, "{log}");
+    let tally = traffic.stop().await.unwrap();
+    assert_eq!((tally.lost(), tally.disconnects), (0, 0), "{tally:?}");
+    world.end().await.unwrap();
 }

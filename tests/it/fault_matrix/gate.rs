@@ -32,8 +32,10 @@ pub(super) enum Passage {
     Resets,
     /// Says this, and closes.
     Says(&'static str),
-    /// Greets as nats-server does, and serves another certificate.
+    /// Greets clients as nats-server does, and serves another certificate.
     Masquerades,
+    /// Begins TLS at once, as routes do, and serves another certificate.
+    MasqueradesToRoutes,
 }
 
 /// A gate, gone when dropped.
@@ -43,7 +45,7 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    async fn start(listen: SocketAddr, to: SocketAddr) -> Result<Self, Failure> {
+    pub(super) async fn start(listen: SocketAddr, to: SocketAddr) -> Result<Self, Failure> {
         let listener = TcpListener::bind(listen)
             .await
             .map_err(|error| Failure::new(format!("no gate at {listen}")).because(error))?;
@@ -62,6 +64,15 @@ impl Gate {
 
     pub(super) fn set(&self, mode: Passage) {
         self.mode.send_replace(mode);
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        *self.mode.borrow() == Passage::Open
+    }
+
+    /// Ends it, and waits until its port is free.
+    pub(super) async fn end(mut self) {
+        self.tasks.shutdown().await;
     }
 }
 
@@ -89,6 +100,7 @@ async fn pass(mut stream: TcpStream, to: SocketAddr, mode: Passage) {
             drop(stream.write_all(greeting.as_bytes()).await);
             drop(another_server().accept(stream).await);
         }
+        Passage::MasqueradesToRoutes => drop(another_server().accept(stream).await),
     }
 }
 
@@ -106,6 +118,7 @@ fn another_server() -> TlsAcceptor {
 /// The gates of a node, and the wrapper.
 pub(super) struct Gates {
     pub(super) client: Gate,
+    pub(super) route: Gate,
     pub(super) monitor: Gate,
     mode_file: PathBuf,
 }
@@ -119,7 +132,8 @@ impl Gates {
         let text = format!(
             "#!/bin/sh\n# Does to `nats-server -t` what the file says.\nmode=$(cat '{mode}' 2>/dev/null)\n\
              if [ \"$1\" = -t ]; then\n  case $mode in\n    refuses) echo 'x.conf:1:1: unknown field' >&2; exit 1;;\n\
-             \x20   crashes) kill -SEGV $$;;\n    hangs) exec sleep 600;;\n    silent) exec '{server}' \"$@\" >/dev/null 2>&1;;\n  esac\nfi\n\
+             \x20   crashes) kill -SEGV $$;;\n    hangs) exec sleep 600;;\n\n\
+             \x20   silent) '{server}' \"$@\" >/dev/null 2>&1; code=$?; : >'{mode}.silent'; exit $code;;\n  esac\nfi\n\
              exec '{server}' \"$@\"\n",
             mode = mode_file.display(),
             server = server.display()
@@ -128,11 +142,12 @@ impl Gates {
         std::fs::set_permissions(wrapper, std::fs::Permissions::from_mode(0o755)).map_err(io)?;
 
         let behind = |address: SocketAddr| SocketAddr::new(address.ip(), address.port() + 8);
-        let (client, monitor) = (behind(node.client()), behind(node.monitor()));
+        let (client, route, monitor) = (behind(node.client()), behind(node.route()), behind(node.monitor()));
         let built_in = concat!(env!("CARGO_MANIFEST_DIR"), "/../templates/nats-server.conf.tera");
         let template = std::fs::read_to_string(built_in).map_err(io)?;
         let template = template
             .replace("listen: \"{{ listen }}\"", &format!("BEHIND_CLIENT: \"{client}\"\nlisten: $BEHIND_CLIENT"))
+            .replace("listen: \"{{ cluster.listen }}\"", &format!("BEHIND_ROUTE: \"{route}\"\n  listen: $BEHIND_ROUTE"))
             .replace(
                 "http: \"{{ monitor_listen }}\"",
                 &format!("BEHIND_MONITOR: \"{monitor}\"\nhttp: $BEHIND_MONITOR"),
@@ -144,18 +159,29 @@ impl Gates {
         set(node.agent.config(), "nats.server", &quoted(wrapper))?;
         Ok(Self {
             client: Gate::start(node.client(), client).await?,
+            route: Gate::start(node.route(), route).await?,
             monitor: Gate::start(node.monitor(), monitor).await?,
             mode_file,
         })
     }
 
-    /// Ends them, and waits until their ports are free.
-    pub(super) async fn end(mut self) {
-        self.client.tasks.shutdown().await;
-        self.monitor.tasks.shutdown().await;
+    /// Ends them.
+    pub(super) async fn end(self) {
+        for gate in [self.client, self.route, self.monitor] {
+            gate.end().await;
+        }
     }
 
-    /// What the wrapper does.
+    /// Whether the wrapper ever did this to its end.
+    pub(super) fn has_done(&self, mode: &str) -> bool {
+        self.mark(mode).exists()
+    }
+
+    fn mark(&self, mode: &str) -> PathBuf {
+        self.mode_file.with_extension(mode)
+    }
+
+    /// What the wrapper does from now on.
     pub(super) fn set_check(&self, mode: &str) {
         std::fs::write(&self.mode_file, mode).unwrap();
     }

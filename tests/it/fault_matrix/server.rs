@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use super::gate::{Gate, Gates, Passage};
 use super::world::{Setup, World};
-use super::{Told, Trial, Trigger, boot_all, serve_all, table};
+use super::{Met, Told, Trial, Trigger, boot_all, serve_all, table};
 
 fn trial(
     call: &'static str,
@@ -32,7 +32,7 @@ fn check() -> Vec<Trial> {
         mode("refuses", Told::Ill(vec!["nats-server -t refuses"])),
         mode("crashes", Told::Ill(vec!["nats-server -t refuses"])),
         mode("hangs", Told::Ill(vec!["-t", "did not end within"])),
-        mode("silent", Told::Nothing),
+        mode("silent", Told::Nothing(Met::Marked("silent"))),
         trial(CALL, "gone", Told::Ill(vec!["could not run", "nats-server"]), gone),
     ]
 }
@@ -79,7 +79,7 @@ fn monitoring() -> Vec<Trial> {
 }
 
 fn handshake() -> Vec<Trial> {
-    const CALL: &str = "handshake";
+    const CALL: &str = "handshake with the client port";
     let gate = |fault, word, passage| {
         trial(CALL, fault, Told::Ill(vec!["client port", word]), gated(|gates| &gates.client, passage))
     };
@@ -91,6 +91,43 @@ fn handshake() -> Vec<Trial> {
         gate("other certificate", "clients and peers refuse", Passage::Masquerades),
     ]
 }
+
+/// The node's own route port. Nobody greets there.
+fn route_handshake() -> Vec<Trial> {
+    const CALL: &str = "handshake with the route port";
+    let gate = |fault, word, passage| {
+        trial(CALL, fault, Told::Ill(vec!["route port", word]), gated(|gates| &gates.route, passage))
+    };
+    vec![
+        gate("hangs", "within", Passage::Silent),
+        gate("reset", "", Passage::Resets),
+        gate("HTML", "", Passage::Says("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")),
+        gate("cut off", "", Passage::Says("\u{16}\u{3}\u{3}\u{0}z")),
+        gate("other certificate", "clients and peers refuse", Passage::MasqueradesToRoutes),
+    ]
+}
+
+/// A peer of which can't be seen which root its certificate chains to, while one leaves the bundle: it may be that one.
+/// Once the peer shows a certificate that does without, the root goes.
+fn peer_handshake() -> Vec<Trial> {
+    const CALL: &str = "handshake with a peer";
+    let gate = |number: usize, fault, passage: Passage| {
+        let told = Told::Warned(vec!["the trust bundle no longer holds", LEAVING[number]]);
+        trial(CALL, fault, told, move |world, on| {
+            world.peer.as_ref().unwrap().set(if on { passage.clone() } else { Passage::Open });
+            world.leave(number + 1);
+        })
+    };
+    vec![
+        gate(0, "hangs", Passage::Silent),
+        gate(1, "reset", Passage::Resets),
+        gate(2, "HTML", Passage::Says("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")),
+        gate(3, "cut off", Passage::Says("\u{16}\u{3}\u{3}\u{0}z")),
+    ]
+}
+
+/// The roots that leave the bundle, one in each trial.
+const LEAVING: [&str; 4] = ["old root 1", "old root 2", "old root 3", "old root 4"];
 
 /// Does this at a gate while the fault holds.
 fn gated(of: fn(&Gates) -> &Gate, passage: Passage) -> impl Fn(&World, bool) + Send + Sync + 'static {
@@ -112,6 +149,8 @@ async fn invariant_07_no_fault_of_the_way_to_nats_server_disturbs_what_it_serves
         (setup(), Trigger::Renew, signal()),
         (setup(), Trigger::Renew, monitoring()),
         (setup(), Trigger::Renew, handshake()),
+        (setup(), Trigger::Renew, route_handshake()),
+        (Setup { leaving: &LEAVING, ..Setup::default() }, Trigger::Itself, peer_handshake()),
     ];
     table::check("nats-server, in a serving node", &serve_all(calls).await);
 }

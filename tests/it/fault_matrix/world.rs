@@ -1,6 +1,6 @@
 //! One node with everything that it calls.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -19,14 +19,16 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::gate::{Gate, Gates};
-use super::{SOON, Told, Trial, Trigger};
+use super::{Met, SOON, Told, Trial, Trigger};
 use crate::{AGENT, metric};
 
 pub(super) const REGION: &str = "eu-west-1";
 const GROUP: &str = "nats";
 const SECRET: &str = "nats-trust";
+/// Of the routes' credential.
+pub(super) const ROUTES: &str = "nats-routes";
 const HEALTHY: &str = "nats_tls_agent_state{state=\"healthy\"}";
-/// The first instance is this one, the second a peer that isn't there.
+/// The first instance is this one, the second a peer that isn't there, but for a gate.
 pub(super) const OWN: u8 = 1;
 
 /// What a trial's node is like.
@@ -36,7 +38,14 @@ pub(super) struct Setup {
     pub(super) trust: &'static str,
     /// `discovery.addresses`.
     pub(super) addresses: &'static str,
-    /// nats-server is called through a wrapper, and its client and monitoring ports lie behind gates.
+    /// `issuer.validity`.
+    pub(super) validity: &'static str,
+    /// Routes need a credential, which is another secret.
+    pub(super) credential: bool,
+    /// The trust bundle has roots of these names too, and the peer, in whose place the node's own nats-server answers, is
+    /// behind a gate.
+    pub(super) leaving: &'static [&'static str],
+    /// nats-server is called through a wrapper, and its ports lie behind gates.
     pub(super) gates: bool,
     /// The agent resolves names at a stub of our own.
     pub(super) names: bool,
@@ -44,7 +53,15 @@ pub(super) struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { trust: "secret_id = \"nats-trust\"", addresses: "ec2", gates: false, names: false }
+        Self {
+            trust: "secret_id = \"nats-trust\"",
+            addresses: "ec2",
+            validity: "1h",
+            credential: false,
+            leaving: &[],
+            gates: false,
+            names: false,
+        }
     }
 }
 
@@ -54,9 +71,12 @@ pub(super) struct World {
     pub(super) imds: ImdsStub,
     pub(super) node: Node,
     pub(super) gates: Option<Gates>,
+    pub(super) peer: Option<Gate>,
     pub(super) names: Option<super::names::Stub>,
     cluster: Cluster,
     ca: String,
+    /// The CA's certificate, and those of the roots that are to leave the bundle, in their order.
+    anchors: Vec<String>,
     last_peer: AtomicU8,
     // Last, as what runs writes to it.
     directory: TempDir,
@@ -76,13 +96,21 @@ impl World {
         let cluster = Cluster::new(directory.path(), &agent, &server)?;
         let mut node = cluster.node(1)?;
         let double = AwsDouble::start(node.gateway(), Account::new(REGION)).await.map_err(io)?;
-        let ca = double.account(|aws, now| {
-            let ca = aws.pca.create_authority(CaSettings::root("matrix"), now).unwrap();
-            let pem = aws.pca.authority(&ca).unwrap().pem().to_owned();
-            aws.secrets.put(SECRET, Content::Text(pem), now).unwrap();
+        let (ca, anchors) = double.account(|aws, now| {
+            let mut root = |name| {
+                let arn = aws.pca.create_authority(CaSettings::root(name), now).unwrap();
+                let pem = aws.pca.authority(&arn).unwrap().pem().to_owned();
+                (arn, pem)
+            };
+            let (ca, own) = root("matrix");
+            let leaving = setup.leaving.iter().map(|name| root(name).1);
+            let anchors: Vec<String> = [own].into_iter().chain(leaving).collect();
+            aws.secrets.put(SECRET, Content::Text(anchors.concat()), now).unwrap();
+            let credential = "{\"username\": \"route\", \"password\": \"of-the-matrix\"}";
+            aws.secrets.put(ROUTES, Content::Text(credential.into()), now).unwrap();
             aws.fleet.launch(GROUP, &id(OWN), node.address.into(), "InService", now);
             aws.fleet.launch(GROUP, &id(OWN + 1), peer(node.address, OWN + 1), "InService", now);
-            ca
+            (ca, anchors)
         });
         let imds = ImdsStub::start(InstanceFacts::new(&id(OWN), REGION, node.address.into())).await?;
         for (name, value) in [
@@ -92,13 +120,22 @@ impl World {
         ] {
             node.agent.set_env(name, &value);
         }
-        let (trust, addresses) = (setup.trust, setup.addresses);
+        let Setup { trust, addresses, validity, .. } = setup;
         let text = format!(
-            "[issuer]\nca_arn = \"{ca}\"\nvalidity = \"1h\"\n[trust]\n{trust}\n[discovery]\naddresses = \"{addresses}\"\n\
+            "[issuer]\nca_arn = \"{ca}\"\nvalidity = \"{validity}\"\n[trust]\n{trust}\n[discovery]\naddresses = \"{addresses}\"\n\
              interval = \"200ms\"\n[renewal]\nretry_min = \"200ms\"\nretry_max = \"1s\"\n"
         );
         cluster.configure_with(&node, &text)?;
         set(node.agent.config(), "nats.jetstream", "false")?;
+        if setup.credential {
+            set(node.agent.config(), "nats.cluster_secret_id", &format!("\"{ROUTES}\""))?;
+        }
+        let peer = if setup.leaving.is_empty() {
+            None
+        } else {
+            let address = SocketAddr::new(peer(node.address, OWN + 1), node.route().port());
+            Some(Gate::start(address, node.route()).await?)
+        };
         let gates = if setup.gates { Some(Gates::before(&node, &server, &wrapper).await?) } else { None };
         let names = if setup.names {
             super::names::configure(directory.path(), node.address)?;
@@ -106,12 +143,19 @@ impl World {
         } else {
             None
         };
-        Ok(Self { double, imds, node, gates, names, cluster, ca, last_peer: AtomicU8::new(OWN + 1), directory })
+        let last_peer = AtomicU8::new(OWN + 1);
+        Ok(Self { double, imds, node, gates, peer, names, cluster, ca, anchors, last_peer, directory })
     }
 
     /// The CA's ARN.
     pub(super) fn ca(&self) -> &str {
         &self.ca
+    }
+
+    /// The trust bundle loses the first so many of the roots that are to leave it.
+    pub(super) fn leave(&self, count: usize) {
+        let left = self.anchors[..1].iter().chain(&self.anchors[1 + count..]).cloned().collect::<String>();
+        self.double.account(|aws, now| aws.secrets.put(SECRET, Content::Text(left), now).unwrap());
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -174,17 +218,29 @@ impl World {
         self.node.healthy(SOON).await.map_err(|failure| format!("no recovery: {}", failure.chain()))?;
         self.no_longer(&trial.told).await?;
         self.answers().await?;
-        if trigger == Trigger::Renew {
-            eventually("the renewal is made good", SOON, async || {
-                let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
-                let renewed = status["leaf"]["serial"] != before["leaf"]["serial"] && status["state"] == "healthy";
-                if renewed { Ok(()) } else { Err(format!("{} {}", status["state"], status["reasons"])) }
-            })
-            .await
-            .map_err(|failure| failure.chain())?;
+        if trigger.renews() {
+            self.made_good(&before).await?;
         }
-        self.end_of_cell(paid, usize::from(trigger == Trigger::Renew))?;
+        self.end_of_cell(paid, usize::from(trigger.renews()))?;
         Ok(word)
+    }
+
+    /// A renewal that is asked for, whatever is said of it at first, until it is served.
+    pub(super) async fn renewed(&mut self) -> Result<(), String> {
+        let before = self.node.agent.status().await.map_err(|failure| failure.chain())?;
+        self.pull(Trigger::Renew).await.map_err(|failure| failure.chain())?;
+        self.made_good(&before).await
+    }
+
+    /// Another certificate than before is served.
+    async fn made_good(&self, before: &Value) -> Result<(), String> {
+        eventually("the renewal is made good", SOON, async || {
+            let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
+            let renewed = status["leaf"]["serial"] != before["leaf"]["serial"] && status["state"] == "healthy";
+            if renewed { Ok(()) } else { Err(format!("{} {}", status["state"], status["reasons"])) }
+        })
+        .await
+        .map_err(|failure| failure.chain())
     }
 
     async fn suffer(&mut self, trial: &Trial, trigger: Trigger, said: usize) -> Result<String, String> {
@@ -198,7 +254,8 @@ impl World {
                 self.told(told, said).await?
             }
         };
-        if !trial.fault.contains("frozen") && self.gates.is_none() {
+        let accepts = self.gates.as_ref().is_none_or(|gates| gates.client.is_open());
+        if !trial.fault.contains("frozen") && accepts {
             self.answers().await.map_err(|why| format!("while the fault held: {why}"))?;
         }
         Ok(word)
@@ -208,7 +265,15 @@ impl World {
     async fn pull(&mut self, trigger: Trigger) -> Result<Option<bool>, Failure> {
         match trigger {
             Trigger::Itself => {}
-            Trigger::Renew => {
+            Trigger::Renew | Trigger::RenewAnew => {
+                if trigger == Trigger::RenewAnew {
+                    self.node.agent.stop().await?;
+                    self.node.agent.start()?;
+                    eventually("the agent listens", SOON, async || {
+                        metric(self.node.metrics(), HEALTHY).await.map(drop).ok_or_else(|| "no metrics".to_owned())
+                    })
+                    .await?;
+                }
                 let answer = self.node.agent.run(&["renew", "--json"], 2 * SOON).await?;
                 return Ok(Some(answer.code == Some(0)));
             }
@@ -277,7 +342,11 @@ impl World {
         let healthy = |status: &Value| status["state"] == "healthy" || self.node.server.is_none();
         eventually("the fault is told", SOON, async || {
             let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
-            if healthy(&status) && told.is_in(&status) {
+            if let Told::Nothing(met) = told
+                && !self.has_met(met)
+            {
+                Err(format!("{met:?} was never met"))
+            } else if healthy(&status) && told.is_in(&status) {
                 Ok(())
             } else {
                 Err(format!("{}: {}, {}", status["state"], status["reasons"], status["warnings"]))
@@ -290,9 +359,24 @@ impl World {
         }
         Ok(match told {
             Told::Warned(_) => "warned",
-            Told::Ill(_) | Told::Nothing => "unharmed",
+            Told::Ill(_) | Told::Nothing(_) => "unharmed",
         }
         .into())
+    }
+
+    /// Each fault has one trial in the life of a node, so that it doesn't matter when the call was.
+    fn has_met(&self, met: &Met) -> bool {
+        match met {
+            Met::Answered(operation, fault) => {
+                let calls = self.double.calls(*operation);
+                calls.iter().any(|call| call.fault.as_ref() == Some(fault) && call.answer.is_some())
+            }
+            Met::Refused(operation, code) => {
+                let calls = self.double.calls(*operation);
+                calls.iter().any(|call| call.answer.as_ref().is_some_and(|(_, text)| text.contains(code)))
+            }
+            Met::Marked(mode) => self.gates.as_ref().is_some_and(|gates| gates.has_done(mode)),
+        }
     }
 
     /// nats-server takes a new client, whose anchors are those of the newest generation and no others.
@@ -327,13 +411,16 @@ impl World {
         if let Some(gates) = self.gates.take() {
             gates.end().await;
         }
+        if let Some(peer) = self.peer.take() {
+            peer.end().await;
+        }
         if let Some(names) = self.names.take() {
             names.end().await;
         }
         Ok(())
     }
 
-    fn log(&self) -> String {
+    pub(super) fn log(&self) -> String {
         self.node.agent.log_tail(100_000)
     }
 }
@@ -342,7 +429,7 @@ impl Told {
     fn is_in(&self, status: &Value) -> bool {
         match self {
             Self::Warned(words) => words.iter().all(|word| status["warnings"].to_string().contains(word)),
-            Self::Ill(_) | Self::Nothing => true,
+            Self::Ill(_) | Self::Nothing(_) => true,
         }
     }
 }

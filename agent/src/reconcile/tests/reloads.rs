@@ -66,6 +66,140 @@ async fn invariant_02_a_disk_that_is_full_at_any_point_of_a_roll_back_leaves_a_w
     }
 }
 
+/// A change that a node which serves is to take up, and what must have come of it in the end.
+struct Change {
+    renew: bool,
+    faults: &'static [Fault],
+    /// How many points of the disk it passes at least.
+    floor: u32,
+    begin: fn(&mut Bench, more: &str),
+    /// Makes good what stood in its way.
+    heal: fn(&Bench),
+    is_done: fn(&Bench, &Pass) -> bool,
+}
+
+impl Change {
+    /// Crashes, or has the disk full, at each point of it. After every other crash nats-server is started anew from what is
+    /// there, else it goes on; then a new process of the agent has to end what the last one began.
+    async fn suffer_everywhere(&self) {
+        let elsewhere = tempfile::tempdir().unwrap();
+        let more = Local::new(elsewhere.path().to_owned(), Clock::steppable(START)).ca_pem().await.unwrap();
+        for fault in self.faults.iter().copied() {
+            for points in 0.. {
+                let at = format!("after {fault:?} at point {points}");
+                let Some(bench) = self.suffer(fault, points, &more, &at).await else {
+                    assert!(points >= self.floor, "only {points} points were passed, {at}");
+                    break;
+                };
+                assert_whole(&bench);
+                let paid = if self.renew && (fault == Fault::DiskFull || bench.issuer.requests() > 1) { 2 } else { 1 };
+                assert_eq!(bench.paid_for(), paid, "{at}");
+            }
+        }
+    }
+
+    /// `None` where there are fewer points.
+    async fn suffer(&self, fault: Fault, points: u32, more: &str, at: &str) -> Option<Bench> {
+        let mut bench = Bench::new().await;
+        bench.serving().await;
+        (self.begin)(&mut bench, more);
+        let wanted = Wanted { renew: self.renew, ..Wanted::default() };
+        let ended = pass_with(bench.agent(), wanted, points, fault).await?;
+        assert_whole(&bench);
+        (self.heal)(&bench);
+        let mut agent = if let Ok((agent, failed)) = ended {
+            assert_eq!(fault, Fault::DiskFull, "there was no crash, {at}");
+            let is_told = failed.outcome.is_err() || failed.status.state == State::Healthy;
+            assert!(is_told, "{at}: {:?}", failed.status);
+            agent
+        } else {
+            assert_eq!(fault, Fault::Crash, "a full disk is no crash");
+            if points.is_multiple_of(2) {
+                bench.server.start();
+            }
+            bench.agent()
+        };
+        let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(1)).await;
+        assert_eq!(pass.status.state, State::Healthy, "{at}: {:?}", pass.status.reasons);
+        assert!((self.is_done)(&bench, &pass), "{at}: {:?}", pass.status);
+        assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial), "{at}");
+        Some(bench)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_02_a_crash_at_any_point_of_a_roll_back_leaves_a_whole_and_the_next_process_ends_it() {
+    let change = Change {
+        renew: true,
+        faults: &[Fault::Crash],
+        floor: 45,
+        begin: |bench, _| bench.server.ignores.store(true, Ordering::Relaxed),
+        heal: |bench| bench.server.ignores.store(false, Ordering::Relaxed),
+        is_done: |_, _| true,
+    };
+    change.suffer_everywhere().await;
+}
+
+/// It is committed for nats-server's next start, after the new certificate alone: two commits.
+fn that_waits_for_a_restart(faults: &'static [Fault]) -> Change {
+    Change {
+        renew: true,
+        faults,
+        floor: 55,
+        begin: |bench, _| bench.name = "another",
+        heal: |_| {},
+        is_done: |bench, _| setting(&bench.committed(), "server_name").as_deref() == Some("another"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_02_a_crash_at_any_point_of_a_change_that_waits_for_a_restart_leaves_a_whole() {
+    that_waits_for_a_restart(&[Fault::Crash]).suffer_everywhere().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_02_a_full_disk_at_any_point_of_a_change_that_waits_for_a_restart_leaves_a_whole() {
+    that_waits_for_a_restart(&[Fault::DiskFull]).suffer_everywhere().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_02_a_crash_or_a_full_disk_at_any_point_of_a_change_of_the_bundle_leaves_a_whole() {
+    let change = Change {
+        renew: false,
+        faults: &[Fault::Crash, Fault::DiskFull],
+        floor: 25,
+        begin: |bench, more| {
+            let mut bundle = bench.trust.0.lock().unwrap();
+            let more = TrustBundle::parse(more.as_bytes(), "double", "2").unwrap();
+            bundle.as_mut().unwrap().anchors.extend(more.anchors);
+        },
+        heal: |_| {},
+        is_done: |bench, pass| {
+            let generations = Generations::of(&bench.state());
+            let number = generations.named_in(&bench.committed()).unwrap();
+            let committed = generations.load(number).unwrap().bundle.anchors.len();
+            (committed, pass.status.trust.as_ref().map(|trust| trust.anchors.len())) == (2, Some(2))
+        },
+    };
+    change.suffer_everywhere().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_02_a_crash_or_a_full_disk_at_any_point_of_a_change_of_peers_leaves_a_whole() {
+    let change = Change {
+        renew: false,
+        faults: &[Fault::Crash, Fault::DiskFull],
+        floor: 15,
+        begin: |bench, _| *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3, 4])),
+        heal: |_| {},
+        is_done: |bench, _| {
+            let committed = bench.committed();
+            committed.contains("127.0.0.4:1\"") && committed.contains("generations/000001")
+        },
+    };
+    change.suffer_everywhere().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_setting_that_waits_survives_a_look_without_monitoring_and_goes_on_holding_back_nothing() {
     let mut bench = Bench::new().await;

@@ -11,6 +11,10 @@ use crate::wire::Body;
 /// A proxy's login page.
 const LOGIN: &str = "<html><body>Please log in to use the network.</body></html>";
 
+/// What is said of a signature that is older than five minutes.
+const SIGNATURE_EXPIRED: &str =
+    "Signature expired: 20260301T110000Z is now earlier than 20260301T115500Z (20260301T120000Z - 5 min.)";
+
 /// What is sent.
 #[derive(Debug)]
 pub(super) struct Answer {
@@ -63,7 +67,8 @@ impl Answer {
 
     /// What comes in place of the service's answer, where the fault is one that keeps the service from seeing the call.
     pub(super) fn in_place(protocol: Protocol, fault: &Fault) -> Option<Self> {
-        let refused = |code| Some(Self::error(protocol, &ServiceError::new(code, "as the script says")));
+        let with = |code, words| Some(Self::error(protocol, &ServiceError::new(code, words)));
+        let refused = |code| with(code, "as the script says");
         match (fault, protocol) {
             (Fault::Error(code), _) => refused(*code),
             (Fault::Throttled, Protocol::Json) => refused("ThrottlingException"),
@@ -72,6 +77,9 @@ impl Answer {
             (Fault::Denied, Protocol::Json) => refused("AccessDeniedException"),
             (Fault::Denied, Protocol::Query) => refused("AccessDenied"),
             (Fault::Denied, Protocol::Ec2) => refused("UnauthorizedOperation"),
+            (Fault::WrongClock, Protocol::Json) => with("InvalidSignatureException", SIGNATURE_EXPIRED),
+            (Fault::WrongClock, Protocol::Query) => with("SignatureDoesNotMatch", SIGNATURE_EXPIRED),
+            (Fault::WrongClock, Protocol::Ec2) => with("RequestExpired", "Request has expired."),
             (Fault::Status(status), _) => Some(Self::status(*status)),
             (Fault::Html, _) => Some(Self { text: LOGIN.into(), content_type: "text/html", ..Self::status(200) }),
             (Fault::Empty, _) => Some(Self::of(protocol, String::new())),
