@@ -161,5 +161,21 @@ mod tests {
             let delay = backoff(failures, min, max, random);
             prop_assert!(delay >= min / 2 && delay <= max);
         }
+
+        /// Invariant 8: of nodes that fail together none comes again when another does.
+        #[test]
+        fn invariant_08_two_random_numbers_are_two_pauses(
+            failures in 1_u32..40, seconds in 1_u64..1000, one in 0.0_f64..1.0, other in 0.0_f64..1.0,
+        ) {
+            prop_assume!((one - other).abs() > 1e-6);
+            let (pause, order) = (Duration::from_secs(seconds), one.total_cmp(&other));
+            let after = |random| backoff(failures, pause, pause * 100, random);
+            prop_assert_eq!(after(one).cmp(&after(other)), order);
+            prop_assert_eq!(jittered(pause, one).cmp(&jittered(pause, other)), order);
+            // Half of a pause, and a fifth of an interval, is what they are spread over.
+            let whole = |pause: Duration, random| pause.as_secs_f64() * random;
+            prop_assert!((after(1.0) - after(0.0)).as_secs_f64() >= whole(after(1.0), 0.49));
+            prop_assert!((jittered(pause, 1.0) - jittered(pause, 0.0)).as_secs_f64() >= whole(pause, 0.19));
+        }
     }
 }

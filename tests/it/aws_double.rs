@@ -18,8 +18,8 @@ use nats_tls_agent::identity::Node;
 use nats_tls_agent::issue::acm_pca::AcmPca;
 use nats_tls_agent::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
 use nats_tls_agent::san::Sans;
-use nats_tls_agent::trust::TrustBundle;
 use nats_tls_agent::trust::secrets_manager::SecretsManager;
+use nats_tls_agent::trust::{TrustBundle, TrustSource as _};
 use time::OffsetDateTime;
 
 const REGION: &str = "eu-west-1";
@@ -247,6 +247,30 @@ async fn every_fault_of_the_wire_is_an_error_that_names_the_call_and_is_over_whe
     assert!(ask().await.iter().all(Option::is_some));
     world.double.restore().await.unwrap();
     assert_eq!(ask().await, [None, None, None]);
+}
+
+/// The SDK reads an answer by the call that it belongs to, and not by what the answer says of itself: a proxy that renames it
+/// costs nothing.
+#[tokio::test]
+async fn a_true_answer_under_a_wrong_content_type_is_read() {
+    let world = World::start().await;
+    world.double.account(|aws, now| aws.fleet.launch("nats", &id(1), address(1), "InService", now));
+    for operation in [
+        Operation::GetCertificateAuthorityCertificate,
+        Operation::IssueCertificate,
+        Operation::GetCertificate,
+        Operation::GetSecretValue,
+        Operation::DescribeAutoScalingInstances,
+        Operation::DescribeAutoScalingGroups,
+        Operation::DescribeInstances,
+    ] {
+        world.double.set_fault(operation, Some(Fault::ContentType));
+    }
+    let (issuer, csr) = (world.issuer(), csr());
+    let collected = chain(&issuer, &request(&issuer, &csr, DAY).await.unwrap()).await;
+    let bundle = SecretsManager::new(&world.config, "trust", None).fetch().await.unwrap();
+    bundle.accept(&collected, &csr.key, &sans(), now()).unwrap();
+    assert_eq!(numbers(&world.asg(None).sight().await.unwrap()), ([1].into(), Vec::new()));
 }
 
 #[tokio::test]

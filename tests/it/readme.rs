@@ -110,8 +110,7 @@ fn known(table: &str) -> BTreeSet<String> {
 /// The sources of the agent and of the tests, each without the breaks that a long text in them has.
 fn sources() -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
-    let parts = ["agent/src", "tests/it", "tests/harness/src", "tests/simulation"];
-    let mut directories = parts.map(|part| workspace().join(part)).to_vec();
+    let mut directories = vec![workspace().join("agent/src"), workspace().join("tests")];
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
@@ -282,6 +281,24 @@ fn the_readme_lists_exactly_the_permissions_that_the_code_needs() {
     assert_eq!(listed, called);
 }
 
+/// The functions in a source that are tests: between one's name and what stands before it is an attribute that says so.
+fn tests_of(source: &str) -> Vec<&str> {
+    let (mut found, mut is_test) = (Vec::new(), false);
+    for line in source.lines().map(str::trim) {
+        if let Some(name) =
+            line.trim_start_matches("async ").strip_prefix("fn ").and_then(|rest| rest.split('(').next())
+        {
+            found.extend(is_test.then_some(name));
+            is_test = false;
+        } else if line == "#[test]" || line.starts_with("#[tokio::test") {
+            is_test = true;
+        } else if line.is_empty() || line.ends_with(['{', '}', ';']) {
+            is_test = false;
+        }
+    }
+    found
+}
+
 #[test]
 fn every_test_that_a_promise_names_is_there_and_what_is_not_yet_shown_is_said_so() {
     let readme = read("README.md");
@@ -290,11 +307,7 @@ fn every_test_that_a_promise_names_is_there_and_what_is_not_yet_shown_is_said_so
     assert_eq!(numbers, (1..=14).map(|number: u32| number.to_string()).collect::<Vec<_>>());
 
     let sources = sources();
-    let tests: BTreeSet<&str> = sources
-        .iter()
-        .flat_map(|(_, text)| text.lines())
-        .filter_map(|line| line.trim_start().trim_start_matches("async ").strip_prefix("fn ")?.split('(').next())
-        .collect();
+    let tests: BTreeSet<&str> = sources.iter().flat_map(|(_, text)| tests_of(text)).collect();
     for row in &promises {
         let named: Vec<&str> = row[2].split('`').skip(1).step_by(2).collect();
         for name in &named {
@@ -308,6 +321,28 @@ fn every_test_that_a_promise_names_is_there_and_what_is_not_yet_shown_is_said_so
             assert_eq!(there, None, "promise {} is shown by a test now; name it", row[0]);
         }
     }
+}
+
+/// Whoever adds a test of a promise has to tell of it, and a function that is called like one and never run is found.
+#[test]
+fn every_test_of_an_invariant_is_named_by_a_promise_or_one_of_the_others_of_its_number() {
+    let readme = read("README.md");
+    let promises = rows(section(&readme, "## Promises"));
+    let named: BTreeSet<&str> = promises.iter().flat_map(|row| row[2].split('`').skip(1).step_by(2)).collect();
+    let open = promises.iter().filter(|row| row[2].ends_with("and others of that number"));
+    let open: Vec<String> = open.map(|row| format!("{:0>2}", row[0])).collect();
+    let mut count = 0;
+    for (path, text) in sources() {
+        let tests = tests_of(&text);
+        let functions = text.lines().filter_map(|line| line.trim().trim_start_matches("async ").strip_prefix("fn "));
+        for name in functions.filter_map(|rest| rest.split('(').next()).filter(|name| name.starts_with("invariant_")) {
+            assert!(tests.contains(&name), "{}: {name} is called like a test and is none", path.display());
+            let is_one_of_others = numbers_of(name).iter().any(|number| open.iter().any(|open| open == number));
+            assert!(named.contains(name) || is_one_of_others, "{}: no promise names {name}", path.display());
+            count += 1;
+        }
+    }
+    assert!(count > 100, "{count} tests of invariants");
 }
 
 /// `invariant_02_and_11_…` is of 02 and 11.

@@ -1,12 +1,13 @@
 //! The rendered configuration in front of real nats-servers, old and new.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::Duration;
 
+use harness::loopback::Block;
 use harness::soak;
 use nats_tls_agent::apply::protection::{Facts, losses};
 use nats_tls_agent::config::{ClientAuth, JetStream, JetStreamLimits, NatsConfig, Size};
@@ -37,6 +38,9 @@ fn nats_server(version: &str) -> PathBuf {
 struct Bench {
     directory: tempfile::TempDir,
     tls: TlsFiles,
+    ports: Block,
+    /// How many of them are given away.
+    taken: AtomicU16,
 }
 
 impl Bench {
@@ -61,21 +65,26 @@ impl Bench {
             key_file: write("key.pem", key.serialize_pem()),
             ca_file: write("ca.pem", ca_pem),
         };
-        Self { directory, tls }
+        Self { directory, tls, ports: Block::reserve().unwrap(), taken: AtomicU16::new(0) }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// The configuration of one of its nodes, on free ports.
+    /// A port that nobody else listens at, of 16: more than the nodes of one bench ever listen at together.
+    fn address(&self) -> SocketAddr {
+        (LOOPBACK, self.ports.port(self.taken.fetch_add(1, Ordering::Relaxed))).into()
+    }
+
+    /// The configuration of one of its nodes, on ports of its own.
     fn nats(&self, name: &str) -> NatsConfig {
         NatsConfig {
             config: self.path(&format!("{name}.conf")),
             pid_file: self.path(&format!("{name}.pid")),
-            listen: free_address(),
-            cluster_listen: free_address(),
-            monitor_listen: free_address(),
+            listen: self.address(),
+            cluster_listen: self.address(),
+            monitor_listen: self.address(),
             jetstream: JetStream::On(JetStreamLimits { store_dir: self.path(name), ..JetStreamLimits::default() }),
             ..NatsConfig::default()
         }
@@ -109,10 +118,6 @@ impl Bench {
         assert_eq!(facts.client_verify, nats.client_auth == ClientAuth::Mtls);
         assert_eq!(facts.cluster_credential, values.cluster.credential.is_some());
     }
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind((LOOPBACK, 0)).unwrap().local_addr().unwrap()
 }
 
 fn credential(username: &str, password: &str) -> ClusterCredential {

@@ -1,10 +1,16 @@
 //! What years add up to: memory, descriptors and files of an agent and its nats-server after many rotations.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::cluster::Node;
-use harness::nodes::Nodes;
+use aws_double::Account;
+use aws_double::http::AwsDouble;
+use aws_double::pca::CaSettings;
+use aws_double::secrets::Content;
+use harness::cluster::{Cluster, Node};
+use harness::imds::{ImdsStub, InstanceFacts};
+use harness::nodes::set;
 use harness::{eventually, soak, tools};
 use nats_tls_agent::config::Config;
 use nats_tls_agent::control::{Answer, Request, ask};
@@ -13,15 +19,20 @@ use crate::AGENT;
 
 /// Until allocator, caches and connection pools have what they keep.
 const WARM: usize = 20;
-/// What an agent's memory may differ by, in KiB: the allocator's pages, not a rotation's.
-const SLACK: u64 = 4096;
+/// What an agent's memory may differ by, in KiB: the allocator's pages, not a rotation's. Over the long form's 1,000
+/// rotations 136 were measured, and a leak of 2 KiB each would be over this.
+const SLACK_OF_MANY: u64 = 1024;
+/// Over the few of the short form the allocator's pages are nearly all that there is to see.
+const SLACK_OF_FEW: u64 = 4096;
 const SOON: Duration = Duration::from_secs(20);
+const REGION: &str = "eu-west-1";
+const INSTANCE: &str = "i-0123456789abcdef0";
 
 #[tokio::test]
 async fn rotations_leave_the_agents_memory_and_descriptors_and_the_files_on_disk_as_they_were() {
-    let rotations = if soak::is_long() { 1000 } else { 60 };
-    let cluster = Nodes::start(AGENT, tools::NATS_SERVER, 1).await.unwrap();
-    let node = &cluster.nodes[0];
+    let (rotations, slack) = if soak::is_long() { (1000, SLACK_OF_MANY) } else { (60, SLACK_OF_FEW) };
+    let bench = Bench::start().await;
+    let node = &bench.node;
     let socket = Config::load(node.agent.config()).unwrap().control_socket;
 
     rotate(&socket, WARM).await;
@@ -46,9 +57,58 @@ async fn rotations_leave_the_agents_memory_and_descriptors_and_the_files_on_disk
         "steady: nats-server's descriptors, at the start and at the end",
         format!("{server_before} {server_before}"),
     );
-    assert!(after.rss < before.rss + SLACK, "{after:?} after {before:?}");
+    assert!(after.rss < before.rss + slack, "{after:?} after {before:?}");
     assert_eq!(after.files, before.files, "files in the state directory");
     node.healthy(SOON).await.unwrap();
+    assert!(bench.double.certificates() >= rotations, "{}", bench.double.certificates());
+}
+
+/// A node of a group of one, with all of AWS before it: the SDK's part of a rotation has to leave nothing behind either.
+struct Bench {
+    node: Node,
+    double: AwsDouble,
+    _imds: ImdsStub,
+    _cluster: Cluster,
+    // Last, as what runs writes to it.
+    _directory: tempfile::TempDir,
+}
+
+impl Bench {
+    async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let server = tools::nats_server(tools::NATS_SERVER).unwrap();
+        let cluster = Cluster::new(directory.path(), Path::new(AGENT), &server).unwrap();
+        let mut node = cluster.node(1).unwrap();
+        let address = IpAddr::from(node.address);
+        let double = AwsDouble::start(node.gateway(), Account::new(REGION)).await.unwrap();
+        let ca = double.account(|aws, now| {
+            let ca = aws.pca.create_authority(CaSettings::root("steady"), now).unwrap();
+            let pem = aws.pca.authority(&ca).unwrap().pem().to_owned();
+            aws.secrets.put("nats-trust", Content::Text(pem), now).unwrap();
+            aws.fleet.launch("nats", INSTANCE, address, "InService", now);
+            ca
+        });
+        let imds = ImdsStub::start(InstanceFacts::new(INSTANCE, REGION, address)).await.unwrap();
+        for (name, value) in [
+            ("AWS_ENDPOINT_URL", double.endpoint()),
+            ("AWS_EC2_METADATA_DISABLED", "false".into()),
+            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.endpoint()),
+        ] {
+            node.agent.set_env(name, &value);
+        }
+        // Of a longer validity the cap would stop a thousand in a day.
+        let text = format!(
+            "[issuer]\nca_arn = \"{ca}\"\nvalidity = \"2m\"\n[trust]\nsecret_id = \"nats-trust\"\n\
+             [discovery]\naddresses = \"ec2\"\ninterval = \"200ms\"\n"
+        );
+        cluster.configure_with(&node, &text).unwrap();
+        set(node.agent.config(), "nats.jetstream", "false").unwrap();
+        node.agent.start().unwrap();
+        node.committed().await.unwrap();
+        cluster.start_server(&mut node).await.unwrap();
+        node.healthy(SOON).await.unwrap();
+        Self { node, double, _imds: imds, _cluster: cluster, _directory: directory }
+    }
 }
 
 async fn rotate(socket: &Path, times: usize) {

@@ -101,12 +101,18 @@ impl Bench {
     }
 }
 
-/// libfaketime's shared memory would outlive an agent that is killed.
+/// libfaketime's shared memory outlives a process that is killed: this agent's goes before the agent does, and that of
+/// every process before it which is no longer there, whatever became of its test.
 impl Drop for Bench {
     fn drop(&mut self) {
-        let Some(pid) = self.node().agent.pid() else { return };
-        for name in [format!("faketime_shm_{pid}"), format!("sem.faketime_sem_{pid}")] {
-            drop(std::fs::remove_file(Path::new("/dev/shm").join(name)));
+        let own = self.node().agent.pid();
+        for path in std::fs::read_dir("/dev/shm").into_iter().flatten().flatten().map(|entry| entry.path()) {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let pid = name.strip_prefix("faketime_shm_").or_else(|| name.strip_prefix("sem.faketime_sem_"));
+            let Some(pid) = pid.and_then(|pid| pid.parse::<u32>().ok()) else { continue };
+            if own == Some(pid) || !Path::new("/proc").join(pid.to_string()).exists() {
+                drop(std::fs::remove_file(path));
+            }
         }
     }
 }

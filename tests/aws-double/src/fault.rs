@@ -111,6 +111,8 @@ pub enum Fault {
     Huge,
     /// 200, and a page of some proxy.
     Html,
+    /// What is asked for is done, and the answer is true, by a content type that is none of the service's.
+    ContentType,
     /// 200, the right content type, and a body that is nothing.
     Empty,
     /// GetCertificate returns a certificate with a defect.

@@ -28,7 +28,9 @@ impl Default for Paging {
 /// Instances and groups in one account and Region.
 #[derive(Debug)]
 pub struct Fleet {
-    /// How far Auto Scaling's answers lag behind. An instance that is new isn't in them yet, one that is gone still is.
+    /// How far Auto Scaling's answers lag behind. An instance that is new isn't in them yet, one that is gone still is. No
+    /// page of Auto Scaling's promises or bounds this; it launches and terminates through EC2, whose answers do lag
+    /// (<https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>), so a client has to bear it.
     pub autoscaling_lag: Duration,
     /// How far EC2's answers lag behind: "The Amazon EC2 API follows an eventual consistency model"
     /// (<https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>).

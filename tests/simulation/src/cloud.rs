@@ -10,11 +10,19 @@ use async_trait::async_trait;
 use aws_double::pca::{CaSettings, IssueCertificate, Pca, UsageMode, Validity};
 use aws_double::secrets::{Content, Secrets};
 use aws_double::{ServiceError, fleet::Fleet};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_runtime_api::http::StatusCode;
+use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::error::ErrorMetadata;
+use nats_tls_agent::aws::{Failure, FailureKind};
 use nats_tls_agent::clock::Clock;
 use nats_tls_agent::discover::{DiscoverError, Peer, PeerSource, Sighting};
 use nats_tls_agent::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
+use nats_tls_agent::trust::secrets_manager::SecretError;
 use nats_tls_agent::trust::{TrustBundle, TrustError, TrustSource};
 use time::OffsetDateTime;
+use tokio::sync::OnceCell;
 
 use crate::meters::Calls;
 
@@ -114,6 +122,7 @@ impl Cloud {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Which outages there are from now on, of those that aren't over yet too.
     pub(crate) fn plan(&self, outages: Vec<Outage>) {
         self.inside().outages = outages;
     }
@@ -155,7 +164,17 @@ impl Cloud {
         let now = self.clock.now();
         if let Some(fleet) = self.inside().groups.get_mut(cluster) {
             fleet.forget_terminated_before(now - time::Duration::hours(2));
-            fleet.launch(&group(cluster), id, address, "InService", now);
+            fleet.launch(&group(cluster), id, address, "Pending", now);
+        }
+    }
+
+    /// It has booted, if its group hasn't given it up meanwhile.
+    pub(crate) fn boot(&self, cluster: usize, id: &str) {
+        let now = self.clock.now();
+        if let Some(fleet) = self.inside().groups.get_mut(cluster)
+            && fleet.instance(id).and_then(|instance| instance.state_at(now)) == Some("Pending")
+        {
+            fleet.set_state(id, "InService", now);
         }
     }
 
@@ -262,37 +281,71 @@ pub(crate) struct Access {
     pub(crate) caller: Caller,
     /// Its own: how soon a key is made decides which of a pass's calls draws first.
     pub(crate) rng: Mutex<fastrand::Rng>,
+    /// Whether the CA's certificate was read, which says how the CA signs. `AcmPca` reads it before a process's first
+    /// request, and again until it comes.
+    pub(crate) knows_authority: OnceCell<()>,
 }
 
 impl Access {
+    async fn know_authority(&self) -> Result<(), IssueError> {
+        let read = |inside: &mut Inside, now| {
+            let authority = inside.authorities[inside.signing].clone();
+            let answer = inside.pca.get_certificate_authority_certificate(&authority, now);
+            inside.calls.note_authority(now, answer.as_ref().err());
+            answer
+        };
+        let answer = self.cloud.call(self.caller, self.draw(), Service::Pca, read).await;
+        answer.map(drop).map_err(|error| refused(CA_CERTIFICATE, &error))
+    }
+
     fn draw(&self) -> fastrand::Rng {
         self.rng.lock().unwrap_or_else(PoisonError::into_inner).fork()
     }
 }
 
-/// As `issue::acm_pca::classify` sorts the codes.
-fn kind(code: &str) -> IssueErrorKind {
-    match code {
-        "RequestInProgressException" => IssueErrorKind::InProgress,
-        "ThrottlingException" => IssueErrorKind::Throttled,
-        "LimitExceededException" => IssueErrorKind::Quota,
-        "AccessDeniedException" => IssueErrorKind::Denied,
-        "InvalidStateException" | "ServiceUnavailable" | "RequestTimeout" | "InternalFailure" => {
-            IssueErrorKind::Unavailable
-        }
-        _ => IssueErrorKind::Permanent,
+const ISSUE: &str = "acm-pca:IssueCertificate";
+const COLLECT: &str = "acm-pca:GetCertificate";
+const CA_CERTIFICATE: &str = "acm-pca:GetCertificateAuthorityCertificate";
+
+/// What the agent's own code makes of a refusal that comes through the SDK.
+fn failure(call: &'static str, error: &ServiceError) -> Failure {
+    let meta = ErrorMetadata::builder().code(error.code).message(&error.message).build();
+    let status = StatusCode::try_from(400).unwrap_or_else(|_error| unreachable!("400 is a status"));
+    Failure::sort(call, SdkError::service_error(meta, HttpResponse::new(status, SdkBody::empty())))
+}
+
+/// Private CA's part of that, which `issue::acm_pca` has for itself; a test holds the two together.
+fn kind(failure: &Failure) -> IssueErrorKind {
+    match failure.code.as_deref() {
+        Some("RequestInProgressException") => IssueErrorKind::InProgress,
+        Some("RequestFailedException") => IssueErrorKind::Permanent,
+        Some("InvalidStateException") => IssueErrorKind::Unavailable,
+        _ => match failure.kind {
+            FailureKind::Permanent if failure.call == COLLECT => IssueErrorKind::Absent,
+            FailureKind::Throttled => IssueErrorKind::Throttled,
+            FailureKind::Quota => IssueErrorKind::Quota,
+            FailureKind::Denied => IssueErrorKind::Denied,
+            FailureKind::Unavailable => IssueErrorKind::Unavailable,
+            FailureKind::Permanent => IssueErrorKind::Permanent,
+        },
     }
 }
 
 fn refused(call: &'static str, error: &ServiceError) -> IssueError {
+    let failure = failure(call, error);
     IssueError {
-        kind: kind(error.code),
+        kind: kind(&failure),
         call,
         issuer: "the double".into(),
-        reason: error.to_string(),
-        remedy: "it is tried again".into(),
-        source: None,
+        reason: failure.reason,
+        remedy: failure.remedy,
+        source: failure.source,
     }
+}
+
+/// `discover::asg` has its own of these, and that test holds these together too.
+fn is_peer(lifecycle_state: &str) -> bool {
+    matches!(lifecycle_state, "InService" | "Pending" | "Pending:Wait" | "Pending:Proceed")
 }
 
 #[async_trait]
@@ -302,6 +355,7 @@ impl Issuer for Access {
     }
 
     async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+        self.knows_authority.get_or_try_init(|| self.know_authority()).await?;
         let validity = Validity::Days(i64::try_from(request.validity.as_secs() / 86_400).unwrap_or(7));
         let issue = |inside: &mut Inside, now| {
             let authority = inside.authorities[inside.signing].clone();
@@ -326,9 +380,9 @@ impl Issuer for Access {
         {
             // Paid for, and nobody knows: the same token is to bring the same certificate.
             tokio::time::sleep(Duration::from_secs(10)).await;
-            return Err(refused("IssueCertificate", &ServiceError::new("RequestTimeout", "the answer was lost")));
+            return Err(refused(ISSUE, &ServiceError::new("RequestTimeout", "the answer was lost")));
         }
-        answer.map(|(arn, _)| CertificateHandle(arn)).map_err(|error| refused("IssueCertificate", &error))
+        answer.map(|(arn, _)| CertificateHandle(arn)).map_err(|error| refused(ISSUE, &error))
     }
 
     async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError> {
@@ -339,12 +393,12 @@ impl Issuer for Access {
             answer
         };
         let answer = self.cloud.call(self.caller, self.draw(), Service::Pca, collect).await;
-        let chain = answer.map_err(|error| refused("GetCertificate", &error))?;
+        let chain = answer.map_err(|error| refused(COLLECT, &error))?;
         Ok(IssuedChain { leaf_pem: chain.certificate, chain_pem: chain.chain })
     }
 
     async fn ca_pem(&self) -> Result<String, IssueError> {
-        Err(refused("GetCertificateAuthorityCertificate", &ServiceError::new("AccessDeniedException", "not asked")))
+        Err(refused(CA_CERTIFICATE, &ServiceError::new("AccessDeniedException", "not asked")))
     }
 
     fn spare_issuances_a_day(&self) -> u32 {
@@ -356,9 +410,14 @@ impl Issuer for Access {
 impl TrustSource for Access {
     async fn fetch(&self) -> Result<TrustBundle, TrustError> {
         let read = |inside: &mut Inside, now| inside.secrets.get_secret_value(BUNDLE, None, Some("AWSCURRENT"), now);
-        let away = || TrustError::Timeout { origin: BUNDLE.into() };
-        let value = self.cloud.call(self.caller, self.draw(), Service::Secrets, read).await.map_err(|_error| away())?;
-        let Content::Text(text) = value.content else { return Err(away()) };
+        let value = self.cloud.call(self.caller, self.draw(), Service::Secrets, read).await.map_err(|error| {
+            let Failure { call, reason, remedy, source, .. } = failure("secretsmanager:GetSecretValue", &error);
+            TrustError::Secret(SecretError::Fetch { secret: BUNDLE.into(), call, reason, remedy, source })
+        })?;
+        let text = match value.content {
+            Content::Text(text) => text,
+            Content::Binary(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        };
         TrustBundle::parse(text.as_bytes(), BUNDLE, &value.version)
             .map_err(|source| TrustError::Bundle { origin: BUNDLE.into(), source })
     }
@@ -372,23 +431,113 @@ impl PeerSource for Access {
             let fleet = &inside.groups[cluster];
             let (groups, _) = fleet.describe_auto_scaling_groups(&[group(cluster)], None, None, now)?;
             let members = groups.into_iter().flat_map(|group| group.instances);
-            // The states that `discover::asg` takes for a peer's; the addresses are its look-up's.
-            let members = members.filter(|member| member.state == "InService");
+            // The addresses are those that `discover::addresses` would find.
+            let members = members.filter(|member| is_peer(&member.state));
             let peer = |member: aws_double::autoscaling::Member| {
                 let address = SocketAddr::new(fleet.instance(&member.id)?.address, ROUTE_PORT);
                 Some(Peer { id: member.id, address, state: member.state })
             };
             Ok(members.filter_map(peer).collect::<Vec<_>>())
         };
+        let answer = self.cloud.call(self.caller, self.draw(), Service::AutoScaling, describe).await;
         let peers =
-            self.cloud.call(self.caller, self.draw(), Service::AutoScaling, describe).await.map_err(|error| {
-                DiscoverError {
-                    attempt: "autoscaling:DescribeAutoScalingGroups".into(),
-                    reason: error.to_string(),
-                    remedy: "it is tried again".into(),
-                    source: None,
-                }
-            })?;
+            answer.map_err(|error| DiscoverError::from(failure("autoscaling:DescribeAutoScalingGroups", &error)))?;
         Ok(Sighting { peers, unresolved: Vec::new(), group: Some(group(cluster)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_config::{BehaviorVersion, Region, SdkConfig};
+    use aws_credential_types::Credentials;
+    use aws_credential_types::provider::SharedCredentialsProvider;
+    use aws_double::Account;
+    use aws_double::fault::{Fault, Operation};
+    use aws_double::http::AwsDouble;
+    use nats_tls_agent::config::{AddressLookup, CaArn};
+    use nats_tls_agent::discover::asg::Asg;
+    use nats_tls_agent::identity::Node;
+    use nats_tls_agent::issue::acm_pca::AcmPca;
+    use nats_tls_agent::san::Sans;
+
+    use super::*;
+
+    /// Whatever may come of a call here, and what else the API's pages name.
+    const CODES: [&str; 14] = [
+        "AccessDeniedException",
+        "InternalFailure",
+        "InvalidArgsException",
+        "InvalidArnException",
+        "InvalidStateException",
+        "LimitExceededException",
+        "MalformedCSRException",
+        "RequestFailedException",
+        "RequestInProgressException",
+        "RequestTimeout",
+        "ResourceNotFoundException",
+        "ServiceUnavailable",
+        "ThrottlingException",
+        "ValidationException",
+    ];
+
+    async fn double() -> (AwsDouble, SdkConfig) {
+        let double = AwsDouble::start(SocketAddr::from(([127, 0, 0, 1], 0)), Account::new(REGION)).await.unwrap();
+        let config = SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new(REGION))
+            .endpoint_url(double.endpoint())
+            .retry_config(aws_config::retry::RetryConfig::disabled())
+            .credentials_provider(SharedCredentialsProvider::new(Credentials::new("id", "key", None, None, "test")))
+            .build();
+        (double, config)
+    }
+
+    #[tokio::test]
+    async fn each_refusal_is_what_the_agent_makes_of_it() {
+        let (double, config) = double().await;
+        let arn = format!("arn:aws:acm-pca:{REGION}:111122223333:certificate-authority/1");
+        let issuer = AcmPca::new(&config, CaArn::try_from(arn).unwrap(), None);
+        for code in CODES {
+            let error = ServiceError::new(code, "");
+            for operation in [Operation::GetCertificate, Operation::GetCertificateAuthorityCertificate] {
+                double.set_fault(operation, Some(Fault::Error(code)));
+            }
+            let theirs = issuer.collect(&CertificateHandle("arn".into())).await.unwrap_err();
+            assert_eq!(refused(COLLECT, &error).kind, theirs.kind, "{code}");
+            let theirs = issuer.ca_pem().await.unwrap_err();
+            assert_eq!(refused(CA_CERTIFICATE, &error).kind, theirs.kind, "{code}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_a_peer_is_who_the_agent_takes_for_one() {
+        let states = [
+            "Pending",
+            "Pending:Wait",
+            "Pending:Proceed",
+            "InService",
+            "Standby",
+            "EnteringStandby",
+            "Terminating",
+            "Terminating:Wait",
+            "Terminating:Proceed",
+            "Quarantined",
+            "Detaching",
+            "Detached",
+            "Warmed:Pending",
+            "Warmed:Running",
+            "Warmed:Stopped",
+        ];
+        let (double, config) = double().await;
+        double.account(|aws, now| {
+            for state in states {
+                aws.fleet.launch("group", state, [10, 0, 0, 1].into(), state, now);
+            }
+        });
+        let address = [10, 0, 0, 1].into();
+        let node = Node { name: "n".into(), instance_id: None, region: None, address, sans: Sans::default() };
+        let members = Asg::new(&config, node, None, AddressLookup::Dns, 6222).members("group").await.unwrap();
+        let theirs: BTreeSet<_> = members.iter().map(|member| member.state.as_str()).collect();
+        assert_eq!(states.into_iter().filter(|state| is_peer(state)).collect::<BTreeSet<_>>(), theirs);
     }
 }

@@ -21,10 +21,11 @@
 //! # What is promised
 //!
 //! - No certificate ends while it is served, as long as no outage is longer than [`AUTONOMY`].
+//! - Every node comes to serve.
 //! - Private CA is never called above its quota for longer than [`JITTER_WINDOW`], in which a thousand throttled nodes
-//!   have drawn apart.
-//! - Never more than [`RELOAD_SHARE`] of a cluster reloads in the same ten seconds by itself. When everybody is told
-//!   to renew by hand, everybody does so at once; that share is shown, and nothing is promised of it.
+//!   have drawn apart. What they meet first is the narrowest quota: each process reads the CA's certificate once.
+//! - Never more than a third of a cluster, rounded up, reloads in the same ten seconds by itself: one node of three. When
+//!   everybody is told to renew by hand, everybody does so at once; that share is shown, and nothing is promised of it.
 //! - No key is paid for twice, what a configuration names is whole at every start and reload (invariant 2), and no two
 //!   servers of a cluster ever stop trusting each other (invariant 5).
 //! - No state directory holds more than [`MOST_FILES`] files.
@@ -53,10 +54,9 @@ pub use node::VALIDITY;
 pub use report::{Figures, Report};
 pub use scenario::{AUTONOMY, ORDERED, Rush, Year};
 
-/// How long calls may arrive above the quota after everybody began at once.
-pub const JITTER_WINDOW: Duration = Duration::from_mins(1);
-/// The share of a cluster that reloads in the same ten seconds at most.
-pub const RELOAD_SHARE: f64 = 0.5;
+/// How long calls may arrive above the quota after everybody began at once. A thousand nodes that boot in one second have
+/// 50 seconds of the narrowest quota before them, and were seen above it for 65; three hundred for 14.
+pub const JITTER_WINDOW: Duration = Duration::from_secs(90);
 /// Files in a state directory: four generations of four, and a handful.
 pub const MOST_FILES: usize = 24;
 /// When every fleet begins.
@@ -105,12 +105,14 @@ pub fn rush_hour(clusters: Vec<usize>, seed: u64, tell: Tell) -> std::io::Result
     })
 }
 
-/// A third of the nodes in clusters of five, the rest in clusters of a hundred.
+/// One cluster of three, a third of the nodes in clusters of five, the rest in clusters of a hundred.
 #[must_use]
 pub fn rush_clusters(nodes: usize) -> Vec<usize> {
-    let small = nodes / 3 / CLUSTER;
-    let rest = nodes - small * CLUSTER;
-    let mut clusters = vec![CLUSTER; small];
+    let smallest = nodes.min(3);
+    let small = (nodes / 3 / CLUSTER).min((nodes - smallest) / CLUSTER);
+    let rest = nodes - smallest - small * CLUSTER;
+    let mut clusters = vec![smallest];
+    clusters.extend(vec![CLUSTER; small]);
     clusters.extend((0..rest.div_ceil(100)).map(|at| 100.min(rest - at * 100)));
     clusters
 }
@@ -134,10 +136,17 @@ fn run(
         fastrand::seed(seed);
         let world = World::new(Clock::starting_at(START), clusters, directory.path().to_owned(), interval, tell);
         let fleet = live(&world).await;
-        let unserved = world.unserved();
-        if unserved > 0 {
+        if world.unserved() > 0 {
             world.begin_phase("end");
-            tokio::time::sleep(Duration::from_mins(30)).await;
+            // What an outage held up comes with its end, after a pause of the length that failures have come to.
+            world.cloud.plan(Vec::new());
+            let given_up = world.clock.now() + world.interval() + Duration::from_mins(30);
+            while world.unserved() > 0 && world.clock.now() < given_up {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+            }
+            if world.unserved() > 0 {
+                world.broken(&format!("{} nodes never came to serve", world.unserved()));
+            }
         }
         world.check_all();
         fleet.stop();

@@ -2,10 +2,17 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
 
+use std::ffi::OsStr;
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use simulation::Report;
+
+/// Names the file that figures are gathered in, a line each: name, tab, value. `harness::soak` has it for the tests.
+const FIGURES: &str = "NATS_TLS_AGENT_FIGURES";
 
 #[derive(Parser)]
 #[command(
@@ -24,7 +31,7 @@ struct Arguments {
     /// Hours between two rounds of discovery in the year
     #[arg(long, default_value_t = 24)]
     interval: u32,
-    /// Nodes of the rush hour: a third in clusters of five, the rest in clusters of a hundred
+    /// Nodes of the rush hour: three in a cluster, a third in clusters of five, the rest in clusters of a hundred
     #[arg(long, default_value_t = 300)]
     rush_nodes: usize,
     /// The same seed is the same run; a random one by default
@@ -41,6 +48,13 @@ enum Scenario {
 
 fn tell(progress: &str) {
     eprintln!("{progress}");
+}
+
+/// Appends all of a report's figures.
+fn gather(report: &Report, file: &OsStr) -> std::io::Result<()> {
+    let line = |(name, value): (String, String)| format!("simulation: {}: {name}\t{value}\n", report.scenario);
+    let lines: String = report.rows().into_iter().map(line).collect();
+    OpenOptions::new().create(true).append(true).open(file)?.write_all(lines.as_bytes())
 }
 
 fn main() -> ExitCode {
@@ -60,6 +74,12 @@ fn main() -> ExitCode {
         match report {
             Ok(report) => {
                 println!("\n{report}");
+                if let Some(file) = std::env::var_os(FIGURES)
+                    && let Err(error) = gather(&report, &file)
+                {
+                    eprintln!("error: could not keep the figures in {}: {error}", file.display());
+                    kept = false;
+                }
                 kept &= report.is_kept();
                 summaries.push(report.summary());
             }

@@ -11,6 +11,8 @@ use time::OffsetDateTime;
 pub(crate) const ISSUE_QUOTA: u32 = 25;
 /// GetCertificate calls a second, from the same page.
 pub(crate) const GET_QUOTA: u32 = 75;
+/// GetCertificateAuthorityCertificate calls a second, from the same page.
+pub(crate) const AUTHORITY_QUOTA: u32 = 20;
 /// Seconds above a quota that lie closer together than this belong to one time above it.
 const ONE_EPISODE: i64 = 60;
 /// The window in which reloads of one cluster are counted together.
@@ -22,6 +24,7 @@ pub(crate) struct Calls {
     pub(crate) throttled: u64,
     issue: Rate,
     get: Rate,
+    authority: Rate,
 }
 
 impl Calls {
@@ -35,10 +38,16 @@ impl Calls {
         self.throttled += u64::from(is_throttled(error));
     }
 
+    pub(crate) fn note_authority(&mut self, now: OffsetDateTime, error: Option<&ServiceError>) {
+        self.authority.note(now, AUTHORITY_QUOTA, error.is_none());
+        self.throttled += u64::from(is_throttled(error));
+    }
+
     pub(crate) fn figures(&mut self) -> (Duration, u32, u32) {
         self.issue.end_second(ISSUE_QUOTA);
         self.get.end_second(GET_QUOTA);
-        let longest = self.issue.longest.max(self.get.longest);
+        self.authority.end_second(AUTHORITY_QUOTA);
+        let longest = self.issue.longest.max(self.get.longest).max(self.authority.longest);
         (
             Duration::from_secs(longest.unsigned_abs()),
             self.issue.worst_minute.max(self.issue.in_minute),
@@ -111,21 +120,21 @@ pub struct Share {
 }
 
 impl Share {
-    /// As a number from 0 to 1.
+    /// How many nodes have their turn together: a third, rounded up.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "a cluster has hundreds of nodes")]
-    pub fn ratio(self) -> f64 {
-        self.nodes as f64 / self.of.max(1) as f64
+    pub fn turn(self) -> usize {
+        self.of.div_ceil(3)
     }
 
+    /// The one that is more of a turn: two of three are worse than two of five.
     pub(crate) fn worse(self, other: Self) -> Self {
-        if other.ratio() > self.ratio() { other } else { self }
+        if other.nodes * self.turn().max(1) > self.nodes * other.turn().max(1) { other } else { self }
     }
 }
 
 impl std::fmt::Display for Share {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{} of {} ({:.0} %)", self.nodes, self.of, self.ratio() * 100.0)
+        write!(formatter, "{} of {}", self.nodes, self.of)
     }
 }
 

@@ -21,7 +21,7 @@ use nats_tls_agent::progress::Progress;
 use nats_tls_agent::reconcile::{Parts, Pass, Reconciler, Wanted};
 use nats_tls_agent::san::Sans;
 use nats_tls_agent::trust::TrustSource;
-use tokio::sync::mpsc;
+use tokio::sync::{OnceCell, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::cloud::{Access, Caller, ROUTE_PORT};
@@ -153,8 +153,10 @@ impl Life {
     fn agent(&mut self) -> Reconciler {
         let world = &self.world;
         let (caller, rng) = (self.caller, &mut self.rng);
-        let mut access =
-            || Arc::new(Access { cloud: Arc::clone(&world.cloud), caller, rng: std::sync::Mutex::new(rng.fork()) });
+        let mut access = || {
+            let (cloud, rng) = (Arc::clone(&world.cloud), std::sync::Mutex::new(rng.fork()));
+            Arc::new(Access { cloud, caller, rng, knows_authority: OnceCell::new() })
+        };
         let (interval, default) = (world.interval(), RenewalConfig::default());
         Reconciler::new(Parts {
             node: Identity {
@@ -210,6 +212,7 @@ impl Life {
 
     async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>, boot: Duration) {
         tokio::time::sleep(boot).await;
+        self.world.cloud.boot(self.caller.cluster, &self.id);
         loop {
             self.process(&mut orders).await;
             self.world.count(|counts| counts.agent_restarts += 1);

@@ -41,7 +41,12 @@ impl Answer {
         Self { status, text, content_type: "text/html", filling: 0, breaks_off: false }
     }
 
-    /// A service's refusal. Statuses are 400, but for EC2's RequestLimitExceeded and what ends in `Failure`.
+    /// A service's refusal, by the statuses of the "Common Errors" pages: 400, and 500 for `InternalFailure`
+    /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/CommonErrors.html>,
+    /// <https://docs.aws.amazon.com/autoscaling/ec2/APIReference/CommonErrors.html>). Of EC2 it is documented only that
+    /// a client's errors are of the 400 series and the server's of the 500 series
+    /// (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html>); that RequestLimitExceeded comes
+    /// with a 503 is what AWS's own SDK for Python waits for (`botocore/data/_retry.json`).
     pub(super) fn error(protocol: Protocol, error: &ServiceError) -> Self {
         let ServiceError { code, message } = error;
         let text = match protocol {
@@ -92,6 +97,7 @@ impl Answer {
         match fault {
             Some(Fault::Truncated) => self.breaks_off = true,
             Some(Fault::Huge) => self.filling = HUGE,
+            Some(Fault::ContentType) => self.content_type = "text/html",
             Some(Fault::Half) => {
                 let half = (0..=self.text.len() / 2).rev().find(|at| self.text.is_char_boundary(*at));
                 self.text.truncate(half.unwrap_or(0));
