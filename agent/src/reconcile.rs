@@ -209,11 +209,10 @@ impl Reconciler {
         let last_good = last_good.map(zeroize::Zeroizing::new).and_then(|bytes| {
             let parsed = serde_json::from_slice::<LastGood>(&bytes);
             // serde's own words may repeat a part of the content.
-            parsed
-                .inspect_err(|_| {
-                    tracing::warn!("{} can't be read, so it is made anew", last_good_file(&parts).display())
-                })
-                .ok()
+            if parsed.is_err() {
+                tracing::warn!("{} can't be read, so it is made anew", last_good_file(&parts).display());
+            }
+            parsed.ok()
         });
         let own = Some(parts.node.instance_id.clone().unwrap_or_else(|| parts.node.name.clone()));
         let is_ours = |last_good: &LastGood| last_good.node.is_none() || last_good.node == own;
@@ -609,7 +608,7 @@ impl Reconciler {
             let allowed_losses = &[&self.parts.allowed_losses[..], &wanted.allow_loss[..]].concat();
             let desired = Desired { rendered, generation: &generation, allowed_losses, now };
             let brought = self.parts.apply.bring(&desired, progress).await;
-            let is_refused = brought.as_ref().is_err_and(|error| error.is_refusal());
+            let is_refused = brought.as_ref().is_err_and(ApplyError::is_refusal);
             self.refused = is_refused.then_some(desired.rendered);
             brought?;
             self.is_blind = false;

@@ -193,13 +193,13 @@ mod tests {
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let server = tokio::spawn(async move {
+        let tls_first = tokio::spawn(async move {
             let (stream, _) = listener.accept().await.unwrap();
             let mut stream = acceptor.accept(stream).await.unwrap();
             let _end = stream.read(&mut [0]).await;
         });
         let served = Prober::presenting(&ours).unwrap().served(address, Port::Client).await.unwrap();
         assert_eq!(served, ours.certificates());
-        server.await.unwrap();
+        tls_first.await.unwrap();
     }
 }

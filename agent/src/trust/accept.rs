@@ -310,13 +310,16 @@ struct Path<'a> {
     anchor: &'a Anchor,
 }
 
+/// What else a path has to be.
+type PathCheck<'a> = dyn Fn(&VerifiedPath<'_>) -> Result<(), webpki::Error> + 'a;
+
 fn verify<'p>(
     leaf: &'p EndEntityCert<'p>,
     anchors: &'p [TrustAnchor<'p>],
     above: &'p [CertificateDer<'p>],
     now: OffsetDateTime,
     usage: KeyUsage,
-    more: Option<&dyn Fn(&VerifiedPath<'_>) -> Result<(), webpki::Error>>,
+    more: Option<&PathCheck<'_>>,
 ) -> Result<VerifiedPath<'p>, webpki::Error> {
     leaf.verify_for_usage(x509::VERIFIED, anchors, above, unix(now), usage, None, more)
 }

@@ -3,6 +3,8 @@
 //! The agent runs in a mount namespace of its own, in which `/etc/resolv.conf` names a stub of ours. That takes root;
 //! where the tests run as somebody else, the test says so and ends.
 
+#![expect(clippy::print_stdout, reason = "what could not be tried is to be told")]
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
