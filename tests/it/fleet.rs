@@ -227,8 +227,13 @@ async fn invariant_07_instance_metadata_being_away_disturbs_no_node_and_is_shown
     .await
     .unwrap();
     assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
-    let renewed = node.healthy(SOON).await.unwrap();
+    let renewed = degraded(&fleet.nodes[0], &["the configuration in force stays", away[0]]).await;
     assert_ne!(renewed["leaf"], before["leaf"]);
+    // It is put to use as soon as it can be, without anybody's help.
+    let FleetNode { node, imds: Some(imds), .. } = &mut fleet.nodes[0] else { panic!("no metadata") };
+    imds.set_fault(None);
+    let renewed = node.healthy(SOON).await.unwrap();
+    imds.set_fault(Some(imds::Fault::Disabled));
 
     // Without a daemon, and with one that waits.
     node.agent.stop().await.unwrap();

@@ -179,7 +179,7 @@ async fn a_server_whose_route_port_has_moved_is_healthy_once_it_was_restarted_an
     let mut cluster = cluster(1).await;
     let moved = format!("{}:{}", cluster.nodes[0].address, cluster.nodes[0].metrics().port() + 1);
     change(&cluster.nodes[0], "nats.cluster_listen", &format!("\"{moved}\""));
-    waiting(&cluster.nodes[0], "listen").await;
+    waiting(&cluster.nodes[0], "listen, routes").await;
     cluster.nodes[0].server.take().unwrap().stop().await.unwrap();
     let Nodes { nodes, cluster: shared, .. } = &mut cluster;
     shared.start_server(&mut nodes[0]).await.unwrap();

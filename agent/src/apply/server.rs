@@ -241,11 +241,15 @@ impl Server for NatsServer {
     async fn observe(&self, chain: &VerifiedChain, at: &Listeners, last: Option<&Observed>) -> Observed {
         let presence = match NatsProcess::find(&at.pid_file, &self.binary, &self.config) {
             Ok(process) => Presence::Running(process.pid),
-            Err(ProcessError::Absent(why)) if !listens(at.client).await => return Observed::absent(why),
-            Err(ProcessError::Absent(why)) => Presence::Foreign(format!(
-                "nats-server isn't running ({why}), and yet something listens on {}: check nats.pid_file and nats.listen",
-                at.client
-            )),
+            Err(ProcessError::Absent(why)) => {
+                if served_at(chain, at.client, Port::Client).await.is_err() {
+                    return Observed::absent(why);
+                }
+                Presence::Foreign(format!(
+                    "{why}, and yet {} serves TLS: check nats.pid_file and nats.listen",
+                    at.client
+                ))
+            }
             Err(error) => Presence::Foreign(super::chain_of(&error)),
         };
         let (varz, routez) = tokio::join!(monitor::varz(at.monitor), monitor::routez(at.monitor));
@@ -275,12 +279,6 @@ impl Server for NatsServer {
         process.hang_up()?;
         Ok(process.pid)
     }
-}
-
-/// Whether anybody accepts connections there.
-async fn listens(address: SocketAddr) -> bool {
-    let connected = tokio::time::timeout(super::probe::TIMEOUT, tokio::net::TcpStream::connect(address)).await;
-    connected.is_ok_and(|connected| connected.is_ok())
 }
 
 async fn served_at(chain: &VerifiedChain, address: SocketAddr, port: Port) -> Result<Served, String> {

@@ -84,6 +84,7 @@ async fn keep(
     let mut job = None::<Job>;
     let started = Instant::now();
     let mut began = reconciler.clock().now_seen_from(started);
+    let mut unused = None::<Unused>;
     loop {
         let before = status.borrow().clone();
         let pass = match job.take() {
@@ -95,46 +96,68 @@ async fn keep(
         service.note_committed(&config.nats.config);
         service.show(&pass.status, clock.now());
         status.send_replace(Some(pass.status));
+        let mut is_asked = false;
         tokio::select! {
             () = service.sleep_until(&clock, next) => {}
             asked = jobs.recv() => job = asked,
             _ = hang_up.recv() => {
+                is_asked = true;
                 service.reloading();
-                match use_changed(file, &config, &allow_loss).await {
-                    Ok((changed, parts)) => (config, reconciler) = (changed, Reconciler::new(parts)),
-                    Err(why) => reconciler.note_unread(why),
+                match read_again(file, &config) {
+                    Ok(changed) => unused = Some(Unused::now(changed)),
+                    Err(why) => {
+                        unused = None;
+                        reconciler.note_unread(why);
+                    }
                 }
-                service.reloaded();
             }
         }
         let begins = clock.now_seen_from(started);
-        if begins < began - CLOCK_IS_SET_BACK {
+        if begins < began - CLOCK_IS_SET_BACK && unused.is_none() {
             tracing::warn!("the clock was set back, so the credentials for AWS are fetched anew");
-            match assemble(&config, allow_loss.clone()).await {
-                Ok(parts) => reconciler = Reconciler::new(parts),
+            unused = Some(Unused::now(config.clone()));
+        }
+        began = begins;
+        if let Some(waiting) = unused.take_if(|waiting| waiting.next <= Instant::now()) {
+            match assemble(&waiting.config, allow_loss.clone()).await {
+                Ok(parts) => (config, reconciler) = (waiting.config, Reconciler::new(parts)),
                 Err(error) => {
-                    tracing::warn!("{}", chain_of(&error));
-                    continue;
+                    reconciler.note_unread(stays(&error));
+                    unused = error.may_pass().then(|| waiting.later(&config.renewal));
                 }
             }
         }
-        began = begins;
+        if is_asked {
+            service.reloaded();
+        }
     }
 }
 
-/// The configuration as it is now, and its parts; or why the one in force stays.
-async fn use_changed(file: &Path, current: &Config, allow_loss: &[String]) -> Result<(Config, Parts), String> {
-    let changed = read_again(file, current)?;
-    match assemble(&changed, allow_loss.to_vec()).await {
-        Ok(parts) => Ok((changed, parts)),
-        Err(error) => Err(stays(&error)),
+/// A configuration that is to be put to use, which takes instance metadata.
+struct Unused {
+    config: Config,
+    failures: u32,
+    next: Instant,
+}
+
+impl Unused {
+    fn now(config: Config) -> Self {
+        Self { config, failures: 0, next: Instant::now() }
+    }
+
+    /// The same after one more failure.
+    fn later(self, renewal: &RenewalConfig) -> Self {
+        let failures = self.failures + 1;
+        let pause = backoff(failures, renewal.retry_min, renewal.retry_max, fastrand::f64());
+        Self { failures, next: Instant::now() + pause, ..self }
     }
 }
 
 /// Says that the configuration in force stays, and why.
 fn stays(error: &dyn std::error::Error) -> String {
     let why = format!(
-        "the configuration in force stays, as the changed one can't be used ({}); correct it, and reload the agent again",
+        "the configuration in force stays, as the one that was read last can't be used yet ({}); if it is to be corrected, \
+         reload the agent thereafter",
         chain_of(error)
     );
     tracing::error!("{why}");
