@@ -283,6 +283,15 @@ impl Status {
                 warnings.push(format!("the anchor {} ends at {}", anchor.subject, rfc3339(anchor.not_after)));
             }
         }
+        let peers = routes(&findings);
+        let mut others = peers.iter().filter(|peer| !findings.node.is_own(peer)).peekable();
+        if is_there && others.peek().is_some() && others.all(|peer| peer.route == Route::Down) {
+            warnings.push(
+                "no route to any other server of the cluster is up: messages reach the clients of this one alone. Check that \
+                 the others run, and that the nodes reach each other's route port"
+                    .into(),
+            );
+        }
         let served = |port: &Result<Served, String>| {
             port.as_ref().ok().map(|served| ServedLeaf { sha256: served.sha256.clone() })
         };
@@ -297,7 +306,7 @@ impl Status {
                 confirmed_at: findings.confirmed_at,
             }),
             trust: bundle.as_ref().map(TrustStatus::of),
-            peers: routes(&findings),
+            peers,
             nats: NatsStatus {
                 pid: if let Presence::Running(pid) = observed.presence { Some(pid) } else { None },
                 version: observed.varz.as_ref().map(|varz| varz.version.clone()),

@@ -232,6 +232,25 @@ fn an_anchor_that_ends_within_a_year_is_a_warning_and_leaves_the_node_healthy() 
 }
 
 #[test]
+fn a_node_without_a_route_to_anybody_warns_and_one_with_a_route_to_somebody_does_not() {
+    let warns = |change: fn(&mut Findings)| {
+        let mut findings = healthy();
+        change(&mut findings);
+        let status = Status::of(findings);
+        (status.state, status.warnings.iter().any(|warning| warning.contains("no route to any other server")))
+    };
+    assert_eq!(warns(|_| {}), (State::Healthy, false));
+    assert_eq!(warns(|findings| findings.observed.routez = Some(routez([]))), (State::Healthy, true));
+    // What can't be seen is not said, and who is alone misses nobody.
+    assert_eq!(warns(|findings| findings.observed.routez = None), (State::Healthy, false));
+    let alone = |findings: &mut Findings| {
+        findings.observed.routez = Some(routez([]));
+        findings.peers = peers([("10.0.1.1:6222", "10.0.1.1:6222")]);
+    };
+    assert_eq!(warns(alone), (State::Healthy, false));
+}
+
+#[test]
 fn what_is_served_is_told_unless_no_server_runs() {
     let mut findings = healthy();
     findings.observed.route = Err("no TLS".into());
