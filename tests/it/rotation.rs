@@ -132,6 +132,10 @@ async fn sighup_reads_agent_toml_again_and_one_that_is_wrong_changes_nothing() {
     let seen = first.agent.status().await.unwrap_err();
     assert!(seen.to_string().contains("exit Some(2)"), "a command reads the broken file too: {seen}");
     cluster.cluster.configure(first, &[first, second]).unwrap();
+    // Who believes that it is in force is told until it is read again.
+    let status = unhealthy(first, "the configuration in force stays").await;
+    assert_eq!((&status["state"], &status["leaf"]), (&Value::from("degraded"), &leaf), "{status}");
+    first.agent.signal(Signal::HUP).unwrap();
     assert_eq!(status_with(first, two).await["leaf"], leaf);
     assert_eq!(std::fs::read(first.nats_config()).unwrap(), config);
 }

@@ -24,6 +24,8 @@ const WARM: usize = 20;
 const SLACK_OF_MANY: u64 = 1024;
 /// Over the few of the short form the allocator's pages are nearly all that there is to see.
 const SLACK_OF_FEW: u64 = 4096;
+/// How many connections more than before the SDK's pools may keep, as calls of two services meet or don't.
+const POOLED: usize = 4;
 const SOON: Duration = Duration::from_secs(20);
 const REGION: &str = "eu-west-1";
 const INSTANCE: &str = "i-0123456789abcdef0";
@@ -41,7 +43,7 @@ async fn rotations_leave_the_agents_memory_and_descriptors_and_the_files_on_disk
     // What a reload leaves open for a moment, as the connections that it was confirmed through.
     let after = eventually("as many descriptors as before", SOON, async || {
         let (now, of_server) = (Footprint::of(node), descriptors(server(node)));
-        if now.descriptors == before.descriptors && of_server == server_before {
+        if now.descriptors <= before.descriptors + POOLED && of_server == server_before {
             Ok(now)
         } else {
             Err(format!("{now:?} and {of_server} of nats-server in place of {before:?} and {server_before}"))
