@@ -55,7 +55,7 @@ fn signal() -> Vec<Trial> {
         world.node.server.as_ref().unwrap().signal(if on { Signal::STOP } else { Signal::CONT }).unwrap();
     };
     vec![
-        pid_file("no pid file", vec!["nats-server isn't running", ".pid"], || None),
+        pid_file("no pid file", vec!["there is no", ".pid", "serves TLS"], || None),
         pid_file("nonsense in it", vec!["holds no pid"], || Some("nonsense".into())),
         pid_file("another's pid", vec!["names pid"], || Some(std::process::id().to_string())),
         trial(CALL, "frozen server", Told::Ill(vec!["client port"]), frozen),
