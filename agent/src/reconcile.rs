@@ -733,9 +733,9 @@ impl Reconciler {
     fn next(&self, now: OffsetDateTime) -> OffsetDateTime {
         let mut times = vec![self.discovery.next, self.trust.next, now + self.parts.interval];
         times.extend(self.parts.credential.is_some().then_some(self.cluster_secret.next));
-        let failed =
-            [&self.issuing, &self.deploying].into_iter().filter(|retry| retry.failures > 0 && retry.next > now);
-        times.extend(failed.map(|retry| retry.next));
+        // Whatever the rest of the pass took: a request whose answer was lost is to be repeated while PCA knows its token.
+        times.extend((self.issuing.failures > 0).then_some(self.issuing.next));
+        times.extend((self.deploying.failures > 0).then_some(self.deploying.next).filter(|next| *next > now));
         let due = self.newest.as_ref().map(|newest| self.due(newest));
         times.push(due.map_or(self.issuing.next, |due| due.max(self.issuing.next)));
         times.extend(self.turn.filter(|turn| *turn > now));

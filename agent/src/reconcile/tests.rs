@@ -603,6 +603,17 @@ async fn invariant_11_what_is_not_ours_is_collected_again_for_minutes_before_ano
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_failed_issuance_is_tried_again_at_once_where_its_pause_ended_before_the_pass_did() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    bench.issuer.refusals.lock().unwrap().push_back(IssueErrorKind::Unavailable);
+    renew(&mut agent).await.outcome.unwrap_err();
+    agent.read_newest().unwrap();
+    let over = agent.issuing.next + Duration::from_secs(1);
+    assert!(agent.next(over) < over + Duration::from_secs(1), "the leaf isn't due, and an interval is ten minutes");
+}
+
+#[tokio::test(start_paused = true)]
 async fn invariant_11_a_leaf_that_the_bundle_does_not_accept_yet_is_kept_and_collected_again() {
     let bench = Bench::new().await;
     let ours = bench.trust.0.lock().unwrap().clone();
