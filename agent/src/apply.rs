@@ -337,41 +337,23 @@ impl Apply {
         }
         if self.committed()?.as_ref() != Some(&desired.rendered) {
             let losses = Some(desired.allowed_losses);
-            match self.commit(&desired.rendered, desired.generation, losses, progress).await {
-                Ok(expected) => self.expected = Some((desired.rendered.clone(), expected)),
-                Err(refused) => {
-                    self.bring_certificate(desired.generation, progress).await;
-                    return Err(refused);
-                }
+            if let Err(refused) = self.commit(&desired.rendered, desired.generation, losses, progress).await {
+                self.bring_certificate(desired.generation, progress).await;
+                return Err(refused);
             }
         }
-        let Some((_, expected)) = self.expected.clone() else {
-            return Err(ApplyError::Unnamed(self.parts.nats.config.clone()));
-        };
-        let chain = &desired.generation.chain;
-        self.look(chain).await?;
-        if matches!(self.verdict, Verdict::NoServer(_)) {
-            return Ok(());
-        }
-        let before = self.observed.clone();
-        let verdict = self.signal_and_confirm(&expected, chain, Proof::Expected, progress).await?;
-        let Verdict::Other(reason) = verdict else {
-            self.held = None;
-            self.look(chain).await?;
-            return match &self.verdict {
-                Verdict::Other(reason) => Err(ApplyError::Unserved { reason: reason.clone() }),
-                Verdict::Live { .. } if has_come_to_serve(&before, &self.observed, &expected) => {
-                    Ok(self.note_running()?)
+        match (self.reload(&desired.generation.chain, Proof::Expected, progress).await?, &self.verdict) {
+            (Verdict::Other(reason), _) => {
+                if let Some(carried) = self.carried(desired.generation)?.filter(|carried| *carried != desired.rendered)
+                    && self.carry(desired, carried, progress).await.is_ok()
+                {
+                    return Ok(());
                 }
-                Verdict::Live { .. } | Verdict::NoServer(_) => Ok(()),
-            };
-        };
-        if let Some(carried) = self.carried(desired.generation)?.filter(|carried| *carried != desired.rendered)
-            && self.carry(desired, carried, progress).await.is_ok()
-        {
-            return Ok(());
+                self.roll_back(desired, reason, progress).await
+            }
+            (_, Verdict::Other(reason)) => Err(ApplyError::Unserved { reason: reason.clone() }),
+            _ => Ok(()),
         }
-        self.roll_back(desired, reason, progress).await
     }
 
     /// Has nats-server load the generation with the settings that it runs with, where the desired ones can't be had at all:
@@ -395,37 +377,27 @@ impl Apply {
         generation: &Generation,
         proof: Proof,
         progress: &Progress,
-    ) -> Result<Expected, ApplyError> {
-        let chain = &generation.chain;
-        let expected = self.commit(carried, generation, None, progress).await?;
-        self.held = None;
-        self.expected = Some((carried.clone(), expected.clone()));
-        self.look(chain).await?;
-        let before = self.observed.clone();
-        if let Verdict::Other(reason) = self.signal_and_confirm(&expected, chain, proof, progress).await? {
-            return Err(ApplyError::NotConfirmed { reason });
+    ) -> Result<(), ApplyError> {
+        self.commit(carried, generation, None, progress).await?;
+        match self.reload(&generation.chain, proof, progress).await? {
+            Verdict::Other(reason) => Err(ApplyError::NotConfirmed { reason }),
+            Verdict::Live { .. } | Verdict::NoServer(_) => Ok(()),
         }
-        self.look(chain).await?;
-        if has_come_to_serve(&before, &self.observed, &expected) {
-            self.note_running()?;
-        }
-        Ok(expected)
     }
 
     /// Has nats-server load the new generation with the settings that it runs with, and then commits the desired ones for
     /// its next start. Between the two commits either is whole, so a crash there costs nothing.
     async fn carry(&mut self, desired: &Desired<'_>, carried: Rendered, progress: &Progress) -> Result<(), ApplyError> {
-        let chain = &desired.generation.chain;
-        let expected = self.load(&carried, desired.generation, Proof::Load, progress).await?;
-        let committed = self.commit(&desired.rendered, desired.generation, None, progress).await?;
-        self.expected = Some((desired.rendered.clone(), committed));
-        self.held = self.observed.varz.as_ref().map(|varz| Held {
+        self.load(&carried, desired.generation, Proof::Load, progress).await?;
+        let loaded = self.expected.clone();
+        self.commit(&desired.rendered, desired.generation, None, progress).await?;
+        self.held = self.observed.varz.as_ref().zip(loaded).map(|(varz, (_, expected))| Held {
             settings: self.settings_of(&desired.rendered),
             server_id: varz.server_id.clone(),
             expected,
             names: changed_settings(carried.text(), desired.rendered.text()),
         });
-        self.look(chain).await
+        self.look(&desired.generation.chain).await
     }
 
     /// The same rename with the text that the server had loaded before, if its certificate is still good.
@@ -443,17 +415,12 @@ impl Apply {
             self.look(&desired.generation.chain).await?;
             return Err(ApplyError::NotConfirmed { reason });
         };
-        let expected = match self.commit(&running, &before, None, progress).await {
-            Ok(expected) => expected,
-            Err(source) => {
-                self.look(&desired.generation.chain).await?;
-                return Err(ApplyError::NotRolledBack { reason, source: Box::new(source) });
-            }
-        };
+        if let Err(source) = self.commit(&running, &before, None, progress).await {
+            self.look(&desired.generation.chain).await?;
+            return Err(ApplyError::NotRolledBack { reason, source: Box::new(source) });
+        }
         progress.report(Step::RolledBack { reason: reason.clone() });
-        self.expected = Some((running, expected.clone()));
-        self.look(&before.chain).await?;
-        let verdict = self.signal_and_confirm(&expected, &before.chain, Proof::Expected, progress).await;
+        let verdict = self.reload(&before.chain, Proof::Expected, progress).await;
         self.look(&before.chain).await?;
         Err(ApplyError::RolledBack { reason, confirmed: matches!(verdict, Ok(Verdict::Live { .. })) })
     }
@@ -461,12 +428,12 @@ impl Apply {
     /// Has nats-server's own binary check the text, and commits it: the rename is the commit point. `allowed` names the
     /// losses that are meant; a text whose losses were looked at before is not looked at again.
     async fn commit(
-        &self,
+        &mut self,
         rendered: &Rendered,
         generation: &Generation,
         allowed: Option<&[String]>,
         progress: &Progress,
-    ) -> Result<Expected, ApplyError> {
+    ) -> Result<(), ApplyError> {
         let config = &self.parts.nats.config;
         if let Some(parent) = config.parent() {
             durable::create_directory(parent, 0o750)?;
@@ -484,7 +451,9 @@ impl Apply {
         }
         durable::rename(&candidate, config)?;
         progress.report(Step::Committed { generation: generation.number });
-        Ok(Expected::of(digest, &generation.chain))
+        self.expected = Some((rendered.clone(), Expected::of(digest, &generation.chain)));
+        self.held = None;
+        Ok(())
     }
 
     /// What a configuration that is committed already makes nats-server serve.
@@ -493,6 +462,33 @@ impl Apply {
         let generation = generation.ok_or_else(|| ApplyError::Unnamed(self.parts.nats.config.clone()))?;
         let digest = self.parts.server.validate(&self.parts.nats.config).await?;
         Ok(Expected::of(digest, &generation.chain))
+    }
+
+    /// Has nats-server load what is committed, and notes that it did where that is seen.
+    async fn reload(
+        &mut self,
+        chain: &VerifiedChain,
+        proof: Proof,
+        progress: &Progress,
+    ) -> Result<Verdict, ApplyError> {
+        self.look(chain).await?;
+        if matches!(self.verdict, Verdict::NoServer(_)) {
+            return Ok(self.verdict.clone());
+        }
+        let Some((_, expected)) = self.expected.clone() else {
+            return Err(ApplyError::Unnamed(self.parts.nats.config.clone()));
+        };
+        let before = self.observed.clone();
+        let verdict = self.signal_and_confirm(&expected, chain, proof, progress).await?;
+        if matches!(verdict, Verdict::Other(_)) {
+            return Ok(verdict);
+        }
+        self.held = None;
+        self.look(chain).await?;
+        if matches!(self.verdict, Verdict::Live { .. }) && has_come_to_serve(&before, &self.observed, &expected) {
+            self.note_running()?;
+        }
+        Ok(verdict)
     }
 
     async fn signal_and_confirm(
