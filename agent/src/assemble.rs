@@ -21,6 +21,7 @@ use crate::issue::journal::Journal;
 use crate::issue::local::Local;
 use crate::issue::{Issuance, Issuer};
 use crate::reconcile::Parts;
+use crate::schedule::earliest;
 use crate::trust::file::File;
 use crate::trust::issuer::FromIssuer;
 use crate::trust::secrets_manager::{ClusterSecret, SecretsManager};
@@ -109,7 +110,7 @@ async fn assemble_around(node: Node, config: &Config, allowed_losses: Vec<String
             journal: Journal::of(&config.state_directory),
             clock,
             validity: config.issuer.validity,
-            renew_at: config.renewal.at,
+            renewed_after: earliest(config.issuer.validity, config.renewal.at),
             algorithm: config.issuer.key_algorithm,
         },
         trust,

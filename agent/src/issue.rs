@@ -1,7 +1,7 @@
 //! Issuance: the issuer seam, and the journal that makes every certificate paid for once (invariant 11).
 //!
 //! ```text
-//! key + CSR ─► journal ─► request ─► journal the certificate's ARN ─► collect ─► IssuedChain
+//! key + CSR ─► journal ─► prepare ─► journal ─► request ─► journal the certificate's ARN ─► collect ─► IssuedChain
 //! ```
 //!
 //! Whatever happens between two of these steps, the next pass reads the journal and goes on from there: with the ARN it
@@ -48,6 +48,8 @@ pub struct IssueRequest<'a> {
     pub validity: Duration,
     /// The wall-clock time of the request, the same for a repeated one.
     pub now: OffsetDateTime,
+    /// What [`Issuer::prepare`] returned.
+    pub signing_algorithm: &'a str,
     /// The same for a repeated request.
     pub idempotency_token: &'a str,
 }
@@ -96,6 +98,10 @@ pub trait Issuer: Send + Sync {
     /// Which CA it is: no other knows the certificates that this one was asked for.
     fn name(&self) -> String;
 
+    /// Looks whether the issuer can do what it will be asked for, and returns the signature algorithm that its requests
+    /// name. That is kept with the request: a repeated one takes one call, which is then all that has to get through.
+    async fn prepare(&self, validity: Duration) -> Result<String, IssueError>;
+
     /// Asks for a certificate. The answer names it; it may not exist yet.
     async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError>;
 
@@ -112,21 +118,30 @@ pub trait Issuer: Send + Sync {
 
 /// How long one pass waits for a certificate before it leaves it to the next one.
 const COLLECT_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long PCA remembers a token, and takes a repeated request for the same one
+/// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>).
+const TOKEN_HOLDS: Duration = Duration::from_mins(5);
 /// How long a certificate that the issuer doesn't know, or that isn't what was asked for, is collected again before
-/// another one is paid for: a wrong answer may come from something on the way, and for as long PCA takes a repeated
-/// request for the same one anyway.
-const GIVE_UP_AFTER: Duration = Duration::from_mins(5);
+/// another one is paid for: a wrong answer may come from something on the way.
+const GIVE_UP_AFTER: Duration = TOKEN_HOLDS;
 /// PCA signs within some tens of milliseconds as a rule; the SDK's own waiter would begin at a second.
 const FIRST_POLL: Duration = Duration::from_millis(40);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 
-/// Of the time until a leaf is to be renewed at the latest, the share after which the schedule may renew it.
-const EARLIEST: f64 = 0.9;
+/// The longest pause before a request is repeated, after so many failures in a row, where none is to be shorter than
+/// `shortest`.
+///
+/// An answer that was lost, on its way or with the process that waited for it, may have been a certificate, which the same
+/// request names without another payment for as long as PCA remembers its token. So for that long it is repeated often, as
+/// most repeats may be refused; and afterwards, when each failure may be such an answer, still in time.
+#[must_use]
+pub fn longest_pause(failures: u32, shortest: Duration) -> Duration {
+    const LONGEST: Duration = Duration::from_mins(4);
+    if failures < OFTEN { shortest.clamp(Duration::from_secs(15), LONGEST) } else { LONGEST }
+}
 
-/// How late a request may be repeated at most: PCA remembers a token for five minutes
-/// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>), and an answer that was lost may
-/// have been a certificate, which the same request then names without another payment.
-pub const REPEAT_WITHIN: Duration = Duration::from_mins(4);
+/// So many pauses of half of fifteen seconds at least come to five minutes.
+const OFTEN: u32 = 40;
 
 /// A certificate that was issued for a key of ours, and not looked at yet.
 #[derive(Clone, Debug)]
@@ -177,8 +192,8 @@ pub struct Issuance {
     pub clock: Clock,
     /// How long a leaf is to live.
     pub validity: Duration,
-    /// After which share of that it is renewed at the latest.
-    pub renew_at: f64,
+    /// How soon the schedule may renew it (`schedule::earliest`): the cap leaves that much.
+    pub renewed_after: Duration,
     /// The leaf's key.
     pub algorithm: KeyAlgorithm,
 }
@@ -197,7 +212,7 @@ impl Issuance {
                 && pending.csr.algorithm == self.algorithm
                 && pending.is_recent(self.validity / 2, now)
         };
-        let mut pending = if let Some(pending) = entries.pending.take().filter(fits) {
+        let pending = if let Some(pending) = entries.pending.take().filter(fits) {
             progress.report(Step::Resumed { handle: pending.handle.as_ref().map(|handle| handle.0.clone()) });
             pending
         } else {
@@ -207,17 +222,17 @@ impl Issuance {
                 .await
                 .map_err(|_cancelled| ObtainError::Stopping)??;
             progress.report(Step::KeyMade { algorithm: self.algorithm });
-            Pending { csr, issuer: Some(issuer), begun: now, valid_from: None, handle: None }
+            Pending { issuer: Some(issuer), ..Pending::of(csr, now) }
         };
+        let csr = pending.csr.clone();
         entries.pending = Some(pending.clone());
-        self.journal.store(&entries)?;
-        let handle = match pending.handle.take() {
+        let handle = match pending.handle.clone() {
             Some(handle) => handle,
-            None => self.request(&mut entries, &pending).await?,
+            None => self.request(&mut entries, pending).await?,
         };
         progress.report(Step::Requested { handle: handle.0.clone() });
         let chain = self.collect(&mut entries, &handle).await?;
-        Ok(Issued { csr: pending.csr, chain })
+        Ok(Issued { csr, chain })
     }
 
     /// Forgets the issuance that is under way: its certificate is in a generation, or is good for nothing.
@@ -258,23 +273,34 @@ impl Issuance {
         self.journal.load().is_ok_and(|entries| entries.pending.is_some())
     }
 
-    async fn request(&self, entries: &mut Entries, pending: &Pending) -> Result<CertificateHandle, ObtainError> {
+    async fn request(&self, entries: &mut Entries, mut pending: Pending) -> Result<CertificateHandle, ObtainError> {
+        let signing_algorithm = if let Some(known) = pending.signing_algorithm.clone() {
+            known
+        } else {
+            self.journal.store(entries)?;
+            match self.issuer.prepare(self.validity).await {
+                Ok(algorithm) => pending.signing_algorithm.insert(algorithm).clone(),
+                Err(error) => return Err(self.give_up_if_permanent(entries, error)?),
+            }
+        };
         // What is repeated while the token holds is to be the same to the byte, its end too where that is asked for as a
         // time. Longer ago the token is forgotten, or the clock was another.
-        let (begun, now) = (pending.begun, self.clock.now());
-        let now = if (now - begun).unsigned_abs() < GIVE_UP_AFTER { begun } else { now };
+        let now = self.clock.now();
+        let asked = pending.asked.filter(|asked| (now - *asked).unsigned_abs() < TOKEN_HOLDS).unwrap_or(now);
+        pending.asked = Some(asked);
+        entries.pending = Some(pending.clone());
+        self.journal.store(entries)?;
         let request = IssueRequest {
             csr_pem: &pending.csr.pem,
             validity: self.validity,
-            now,
+            now: asked,
+            signing_algorithm: &signing_algorithm,
             idempotency_token: &pending.csr.idempotency_token(),
         };
         match self.issuer.request(&request).await {
             Ok(handle) => {
                 entries.note_issued(self.clock.now());
-                if let Some(pending) = &mut entries.pending {
-                    pending.handle = Some(handle.clone());
-                }
+                entries.pending = Some(Pending { handle: Some(handle.clone()), ..pending });
                 self.journal.store(entries)?;
                 Ok(handle)
             }
@@ -322,8 +348,7 @@ impl Issuance {
 
     /// What the schedule needs in a day of a node that renews as early as any, and what is to spare.
     fn cap(&self) -> usize {
-        let shortest = self.validity.mul_f64(self.renew_at * EARLIEST);
-        let scheduled = Duration::from_hours(24).as_millis() / shortest.as_millis().max(1);
+        let scheduled = Duration::from_hours(24).as_millis() / self.renewed_after.as_millis().max(1);
         usize::try_from(scheduled).unwrap_or(usize::MAX).saturating_add(self.issuer.spare_issuances_a_day() as usize)
     }
 }
@@ -331,13 +356,15 @@ impl Issuance {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
+    use proptest::prelude::*;
     use time::macros::datetime;
 
     use super::local::Local;
     use super::*;
     use crate::san::Sans;
-    use crate::schedule::due;
+    use crate::schedule::{backoff, due, earliest};
     use crate::trust::Leaf;
 
     const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
@@ -351,7 +378,7 @@ mod tests {
     fn issuance(state: &std::path::Path, issuer: Arc<dyn Issuer>, clock: Clock) -> Issuance {
         let journal = Journal::of(state);
         let (validity, algorithm) = (Duration::from_hours(1), KeyAlgorithm::EcdsaP256);
-        Issuance { issuer, journal, clock, validity, renew_at: 0.67, algorithm }
+        Issuance { issuer, journal, clock, validity, renewed_after: earliest(validity, 0.67), algorithm }
     }
 
     #[tokio::test]
@@ -376,9 +403,12 @@ mod tests {
         assert_eq!(resumed.chain, other.chain);
     }
 
-    /// Notes the time and the token of each request, and is out of order.
+    /// Notes the time and the token of each request, and answers none.
     #[derive(Default)]
-    struct Away(Mutex<Vec<(OffsetDateTime, String)>>);
+    struct Away {
+        prepared: AtomicU32,
+        asked: Mutex<Vec<(OffsetDateTime, String)>>,
+    }
 
     fn away() -> IssueError {
         let (issuer, reason, remedy) = ("away".into(), "HTTP 503".into(), "wait".into());
@@ -391,8 +421,14 @@ mod tests {
             "away".into()
         }
 
+        async fn prepare(&self, _: Duration) -> Result<String, IssueError> {
+            self.prepared.fetch_add(1, Ordering::Relaxed);
+            Ok("SHA256WITHECDSA".into())
+        }
+
         async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
-            self.0.lock().unwrap().push((request.now, request.idempotency_token.into()));
+            assert_eq!(request.signing_algorithm, "SHA256WITHECDSA");
+            self.asked.lock().unwrap().push((request.now, request.idempotency_token.into()));
             Err(away())
         }
 
@@ -413,7 +449,8 @@ mod tests {
     fn the_cap_leaves_every_node_what_its_schedule_needs() {
         let mut issuance = issuance("unused".as_ref(), Arc::new(Away::default()), Clock::System);
         for (validity, at) in [(1, 0.3), (1, 0.67), (2, 0.1), (7 * 24, 0.67)] {
-            (issuance.validity, issuance.renew_at) = (Duration::from_hours(validity), at);
+            issuance.validity = Duration::from_hours(validity);
+            issuance.renewed_after = earliest(issuance.validity, at);
             let (serial, issuer, sha256) = (String::new(), String::new(), String::new());
             let not_after = NOW + issuance.validity;
             let leaf = Leaf { der: Vec::new(), serial, issuer, not_before: NOW, not_after, sans: node().sans, sha256 };
@@ -435,11 +472,44 @@ mod tests {
             clock.step(time::Duration::minutes(minutes));
             issuance.obtain(&node(), &Progress::default()).await.unwrap_err();
         }
-        let asked = issuer.0.lock().unwrap();
+        let asked = issuer.asked.lock().unwrap();
         assert!(asked.iter().all(|(_, token)| *token == asked[0].1));
         assert_eq!((asked[1].0, asked[2].0), (asked[0].0, asked[0].0));
         // Of a request that old, or of another time, nothing may come but a life that is too short or too long.
         assert!(asked[3].0 >= NOW + Duration::from_mins(10), "{asked:?}");
         assert!(asked[4].0 < NOW - Duration::from_mins(19), "{asked:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invariant_11_another_process_repeats_a_request_by_one_call() {
+        let directory = tempfile::tempdir().unwrap();
+        let issuer = Arc::new(Away::default());
+        for _process in 0..3 {
+            let issuance = issuance(directory.path(), Arc::clone(&issuer) as Arc<dyn Issuer>, Clock::starting_at(NOW));
+            issuance.obtain(&node(), &Progress::default()).await.unwrap_err();
+        }
+        assert_eq!((issuer.prepared.load(Ordering::Relaxed), issuer.asked.lock().unwrap().len()), (1, 3));
+    }
+
+    proptest! {
+        #[test]
+        fn invariant_11_a_request_is_repeated_often_while_its_token_holds_and_within_it_for_ever(
+            randoms in proptest::collection::vec(0.0_f64..1.0, 200), shortest in 10_u64..600_000,
+        ) {
+            let pause = |failures: u32, shortest: Duration| {
+                let longest = Duration::from_mins(10).min(longest_pause(failures - 1, shortest));
+                backoff(failures, shortest, longest, randoms[failures as usize % randoms.len()])
+            };
+            let (mut since, mut repeats) = (Duration::ZERO, 0);
+            for failures in 1..200 {
+                since += pause(failures, Duration::from_secs(5));
+                repeats += u32::from(since < TOKEN_HOLDS);
+                // Who wants longer pauses has them, as far as the token allows.
+                let longer = pause(failures, Duration::from_millis(shortest));
+                prop_assert!(longer >= Duration::from_millis(shortest).min(Duration::from_mins(4)) / 2);
+                prop_assert!(longer < TOKEN_HOLDS);
+            }
+            prop_assert!(repeats >= 20, "{repeats}");
+        }
     }
 }

@@ -22,7 +22,7 @@ use crate::durable::{self, FileError, Secrecy};
 use crate::generation::{Generation, GenerationError};
 use crate::identity::Node;
 use crate::issue::journal::JournalError;
-use crate::issue::{Issuance, Issued, ObtainError, REPEAT_WITHIN};
+use crate::issue::{Issuance, Issued, ObtainError, longest_pause};
 use crate::progress::{Progress, Step};
 use crate::render::{ClusterCredential, RenderError, Rendered, TlsFiles, Values, render};
 use crate::schedule::{backoff, cycle, due, jittered, turn};
@@ -515,7 +515,7 @@ impl Reconciler {
             Ok(accepted) => (accepted, None),
             Err(error) => {
                 let Parts { clock, renewal, .. } = &self.parts;
-                let longest = renewal.retry_max.min(REPEAT_WITHIN);
+                let longest = renewal.retry_max.min(longest_pause(self.issuing.failures, renewal.retry_min));
                 self.issuing.fail(clock.now(), renewal, longest, chain_of(&error));
                 (None, Some(error))
             }

@@ -22,6 +22,12 @@ pub fn due(leaf: &Leaf, validity: Duration, at: f64, seed: &str) -> OffsetDateTi
     begin + lifetime.mul_f64(at * (1.0 - SPREAD * share(seed)))
 }
 
+/// How soon after its beginning [`due`] may have a leaf renewed.
+#[must_use]
+pub fn earliest(validity: Duration, at: f64) -> Duration {
+    validity.mul_f64(at * (1.0 - SPREAD))
+}
+
 /// How long to wait after the given number of failures in a row, the first being 1: doubled each time from `min` to
 /// `max`, and of that a random part between half and whole. `random` lies in 0..1.
 #[must_use]

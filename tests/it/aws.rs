@@ -21,7 +21,7 @@ use nats_tls_agent::discover::PeerSource;
 use nats_tls_agent::discover::asg::Asg;
 use nats_tls_agent::identity::{Needs, Node, identify_through};
 use nats_tls_agent::issue::acm_pca::AcmPca;
-use nats_tls_agent::issue::{CertificateHandle, IssueErrorKind, IssueRequest, Issuer};
+use nats_tls_agent::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, Issuer};
 use nats_tls_agent::san::{DnsName, Sans};
 use nats_tls_agent::trust::secrets_manager::{ClusterSecret, SecretsManager};
 use time::OffsetDateTime;
@@ -97,7 +97,7 @@ async fn pca_issues_for_our_key_and_names_its_ca() {
     assert_eq!(issuer.ca_pem().await.unwrap().trim(), ca.pem.trim());
     let node = node(IpAddr::from([127, 0, 16, 9]));
     let csr = Csr::generate(&node.name, &node.sans, KeyAlgorithm::EcdsaP256).unwrap();
-    let handle = issuer.request(&request(&csr.pem, Duration::from_hours(1))).await.unwrap();
+    let handle = ask(&issuer, &csr.pem, Duration::from_hours(1)).await.unwrap();
     assert!(handle.0.starts_with(&ca.arn));
     let chain = issuer.collect(&handle).await.unwrap();
     assert_eq!(chain.chain_pem.trim(), ca.pem.trim());
@@ -113,8 +113,8 @@ async fn a_short_lived_ca_is_refused_a_longer_validity_before_it_is_asked() {
     let issuer = AcmPca::new(&aws.config().await, arn(&ca.arn), None);
     let node = node(IpAddr::from([127, 0, 16, 9]));
     let csr = Csr::generate(&node.name, &node.sans, KeyAlgorithm::EcdsaP256).unwrap();
-    issuer.request(&request(&csr.pem, WEEK)).await.unwrap();
-    let error = issuer.request(&request(&csr.pem, WEEK + Duration::from_mins(1))).await.unwrap_err();
+    ask(&issuer, &csr.pem, WEEK).await.unwrap();
+    let error = ask(&issuer, &csr.pem, WEEK + Duration::from_mins(1)).await.unwrap_err();
     assert_eq!(error.kind, IssueErrorKind::Permanent);
     let text = error.to_string();
     assert!(text.contains("short-lived") && text.contains("validity = \"7d\""), "{text}");
@@ -128,7 +128,7 @@ async fn an_unknown_ca_is_an_error_of_the_call() {
     assert!(error.to_string().starts_with("acm-pca:GetCertificateAuthorityCertificate on arn:aws:acm-pca:"), "{error}");
     let service = Scripted::start().await;
     service.script([self::error(400, "ResourceNotFoundException")]);
-    let error = AcmPca::new(&service.config().await, arn(CA), None).request(&request("csr", WEEK)).await.unwrap_err();
+    let error = ask(&AcmPca::new(&service.config().await, arn(CA), None), "csr", WEEK).await.unwrap_err();
     assert_eq!(error.kind, IssueErrorKind::Permanent);
     assert!(error.to_string().contains("check issuer.ca_arn"), "{error}");
 }
@@ -169,8 +169,8 @@ async fn a_request_carries_the_token_the_validity_and_the_algorithm_of_the_cas_k
     let ca = rcgen::CertificateParams::default().self_signed(&key).unwrap().pem();
     let arn_only = serde_json::json!({"CertificateArn": format!("{CA}/certificate/1")});
     service.script([ok(&serde_json::json!({"Certificate": ca})), ok(&arn_only), ok(&arn_only)]);
-    issuer.request(&request("csr", Duration::from_secs(90))).await.unwrap();
-    issuer.request(&request("csr", WEEK)).await.unwrap();
+    ask(&issuer, "csr", Duration::from_secs(90)).await.unwrap();
+    ask(&issuer, "csr", WEEK).await.unwrap();
     let asked = service.asked();
     let calls: Vec<&str> = asked.iter().map(|(call, _)| call.as_str()).collect();
     // The CA's key doesn't change: it is asked for once.
@@ -625,6 +625,8 @@ fn node(address: IpAddr) -> Node {
     }
 }
 
-fn request(csr_pem: &str, validity: Duration) -> IssueRequest<'_> {
-    IssueRequest { csr_pem, validity, now: NOW, idempotency_token: "token-1" }
+async fn ask(issuer: &AcmPca, csr_pem: &str, validity: Duration) -> Result<CertificateHandle, IssueError> {
+    let signing_algorithm = &issuer.prepare(validity).await?;
+    let request = IssueRequest { csr_pem, validity, now: NOW, signing_algorithm, idempotency_token: "token-1" };
+    issuer.request(&request).await
 }

@@ -86,7 +86,9 @@ fn csr() -> Csr {
 
 async fn request(issuer: &AcmPca, csr: &Csr, validity: Duration) -> Result<CertificateHandle, IssueError> {
     let idempotency_token = &csr.idempotency_token();
-    issuer.request(&IssueRequest { csr_pem: &csr.pem, validity, now: now(), idempotency_token }).await
+    let signing_algorithm = &issuer.prepare(validity).await?;
+    let request = IssueRequest { csr_pem: &csr.pem, validity, now: now(), signing_algorithm, idempotency_token };
+    issuer.request(&request).await
 }
 
 async fn chain(issuer: &AcmPca, handle: &CertificateHandle) -> IssuedChain {

@@ -468,10 +468,13 @@ impl Sent {
         let csr = Csr::generate(&node.name, &node.sans, KeyAlgorithm::EcdsaP256).unwrap();
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
         let issuer = AcmPca::new(&aws, CaArn::try_from(ca.arn.clone()).unwrap(), None);
-        let request = |validity| IssueRequest { csr_pem: &csr.pem, validity, now, idempotency_token: "token-1" };
         // Longer than a short-lived CA allows, so that the CA's mode is asked; moto calls every CA a short-lived one.
-        issuer.request(&request(Duration::from_hours(30 * 24))).await.unwrap_err();
-        let handle = issuer.request(&request(Duration::from_hours(7 * 24))).await.unwrap();
+        issuer.prepare(Duration::from_hours(30 * 24)).await.unwrap_err();
+        let validity = Duration::from_hours(7 * 24);
+        let signing_algorithm = &issuer.prepare(validity).await.unwrap();
+        let request =
+            IssueRequest { csr_pem: &csr.pem, validity, now, signing_algorithm, idempotency_token: "token-1" };
+        let handle = issuer.request(&request).await.unwrap();
         issuer.collect(&handle).await.unwrap();
         SecretsManager::new(&aws, "trust-bundle", None).pem().await.unwrap();
         ClusterSecret::new(&aws, &cluster.arn).credential().await.unwrap();

@@ -69,7 +69,7 @@ async fn invariant_11_a_journal_cut_short_anywhere_is_refused_and_kept_and_nothi
     let mut entries = journal.load().unwrap();
     let csr = Csr::generate("n1", &Sans::default(), KeyAlgorithm::EcdsaP256).unwrap();
     let secret = csr.key.expose().lines().nth(1).unwrap().to_owned();
-    entries.pending = Some(Pending { csr, issuer: None, begun: Clock::System.now(), valid_from: None, handle: None });
+    entries.pending = Some(Pending::of(csr, Clock::System.now()));
     journal.store(&entries).unwrap();
     let whole = std::fs::read(journal.path()).unwrap();
     let before = paid(&cluster);

@@ -44,7 +44,7 @@ pub struct AcmPca {
     client: Client,
     ca_arn: CaArn,
     template_arn: String,
-    signing_algorithm: OnceCell<SigningAlgorithm>,
+    signing_algorithm: OnceCell<String>,
     usage_mode: OnceCell<UsageMode>,
 }
 
@@ -110,16 +110,17 @@ impl AcmPca {
         }
     }
 
-    async fn ask_signing_algorithm(&self) -> Result<SigningAlgorithm, IssueError> {
+    async fn ask_signing_algorithm(&self) -> Result<String, IssueError> {
         let (certificate, _) = self.ca_certificate().await?;
-        signing_algorithm(&certificate).map_err(|what| IssueError {
+        let algorithm = signing_algorithm(&certificate).map_err(|what| IssueError {
             kind: IssueErrorKind::Permanent,
             call: CA_CERTIFICATE,
             issuer: self.name(),
             reason: what,
             remedy: "use a CA whose key is RSA or ECDSA on P-256, P-384 or P-521".into(),
             source: None,
-        })
+        })?;
+        Ok(algorithm.as_str().to_owned())
     }
 
     /// The CA's certificate, and the chain above it, which a root CA doesn't have.
@@ -166,16 +167,19 @@ impl Issuer for AcmPca {
         self.ca_arn.as_str().into()
     }
 
+    async fn prepare(&self, validity: Duration) -> Result<String, IssueError> {
+        self.check_validity(validity).await?;
+        self.signing_algorithm.get_or_try_init(|| self.ask_signing_algorithm()).await.cloned()
+    }
+
     async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
-        self.check_validity(request.validity).await?;
-        let algorithm = self.signing_algorithm.get_or_try_init(|| self.ask_signing_algorithm()).await?;
         let call = self
             .client
             .issue_certificate()
             .certificate_authority_arn(self.ca_arn.as_str())
             .template_arn(&self.template_arn)
             .csr(Blob::new(request.csr_pem))
-            .signing_algorithm(algorithm.clone())
+            .signing_algorithm(SigningAlgorithm::from(request.signing_algorithm))
             .validity(validity(request.validity, request.now))
             // The SDK fills none in.
             .idempotency_token(request.idempotency_token);

@@ -56,6 +56,12 @@ pub struct Pending {
     /// When it was begun.
     #[serde(with = "time::serde::rfc3339")]
     pub begun: OffsetDateTime,
+    /// The signature algorithm that the request names, once the issuer has said which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing_algorithm: Option<String>,
+    /// The time that the last request was made with, which one of the next five minutes repeats.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub asked: Option<OffsetDateTime>,
     /// From when the certificate is valid, where it was refused for that: the issuer's clock says that it is recent when
     /// this machine's, which was behind, has been set.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
@@ -114,6 +120,12 @@ impl Journal {
 }
 
 impl Pending {
+    /// Nothing was asked yet.
+    #[must_use]
+    pub fn of(csr: Csr, begun: OffsetDateTime) -> Self {
+        Self { csr, issuer: None, begun, signing_algorithm: None, asked: None, valid_from: None, handle: None }
+    }
+
     /// Whether it was begun, or its certificate's life was, within this time. A journal, and an issuer, can name any time.
     #[must_use]
     pub fn is_recent(&self, within: Duration, now: OffsetDateTime) -> bool {
@@ -194,9 +206,7 @@ mod tests {
         assert!(entries.pending.is_none());
         let csr = Csr::generate("n1", &Sans::default(), KeyAlgorithm::EcdsaP256).unwrap();
         let handle = Some(CertificateHandle("arn".into()));
-        let issuer = Some("the double".to_owned());
-        entries.pending =
-            Some(Pending { csr: csr.clone(), issuer, begun: NOW, valid_from: None, handle: handle.clone() });
+        entries.pending = Some(Pending { handle: handle.clone(), ..Pending::of(csr.clone(), NOW) });
         journal.store(&entries).unwrap();
         let read = journal.load().unwrap().pending.unwrap();
         assert!(read.csr.key == csr.key && read.csr.idempotency_token() == csr.idempotency_token());
@@ -217,7 +227,7 @@ mod tests {
             (NOW - 100 * hour, Some(ends), false),
             (ends, Some(ends), true),
         ] {
-            let pending = Pending { csr: csr.clone(), issuer: None, begun, valid_from, handle: None };
+            let pending = Pending { valid_from, ..Pending::of(csr.clone(), begun) };
             assert_eq!(pending.is_recent(Duration::from_hours(1), NOW), recent, "{begun} {valid_from:?}");
         }
     }

@@ -330,6 +330,11 @@ impl Issuer for Local {
         format!("the local CA in {}", self.directory.display())
     }
 
+    async fn prepare(&self, _validity: Duration) -> Result<String, IssueError> {
+        // Its key is on P-256.
+        Ok("SHA256WITHECDSA".into())
+    }
+
     async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
         let (csr, token) = (request.csr_pem.to_owned(), request.idempotency_token.to_owned());
         let (validity, now) = (request.validity, request.now);
@@ -408,9 +413,14 @@ mod tests {
         Local::new(directory.join("ca"), Clock::System)
     }
 
+    fn asked<'a>(csr: &'a Csr, now: OffsetDateTime, idempotency_token: &'a str) -> IssueRequest<'a> {
+        let signing_algorithm = "SHA256WITHECDSA";
+        IssueRequest { csr_pem: &csr.pem, validity: DAY, now, signing_algorithm, idempotency_token }
+    }
+
     async fn request(ca: &Local, csr: &Csr, now: OffsetDateTime) -> Result<CertificateHandle, IssueError> {
         let token = csr.idempotency_token();
-        ca.request(&IssueRequest { csr_pem: &csr.pem, validity: DAY, now, idempotency_token: &token }).await
+        ca.request(&asked(csr, now, &token)).await
     }
 
     async fn bundle(ca: &Local, now: OffsetDateTime) -> TrustBundle {
@@ -475,10 +485,7 @@ mod tests {
         let ca = ca(directory.path());
         let (ours, other) = (csr(KeyAlgorithm::EcdsaP256), csr(KeyAlgorithm::EcdsaP256));
         let token = request(&ca, &ours, NOW).await.unwrap().0;
-        let error = ca
-            .request(&IssueRequest { csr_pem: &other.pem, validity: DAY, now: NOW, idempotency_token: &token })
-            .await
-            .unwrap_err();
+        let error = ca.request(&asked(&other, NOW, &token)).await.unwrap_err();
         assert_eq!(error.kind, IssueErrorKind::Permanent);
         assert!(error.to_string().contains("another key"), "{error}");
     }
@@ -489,8 +496,11 @@ mod tests {
         let ca = ca(directory.path());
         let csr = csr(KeyAlgorithm::EcdsaP256);
         for token in ["", "../ca", "a/b", "a.pem", "a\0", &"a".repeat(65)] {
-            let request = IssueRequest { csr_pem: &csr.pem, validity: DAY, now: NOW, idempotency_token: token };
-            assert_eq!(ca.request(&request).await.unwrap_err().kind, IssueErrorKind::Permanent, "{token:?}");
+            assert_eq!(
+                ca.request(&asked(&csr, NOW, token)).await.unwrap_err().kind,
+                IssueErrorKind::Permanent,
+                "{token:?}"
+            );
             let handle = CertificateHandle(token.to_owned());
             assert_eq!(ca.collect(&handle).await.unwrap_err().kind, IssueErrorKind::Permanent, "{token:?}");
         }

@@ -30,6 +30,7 @@ use crate::issue::journal::Journal;
 use crate::issue::local::Local;
 use crate::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
 use crate::san::Sans;
+use crate::schedule::earliest;
 use crate::status::State;
 use crate::trust::{Leaf, VerifiedChain};
 
@@ -74,6 +75,14 @@ impl MoodyIssuer {
 impl Issuer for MoodyIssuer {
     fn name(&self) -> String {
         self.ca.name()
+    }
+
+    async fn prepare(&self, validity: Duration) -> Result<String, IssueError> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(Self::error(IssueErrorKind::Unavailable));
+        }
+        on_the_way().await;
+        self.ca.prepare(validity).await
     }
 
     async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
@@ -341,7 +350,7 @@ impl Bench {
                 journal: Journal::of(&self.state()),
                 clock: self.clock,
                 validity: self.validity,
-                renew_at: RenewalConfig::default().at,
+                renewed_after: earliest(self.validity, RenewalConfig::default().at),
                 algorithm: KeyAlgorithm::EcdsaP256,
             },
             trust: Arc::clone(&self.trust) as Arc<dyn TrustSource>,

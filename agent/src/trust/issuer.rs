@@ -67,6 +67,10 @@ mod tests {
             "fake".into()
         }
 
+        async fn prepare(&self, _: std::time::Duration) -> Result<String, IssueError> {
+            Err(denied())
+        }
+
         async fn request(&self, _: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
             Err(denied())
         }

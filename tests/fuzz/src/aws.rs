@@ -12,7 +12,7 @@ use nats_tls_agent::discover::PeerSource as _;
 use nats_tls_agent::discover::asg::Asg;
 use nats_tls_agent::identity::Node;
 use nats_tls_agent::issue::acm_pca::AcmPca;
-use nats_tls_agent::issue::{CertificateHandle, IssueRequest, Issuer as _};
+use nats_tls_agent::issue::{CertificateHandle, IssueError, IssueRequest, Issuer as _};
 use nats_tls_agent::san::Sans;
 use nats_tls_agent::trust::TrustSource as _;
 use nats_tls_agent::trust::secrets_manager::{self, ClusterSecret, SecretsManager};
@@ -267,7 +267,7 @@ async fn call(bench: &Bench, which: u8, body: &[u8]) {
         },
         5 => drop(bench.pca.ca_pem().await.inspect_err(|error| logged(error))),
         // What it learns of the CA it keeps, so each of these has a new one.
-        6 => match pca(&bench.config).request(&request()).await {
+        6 => match ask(&pca(&bench.config)).await {
             Ok(handle) => assert!(!handle.0.is_empty()),
             Err(error) => logged(&error),
         },
@@ -306,13 +306,18 @@ async fn call(bench: &Bench, which: u8, body: &[u8]) {
     }
 }
 
-fn request() -> IssueRequest<'static> {
-    IssueRequest {
+/// What comes of a request, all of whose calls get the same answer.
+async fn ask(issuer: &AcmPca) -> Result<CertificateHandle, IssueError> {
+    let validity = std::time::Duration::from_hours(8 * 24);
+    let prepared = issuer.prepare(validity).await;
+    let request = IssueRequest {
         csr_pem: "-----BEGIN CERTIFICATE REQUEST-----\nMA==\n-----END CERTIFICATE REQUEST-----\n",
-        validity: std::time::Duration::from_hours(8 * 24),
+        validity,
         now: time::OffsetDateTime::UNIX_EPOCH + time::Duration::days(20_000),
+        signing_algorithm: prepared.as_deref().unwrap_or("SHA256WITHECDSA"),
         idempotency_token: "token",
-    }
+    };
+    issuer.request(&request).await
 }
 
 fn is_peer(state: &str) -> bool {

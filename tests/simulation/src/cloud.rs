@@ -1,13 +1,13 @@
 //! AWS as the nodes of the fleet reach it: the double's semantics and quotas, behind a network that is slow, and now and
 //! then away.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use aws_double::pca::{CaSettings, IssueCertificate, Pca, UsageMode, Validity};
+use aws_double::pca::{CaSettings, IssueCertificate, Pca, TOKEN_LIFETIME, UsageMode, Validity};
 use aws_double::secrets::{Content, Secrets};
 use aws_double::{ServiceError, fleet::Fleet};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -25,6 +25,10 @@ use time::OffsetDateTime;
 use tokio::sync::OnceCell;
 
 use crate::meters::Calls;
+
+/// A certificate whose ARN was lost can't be found again but by repeating the request while Private CA remembers its token.
+/// An agent whose repeats were refused so often meanwhile can do nothing more.
+pub const REPEATS: u32 = 15;
 
 const REGION: &str = "eu-west-1";
 const BUNDLE: &str = "nats/trust";
@@ -84,6 +88,10 @@ struct Inside {
     /// CAs whose certificates are in the bundle.
     trusted: Vec<usize>,
     outages: Vec<Outage>,
+    /// Certificates whose ARN reached nobody yet, by their request's token.
+    unheard: BTreeMap<String, Unheard>,
+    /// Payments for a key that one was made for before, and that no agent can avoid.
+    unavoidable: usize,
     /// Who is at the door in this millisecond.
     arrivals: BTreeSet<Arrival>,
     calls: Calls,
@@ -109,6 +117,8 @@ impl Cloud {
             signing: 0,
             trusted: Vec::new(),
             outages: Vec::new(),
+            unheard: BTreeMap::new(),
+            unavoidable: 0,
             arrivals: BTreeSet::new(),
             calls: Calls::default(),
         };
@@ -189,11 +199,12 @@ impl Cloud {
         read(&mut self.inside().calls)
     }
 
-    /// How many certificates were paid for, and how many of them for a key that one was paid for before.
-    pub(crate) fn paid(&self) -> (usize, usize) {
+    /// How many certificates were paid for; how many of them for a key that one was paid for before; and how many of those
+    /// could not be avoided.
+    pub(crate) fn paid(&self) -> (usize, usize, usize) {
         let inside = self.inside();
         let keys: BTreeSet<_> = inside.pca.paid().iter().map(|paid| paid.key).collect();
-        (inside.pca.paid().len(), inside.pca.paid().len() - keys.len())
+        (inside.pca.paid().len(), inside.pca.paid().len() - keys.len(), inside.unavoidable)
     }
 
     /// One call: there and back again. Of those that arrive in the same millisecond the lowest number goes first, so that
@@ -234,10 +245,29 @@ impl Cloud {
 }
 
 impl Inside {
+    /// A certificate was paid for, and its ARN is on its way.
+    fn note_paid(&mut self, token: &str, now: OffsetDateTime) {
+        let before = self.unheard.insert(token.into(), Unheard { paid: now, repeats: 0 });
+        self.unavoidable += usize::from(before.is_some_and(|unheard| unheard.repeats >= REPEATS));
+    }
+
+    fn note_refused(&mut self, token: &str, now: OffsetDateTime) {
+        if let Some(unheard) = self.unheard.get_mut(token) {
+            unheard.repeats += u32::from(now < unheard.paid + TOKEN_LIFETIME);
+        }
+    }
+
     fn mood(&self, service: Service, now: OffsetDateTime) -> Option<Mood> {
         let is_on = |outage: &&Outage| outage.begin <= now && now < outage.end && outage.services.contains(&service);
         self.outages.iter().find(is_on).map(|outage| outage.mood)
     }
+}
+
+/// A certificate whose ARN reached nobody yet.
+struct Unheard {
+    paid: OffsetDateTime,
+    /// How often the request was repeated and refused while Private CA remembered its token.
+    repeats: u32,
 }
 
 /// When a call arrives, and whose it is: a node calls each service once at a time.
@@ -281,8 +311,8 @@ pub(crate) struct Access {
     pub(crate) caller: Caller,
     /// Its own: how soon a key is made decides which of a pass's calls draws first.
     pub(crate) rng: Mutex<fastrand::Rng>,
-    /// Whether the CA's certificate was read, which says how the CA signs. `AcmPca` reads it before a process's first
-    /// request, and again until it comes.
+    /// Whether the CA's certificate was read, which says how the CA signs. `AcmPca` reads it before the first request of
+    /// a process that doesn't know that from the journal, and again until it comes.
     pub(crate) knows_authority: OnceCell<()>,
 }
 
@@ -354,27 +384,38 @@ impl Issuer for Access {
         "the double".into()
     }
 
-    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+    async fn prepare(&self, _validity: Duration) -> Result<String, IssueError> {
         self.knows_authority.get_or_try_init(|| self.know_authority()).await?;
+        Ok("SHA256WITHECDSA".into())
+    }
+
+    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+        let token = request.idempotency_token;
         let validity = Validity::Days(i64::try_from(request.validity.as_secs() / 86_400).unwrap_or(7));
         let issue = |inside: &mut Inside, now| {
             let authority = inside.authorities[inside.signing].clone();
             let issue = IssueCertificate {
                 authority: &authority,
                 csr: request.csr_pem,
-                signing_algorithm: "SHA256WITHECDSA",
+                signing_algorithm: request.signing_algorithm,
                 template: None,
                 validity,
                 not_before: None,
-                token: Some(request.idempotency_token),
+                token: Some(token),
             };
             let paid = inside.pca.paid().len();
             let answer = inside.pca.issue_certificate(&issue, now);
             inside.calls.note_issue(now, answer.as_ref().err());
-            let is_lossy = inside.mood(Service::Pca, now) == Some(Mood::Lossy) && inside.pca.paid().len() > paid;
-            Ok((answer?, is_lossy))
+            let is_paid = inside.pca.paid().len() > paid;
+            if is_paid {
+                inside.note_paid(token, now);
+            }
+            Ok((answer?, is_paid && inside.mood(Service::Pca, now) == Some(Mood::Lossy)))
         };
         let answer = self.cloud.call(self.caller, self.draw(), Service::Pca, issue).await;
+        if answer.is_err() {
+            self.cloud.inside().note_refused(token, self.cloud.clock.now());
+        }
         if let Ok((_, true)) = &answer
             && self.draw().f64() < 0.5
         {
@@ -382,7 +423,9 @@ impl Issuer for Access {
             tokio::time::sleep(Duration::from_secs(10)).await;
             return Err(refused(ISSUE, &ServiceError::new("RequestTimeout", "the answer was lost")));
         }
-        answer.map(|(arn, _)| CertificateHandle(arn)).map_err(|error| refused(ISSUE, &error))
+        let (arn, _) = answer.map_err(|error| refused(ISSUE, &error))?;
+        self.cloud.inside().unheard.remove(token);
+        Ok(CertificateHandle(arn))
     }
 
     async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError> {

@@ -26,8 +26,10 @@
 //!   have drawn apart. What they meet first is the narrowest quota: each process reads the CA's certificate once.
 //! - Never more than a third of a cluster, rounded up, reloads in the same ten seconds by itself: one node of three. When
 //!   everybody is told to renew by hand, everybody does so at once; that share is shown, and nothing is promised of it.
-//! - No key is paid for twice, what a configuration names is whole at every start and reload (invariant 2), and no two
-//!   servers of a cluster ever stop trusting each other (invariant 5).
+//! - No key is paid for twice, but where the answer was lost with the process that waited for it, and Private CA refused
+//!   each of [`REPEATS`] repeats and more until it had forgotten the token.
+//! - What a configuration names is whole at every start and reload (invariant 2), and no two servers of a cluster ever stop
+//!   trusting each other (invariant 5).
 //! - No state directory holds more than [`MOST_FILES`] files.
 
 mod cloud;
@@ -49,6 +51,7 @@ use node::Disturbances;
 use scenario::{Fleet, RUSH_INTERVAL};
 use world::World;
 
+pub use cloud::REPEATS;
 pub use meters::Share;
 pub use node::VALIDITY;
 pub use report::{Figures, Report};

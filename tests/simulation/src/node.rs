@@ -20,6 +20,7 @@ use nats_tls_agent::issue::{Issuance, Issuer};
 use nats_tls_agent::progress::Progress;
 use nats_tls_agent::reconcile::{Parts, Pass, Reconciler, Wanted};
 use nats_tls_agent::san::Sans;
+use nats_tls_agent::schedule::earliest;
 use nats_tls_agent::trust::TrustSource;
 use tokio::sync::{OnceCell, mpsc};
 use tokio::task::JoinHandle;
@@ -171,7 +172,7 @@ impl Life {
                 journal: Journal::of(&self.directory),
                 clock: world.clock,
                 validity: VALIDITY,
-                renew_at: default.at,
+                renewed_after: earliest(VALIDITY, default.at),
                 algorithm: KeyAlgorithm::EcdsaP256,
             },
             trust: access() as Arc<dyn TrustSource>,
