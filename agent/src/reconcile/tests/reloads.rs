@@ -220,6 +220,20 @@ async fn a_setting_that_waits_survives_a_look_without_monitoring_and_goes_on_hol
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_setting_that_was_taken_back_waits_no_longer_though_the_reload_was_rolled_back() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    let waits = |pass: &Pass| pass.status.warnings.iter().any(|warning| warning.contains("only at a start"));
+    agent.parts.node.name = "another".into();
+    assert!(waits(&pass(&mut agent).await));
+    agent.parts.node.name = "i-1".into();
+    bench.server.ignores.store(true, Ordering::Relaxed);
+    let failed = renew(&mut agent).await;
+    assert!(matches!(failed.outcome, Err(PassError::Apply(ApplyError::RolledBack { .. }))), "{:?}", failed.outcome);
+    assert!(!waits(&failed), "{:?}", failed.status.warnings);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_change_that_is_taken_after_one_that_waited_ends_the_waiting() {
     let bench = Bench::new().await;
     let mut agent = bench.serving().await;
