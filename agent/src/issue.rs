@@ -128,20 +128,11 @@ const GIVE_UP_AFTER: Duration = TOKEN_HOLDS;
 const FIRST_POLL: Duration = Duration::from_millis(40);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 
-/// The longest pause before a request is repeated, after so many failures in a row, where none is to be shorter than
-/// `shortest`.
-///
-/// An answer that was lost, on its way or with the process that waited for it, may have been a certificate, which the same
-/// request names without another payment for as long as PCA remembers its token. So for that long it is repeated often, as
-/// most repeats may be refused; and afterwards, when each failure may be such an answer, still in time.
-#[must_use]
-pub fn longest_pause(failures: u32, shortest: Duration) -> Duration {
-    const LONGEST: Duration = Duration::from_mins(4);
-    if failures < OFTEN { shortest.clamp(Duration::from_secs(15), LONGEST) } else { LONGEST }
-}
-
-/// So many pauses of half of fifteen seconds at least come to five minutes.
-const OFTEN: u32 = 40;
+/// The longest pause before a request is repeated: an answer that was lost may have been a certificate, which the same request
+/// names without another payment for as long as PCA remembers its token.
+const REPEAT_WITHIN: Duration = Duration::from_mins(4);
+/// And where an answer is known to be lost, as most repeats may be refused.
+const REPEAT_OFTEN: Duration = Duration::from_secs(15);
 
 /// A certificate that was issued for a key of ours, and not looked at yet.
 #[derive(Clone, Debug)]
@@ -283,29 +274,43 @@ impl Issuance {
                 Err(error) => return Err(self.give_up_if_permanent(entries, error)?),
             }
         };
-        // What is repeated while the token holds is to be the same to the byte, its end too where that is asked for as a
-        // time. Longer ago the token is forgotten, or the clock was another.
         let now = self.clock.now();
-        let asked = pending.asked.filter(|asked| (now - *asked).unsigned_abs() < TOKEN_HOLDS).unwrap_or(now);
-        pending.asked = Some(asked);
+        let is_repeat = pending.is_known_to_pca(now);
+        let unheard = *pending.unheard.get_or_insert(now);
         entries.pending = Some(pending.clone());
         self.journal.store(entries)?;
         let request = IssueRequest {
             csr_pem: &pending.csr.pem,
             validity: self.validity,
-            now: asked,
+            // What is repeated while the token holds is to be the same to the byte, its end too where that is asked for as a
+            // time. Longer ago the token is forgotten, or the clock was another.
+            now: if is_repeat { unheard } else { now },
             signing_algorithm: &signing_algorithm,
             idempotency_token: &pending.csr.idempotency_token(),
         };
         match self.issuer.request(&request).await {
             Ok(handle) => {
                 entries.note_issued(self.clock.now());
-                entries.pending = Some(Pending { handle: Some(handle.clone()), ..pending });
+                entries.pending = Some(Pending { handle: Some(handle.clone()), unheard: None, ..pending });
                 self.journal.store(entries)?;
                 Ok(handle)
             }
-            Err(error) => Err(self.give_up_if_permanent(entries, error)?),
+            Err(error) => {
+                if error.kind != IssueErrorKind::Unavailable && !is_repeat {
+                    entries.pending = Some(Pending { unheard: None, ..pending });
+                    self.journal.store(entries)?;
+                }
+                Err(self.give_up_if_permanent(entries, error)?)
+            }
         }
+    }
+
+    /// The longest pause after a failure, where none is to be shorter than `shortest`.
+    #[must_use]
+    pub fn longest_pause(&self, shortest: Duration) -> Duration {
+        let pending = self.journal.load().ok().and_then(|entries| entries.pending);
+        let is_lost = pending.is_some_and(|pending| pending.is_known_to_pca(self.clock.now()));
+        if is_lost { shortest.clamp(REPEAT_OFTEN, REPEAT_WITHIN) } else { REPEAT_WITHIN }
     }
 
     async fn collect(&self, entries: &mut Entries, handle: &CertificateHandle) -> Result<IssuedChain, ObtainError> {
@@ -356,9 +361,8 @@ impl Issuance {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-    use proptest::prelude::*;
     use time::macros::datetime;
 
     use super::local::Local;
@@ -403,11 +407,13 @@ mod tests {
         assert_eq!(resumed.chain, other.chain);
     }
 
-    /// Notes the time and the token of each request, and answers none.
+    /// Notes the time and the token of each request, and answers none, or refuses it.
     #[derive(Default)]
     struct Away {
         prepared: AtomicU32,
         asked: Mutex<Vec<(OffsetDateTime, String)>>,
+        refusal: Mutex<Option<IssueErrorKind>>,
+        is_silent: AtomicBool,
     }
 
     fn away() -> IssueError {
@@ -429,7 +435,11 @@ mod tests {
         async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
             assert_eq!(request.signing_algorithm, "SHA256WITHECDSA");
             self.asked.lock().unwrap().push((request.now, request.idempotency_token.into()));
-            Err(away())
+            if self.is_silent.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+            let kind = self.refusal.lock().unwrap().unwrap_or(IssueErrorKind::Unavailable);
+            Err(IssueError { kind, ..away() })
         }
 
         async fn collect(&self, _: &CertificateHandle) -> Result<IssuedChain, IssueError> {
@@ -491,25 +501,46 @@ mod tests {
         assert_eq!((issuer.prepared.load(Ordering::Relaxed), issuer.asked.lock().unwrap().len()), (1, 3));
     }
 
-    proptest! {
-        #[test]
-        fn invariant_11_a_request_is_repeated_often_while_its_token_holds_and_within_it_for_ever(
-            randoms in proptest::collection::vec(0.0_f64..1.0, 200), shortest in 10_u64..600_000,
-        ) {
-            let pause = |failures: u32, shortest: Duration| {
-                let longest = Duration::from_mins(10).min(longest_pause(failures - 1, shortest));
-                backoff(failures, shortest, longest, randoms[failures as usize % randoms.len()])
-            };
-            let (mut since, mut repeats) = (Duration::ZERO, 0);
-            for failures in 1..200 {
-                since += pause(failures, Duration::from_secs(5));
-                repeats += u32::from(since < TOKEN_HOLDS);
-                // Who wants longer pauses has them, as far as the token allows.
-                let longer = pause(failures, Duration::from_millis(shortest));
-                prop_assert!(longer >= Duration::from_millis(shortest).min(Duration::from_mins(4)) / 2);
-                prop_assert!(longer < TOKEN_HOLDS);
+    /// Passes as the reconciler makes them, until `until`; what was asked in them.
+    async fn fail_until(until: Duration, issuance: &Issuance, clock: Clock, asked: impl Fn() -> usize) -> usize {
+        let (before, shortest) = (asked(), Duration::from_secs(5));
+        for failures in 1.. {
+            issuance.obtain(&node(), &Progress::default()).await.unwrap_err();
+            let longest = Duration::from_mins(10).min(issuance.longest_pause(shortest));
+            clock.sleep_until(clock.now() + backoff(failures, shortest, longest, fastrand::f64())).await;
+            if clock.now() >= NOW + until {
+                break;
             }
-            prop_assert!(repeats >= 20, "{repeats}");
         }
+        asked() - before
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invariant_11_a_request_whose_answer_was_lost_is_repeated_often_while_its_token_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::starting_at(NOW);
+        let issuer = Arc::new(Away::default());
+        // So long that the key is the same all the time.
+        let validity = Duration::from_hours(24);
+        let at = || {
+            let issuer = Arc::clone(&issuer) as Arc<dyn Issuer>;
+            Issuance { validity, ..issuance(directory.path(), issuer, clock) }
+        };
+        let minutes = |minutes| Duration::from_mins(minutes);
+        let asked = || issuer.asked.lock().unwrap().len();
+        // No answer at all, for an hour.
+        let often = fail_until(minutes(5), &at(), clock, asked).await;
+        let seldom = fail_until(minutes(60), &at(), clock, asked).await;
+        assert!((20..50).contains(&often) && (14..40).contains(&seldom), "{often}, {seldom}");
+        // Refused, and then the process ends while it waits for an answer.
+        *issuer.refusal.lock().unwrap() = Some(IssueErrorKind::Throttled);
+        let refused = fail_until(minutes(120), &at(), clock, asked).await;
+        assert!((14..40).contains(&refused), "{refused}");
+        issuer.is_silent.store(true, Ordering::Relaxed);
+        let ended = tokio::time::timeout(Duration::from_secs(1), at().obtain(&node(), &Progress::default())).await;
+        assert!(ended.is_err());
+        issuer.is_silent.store(false, Ordering::Relaxed);
+        let often = fail_until(minutes(130), &at(), clock, asked).await;
+        assert!(often >= 20, "{often}");
     }
 }

@@ -15,22 +15,27 @@ use time::OffsetDateTime;
 
 use crate::apply::peers::Dial;
 use crate::apply::{Apply, ApplyError, Desired, Verdict, chain_of};
-use crate::clock::Clock;
+use crate::clock::{Clock, rfc3339};
 use crate::config::RenewalConfig;
 use crate::discover::{DiscoverError, PeerSet, PeerSource, Sighting};
 use crate::durable::{self, FileError, Secrecy};
 use crate::generation::{Generation, GenerationError};
 use crate::identity::Node;
 use crate::issue::journal::JournalError;
-use crate::issue::{Issuance, Issued, ObtainError, longest_pause};
+use crate::issue::{Issuance, Issued, ObtainError};
 use crate::progress::{Progress, Step};
 use crate::render::{ClusterCredential, RenderError, Rendered, TlsFiles, Values, render};
 use crate::schedule::{backoff, cycle, due, jittered, turn};
 use crate::status::{Findings, LeafStatus, NodeStatus, RenewalStatus, Status};
-use crate::trust::{CredentialSource, Leaf, RejectedChain, TrustBundle, TrustError, TrustSource, VerifiedChain};
+use crate::trust::{
+    CredentialSource, CredentialVersion, Leaf, RejectedChain, Succession, TrustBundle, TrustError, TrustSource,
+    VerifiedChain,
+};
 
 /// A bundle changes a few times in a CA's life; the source is asked every tenth round of discovery.
 const ROUNDS_PER_TRUST_POLL: u32 = 10;
+/// After so many polls every node knows a new credential: then all take it over.
+const POLLS_OF_NOTICE: u32 = 3;
 /// How soon nats-server is looked at again while it doesn't serve what is committed.
 const WATCH: Duration = Duration::from_secs(1);
 /// The largest file of last good answers.
@@ -144,7 +149,11 @@ impl Retry {
 struct LastGood {
     peers: PeerSet,
     group: Option<String>,
+    /// The one in force.
     credential: Option<ClusterCredential>,
+    /// What the secret holds.
+    #[serde(default)]
+    credential_versions: Vec<CredentialVersion>,
     /// The secret that the credential is from: with another one configured it is nobody's last good answer.
     credential_secret: Option<String>,
     /// Whose answers these are: an image that was made of one node may become another.
@@ -172,6 +181,8 @@ pub struct Reconciler {
     settled: Option<OffsetDateTime>,
     /// When what is to be deployed may be.
     turn: Option<OffsetDateTime>,
+    /// What is to be deployed is a credential that every node takes over now, so it waits for no turn.
+    hurries: bool,
     kept_peers: Option<String>,
     kept_anchors: Vec<String>,
     damaged: Vec<String>,
@@ -221,6 +232,7 @@ impl Reconciler {
         let secret = &parts.apply.parts().nats.cluster_secret_id;
         if last_good.credential_secret != *secret {
             last_good.credential = None;
+            last_good.credential_versions.clear();
             last_good.credential_secret.clone_from(secret);
         }
         Self {
@@ -238,6 +250,7 @@ impl Reconciler {
             is_blind: false,
             settled: None,
             turn: None,
+            hurries: false,
             kept_peers: None,
             kept_anchors: Vec::new(),
             damaged: Vec::new(),
@@ -317,6 +330,7 @@ impl Reconciler {
         let (peers, credential) = tokio::join!(self.sight(), self.fetch_credential(self.parts.clock.now()));
         self.settle_peers(peers).await;
         self.take_credential(credential);
+        self.let_credential_succeed(self.parts.clock.now());
         let files = newest.map_or_else(|| self.parts.apply.parts().generations.files(1), |generation| generation.files);
         Ok((self.parts.apply.committed()?, self.render(files)?))
     }
@@ -344,6 +358,7 @@ impl Reconciler {
         // Which anchors are still needed the peers are asked: those that are there now.
         self.take_trust(bundle).await;
         self.take_credential(credential);
+        self.let_credential_succeed(self.parts.clock.now());
         if self.last_good != known {
             self.remember();
         }
@@ -394,9 +409,14 @@ impl Reconciler {
         self.parts.peers.sight().await
     }
 
-    async fn fetch_credential(&self, now: OffsetDateTime) -> Option<Result<ClusterCredential, TrustError>> {
+    async fn fetch_credential(&self, now: OffsetDateTime) -> Option<Result<Vec<CredentialVersion>, TrustError>> {
         let source = self.parts.credential.as_ref()?;
-        if now < self.cluster_secret.next { None } else { Some(source.fetch().await) }
+        if now < self.cluster_secret.next { None } else { Some(source.fetch(now - self.notice()).await) }
+    }
+
+    /// How long after it was made a new credential takes over.
+    fn notice(&self) -> Duration {
+        self.parts.interval * ROUNDS_PER_TRUST_POLL * POLLS_OF_NOTICE
     }
 
     /// How often the bundle and the credential are asked for, and how long a pause after failures is at most.
@@ -477,17 +497,28 @@ impl Reconciler {
         self.last_good.group = seen.group.or(self.last_good.group.take());
     }
 
-    fn take_credential(&mut self, fetched: Option<Result<ClusterCredential, TrustError>>) {
+    fn take_credential(&mut self, fetched: Option<Result<Vec<CredentialVersion>, TrustError>>) {
         let (pause, longest) = self.poll();
         let now = self.parts.clock.now();
         match fetched {
             None => {}
-            Some(Ok(credential)) => {
-                self.last_good.credential = Some(credential);
+            Some(Ok(versions)) => {
+                self.last_good.credential_versions = versions;
                 self.cluster_secret.succeed(now, now + jittered(pause, fastrand::f64()));
             }
             Some(Err(error)) => self.cluster_secret.fail(now, &self.parts.renewal, longest, chain_of(&error)),
         }
+    }
+
+    fn succession(&self, now: OffsetDateTime) -> Succession<'_> {
+        let LastGood { credential_versions, credential, .. } = &self.last_good;
+        Succession::of(credential_versions, credential.as_ref(), self.notice(), now)
+    }
+
+    fn let_credential_succeed(&mut self, now: OffsetDateTime) {
+        let in_force = self.succession(now).in_force.cloned();
+        self.hurries |= self.last_good.credential.is_some() && in_force != self.last_good.credential;
+        self.last_good.credential = in_force;
     }
 
     /// Keeps the last good answers for the next process. One that can't is not in the way of this one.
@@ -514,8 +545,8 @@ impl Reconciler {
         let (accepted, refused) = match issued.map(|issued| self.accept(issued)).transpose() {
             Ok(accepted) => (accepted, None),
             Err(error) => {
-                let Parts { clock, renewal, .. } = &self.parts;
-                let longest = renewal.retry_max.min(longest_pause(self.issuing.failures, renewal.retry_min));
+                let Parts { clock, renewal, issuance, .. } = &self.parts;
+                let longest = renewal.retry_max.min(issuance.longest_pause(renewal.retry_min));
                 self.issuing.fail(clock.now(), renewal, longest, chain_of(&error));
                 (None, Some(error))
             }
@@ -594,7 +625,7 @@ impl Reconciler {
         }
         let is_done = is_committed && !matches!(self.parts.apply.verdict(), Verdict::Other(_));
         if !is_done {
-            if *wanted == Wanted::default() && self.waits_for_its_turn(now) {
+            if *wanted == Wanted::default() && !self.hurries && self.waits_for_its_turn(now) {
                 return Ok(self.parts.apply.verdict().clone());
             }
             // What was refused is worth another try as soon as it is another text.
@@ -616,6 +647,7 @@ impl Reconciler {
         self.note_confirmed();
         self.parts.apply.settle()?;
         self.turn = None;
+        self.hurries = false;
         self.settled = Some(generation.chain.leaf.not_after);
         Ok(self.parts.apply.verdict().clone())
     }
@@ -685,8 +717,13 @@ impl Reconciler {
             ));
         }
         notes.extend(self.opened_to_all());
-        if self.parts.credential.is_none() {
-            notes.push(NO_CREDENTIAL.into());
+        match self.succession(now).next {
+            _ if self.parts.credential.is_none() => notes.push(NO_CREDENTIAL.into()),
+            Some(next) => notes.push(format!(
+                "a new cluster credential takes over at {}, on every node at once; until then the one before is in force",
+                rfc3339(next)
+            )),
+            None => {}
         }
         Status::of(Findings {
             now,
@@ -732,7 +769,10 @@ impl Reconciler {
     /// When the next pass is worth making: the earliest of what is waited for, and never at once.
     fn next(&self, now: OffsetDateTime) -> OffsetDateTime {
         let mut times = vec![self.discovery.next, self.trust.next, now + self.parts.interval];
-        times.extend(self.parts.credential.is_some().then_some(self.cluster_secret.next));
+        if self.parts.credential.is_some() {
+            times.push(self.cluster_secret.next);
+            times.extend(self.succession(now).next);
+        }
         // Whatever the rest of the pass took: a request whose answer was lost is to be repeated while PCA knows its token.
         times.extend((self.issuing.failures > 0).then_some(self.issuing.next));
         times.extend((self.deploying.failures > 0).then_some(self.deploying.next).filter(|next| *next > now));

@@ -16,20 +16,22 @@ mod pem;
 #[cfg(test)]
 pub(crate) mod pki;
 pub mod secrets_manager;
+mod succession;
 mod x509;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use time::OffsetDateTime;
 
 use crate::issue::IssueError;
-use crate::render::ClusterCredential;
 
 pub use accept::{MAX_CHAIN, MAX_CHAIN_PEM, RejectedChain, VerifiedChain};
 pub use bundle::{Anchor, AnchorFault, BundleError, TrustBundle};
 pub use leaf::{Leaf, LeafError};
 pub use pem::{PemError, PemFault};
+pub use succession::{CredentialVersion, Succession};
 
 /// The largest bundle that is read. Secrets Manager's own limit is 65,536 bytes; a file may hold a little more.
 pub const MAX_BUNDLE: usize = 1024 * 1024;
@@ -50,8 +52,8 @@ pub trait TrustSource: Send + Sync {
 /// Where the credential comes from that routes must present.
 #[async_trait]
 pub trait CredentialSource: Send + Sync {
-    /// Reads it as it is now.
-    async fn fetch(&self) -> Result<ClusterCredential, TrustError>;
+    /// Reads it as it is now, and where that was made after `recently`, before it the version that it took over from.
+    async fn fetch(&self, recently: OffsetDateTime) -> Result<Vec<CredentialVersion>, TrustError>;
 }
 
 /// Why there is no trust bundle, or no cluster credential.

@@ -22,6 +22,7 @@ use nats_tls_agent::discover::asg::Asg;
 use nats_tls_agent::identity::{Needs, Node, identify_through};
 use nats_tls_agent::issue::acm_pca::AcmPca;
 use nats_tls_agent::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, Issuer};
+use nats_tls_agent::render::ClusterCredential;
 use nats_tls_agent::san::{DnsName, Sans};
 use nats_tls_agent::trust::secrets_manager::{ClusterSecret, SecretsManager};
 use time::OffsetDateTime;
@@ -260,10 +261,20 @@ async fn the_cluster_credential_is_read_whole_or_not_at_all() {
     let aws = Aws::start().await;
     aws.moto.put_secret("route", r#"{"username": "route", "password": "s3cret"}"#).await.unwrap();
     let secret = ClusterSecret::new(&aws.config().await, "route");
-    let credential = secret.credential().await.unwrap();
-    assert_eq!((credential.username.as_str(), credential.password.as_str()), ("route", "s3cret"));
+    let versions = async |recently| {
+        let versions = secret.versions(recently).await.unwrap().into_iter().map(|version| version.credential);
+        versions.map(|ClusterCredential { username, password }| (username, password.to_string())).collect::<Vec<_>>()
+    };
+    let (long_ago, now) = (OffsetDateTime::UNIX_EPOCH, nats_tls_agent::clock::Clock::System.now());
+    let was = ("route".to_owned(), "s3cret".to_owned());
+    assert_eq!(versions(long_ago).await, std::slice::from_ref(&was));
+    aws.moto.put_secret("route", r#"{"username": "other", "password": "s3cret-2"}"#).await.unwrap();
+    let is = ("other".to_owned(), "s3cret-2".to_owned());
+    // Beside one of a moment ago stands the one before.
+    assert_eq!(versions(long_ago).await, [was, is.clone()]);
+    assert_eq!(versions(now + Duration::from_mins(1)).await, [is]);
     aws.moto.put_secret("route", r#"{"username": "route", "pass": "s3cret"}"#).await.unwrap();
-    let error = secret.credential().await.unwrap_err();
+    let error = secret.versions(OffsetDateTime::UNIX_EPOCH).await.unwrap_err();
     assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
 }
 
@@ -272,7 +283,8 @@ async fn the_cluster_credential_is_read_whole_or_not_at_all() {
 async fn invariant_01_a_secret_in_a_broken_answer_stays_out_of_the_error() {
     let service = Scripted::start().await;
     service.script([(200, r#"{"SecretString": "s3cret", "VersionId": 7}"#.into())]);
-    let error = ClusterSecret::new(&service.config().await, "route").credential().await.unwrap_err();
+    let error =
+        ClusterSecret::new(&service.config().await, "route").versions(OffsetDateTime::UNIX_EPOCH).await.unwrap_err();
     assert!(error.to_string().contains("could not be read"), "{error}");
     assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
 }

@@ -477,7 +477,7 @@ impl Sent {
         let handle = issuer.request(&request).await.unwrap();
         issuer.collect(&handle).await.unwrap();
         SecretsManager::new(&aws, "trust-bundle", None).pem().await.unwrap();
-        ClusterSecret::new(&aws, &cluster.arn).credential().await.unwrap();
+        ClusterSecret::new(&aws, &cluster.arn).versions(OffsetDateTime::UNIX_EPOCH).await.unwrap();
         Asg::new(&aws, node, None, AddressLookup::Ec2, 6222).sight().await.unwrap();
 
         let calls = gateway.every_call();

@@ -1,6 +1,6 @@
 //! What a running cluster is protected from: its configuration, its bundle, its pid file, a second agent and a stranger.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -494,20 +494,73 @@ async fn overheard(cluster: &Nodes, rogue: &NatsServer, count: usize) -> usize {
     overheard
 }
 
-#[tokio::test]
-async fn invariant_13_a_server_with_a_clients_certificate_and_no_credential_is_no_route_and_hears_nothing() {
-    let moto = Moto::start().await.unwrap();
-    moto.put_secret("nats/route", r#"{"username": "route", "password": "s3cr3t-of-routes"}"#).await.unwrap();
-    let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 2).unwrap();
+/// A cluster whose routes must present what is in moto's secret.
+async fn with_credential(moto: &Moto, count: u8) -> Nodes {
+    put_credential(moto, "s3cr3t-of-routes").await;
+    let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, count).unwrap();
     cluster.configure().unwrap();
     cluster.set("node.region", &format!("{REGION:?}")).unwrap();
     cluster.set("nats.cluster_secret_id", "\"nats/route\"").unwrap();
     for node in &mut cluster.nodes {
-        for (name, value) in aws(&moto) {
+        for (name, value) in aws(moto) {
             node.agent.set_env(name, value);
         }
     }
     cluster.boot().await.unwrap();
+    cluster
+}
+
+async fn put_credential(moto: &Moto, password: &str) {
+    let secret = format!(r#"{{"username": "route", "password": {password:?}}}"#);
+    moto.put_secret("nats/route", &secret).await.unwrap();
+}
+
+/// The routes of nodes that change one after the other are down in between (README, The cluster credential); here all
+/// change at the time that each works out from the secret, and a node that boots before that has what the others have.
+#[tokio::test]
+async fn a_new_credential_takes_over_on_every_node_at_one_time_and_the_cluster_is_whole_before_and_after() {
+    let moto = Moto::start().await.unwrap();
+    let mut cluster = with_credential(&moto, 3).await;
+    let all: BTreeSet<_> = ["n1", "n2", "n3"].map(str::to_owned).into();
+    let others = |node: &Node| all.iter().filter(|name| **name != node.name).cloned().collect();
+    let has_new = |node: &Node| std::fs::read_to_string(node.nats_config()).unwrap().contains("an0ther-s3cr3t");
+    put_credential(&moto, "an0ther-s3cr3t").await;
+    // It takes over thirty intervals of half a second after its date, which moto gives to the second.
+    let takes_over = tokio::time::Instant::now() + Duration::from_secs(13);
+    for node in &cluster.nodes {
+        status_with(node, |status| status["warnings"].to_string().contains("a new cluster credential takes over at"))
+            .await;
+    }
+    // One that knows nothing of the past, as on a first boot, begins with what the others have.
+    cluster.nodes[2].agent.stop().await.unwrap();
+    std::fs::remove_file(cluster.nodes[2].state_directory().join("last-good.json")).unwrap();
+    cluster.nodes[2].agent.start().unwrap();
+    for node in &cluster.nodes {
+        node.healthy(SOON).await.unwrap();
+        node.meshed(&others(node), SOON).await.unwrap();
+    }
+    let mut taken = BTreeMap::new();
+    eventually("the new credential on every node", Duration::from_mins(1), async || {
+        for node in cluster.nodes.iter().filter(|node| has_new(node)) {
+            taken.entry(node.name.clone()).or_insert_with(tokio::time::Instant::now);
+        }
+        if taken.len() == 3 { Ok(()) } else { Err(format!("{taken:?}")) }
+    })
+    .await
+    .unwrap();
+    assert!(taken.values().all(|at| *at >= takes_over), "{taken:?} before {takes_over:?}");
+    for node in &cluster.nodes {
+        node.meshed(&others(node), SOON).await.unwrap();
+        let status = node.healthy(SOON).await.unwrap();
+        assert!(!status["warnings"].to_string().contains("credential"), "{status}");
+    }
+    println!("whole again {:?} after the first node", taken.values().min().unwrap().elapsed());
+}
+
+#[tokio::test]
+async fn invariant_13_a_server_with_a_clients_certificate_and_no_credential_is_no_route_and_hears_nothing() {
+    let moto = Moto::start().await.unwrap();
+    let cluster = with_credential(&moto, 2).await;
     let status = cluster.nodes[0].healthy(SOON).await.unwrap();
     assert!(!status["warnings"].to_string().contains("credential"), "{status}");
 

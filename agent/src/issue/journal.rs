@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::CertificateHandle;
+use super::{CertificateHandle, TOKEN_HOLDS};
 use crate::csr::Csr;
 use crate::durable::{self, FileError, Secrecy};
 
@@ -59,9 +59,9 @@ pub struct Pending {
     /// The signature algorithm that the request names, once the issuer has said which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signing_algorithm: Option<String>,
-    /// The time that the last request was made with, which one of the next five minutes repeats.
+    /// When it was first requested without an answer, if none has come since.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
-    pub asked: Option<OffsetDateTime>,
+    pub unheard: Option<OffsetDateTime>,
     /// From when the certificate is valid, where it was refused for that: the issuer's clock says that it is recent when
     /// this machine's, which was behind, has been set.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
@@ -123,7 +123,15 @@ impl Pending {
     /// Nothing was asked yet.
     #[must_use]
     pub fn of(csr: Csr, begun: OffsetDateTime) -> Self {
-        Self { csr, issuer: None, begun, signing_algorithm: None, asked: None, valid_from: None, handle: None }
+        Self { csr, issuer: None, begun, signing_algorithm: None, unheard: None, valid_from: None, handle: None }
+    }
+
+    /// Whether PCA may have issued for a request that nobody has the answer to, and still names that certificate when it is
+    /// repeated.
+    #[must_use]
+    pub fn is_known_to_pca(&self, now: OffsetDateTime) -> bool {
+        // The clock may have been set back meanwhile.
+        self.unheard.is_some_and(|unheard| (now - unheard).unsigned_abs() < TOKEN_HOLDS)
     }
 
     /// Whether it was begun, or its certificate's life was, within this time. A journal, and an issuer, can name any time.

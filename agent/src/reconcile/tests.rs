@@ -153,6 +153,17 @@ impl PeerSource for SettablePeers {
     }
 }
 
+/// A secret's versions, which a test can change.
+struct SettableCredential(Mutex<Vec<CredentialVersion>>);
+
+#[async_trait]
+impl CredentialSource for SettableCredential {
+    async fn fetch(&self, _recently: OffsetDateTime) -> Result<Vec<CredentialVersion>, TrustError> {
+        on_the_way().await;
+        Ok(self.0.lock().unwrap().clone())
+    }
+}
+
 /// nats-server 2.15.1 as NATS.md measured it: loads the committed file on SIGHUP and reports its digest, keeps what it
 /// had when it refuses, serves the leaf that the loaded file names.
 ///
@@ -477,6 +488,40 @@ async fn invariant_07_an_issuer_that_is_away_for_two_days_disturbs_nobody_and_no
     let pass = bench.live(&mut agent, START + 6 * DAY + Duration::from_hours(4)).await;
     assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
     assert_eq!(bench.issuer.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_credential_takes_over_at_its_time_and_not_at_this_nodes_turn_though_its_source_is_away_by_then() {
+    let bench = Bench { interval: Duration::from_secs(30), ..Bench::new().await };
+    let version = |password: &str, created| {
+        let password = zeroize::Zeroizing::new(password.to_owned());
+        CredentialVersion { credential: ClusterCredential { username: "route".into(), password }, created }
+    };
+    let old = version("the-old-one", START - DAY);
+    let source = Arc::new(SettableCredential(Mutex::new(vec![old.clone()])));
+    let mut agent = bench.agent();
+    agent.parts.credential = Some(Arc::clone(&source) as Arc<dyn CredentialSource>);
+    drop(pass(&mut agent).await);
+    bench.server.start();
+    bench.live(&mut agent, START + Duration::from_mins(1)).await;
+    let holds = |password: &str| bench.server.loaded.lock().unwrap().as_ref().unwrap().contains(password);
+    assert!(holds("the-old-one"));
+
+    // The first ten seconds of a minute are the turn of the first of three.
+    let created = START + Duration::from_secs(90);
+    *source.0.lock().unwrap() = vec![old, version("the-new-one", created)];
+    let takes_over = created + Duration::from_mins(15);
+    let waiting = bench.live(&mut agent, START + Duration::from_mins(8)).await;
+    assert!(waiting.status.warnings.iter().any(|warning| warning.contains("new cluster credential takes over at")));
+    // The next process knows it from the disk.
+    let mut agent = bench.agent();
+    agent.parts.credential = Some(Arc::new(SettableCredential(Mutex::default())));
+    agent.cluster_secret.next = takes_over + DAY;
+    bench.live(&mut agent, takes_over - Duration::from_secs(1)).await;
+    assert!(holds("the-old-one") && !holds("the-new-one"));
+    let taken = bench.live(&mut agent, takes_over + Duration::from_secs(1)).await;
+    assert!(holds("the-new-one") && !holds("the-old-one"));
+    assert_eq!((taken.status.state, bench.server.reloads()), (State::Healthy, 1), "{:?}", taken.status);
 }
 
 /// Polls a future so many times, each of which ends at an await, and drops it there, which is the crash. What it returned,

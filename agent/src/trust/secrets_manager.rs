@@ -6,9 +6,10 @@ use async_trait::async_trait;
 use aws_config::{Region, SdkConfig};
 use aws_sdk_secretsmanager::Client;
 use serde::Deserialize;
+use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::{CredentialSource, TrustBundle, TrustError, TrustSource};
+use super::{CredentialSource, CredentialVersion, TrustBundle, TrustError, TrustSource};
 use crate::aws::Failure;
 use crate::render::ClusterCredential;
 
@@ -50,12 +51,14 @@ pub enum SecretError {
     },
 }
 
-/// A secret's current version.
+/// A version of a secret.
 pub struct SecretValue {
     /// String or binary alike, as bytes.
     pub content: Zeroizing<Vec<u8>>,
     /// VersionId: changes with the content.
     pub version: String,
+    /// When it was made. An answer that doesn't say is of long ago.
+    pub created: OffsetDateTime,
 }
 
 /// One secret.
@@ -76,19 +79,34 @@ impl Secret {
 
     /// Always with the stage: a double of Secrets Manager that leaves it out returns an old version after a label moved.
     async fn current(&self) -> Result<SecretValue, SecretError> {
-        let request = self.client.get_secret_value().secret_id(&self.id).version_stage("AWSCURRENT");
-        let answer = request.send().await.map_err(|error| self.failed(Failure::sort(GET, error)))?;
+        self.staged("AWSCURRENT").await.map_err(|failure| self.failed(failure))
+    }
+
+    /// The version before that, as far as there is one: the label moves with AWSCURRENT
+    /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_PutSecretValue.html>).
+    async fn previous(&self) -> Result<Option<SecretValue>, SecretError> {
+        match self.staged("AWSPREVIOUS").await {
+            Ok(value) => Ok(Some(value)),
+            Err(failure) if failure.code.as_deref() == Some("ResourceNotFoundException") => Ok(None),
+            Err(failure) => Err(self.failed(failure)),
+        }
+    }
+
+    async fn staged(&self, stage: &str) -> Result<SecretValue, Failure> {
+        let request = self.client.get_secret_value().secret_id(&self.id).version_stage(stage);
+        let answer = request.send().await.map_err(|error| Failure::sort(GET, error))?;
         let content = match (answer.secret_string, answer.secret_binary) {
             (Some(text), _) => Zeroizing::new(text.into_bytes()),
             (None, Some(bytes)) => Zeroizing::new(bytes.into_inner()),
-            (None, None) => return Err(self.failed(Failure::nonsense(GET, "the answer holds no secret"))),
+            (None, None) => return Err(Failure::nonsense(GET, "the answer holds no secret")),
         };
         if content.len() > MAX_SECRET {
-            return Err(self.failed(Failure::nonsense(GET, format!("the answer is larger than {MAX_SECRET} bytes"))));
+            return Err(Failure::nonsense(GET, format!("the answer is larger than {MAX_SECRET} bytes")));
         }
         let version = answer.version_id.filter(|version| !version.is_empty());
-        let version = version.ok_or_else(|| self.failed(Failure::nonsense(GET, "the answer holds no VersionId")))?;
-        Ok(SecretValue { content, version })
+        let version = version.ok_or_else(|| Failure::nonsense(GET, "the answer holds no VersionId"))?;
+        let created = answer.created_date.and_then(|date| OffsetDateTime::from_unix_timestamp(date.secs()).ok());
+        Ok(SecretValue { content, version, created: created.unwrap_or(OffsetDateTime::UNIX_EPOCH) })
     }
 
     fn failed(&self, failure: Failure) -> SecretError {
@@ -127,16 +145,16 @@ impl SecretsManager {
 
     /// The bundle's PEM, as the current version of the secret holds it.
     pub async fn pem(&self) -> Result<SecretValue, SecretError> {
-        let SecretValue { content, version } = self.secret.current().await?;
+        let SecretValue { content, version, created } = self.secret.current().await?;
         let content = pem(content, self.json_key.as_deref()).map_err(|unfit| self.secret.unfit(unfit))?;
-        Ok(SecretValue { content, version })
+        Ok(SecretValue { content, version, created })
     }
 }
 
 #[async_trait]
 impl TrustSource for SecretsManager {
     async fn fetch(&self) -> Result<TrustBundle, TrustError> {
-        let SecretValue { content, version } = self.pem().await?;
+        let SecretValue { content, version, .. } = self.pem().await?;
         let origin = &self.secret.id;
         TrustBundle::parse(&content, origin, &version)
             .map_err(|source| TrustError::Bundle { origin: origin.clone(), source })
@@ -154,17 +172,23 @@ impl ClusterSecret {
         Self(Secret::new(aws, secret_id))
     }
 
-    /// The credential as it is now.
-    pub async fn credential(&self) -> Result<ClusterCredential, SecretError> {
-        let SecretValue { content, .. } = self.0.current().await?;
-        credential(&content).map_err(|unfit| self.0.unfit(unfit))
+    /// The credential as it is now, and where that was made after `recently`, before it the one that it took over from.
+    pub async fn versions(&self, recently: OffsetDateTime) -> Result<Vec<CredentialVersion>, SecretError> {
+        let version = |value: SecretValue| {
+            Ok(CredentialVersion { credential: credential(&value.content)?, created: value.created })
+        };
+        let current = version(self.0.current().await?).map_err(|unfit| self.0.unfit(unfit))?;
+        let previous = if current.created > recently { self.0.previous().await? } else { None };
+        // What can't be a credential, no node had.
+        let previous = previous.and_then(|value| version(value).ok());
+        Ok(previous.into_iter().chain([current]).collect())
     }
 }
 
 #[async_trait]
 impl CredentialSource for ClusterSecret {
-    async fn fetch(&self) -> Result<ClusterCredential, TrustError> {
-        Ok(self.credential().await?)
+    async fn fetch(&self, recently: OffsetDateTime) -> Result<Vec<CredentialVersion>, TrustError> {
+        Ok(self.versions(recently).await?)
     }
 }
 

@@ -257,8 +257,8 @@ async fn call(bench: &Bench, which: u8, body: &[u8]) {
             Err(error) => logged(&error),
         },
         2 => drop(bench.named.fetch().await.inspect_err(|error| logged(error))),
-        3 => match bench.credential.credential().await {
-            Ok(credential) => assert!(!credential.username.is_empty() && !credential.password.is_empty()),
+        3 => match bench.credential.versions(time::OffsetDateTime::UNIX_EPOCH).await {
+            Ok(versions) => assert!(versions.iter().all(|version| !version.credential.password.is_empty())),
             Err(error) => logged(&error),
         },
         4 => match bench.pca.collect(&CertificateHandle("arn".into())).await {
