@@ -106,6 +106,10 @@ async fn a_trust_bundle_that_is_missing_or_holds_no_certificate_is_named_with_it
     set(file, "trust.kind", "\"file\"").unwrap();
     set(file, "trust.file", &quoted(&bundle)).unwrap();
     fails(&cluster, &["renew"], 1, &["bundle.pem", "trust.file", "No such file"]).await;
+    let answer = fails(&cluster, &["renew", "--json"], 1, &["trust.file"]).await;
+    let said: serde_json::Value = answer.json().unwrap();
+    assert_eq!(said["result"], "failed");
+    assert!(said["error"].as_str().unwrap().contains("bundle.pem"), "{said}");
     std::fs::write(&bundle, "the CA's certificate goes here\n").unwrap();
     fails(&cluster, &["renew"], 1, &["bundle.pem", "holds no certificate", "-----BEGIN CERTIFICATE-----"]).await;
     assert!(!cluster.nodes[0].nats_config().exists());

@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -18,23 +19,37 @@ use crate::progress::{Progress, Step};
 use crate::reconcile::{Pass, Reconciler, Wanted};
 use crate::status::{LeafStatus, Status};
 
-/// Renews, shows each step on a terminal, and ends with the old and the new certificate.
+/// What `--json` prints of a renewal that failed.
+#[derive(Serialize)]
+struct Failed {
+    result: &'static str,
+    error: String,
+}
+
+/// Renews, shows each step on a terminal, and ends with the old and the new certificate, or with why there is none.
 pub async fn renew(config: &Config, allow_loss: Vec<String>, json: bool) -> Result<ExitCode, CommandError> {
-    let mut steps = StepPrinter::new(json);
-    let request = Request::Renew { allow_loss: allow_loss.clone() };
-    let renewed = match ask(&config.control_socket, &request, |step| steps.show(&step)).await {
-        Ok(Answer::Renewed(renewed)) => *renewed,
-        Ok(Answer::Refused(reason)) => return Err(CommandError::Refused(reason)),
-        Ok(_) => return Err(CommandError::Refused("the daemon answered something else than was asked".into())),
-        Err(ControlError::NoDaemon { .. }) => renew_alone(config, allow_loss, &mut steps).await?,
-        Err(error) => return Err(error.into()),
-    };
-    if json {
-        print_json(&renewed)?;
-    } else {
-        print(&abbreviated(&describe(&renewed)))?;
+    match (renewed(config, allow_loss, json).await, json) {
+        (Ok(renewed), true) => print_json(&renewed)?,
+        (Ok(renewed), false) => print(&abbreviated(&describe(&renewed)))?,
+        (Err(error), true) => {
+            print_json(&Failed { result: "failed", error: chain_of(&error) })?;
+            return Err(error);
+        }
+        (Err(error), false) => return Err(error),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn renewed(config: &Config, allow_loss: Vec<String>, json: bool) -> Result<Renewed, CommandError> {
+    let mut steps = StepPrinter::new(json);
+    let request = Request::Renew { allow_loss: allow_loss.clone() };
+    match ask(&config.control_socket, &request, |step| steps.show(&step)).await {
+        Ok(Answer::Renewed(renewed)) => Ok(*renewed),
+        Ok(Answer::Refused(reason)) => Err(CommandError::Refused(reason)),
+        Ok(_) => Err(CommandError::Refused("the daemon answered something else than was asked".into())),
+        Err(ControlError::NoDaemon { .. }) => renew_alone(config, allow_loss, &mut steps).await,
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn renew_alone(
