@@ -64,6 +64,13 @@ pub fn cloud_init() -> Option<Command> {
     in_path("cloud-init").map(Command::new)
 }
 
+/// Prometheus's promtool, as `.ci/run` unpacks it on Debian, or as it is installed.
+#[must_use]
+pub fn promtool() -> Option<PathBuf> {
+    let unpacked = directory().join("prometheus/usr/bin/promtool");
+    if unpacked.is_file() { Some(unpacked) } else { in_path("promtool") }
+}
+
 /// Terraform, where it is installed.
 #[must_use]
 pub fn terraform() -> Option<PathBuf> {
