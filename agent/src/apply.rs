@@ -320,10 +320,7 @@ impl Apply {
     pub fn settle(&self) -> Result<(), FileError> {
         let is_shown = self.expected.as_ref().is_some_and(|(_, expected)| self.observed.reports(expected));
         let is_live = matches!(self.verdict, Verdict::Live { .. }) && self.held.is_none();
-        if is_shown && is_live && read_config(&self.running_file())? != self.committed()? {
-            self.note_running()?;
-        }
-        Ok(())
+        if is_shown && is_live { self.note_running() } else { Ok(()) }
     }
 
     /// Commits what is desired, and has nats-server load it, where it isn't committed and loaded already. What was seen
@@ -596,6 +593,9 @@ impl Apply {
 
     /// The committed text is what the server has loaded. Generations that neither names are not needed any more.
     fn note_running(&self) -> Result<(), FileError> {
+        if read_config(&self.running_file())? == self.committed()? {
+            return Ok(());
+        }
         durable::link(&self.parts.nats.config, &self.running_file())?;
         let named = self.committed()?.and_then(|text| self.parts.generations.named_in(text.text()));
         self.parts.generations.prune(named.as_slice())

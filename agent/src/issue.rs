@@ -131,7 +131,7 @@ const LONGEST_POLL: Duration = Duration::from_secs(2);
 /// The longest pause before a request is repeated: an answer that was lost may have been a certificate, which the same request
 /// names without another payment for as long as PCA remembers its token.
 const REPEAT_WITHIN: Duration = Duration::from_mins(4);
-/// And where an answer is known to be lost, as most repeats may be refused.
+/// And for the five minutes after an answer was lost, as most repeats may be refused.
 const REPEAT_OFTEN: Duration = Duration::from_secs(15);
 
 /// A certificate that was issued for a key of ours, and not looked at yet.
@@ -275,16 +275,19 @@ impl Issuance {
             }
         };
         let now = self.clock.now();
-        let is_repeat = pending.is_known_to_pca(now);
-        let unheard = *pending.unheard.get_or_insert(now);
+        let holds = |since: &OffsetDateTime| (now - *since).unsigned_abs() < TOKEN_HOLDS;
+        let may_be_known = pending.unheard.as_ref().is_some_and(holds);
+        pending.unheard.get_or_insert(now);
+        // What is repeated while the token holds is to be the same to the byte, its end too where that is asked for as a
+        // time. Longer ago the token is forgotten, or the clock was another.
+        let dated = pending.dated.filter(holds).unwrap_or(now);
+        pending.dated = Some(dated);
         entries.pending = Some(pending.clone());
         self.journal.store(entries)?;
         let request = IssueRequest {
             csr_pem: &pending.csr.pem,
             validity: self.validity,
-            // What is repeated while the token holds is to be the same to the byte, its end too where that is asked for as a
-            // time. Longer ago the token is forgotten, or the clock was another.
-            now: if is_repeat { unheard } else { now },
+            now: dated,
             signing_algorithm: &signing_algorithm,
             idempotency_token: &pending.csr.idempotency_token(),
         };
@@ -296,7 +299,7 @@ impl Issuance {
                 Ok(handle)
             }
             Err(error) => {
-                if error.kind != IssueErrorKind::Unavailable && !is_repeat {
+                if error.kind != IssueErrorKind::Unavailable && !may_be_known {
                     entries.pending = Some(Pending { unheard: None, ..pending });
                     self.journal.store(entries)?;
                 }
@@ -309,8 +312,13 @@ impl Issuance {
     #[must_use]
     pub fn longest_pause(&self, shortest: Duration) -> Duration {
         let pending = self.journal.load().ok().and_then(|entries| entries.pending);
-        let is_lost = pending.is_some_and(|pending| pending.is_known_to_pca(self.clock.now()));
-        if is_lost { shortest.clamp(REPEAT_OFTEN, REPEAT_WITHIN) } else { REPEAT_WITHIN }
+        // The clock may have been set back meanwhile.
+        let holds = |since: OffsetDateTime| (self.clock.now() - since).unsigned_abs() < TOKEN_HOLDS;
+        if pending.and_then(|pending| pending.unheard).is_some_and(holds) {
+            shortest.clamp(REPEAT_OFTEN, REPEAT_WITHIN)
+        } else {
+            REPEAT_WITHIN
+        }
     }
 
     async fn collect(&self, entries: &mut Entries, handle: &CertificateHandle) -> Result<IssuedChain, ObtainError> {

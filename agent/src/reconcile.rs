@@ -625,12 +625,14 @@ impl Reconciler {
         }
         let is_done = is_committed && !matches!(self.parts.apply.verdict(), Verdict::Other(_));
         if !is_done {
-            if *wanted == Wanted::default() && !self.hurries && self.waits_for_its_turn(now) {
+            // Once: what fails then is tried again at its own pace.
+            let waits = *wanted == Wanted::default() && !std::mem::take(&mut self.hurries);
+            if waits && self.waits_for_its_turn(now) {
                 return Ok(self.parts.apply.verdict().clone());
             }
             // What was refused is worth another try as soon as it is another text.
             let is_mended = self.refused.as_ref().is_some_and(|refused| *refused != rendered);
-            if *wanted == Wanted::default() && now < self.deploying.next && !is_mended {
+            if waits && now < self.deploying.next && !is_mended {
                 return match self.parts.apply.verdict() {
                     Verdict::Other(why) if is_committed => Ok(Verdict::Other(why.clone())),
                     _ => Err(PassError::Waiting(self.deploying.error.clone().unwrap_or_default())),
@@ -647,7 +649,6 @@ impl Reconciler {
         self.note_confirmed();
         self.parts.apply.settle()?;
         self.turn = None;
-        self.hurries = false;
         self.settled = Some(generation.chain.leaf.not_after);
         Ok(self.parts.apply.verdict().clone())
     }
@@ -771,7 +772,10 @@ impl Reconciler {
         let mut times = vec![self.discovery.next, self.trust.next, now + self.parts.interval];
         if self.parts.credential.is_some() {
             times.push(self.cluster_secret.next);
-            times.extend(self.succession(now).next);
+            // One whose time has come since it was looked at takes over in the next pass.
+            let succession = self.succession(now);
+            let is_over = succession.in_force != self.last_good.credential.as_ref();
+            times.extend(succession.next.into_iter().chain(is_over.then_some(now)));
         }
         // Whatever the rest of the pass took: a request whose answer was lost is to be repeated while PCA knows its token.
         times.extend((self.issuing.failures > 0).then_some(self.issuing.next));

@@ -120,15 +120,15 @@ pub struct ClusterCredential {
 }
 
 impl ClusterCredential {
-    fn check(&self) -> Result<(), RenderError> {
+    /// What makes it one that lets in everybody, or nobody.
+    #[must_use]
+    pub fn fault(&self) -> Option<&'static str> {
         if self.username.is_empty() || self.password.is_empty() {
-            return Err(RenderError::Credential("it has an empty username or password"));
+            return Some("has an empty username or password");
         }
         // Compared as a hash, not as text, by nats-server's isBcrypt (server/auth.go).
-        if ["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|prefix| self.password.starts_with(prefix)) {
-            return Err(RenderError::Credential("its password is a bcrypt hash, which no route could present"));
-        }
-        Ok(())
+        let is_hash = ["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|prefix| self.password.starts_with(prefix));
+        is_hash.then_some("has a bcrypt hash for a password, which no route could present")
     }
 }
 
@@ -161,7 +161,7 @@ impl Values {
         credential: Option<ClusterCredential>,
     ) -> Result<Self, RenderError> {
         if let Some(credential) = &credential {
-            credential.check()?;
+            credential.fault().map_or(Ok(()), |fault| Err(RenderError::Credential(fault)))?;
         }
         let own = SocketAddr::new(node.address, nats.cluster_listen.port());
         let addresses: BTreeSet<SocketAddr> = peers.0.keys().copied().chain([own]).collect();
@@ -265,7 +265,7 @@ pub enum RenderError {
     #[error("could not read the new configuration as nats-server would, so it is not applied")]
     Unreadable(#[source] ConfError),
     /// The cluster credential would let in nobody, or everybody.
-    #[error("the cluster credential can't be used: {0}; correct the secret that nats.cluster_secret_id names")]
+    #[error("the cluster credential can't be used: it {0}; correct the secret that nats.cluster_secret_id names")]
     Credential(&'static str),
 }
 

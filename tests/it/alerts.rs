@@ -50,6 +50,7 @@ fn prometheus_raises_each_alarm_in_time_and_none_for_what_passes() {
     assert!(passed, "{}", String::from_utf8_lossy(&said));
     for (from, to) in [
         ("state=\"failing\"", "state=\"failed\""),
+        ("for: 2m", "for: 1m"),
         ("for: 2m", "for: 3m"),
         ("42 * 3600", "30 * 3600"),
         ("for: 1h", "for: 40m"),

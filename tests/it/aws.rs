@@ -278,6 +278,27 @@ async fn the_cluster_credential_is_read_whole_or_not_at_all() {
     assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
 }
 
+/// A policy can name the stage (`secretsmanager:VersionStage`), and a key of an old version can be gone.
+#[tokio::test]
+async fn a_version_before_that_may_not_be_read_keeps_no_node_from_the_current_one_and_one_that_is_away_does() {
+    let service = Scripted::start().await;
+    let secret = ClusterSecret::new(&service.config().await, "route");
+    let value = serde_json::json!({"username": "route", "password": "s3cret"}).to_string();
+    let current = serde_json::json!({"SecretString": value, "VersionId": "2", "CreatedDate": 1_772_366_400});
+    for (code, read) in [
+        ("ResourceNotFoundException", true),
+        ("AccessDeniedException", true),
+        ("DecryptionFailure", true),
+        ("ThrottlingException", false),
+        ("InternalServiceError", false),
+    ] {
+        let status = if code == "InternalServiceError" { 500 } else { 400 };
+        service.script([ok(&current), error(status, code)]);
+        let versions = secret.versions(OffsetDateTime::UNIX_EPOCH).await;
+        assert_eq!(versions.is_ok_and(|versions| versions.len() == 1), read, "{code}");
+    }
+}
+
 /// The answer that can't be read holds a secret; the error must not.
 #[tokio::test]
 async fn invariant_01_a_secret_in_a_broken_answer_stays_out_of_the_error() {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::{CertificateHandle, TOKEN_HOLDS};
+use super::CertificateHandle;
 use crate::csr::Csr;
 use crate::durable::{self, FileError, Secrecy};
 
@@ -59,7 +59,10 @@ pub struct Pending {
     /// The signature algorithm that the request names, once the issuer has said which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signing_algorithm: Option<String>,
-    /// When it was first requested without an answer, if none has come since.
+    /// The time that the last request said it was made at.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub dated: Option<OffsetDateTime>,
+    /// When it was first requested without an answer. A refusal ends that, unless the issuer may still know the request.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     pub unheard: Option<OffsetDateTime>,
     /// From when the certificate is valid, where it was refused for that: the issuer's clock says that it is recent when
@@ -123,15 +126,8 @@ impl Pending {
     /// Nothing was asked yet.
     #[must_use]
     pub fn of(csr: Csr, begun: OffsetDateTime) -> Self {
-        Self { csr, issuer: None, begun, signing_algorithm: None, unheard: None, valid_from: None, handle: None }
-    }
-
-    /// Whether PCA may have issued for a request that nobody has the answer to, and still names that certificate when it is
-    /// repeated.
-    #[must_use]
-    pub fn is_known_to_pca(&self, now: OffsetDateTime) -> bool {
-        // The clock may have been set back meanwhile.
-        self.unheard.is_some_and(|unheard| (now - unheard).unsigned_abs() < TOKEN_HOLDS)
+        let (issuer, signing_algorithm, dated, unheard, valid_from, handle) = (None, None, None, None, None, None);
+        Self { csr, issuer, begun, signing_algorithm, dated, unheard, valid_from, handle }
     }
 
     /// Whether it was begun, or its certificate's life was, within this time. A journal, and an issuer, can name any time.
@@ -219,6 +215,19 @@ mod tests {
         let read = journal.load().unwrap().pending.unwrap();
         assert!(read.csr.key == csr.key && read.csr.idempotency_token() == csr.idempotency_token());
         assert_eq!((read.handle, read.begun), (handle, NOW));
+    }
+
+    #[test]
+    fn a_journal_of_an_agent_that_noted_less_is_read() {
+        let (_state, journal) = journal();
+        let mut entries = journal.load().unwrap();
+        let csr = Csr::generate("n1", &Sans::default(), KeyAlgorithm::EcdsaP256).unwrap();
+        entries.pending = Some(Pending { handle: Some(CertificateHandle("arn".into())), ..Pending::of(csr, NOW) });
+        let text = serde_json::to_string(&entries).unwrap();
+        for key in ["issuer", "signing_algorithm", "dated", "unheard", "valid_from"] {
+            assert!(!text.contains(key), "{text}");
+        }
+        assert!(Entries::parse(text.as_bytes()).unwrap().pending.is_some_and(|pending| pending.handle.is_some()));
     }
 
     #[test]

@@ -490,38 +490,74 @@ async fn invariant_07_an_issuer_that_is_away_for_two_days_disturbs_nobody_and_no
     assert_eq!(bench.issuer.requests(), 2);
 }
 
+/// A node whose routes present the old credential, and a new version of it that takes over, when nobody has a turn, a quarter
+/// of an hour after it was made.
+struct Successor {
+    bench: Bench,
+    source: Arc<SettableCredential>,
+    takes_over: OffsetDateTime,
+}
+
+impl Successor {
+    async fn serving() -> (Self, Reconciler) {
+        let bench = Bench { interval: Duration::from_secs(30), ..Bench::new().await };
+        let version = |password: &str, created| {
+            let password = zeroize::Zeroizing::new(password.to_owned());
+            CredentialVersion { credential: ClusterCredential { username: "route".into(), password }, created }
+        };
+        let old = version("the-old-one", START - DAY);
+        let source = Arc::new(SettableCredential(Mutex::new(vec![old.clone()])));
+        // The first ten seconds of a minute are the turn of the first of three.
+        let created = START + Duration::from_secs(90);
+        let successor = Self { bench, source, takes_over: created + Duration::from_mins(15) };
+        let mut agent = successor.agent();
+        drop(pass(&mut agent).await);
+        successor.bench.server.start();
+        successor.bench.live(&mut agent, START + Duration::from_mins(1)).await;
+        assert!(successor.holds("the-old-one"));
+        *successor.source.0.lock().unwrap() = vec![old, version("the-new-one", created)];
+        (successor, agent)
+    }
+
+    fn agent(&self) -> Reconciler {
+        let mut agent = self.bench.agent();
+        agent.parts.credential = Some(Arc::clone(&self.source) as Arc<dyn CredentialSource>);
+        agent
+    }
+
+    fn holds(&self, password: &str) -> bool {
+        self.bench.server.loaded.lock().unwrap().as_ref().unwrap().contains(password)
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_new_credential_takes_over_at_its_time_and_not_at_this_nodes_turn_though_its_source_is_away_by_then() {
-    let bench = Bench { interval: Duration::from_secs(30), ..Bench::new().await };
-    let version = |password: &str, created| {
-        let password = zeroize::Zeroizing::new(password.to_owned());
-        CredentialVersion { credential: ClusterCredential { username: "route".into(), password }, created }
-    };
-    let old = version("the-old-one", START - DAY);
-    let source = Arc::new(SettableCredential(Mutex::new(vec![old.clone()])));
-    let mut agent = bench.agent();
-    agent.parts.credential = Some(Arc::clone(&source) as Arc<dyn CredentialSource>);
-    drop(pass(&mut agent).await);
-    bench.server.start();
-    bench.live(&mut agent, START + Duration::from_mins(1)).await;
-    let holds = |password: &str| bench.server.loaded.lock().unwrap().as_ref().unwrap().contains(password);
-    assert!(holds("the-old-one"));
-
-    // The first ten seconds of a minute are the turn of the first of three.
-    let created = START + Duration::from_secs(90);
-    *source.0.lock().unwrap() = vec![old, version("the-new-one", created)];
-    let takes_over = created + Duration::from_mins(15);
+    let (successor, mut agent) = Successor::serving().await;
+    let Successor { bench, takes_over, .. } = &successor;
     let waiting = bench.live(&mut agent, START + Duration::from_mins(8)).await;
     assert!(waiting.status.warnings.iter().any(|warning| warning.contains("new cluster credential takes over at")));
     // The next process knows it from the disk.
-    let mut agent = bench.agent();
-    agent.parts.credential = Some(Arc::new(SettableCredential(Mutex::default())));
-    agent.cluster_secret.next = takes_over + DAY;
-    bench.live(&mut agent, takes_over - Duration::from_secs(1)).await;
-    assert!(holds("the-old-one") && !holds("the-new-one"));
-    let taken = bench.live(&mut agent, takes_over + Duration::from_secs(1)).await;
-    assert!(holds("the-new-one") && !holds("the-old-one"));
+    let mut agent = successor.agent();
+    agent.cluster_secret.next = *takes_over + DAY;
+    bench.live(&mut agent, *takes_over - Duration::from_secs(1)).await;
+    assert!(successor.holds("the-old-one") && !successor.holds("the-new-one"));
+    let taken = bench.live(&mut agent, *takes_over + Duration::from_secs(1)).await;
+    assert!(successor.holds("the-new-one") && !successor.holds("the-old-one"));
     assert_eq!((taken.status.state, bench.server.reloads()), (State::Healthy, 1), "{:?}", taken.status);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_credential_whose_time_comes_during_a_pass_that_fails_takes_over_in_the_next_one_at_once() {
+    let (successor, mut agent) = Successor::serving().await;
+    let Successor { bench, takes_over, .. } = &successor;
+    bench.live(&mut agent, *takes_over - Duration::from_secs(5)).await;
+    bench.server.ignores.store(true, Ordering::Relaxed);
+    let failed = renew(&mut agent).await;
+    assert!(bench.clock.now() > *takes_over && failed.outcome.is_err(), "{:?}", failed.outcome);
+    assert!(failed.next < bench.clock.now() + Duration::from_secs(1), "{}", failed.next);
+    bench.server.ignores.store(false, Ordering::Relaxed);
+    drop(pass(&mut agent).await);
+    assert!(successor.holds("the-new-one"));
 }
 
 /// Polls a future so many times, each of which ends at an await, and drops it there, which is the crash. What it returned,

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::{CredentialSource, CredentialVersion, TrustBundle, TrustError, TrustSource};
-use crate::aws::Failure;
+use crate::aws::{Failure, FailureKind};
 use crate::render::ClusterCredential;
 
 const GET: &str = "secretsmanager:GetSecretValue";
@@ -82,12 +82,18 @@ impl Secret {
         self.staged("AWSCURRENT").await.map_err(|failure| self.failed(failure))
     }
 
-    /// The version before that, as far as there is one: the label moves with AWSCURRENT
+    /// The version before that, as far as there is one and it may be read: the label moves with AWSCURRENT
     /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_PutSecretValue.html>).
     async fn previous(&self) -> Result<Option<SecretValue>, SecretError> {
         match self.staged("AWSPREVIOUS").await {
             Ok(value) => Ok(Some(value)),
-            Err(failure) if failure.code.as_deref() == Some("ResourceNotFoundException") => Ok(None),
+            Err(failure) if matches!(failure.kind, FailureKind::Denied | FailureKind::Permanent) => {
+                // Without it a node can still begin, and one that has a credential keeps it.
+                if failure.code.as_deref() != Some("ResourceNotFoundException") {
+                    tracing::warn!("the version AWSPREVIOUS of the secret {:?} can't be read: {failure}", self.id);
+                }
+                Ok(None)
+            }
             Err(failure) => Err(self.failed(failure)),
         }
     }
@@ -251,10 +257,9 @@ pub fn credential(content: &[u8]) -> Result<ClusterCredential, Unfit> {
     // serde's own words may repeat a part of the content.
     let shape: Shape = serde_json::from_slice(content)
         .map_err(|_| ("is no JSON object with a username and a password, both text".to_owned(), remedy()))?;
-    if shape.username.is_empty() || shape.password.is_empty() {
-        return Err(("has an empty username or password".into(), remedy()));
-    }
-    Ok(ClusterCredential { username: shape.username.to_string(), password: shape.password })
+    let credential = ClusterCredential { username: shape.username.to_string(), password: shape.password };
+    // It is refused now, while the one before is in force, and not when it has taken over.
+    credential.fault().map_or(Ok(credential.clone()), |fault| Err((fault.into(), remedy())))
 }
 
 /// A JSON value, kept only if it is text.
@@ -347,6 +352,7 @@ mod tests {
             r#"{"username": "route", "password": ""}"#,
             r#"{"username": "", "password": "s3cret"}"#,
             r#"{"username": "route", "password": 7777}"#,
+            r#"{"username": "route", "password": "$2a$s3cret"}"#,
             "s3cret",
             "",
         ] {
