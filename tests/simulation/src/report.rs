@@ -153,7 +153,7 @@ impl Report {
             ("loads beside a peer of a CA removed before", figures.came_too_late.to_string()),
             ("certificates paid for", figures.issued.to_string()),
             ("keys paid for twice", figures.paid_twice.to_string()),
-            ("and unavoidably", figures.paid_unavoidably.to_string()),
+            ("keys paid for twice, unavoidably", figures.paid_unavoidably.to_string()),
             ("rotations served", figures.rotated.to_string()),
             ("reloads", figures.reloads.to_string()),
             ("throttled calls", figures.throttled.to_string()),
