@@ -453,6 +453,8 @@ impl Sent {
         let gateway = Gateway::start(([127, 0, 0, 1], ports.numbers()[0]).into(), moto.endpoint()).await.unwrap();
         let ca = moto.create_ca("nats", "GENERAL_PURPOSE").await.unwrap();
         let trust = moto.put_secret("trust-bundle", PEM).await.unwrap();
+        // Of a version of a moment ago the one before is asked for too.
+        moto.put_secret("cluster", r#"{"username": "route", "password": "o"}"#).await.unwrap();
         let cluster = moto.put_secret("cluster", r#"{"username": "route", "password": "p"}"#).await.unwrap();
         let members = moto.launch("nats", 2).await.unwrap();
 

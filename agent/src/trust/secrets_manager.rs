@@ -57,7 +57,9 @@ pub struct SecretValue {
     pub content: Zeroizing<Vec<u8>>,
     /// VersionId: changes with the content.
     pub version: String,
-    /// When it was made. An answer that doesn't say is of long ago.
+    /// CreatedDate, "that this version of the secret was created"
+    /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_GetSecretValue.html>). An answer that doesn't say is
+    /// of long ago.
     pub created: OffsetDateTime,
 }
 

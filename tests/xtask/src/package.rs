@@ -17,7 +17,7 @@ const GLIBC: (u32, u32) = (2, 34);
 ///
 /// nats-server's unit is in /etc: a unit that an operator has there wins, ours is put beside it, and no package of
 /// nats-server, whose unit is in /usr/lib, has a file of the same name.
-const FILES: [(&str, &str); 12] = [
+const FILES: [(&str, &str); 13] = [
     ("systemd/nats-tls-agent.service", "usr/lib/systemd/system/nats-tls-agent.service"),
     ("systemd/sysusers.conf", "usr/lib/sysusers.d/nats-tls-agent.conf"),
     ("systemd/tmpfiles.conf", "usr/lib/tmpfiles.d/nats-tls-agent.conf"),
@@ -30,6 +30,7 @@ const FILES: [(&str, &str); 12] = [
     ("templates/nats-server.conf.tera", "usr/share/doc/nats-tls-agent/examples/nats-server.conf.tera"),
     ("templates/user-data", "usr/share/doc/nats-tls-agent/examples/user-data"),
     ("templates/iam", "usr/share/doc/nats-tls-agent/examples/iam"),
+    ("templates/prometheus", "usr/share/doc/nats-tls-agent/examples/prometheus"),
     ("docs/runbook.md", "usr/share/doc/nats-tls-agent/runbook.md"),
     ("docs/design.md", "usr/share/doc/nats-tls-agent/design.md"),
     ("README.md", "usr/share/doc/nats-tls-agent/README.md"),
