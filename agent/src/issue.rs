@@ -251,11 +251,8 @@ impl Issuance {
     }
 
     fn is_tried_enough(&self, entries: &Entries) -> bool {
-        // The clock may have been set back meanwhile.
-        entries
-            .pending
-            .as_ref()
-            .is_none_or(|pending| (self.clock.now() - pending.begun).unsigned_abs() >= GIVE_UP_AFTER)
+        let now = self.clock.now();
+        entries.pending.as_ref().is_none_or(|pending| !is_within(GIVE_UP_AFTER, pending.begun, now))
     }
 
     /// Whether an issuance was begun that has not been settled.
@@ -275,12 +272,11 @@ impl Issuance {
             }
         };
         let now = self.clock.now();
-        let holds = |since: &OffsetDateTime| (now - *since).unsigned_abs() < TOKEN_HOLDS;
-        let may_be_known = pending.unheard.as_ref().is_some_and(holds);
+        let may_be_known = pending.unheard.is_some_and(|unheard| is_within(TOKEN_HOLDS, unheard, now));
         pending.unheard.get_or_insert(now);
         // What is repeated while the token holds is to be the same to the byte, its end too where that is asked for as a
         // time. Longer ago the token is forgotten, or the clock was another.
-        let dated = pending.dated.filter(holds).unwrap_or(now);
+        let dated = pending.dated.filter(|dated| is_within(TOKEN_HOLDS, *dated, now)).unwrap_or(now);
         pending.dated = Some(dated);
         entries.pending = Some(pending.clone());
         self.journal.store(entries)?;
@@ -312,9 +308,8 @@ impl Issuance {
     #[must_use]
     pub fn longest_pause(&self, shortest: Duration) -> Duration {
         let pending = self.journal.load().ok().and_then(|entries| entries.pending);
-        // The clock may have been set back meanwhile.
-        let holds = |since: OffsetDateTime| (self.clock.now() - since).unsigned_abs() < TOKEN_HOLDS;
-        if pending.and_then(|pending| pending.unheard).is_some_and(holds) {
+        let unheard = pending.and_then(|pending| pending.unheard);
+        if unheard.is_some_and(|unheard| is_within(TOKEN_HOLDS, unheard, self.clock.now())) {
             shortest.clamp(REPEAT_OFTEN, REPEAT_WITHIN)
         } else {
             REPEAT_WITHIN
@@ -364,6 +359,11 @@ impl Issuance {
         let scheduled = Duration::from_hours(24).as_millis() / self.renewed_after.as_millis().max(1);
         usize::try_from(scheduled).unwrap_or(usize::MAX).saturating_add(self.issuer.spare_issuances_a_day() as usize)
     }
+}
+
+/// Whether it was so short a time ago, or is so short a time ahead: the clock may have been set back meanwhile.
+fn is_within(length: Duration, then: OffsetDateTime, now: OffsetDateTime) -> bool {
+    (now - then).unsigned_abs() < length
 }
 
 #[cfg(test)]
