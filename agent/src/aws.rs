@@ -5,8 +5,9 @@
 //! no answer is read beyond [`MAX_ANSWER`], none that breaks off is taken for whole, instance metadata is never asked
 //! through a proxy, and the SDK repeats nothing: the reconciler owns retry, with a back-off of its own.
 
+mod complete_xml;
 mod role;
-mod whole;
+pub mod secret;
 
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use http_body_util::Limited;
 
-use self::whole::Whole;
+use self::complete_xml::CompleteXml;
 
 /// The largest answer that is read, in bytes. A page of 100 Auto Scaling groups or 200 EC2 instances stays well below.
 pub const MAX_ANSWER: usize = 8 * 1024 * 1024;
@@ -161,7 +162,7 @@ impl HttpConnector for BoundedConnector {
         let asks_for_role = role::is_asked_for(request.uri());
         let answer = self.0.call(request);
         HttpConnectorFuture::new(async move {
-            let bounded = |body| SdkBody::from_body_1_x(Whole::new(Limited::new(body, MAX_ANSWER)));
+            let bounded = |body| SdkBody::from_body_1_x(CompleteXml::new(Limited::new(body, MAX_ANSWER)));
             let answer = answer.await?.map(bounded);
             if asks_for_role { role::checked(answer).await } else { Ok(answer) }
         })

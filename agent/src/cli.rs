@@ -83,7 +83,7 @@ pub struct LossArg {
 }
 
 impl LossArg {
-    /// The names, as [`crate::apply::protection::Loss::name`] has them.
+    /// The names, as [`crate::conf::loss::Loss::name`] has them.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         let names = self.allow_loss.iter().filter_map(ValueEnum::to_possible_value);

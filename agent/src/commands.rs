@@ -9,14 +9,15 @@ pub mod status;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use crate::apply::{ApplyError, chain_of};
-use crate::assemble::AssembleError;
 use crate::config::ConfigError;
-use crate::control::ControlError;
-use crate::durable::FileError;
-use crate::lock::LockError;
-use crate::metrics::MetricsError;
+use crate::daemon::control::ControlError;
+use crate::daemon::metrics::MetricsError;
+use crate::error::chain_of;
 use crate::reconcile::PassError;
+use crate::reconcile::deployment::ApplyError;
+use crate::state::durable::FileError;
+use crate::state::lock::LockError;
+use crate::wiring::WiringError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +27,7 @@ pub enum CommandError {
     Config(#[from] ConfigError),
     /// This node, or what it depends on, can't be worked out.
     #[error(transparent)]
-    Assemble(#[from] AssembleError),
+    Assemble(#[from] WiringError),
     /// Another writer.
     #[error(transparent)]
     Lock(#[from] LockError),

@@ -11,10 +11,10 @@ use rustix::io::Errno;
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
-use crate::csr::KeyAlgorithm;
-use crate::durable;
-use crate::render::needs_no_escape;
-use crate::san::DnsName;
+use crate::conf::render::needs_no_escape;
+use crate::state::durable;
+use crate::x509::csr::KeyAlgorithm;
+use crate::x509::san::DnsName;
 
 /// Where the configuration is looked for when `--config` doesn't say.
 pub const DEFAULT_PATH: &str = "/etc/nats-tls-agent/agent.toml";

@@ -21,9 +21,9 @@ use time::OffsetDateTime;
 
 use self::journal::{Entries, Journal, JournalError, Pending};
 use crate::clock::Clock;
-use crate::csr::{Csr, CsrError, KeyAlgorithm};
-use crate::identity::Node;
+use crate::node::Node;
 use crate::progress::{Progress, Step};
+use crate::x509::csr::{Csr, CsrError, KeyAlgorithm};
 
 /// How the issuer names a certificate that was requested: PCA's certificate ARN.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -375,9 +375,9 @@ mod tests {
 
     use super::local::Local;
     use super::*;
-    use crate::san::Sans;
     use crate::schedule::{backoff, due, earliest};
-    use crate::trust::Leaf;
+    use crate::x509::leaf::Leaf;
+    use crate::x509::san::Sans;
 
     const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
 

@@ -3,36 +3,32 @@
 //! # The way of the data
 //!
 //! ```text
-//! identity ─ key + CSR ─ issue ─┐
-//!                 trust bundle ─┼─ render ─ validate ─ commit ─ reload ─ verify
-//!                        peers ─┘                                   └ roll back
+//! node ─ key + CSR ─ issue ─┐
+//!             trust bundle ─┼─ render ─ validate ─ commit ─ reload ─ verify
+//!        peers, credential ─┘                                    └ roll back
 //! ```
 //!
 //! One module a stage, in this order. Only [`reconcile`] knows the order.
 
-pub mod apply;
-pub mod assemble;
 pub mod aws;
 pub mod cli;
 pub mod clock;
 pub mod commands;
+pub mod conf;
 pub mod config;
-pub mod control;
-pub mod csr;
+pub mod credential;
+pub mod daemon;
 pub mod digest;
-pub mod discover;
-pub mod durable;
-pub mod generation;
-pub mod identity;
+pub mod error;
 pub mod issue;
-pub mod lock;
-pub mod metrics;
-pub mod nats_conf;
+pub mod node;
+pub mod peers;
 pub mod progress;
 pub mod reconcile;
-pub mod render;
-pub mod san;
 pub mod schedule;
-pub mod service;
+pub mod server;
+pub mod state;
 pub mod status;
 pub mod trust;
+pub mod wiring;
+pub mod x509;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::csr::KeyAlgorithm;
+use crate::x509::csr::KeyAlgorithm;
 
 /// One step of a pass that is done.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]

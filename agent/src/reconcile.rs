@@ -4,6 +4,8 @@
 //! account of why it runs, so a timer, a signal, `agent renew` and a restart after a crash are the same thing. Nothing
 //! is retried within a pass: the next one is the retry.
 
+pub mod deployment;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,24 +15,27 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::apply::peers::Dial;
-use crate::apply::{Apply, ApplyError, Desired, Verdict, chain_of};
+use crate::aws::secret::SecretError;
 use crate::clock::{Clock, rfc3339};
+use crate::conf::render::{RenderError, Rendered, TlsFiles, Values, render};
 use crate::config::RenewalConfig;
-use crate::discover::{DiscoverError, PeerSet, PeerSource, Sighting};
-use crate::durable::{self, FileError, Secrecy};
-use crate::generation::{Generation, GenerationError};
-use crate::identity::Node;
+use crate::credential::ClusterCredential;
+use crate::credential::CredentialSource;
+use crate::credential::takeover::{CredentialVersion, Succession};
+use crate::error::chain_of;
 use crate::issue::journal::JournalError;
 use crate::issue::{Issuance, Issued, ObtainError};
+use crate::node::Node;
+use crate::peers::dial::Dial;
+use crate::peers::{DiscoverError, PeerSet, PeerSource, Sighting};
 use crate::progress::{Progress, Step};
-use crate::render::{ClusterCredential, RenderError, Rendered, TlsFiles, Values, render};
+use crate::reconcile::deployment::{Apply, ApplyError, Desired, Verdict};
 use crate::schedule::{backoff, cycle, due, jittered, turn};
+use crate::state::durable::{self, FileError, Secrecy};
+use crate::state::generation::{Generation, GenerationError};
 use crate::status::{Findings, LeafStatus, NodeStatus, RenewalStatus, Status};
-use crate::trust::{
-    CredentialSource, CredentialVersion, Leaf, RejectedChain, Succession, TrustBundle, TrustError, TrustSource,
-    VerifiedChain,
-};
+use crate::trust::{RejectedChain, TrustBundle, TrustError, TrustSource, VerifiedChain};
+use crate::x509::leaf::Leaf;
 
 /// A bundle changes a few times in a CA's life; the source is asked every tenth round of discovery.
 const ROUNDS_PER_TRUST_POLL: u32 = 10;
@@ -409,7 +414,7 @@ impl Reconciler {
         self.parts.peers.sight().await
     }
 
-    async fn fetch_credential(&self, now: OffsetDateTime) -> Option<Result<Vec<CredentialVersion>, TrustError>> {
+    async fn fetch_credential(&self, now: OffsetDateTime) -> Option<Result<Vec<CredentialVersion>, SecretError>> {
         let source = self.parts.credential.as_ref()?;
         if now < self.cluster_secret.next { None } else { Some(source.fetch(now - self.notice()).await) }
     }
@@ -497,7 +502,7 @@ impl Reconciler {
         self.last_good.group = seen.group.or(self.last_good.group.take());
     }
 
-    fn take_credential(&mut self, fetched: Option<Result<Vec<CredentialVersion>, TrustError>>) {
+    fn take_credential(&mut self, fetched: Option<Result<Vec<CredentialVersion>, SecretError>>) {
         let (pause, longest) = self.poll();
         let now = self.parts.clock.now();
         match fetched {

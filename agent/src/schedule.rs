@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use crate::trust::Leaf;
+use crate::x509::leaf::Leaf;
 
 /// The share of `renewal.at` over which the nodes of a fleet are spread, before it and never after: what is promised
 /// of the time that is left stays promised.
@@ -85,7 +85,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::san::Sans;
+    use crate::x509::san::Sans;
 
     const HOUR: Duration = Duration::from_hours(1);
     const WEEK: Duration = Duration::from_hours(7 * 24);

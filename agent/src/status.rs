@@ -6,13 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::apply::Verdict;
-use crate::apply::monitor::Routez;
-use crate::apply::server::{Observed, Presence, Served};
 use crate::clock::rfc3339;
-use crate::discover::{Peer, PeerSet};
-use crate::generation::Generation;
-use crate::identity::Node;
+use crate::node::Node;
+use crate::peers::{Peer, PeerSet};
+use crate::reconcile::deployment::Verdict;
+use crate::server::monitor::Routez;
+use crate::server::{Observed, Presence, Served};
+use crate::state::generation::Generation;
 use crate::trust::TrustBundle;
 
 /// An anchor that ends within this time is worth a warning: a CA rollover takes preparation.

@@ -7,31 +7,19 @@
 //!
 //! What comes from outside is checked here once; a [`VerifiedChain`] is what may be written as a generation.
 
-mod accept;
 mod bundle;
-pub mod file;
-pub mod issuer;
-mod leaf;
-mod pem;
-#[cfg(test)]
-pub(crate) mod pki;
-pub mod secrets_manager;
-mod succession;
-mod x509;
+pub mod sources;
+mod verify;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use time::OffsetDateTime;
 
 use crate::issue::IssueError;
 
-pub use accept::{MAX_CHAIN, MAX_CHAIN_PEM, RejectedChain, VerifiedChain};
 pub use bundle::{Anchor, AnchorFault, BundleError, TrustBundle};
-pub use leaf::{Leaf, LeafError};
-pub use pem::{PemError, PemFault};
-pub use succession::{CredentialVersion, Succession};
+pub use verify::{MAX_CHAIN, MAX_CHAIN_PEM, RejectedChain, VerifiedChain};
 
 /// The largest bundle that is read. Secrets Manager's own limit is 65,536 bytes; a file may hold a little more.
 pub const MAX_BUNDLE: usize = 1024 * 1024;
@@ -47,13 +35,6 @@ pub const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 pub trait TrustSource: Send + Sync {
     /// Reads the bundle as it is now.
     async fn fetch(&self) -> Result<TrustBundle, TrustError>;
-}
-
-/// Where the credential comes from that routes must present.
-#[async_trait]
-pub trait CredentialSource: Send + Sync {
-    /// Reads it as it is now, and where that was made after `recently`, before it the version that it took over from.
-    async fn fetch(&self, recently: OffsetDateTime) -> Result<Vec<CredentialVersion>, TrustError>;
 }
 
 /// Why there is no trust bundle, or no cluster credential.
@@ -86,7 +67,7 @@ pub enum TrustError {
     },
     /// The secret could not be read, or holds no bundle.
     #[error(transparent)]
-    Secret(#[from] secrets_manager::SecretError),
+    Secret(#[from] crate::aws::secret::SecretError),
     /// There is more than a bundle can be.
     #[error(
         "the trust bundle from {origin} is longer than {MAX_BUNDLE} bytes; leave in it only the CAs of this cluster"

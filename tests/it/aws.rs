@@ -16,15 +16,16 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use nats_tls_agent::aws::AwsSettings;
 use nats_tls_agent::config::{AddressLookup, CaArn, NodeConfig};
-use nats_tls_agent::csr::{Csr, KeyAlgorithm};
-use nats_tls_agent::discover::PeerSource;
-use nats_tls_agent::discover::asg::Asg;
-use nats_tls_agent::identity::{Needs, Node, identify_through};
+use nats_tls_agent::credential::ClusterCredential;
+use nats_tls_agent::credential::secret::ClusterSecret;
 use nats_tls_agent::issue::acm_pca::AcmPca;
 use nats_tls_agent::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, Issuer};
-use nats_tls_agent::render::ClusterCredential;
-use nats_tls_agent::san::{DnsName, Sans};
-use nats_tls_agent::trust::secrets_manager::{ClusterSecret, SecretsManager};
+use nats_tls_agent::node::{Needs, Node, identify_through};
+use nats_tls_agent::peers::PeerSource;
+use nats_tls_agent::peers::asg::Asg;
+use nats_tls_agent::trust::sources::secrets_manager::SecretsManager;
+use nats_tls_agent::x509::csr::{Csr, KeyAlgorithm};
+use nats_tls_agent::x509::san::{DnsName, Sans};
 use time::OffsetDateTime;
 use time::macros::datetime;
 use tokio::net::TcpListener;
@@ -221,7 +222,7 @@ async fn a_secret_is_read_as_string_binary_or_json_and_always_its_current_versio
     let config = aws.config().await;
     let read = async |id: &str, key: Option<&str>| {
         let value = SecretsManager::new(&config, id, key.map(ToOwned::to_owned)).pem().await?;
-        Ok::<_, nats_tls_agent::trust::secrets_manager::SecretError>((
+        Ok::<_, nats_tls_agent::aws::secret::SecretError>((
             String::from_utf8(value.content.to_vec()).unwrap(),
             value.version,
         ))
@@ -313,7 +314,7 @@ async fn invariant_01_a_secret_in_a_broken_answer_stays_out_of_the_error() {
 #[cfg(feature = "ec2")]
 mod peers {
     use harness::moto::Instance;
-    use nats_tls_agent::discover::addresses::Addresses;
+    use nats_tls_agent::peers::addresses::Addresses;
 
     use super::*;
 
@@ -376,7 +377,7 @@ mod peers {
         assert_eq!(seen.unresolved, [members[1].id.clone()]);
     }
 
-    fn addresses(seen: &nats_tls_agent::discover::Sighting) -> Vec<(String, SocketAddr)> {
+    fn addresses(seen: &nats_tls_agent::peers::Sighting) -> Vec<(String, SocketAddr)> {
         let mut list: Vec<_> = seen.peers.iter().map(|peer| (peer.id.clone(), peer.address)).collect();
         list.sort();
         list
@@ -481,7 +482,7 @@ async fn endpoints_region_and_proxy_come_from_the_environment_and_metadata_is_as
 #[tokio::test]
 #[ignore = "run by the test above in an environment of its own"]
 async fn the_environment_names_endpoints() {
-    let node = nats_tls_agent::identity::identify(&NodeConfig::default(), EVERYTHING).await.unwrap();
+    let node = nats_tls_agent::node::identify(&NodeConfig::default(), EVERYTHING).await.unwrap();
     assert_eq!((node.name.as_str(), node.region.as_deref()), (ID, Some("eu-central-1")));
     let settings = AwsSettings { region: node.region, ..AwsSettings::default() };
     assert_eq!(AcmPca::new(&settings.load().await, arn(CA), None).ca_pem().await.unwrap(), PEM);

@@ -11,7 +11,7 @@ use harness::nats_server::{Launch, NatsServer};
 use harness::nodes::{Nodes, at, set};
 use harness::process::tail;
 use harness::{StreamExt as _, eventually, tools};
-use nats_tls_agent::render::BUILT_IN;
+use nats_tls_agent::conf::render::BUILT_IN;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustix::process::Signal;
 

@@ -7,7 +7,7 @@ use clap::Parser;
 use harness::tools::workspace;
 use nats_tls_agent::cli::{Cli, LossName};
 use nats_tls_agent::config::Config;
-use nats_tls_agent::metrics;
+use nats_tls_agent::daemon::metrics;
 use nats_tls_agent::status::Status;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -13,7 +13,7 @@ use harness::front::{Front, Mood};
 use harness::nodes::{Nodes, at, set};
 use harness::process::tail;
 use harness::{eventually, tools};
-use nats_tls_agent::render::BUILT_IN;
+use nats_tls_agent::conf::render::BUILT_IN;
 use rustix::process::Signal;
 use serde_json::Value;
 

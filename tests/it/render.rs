@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use harness::loopback::Block;
 use harness::soak;
-use nats_tls_agent::apply::protection::{Facts, losses};
+use nats_tls_agent::conf::loss::{Facts, losses};
+use nats_tls_agent::conf::render::{TlsFiles, Values, render};
 use nats_tls_agent::config::{ClientAuth, JetStream, JetStreamLimits, NatsConfig, Size};
-use nats_tls_agent::discover::{Peer, PeerSet};
-use nats_tls_agent::identity::Node;
-use nats_tls_agent::render::{ClusterCredential, TlsFiles, Values, render};
-use nats_tls_agent::san::Sans;
+use nats_tls_agent::credential::ClusterCredential;
+use nats_tls_agent::node::Node;
+use nats_tls_agent::peers::{Peer, PeerSet};
+use nats_tls_agent::x509::san::Sans;
 use proptest::prelude::*;
 use proptest::test_runner::{Config as ProptestConfig, TestCaseError, TestRunner};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};

@@ -13,8 +13,8 @@ use harness::eventually;
 use harness::moto::{Moto, REGION};
 use harness::nodes::{Nodes, set};
 use harness::tools;
+use nats_tls_agent::conf::render::BUILT_IN;
 use nats_tls_agent::config::Config;
-use nats_tls_agent::render::BUILT_IN;
 use rustix::process::Signal;
 
 use crate::AGENT;

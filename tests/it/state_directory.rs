@@ -12,9 +12,9 @@ use harness::cluster::Node;
 use harness::nodes::{Nodes, at, set};
 use harness::tools;
 use nats_tls_agent::clock::Clock;
-use nats_tls_agent::csr::{Csr, KeyAlgorithm};
 use nats_tls_agent::issue::journal::{Journal, Pending};
-use nats_tls_agent::san::Sans;
+use nats_tls_agent::x509::csr::{Csr, KeyAlgorithm};
+use nats_tls_agent::x509::san::Sans;
 use serde_json::Value;
 
 use crate::AGENT;

@@ -13,7 +13,7 @@ use harness::imds::{ImdsStub, InstanceFacts};
 use harness::nodes::set;
 use harness::{eventually, soak, tools};
 use nats_tls_agent::config::Config;
-use nats_tls_agent::control::{Answer, Request, ask};
+use nats_tls_agent::daemon::control::{Answer, Request, ask};
 
 use crate::AGENT;
 

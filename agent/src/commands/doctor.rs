@@ -11,22 +11,23 @@ use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
 use super::{CommandError, Paint, abbreviated, print, print_json};
-use crate::apply::listeners::Listeners;
-use crate::apply::probe::{Port, Prober};
-use crate::apply::server::{NatsServer, Presence};
-use crate::apply::{Apply, chain_of};
-use crate::assemble::{assemble, commit_point};
 use crate::clock::{Clock, rfc3339};
+use crate::conf::listeners::Listeners;
+use crate::conf::render::Rendered;
 use crate::config::Config;
-use crate::control::{Answer, ControlError, Request, ask};
-use crate::discover::{Peer, PeerSet, Sighting};
-use crate::durable::FileError;
-use crate::generation::Generation;
-use crate::identity::Node;
+use crate::daemon::control::{Answer, ControlError, Request, ask};
+use crate::error::chain_of;
+use crate::node::Node;
+use crate::peers::{Peer, PeerSet, Sighting};
+use crate::reconcile::deployment::Apply;
 use crate::reconcile::{NO_CREDENTIAL, Parts, Reconciler};
-use crate::render::Rendered;
+use crate::server::probe::{Port, Prober};
+use crate::server::{NatsServer, Presence};
+use crate::state::durable::FileError;
+use crate::state::generation::Generation;
 use crate::status::State;
 use crate::trust::TrustBundle;
+use crate::wiring::{commit_point, wire};
 
 /// What came of one check.
 #[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq)]
@@ -75,7 +76,7 @@ impl Check {
 pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
     let apply = commit_point(config);
     let server = NatsServer::new(&config.nats);
-    let (assembled, daemon, version) = tokio::join!(assemble(config, Vec::new()), daemon(config), server.version());
+    let (assembled, daemon, version) = tokio::join!(wire(config, Vec::new()), daemon(config), server.version());
     let mut checks = vec![
         Check::of("identity", &assembled, |parts| describe(&parts.node)),
         Check::of("nats-server", &version, Clone::clone),
@@ -339,7 +340,7 @@ fn table(checks: &[Check]) -> String {
 mod tests {
     use super::*;
     use crate::issue::IssuedChain;
-    use crate::trust::pki::{Ca, NOW, key, sans};
+    use crate::x509::test_ca::{Ca, NOW, key, sans};
 
     #[test]
     fn a_certificate_that_clients_refuse_is_a_failure_whoever_else_is_content() {
@@ -347,7 +348,7 @@ mod tests {
         let bundle = |ca: &Ca| TrustBundle::parse(ca.pem.as_bytes(), "file", "1").unwrap();
         let issued = IssuedChain { leaf_pem: ca.leaf(&pair).pem(), chain_pem: String::new() };
         let chain = bundle(&ca).accept(&issued, &key, &sans(), NOW).unwrap();
-        let files = crate::generation::Generations::of(Path::new("/state")).files(7);
+        let files = crate::state::generation::Generations::of(Path::new("/state")).files(7);
         let newest = Generation { number: 7, chain, bundle: bundle(&ca), files };
         let verdict = |newest: &Generation, days| {
             let check = certificate(newest, NOW + time::Duration::days(days));

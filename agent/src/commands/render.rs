@@ -6,14 +6,14 @@ use std::process::ExitCode;
 use similar::TextDiff;
 
 use super::{CommandError, Paint, print};
-use crate::assemble::assemble;
+use crate::conf::render::Rendered;
 use crate::config::Config;
 use crate::reconcile::Reconciler;
-use crate::render::Rendered;
+use crate::wiring::wire;
 
 /// Prints the configuration, or how it differs from the committed one. No password is shown.
 pub async fn render(config: &Config, diff: bool) -> Result<ExitCode, CommandError> {
-    let mut reconciler = Reconciler::new(assemble(config, Vec::new()).await?);
+    let mut reconciler = Reconciler::new(wire(config, Vec::new()).await?);
     let (committed, desired) = reconciler.desired().await?;
     let hide = |rendered: &Rendered| rendered.shown(reconciler.credential());
     let same = committed.as_ref() == Some(&desired);

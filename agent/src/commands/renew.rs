@@ -9,15 +9,16 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{CommandError, Paint, abbreviated, print, print_json};
-use crate::apply::{Verdict, chain_of};
-use crate::assemble::assemble;
 use crate::clock::rfc3339;
 use crate::config::Config;
-use crate::control::{Answer, ControlError, Renewed, RenewedLeaf, Request, ask};
-use crate::lock::StateLock;
+use crate::daemon::control::{Answer, ControlError, Renewed, RenewedLeaf, Request, ask};
+use crate::error::chain_of;
 use crate::progress::{Progress, Step};
+use crate::reconcile::deployment::Verdict;
 use crate::reconcile::{Pass, Reconciler, Wanted};
+use crate::state::lock::StateLock;
 use crate::status::{LeafStatus, Status};
+use crate::wiring::wire;
 
 /// What `--json` prints of a renewal that failed.
 #[derive(Serialize)]
@@ -58,7 +59,7 @@ async fn renew_alone(
     steps: &mut StepPrinter,
 ) -> Result<Renewed, CommandError> {
     let _lock = StateLock::take(&config.state_directory)?;
-    let mut reconciler = Reconciler::new(assemble(config, Vec::new()).await?);
+    let mut reconciler = Reconciler::new(wire(config, Vec::new()).await?);
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let wanted = Wanted { renew: true, allow_loss };
     let renewing = renew_once(&mut reconciler, None, wanted, Progress::to(sender));

@@ -10,17 +10,17 @@ use tokio::time::Instant;
 
 use super::CommandError;
 use super::renew::renew_once;
-use crate::apply::chain_of;
-use crate::assemble::{AssembleError, assemble, assemble_to_look};
 use crate::config::{Config, RenewalConfig};
-use crate::control::{Answer, ControlSocket, Job};
-use crate::lock::StateLock;
-use crate::metrics;
+use crate::daemon::control::{Answer, ControlSocket, Job};
+use crate::daemon::metrics;
+use crate::daemon::systemd::Service;
+use crate::error::chain_of;
 use crate::progress::Progress;
 use crate::reconcile::{Parts, Pass, Reconciler, Wanted};
 use crate::schedule::backoff;
-use crate::service::Service;
+use crate::state::lock::StateLock;
 use crate::status::{State, Status};
+use crate::wiring::{WiringError, wire, wire_to_inspect};
 
 /// What is more than a clock that is corrected a little. The SDK keeps credentials, and the token for instance metadata, for
 /// as long as the wall clock says: those that it got while that was ahead end long before.
@@ -119,7 +119,7 @@ async fn keep(
         }
         began = begins;
         if let Some(waiting) = unused.take_if(|waiting| waiting.next <= Instant::now()) {
-            match assemble(&waiting.config, allow_loss.clone()).await {
+            match wire(&waiting.config, allow_loss.clone()).await {
                 Ok(parts) => (config, reconciler) = (waiting.config, Reconciler::new(parts)),
                 Err(error) => {
                     reconciler.note_unread(stays(&error));
@@ -192,16 +192,16 @@ async fn patiently_assemble(
     jobs: &mut mpsc::Receiver<Job>,
     status: &watch::Sender<Option<Status>>,
     service: &mut Service,
-) -> Result<Parts, AssembleError> {
+) -> Result<Parts, WiringError> {
     let mut failures = 0;
     loop {
         service.alive();
-        let why = match assemble(config, allow_loss.to_vec()).await {
+        let why = match wire(config, allow_loss.to_vec()).await {
             Err(error) if error.may_pass() => chain_of(&error),
             assembled => return assembled,
         };
         tracing::error!("{why}");
-        let mut reconciler = Reconciler::new(assemble_to_look(config).await);
+        let mut reconciler = Reconciler::new(wire_to_inspect(config).await);
         let (found, clock) = (reconciler.inspect(why.clone()).await, reconciler.clock());
         service.show(&found, clock.now());
         status.send_replace(Some(found));

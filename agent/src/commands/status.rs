@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use time::OffsetDateTime;
 
 use super::{CommandError, DIGITS, Paint, abbreviated, print, print_json};
-use crate::apply::chain_of;
-use crate::assemble::{assemble, assemble_to_look};
 use crate::clock::{Clock, rfc3339};
 use crate::config::Config;
-use crate::control::{Answer, ControlError, NO_PASS_YET, Request, ask};
+use crate::daemon::control::{Answer, ControlError, NO_PASS_YET, Request, ask};
+use crate::error::chain_of;
 use crate::reconcile::Reconciler;
 use crate::status::{PeerStatus, Route, ServedLeaf, State, Status};
+use crate::wiring::{wire, wire_to_inspect};
 
 /// Asks the daemon; where none runs, or it doesn't know yet, looks at what is on the disk and served, and says so.
 pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
@@ -37,10 +37,10 @@ pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandErro
 
 /// The status without the daemon's word; `why` there is none.
 async fn look(config: &Config, why: String) -> Result<Status, CommandError> {
-    match assemble(config, Vec::new()).await {
+    match wire(config, Vec::new()).await {
         Err(error) if error.may_pass() => {
             let why = format!("{why}; {}", chain_of(&error));
-            Ok(Reconciler::new(assemble_to_look(config).await).inspect(why).await)
+            Ok(Reconciler::new(wire_to_inspect(config).await).inspect(why).await)
         }
         parts => Ok(Reconciler::new(parts?).inspect(why).await),
     }

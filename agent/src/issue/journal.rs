@@ -11,8 +11,8 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::CertificateHandle;
-use crate::csr::Csr;
-use crate::durable::{self, FileError, Secrecy};
+use crate::state::durable::{self, FileError, Secrecy};
+use crate::x509::csr::Csr;
 
 const VERSION: u32 = 1;
 const MAX_SIZE: u64 = 256 * 1024;
@@ -192,8 +192,8 @@ mod timestamps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::csr::KeyAlgorithm;
-    use crate::san::Sans;
+    use crate::x509::csr::KeyAlgorithm;
+    use crate::x509::san::Sans;
 
     const NOW: OffsetDateTime = time::macros::datetime!(2026-03-01 12:00 UTC);
 

@@ -29,8 +29,8 @@ use zeroize::Zeroizing;
 use super::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
 use crate::clock::Clock;
 use crate::digest::hex;
-use crate::durable::NO_DETOUR;
-use crate::trust::Leaf;
+use crate::state::durable::NO_DETOUR;
+use crate::x509::leaf::Leaf;
 
 /// How long the CA lives.
 const CA_LIFETIME: time::Duration = time::Duration::days(3653);
@@ -394,9 +394,9 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::csr::{Csr, KeyAlgorithm};
-    use crate::san::{DnsName, Sans};
     use crate::trust::TrustBundle;
+    use crate::x509::csr::{Csr, KeyAlgorithm};
+    use crate::x509::san::{DnsName, Sans};
 
     const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
     const DAY: Duration = Duration::from_hours(24);

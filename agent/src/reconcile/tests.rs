@@ -13,26 +13,28 @@ use async_trait::async_trait;
 use time::macros::datetime;
 
 use super::*;
-use crate::apply::ApplyParts;
-use crate::apply::listeners::Listeners;
-use crate::apply::monitor::Varz;
-use crate::apply::peers::Network;
-use crate::apply::probe::ProbeError;
-use crate::apply::process::ProcessError;
-use crate::apply::server::{Observed, Presence, Served, Server, ServerError};
+use crate::aws::secret::SecretError;
+use crate::conf::listeners::Listeners;
 use crate::config::NatsConfig;
-use crate::csr::KeyAlgorithm;
 use crate::digest::sha256_hex;
-use crate::discover::Peer;
-use crate::durable::fault::{Fault, plan};
-use crate::generation::Generations;
 use crate::issue::journal::Journal;
 use crate::issue::local::Local;
 use crate::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
-use crate::san::Sans;
+use crate::peers::Peer;
+use crate::peers::dial::Network;
+use crate::reconcile::deployment::ApplyParts;
 use crate::schedule::earliest;
+use crate::server::monitor::Varz;
+use crate::server::probe::ProbeError;
+use crate::server::process::ProcessError;
+use crate::server::{Observed, Presence, Served, Server, ServerError};
+use crate::state::durable::fault::{Fault, plan};
+use crate::state::generation::Generations;
 use crate::status::State;
-use crate::trust::{Leaf, VerifiedChain};
+use crate::trust::VerifiedChain;
+use crate::x509::csr::KeyAlgorithm;
+use crate::x509::leaf::Leaf;
+use crate::x509::san::Sans;
 
 mod reloads;
 mod time_steps;
@@ -158,7 +160,7 @@ struct SettableCredential(Mutex<Vec<CredentialVersion>>);
 
 #[async_trait]
 impl CredentialSource for SettableCredential {
-    async fn fetch(&self, _recently: OffsetDateTime) -> Result<Vec<CredentialVersion>, TrustError> {
+    async fn fetch(&self, _recently: OffsetDateTime) -> Result<Vec<CredentialVersion>, SecretError> {
         on_the_way().await;
         Ok(self.0.lock().unwrap().clone())
     }
@@ -893,7 +895,7 @@ fn assert_whole(bench: &Bench) {
     let generations = Generations::of(&bench.state());
     let number = generations.named_in(&bench.committed()).expect("the committed configuration names a generation");
     let generation = generations.load(number).unwrap();
-    let ours = crate::csr::public_key_der(&generation.chain.key).unwrap();
+    let ours = crate::x509::csr::public_key_der(&generation.chain.key).unwrap();
     let (_, certificate) = x509_parser::parse_x509_certificate(&generation.chain.leaf.der).unwrap();
     assert_eq!(certificate.public_key().raw, ours, "key and certificate of generation {number} don't match");
     assert!(generation.bundle.chains(&generation.chain.certificates(), bench.clock.now()));

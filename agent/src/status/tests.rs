@@ -8,12 +8,13 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::apply::monitor::{RouteConnection, Varz};
-use crate::csr::PrivateKeyPem;
-use crate::render::TlsFiles;
-use crate::san::Sans;
-use crate::trust::pki::{self, Ca};
-use crate::trust::{Anchor, Leaf, VerifiedChain};
+use crate::conf::render::TlsFiles;
+use crate::server::monitor::{RouteConnection, Varz};
+use crate::trust::{Anchor, VerifiedChain};
+use crate::x509::csr::PrivateKeyPem;
+use crate::x509::leaf::Leaf;
+use crate::x509::san::Sans;
+use crate::x509::test_ca::{self, Ca};
 
 const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
 const DAY: time::Duration = time::Duration::DAY;
@@ -29,7 +30,7 @@ fn served(sha256: &str, der: &[u8]) -> Served {
 fn other_leaf() -> (Served, TrustBundle) {
     let ca = Ca::root("ca");
     let bundle = TrustBundle::parse(ca.pem.as_bytes(), "a secret", "1").unwrap();
-    (served(THEIRS, ca.leaf(&pki::key().0).der()), bundle)
+    (served(THEIRS, ca.leaf(&test_ca::key().0).der()), bundle)
 }
 
 fn generation(not_after: OffsetDateTime) -> Generation {

@@ -5,9 +5,10 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::error::X509Error;
 use x509_parser::extensions::ParsedExtension;
 
-use super::pem::{self, PemError};
-use super::{MAX_ANCHORS, MAX_BUNDLE, x509};
+use super::{MAX_ANCHORS, MAX_BUNDLE};
 use crate::digest::sha256_hex;
+use crate::x509::der as x509;
+use crate::x509::pem::{self, PemError};
 
 /// The anchors that a node accepts certificates from, as nats-server's `ca_file` holds them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -230,9 +231,9 @@ fn is_self_signed(certificate: &X509Certificate<'_>) -> bool {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::pki::{Ca, key};
-    use super::super::{PemFault, pem};
     use super::*;
+    use crate::x509::pem::{self, PemFault};
+    use crate::x509::test_ca::{Ca, key};
 
     fn parse(text: &str) -> Result<TrustBundle, BundleError> {
         TrustBundle::parse(text.as_bytes(), "file", "1")

@@ -8,14 +8,15 @@ use aws_config::SdkConfig;
 use aws_credential_types::provider::ProvideCredentials as _;
 use nats_tls_agent::aws::AwsSettings;
 use nats_tls_agent::config::{AddressLookup, CaArn};
-use nats_tls_agent::discover::PeerSource as _;
-use nats_tls_agent::discover::asg::Asg;
-use nats_tls_agent::identity::Node;
+use nats_tls_agent::credential::secret::{self, ClusterSecret};
 use nats_tls_agent::issue::acm_pca::AcmPca;
 use nats_tls_agent::issue::{CertificateHandle, IssueError, IssueRequest, Issuer as _};
-use nats_tls_agent::san::Sans;
+use nats_tls_agent::node::Node;
+use nats_tls_agent::peers::PeerSource as _;
+use nats_tls_agent::peers::asg::Asg;
 use nats_tls_agent::trust::TrustSource as _;
-use nats_tls_agent::trust::secrets_manager::{self, ClusterSecret, SecretsManager};
+use nats_tls_agent::trust::sources::secrets_manager::{self, SecretsManager};
+use nats_tls_agent::x509::san::Sans;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use zeroize::Zeroizing;
@@ -299,7 +300,7 @@ async fn call(bench: &Bench, which: u8, body: &[u8]) {
             for key in [None, Some("bundle")] {
                 drop(secrets_manager::pem(Zeroizing::new(body.to_vec()), key));
             }
-            if let Ok(credential) = secrets_manager::credential(body) {
+            if let Ok(credential) = secret::credential(body) {
                 assert!(!credential.username.is_empty() && !credential.password.is_empty());
             }
         }
@@ -356,7 +357,7 @@ mod tests {
             members(part).unwrap_err();
         }
         let error = members("asg-half-without-length").unwrap_err();
-        assert!(nats_tls_agent::apply::chain_of(&error).contains("breaks off"), "{error:?}");
+        assert!(nats_tls_agent::error::chain_of(&error).contains("breaks off"), "{error:?}");
         let credentials = async |bench: &Bench| {
             let provider = bench.settings.load().await.credentials_provider().unwrap();
             provider.provide_credentials().await.map_err(|error| format!("{error:?}"))

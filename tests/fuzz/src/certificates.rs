@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
 
-use nats_tls_agent::csr::{PrivateKeyPem, public_key_der};
 use nats_tls_agent::issue::IssuedChain;
-use nats_tls_agent::san::Sans;
 use nats_tls_agent::trust::TrustBundle;
+use nats_tls_agent::x509::csr::{PrivateKeyPem, public_key_der};
+use nats_tls_agent::x509::san::Sans;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType,

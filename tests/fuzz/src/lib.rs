@@ -17,16 +17,16 @@ mod rendering;
 
 use std::path::Path;
 
-use nats_tls_agent::apply::chain_of;
-use nats_tls_agent::apply::listeners::Listeners;
-use nats_tls_agent::apply::monitor::{Routez, Varz};
-use nats_tls_agent::apply::protection::{Facts, losses};
+use nats_tls_agent::conf::language;
+use nats_tls_agent::conf::listeners::Listeners;
+use nats_tls_agent::conf::loss::{Facts, losses};
+use nats_tls_agent::conf::render::Rendered;
 use nats_tls_agent::config::{Config, NatsConfig};
-use nats_tls_agent::control;
-use nats_tls_agent::identity::{IdentityDocument, addresses_in, host_name_in, resource_host_name};
+use nats_tls_agent::daemon::control;
+use nats_tls_agent::error::chain_of;
 use nats_tls_agent::issue::journal::Entries;
-use nats_tls_agent::nats_conf;
-use nats_tls_agent::render::Rendered;
+use nats_tls_agent::node::{IdentityDocument, addresses_in, host_name_in, resource_host_name};
+use nats_tls_agent::server::monitor::{Routez, Varz};
 use zeroize::Zeroizing;
 
 pub use crate::aws::aws;
@@ -133,7 +133,7 @@ pub fn nats_conf(input: &[u8]) {
         return;
     }
     let file = Path::new("/nowhere/nats-server.conf");
-    if let Err(error) = nats_conf::parse(text, file) {
+    if let Err(error) = language::parse(text, file) {
         logged(&error);
     }
     if let Ok(facts) = Facts::read(text, file) {

@@ -4,12 +4,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use nats_tls_agent::conf::language::{self, Map, Value};
+use nats_tls_agent::conf::render::{TlsFiles, Values, render};
 use nats_tls_agent::config::NatsConfig;
-use nats_tls_agent::discover::{Peer, PeerSet};
-use nats_tls_agent::identity::Node;
-use nats_tls_agent::nats_conf::{self, Map, Value};
-use nats_tls_agent::render::{ClusterCredential, TlsFiles, Values, render};
-use nats_tls_agent::san::Sans;
+use nats_tls_agent::credential::ClusterCredential;
+use nats_tls_agent::node::Node;
+use nats_tls_agent::peers::{Peer, PeerSet};
+use nats_tls_agent::x509::san::Sans;
 use zeroize::Zeroizing;
 
 const FILE: &str = "/var/lib/nats-tls-agent/nats-server.conf";
@@ -40,7 +41,7 @@ fn values([name, cluster, path, store, username, password]: [&str; 6]) -> Option
 
 fn read(values: &Values) -> Map {
     let rendered = render(None, values).expect("the built-in template renders");
-    nats_conf::parse(rendered.text(), Path::new(FILE)).expect("what is rendered is read back")
+    language::parse(rendered.text(), Path::new(FILE)).expect("what is rendered is read back")
 }
 
 /// The names at the top and in each block.

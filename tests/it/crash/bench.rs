@@ -9,14 +9,14 @@ use harness::cluster::Node;
 use harness::nodes::Nodes;
 use harness::strace::{self, Effect, Point, Recording};
 use harness::{Failure, eventually, tools};
-use nats_tls_agent::apply::probe::{Port, Prober};
 use nats_tls_agent::clock::Clock;
 use nats_tls_agent::config::Config;
-use nats_tls_agent::control::{Answer, Request, ask};
-use nats_tls_agent::generation::{Generation, Generations};
+use nats_tls_agent::daemon::control::{Answer, Request, ask};
 use nats_tls_agent::issue::journal::Journal;
+use nats_tls_agent::server::probe::{Port, Prober};
+use nats_tls_agent::state::generation::{Generation, Generations};
 use nats_tls_agent::status::{State, Status};
-use nats_tls_agent::trust::Leaf;
+use nats_tls_agent::x509::leaf::Leaf;
 
 use crate::AGENT;
 
@@ -258,7 +258,8 @@ impl Bench {
             let Ok(text) = std::fs::read_to_string(file) else { return Ok(None) };
             let number = self.generations().named_in(&text).ok_or(format!("{} names none: {text}", file.display()))?;
             let generation = self.generations().load(number).map_err(|error| format!("{error}"))?;
-            let key = nats_tls_agent::csr::public_key_der(&generation.chain.key).map_err(|error| error.to_string())?;
+            let key =
+                nats_tls_agent::x509::csr::public_key_der(&generation.chain.key).map_err(|error| error.to_string())?;
             let (_, certificate) =
                 x509_parser::parse_x509_certificate(&generation.chain.leaf.der).map_err(|error| error.to_string())?;
             check(certificate.public_key().raw == key, || format!("key and certificate of {number} don't match"))?;

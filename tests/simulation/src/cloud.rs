@@ -15,11 +15,11 @@ use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_runtime_api::http::StatusCode;
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::error::ErrorMetadata;
+use nats_tls_agent::aws::secret::SecretError;
 use nats_tls_agent::aws::{Failure, FailureKind};
 use nats_tls_agent::clock::Clock;
-use nats_tls_agent::discover::{DiscoverError, Peer, PeerSource, Sighting};
 use nats_tls_agent::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
-use nats_tls_agent::trust::secrets_manager::SecretError;
+use nats_tls_agent::peers::{DiscoverError, Peer, PeerSource, Sighting};
 use nats_tls_agent::trust::{TrustBundle, TrustError, TrustSource};
 use time::OffsetDateTime;
 use tokio::sync::OnceCell;
@@ -498,10 +498,10 @@ mod tests {
     use aws_double::fault::{Fault, Operation};
     use aws_double::http::AwsDouble;
     use nats_tls_agent::config::{AddressLookup, CaArn};
-    use nats_tls_agent::discover::asg::Asg;
-    use nats_tls_agent::identity::Node;
     use nats_tls_agent::issue::acm_pca::AcmPca;
-    use nats_tls_agent::san::Sans;
+    use nats_tls_agent::node::Node;
+    use nats_tls_agent::peers::asg::Asg;
+    use nats_tls_agent::x509::san::Sans;
 
     use super::*;
 

@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use nats_tls_agent::apply::listeners::Listeners;
-use nats_tls_agent::apply::monitor::Varz;
-use nats_tls_agent::apply::process::ProcessError;
-use nats_tls_agent::apply::server::{Observed, Presence, Served, Server, ServerError};
+use nats_tls_agent::conf::listeners::Listeners;
 use nats_tls_agent::digest::sha256_hex;
-use nats_tls_agent::trust::{Leaf, TrustBundle, VerifiedChain};
+use nats_tls_agent::server::monitor::Varz;
+use nats_tls_agent::server::process::ProcessError;
+use nats_tls_agent::server::{Observed, Presence, Served, Server, ServerError};
+use nats_tls_agent::trust::{TrustBundle, VerifiedChain};
+use nats_tls_agent::x509::leaf::Leaf;
 use time::OffsetDateTime;
 
 use crate::cloud::Caller;

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use nats_tls_agent::apply::peers::Dial;
 use nats_tls_agent::clock::Clock;
+use nats_tls_agent::peers::dial::Dial;
 use nats_tls_agent::trust::VerifiedChain;
 use time::OffsetDateTime;
 

@@ -1,0 +1,6 @@
+//! nats-server.conf: its language, its text, and what it takes away.
+
+pub mod language;
+pub mod listeners;
+pub mod loss;
+pub mod render;

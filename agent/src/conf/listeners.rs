@@ -1,0 +1,77 @@
+//! Where a nats-server listens that runs with a given configuration.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use super::loss::Facts;
+use crate::config::NatsConfig;
+
+/// Where nats-server can be dialled from this machine, and where its pid stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listeners {
+    /// Client port.
+    pub client: SocketAddr,
+    /// Route port.
+    pub route: SocketAddr,
+    /// Monitoring port.
+    pub monitor: SocketAddr,
+    /// The pid file.
+    pub pid_file: PathBuf,
+}
+
+impl Listeners {
+    /// As a configuration's text has them; what it doesn't say, or can't be read, is as `[nats]` says.
+    #[must_use]
+    pub fn of(text: Option<&str>, nats: &NatsConfig) -> Self {
+        let facts = text.and_then(|text| Facts::read(text, &nats.config).ok()).unwrap_or_default();
+        let listener = |said: &Option<String>, default| dialable(said.as_deref().and_then(parse).unwrap_or(default));
+        Self {
+            client: listener(&facts.listen, nats.listen),
+            route: listener(&facts.cluster_listen, nats.cluster_listen),
+            monitor: listener(&facts.monitor_listen, nats.monitor_listen),
+            pid_file: facts.pid_file.map_or_else(|| nats.pid_file.clone(), PathBuf::from),
+        }
+    }
+}
+
+/// `host:port`, or a port alone, as nats-server reads a listener. A host that is a name is left to `[nats]`.
+fn parse(text: &str) -> Option<SocketAddr> {
+    let port = || text.trim_start_matches(':').parse().ok();
+    text.parse().ok().or_else(|| port().map(|port| SocketAddr::from(([0, 0, 0, 0], port))))
+}
+
+/// Where a listener can be dialled from this machine.
+fn dialable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_says_where_its_server_listens() {
+        let nats = NatsConfig::default();
+        let text = "listen: 10.0.0.1:14222\nhttp: 18222\npid_file: /run/pid\ncluster { listen: \"0.0.0.0:16222\" }";
+        let listeners = Listeners::of(Some(text), &nats);
+        assert_eq!(listeners.client, ([10, 0, 0, 1], 14222).into());
+        assert_eq!(listeners.route, ([127, 0, 0, 1], 16222).into());
+        assert_eq!(listeners.monitor, ([127, 0, 0, 1], 18222).into());
+        assert_eq!(listeners.pid_file, PathBuf::from("/run/pid"));
+    }
+
+    #[test]
+    fn what_a_configuration_does_not_say_is_as_the_agents_own_says() {
+        let nats = NatsConfig::default();
+        for text in [None, Some("server_name: n1"), Some("}{")] {
+            let listeners = Listeners::of(text, &nats);
+            assert_eq!(listeners.client, ([127, 0, 0, 1], 4222).into());
+            assert_eq!(listeners.pid_file, nats.pid_file);
+        }
+    }
+}

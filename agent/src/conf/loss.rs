@@ -1,0 +1,431 @@
+//! What a configuration protects, and what a change would take away (invariant 12).
+//!
+//! nats-server reloads a configuration that drops `tls` or `jetstream` or renames the cluster without a word (seen on
+//! 2.9.10 and 2.15.1), so whoever commits one asks here first.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::conf::language::{ConfError, Map, Value, parse};
+
+/// What nats-server would do under a configuration, as far as losing it would hurt.
+///
+/// A setting whose value is a variable counts as absent where it is a switch or a block, and a switch that takes
+/// protection away as on: the file alone doesn't say what it will be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent facts, not states")]
+pub struct Facts {
+    /// `server_name`.
+    pub server_name: Option<String>,
+    /// Client listener, `host:port`, or the port alone.
+    pub listen: Option<String>,
+    /// Route listener, `host:port`, or the port alone.
+    pub cluster_listen: Option<String>,
+    /// Monitoring listener, `host:port`, or the port alone.
+    pub monitor_listen: Option<String>,
+    /// The pid file.
+    pub pid_file: Option<String>,
+    /// Clients must use TLS: there is a certificate, and `allow_non_tls` is off.
+    pub client_tls: bool,
+    /// Clients must present a certificate.
+    pub client_verify: bool,
+    /// Routes use TLS, and the dialling end checks whom it reached.
+    pub cluster_tls: bool,
+    /// The cluster's name.
+    pub cluster_name: Option<String>,
+    /// Routes must present a user name and a password.
+    pub cluster_credential: bool,
+    /// JetStream is on.
+    pub jetstream: bool,
+    /// What says who may do what: `authorization`, `accounts`, `operator`, `trusted_keys`.
+    pub authorization: BTreeSet<&'static str>,
+}
+
+/// The blocks that say who may do what, by each of their names.
+const AUTHORIZATION: [(&str, &[&str]); 4] = [
+    ("accounts", &["accounts"]),
+    ("authorization", &["authorization"]),
+    ("operator", &["operator", "operators", "roots", "root", "root_operators", "root_operator"]),
+    ("trusted_keys", &["trusted", "trusted_keys"]),
+];
+
+impl Facts {
+    /// From the text of a configuration that stands, or is to stand, in `file`; its includes are followed from there.
+    pub fn read(text: &str, file: &Path) -> Result<Self, ConfError> {
+        Self::of(&parse(text, file)?)
+    }
+
+    fn of(top: &Map) -> Result<Self, ConfError> {
+        let none = Map::default();
+        let block = |map: &Map, name| Ok::<_, ConfError>(map.find(&[name])?.and_then(Value::as_map).cloned());
+        let cluster = block(top, "cluster")?.unwrap_or_else(|| none.clone());
+        let client_tls = block(top, "tls")?.unwrap_or_else(|| none.clone());
+        let cluster_tls = block(&cluster, "tls")?.unwrap_or_else(|| none.clone());
+        let credential = block(&cluster, "authorization")?.unwrap_or(none);
+        Ok(Self {
+            server_name: owned_text(top, "server_name")?,
+            listen: listener(top)?,
+            cluster_listen: listener(&cluster)?,
+            monitor_listen: monitor_listener(top)?,
+            pid_file: top.find(&["pidfile", "pid_file"])?.and_then(Value::as_text).map(str::to_owned),
+            client_tls: has_certificate(&client_tls)? && !may_be_on(top, "allow_non_tls")?,
+            client_verify: is_on(&client_tls, "verify")? || is_on(&client_tls, "verify_and_map")?,
+            cluster_tls: has_certificate(&cluster_tls)? && !may_be_on(&cluster_tls, "insecure")?,
+            cluster_name: owned_text(&cluster, "name")?,
+            cluster_credential: is_given(credential.find(&["user", "username"])?)
+                && is_given(credential.find(&["pass", "password"])?),
+            jetstream: jetstream(top)?,
+            authorization: authorization(top)?,
+        })
+    }
+}
+
+fn owned_text(map: &Map, name: &str) -> Result<Option<String>, ConfError> {
+    Ok(map.find(&[name])?.and_then(Value::as_text).map(str::to_owned))
+}
+
+fn is_on(map: &Map, name: &str) -> Result<bool, ConfError> {
+    Ok(map.find(&[name])? == Some(&Value::Bool(true)))
+}
+
+/// Of a switch that takes protection away.
+fn may_be_on(map: &Map, name: &str) -> Result<bool, ConfError> {
+    Ok(!matches!(map.find(&[name])?, None | Some(Value::Bool(false))))
+}
+
+/// There is text, or a variable that will be some.
+fn is_given(value: Option<&Value>) -> bool {
+    match value {
+        Some(Value::Text(text)) => !text.is_empty(),
+        Some(Value::Variable(_)) => true,
+        _ => false,
+    }
+}
+
+/// A key pair of its own, or a list of them (`certs`, since 2.10.8).
+fn has_certificate(tls: &Map) -> Result<bool, ConfError> {
+    Ok(is_filled(tls.find(&["certs", "certificates"])?)
+        || is_given(tls.find(&["cert_file"])?) && is_given(tls.find(&["key_file"])?))
+}
+
+fn listener(map: &Map) -> Result<Option<String>, ConfError> {
+    if let Some(listen) = owned_text(map, "listen")? {
+        return Ok(Some(listen));
+    }
+    let host = map.find(&["host", "net"])?.and_then(Value::as_text);
+    let port = map.find(&["port"])?.and_then(Value::as_text);
+    Ok(match (host, port) {
+        (Some(host), Some(port)) if host.contains(':') => Some(format!("[{host}]:{port}")),
+        (Some(host), Some(port)) => Some(format!("{host}:{port}")),
+        (_, port) => port.map(str::to_owned),
+    })
+}
+
+fn monitor_listener(top: &Map) -> Result<Option<String>, ConfError> {
+    let listener = top.find(&["http"])?.or(top.find(&["http_port", "monitor_port"])?);
+    Ok(listener.and_then(Value::as_text).map(str::to_owned))
+}
+
+fn jetstream(top: &Map) -> Result<bool, ConfError> {
+    Ok(match top.find(&["jetstream"])? {
+        Some(Value::Bool(on)) => *on,
+        Some(Value::Text(text)) => ["enabled", "enable"].contains(&text.to_lowercase().as_str()),
+        // A block switches it on, unless it says otherwise.
+        Some(Value::Map(map)) => matches!(map.find(&["enabled", "enable"])?, None | Some(Value::Bool(true))),
+        _ => false,
+    })
+}
+
+fn authorization(top: &Map) -> Result<BTreeSet<&'static str>, ConfError> {
+    let mut present = BTreeSet::new();
+    for (block, names) in AUTHORIZATION {
+        let protects = match top.find(names)? {
+            None | Some(Value::Variable(_)) => false,
+            Some(Value::Map(map)) if block == "authorization" => lets_in_only_some(map)?,
+            Some(Value::Map(accounts)) if block == "accounts" => have_users(accounts)?,
+            // Accounts that are only named have no users.
+            Some(Value::Array(values)) => block != "accounts" && !values.is_empty(),
+            Some(_) => true,
+        };
+        if protects {
+            present.insert(block);
+        }
+    }
+    Ok(present)
+}
+
+/// Without a user, a token or a callout everyone is let in (`configureAuthorization` in nats-server's auth.go).
+fn lets_in_only_some(block: &Map) -> Result<bool, ConfError> {
+    Ok(is_given(block.find(&["user", "username"])?)
+        || is_given(block.find(&["token"])?)
+        || is_filled(block.find(&["users"])?)
+        || block.find(&["auth_callout", "auth_hook"])?.is_some())
+}
+
+fn have_users(accounts: &Map) -> Result<bool, ConfError> {
+    for (_, account) in accounts.iter() {
+        if let Value::Map(account) = account
+            && is_filled(account.find(&["users"])?)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn is_filled(list: Option<&Value>) -> bool {
+    matches!(list, Some(Value::Array(values)) if !values.is_empty())
+}
+
+/// Something that a configuration takes away. Its `Display` says what would happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Clients could, or can, connect without TLS.
+    ClientTls,
+    /// Routes could, or can, come up without TLS or without checking it.
+    ClusterTls,
+    /// Clients need no certificate any more.
+    ClientVerify,
+    /// JetStream is switched off.
+    JetStream,
+    /// The cluster gets another name, or loses its own.
+    ClusterName {
+        /// Its name until now.
+        before: String,
+        /// Its name from then on.
+        after: Option<String>,
+    },
+    /// Routes need no credential any more.
+    ClusterCredential,
+    /// A block that says who may do what is gone: its name.
+    Authorization(&'static str),
+}
+
+impl Loss {
+    /// Each name that [`Loss::name`] can give.
+    pub const NAMES: [&str; 7] =
+        ["tls", "cluster-tls", "client-verify", "jetstream", "cluster-name", "cluster-credential", "authorization"];
+
+    /// Its name on the command line; it never changes.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::ClientTls => "tls",
+            Self::ClusterTls => "cluster-tls",
+            Self::ClientVerify => "client-verify",
+            Self::JetStream => "jetstream",
+            Self::ClusterName { .. } => "cluster-name",
+            Self::ClusterCredential => "cluster-credential",
+            Self::Authorization(_) => "authorization",
+        }
+    }
+}
+
+impl std::fmt::Display for Loss {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::ClientTls => formatter.write_str("clients could connect without TLS"),
+            Self::ClusterTls => formatter.write_str("routes would run without TLS, or without checking it"),
+            Self::ClientVerify => formatter.write_str("clients would no longer need a certificate"),
+            Self::JetStream => formatter.write_str("JetStream would be switched off, and its streams with it"),
+            Self::ClusterName { before, after: Some(after) } => {
+                write!(formatter, "the cluster {before:?} would be renamed to {after:?}, away from its peers")
+            }
+            Self::ClusterName { before, after: None } => {
+                write!(formatter, "the cluster {before:?} would lose its name")
+            }
+            Self::ClusterCredential => formatter.write_str("routes would no longer need the cluster credential"),
+            Self::Authorization(block) => write!(formatter, "`{block}`, which says who may do what, would be gone"),
+        }
+    }
+}
+
+/// What committing `after` would take from `before`, the configuration in force, if there is one. Where there is none,
+/// TLS for clients and routes is missed all the same.
+#[must_use]
+pub fn losses(before: Option<&Facts>, after: &Facts) -> Vec<Loss> {
+    let first = Facts { client_tls: true, cluster_tls: true, ..Facts::default() };
+    let before = before.unwrap_or(&first);
+    let mut losses = Vec::new();
+    if before.client_tls && !after.client_tls {
+        losses.push(Loss::ClientTls);
+    }
+    if before.cluster_tls && !after.cluster_tls {
+        losses.push(Loss::ClusterTls);
+    }
+    if before.client_verify && !after.client_verify {
+        losses.push(Loss::ClientVerify);
+    }
+    if before.jetstream && !after.jetstream {
+        losses.push(Loss::JetStream);
+    }
+    if let Some(name) = before.cluster_name.as_ref().filter(|name| after.cluster_name.as_ref() != Some(name)) {
+        losses.push(Loss::ClusterName { before: name.clone(), after: after.cluster_name.clone() });
+    }
+    if before.cluster_credential && !after.cluster_credential {
+        losses.push(Loss::ClusterCredential);
+    }
+    losses.extend(before.authorization.difference(&after.authorization).map(|block| Loss::Authorization(block)));
+    losses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: &str = "
+        server_name: n0
+        listen: 0.0.0.0:4222
+        tls { cert_file: /c, key_file: /k, ca_file: /a, verify: true }
+        cluster {
+            name: prod
+            host: 10.0.0.1
+            port: 6222
+            tls { cert_file: /c, key_file: /k, ca_file: /a }
+            authorization { user: u, password: $PASSWORD }
+        }
+        jetstream { store_dir: /js }
+        accounts { A { users: [ { user: a, password: b } ] } }
+        authorization { timeout: 1 }";
+
+    fn facts(text: &str) -> Facts {
+        Facts::read(text, Path::new("/nats-server.conf")).unwrap()
+    }
+
+    fn names(before: Option<&str>, after: &str) -> Vec<&'static str> {
+        losses(before.map(facts).as_ref(), &facts(after)).iter().map(Loss::name).collect()
+    }
+
+    #[test]
+    fn a_configuration_is_understood() {
+        let expected = Facts {
+            server_name: Some("n0".to_owned()),
+            listen: Some("0.0.0.0:4222".to_owned()),
+            cluster_listen: Some("10.0.0.1:6222".to_owned()),
+            monitor_listen: None,
+            pid_file: None,
+            client_tls: true,
+            client_verify: true,
+            cluster_tls: true,
+            cluster_name: Some("prod".to_owned()),
+            cluster_credential: true,
+            jetstream: true,
+            authorization: BTreeSet::from(["accounts"]),
+        };
+        assert_eq!(facts(FULL), expected);
+        assert_eq!(facts(""), Facts::default());
+    }
+
+    #[test]
+    fn jetstream_is_on_in_each_of_its_forms() {
+        for (text, on) in [
+            ("jetstream {}", true),
+            ("jetstream: enabled", true),
+            ("jetstream: \"Enable\"", true),
+            ("JetStream: true", true),
+            ("jetstream { enabled: true }", true),
+            ("jetstream { enabled: false }", false),
+            ("jetstream: disabled", false),
+            ("jetstream: off", false),
+            ("jetstream: $JS", false),
+            ("", false),
+        ] {
+            assert_eq!(facts(text).jetstream, on, "{text}");
+        }
+    }
+
+    #[test]
+    fn invariant_12_nothing_is_lost_when_nothing_changes() {
+        assert_eq!(names(Some(FULL), FULL), Vec::<&str>::new());
+        assert_eq!(names(None, FULL), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn invariant_12_each_loss_is_named() {
+        for (from, to, expected) in [
+            ("tls { cert_file: /c, key_file: /k, ca_file: /a, verify: true }", "", &["tls", "client-verify"][..]),
+            ("listen:", "allow_non_tls: true\nlisten:", &["tls"]),
+            ("listen:", "allow_non_tls: $X\nlisten:", &["tls"]),
+            ("key_file: /k, ca_file: /a, verify: true", "key_file: /k, verify: false", &["client-verify"]),
+            ("tls { cert_file: /c, key_file: /k, ca_file: /a }\n", "\n", &["cluster-tls"]),
+            ("ca_file: /a }\n            auth", "insecure: true }\n            auth", &["cluster-tls"]),
+            ("ca_file: /a }\n            auth", "insecure: $X }\n            auth", &["cluster-tls"]),
+            ("jetstream { store_dir: /js }", "jetstream: disabled", &["jetstream"]),
+            ("name: prod", "name: other", &["cluster-name"]),
+            ("name: prod", "", &["cluster-name"]),
+            ("authorization { user: u, password: $PASSWORD }", "", &["cluster-credential"]),
+            ("user: u,", "user: \"\",", &["cluster-credential"]),
+            ("accounts {", "unknown {", &["authorization"]),
+            ("[ { user: a, password: b } ]", "[]", &["authorization"]),
+            ("accounts { A { users: [ { user: a, password: b } ] } }", "accounts: [ A ]", &["authorization"]),
+        ] {
+            let after = FULL.replacen(from, to, 1);
+            assert_ne!(after, FULL, "{from}");
+            assert_eq!(names(Some(FULL), &after), expected, "{from} -> {to}");
+        }
+    }
+
+    #[test]
+    fn invariant_12_an_included_file_can_take_protection_away() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("extra.conf"), "cluster { name: prod }").unwrap();
+        let file = directory.path().join("nats-server.conf");
+        let after = Facts::read(&format!("{FULL}\ninclude extra.conf"), &file).unwrap();
+        let names: Vec<_> = losses(Some(&facts(FULL)), &after).iter().map(Loss::name).collect();
+        assert_eq!(names, ["cluster-tls", "cluster-credential"]);
+    }
+
+    #[test]
+    fn invariant_12_tls_is_missed_at_the_first_commit_too() {
+        assert_eq!(names(None, ""), ["tls", "cluster-tls"]);
+        // What was allowed once, or was never there, isn't asked for again at each change of a peer.
+        assert_eq!(names(Some("listen: 4222"), "listen: 4223"), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn a_list_of_certificates_is_tls_by_both_its_names_and_a_switch_that_is_off_takes_none_away() {
+        for name in ["certs", "certificates"] {
+            let text = format!("allow_non_tls: off\ntls {{ {name}: [ {{ cert_file: /c, key_file: /k }} ] }}");
+            assert!(facts(&text).client_tls, "{text}");
+        }
+        assert!(!facts("tls { certs: [] }").client_tls);
+    }
+
+    #[test]
+    fn only_what_keeps_somebody_out_says_who_may_do_what() {
+        for (text, is_one) in [
+            ("authorization { timeout: 1 }", false),
+            ("authorization { users: [] }", false),
+            ("authorization { users: [ { user: a, password: b } ] }", true),
+            ("authorization { user: a, password: b }", true),
+            ("authorization { Token: $TOKEN }", true),
+            ("authorization { auth_callout { issuer: A } }", true),
+            ("accounts { A {} }", false),
+            ("accounts: [ A ]", false),
+            ("accounts { A {}, B { users: [ { nkey: U } ] } }", true),
+            ("operator: /o.jwt", true),
+        ] {
+            assert_eq!(!facts(text).authorization.is_empty(), is_one, "{text}");
+        }
+    }
+
+    #[test]
+    fn two_spellings_of_a_block_are_refused() {
+        let text = format!("{FULL}\nTLS {{}}");
+        assert!(matches!(Facts::read(&text, Path::new("/a.conf")), Err(ConfError::Ambiguous { .. })));
+    }
+
+    #[test]
+    fn names_are_those_that_are_listed() {
+        let losses = [
+            Loss::ClientTls,
+            Loss::ClusterTls,
+            Loss::ClientVerify,
+            Loss::JetStream,
+            Loss::ClusterName { before: String::new(), after: None },
+            Loss::ClusterCredential,
+            Loss::Authorization("accounts"),
+        ];
+        assert_eq!(losses.each_ref().map(Loss::name), Loss::NAMES);
+    }
+}

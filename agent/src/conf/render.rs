@@ -1,0 +1,951 @@
+//! Values to the text of nats-server.conf: pure, but for reading a template of the user's own, and what it includes.
+//!
+//! # Names from outside
+//!
+//! Whatever a name holds, it stays one value (invariant 14). Every `{{ value }}` is escaped for nats-server's
+//! double-quoted strings, which know `\"`, `\\`, `\n`, `\r`, `\t` and `\xHH`, one byte each, and expand no variable
+//! (`conf/lex.go`, the same in 2.10.26, 2.12.8 and 2.15.1). Unquoted text knows the same escapes, so there too a value
+//! can't end early; but a bare `true` or `12` is not text. A single-quoted string knows none: what is escaped stays in
+//! it as it is written, wrong but harmless. So a template writes `"{{ value }}"`.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::io::Errno;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use crate::conf::language::{ConfError, flatten, without_included};
+use crate::config::{ClientAuth, JetStream, NatsConfig};
+use crate::credential::ClusterCredential;
+use crate::node::Node;
+use crate::peers::PeerSet;
+use crate::state::durable;
+
+/// The built-in template.
+pub const BUILT_IN: &str = include_str!("../../../templates/nats-server.conf.tera");
+
+/// The largest template, and the largest rendered text, in bytes.
+const MAX_SIZE: usize = 1024 * 1024;
+
+/// How many directories up an include climbs at least.
+const MIN_CLIMB: usize = 8;
+
+/// What a template can use. Its field names are an interface: users' own templates rely on them.
+#[derive(Clone, Debug, Serialize)]
+pub struct Values {
+    /// nats-server's `server_name`.
+    pub server_name: String,
+    /// Client listener, `host:port`.
+    pub listen: String,
+    /// Monitoring listener, `host:port`.
+    pub monitor_listen: String,
+    /// nats-server's pid file.
+    pub pid_file: PathBuf,
+    /// Absolute paths of the generation's files.
+    pub tls: TlsFiles,
+    /// Whether clients must present a certificate.
+    pub client_mtls: bool,
+    /// The cluster.
+    pub cluster: ClusterValues,
+    /// JetStream, or nothing.
+    pub jetstream: Option<JetStreamValues>,
+    /// Files to include, as nats-server must be given them: it joins every path, an absolute one too, to the directory
+    /// of the including file (`conf/parse.go`), so each climbs to the root first.
+    pub include: Vec<PathBuf>,
+}
+
+/// Absolute paths of one generation's files.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Leaf and intermediates.
+    pub cert_file: PathBuf,
+    /// Key.
+    pub key_file: PathBuf,
+    /// Trust bundle.
+    pub ca_file: PathBuf,
+}
+
+/// The `cluster` block.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClusterValues {
+    /// Its name.
+    pub name: String,
+    /// Route listener, `host:port`.
+    pub listen: String,
+    /// The routes, sorted by address, this node's own included.
+    pub routes: Vec<Route>,
+    /// What routes must present.
+    pub credential: Option<ClusterCredential>,
+}
+
+/// The URL of a route: `nats-route://IP:port`, or `nats-route://user:password@IP:port` where routes must present a
+/// credential. A server presents to a configured route what stands in its URL and nothing else (`sendRouteConnect`;
+/// tried on 2.10.26, 2.12.8 and 2.15.1: without it no route comes up).
+#[derive(Clone, Serialize, PartialEq, Eq)]
+#[serde(transparent)]
+pub struct Route(Zeroizing<String>);
+
+impl Route {
+    fn new(address: SocketAddr, credential: Option<&ClusterCredential>) -> Self {
+        let Some(credential) = credential else { return Self(Zeroizing::new(route(address))) };
+        let username = percent_encoded(&credential.username);
+        let password = percent_encoded(&credential.password);
+        Self(Zeroizing::new(format!("nats-route://{}:{}@{address}", *username, *password)))
+    }
+
+    /// The URL, with the credential.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Route {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let address = self.0.rsplit(['@', '/']).next().unwrap_or_default();
+        write!(formatter, "Route({address})")
+    }
+}
+
+/// The `jetstream` block.
+#[derive(Clone, Debug, Serialize)]
+pub struct JetStreamValues {
+    /// Where streams are stored.
+    pub store_dir: PathBuf,
+    /// Memory limit in nats-server's notation; to be written without quotes.
+    pub max_mem: Option<String>,
+    /// Disk limit in nats-server's notation; to be written without quotes.
+    pub max_file: Option<String>,
+}
+
+impl Values {
+    /// From the checked configuration, this node, the peers in force and the generation's files. This node's own route
+    /// is added where the peers lack it.
+    pub fn new(
+        nats: &NatsConfig,
+        node: &Node,
+        cluster_name: &str,
+        peers: &PeerSet,
+        tls: TlsFiles,
+        credential: Option<ClusterCredential>,
+    ) -> Result<Self, RenderError> {
+        if let Some(credential) = &credential {
+            credential.fault().map_or(Ok(()), |fault| Err(RenderError::Credential(fault)))?;
+        }
+        let own = SocketAddr::new(node.address, nats.cluster_listen.port());
+        let addresses: BTreeSet<SocketAddr> = peers.0.keys().copied().chain([own]).collect();
+        let values = Self {
+            server_name: node.name.clone(),
+            listen: nats.listen.to_string(),
+            monitor_listen: nats.monitor_listen.to_string(),
+            pid_file: nats.pid_file.clone(),
+            tls,
+            client_mtls: nats.client_auth == ClientAuth::Mtls,
+            cluster: ClusterValues {
+                name: cluster_name.to_owned(),
+                listen: nats.cluster_listen.to_string(),
+                routes: addresses.into_iter().map(|address| Route::new(address, credential.as_ref())).collect(),
+                credential,
+            },
+            jetstream: match &nats.jetstream {
+                JetStream::Off => None,
+                JetStream::On(limits) => Some(JetStreamValues {
+                    store_dir: limits.store_dir.clone(),
+                    max_mem: limits.max_mem.as_ref().map(|size| size.as_str().to_owned()),
+                    max_file: limits.max_file.as_ref().map(|size| size.as_str().to_owned()),
+                }),
+            },
+            include: nats.include.iter().map(|file| include_path(&nats.config, file)).collect::<Result<_, _>>()?,
+        };
+        if let Some(path) = values.paths().find(|path| path.to_str().is_none()) {
+            return Err(RenderError::PathNotText(path.to_owned()));
+        }
+        Ok(values)
+    }
+
+    /// The same shape with another user name and password.
+    fn without_credential(&self) -> Self {
+        let password = Zeroizing::new("password".to_owned());
+        let credential = Some(ClusterCredential { username: "username".to_owned(), password });
+        let routes = vec![Route(Zeroizing::new("nats-route://…".to_owned())); self.cluster.routes.len()];
+        Self { cluster: ClusterValues { routes, credential, ..self.cluster.clone() }, ..self.clone() }
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &Path> {
+        [&self.pid_file, &self.tls.cert_file, &self.tls.key_file, &self.tls.ca_file]
+            .into_iter()
+            .chain(self.jetstream.as_ref().map(|jetstream| &jetstream.store_dir))
+            .map(PathBuf::as_path)
+    }
+}
+
+/// Why there is no text.
+#[derive(Debug, thiserror::Error)]
+pub enum RenderError {
+    /// The template can't be read.
+    #[error("could not read the template {}; correct nats.template, or remove it for the built-in one", .file.display())]
+    Read {
+        /// The template.
+        file: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The template is larger than any template.
+    #[error("the template {} is larger than {MAX_SIZE} bytes; correct nats.template", .file.display())]
+    TemplateTooLarge {
+        /// The template.
+        file: PathBuf,
+    },
+    /// The template is not in the template language. The source names line and column.
+    #[error("the template {} does not parse; correct it, or remove nats.template for the built-in one", name(.file.as_deref()))]
+    Parse {
+        /// The template; none is the built-in one.
+        file: Option<PathBuf>,
+        /// What tera said.
+        #[source]
+        source: Box<tera::Error>,
+    },
+    /// The template uses what there is not. The source names line and column.
+    #[error("the template {} does not render; correct it, or remove nats.template for the built-in one", name(.file.as_deref()))]
+    Render {
+        /// The template; none is the built-in one.
+        file: Option<PathBuf>,
+        /// What tera said.
+        #[source]
+        source: Box<tera::Error>,
+    },
+    /// The text would be larger than any configuration.
+    #[error("the template {} renders more than {MAX_SIZE} bytes; look for a loop in it", name(.file.as_deref()))]
+    TooLarge {
+        /// The template; none is the built-in one.
+        file: Option<PathBuf>,
+    },
+    /// A path is no text.
+    #[error("{} is not UTF-8, so nats-server.conf can't name it; choose another path", .0.display())]
+    PathNotText(PathBuf),
+    /// An include's path would need an escape, and nats-server knows none there.
+    #[error(
+        "nats.include: nats-server knows no escapes in an include, so {} can't be written; use a path without spaces, \
+         quotes, backslashes and brackets", .0.display()
+    )]
+    Include(PathBuf),
+    /// What was rendered, or a file that it includes, isn't in nats-server's language, or can't be read.
+    #[error("could not read the new configuration as nats-server would, so it is not applied")]
+    Unreadable(#[source] ConfError),
+    /// The cluster credential would let in nobody, or everybody.
+    #[error("the cluster credential can't be used: it {0}; correct the secret that nats.cluster_secret_id names")]
+    Credential(&'static str),
+}
+
+fn name(file: Option<&Path>) -> String {
+    file.map_or_else(|| "built into the agent".to_owned(), |file| file.display().to_string())
+}
+
+/// The text of a nats-server.conf. It may hold the cluster credential, so it is wiped and never printed whole by
+/// accident.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Rendered(Zeroizing<String>);
+
+impl Rendered {
+    /// What an existing file holds.
+    #[must_use]
+    pub fn from_text(text: Zeroizing<String>) -> Self {
+        Self(text)
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
+    /// The text for people: without what it took in from included files, without the passwords in routes' URLs and the
+    /// values of settings that hold a secret, whosever they are and however old, and without the credential's in any of
+    /// the forms that a template can give it.
+    #[must_use]
+    pub fn shown(&self, credential: Option<&ClusterCredential>) -> String {
+        let mut found = Vec::new();
+        let text = without_included(self.text());
+        let mut shown: String = text.split_inclusive('\n').map(|line| hide_passwords(line, &mut found)).collect();
+        if let Some(password) = credential.map(|credential| credential.password.as_str()) {
+            let mut escaped = Zeroizing::new(Vec::new());
+            // Writing to memory can't fail.
+            _ = escape(password, &mut *escaped);
+            for form in [password, &percent_encoded(password), &String::from_utf8_lossy(&escaped)] {
+                shown = shown.replace(form, HIDDEN);
+            }
+        }
+        shown
+    }
+
+    /// What somebody else said of this text, without the passwords that stand in it.
+    #[must_use]
+    pub fn hide_from(&self, said: &str) -> String {
+        let mut found = Vec::new();
+        for line in self.text().lines() {
+            hide_passwords(line, &mut found);
+        }
+        // A word of one or two letters is no secret, and without it nothing could be read any more.
+        found.retain(|password| password.len() > 2);
+        found.sort_by_key(|password| std::cmp::Reverse(password.len()));
+        found.iter().fold(said.to_owned(), |said, password| said.replace(password.as_str(), HIDDEN))
+    }
+}
+
+/// What stands in a password's place.
+const HIDDEN: &str = "********";
+
+/// Settings that hold a secret itself and not a file's name, by each of their names (`server/opts.go`, up to 2.15.1).
+const SECRETS: [&str; 13] = [
+    "pass",
+    "password",
+    "token",
+    "nkey",
+    "seed",
+    "key",
+    "ek",
+    "encryption_key",
+    "prev_key",
+    "prev_ek",
+    "prev_encryption_key",
+    "encryption_password",
+    "srk_password",
+];
+
+/// One line without the passwords in it: `user:password@` or `token@` after a scheme, and the values of [`SECRETS`]. What
+/// it leaves out is `found`, as it stands there and decoded.
+fn hide_passwords(line: &str, found: &mut Vec<Zeroizing<String>>) -> String {
+    let mut shown = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once("://") {
+        shown.push_str(before);
+        shown.push_str("://");
+        let end = after.find(|c: char| c.is_whitespace() || "/\"',]".contains(c)).unwrap_or(after.len());
+        let authority = &after[..end];
+        if let Some((user_information, host)) = authority.rsplit_once('@') {
+            let secret = match user_information.split_once(':') {
+                Some((user, password)) => {
+                    shown.extend([user, ":"]);
+                    password
+                }
+                None => user_information,
+            };
+            found.extend([Zeroizing::new(secret.to_owned()), percent_decoded(secret)]);
+            shown.extend([HIDDEN, "@", host]);
+        } else {
+            shown.push_str(authority);
+        }
+        rest = &after[end..];
+    }
+    shown.push_str(rest);
+    for range in secrets_in(&shown).into_iter().rev() {
+        found.push(Zeroizing::new(shown[range.clone()].trim_matches(['"', '\'']).to_owned()));
+        shown.replace_range(range, &format!("\"{HIDDEN}\""));
+    }
+    shown
+}
+
+/// Where the values of [`SECRETS`] stand in a line, in order, each with its quotes.
+fn secrets_in(line: &str) -> Vec<Range<usize>> {
+    let parts = |c: char| c.is_whitespace() || ",;:={}[]()".contains(c);
+    let after = |at: usize, skipped: &dyn Fn(char) -> bool| line.len() - line[at..].trim_start_matches(skipped).len();
+    let mut values = Vec::new();
+    let mut at = 0;
+    loop {
+        at = after(at, &parts);
+        let rest = &line[at..];
+        // The slashes of a URL are no comment.
+        if rest.is_empty() || rest.starts_with('#') || rest.starts_with("//") && !line[..at].ends_with(':') {
+            return values;
+        }
+        let name = &rest[..length_of_word(rest, parts)];
+        at += name.len();
+        let name = name.trim_matches(['"', '\'']).to_ascii_lowercase();
+        if !SECRETS.contains(&name.as_str()) {
+            continue;
+        }
+        let start = after(at, &|c| c.is_whitespace() || ":=".contains(c));
+        let rest = &line[start..];
+        let value = &rest[..length_of_word(rest, |c| c.is_whitespace() || ",;}".contains(c))];
+        // A user's `nkey` is public. A leaf node's is a seed, which begins with an S.
+        let is_public = name == "nkey" && !value.trim_start_matches(['"', '\'']).starts_with('S');
+        if !value.is_empty() && !value.starts_with(['{', '[']) && !is_public {
+            at = start + value.len();
+            values.push(start..at);
+        }
+    }
+}
+
+/// How long the word is that the text begins with: up to its closing quote, or to what ends it.
+fn length_of_word(text: &str, ends: impl Fn(char) -> bool) -> usize {
+    let Some(quote) = text.chars().next().filter(|first| ['"', '\''].contains(first)) else {
+        return text.find(ends).unwrap_or(text.len());
+    };
+    let mut escaped = false;
+    let closing = text[1..].find(|c: char| {
+        let closes = c == quote && !escaped;
+        escaped = c == '\\' && quote == '"' && !escaped;
+        closes
+    });
+    closing.map_or(text.trim_end_matches(['\r', '\n']).len(), |closing| closing + 2)
+}
+
+impl std::fmt::Debug for Rendered {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Rendered({} bytes)", self.0.len())
+    }
+}
+
+/// The route to a peer, in its one textual form, without a credential.
+#[must_use]
+pub fn route(address: SocketAddr) -> String {
+    format!("nats-route://{address}")
+}
+
+impl Rendered {
+    /// The text with what it includes in the place of each include, for the file that it is to be. Only then is it all that
+    /// nats-server will read: what it would take away can be seen, it is rolled back whole, and another content of an
+    /// included file is another text.
+    pub fn with_includes(&self, file: &Path) -> Result<Self, RenderError> {
+        flatten(self.text(), file).map(Self).map_err(RenderError::Unreadable)
+    }
+}
+
+/// Renders the template, the built-in one or the user's own. The same values give the same bytes.
+pub fn render(template: Option<&Path>, values: &Values) -> Result<Rendered, RenderError> {
+    let source = template.map(read).transpose()?;
+    render_source(template, source.as_deref().unwrap_or(BUILT_IN), values)
+}
+
+fn read(file: &Path) -> Result<String, RenderError> {
+    let failed = |source| RenderError::Read { file: file.to_owned(), source };
+    let text = durable::read_if_there(file, MAX_SIZE as u64).map_err(|error| match error.source.kind() {
+        std::io::ErrorKind::FileTooLarge => RenderError::TemplateTooLarge { file: file.to_owned() },
+        _ => failed(error.source),
+    })?;
+    let text = text.ok_or_else(|| failed(Errno::NOENT.into()))?;
+    String::from_utf8(text).map_err(|error| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))
+}
+
+fn render_source(template: Option<&Path>, source: &str, values: &Values) -> Result<Rendered, RenderError> {
+    // The name that tera's own messages give the template.
+    const NAME: &str = "nats-server.conf";
+    let file = || template.map(Path::to_owned);
+
+    let mut tera = tera::Tera::default();
+    tera.set_escape_fn(escape);
+    tera.autoescape_on([""]); // a suffix, so every template
+    tera.add_raw_template(NAME, source)
+        .map_err(|source| RenderError::Parse { file: file(), source: Box::new(source) })?;
+    let run = |values: &Values| {
+        let context = tera::Context::from_serialize(values)?;
+        // As large as it may get from the start: a buffer that grows leaves copies of the credential behind.
+        let mut output = Bounded { bytes: Zeroizing::new(Vec::with_capacity(MAX_SIZE)), full: false };
+        let result = tera.render_to(NAME, &context, &mut output);
+        if output.full { Ok(None) } else { result.map(|()| Some(output.bytes)) }
+    };
+    let bytes = run(values).map_err(|error| {
+        // tera's messages may quote a value, so the message is taken from a rendering that knows no secret.
+        let error = match &values.cluster.credential {
+            None => error,
+            Some(_) => run(&values.without_credential())
+                .err()
+                .unwrap_or_else(|| tera::Error::message("it fails with this cluster credential, and not with others")),
+        };
+        RenderError::Render { file: file(), source: Box::new(error) }
+    })?;
+    let Some(bytes) = bytes else { return Err(RenderError::TooLarge { file: file() }) };
+    let text = std::str::from_utf8(&bytes)
+        .map_err(|error| RenderError::Render { file: file(), source: Box::new(tera::Error::message(error)) })?;
+    Ok(Rendered(Zeroizing::new(text.to_owned())))
+}
+
+struct Bounded {
+    bytes: Zeroizing<Vec<u8>>,
+    full: bool,
+}
+
+impl Write for &mut Bounded {
+    fn write(&mut self, more: &[u8]) -> std::io::Result<usize> {
+        if self.bytes.len() + more.len() > MAX_SIZE {
+            self.full = true;
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(more.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes a value so that nats-server reads it back unchanged from between double quotes. Whatever would end an
+/// unquoted value is escaped too, and what a terminal would act on.
+fn escape(value: &str, output: &mut dyn Write) -> std::io::Result<()> {
+    for character in value.chars() {
+        match character {
+            '"' => output.write_all(br#"\""#)?,
+            '\\' => output.write_all(br"\\")?,
+            '\n' => output.write_all(br"\n")?,
+            '\r' => output.write_all(br"\r")?,
+            '\t' => output.write_all(br"\t")?,
+            _ if needs_no_escape(character) => write!(output, "{character}")?,
+            _ => {
+                for byte in character.encode_utf8(&mut [0; 4]).bytes() {
+                    write!(output, "\\x{byte:02x}")?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether nats-server reads a character as it is, quoted or not.
+pub(crate) fn needs_no_escape(character: char) -> bool {
+    if character.is_ascii() {
+        character.is_ascii_alphanumeric() || "-_./:@+=%~^&!?*[]".contains(character)
+    } else {
+        !character.is_control() && !character.is_whitespace()
+    }
+}
+
+/// The path by which the configuration includes a file, whatever directory it is itself read from: up to the root (more
+/// steps than there are do no harm) and down again.
+fn include_path(config: &Path, file: &Path) -> Result<PathBuf, RenderError> {
+    let refused = || RenderError::Include(file.to_owned());
+    let text = file.to_str().ok_or_else(|| RenderError::PathNotText(file.to_owned()))?;
+    if !text.chars().all(needs_no_escape) || !file.is_absolute() {
+        return Err(refused());
+    }
+    let climb = config.components().count().max(MIN_CLIMB);
+    let down = file.components().filter(|component| *component != Component::RootDir);
+    Ok(std::iter::repeat_n(Component::ParentDir, climb).chain(down).collect())
+}
+
+/// As a URL's user information needs it: all but RFC 3986's unreserved characters (section 2.3) as `%HH`.
+fn percent_encoded(text: &str) -> Zeroizing<String> {
+    let mut encoded = Zeroizing::new(String::with_capacity(3 * text.len()));
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push('%');
+            for digit in [byte >> 4, byte & 15] {
+                encoded.push(char::from(b"0123456789ABCDEF"[usize::from(digit)]));
+            }
+        }
+    }
+    encoded
+}
+
+fn percent_decoded(text: &str) -> Zeroizing<String> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(text.len()));
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('%') {
+        bytes.extend_from_slice(before.as_bytes());
+        let byte = after.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(byte.unwrap_or(b'%'));
+        rest = if byte.is_some() { &after[2..] } else { after };
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::conf::language::{Map, Value, parse};
+    use crate::config::{JetStreamLimits, Size};
+    use crate::peers::Peer;
+    use crate::x509::san::Sans;
+
+    #[test]
+    fn invariant_01_what_is_shown_holds_no_password_in_any_form_whatever_its_age() {
+        let password = "s3cr3t/\"of\"@routes";
+        let credential =
+            ClusterCredential { username: "route".to_owned(), password: Zeroizing::new(password.to_owned()) };
+        let text = "a\n  password: \"s3cr3t/\\\"of\\\"@routes\"\n \"nats-route://route:s3cr3t%2F%22of%22%40routes@10.0.0.1:6222\"\n\
+                    \"nats-route://10.0.0.2:6222\", \"nats://u:old@h:1\" # why\n{ user: u, pass = old, x: 1 }\n\
+                    PASSWORD old\n token: s3cr3t%2F%22of%22%40routes\npassport: 7\n# a password: none";
+        let rendered = Rendered::from_text(Zeroizing::new(text.to_owned()));
+        let said = "line 3: \"s3cr3t/\\\"of\\\"@routes\", s3cr3t/\"of\"@routes or s3cr3t%2F%22of%22%40routes";
+        assert_eq!(rendered.hide_from(said), "line 3: \"********\", ******** or ********");
+        let shown = rendered.shown(Some(&credential));
+        assert_eq!(
+            shown,
+            "a\n  password: \"********\"\n \"nats-route://route:********@10.0.0.1:6222\"\n\
+             \"nats-route://10.0.0.2:6222\", \"nats://u:********@h:1\" # why\n{ user: u, pass = \"********\", x: 1 }\n\
+             PASSWORD \"********\"\n token: \"********\"\npassport: 7\n# a password: none"
+        );
+    }
+
+    #[test]
+    fn invariant_01_every_secret_of_a_line_is_hidden_and_nothing_else() {
+        let mut found = Vec::new();
+        for (line, expected) in [
+            (
+                "users: [{user: a, password: x}, {user: b, password: y}]\n",
+                "users: [{user: a, password: H}, {user: b, password: H}]\n",
+            ),
+            ("{user: \"a#b\", password: \"x#y\"} # password: z", "{user: \"a#b\", password: H} # password: z"),
+            ("user: a#b, pass: 'it\"s\\'}, token = \"a\\\"b\"", "user: a#b, pass: H}, token = H"),
+            ("\"password\": \"x\", 'Token' y", "\"password\": H, 'Token' H"),
+            ("url: nats://h:1, password: x", "url: nats://h:1, password: H"),
+            ("urls: [nats-leaf://t0k3n@h:1, nats-leaf://h:2]", "urls: [nats-leaf://********@h:1, nats-leaf://h:2]"),
+            (
+                "jetstream { key: k, prev_encryption_key: $K, cipher: aes }",
+                "jetstream { key: H, prev_encryption_key: H, cipher: aes }",
+            ),
+            ("{nkey: SUAMK2}, {nkey: UDXU4R}", "{nkey: H}, {nkey: UDXU4R}"),
+            ("password: \"never closed\n", "password: H\n"),
+            (
+                "key { token_cookie: a, key_file: /k, pass_cookie: b }",
+                "key { token_cookie: a, key_file: /k, pass_cookie: b }",
+            ),
+            ("  // a password: none", "  // a password: none"),
+            ("name: token, password:", "name: token, password:"),
+        ] {
+            assert_eq!(hide_passwords(line, &mut found).replace("\"********\"", "H"), expected, "{line}");
+        }
+        let found: Vec<&str> = found.iter().map(|found| found.as_str()).collect();
+        for secret in ["x", "y", "x#y", "it\"s\\", "t0k3n", "k", "SUAMK2", "never closed"] {
+            assert!(found.contains(&secret), "{secret}: {found:?}");
+        }
+    }
+
+    fn node(address: &str) -> Node {
+        Node {
+            name: "i-0123456789abcdef0".to_owned(),
+            instance_id: None,
+            region: None,
+            address: address.parse().unwrap(),
+            sans: Sans::default(),
+        }
+    }
+
+    fn peers(addresses: &[&str]) -> PeerSet {
+        let peer = |address: &&str| {
+            let address: SocketAddr = address.parse().unwrap();
+            (address, Peer { id: format!("i-{address}"), address, state: "InService".to_owned() })
+        };
+        PeerSet(addresses.iter().map(peer).collect())
+    }
+
+    fn tls() -> TlsFiles {
+        let file = |name| Path::new("/var/lib/nats-tls-agent/generations/000042").join(name);
+        TlsFiles { cert_file: file("cert.pem"), key_file: file("key.pem"), ca_file: file("ca.pem") }
+    }
+
+    fn credential(username: &str, password: &str) -> ClusterCredential {
+        ClusterCredential { username: username.to_owned(), password: Zeroizing::new(password.to_owned()) }
+    }
+
+    const THREE: [&str; 3] = ["10.0.1.7:6222", "10.0.1.5:6222", "10.0.0.9:6222"];
+
+    fn three_nodes(nats: &NatsConfig, credential: Option<ClusterCredential>) -> Result<Values, RenderError> {
+        Values::new(nats, &node("10.0.1.5"), "prod", &peers(&THREE), tls(), credential)
+    }
+
+    fn shape(nats: &NatsConfig, credential: Option<ClusterCredential>) -> String {
+        render(None, &three_nodes(nats, credential).unwrap()).unwrap().text().to_owned()
+    }
+
+    fn without_jetstream() -> NatsConfig {
+        NatsConfig { jetstream: JetStream::Off, ..NatsConfig::default() }
+    }
+
+    #[test]
+    fn golden_tls() {
+        insta::assert_snapshot!(shape(&NatsConfig::default(), None));
+    }
+
+    #[test]
+    fn golden_mtls() {
+        insta::assert_snapshot!(shape(&NatsConfig { client_auth: ClientAuth::Mtls, ..NatsConfig::default() }, None));
+    }
+
+    #[test]
+    fn golden_cluster_credential() {
+        insta::assert_snapshot!(shape(&NatsConfig::default(), Some(credential("route", "s3:cr/e@t \"%$"))));
+    }
+
+    #[test]
+    fn golden_without_jetstream() {
+        insta::assert_snapshot!(shape(&without_jetstream(), None));
+    }
+
+    #[test]
+    fn golden_jetstream_limits() {
+        let size = |text: &str| Some(Size::try_from(text.to_owned()).unwrap());
+        let limits = JetStreamLimits { store_dir: "/data/js".into(), max_mem: size("512MiB"), max_file: size("100GB") };
+        insta::assert_snapshot!(shape(&NatsConfig { jetstream: JetStream::On(limits), ..NatsConfig::default() }, None));
+    }
+
+    #[test]
+    fn golden_includes() {
+        let include = vec!["/etc/nats/conf.d/auth.conf".into(), "/etc/nats/conf.d/limits.conf".into()];
+        insta::assert_snapshot!(shape(&NatsConfig { include, ..NatsConfig::default() }, None));
+    }
+
+    #[test]
+    fn golden_ipv6() {
+        let nats = NatsConfig {
+            listen: "[::]:4222".parse().unwrap(),
+            cluster_listen: "[::]:6222".parse().unwrap(),
+            monitor_listen: "[::1]:8222".parse().unwrap(),
+            ..NatsConfig::default()
+        };
+        let peers = peers(&["[2001:db8::7]:6222", "[2001:db8::5]:6222"]);
+        let values = Values::new(&nats, &node("2001:db8::5"), "prod", &peers, tls(), None).unwrap();
+        insta::assert_snapshot!(render(None, &values).unwrap().text());
+    }
+
+    #[test]
+    fn golden_single_node() {
+        let values =
+            Values::new(&NatsConfig::default(), &node("10.0.1.5"), "prod", &PeerSet::default(), tls(), None).unwrap();
+        insta::assert_snapshot!(render(None, &values).unwrap().text());
+    }
+
+    #[test]
+    fn this_nodes_own_route_is_there_once_and_routes_are_sorted() {
+        let expected =
+            ["10.0.0.9:6222", "10.0.1.5:6222", "10.0.1.7:6222"].map(|address| format!("nats-route://{address}"));
+        for known in [&THREE[..], &["10.0.1.7:6222", "10.0.0.9:6222"]] {
+            let values =
+                Values::new(&NatsConfig::default(), &node("10.0.1.5"), "prod", &peers(known), tls(), None).unwrap();
+            assert_eq!(values.cluster.routes.iter().map(Route::url).collect::<Vec<_>>(), expected);
+        }
+    }
+
+    #[test]
+    fn the_same_values_give_the_same_bytes() {
+        let values = three_nodes(&NatsConfig::default(), Some(credential("a", "b"))).unwrap();
+        assert_eq!(render(None, &values).unwrap(), render(None, &values.clone()).unwrap());
+    }
+
+    #[test]
+    fn an_include_climbs_to_the_root_from_wherever_the_configuration_is() {
+        let path = |config: &str, file: &str| include_path(Path::new(config), Path::new(file));
+        assert_eq!(path("/a.conf", "/etc/x.conf").unwrap(), Path::new("../../../../../../../../etc/x.conf"));
+        let deep = "/1/2/3/4/5/6/7/8/9/10/a.conf";
+        assert_eq!(path(deep, "/x").unwrap(), Path::new(&format!("{}x", "../".repeat(12))));
+        for file in ["/a b", "/a\"b", "/a\\b", "/a\nb", "/a;b", "relative"] {
+            assert!(matches!(path("/a.conf", file), Err(RenderError::Include(_))), "{file}");
+        }
+    }
+
+    #[test]
+    fn a_credential_that_lets_in_nobody_or_everybody_is_refused() {
+        for (username, password) in [("", "b"), ("a", ""), ("a", "$2a$11$abc")] {
+            let result = three_nodes(&NatsConfig::default(), Some(credential(username, password)));
+            assert!(matches!(result, Err(RenderError::Credential(_))));
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_no_text_is_refused() {
+        let pid_file = PathBuf::from(std::ffi::OsString::from_vec(b"/run/\xff".to_vec()));
+        let result = three_nodes(&NatsConfig { pid_file, ..NatsConfig::default() }, None);
+        assert!(matches!(result, Err(RenderError::PathNotText(_))));
+    }
+
+    #[test]
+    fn the_password_is_not_shown_by_debug() {
+        let values = three_nodes(&NatsConfig::default(), Some(credential("route", "hunter2"))).unwrap();
+        let shown = format!("{values:?} {:?}", render(None, &values).unwrap());
+        assert!(!shown.contains("hunter2") && shown.contains("10.0.1.7:6222"), "{shown}");
+    }
+
+    /// The error and its causes.
+    fn whole(error: &dyn std::error::Error) -> String {
+        std::iter::successors(Some(error), |error| error.source())
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    #[test]
+    fn a_users_template_that_is_wrong_says_where() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("my.tera");
+        let values = three_nodes(&NatsConfig::default(), None).unwrap();
+        for (text, expected) in [
+            ("\n{% if %}", "2:"),
+            ("\n\nname: {{ cluster.nmae }}", "3:"),
+            ("{{ nosuch }}", "nosuch"),
+            ("{{ listen | nosuch }}", "nosuch"),
+            ("{% include \"/etc/passwd\" %}", "/etc/passwd"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let error = render(Some(&file), &values).unwrap_err();
+            let message = whole(&error);
+            assert!(message.contains("my.tera") && message.contains(expected), "{text}: {message}");
+        }
+        std::fs::write(&file, "{% for a in range(end=100000) %}{{ cluster.name }} and more{% endfor %}").unwrap();
+        assert!(matches!(render(Some(&file), &values), Err(RenderError::TooLarge { .. })));
+        std::fs::write(&file, " ".repeat(MAX_SIZE + 1)).unwrap();
+        assert!(matches!(render(Some(&file), &values), Err(RenderError::TemplateTooLarge { .. })));
+        std::fs::remove_file(&file).unwrap();
+        assert!(matches!(render(Some(&file), &values), Err(RenderError::Read { .. })));
+    }
+
+    #[test]
+    fn a_users_template_that_is_wrong_does_not_bring_the_password_into_the_error() {
+        let values = three_nodes(&NatsConfig::default(), Some(credential("route", "hunter2"))).unwrap();
+        for (source, expected) in [
+            ("{{ cluster.credential.password | int }}", "cannot be converted"),
+            ("{{ cluster.routes | join(sep='') | upper | float }}", "cannot be converted"),
+            (
+                "{% if cluster.credential.password == 'hunter2' %}{{ nosuch }}{% endif %}",
+                "with this cluster credential",
+            ),
+        ] {
+            let message = whole(&render_source(None, source, &values).unwrap_err());
+            // The template itself may be quoted, and it names this one.
+            let message = message.replace("== 'hunter2'", "");
+            assert!(!message.to_lowercase().contains("hunter2") && message.contains(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_users_template_is_escaped_as_the_built_in_one_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("my.html.or.txt");
+        std::fs::write(&file, "server_name: \"{{ server_name }}\"").unwrap();
+        let mut values = three_nodes(&NatsConfig::default(), None).unwrap();
+        values.server_name = "a\"\ndebug: true #<&'".to_owned();
+        let expected = r#"server_name: "a\"\ndebug:\x20true\x20\x23\x3c\x26\x27""#.replace("\\x26", "&");
+        assert_eq!(render(Some(&file), &values).unwrap().text(), expected);
+    }
+
+    fn names(map: &Map) -> Vec<&str> {
+        map.iter().map(|(name, _)| name).collect()
+    }
+
+    fn inner<'a>(map: &'a Map, path: &[&str]) -> &'a Value {
+        let (last, blocks) = path.split_last().unwrap();
+        let map = blocks.iter().fold(map, |map, name| map.find(&[name]).unwrap().unwrap().as_map().unwrap());
+        map.find(&[last]).unwrap().unwrap()
+    }
+
+    /// Text as names from outside might be, and as they had better not be.
+    fn nasty() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "(?s).{0,40}",
+            prop::collection::vec(
+                prop::sample::select(vec![
+                    "\"",
+                    "\\",
+                    "'",
+                    "\n",
+                    "\r",
+                    "\t",
+                    "\0",
+                    "$HOME",
+                    "{",
+                    "}",
+                    "[",
+                    "]",
+                    "(",
+                    ")",
+                    "#",
+                    "//",
+                    ";",
+                    ",",
+                    ":",
+                    "=",
+                    " ",
+                    "include ",
+                    "jetstream",
+                    "\\x22",
+                    "\u{85}",
+                    "\u{2028}",
+                    "é",
+                    "{{",
+                    "}}",
+                    "{%",
+                    "%}",
+                    "<",
+                    "&",
+                ]),
+                0..20
+            )
+            .prop_map(|pieces| pieces.concat()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn invariant_14_any_name_stays_one_value(
+            name in nasty(), cluster in nasty(), path in nasty(), username in nasty(), password in nasty(),
+        ) {
+            let plain = three_nodes(&NatsConfig::default(), Some(credential("a", "b"))).unwrap();
+            let mut values = plain.clone();
+            values.server_name.clone_from(&name);
+            values.cluster.name.clone_from(&cluster);
+            values.pid_file = PathBuf::from(&path);
+            values.tls.cert_file = PathBuf::from(&path);
+            values.jetstream.as_mut().unwrap().store_dir = PathBuf::from(&path);
+            values.cluster.credential = Some(credential(&username, &password));
+            let address = "10.0.1.5:6222".parse().unwrap();
+            values.cluster.routes = vec![Route::new(address, values.cluster.credential.as_ref())];
+
+            let file = Path::new("/var/lib/nats-tls-agent/nats-server.conf");
+            let expected = parse(render(None, &plain).unwrap().text(), file).unwrap();
+            let rendered = render(None, &values).unwrap();
+            let read = parse(rendered.text(), file).unwrap();
+
+            prop_assert_eq!(names(&read), names(&expected));
+            for block in ["tls", "cluster", "jetstream"] {
+                let names_of = |map| names(inner(map, &[block]).as_map().unwrap());
+                prop_assert_eq!(names_of(&read), names_of(&expected));
+            }
+            for (place, value) in [
+                (&["server_name"][..], &name),
+                (&["cluster", "name"], &cluster),
+                (&["pid_file"], &path),
+                (&["tls", "cert_file"], &path),
+                (&["jetstream", "store_dir"], &path),
+                (&["cluster", "authorization", "user"], &username),
+                (&["cluster", "authorization", "password"], &password),
+            ] {
+                prop_assert_eq!(inner(&read, place).as_text(), Some(value.as_str()));
+            }
+            let Value::Array(routes) = inner(&read, &["cluster", "routes"]) else { panic!("routes") };
+            prop_assert_eq!(routes.len(), 1);
+            prop_assert_eq!(routes[0].as_text(), Some(values.cluster.routes[0].url()));
+        }
+
+        #[test]
+        fn invariant_14_an_unquoted_value_cannot_add_a_setting(name in nasty()) {
+            let mut values = three_nodes(&NatsConfig::default(), None).unwrap();
+            values.server_name.clone_from(&name);
+            let source = "server_name: {{ server_name }} # {{ server_name }}\ncluster {\n name: {{ server_name }}\n}\n";
+            let rendered = render_source(None, source, &values).unwrap();
+            // What can't be read, nats-server refuses.
+            if let Ok(read) = parse(rendered.text(), Path::new("/a.conf")) {
+                prop_assert_eq!(names(&read), ["cluster", "server_name"]);
+            }
+        }
+
+        #[test]
+        fn invariant_14_an_include_is_refused_or_written_as_it_is(file in nasty()) {
+            let include = vec![PathBuf::from(format!("/{file}"))];
+            let Ok(values) = three_nodes(&NatsConfig { include, ..NatsConfig::default() }, None) else { return Ok(()) };
+            let written = format!("\ninclude \"{}\"\n", values.include[0].display());
+            prop_assert!(render(None, &values).unwrap().text().ends_with(&written));
+            prop_assert!(!values.include[0].display().to_string().contains(['"', '\\', '\n']));
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! When a new cluster credential takes over from the one before: pure.
+//!
+//! A route listener knows one credential, so between nodes that have the old one and nodes that have the new one there is no
+//! route. Were it taken over by each node when it sees it, the cluster would be split for as long as that takes. So every
+//! node takes it over at the same time, which each works out for itself: some rounds of polling after the version was made,
+//! by when everyone has it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::ClusterCredential;
+
+/// A version of the secret that holds the credential.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct CredentialVersion {
+    /// The credential.
+    pub credential: ClusterCredential,
+    /// When the version was made, by Secrets Manager's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created: OffsetDateTime,
+}
+
+/// What the versions of a secret, oldest first, come to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Succession<'a> {
+    /// The credential that is in force. Nothing was ever in force where nothing is held: then the oldest is, which is what
+    /// nodes that were there before have.
+    pub in_force: Option<&'a ClusterCredential>,
+    /// When the next one takes over.
+    pub next: Option<OffsetDateTime>,
+}
+
+impl<'a> Succession<'a> {
+    /// `held` is the credential that was in force last: no older one comes back after it, whatever the clock says. A
+    /// version takes over `notice` after it was made.
+    #[must_use]
+    pub fn of(
+        versions: &'a [CredentialVersion],
+        held: Option<&'a ClusterCredential>,
+        notice: Duration,
+        now: OffsetDateTime,
+    ) -> Self {
+        let known = held.and_then(|held| versions.iter().rposition(|version| version.credential == *held));
+        let newer = &versions[known.map_or(0, |known| known + 1)..];
+        let takes_over =
+            |version: &CredentialVersion| version.created.saturating_add(notice.try_into().unwrap_or_default());
+        let taken = newer.iter().rposition(|version| takes_over(version) <= now);
+        let taken = taken.or_else(|| (held.is_none() && !newer.is_empty()).then_some(0));
+        let waiting = &newer[taken.map_or(0, |taken| taken + 1)..];
+        Self { in_force: taken.map(|taken| &newer[taken].credential).or(held), next: waiting.first().map(takes_over) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use time::macros::datetime;
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
+    const NOTICE: Duration = Duration::from_mins(15);
+
+    fn credential(number: usize) -> ClusterCredential {
+        ClusterCredential { username: "route".into(), password: Zeroizing::new(number.to_string()) }
+    }
+
+    /// Versions by number, and how many minutes ago each was made.
+    fn versions(made: &[(usize, i64)]) -> Vec<CredentialVersion> {
+        let version = |(number, ago): &(usize, i64)| CredentialVersion {
+            credential: credential(*number),
+            created: NOW - time::Duration::minutes(*ago),
+        };
+        made.iter().map(version).collect()
+    }
+
+    #[test]
+    fn a_new_version_takes_over_when_every_node_has_seen_it_and_one_that_is_held_is_kept_until_then() {
+        for (made, held, in_force, next) in [
+            // A first boot: at once, whenever the only version was made.
+            (&[(1, 600)][..], None, 1, None),
+            (&[(1, 1)], None, 1, None),
+            // In the time between, whoever boots takes what the others have.
+            (&[(1, 600), (2, 5)], None, 1, Some(10)),
+            (&[(1, 600), (2, 5)], Some(1), 1, Some(10)),
+            (&[(1, 600), (2, 15)], Some(1), 2, None),
+            (&[(1, 600), (2, 15)], None, 2, None),
+            // One that was away for long, and knows neither.
+            (&[(2, 600), (3, 5)], Some(1), 2, Some(10)),
+            // Twice in a short time: each in its turn.
+            (&[(2, 10), (3, 5)], Some(1), 1, Some(5)),
+            (&[(2, 16), (3, 11)], Some(1), 2, Some(4)),
+            (&[(2, 20), (3, 15)], Some(2), 3, None),
+            // The secret was made anew, and has no version before.
+            (&[(2, 5)], Some(1), 1, Some(10)),
+            // What has taken over stays, though the clock was set back.
+            (&[(1, 600), (2, -60)], Some(2), 2, None),
+            // Nothing was fetched in this process, and something is known from the one before.
+            (&[], Some(1), 1, None),
+        ] {
+            let (versions, held) = (versions(made), held.map(credential));
+            let succession = Succession::of(&versions, held.as_ref(), NOTICE, NOW);
+            assert_eq!(succession.in_force, Some(&credential(in_force)), "{made:?} {held:?}");
+            assert_eq!(
+                succession.next,
+                next.map(|minutes| NOW + time::Duration::minutes(minutes)),
+                "{made:?} {held:?}"
+            );
+        }
+        assert_eq!(Succession::of(&[], None, NOTICE, NOW), Succession { in_force: None, next: None });
+        let never = CredentialVersion { credential: credential(2), created: datetime!(9999-12-31 23:59 UTC) };
+        assert!(Succession::of(&[never], Some(&credential(1)), NOTICE, NOW).next.is_some());
+    }
+
+    proptest! {
+        /// Nodes of one cluster that poll when they like, one of which may boot at any time.
+        #[test]
+        fn nodes_that_have_polled_within_the_notice_have_the_same_credential_at_every_moment(
+            polls in proptest::collection::vec(proptest::collection::vec(1_i64..300, 40..60), 3), apart in 900_i64..2000,
+            boots in 0_i64..4000,
+        ) {
+            let at = |second: i64| NOW + time::Duration::seconds(second);
+            let made = |number: usize, second: i64| CredentialVersion { credential: credential(number), created: at(second) };
+            let all = [made(1, -4000), made(2, 100), made(3, 100 + apart)];
+            let seen = |second: i64| {
+                let current = all.iter().rposition(|version| version.created <= at(second)).unwrap_or(0);
+                all[current.saturating_sub(1)..=current].to_vec()
+            };
+            let mut nodes: Vec<_> = polls.iter().map(|pauses| (Vec::new(), None, 0, pauses.iter().cycle())).collect();
+            for second in 0..4000 {
+                let mut in_force = std::collections::BTreeSet::new();
+                for (number, (versions, held, next, pauses)) in nodes.iter_mut().enumerate() {
+                    if number == 2 && second < boots {
+                        continue;
+                    }
+                    if second >= *next {
+                        (*versions, *next) = (seen(second), second + pauses.next().copied().unwrap_or(1));
+                    }
+                    *held = Succession::of(versions, held.as_ref(), NOTICE, at(second)).in_force.cloned();
+                    in_force.extend(held.as_ref().map(|held: &ClusterCredential| held.password.to_string()));
+                }
+                prop_assert_eq!(in_force.len(), 1, "at second {}: {:?}", second, in_force);
+            }
+        }
+    }
+}

@@ -1,0 +1,478 @@
+//! The control socket: how `agent renew` and `agent status` reach the running daemon.
+//!
+//! One line of JSON asks, lines of JSON answer, the last of them with the result. Only root and the daemon's own user and
+//! primary group may ask (mode 0660, and the peer's credentials are checked); a request is small and must come soon.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
+
+use crate::progress::Step;
+use crate::reconcile::Wanted;
+use crate::state::durable::{self, FileError};
+use crate::status::Status;
+
+/// The largest request.
+const MAX_REQUEST: u64 = 16 * 1024;
+/// The largest line of an answer: a status with hundreds of peers.
+const MAX_ANSWER: u64 = 8 * 1024 * 1024;
+/// How long a client may take to ask, and to take an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How many clients are served at the same time.
+const MAX_CLIENTS: usize = 16;
+/// Who may ask. Of a client's groups only the primary one is among its credentials.
+const ASKERS: &str = "root, as the daemon's user, or as a user whose primary group is the daemon's";
+/// How long a client waits for each line of a renewal: an issuance may take a minute between two steps, and other passes
+/// go first.
+const SILENCE: Duration = Duration::from_mins(5);
+/// The same for the status, which is there already: others may have every place for [`PATIENCE`].
+const STATUS_WITHIN: Duration = Duration::from_secs(10);
+/// Why there is no status yet.
+pub const NO_PASS_YET: &str = "the first pass isn't done yet; ask again in a moment";
+
+/// What is asked.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case", tag = "command", deny_unknown_fields)]
+pub enum Request {
+    /// What the last pass found.
+    Status,
+    /// A pass with a new certificate.
+    Renew {
+        /// Losses that are meant.
+        #[serde(default)]
+        allow_loss: Vec<String>,
+    },
+}
+
+/// One line of an answer.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// A step is done; more lines follow.
+    Step(Step),
+    /// The status.
+    Status(Box<Status>),
+    /// The new certificate is in force.
+    Renewed(Box<Renewed>),
+    /// It is not, or the request was no request.
+    Refused(String),
+}
+
+/// What `agent renew` ends with.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct Renewed {
+    /// `confirmed`, or `committed` where no server runs yet.
+    pub result: String,
+    /// The leaf before, if there was one.
+    pub old: Option<RenewedLeaf>,
+    /// The leaf now.
+    pub new: RenewedLeaf,
+    /// How the reload was confirmed, or why there was none.
+    pub confirmed_by: String,
+    /// From the request to here.
+    pub seconds: f64,
+}
+
+/// A leaf, in brief.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct RenewedLeaf {
+    /// Hexadecimal.
+    pub serial: String,
+    /// End of validity.
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_after: OffsetDateTime,
+    /// The generation that it is in.
+    pub generation: u64,
+}
+
+/// What the daemon's loop receives of a `renew`.
+pub struct Job {
+    /// What is wanted.
+    pub wanted: Wanted,
+    /// Where the answers go.
+    pub answers: mpsc::UnboundedSender<Answer>,
+}
+
+/// Why the control socket can't be served or reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Its directory or a stale socket is in the way.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// It can't be bound.
+    #[error("could not listen on the control socket {}; check control.socket and who may write to its directory", .path.display())]
+    Bind {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Something that isn't a socket has its name.
+    #[error("{} is there and is not a socket; remove it, or change control.socket", .0.display())]
+    Occupied(PathBuf),
+    /// Nobody listens: no daemon runs.
+    #[error("no daemon listens on {}", .path.display())]
+    NoDaemon {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The user may not ask.
+    #[error("could not connect to {}; run this as {ASKERS}", .path.display())]
+    Denied {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The daemon went away, or talks nonsense.
+    #[error("the daemon did not answer on {}: {reason}; see its log", .path.display())]
+    Broken {
+        /// The socket.
+        path: PathBuf,
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// The daemon's end.
+pub struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Listens. The caller holds the lock, so a socket that is there is an earlier daemon's.
+    pub fn bind(path: &Path) -> Result<Self, ControlError> {
+        if let Some(parent) = path.parent() {
+            durable::create_directory(parent, 0o750)?;
+        }
+        match std::fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.file_type().is_socket() => durable::remove_if_there(path)?,
+            Ok(_) => return Err(ControlError::Occupied(path.to_owned())),
+            Err(_) => {}
+        }
+        let bind = |source| ControlError::Bind { path: path.to_owned(), source };
+        let listener = UnixListener::bind(path).map_err(bind)?;
+        // The process's umask made it no wider than this.
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o660)).map_err(bind)?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+
+    /// Serves clients for ever. A client that is slow, hostile or gone costs one of [`MAX_CLIENTS`] places for
+    /// [`PATIENCE`], and no more.
+    pub async fn serve(self, status: watch::Receiver<Option<Status>>, jobs: mpsc::Sender<Job>) {
+        let places = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CLIENTS));
+        loop {
+            let Ok(place) = std::sync::Arc::clone(&places).acquire_owned().await else { return };
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let (status, jobs) = (status.clone(), jobs.clone());
+                    tokio::spawn(async move {
+                        if let Err(error) = converse(stream, &status, &jobs).await {
+                            tracing::debug!("a client of the control socket: {error}");
+                        }
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!("could not accept on the control socket: {error}");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Whether a client may ask a daemon; both are a user and a primary group.
+fn may_ask(client: (u32, u32), daemon: (u32, u32)) -> bool {
+    client.0 == 0 || client.0 == daemon.0 || client.1 == daemon.1
+}
+
+async fn converse(
+    mut stream: UnixStream,
+    status: &watch::Receiver<Option<Status>>,
+    jobs: &mpsc::Sender<Job>,
+) -> io::Result<()> {
+    let peer = stream.peer_cred()?;
+    let daemon = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    if !may_ask((peer.uid(), peer.gid()), daemon) {
+        let refusal = format!("uid {} (gid {}) may not ask this daemon; run this as {ASKERS}", peer.uid(), peer.gid());
+        return answer(&mut stream, &Answer::Refused(refusal)).await;
+    }
+    let mut line = Vec::new();
+    let mut reader = BufReader::new((&mut stream).take(MAX_REQUEST));
+    tokio::time::timeout(PATIENCE, reader.read_until(b'\n', &mut line)).await??;
+    match serde_json::from_slice(&line) {
+        Ok(Request::Status) => {
+            let answered = match status.borrow().clone() {
+                Some(status) => Answer::Status(Box::new(status)),
+                None => Answer::Refused(NO_PASS_YET.into()),
+            };
+            answer(&mut stream, &answered).await
+        }
+        Ok(Request::Renew { allow_loss }) => {
+            let (answers, mut answered) = mpsc::unbounded_channel();
+            if jobs.send(Job { wanted: Wanted { renew: true, allow_loss }, answers }).await.is_err() {
+                return answer(&mut stream, &Answer::Refused("the daemon is stopping".into())).await;
+            }
+            while let Some(line) = answered.recv().await {
+                answer(&mut stream, &line).await?;
+            }
+            Ok(())
+        }
+        Err(error) => answer(&mut stream, &Answer::Refused(format!("that is no request: {error}"))).await,
+    }
+}
+
+async fn answer(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    tokio::time::timeout(PATIENCE, stream.write_all(&line)).await?
+}
+
+/// A client's end: asks, reports steps to `on_step`, and returns the last line.
+pub async fn ask(path: &Path, request: &Request, mut on_step: impl FnMut(Step)) -> Result<Answer, ControlError> {
+    let broken = |reason: String| ControlError::Broken { path: path.to_owned(), reason };
+    let connected = tokio::time::timeout(PATIENCE, UnixStream::connect(path)).await;
+    let mut stream = match connected.map_err(|_| broken("it doesn't accept connections".into()))? {
+        Ok(stream) => stream,
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(ControlError::Denied { path: path.to_owned(), source });
+        }
+        Err(source) => return Err(ControlError::NoDaemon { path: path.to_owned(), source }),
+    };
+    let mut line = serde_json::to_vec(request).map_err(|error| broken(error.to_string()))?;
+    line.push(b'\n');
+    // A daemon that refuses doesn't wait for the request, so its answer may be there although nothing could be asked.
+    let asked = stream.write_all(&line).await;
+    let mut reader = BufReader::new(stream);
+    let silence = if matches!(request, Request::Status) { STATUS_WITHIN } else { SILENCE };
+    loop {
+        let mut line = Vec::new();
+        let read = tokio::time::timeout(silence, (&mut reader).take(MAX_ANSWER).read_until(b'\n', &mut line)).await;
+        read.map_err(|_| broken("it fell silent".into()))?.map_err(|error| broken(error.to_string()))?;
+        if line.is_empty() {
+            asked.map_err(|error| broken(error.to_string()))?;
+            return Err(broken("it closed the connection before it had answered".into()));
+        }
+        match serde_json::from_slice(&line).map_err(|error| broken(error.to_string()))? {
+            Answer::Step(step) => on_step(step),
+            last => return Ok(last),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A daemon's end, whose loop answers each renewal with one step and a refusal that repeats what was allowed.
+    struct Daemon {
+        directory: tempfile::TempDir,
+        status: watch::Sender<Option<Status>>,
+    }
+
+    impl Daemon {
+        fn start() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let (status, watched) = watch::channel(None);
+            let (jobs, mut job) = mpsc::channel::<Job>(1);
+            let daemon = Self { directory, status };
+            tokio::spawn(ControlSocket::bind(&daemon.path()).unwrap().serve(watched, jobs));
+            tokio::spawn(async move {
+                while let Some(Job { wanted, answers }) = job.recv().await {
+                    assert!(wanted.renew);
+                    let _gone = answers.send(Answer::Step(Step::Committed { generation: 7 }));
+                    let _gone = answers.send(Answer::Refused(wanted.allow_loss.concat()));
+                }
+            });
+            daemon
+        }
+
+        fn path(&self) -> PathBuf {
+            self.directory.path().join("run/control.sock")
+        }
+
+        async fn connect(&self) -> UnixStream {
+            UnixStream::connect(self.path()).await.unwrap()
+        }
+
+        /// What it answers to these bytes.
+        async fn answers_to(&self, request: &[u8]) -> Answer {
+            let mut stream = self.connect().await;
+            stream.write_all(request).await.unwrap();
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line).await.unwrap();
+            serde_json::from_str(&line).unwrap()
+        }
+
+        async fn ask(&self, request: &Request) -> (Vec<Step>, Answer) {
+            let mut steps = Vec::new();
+            let answer = ask(&self.path(), request, |step| steps.push(step)).await.unwrap();
+            (steps, answer)
+        }
+    }
+
+    fn failing() -> Status {
+        Status {
+            state: crate::status::State::Failing,
+            reasons: vec!["a reason".into()],
+            warnings: Vec::new(),
+            node: crate::status::NodeStatus::default(),
+            leaf: None,
+            served: None,
+            trust: None,
+            peers: Vec::new(),
+            renewal: crate::status::RenewalStatus::default(),
+            nats: crate::status::NatsStatus::default(),
+        }
+    }
+
+    fn is_no_request(answer: &Answer) -> bool {
+        matches!(answer, Answer::Refused(reason) if reason.starts_with("that is no request"))
+    }
+
+    #[tokio::test]
+    async fn a_renewals_steps_come_before_its_result() {
+        let (steps, answer) =
+            Daemon::start().ask(&Request::Renew { allow_loss: vec!["tls".into(), "jetstream".into()] }).await;
+        assert_eq!(steps, [Step::Committed { generation: 7 }]);
+        assert_eq!(answer, Answer::Refused("tlsjetstream".into()));
+    }
+
+    #[tokio::test]
+    async fn the_status_is_the_last_one_that_was_published() {
+        let daemon = Daemon::start();
+        let (_, answer) = daemon.ask(&Request::Status).await;
+        assert!(matches!(&answer, Answer::Refused(reason) if reason == NO_PASS_YET), "{answer:?}");
+        daemon.status.send_replace(Some(failing()));
+        assert_eq!(daemon.ask(&Request::Status).await.1, Answer::Status(Box::new(failing())));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_request_is_refused() {
+        let daemon = Daemon::start();
+        for request in
+            ["{}\n", "renew\n", "\u{0}\u{1}\n", "{\"command\":\"stop\"}\n", "{\"command\":\"renew\",\"force\":1}\n"]
+        {
+            let answer = daemon.answers_to(request.as_bytes()).await;
+            assert!(is_no_request(&answer), "{request:?}: {answer:?}");
+        }
+    }
+
+    /// The request itself would be sound.
+    #[tokio::test]
+    async fn invariant_08_a_request_is_read_up_to_its_limit_and_no_further() {
+        let daemon = Daemon::start();
+        let request = |size: usize| {
+            let bytes = serde_json::to_vec(&Request::Status).unwrap();
+            [vec![b' '; size - bytes.len() - 1], bytes, b"\n".to_vec()].concat()
+        };
+        let limit = usize::try_from(MAX_REQUEST).unwrap();
+        daemon.status.send_replace(Some(failing()));
+        assert_eq!(daemon.answers_to(&request(limit)).await, Answer::Status(Box::new(failing())));
+        let answer = daemon.answers_to(&request(limit + 2)).await;
+        assert!(is_no_request(&answer), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_silent_client_is_in_nobodys_way() {
+        let daemon = Daemon::start();
+        let _silent = daemon.connect().await;
+        let renew = Request::Renew { allow_loss: Vec::new() };
+        tokio::time::timeout(PATIENCE / 2, daemon.ask(&renew)).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invariant_08_silent_clients_that_take_every_place_are_given_up() {
+        let daemon = Daemon::start();
+        let started = tokio::time::Instant::now();
+        let mut silent = Vec::new();
+        for _ in 0..MAX_CLIENTS {
+            silent.push(daemon.connect().await);
+        }
+        daemon.ask(&Request::Renew { allow_loss: Vec::new() }).await;
+        assert!(started.elapsed() >= PATIENCE, "{:?}: they took no place", started.elapsed());
+        assert!(started.elapsed() < 2 * PATIENCE, "{:?}", started.elapsed());
+    }
+
+    /// As one that is stopped or swapped out: the system still takes connections for it.
+    #[tokio::test(start_paused = true)]
+    async fn invariant_08_a_daemon_that_is_frozen_is_waited_for_for_seconds() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let _frozen = UnixListener::bind(&path).unwrap();
+        let started = tokio::time::Instant::now();
+        let asked = ask(&path, &Request::Status, |_| {}).await;
+        assert!(matches!(&asked, Err(ControlError::Broken { reason, .. }) if reason.contains("silent")), "{asked:?}");
+        assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    }
+
+    #[tokio::test]
+    async fn only_owner_and_group_may_connect_whatever_was_there_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        // As a daemon that was killed leaves it.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();
+        let socket = ControlSocket::bind(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        UnixStream::connect(&path).await.unwrap();
+        drop(socket);
+        assert!(!path.exists());
+        let asked = ask(&path, &Request::Status, |_| {}).await;
+        assert!(matches!(asked, Err(ControlError::NoDaemon { .. })), "{asked:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_not_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(ControlSocket::bind(&path), Err(ControlError::Occupied(_))));
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_request_is_read_back_or_refused(text in "(?s).{0,80}", losses in proptest::collection::vec("(?s).{0,20}", 0..4)) {
+            let line = |command: &str| format!("{{\"command\":{command:?},\"allow_loss\":{losses:?}}}{text}");
+            for line in [text.clone(), line("renew"), line("status"), line(&text)] {
+                if let Ok(request) = serde_json::from_str::<Request>(&line) {
+                    let again = serde_json::to_string(&request).unwrap();
+                    // One line, whatever is in it: that is how its end is known.
+                    proptest::prop_assert!(!again.contains('\n'));
+                    proptest::prop_assert_eq!(serde_json::from_str::<Request>(&again).unwrap(), request);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn root_the_daemons_user_and_its_primary_group_may_ask() {
+        let daemon = (990, 991);
+        for (client, may) in
+            [((0, 0), true), ((990, 1), true), ((1, 991), true), ((1, 1), false), ((991, 990), false), ((1, 0), false)]
+        {
+            assert_eq!(may_ask(client, daemon), may, "{client:?}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The peers: who else is in the cluster, and who is to stay in `routes`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::node::Node;
+
+pub mod addresses;
+pub mod asg;
+pub mod dial;
+pub mod static_list;
+
+/// How many peers one answer may name: a group of hundreds is the large one.
+pub const MAX_PEERS: usize = 2000;
+
+/// One server of the cluster.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct Peer {
+    /// Instance id, or `host:port` of a static peer.
+    pub id: String,
+    /// Where its route port listens.
+    pub address: SocketAddr,
+    /// Its lifecycle state, or `static`.
+    pub state: String,
+}
+
+/// What a source saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sighting {
+    /// Peers with an address, this node among them if the source knows it.
+    pub peers: Vec<Peer>,
+    /// Ids that are peers by their state, but whose address could not be found.
+    pub unresolved: Vec<String>,
+    /// The group's name, if there is a group.
+    pub group: Option<String>,
+}
+
+/// The peers in force: what `routes` is rendered from. Keyed and so sorted by address, this node's own included.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(transparent)]
+pub struct PeerSet(pub BTreeMap<SocketAddr, Peer>);
+
+/// Why the peers could not be found.
+#[derive(Debug, thiserror::Error)]
+#[error("{attempt}: {reason}; {remedy}")]
+pub struct DiscoverError {
+    /// What was tried: the API call or the look-up.
+    pub attempt: String,
+    /// What came back.
+    pub reason: String,
+    /// What to do about it.
+    pub remedy: String,
+    /// The cause below it, if there is one.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Where peers are seen.
+#[async_trait]
+pub trait PeerSource: Send + Sync {
+    /// Who is there now.
+    async fn sight(&self) -> Result<Sighting, DiscoverError>;
+}
+
+/// What a sighting changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// The peers in force from now on.
+    pub peers: PeerSet,
+    /// Why it isn't just what was seen, if it isn't.
+    pub kept: Option<String>,
+}
+
+impl PeerSet {
+    /// The peers of `self` that a sighting no longer shows: those to be asked whether they still answer.
+    #[must_use]
+    pub fn missing_from(&self, seen: &Sighting) -> Vec<&Peer> {
+        self.0.values().filter(|peer| !seen.peers.iter().any(|other| other.address == peer.address)).collect()
+    }
+
+    /// The peers in force after a sighting (invariant 6): an answer that is empty or leaves this node out changes
+    /// nothing; one whose addresses are incomplete adds and removes nothing that it doesn't know; and a peer that
+    /// `answers` stays, whatever the source says.
+    pub fn settle(&self, seen: &Sighting, node: &Node, answers: impl Fn(&Peer) -> bool) -> Settled {
+        let keep = |kept: String| Settled { peers: self.clone(), kept: Some(kept) };
+        if seen.peers.is_empty() {
+            return keep("discovery returned no peer at all; the last good set stays".into());
+        }
+        if seen.peers.len() > MAX_PEERS {
+            return keep(format!(
+                "discovery returned {} peers, more than {MAX_PEERS}; the last good set stays",
+                seen.peers.len()
+            ));
+        }
+        if !seen
+            .peers
+            .iter()
+            .any(|peer| peer.address.ip() == node.address || Some(&peer.id) == node.instance_id.as_ref())
+        {
+            return keep("discovery left this node out; the last good set stays".into());
+        }
+        let mut peers: BTreeMap<_, _> = seen.peers.iter().map(|peer| (peer.address, peer.clone())).collect();
+        let mut kept = Vec::new();
+        for peer in self.missing_from(seen) {
+            if seen.unresolved.contains(&peer.id) {
+                kept.push(format!("{} has no address now and keeps {}", peer.id, peer.address));
+                peers.insert(peer.address, peer.clone());
+            } else if answers(peer) {
+                kept.push(format!("{} left the group and still answers at {}", peer.id, peer.address));
+                peers.insert(peer.address, peer.clone());
+            }
+        }
+        for id in &seen.unresolved {
+            if !peers.values().any(|peer| peer.id == *id) {
+                kept.push(format!("{id} is in the group, but its address could not be found yet"));
+            }
+        }
+        Settled { peers: Self(peers), kept: (!kept.is_empty()).then(|| kept.join("; ")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::x509::san::Sans;
+
+    fn peer(number: u8) -> Peer {
+        Peer { id: format!("i-{number}"), address: ([10, 0, 0, number], 6222).into(), state: "InService".into() }
+    }
+
+    fn set(numbers: &[u8]) -> PeerSet {
+        PeerSet(numbers.iter().map(|number| (peer(*number).address, peer(*number))).collect())
+    }
+
+    fn node() -> Node {
+        let address = peer(1).address.ip();
+        Node { name: "i-1".into(), instance_id: Some("i-1".into()), region: None, address, sans: Sans::default() }
+    }
+
+    proptest! {
+        #[test]
+        fn invariant_06_a_peer_goes_only_when_a_whole_answer_lacks_it_and_it_is_silent(
+            before in proptest::collection::btree_set(1_u8..12, 0..8),
+            seen in proptest::collection::btree_set(1_u8..12, 0..8),
+            unresolved in proptest::collection::btree_set(1_u8..12, 0..4),
+            answering in proptest::collection::btree_set(1_u8..12, 0..8),
+        ) {
+            let before = set(&before.into_iter().collect::<Vec<_>>());
+            let sighting = Sighting {
+                peers: seen.difference(&unresolved).map(|number| peer(*number)).collect(),
+                unresolved: unresolved.iter().map(|number| peer(*number).id).collect(),
+                group: None,
+            };
+            let answers = |peer: &Peer| answering.iter().any(|number| self::peer(*number).id == peer.id);
+            let after = before.settle(&sighting, &node(), answers);
+            let is_whole = sighting.peers.iter().any(|peer| peer.id == "i-1");
+            for gone in before.0.values().filter(|peer| !after.peers.0.contains_key(&peer.address)) {
+                prop_assert!(is_whole && !answers(gone) && !sighting.unresolved.contains(&gone.id), "{gone:?} went");
+                prop_assert!(!sighting.peers.contains(gone));
+            }
+            for come in after.peers.0.values().filter(|peer| !before.0.contains_key(&peer.address)) {
+                prop_assert!(is_whole && sighting.peers.contains(come), "{come:?} came");
+            }
+            if is_whole {
+                prop_assert!(sighting.peers.iter().all(|peer| after.peers.0.contains_key(&peer.address)));
+            } else {
+                prop_assert!(after.kept.is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn a_flood_of_peers_changes_nothing() {
+        let before = set(&[1, 2]);
+        let flood = (0..=2000_u16).map(|number| {
+            let [high, low] = number.to_be_bytes();
+            let address = ([10, 1, high, low], 6222).into();
+            Peer { id: format!("i-{number}"), address, state: "InService".into() }
+        });
+        let sighting = Sighting { peers: flood.chain([peer(1)]).collect(), ..Sighting::default() };
+        let after = before.settle(&sighting, &node(), |_| false);
+        assert_eq!(after.peers, before);
+        assert!(after.kept.unwrap().contains("more than 2000"));
+    }
+}

@@ -1,0 +1,233 @@
+//! From an instance id to its primary private address.
+//!
+//! An instance keeps its primary private address for as long as it lives, so an address is looked up once.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_config::SdkConfig;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::task::JoinSet;
+
+use super::DiscoverError;
+use crate::config::AddressLookup;
+use crate::node::{Node, resource_host_name};
+
+/// How long one name may take to resolve.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many names are resolved at the same time. The VPC's resolver takes 1,024 packets a second from an interface
+/// (<https://docs.aws.amazon.com/vpc/latest/userguide/AmazonDNS-concepts.html>).
+const LOOKUPS_AT_ONCE: usize = 16;
+
+/// Finds addresses of instances, and remembers them.
+pub struct Addresses {
+    node: Node,
+    lookup: AddressLookup,
+    #[cfg(feature = "ec2")]
+    ec2: ec2::DescribeInstances,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    addresses: BTreeMap<String, IpAddr>,
+    /// `auto` has seen this node's own name resolve to this node.
+    dns_works: bool,
+}
+
+impl Addresses {
+    /// `node` is this node: its own address is never looked up, and its Region makes the host names.
+    #[must_use]
+    #[cfg_attr(not(feature = "ec2"), expect(unused_variables, reason = "there is no client to make"))]
+    pub fn new(aws: &SdkConfig, node: Node, lookup: AddressLookup) -> Self {
+        Self {
+            node,
+            lookup,
+            #[cfg(feature = "ec2")]
+            ec2: ec2::DescribeInstances::new(aws),
+            known: Mutex::default(),
+        }
+    }
+
+    /// The addresses of `ids`, as far as they can be found. Others than `ids` are forgotten.
+    pub async fn find(&self, ids: &[&str]) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
+        let mut known = self.known.lock().await;
+        known.addresses.retain(|id, _| ids.contains(&id.as_str()));
+        if let Some(own) = self.node.instance_id.as_deref().filter(|own| ids.contains(own)) {
+            known.addresses.insert(own.to_owned(), self.node.address);
+        }
+        let new: Vec<String> =
+            ids.iter().filter(|id| !known.addresses.contains_key(**id)).map(|id| (*id).to_owned()).collect();
+        if !new.is_empty() {
+            let by_dns = match self.lookup {
+                AddressLookup::Dns => true,
+                AddressLookup::Ec2 => false,
+                AddressLookup::Auto => {
+                    known.dns_works = known.dns_works || self.own_name_resolves().await;
+                    known.dns_works
+                }
+            };
+            let mut found = if by_dns { self.by_dns(&new).await? } else { self.by_ec2(new.clone()).await? };
+            let rest: Vec<String> = new.into_iter().filter(|id| !found.contains_key(id)).collect();
+            // In a group of two launch templates one may turn resource name DNS on and the other not.
+            if by_dns && self.lookup == AddressLookup::Auto && !rest.is_empty() {
+                match self.by_ec2(rest).await {
+                    Ok(others) => found.extend(others),
+                    Err(error) => tracing::debug!("what DNS doesn't know stays without an address: {error}"),
+                }
+            }
+            known.addresses.extend(found);
+        }
+        Ok(known.addresses.clone())
+    }
+
+    /// Whether resource name DNS is on: whether this node's own name leads to this node.
+    async fn own_name_resolves(&self) -> bool {
+        let (Some(id), Some(region)) = (&self.node.instance_id, &self.node.region) else { return false };
+        let answer = resolve(id, region).await;
+        answer.is_some_and(|addresses| addresses.iter().any(|address| self.node.sans.ips.contains(address)))
+    }
+
+    async fn by_dns(&self, ids: &[String]) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
+        let region = self.node.region.clone().ok_or_else(|| DiscoverError {
+            attempt: "looking up instance-id host names".into(),
+            reason: "the Region is not known, and it is a part of the names".into(),
+            remedy: "give node.region in the configuration".into(),
+            source: None,
+        })?;
+        let turns = Arc::new(Semaphore::new(LOOKUPS_AT_ONCE));
+        let mut lookups = JoinSet::new();
+        for id in ids.iter().cloned() {
+            let (turns, region) = (Arc::clone(&turns), region.clone());
+            lookups.spawn(async move {
+                let _turn = turns.acquire().await;
+                let address = resolve(&id, &region).await.and_then(choose);
+                address.map(|address| (id, address))
+            });
+        }
+        Ok(lookups.join_all().await.into_iter().flatten().collect())
+    }
+
+    #[cfg(feature = "ec2")]
+    async fn by_ec2(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
+        self.ec2.addresses(ids).await
+    }
+
+    #[cfg(not(feature = "ec2"))]
+    #[expect(clippy::unused_async, reason = "the same signature with and without the feature")]
+    async fn by_ec2(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
+        Err(DiscoverError {
+            attempt: format!("finding the addresses of {}", ids.join(", ")),
+            reason: "instance-id host names do not resolve, and this build has no DescribeInstances".into(),
+            remedy: "turn on resource name DNS A records in the launch template, or use a build with the feature ec2"
+                .into(),
+            source: None,
+        })
+    }
+}
+
+async fn resolve(id: &str, region: &str) -> Option<Vec<IpAddr>> {
+    let name = resource_host_name(id, region)?;
+    // With the dot it is the whole name: nothing of the resolver's search list is tried after it.
+    let name = format!("{}.", name.as_str());
+    let lookup = tokio::net::lookup_host((name.as_str(), 0));
+    match tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await {
+        Ok(Ok(addresses)) => Some(addresses.map(|address| address.ip()).collect()),
+        Ok(Err(error)) => {
+            tracing::debug!("{name} does not resolve: {error}");
+            None
+        }
+        Err(_) => {
+            tracing::debug!("{name} does not resolve in time");
+            None
+        }
+    }
+}
+
+/// An IPv4 address before an IPv6 one, the smallest of several: the same from look-up to look-up, so that the route's
+/// text stays as it is.
+fn choose(addresses: Vec<IpAddr>) -> Option<IpAddr> {
+    addresses.into_iter().min()
+}
+
+#[cfg(feature = "ec2")]
+mod ec2 {
+    use std::collections::BTreeMap;
+    use std::net::IpAddr;
+
+    use aws_config::SdkConfig;
+    use aws_sdk_ec2::Client;
+    use aws_sdk_ec2::types::{Filter, Instance};
+
+    use super::super::DiscoverError;
+    use crate::aws::Failure;
+
+    const DESCRIBE: &str = "ec2:DescribeInstances";
+
+    /// A filter takes 200 values
+    /// (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html>).
+    const MAX_FILTER_VALUES: usize = 200;
+    /// A page may be short; this many for 200 instances is more than any service needs.
+    const MAX_PAGES: usize = 50;
+
+    /// Addresses from the EC2 API.
+    pub(super) struct DescribeInstances(Client);
+
+    impl DescribeInstances {
+        pub(super) fn new(aws: &SdkConfig) -> Self {
+            Self(Client::new(aws))
+        }
+
+        pub(super) async fn addresses(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
+            let mut found = BTreeMap::new();
+            for some in ids.chunks(MAX_FILTER_VALUES) {
+                self.page_through(some, &mut found).await?;
+            }
+            Ok(found)
+        }
+
+        /// By filter and not by `InstanceIds`, of which one that EC2 no longer knows would fail the whole call.
+        async fn page_through(
+            &self,
+            ids: &[String],
+            found: &mut BTreeMap<String, IpAddr>,
+        ) -> Result<(), DiscoverError> {
+            let filter = Filter::builder().name("instance-id").set_values(Some(ids.to_vec())).build();
+            let mut token = None;
+            for _ in 0..MAX_PAGES {
+                let request = self.0.describe_instances().filters(filter.clone()).set_next_token(token);
+                let answer = request.send().await.map_err(|error| Failure::sort(DESCRIBE, error))?;
+                let instances =
+                    answer.reservations.unwrap_or_default().into_iter().flat_map(|r| r.instances.unwrap_or_default());
+                found.extend(instances.filter_map(|instance| address(&instance)).filter(|(id, _)| ids.contains(id)));
+                token = answer.next_token.filter(|token| !token.is_empty());
+                if token.is_none() {
+                    return Ok(());
+                }
+            }
+            Err(Failure::nonsense(DESCRIBE, format!("more than {MAX_PAGES} pages")).into())
+        }
+    }
+
+    /// The primary private IPv4 address, or in an IPv6-only subnet the IPv6 one.
+    fn address(instance: &Instance) -> Option<(String, IpAddr)> {
+        let text = instance.private_ip_address().or_else(|| instance.ipv6_address())?;
+        Some((instance.instance_id()?.to_owned(), text.parse().ok()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_addresses_always_the_same_is_chosen() {
+        let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let expected = Some(IpAddr::from([10, 0, 1, 5]));
+        assert_eq!(choose(parse(&["2001:db8::1", "10.0.2.5", "10.0.1.5"])), expected);
+        assert_eq!(choose(parse(&["10.0.1.5", "2001:db8::1", "10.0.2.5"])), expected);
+        assert_eq!(choose(Vec::new()), None);
+    }
+}

@@ -1,0 +1,202 @@
+//! The Auto Scaling group.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_config::SdkConfig;
+use aws_sdk_autoscaling::Client;
+use tokio::sync::OnceCell;
+
+use super::addresses::Addresses;
+use super::{DiscoverError, MAX_PEERS, Peer, PeerSource, Sighting};
+use crate::aws::Failure;
+use crate::config::AddressLookup;
+use crate::node::Node;
+
+const FIND_GROUP: &str = "autoscaling:DescribeAutoScalingInstances";
+const DESCRIBE: &str = "autoscaling:DescribeAutoScalingGroups";
+
+/// One group by its name is one record, but a page may be short or empty and still have a next one.
+const MAX_PAGES: usize = 20;
+
+/// How long it may take to see the group, with all pages and addresses: each is bounded, but there are many.
+const SIGHT_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// The peers in an Auto Scaling group.
+pub struct Asg {
+    client: Client,
+    node: Node,
+    port: u16,
+    group: OnceCell<String>,
+    addresses: Addresses,
+}
+
+/// A member of the group that is a peer by its state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Instance id.
+    pub id: String,
+    /// Lifecycle state.
+    pub state: String,
+}
+
+impl Asg {
+    /// `name` defaults to the group that `node` is in; `port` is the cluster's.
+    #[must_use]
+    pub fn new(aws: &SdkConfig, node: Node, name: Option<String>, lookup: AddressLookup, port: u16) -> Self {
+        Self {
+            client: Client::new(aws),
+            addresses: Addresses::new(aws, node.clone(), lookup),
+            node,
+            port,
+            group: OnceCell::new_with(name),
+        }
+    }
+
+    async fn find_group(&self) -> Result<String, DiscoverError> {
+        let unknown = |reason: String| DiscoverError {
+            attempt: "finding this instance's Auto Scaling group".into(),
+            reason,
+            remedy: "give discovery.asg_name in the configuration, or put the instance into its group".into(),
+            source: None,
+        };
+        let Some(id) = &self.node.instance_id else {
+            return Err(unknown("the instance id is not known".into()));
+        };
+        let request = self.client.describe_auto_scaling_instances().instance_ids(id);
+        let answer = request.send().await.map_err(|error| Failure::sort(FIND_GROUP, error))?;
+        answer
+            .auto_scaling_instances()
+            .iter()
+            .find(|instance| instance.instance_id() == Some(id))
+            .and_then(|instance| instance.auto_scaling_group_name())
+            .filter(|name| !name.is_empty())
+            .map(ToOwned::to_owned)
+            .ok_or_else(|| unknown(format!("{FIND_GROUP} knows no group of {id}")))
+    }
+
+    /// Those of a group that are peers by their lifecycle state. This node is one in any state but a pool's: whatever
+    /// holds it there (a hook, Standby, a root volume that is being replaced), its own server is to have a configuration.
+    pub async fn members(&self, group: &str) -> Result<Vec<Member>, DiscoverError> {
+        let own = self.node.instance_id.as_deref();
+        let mut members = Vec::new();
+        let mut exists = false;
+        let mut token = None;
+        for _ in 0..MAX_PAGES {
+            let request =
+                self.client.describe_auto_scaling_groups().auto_scaling_group_names(group).set_next_token(token);
+            let answer = request.send().await.map_err(|error| Failure::sort(DESCRIBE, error))?;
+            for described in answer.auto_scaling_groups.unwrap_or_default() {
+                if described.auto_scaling_group_name() == Some(group) {
+                    exists = true;
+                    members.extend(described.instances().iter().filter_map(|instance| {
+                        let (id, state) = (instance.instance_id()?, instance.lifecycle_state()?.as_str());
+                        is_member(id, state, own).then(|| Member { id: id.to_owned(), state: state.to_owned() })
+                    }));
+                }
+            }
+            token = answer.next_token.filter(|token| !token.is_empty());
+            if token.is_none() {
+                break;
+            }
+        }
+        if token.is_some() {
+            return Err(Failure::nonsense(DESCRIBE, format!("more than {MAX_PAGES} pages for one group")).into());
+        }
+        if !exists {
+            return Err(DiscoverError {
+                attempt: DESCRIBE.into(),
+                reason: format!("there is no group {group:?}"),
+                remedy: "check discovery.asg_name, and the Region and account that are asked".into(),
+                source: None,
+            });
+        }
+        // No more than one too many, for `settle` to see: beyond that nobody's address is worth a question.
+        members.truncate(MAX_PEERS + 1);
+        Ok(members)
+    }
+}
+
+#[async_trait]
+impl PeerSource for Asg {
+    async fn sight(&self) -> Result<Sighting, DiscoverError> {
+        in_time(self.look()).await
+    }
+}
+
+impl Asg {
+    async fn look(&self) -> Result<Sighting, DiscoverError> {
+        let group = self.group.get_or_try_init(|| self.find_group()).await?;
+        let members = self.members(group).await?;
+        let ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
+        let addresses = self.addresses.find(&ids).await?;
+        let mut seen = Sighting { group: Some(group.clone()), ..Sighting::default() };
+        for Member { id, state } in members {
+            match addresses.get(&id) {
+                Some(ip) => seen.peers.push(Peer { address: SocketAddr::new(*ip, self.port), id, state }),
+                None => seen.unresolved.push(id),
+            }
+        }
+        Ok(seen)
+    }
+}
+
+async fn in_time<T>(sight: impl Future<Output = Result<T, DiscoverError>>) -> Result<T, DiscoverError> {
+    tokio::time::timeout(SIGHT_TIMEOUT, sight).await.unwrap_or_else(|_| {
+        Err(DiscoverError {
+            attempt: "looking at the Auto Scaling group and for its instances' addresses".into(),
+            reason: format!("it took longer than {} s", SIGHT_TIMEOUT.as_secs()),
+            remedy: "it is tried again; check the way to AWS's endpoints and to the name server".into(),
+            source: None,
+        })
+    })
+}
+
+impl From<Failure> for DiscoverError {
+    fn from(failure: Failure) -> Self {
+        Self { attempt: failure.call.into(), reason: failure.reason, remedy: failure.remedy, source: failure.source }
+    }
+}
+
+/// Whether an instance in this lifecycle state runs, or is about to run, a server of the cluster
+/// (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-lifecycle.html>). A state that isn't known
+/// is none: AWS adds some, and a pool of warmed or leaving instances must not become routes.
+fn is_peer(lifecycle_state: &str) -> bool {
+    matches!(lifecycle_state, "InService" | "Pending" | "Pending:Wait" | "Pending:Proceed")
+}
+
+/// Whether an instance is a peer, or this node itself and in no warm pool.
+fn is_member(id: &str, lifecycle_state: &str, own: Option<&str>) -> bool {
+    is_peer(lifecycle_state) || Some(id) == own && !lifecycle_state.starts_with("Warmed:")
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_autoscaling::types::LifecycleState;
+
+    use super::*;
+
+    #[test]
+    fn only_instances_in_service_or_on_their_way_there_are_peers() {
+        let peers: Vec<&str> = LifecycleState::values().iter().copied().filter(|state| is_peer(state)).collect();
+        assert_eq!(peers, ["InService", "Pending", "Pending:Proceed", "Pending:Wait"]);
+        assert!(LifecycleState::values().len() > 20);
+        assert!(!is_peer("InServiceSoon") && !is_peer(""));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invariant_08_a_group_that_never_comes_to_an_end_is_given_up() {
+        let error = in_time(std::future::pending::<Result<Sighting, DiscoverError>>()).await.unwrap_err();
+        assert!(error.to_string().contains("it took longer than 60 s; it is tried again"), "{error}");
+    }
+
+    #[test]
+    fn this_node_is_a_member_in_every_state_but_those_of_a_warm_pool() {
+        let states = || LifecycleState::values().iter().copied();
+        let left_out: Vec<&str> = states().filter(|state| !is_member("i-1", state, Some("i-1"))).collect();
+        assert!(left_out.len() > 5 && left_out.iter().all(|state| state.starts_with("Warmed:")), "{left_out:?}");
+        assert_eq!(states().filter(|state| is_member("i-2", state, Some("i-1"))).count(), 4);
+        assert!(is_member("i-1", "ReplacingRootVolume:Wait", Some("i-1")));
+    }
+}

@@ -1,0 +1,223 @@
+//! The nats-server process: found by its pid file, recognised, and signalled, or left alone (invariant 10).
+//!
+//! A pid file outlives its process, and the number in it may by now be anything's. So the process is first pinned by a
+//! pidfd; only then is it looked at; and the signal goes through that same pidfd. Were the number reused in between, the
+//! look would see another program and the signal would reach nobody.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::state::durable::{self, FileError};
+
+const MAX_PID_FILE: u64 = 64;
+const MAX_COMMAND_LINE: u64 = 64 * 1024;
+
+/// A process that is our nats-server, pinned.
+#[derive(Debug)]
+pub struct NatsProcess {
+    /// Its number.
+    pub pid: i32,
+    pidfd: OwnedFd,
+}
+
+/// Why there is no process to signal.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// No pid file, or its process is gone: nats-server isn't running.
+    #[error("nats-server isn't running ({0})")]
+    Absent(String),
+    /// The pid file names something else.
+    #[error("{} names pid {pid}, which {reason}; it is not signalled. Check nats.pid_file and nats.config", .file.display())]
+    Foreign {
+        /// The pid file.
+        file: PathBuf,
+        /// The number in it.
+        pid: i32,
+        /// What the process is.
+        reason: String,
+    },
+    /// The pid file can't be read or doesn't hold a number.
+    #[error("{} holds no pid; check nats.pid_file", .0.display())]
+    NoNumber(PathBuf),
+    /// The pid file can't be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The system doesn't allow it.
+    #[error("could not {action} pid {pid}; the agent must run as the user that nats-server runs as")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// On this process.
+        pid: i32,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl NatsProcess {
+    /// Finds the nats-server whose pid stands in the file: it runs `server`, and its command line names `config`.
+    pub fn find(pid_file: &Path, server: &Path, config: &Path) -> Result<Self, ProcessError> {
+        let absent = |what: String| ProcessError::Absent(what);
+        let text = durable::read_if_there(pid_file, MAX_PID_FILE)?
+            .ok_or_else(|| absent(format!("there is no {}", pid_file.display())))?;
+        let pid = std::str::from_utf8(&text)
+            .ok()
+            .and_then(|text| text.trim().parse().ok().filter(|number| *number > 0))
+            .and_then(Pid::from_raw)
+            .ok_or_else(|| ProcessError::NoNumber(pid_file.to_owned()))?;
+        let number = pid.as_raw_nonzero().get();
+        let system = |action| move |source: std::io::Error| ProcessError::System { action, pid: number, source };
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => {
+                return Err(absent(format!("{} names pid {number}, which is gone", pid_file.display())));
+            }
+            opened => opened.map_err(|errno| system("pin")(errno.into()))?,
+        };
+        let directory = PathBuf::from(format!("/proc/{number}"));
+        let executable = match std::fs::read_link(directory.join("exe")) {
+            // It has exited and its parent hasn't asked for its exit status yet, or it exits this very moment.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(absent(format!("{} names pid {number}, which has exited", pid_file.display())));
+            }
+            link => link.map_err(system("look at the executable of"))?,
+        };
+        let arguments = durable::read_if_there(&directory.join("cmdline"), MAX_COMMAND_LINE)?.unwrap_or_default();
+        recognise(&executable, &split_arguments(&arguments), server, config)
+            .map_err(|reason| ProcessError::Foreign { file: pid_file.to_owned(), pid: number, reason })?;
+        Ok(Self { pid: number, pidfd })
+    }
+
+    /// Tells it to read its configuration again.
+    pub fn hang_up(&self) -> Result<(), ProcessError> {
+        match pidfd_send_signal(&self.pidfd, Signal::HUP) {
+            Err(Errno::SRCH) => Err(ProcessError::Absent(format!("pid {} has just exited", self.pid))),
+            sent => {
+                sent.map_err(|errno| ProcessError::System { action: "signal", pid: self.pid, source: errno.into() })
+            }
+        }
+    }
+}
+
+fn split_arguments(command_line: &[u8]) -> Vec<OsString> {
+    command_line.split(|byte| *byte == 0).map(|argument| OsString::from_vec(argument.to_vec())).collect()
+}
+
+/// Whether a process is the nats-server that reads `config`: by the name that it runs or was started under, or because
+/// `server` is a symlink to what it runs. After an upgrade in place the executable of a running process reads
+/// `… (deleted)` (proc(5)); it is still ours.
+fn recognise(executable: &Path, arguments: &[OsString], server: &Path, config: &Path) -> Result<(), String> {
+    let path = executable.as_os_str().as_bytes();
+    let path = Path::new(OsStr::from_bytes(path.strip_suffix(b" (deleted)").unwrap_or(path)));
+    let started_as = arguments.first().and_then(|argument| Path::new(argument).file_name());
+    let is_named = server.file_name().is_some_and(|name| path.file_name() == Some(name) || started_as == Some(name));
+    if !is_named && resolved(server).as_deref() != Some(path) {
+        return Err(format!("runs {}, not {}", executable.display(), server.display()));
+    }
+    let names_config = arguments.iter().enumerate().any(|(index, argument)| {
+        let argument = argument.to_string_lossy();
+        let value = match argument.trim_start_matches('-') {
+            "c" | "config" if argument.starts_with('-') => arguments.get(index + 1).map(PathBuf::from),
+            flag => flag.strip_prefix("c=").or(flag.strip_prefix("config=")).map(PathBuf::from),
+        };
+        value.is_some_and(|value| value == config)
+    });
+    if names_config { Ok(()) } else { Err(format!("is a nats-server that doesn't run with -c {}", config.display())) }
+}
+
+/// The file that is run as `server`: a bare name is looked for in PATH.
+fn resolved(server: &Path) -> Option<PathBuf> {
+    if server.components().count() > 1 {
+        return server.canonicalize().ok();
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(server))
+        .find(|file| file.is_file())?
+        .canonicalize()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(list: &[&str]) -> Vec<OsString> {
+        list.iter().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn recognises_the_server_that_reads_our_configuration() {
+        let (server, config) = (Path::new("nats-server"), Path::new("/etc/nats.conf"));
+        for flags in [&["-c", "/etc/nats.conf"][..], &["--config", "/etc/nats.conf"], &["--config=/etc/nats.conf"]] {
+            let line = arguments(&[&["nats-server"], flags].concat());
+            assert_eq!(recognise(Path::new("/usr/bin/nats-server"), &line, server, config), Ok(()));
+            assert_eq!(recognise(Path::new("/usr/bin/nats-server (deleted)"), &line, server, config), Ok(()));
+            let line = arguments(&[&["sleep"], flags].concat());
+            assert!(recognise(Path::new("/usr/bin/sleep"), &line, server, config).is_err());
+        }
+        let other = arguments(&["nats-server", "-c", "/etc/other.conf"]);
+        assert!(recognise(Path::new("/usr/bin/nats-server"), &other, server, config).is_err());
+    }
+
+    #[test]
+    fn recognises_a_server_behind_a_symlink_however_it_was_started() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path().canonicalize().unwrap();
+        let (link, versioned) = (directory.join("nats-server"), directory.join("nats-server-v2.12.8"));
+        std::fs::write(&versioned, "").unwrap();
+        std::os::unix::fs::symlink(&versioned, &link).unwrap();
+        let config = Path::new("/etc/nats.conf");
+        let started_as = |program: &Path| [&[program.into()], &*arguments(&["-c", "/etc/nats.conf"])].concat();
+        assert_eq!(recognise(&versioned, &started_as(&versioned), &link, config), Ok(()));
+        // The link has led to another version since.
+        let before = directory.join("nats-server-v2.12.7");
+        assert_eq!(recognise(&before, &started_as(&link), Path::new("nats-server"), config), Ok(()));
+        assert!(recognise(&before, &started_as(&before), &link, config).is_err());
+        assert!(recognise(&before, &[link.into()], Path::new("nats-server"), config).is_err());
+    }
+
+    #[test]
+    fn invariant_10_a_stale_pid_file_that_points_to_another_program_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid_file = directory.path().join("pid");
+        let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        std::fs::write(&pid_file, sleeper.id().to_string()).unwrap();
+        let found = NatsProcess::find(&pid_file, Path::new("nats-server"), Path::new("/etc/nats.conf"));
+        assert!(matches!(found, Err(ProcessError::Foreign { .. })), "{found:?}");
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        let found = NatsProcess::find(&pid_file, Path::new("nats-server"), Path::new("/etc/nats.conf"));
+        assert!(matches!(found, Err(ProcessError::Absent(_))), "{found:?}");
+    }
+
+    #[test]
+    fn a_server_that_exited_and_was_not_waited_for_is_absent() {
+        use rustix::process::{WaitId, WaitIdOptions, waitid};
+        let directory = tempfile::tempdir().unwrap();
+        let pid_file = directory.path().join("pid");
+        let mut exited = std::process::Command::new("true").spawn().unwrap();
+        std::fs::write(&pid_file, exited.id().to_string()).unwrap();
+        waitid(WaitId::Pid(Pid::from_child(&exited)), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+        let found = NatsProcess::find(&pid_file, Path::new("nats-server"), Path::new("/etc/nats.conf"));
+        exited.wait().unwrap();
+        assert!(matches!(found, Err(ProcessError::Absent(_))), "{found:?}");
+    }
+
+    #[test]
+    fn a_pid_file_without_a_number_is_an_error_and_none_at_all_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid_file = directory.path().join("pid");
+        let find = || NatsProcess::find(&pid_file, Path::new("nats-server"), Path::new("/etc/nats.conf"));
+        assert!(matches!(find(), Err(ProcessError::Absent(_))));
+        for text in ["", "-1", "0", "nats", "99999999999999"] {
+            std::fs::write(&pid_file, text).unwrap();
+            assert!(matches!(find(), Err(ProcessError::NoNumber(_))), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The state directory: what lies in it, and how it is written.
+
+pub mod durable;
+pub mod generation;
+pub mod lock;

@@ -1,0 +1,167 @@
+//! AWS Secrets Manager: the trust bundle in a secret.
+
+use async_trait::async_trait;
+use aws_config::SdkConfig;
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use crate::aws::secret::{Secret, SecretError, SecretValue, Unfit};
+use crate::trust::{TrustBundle, TrustError, TrustSource};
+
+const BEGIN_CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
+
+/// A trust bundle in a secret: PEM as string or binary, or a JSON object of which one value is the PEM.
+pub struct SecretsManager {
+    secret: Secret,
+    json_key: Option<String>,
+}
+
+impl SecretsManager {
+    /// `secret_id` is a name or an ARN; `json_key` names the value of a JSON secret.
+    #[must_use]
+    pub fn new(aws: &SdkConfig, secret_id: &str, json_key: Option<String>) -> Self {
+        Self { secret: Secret::new(aws, secret_id), json_key }
+    }
+
+    /// The bundle's PEM, as the current version of the secret holds it.
+    pub async fn pem(&self) -> Result<SecretValue, SecretError> {
+        let SecretValue { content, version, created } = self.secret.current().await?;
+        let content = pem(content, self.json_key.as_deref()).map_err(|unfit| self.secret.unfit(unfit))?;
+        Ok(SecretValue { content, version, created })
+    }
+}
+
+#[async_trait]
+impl TrustSource for SecretsManager {
+    async fn fetch(&self) -> Result<TrustBundle, TrustError> {
+        let SecretValue { content, version, .. } = self.pem().await?;
+        let origin = &self.secret.id;
+        TrustBundle::parse(&content, origin, &version)
+            .map_err(|source| TrustError::Bundle { origin: origin.clone(), source })
+    }
+}
+
+/// The PEM in a secret: all of it, or the named or only fitting value of a JSON object.
+pub fn pem(content: Zeroizing<Vec<u8>>, json_key: Option<&str>) -> Result<Zeroizing<Vec<u8>>, Unfit> {
+    let is_json = content.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
+    if !is_json {
+        return match json_key {
+            None => Ok(content),
+            Some(key) => Err((
+                format!("is no JSON object, so it has no key {key:?}"),
+                "write trust.secret_id without \"#KEY\", or store a JSON object".into(),
+            )),
+        };
+    }
+    // Values that aren't text can't be the bundle, and are none of our business.
+    let object: std::collections::BTreeMap<String, Text> = serde_json::from_slice(&content).map_err(|_| {
+        (
+            "begins like a JSON object but is none".to_owned(),
+            "store PEM, or a JSON object with the PEM as a value".into(),
+        )
+    })?;
+    let text = if let Some(key) = json_key {
+        object.get(key).and_then(|value| value.0.as_ref()).ok_or_else(|| {
+            (format!("has no text under the key {key:?}"), "check KEY in trust.secret_id = \"NAME#KEY\"".to_owned())
+        })?
+    } else {
+        let mut fitting =
+            object.values().filter_map(|text| text.0.as_ref()).filter(|text| text.contains(BEGIN_CERTIFICATE));
+        match (fitting.next(), fitting.next()) {
+            (Some(only), None) => only,
+            (None, _) => {
+                return Err((
+                    "is a JSON object without a PEM certificate".into(),
+                    "store the bundle's PEM as one of its values".into(),
+                ));
+            }
+            (Some(_), Some(_)) => {
+                return Err((
+                    "is a JSON object with several PEM values".into(),
+                    "say which one: trust.secret_id = \"NAME#KEY\"".into(),
+                ));
+            }
+        }
+    };
+    Ok(Zeroizing::new(text.as_bytes().to_vec()))
+}
+
+/// A JSON value, kept only if it is text.
+struct Text(Option<Zeroizing<String>>);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Value {
+            Text(Zeroizing<String>),
+            Other(serde::de::IgnoredAny),
+        }
+        Ok(Self(match Value::deserialize(deserializer)? {
+            Value::Text(text) => Some(text),
+            Value::Other(_) => None,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEM: &str = "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n";
+
+    fn read(content: &str, key: Option<&str>) -> Result<String, Unfit> {
+        pem(Zeroizing::new(content.as_bytes().to_vec()), key).map(|pem| String::from_utf8(pem.to_vec()).unwrap())
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn invariant_01_whatever_a_secret_holds_no_word_of_it_is_in_an_error(
+            word in "[g-z]{12}", before in "(?s).{0,20}|\\{\"a\": \"", after in "(?s).{0,20}|\"\\}",
+        ) {
+            let content = format!("{before}{word}{after}");
+            for key in [None, Some("a"), Some("KEY")] {
+                if let Err((what, remedy)) = read(&content, key) {
+                    proptest::prop_assert!(!what.contains(&word) && !remedy.contains(&word), "{what}; {remedy}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn plain_pem_is_taken_whole() {
+        assert_eq!(read(PEM, None).unwrap(), PEM);
+    }
+
+    #[test]
+    fn a_json_secret_gives_the_named_value_or_its_only_certificate() {
+        let secret = serde_json::json!({"bundle": PEM, "note": "x", "count": 3, "more": {"a": []}}).to_string();
+        assert_eq!(read(&secret, None).unwrap(), PEM);
+        assert_eq!(read(&secret, Some("bundle")).unwrap(), PEM);
+        assert!(read(&secret, Some("count")).unwrap_err().0.contains("\"count\""));
+        assert!(read(&secret, Some("absent")).is_err());
+    }
+
+    #[test]
+    fn several_certificates_need_a_name() {
+        let secret = serde_json::json!({"old": PEM, "new": PEM}).to_string();
+        let (_, remedy) = read(&secret, None).unwrap_err();
+        assert!(remedy.contains("NAME#KEY"));
+        assert_eq!(read(&secret, Some("old")).unwrap(), PEM);
+    }
+
+    #[test]
+    fn a_key_of_something_that_is_no_json_is_refused() {
+        assert!(read(PEM, Some("bundle")).is_err());
+        assert!(read("{not json", None).is_err());
+        assert!(read("{}", None).is_err());
+    }
+
+    #[test]
+    fn invariant_01_a_broken_secrets_content_stays_out_of_the_error() {
+        for secret in [r#"{"a": "s3cret""#, r#"{"a": "s3cret"}"#] {
+            let (what, remedy) = read(secret, Some("b")).unwrap_err();
+            assert!(!what.contains("s3cret") && !remedy.contains("s3cret"));
+        }
+    }
+}

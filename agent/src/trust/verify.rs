@@ -1,0 +1,767 @@
+//! What the bundle accepts.
+//!
+//! A chain must satisfy webpki and Go's verifier alike: nats-server is written in Go, and what it refuses is no use.
+//! Go checks more of an anchor than webpki does (`crypto/x509`, `Certificate.Verify`): its validity, its path length,
+//! its usages. Both want the same of everything below.
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use time::OffsetDateTime;
+use webpki::{EndEntityCert, KeyUsage, RequiredEkuNotFoundContext, VerifiedPath};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ExtendedKeyUsage;
+
+use super::{Anchor, TrustBundle};
+use crate::clock::rfc3339;
+use crate::issue::IssuedChain;
+use crate::x509::csr::{PrivateKeyPem, public_key_der};
+use crate::x509::der as x509;
+use crate::x509::leaf::{Leaf, LeafError};
+use crate::x509::pem::{self, PemError};
+use crate::x509::san::Sans;
+
+/// The most certificates that a chain may have, the leaf and roots included. Go's TLS reads larger ones, no CA needs
+/// them.
+pub const MAX_CHAIN: usize = 10;
+
+/// The most that an issuer may return, in bytes of PEM; ten certificates with the largest keys come nowhere near this.
+pub const MAX_CHAIN_PEM: usize = 256 * 1024;
+
+/// A chain that the bundle in force accepts, with the key that it belongs to: what may be written as a generation.
+#[derive(Clone, Debug)]
+pub struct VerifiedChain {
+    /// The private key.
+    pub key: PrivateKeyPem,
+    /// The leaf.
+    pub leaf: Leaf,
+    /// Leaf and intermediates in PEM, leaf first, all but the root: nats-server's `cert_file`.
+    pub cert_pem: String,
+}
+
+/// Why a chain is not accepted. What is served stays.
+#[derive(Debug, thiserror::Error)]
+pub enum RejectedChain {
+    /// More than a chain can be.
+    #[error(
+        "the issuer returned {size} bytes, and at most {MAX_CHAIN_PEM} are read; ask it for this certificate again"
+    )]
+    TooLarge {
+        /// Bytes of leaf and chain.
+        size: usize,
+    },
+    /// More certificates than a chain can have.
+    #[error("the issuer returned {count} certificates, and at most {MAX_CHAIN} are taken; check the CA's own chain")]
+    TooMany {
+        /// How many.
+        count: usize,
+    },
+    /// The PEM text is damaged.
+    #[error("could not read the chain that the issuer returned; ask it for this certificate again")]
+    Pem(#[source] PemError),
+    /// There is no readable leaf.
+    #[error("could not read the certificate that the issuer returned; ask it for this certificate again")]
+    Leaf(#[source] LeafError),
+    /// A certificate above the leaf is not X.509.
+    #[error("certificate {number} of the chain that the issuer returned is not X.509 in DER; check the CA's own chain")]
+    Intermediate {
+        /// Counted from 1, the leaf included.
+        number: usize,
+    },
+    /// Our own key can't be read.
+    #[error("could not read the public key back from our private key; renew with a new key")]
+    Key(#[source] rcgen::Error),
+    /// Signed for somebody else.
+    #[error(
+        "certificate {serial} is for another public key than ours; nothing of it is used: renew with a new key, and if it happens again look for who else uses this journal or this idempotency token"
+    )]
+    OtherKey {
+        /// The leaf's serial number.
+        serial: String,
+    },
+    /// Names that were asked for and are not there.
+    #[error(
+        "certificate {serial} lacks the names {missing}: it carries {}; use a certificate template that takes SANs from the CSR",
+        or_none(carried)
+    )]
+    MissingSans {
+        /// The leaf's serial number.
+        serial: String,
+        /// What was asked for and isn't there.
+        missing: String,
+        /// What is there.
+        carried: String,
+    },
+    /// A usage that was asked for and is not there. Routes need both (seen on nats-server 2.9.10 and 2.15.1).
+    #[error(
+        "certificate {serial} lacks the extended key usage {missing}; routes need serverAuth and clientAuth: use a certificate template that gives both, as EndEntityCertificate/V1 does"
+    )]
+    MissingUsage {
+        /// The leaf's serial number.
+        serial: String,
+        /// `serverAuth`, `clientAuth` or both.
+        missing: String,
+    },
+    /// Its time has not come.
+    #[error(
+        "certificate {serial} is valid from {}, and it is {} here; set this machine's clock, or the CA's", rfc3339(*not_before), rfc3339(*now)
+    )]
+    NotYetValid {
+        /// The leaf's serial number.
+        serial: String,
+        /// Start of validity.
+        not_before: OffsetDateTime,
+        /// The wall-clock time.
+        now: OffsetDateTime,
+    },
+    /// Its time is over.
+    #[error(
+        "certificate {serial} was valid until {}, and it is {} here; renew, and if a new one is refused too set this machine's clock", rfc3339(*not_after), rfc3339(*now)
+    )]
+    Expired {
+        /// The leaf's serial number.
+        serial: String,
+        /// End of validity.
+        not_after: OffsetDateTime,
+        /// The wall-clock time.
+        now: OffsetDateTime,
+    },
+    /// The chain is whole and ends at a root that is not trusted.
+    #[error(
+        "certificate {serial} chains to {root:?}, which is not in the trust bundle: that holds {anchors}; add the root to the bundle of every node first, or correct `issuer.ca_arn`"
+    )]
+    UntrustedRoot {
+        /// The leaf's serial number.
+        serial: String,
+        /// The root's subject.
+        root: String,
+        /// The subjects of the anchors.
+        anchors: String,
+    },
+    /// The chain breaks off below the bundle.
+    #[error(
+        "certificate {serial} chains up to {below:?}, and its issuer {missing:?} is neither an intermediate that the issuer returned nor in the trust bundle: that holds {anchors}; add {missing:?} to the chain of the CA, or to the bundle"
+    )]
+    MissingIntermediate {
+        /// The leaf's serial number.
+        serial: String,
+        /// The subject of the last certificate there is.
+        below: String,
+        /// The subject of the one that is missing.
+        missing: String,
+        /// The subjects of the anchors.
+        anchors: String,
+    },
+    /// There is a path by name that doesn't hold.
+    #[error("certificate {serial} does not chain to the trust bundle: {reason}")]
+    Path {
+        /// The leaf's serial number.
+        serial: String,
+        /// What is wrong and what to do, in words.
+        reason: &'static str,
+        /// What the verifier said.
+        #[source]
+        source: webpki::Error,
+    },
+}
+
+impl VerifiedChain {
+    /// The certificates in DER, leaf first, as a server presents them.
+    #[must_use]
+    pub fn certificates(&self) -> Vec<Vec<u8>> {
+        let certificates = CertificateDer::pem_slice_iter(self.cert_pem.as_bytes());
+        certificates.flatten().map(|certificate| certificate.to_vec()).collect()
+    }
+}
+
+impl RejectedChain {
+    /// Whether the same chain may be accepted later, by another bundle or at another time: it is paid for, so it is kept
+    /// and tried again.
+    #[must_use]
+    pub fn may_pass_later(&self) -> bool {
+        match self {
+            Self::NotYetValid { .. }
+            | Self::UntrustedRoot { .. }
+            | Self::MissingIntermediate { .. }
+            | Self::Path { .. }
+            | Self::TooLarge { .. }
+            | Self::TooMany { .. }
+            | Self::Pem(_)
+            | Self::Intermediate { .. } => true,
+            Self::Leaf(_)
+            | Self::Key(_)
+            | Self::OtherKey { .. }
+            | Self::MissingSans { .. }
+            | Self::MissingUsage { .. }
+            | Self::Expired { .. } => false,
+        }
+    }
+}
+
+impl TrustBundle {
+    /// Accepts a chain for a key and for the names that were asked for (invariant 4). The certificates above the leaf
+    /// may come in any order and with others among them; those that lead to an anchor are kept, in order, without the
+    /// root. An intermediate is kept although the bundle has it as an anchor too: a client may trust the root alone.
+    pub fn accept(
+        &self,
+        chain: &IssuedChain,
+        key: &PrivateKeyPem,
+        sans: &Sans,
+        now: OffsetDateTime,
+    ) -> Result<VerifiedChain, RejectedChain> {
+        let certificates = read(chain)?;
+        let (leaf, above) = certificates.split_first().ok_or(RejectedChain::Leaf(LeafError::Empty))?;
+        let leaf = check_leaf(leaf, key, sans, now)?;
+        let path = self
+            .path(Anchor::is_root, &leaf.der, above, now)
+            .or_else(|_| self.path(|_| true, &leaf.der, above, now))
+            .map_err(|error| self.explain(&leaf, above, error))?;
+        let anchor = Some(&path.anchor.der).filter(|_| !path.anchor.is_root());
+        let served = std::iter::once(&leaf.der).chain(&path.intermediates).chain(anchor);
+        let cert_pem = served.map(|der| pem::encode(der)).collect();
+        Ok(VerifiedChain { key: key.clone(), leaf, cert_pem })
+    }
+
+    /// Whether a chain as a server presents it, leaf first, leads to an anchor, for a server's use and for a client's.
+    #[must_use]
+    pub fn chains(&self, certs: &[Vec<u8>], now: OffsetDateTime) -> bool {
+        self.anchor_of(certs, now).is_some()
+    }
+
+    /// The anchor that a chain as a server presents it, leaf first, leads to.
+    #[must_use]
+    pub fn anchor_of(&self, certs: &[Vec<u8>], now: OffsetDateTime) -> Option<&Anchor> {
+        let (leaf, above) = certs.split_first().filter(|_| certs.len() <= MAX_CHAIN)?;
+        self.path(|_| true, leaf, above, now).ok().map(|path| path.anchor)
+    }
+
+    /// Why whoever trusts this bundle refuses what a server presents, leaf first, or nothing. That a leaf's time hasn't
+    /// come is no reason: this machine's clock may be behind.
+    #[must_use]
+    pub fn refusal(&self, certs: &[Vec<u8>], now: OffsetDateTime) -> Option<String> {
+        match certs.first().map(|leaf| Leaf::parse(leaf)) {
+            None | Some(Err(_)) => Some("it can't be read".into()),
+            Some(Ok(leaf)) if leaf.not_after <= now => Some(format!("it expired at {}", rfc3339(leaf.not_after))),
+            Some(Ok(leaf)) if !self.chains(certs, now.max(leaf.not_before)) => {
+                Some(format!("{} signed it, and no anchor of the bundle in force is above that", leaf.issuer))
+            }
+            Some(Ok(_)) => None,
+        }
+    }
+
+    /// A path from leaf to one of `these` anchors that holds for both usages.
+    fn path(
+        &self,
+        these: impl Fn(&Anchor) -> bool,
+        leaf: &[u8],
+        above: &[Vec<u8>],
+        now: OffsetDateTime,
+    ) -> Result<Path<'_>, webpki::Error> {
+        let these: Vec<&Anchor> = self.anchors.iter().filter(|anchor| these(anchor)).collect();
+        let leaf = CertificateDer::from(leaf);
+        let leaf = EndEntityCert::try_from(&leaf)?;
+        let above: Vec<CertificateDer<'_>> = above.iter().map(|der| der.as_slice().into()).collect();
+        let roots: Vec<CertificateDer<'_>> = these.iter().map(|anchor| anchor.der.as_slice().into()).collect();
+        let anchors: Vec<TrustAnchor<'_>> =
+            roots.iter().map(webpki::anchor_from_trusted_cert).collect::<Result<_, _>>()?;
+        let index = |path: &VerifiedPath<'_>| anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()));
+
+        // Asked of each path that is found, so that one that doesn't hold for all of it makes room for the next.
+        let is_whole = |path: &VerifiedPath<'_>| {
+            let index = index(path).ok_or(webpki::Error::UnknownIssuer)?;
+            go_accepts(path, these[index], now)?;
+            let used: Vec<CertificateDer<'_>> = path.intermediate_certificates().map(webpki::Cert::der).collect();
+            verify(&leaf, &anchors[index..=index], &used, now, KeyUsage::client_auth(), None).map(drop)
+        };
+        let path = verify(&leaf, &anchors, &above, now, KeyUsage::server_auth(), Some(&is_whole))?;
+        let index = index(&path).ok_or(webpki::Error::UnknownIssuer)?;
+        Ok(Path {
+            intermediates: path.intermediate_certificates().map(|ca| ca.der().to_vec()).collect(),
+            anchor: these[index],
+        })
+    }
+
+    /// Says in words why there is no path.
+    fn explain(&self, leaf: &Leaf, above: &[Vec<u8>], error: webpki::Error) -> RejectedChain {
+        let serial = leaf.serial.clone();
+        if error != webpki::Error::UnknownIssuer {
+            return RejectedChain::Path { serial, reason: reason(&error), source: error };
+        }
+        let anchors = self.anchors.iter().map(|anchor| format!("{:?}", anchor.subject)).collect::<Vec<_>>().join(", ");
+        let above: Vec<X509Certificate<'_>> = above.iter().filter_map(|der| x509::read(der).ok()).collect();
+        let Ok(mut last) = x509::read(&leaf.der) else { return RejectedChain::Leaf(LeafError::Der) };
+        // Each step goes one certificate up; a loop of names can't be longer than the chain.
+        for _ in 0..above.len() {
+            let is_issuer = |cert: &&X509Certificate<'_>| cert.subject().as_raw() == last.issuer().as_raw();
+            match above.iter().find(is_issuer) {
+                Some(issuer) if last.subject().as_raw() != last.issuer().as_raw() => last = issuer.clone(),
+                _ => break,
+            }
+        }
+        if last.subject().as_raw() == last.issuer().as_raw() {
+            return RejectedChain::UntrustedRoot { serial, root: x509::name(last.subject()), anchors };
+        }
+        let (below, missing) = (x509::name(last.subject()), x509::name(last.issuer()));
+        RejectedChain::MissingIntermediate { serial, below, missing, anchors }
+    }
+}
+
+/// A path that holds.
+struct Path<'a> {
+    /// In issuing order, from the leaf's issuer up, without the anchor.
+    intermediates: Vec<Vec<u8>>,
+    anchor: &'a Anchor,
+}
+
+/// What else a path has to be.
+type PathCheck<'a> = dyn Fn(&VerifiedPath<'_>) -> Result<(), webpki::Error> + 'a;
+
+fn verify<'p>(
+    leaf: &'p EndEntityCert<'p>,
+    anchors: &'p [TrustAnchor<'p>],
+    above: &'p [CertificateDer<'p>],
+    now: OffsetDateTime,
+    usage: KeyUsage,
+    more: Option<&PathCheck<'_>>,
+) -> Result<VerifiedPath<'p>, webpki::Error> {
+    leaf.verify_for_usage(x509::VERIFIED, anchors, above, unix(now), usage, None, more)
+}
+
+/// The certificates in DER, leaf first.
+fn read(chain: &IssuedChain) -> Result<Vec<Vec<u8>>, RejectedChain> {
+    let size = chain.leaf_pem.len() + chain.chain_pem.len();
+    if size > MAX_CHAIN_PEM {
+        return Err(RejectedChain::TooLarge { size });
+    }
+    let mut blocks =
+        pem::certificates(chain.leaf_pem.as_bytes()).map_err(|e| RejectedChain::Leaf(LeafError::Pem(e)))?;
+    if blocks.is_empty() {
+        return Err(RejectedChain::Leaf(LeafError::Empty));
+    }
+    blocks.extend(pem::certificates(chain.chain_pem.as_bytes()).map_err(RejectedChain::Pem)?);
+    if blocks.len() > MAX_CHAIN {
+        return Err(RejectedChain::TooMany { count: blocks.len() });
+    }
+    let certificates: Vec<Vec<u8>> = blocks.into_iter().map(|block| block.der).collect();
+    match certificates.iter().skip(1).position(|der| x509::read(der).is_err()) {
+        Some(index) => Err(RejectedChain::Intermediate { number: index + 2 }),
+        None => Ok(certificates),
+    }
+}
+
+/// All that can be said of a leaf without its chain.
+fn check_leaf(der: &[u8], key: &PrivateKeyPem, sans: &Sans, now: OffsetDateTime) -> Result<Leaf, RejectedChain> {
+    let leaf = Leaf::parse(der).map_err(RejectedChain::Leaf)?;
+    let certificate = x509::read(der).map_err(|_| RejectedChain::Leaf(LeafError::Der))?;
+    let serial = leaf.serial.clone();
+    if certificate.public_key().raw != public_key_der(key).map_err(RejectedChain::Key)? {
+        return Err(RejectedChain::OtherKey { serial });
+    }
+    if !leaf.sans.cover(sans) {
+        let missing = Sans { dns: &sans.dns - &leaf.sans.dns, ips: &sans.ips - &leaf.sans.ips };
+        return Err(RejectedChain::MissingSans { serial, missing: listed(&missing), carried: listed(&leaf.sans) });
+    }
+    let usage = certificate.extended_key_usage().map_err(|_| RejectedChain::Leaf(LeafError::Der))?;
+    let has = |which: fn(&ExtendedKeyUsage<'_>) -> bool| usage.as_ref().is_some_and(|usage| which(usage.value));
+    // Go takes a certificate without the extension for any use. We asked for both, so their absence means that the
+    // template in use isn't the one that was meant.
+    let missing: Vec<&str> =
+        [("serverAuth", has(|usage| usage.server_auth)), ("clientAuth", has(|usage| usage.client_auth))]
+            .into_iter()
+            .filter_map(|(name, there)| (!there).then_some(name))
+            .collect();
+    if !missing.is_empty() {
+        return Err(RejectedChain::MissingUsage { serial, missing: missing.join(" and ") });
+    }
+    if now < leaf.not_before {
+        return Err(RejectedChain::NotYetValid { serial, not_before: leaf.not_before, now });
+    }
+    if now >= leaf.not_after {
+        return Err(RejectedChain::Expired { serial, not_after: leaf.not_after, now });
+    }
+    Ok(leaf)
+}
+
+/// What Go's verifier checks on top of webpki, in webpki's words: every CA's key usage; of the anchor also validity,
+/// path length and extended key usage.
+fn go_accepts(path: &VerifiedPath<'_>, anchor: &Anchor, now: OffsetDateTime) -> Result<(), webpki::Error> {
+    let mut intermediates = 0;
+    for intermediate in path.intermediate_certificates() {
+        may_sign(&intermediate.der())?;
+        intermediates += 1;
+    }
+    may_sign(&anchor.der)?;
+    let root = x509::read(&anchor.der).map_err(|_| webpki::Error::BadDer)?;
+    let (not_before, not_after) = (root.validity().not_before.to_datetime(), root.validity().not_after.to_datetime());
+    if now < not_before {
+        return Err(webpki::Error::CertNotValidYet { time: unix(now), not_before: unix(not_before) });
+    }
+    if now > not_after {
+        return Err(webpki::Error::CertExpired { time: unix(now), not_after: unix(not_after) });
+    }
+    let constraints = root.basic_constraints().map_err(|_| webpki::Error::BadDer)?;
+    if constraints.and_then(|value| value.value.path_len_constraint).is_some_and(|longest| intermediates > longest) {
+        return Err(webpki::Error::PathLenConstraintViolated);
+    }
+    let usage = root.extended_key_usage().map_err(|_| webpki::Error::BadDer)?;
+    if usage.is_some_and(|usage| !(usage.value.any || usage.value.server_auth && usage.value.client_auth)) {
+        let (required, present) = (KeyUsage::client_auth(), Vec::new());
+        return Err(webpki::Error::RequiredEkuNotFoundContext(RequiredEkuNotFoundContext { required, present }));
+    }
+    Ok(())
+}
+
+/// Key usage, where there is one, must allow signing certificates (RFC 5280, section 4.2.1.3).
+fn may_sign(ca: &[u8]) -> Result<(), webpki::Error> {
+    let ca = x509::read(ca).map_err(|_| webpki::Error::BadDer)?;
+    match ca.key_usage() {
+        Ok(usage) if usage.as_ref().is_none_or(|usage| usage.value.key_cert_sign()) => Ok(()),
+        _ => Err(webpki::Error::EndEntityUsedAsCa),
+    }
+}
+
+/// What is wrong with a path, and what to do. The leaf alone has passed before this.
+fn reason(error: &webpki::Error) -> &'static str {
+    match error {
+        webpki::Error::CertExpired { .. } => {
+            "a CA certificate on the way has expired; renew the CA and extend the bundle"
+        }
+        webpki::Error::CertNotValidYet { .. } => {
+            "a CA certificate on the way is not valid yet; set this machine's clock, or wait"
+        }
+        webpki::Error::InvalidSignatureForPublicKey
+        | webpki::Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
+            "a CA on the way has the right name and another key; the CA was made anew, so add its new certificate to the bundle of every node"
+        }
+        webpki::Error::UnsupportedSignatureAlgorithmContext(_) => {
+            "it is signed with an algorithm that is not accepted; let the CA sign with SHA-256 or better"
+        }
+        webpki::Error::PathLenConstraintViolated => {
+            "there are more CAs on the way than one of them allows (pathLenConstraint); have the certificate issued by a CA further up"
+        }
+        webpki::Error::NameConstraintViolation => {
+            "a CA on the way does not permit these names (nameConstraints); use names that it permits"
+        }
+        webpki::Error::RequiredEkuNotFoundContext(_) | webpki::Error::EmptyEkuExtension => {
+            "a CA on the way is not for both server and client certificates (extendedKeyUsage); use a CA without that limit"
+        }
+        webpki::Error::EndEntityUsedAsCa => {
+            "a certificate on the way is not a CA's, or its key usage lacks keyCertSign; have that CA certificate made anew"
+        }
+        webpki::Error::CaUsedAsEndEntity => {
+            "it is itself a CA certificate; use a template for end entities, as EndEntityCertificate/V1 is"
+        }
+        webpki::Error::UnsupportedCriticalExtension => {
+            "a certificate on the way has a critical extension that is not understood; have it issued without"
+        }
+        _ => "the verifier refuses it; have the certificate issued again, and check the CA's own chain",
+    }
+}
+
+fn listed(sans: &Sans) -> String {
+    let names = sans.dns.iter().map(|name| name.as_str().to_owned());
+    names.chain(sans.ips.iter().map(ToString::to_string)).collect::<Vec<_>>().join(", ")
+}
+
+fn or_none(list: &str) -> &str {
+    if list.is_empty() { "none" } else { list }
+}
+
+fn unix(time: OffsetDateTime) -> UnixTime {
+    UnixTime::since_unix_epoch(std::time::Duration::from_secs(u64::try_from(time.unix_timestamp()).unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rcgen::{
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    };
+    use time::Duration;
+
+    use super::*;
+    use crate::x509::test_ca::{Ca, NOW, key, sans};
+
+    fn bundle(anchors: &[&Ca]) -> TrustBundle {
+        let pem: String = anchors.iter().map(|ca| ca.pem.as_str()).collect();
+        TrustBundle::parse(pem.as_bytes(), "file", "1").unwrap()
+    }
+
+    fn issued(leaf: &rcgen::Certificate, chain: &[&Ca]) -> IssuedChain {
+        IssuedChain { leaf_pem: leaf.pem(), chain_pem: chain.iter().map(|ca| ca.pem.as_str()).collect() }
+    }
+
+    /// Accepts a leaf that `change` altered, straight from a trusted root.
+    fn altered(change: impl FnOnce(&mut CertificateParams)) -> Result<VerifiedChain, RejectedChain> {
+        let root = Ca::root("root");
+        let (pair, pem) = key();
+        let leaf = root.leaf_with(&pair, change);
+        bundle(&[&root]).accept(&issued(&leaf, &[&root]), &pem, &sans(), NOW)
+    }
+
+    #[test]
+    fn invariant_04_a_sound_chain_is_accepted_and_served_without_its_root() {
+        let root = Ca::root("root");
+        let upper = root.below("upper");
+        let lower = upper.below("lower");
+        let (pair, pem) = key();
+        let leaf = lower.leaf(&pair);
+        let chain = issued(&leaf, &[&lower, &upper, &root]);
+        let verified = bundle(&[&root]).accept(&chain, &pem, &sans(), NOW).unwrap();
+        assert_eq!(verified.cert_pem, leaf.pem() + &lower.pem + &upper.pem);
+        assert_eq!(verified.leaf.sans, sans());
+        assert_eq!(verified.leaf.der, leaf.der().to_vec());
+        assert_eq!(verified.leaf.issuer, "CN=lower");
+    }
+
+    #[test]
+    fn invariant_04_a_chain_out_of_order_and_among_others_is_put_in_order() {
+        let (root, other) = (Ca::root("root"), Ca::root("other"));
+        let upper = root.below("upper");
+        let lower = upper.below("lower");
+        let (pair, pem) = key();
+        let leaf = lower.leaf(&pair);
+        let namesake = other.below("lower");
+        let chain = issued(&leaf, &[&root, &other, &upper, &namesake, &lower, &upper]);
+        let verified = bundle(&[&root]).accept(&chain, &pem, &sans(), NOW).unwrap();
+        assert_eq!(verified.cert_pem, leaf.pem() + &lower.pem + &upper.pem);
+    }
+
+    #[test]
+    fn an_intermediate_is_served_although_it_is_an_anchor_as_a_client_may_trust_the_root_alone() {
+        let root = Ca::root("root");
+        let lower = root.below("lower");
+        let (pair, pem) = key();
+        let leaf = lower.leaf(&pair);
+        for (anchors, chain) in [
+            (vec![&lower, &root], vec![&lower, &root]),
+            (vec![&lower], vec![&lower, &root]),
+            (vec![&root, &lower], vec![]),
+        ] {
+            let verified = bundle(&anchors).accept(&issued(&leaf, &chain), &pem, &sans(), NOW).unwrap();
+            assert_eq!(verified.cert_pem, leaf.pem() + &lower.pem);
+            assert!(bundle(&[&root]).chains(&verified.certificates(), NOW));
+        }
+    }
+
+    #[test]
+    fn invariant_05_the_anchor_that_a_served_chain_needs_is_the_nearest_one() {
+        let root = Ca::root("root");
+        let lower = root.below("lower");
+        let served = vec![lower.leaf(&key().0).der().to_vec(), lower.der.clone()];
+        assert_eq!(bundle(&[&root, &lower]).anchor_of(&served, NOW).unwrap().subject, "CN=lower");
+    }
+
+    #[test]
+    fn a_path_that_holds_for_one_usage_only_makes_room_for_one_that_holds_for_both() {
+        let root = Ca::root("root");
+        let lower = root.below("lower");
+        let servers = root.again(&lower, |params| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        });
+        let (pair, pem) = key();
+        let leaf = lower.leaf(&pair);
+        let verified = bundle(&[&root]).accept(&issued(&leaf, &[&servers, &lower]), &pem, &sans(), NOW).unwrap();
+        assert_eq!(verified.cert_pem, leaf.pem() + &lower.pem);
+    }
+
+    #[test]
+    fn invariant_04_a_certificate_for_another_key_is_refused() {
+        let root = Ca::root("root");
+        let leaf = root.leaf(&key().0);
+        let error = bundle(&[&root]).accept(&issued(&leaf, &[]), &key().1, &sans(), NOW).unwrap_err();
+        assert!(matches!(error, RejectedChain::OtherKey { .. }), "{error}");
+    }
+
+    #[test]
+    fn keys_of_every_algorithm_match_their_own_certificate() {
+        let root = Ca::root("root");
+        for pair in [
+            KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap(),
+            KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap(),
+        ] {
+            let pem = PrivateKeyPem::new(zeroize::Zeroizing::new(pair.serialize_pem()));
+            bundle(&[&root]).accept(&issued(&root.leaf(&pair), &[]), &pem, &sans(), NOW).unwrap();
+        }
+    }
+
+    #[test]
+    fn invariant_04_a_missing_san_is_refused_and_named() {
+        let error = altered(|params| {
+            params.subject_alt_names.remove(1);
+        })
+        .unwrap_err();
+        assert!(error.to_string().contains("lacks the names 10.0.1.5: it carries n1.nats.internal;"), "{error}");
+        let error = altered(|params| params.subject_alt_names.clear()).unwrap_err();
+        assert!(error.to_string().contains("lacks the names n1.nats.internal, 10.0.1.5: it carries none;"), "{error}");
+    }
+
+    #[test]
+    fn names_are_compared_without_case_and_more_of_them_are_welcome() {
+        altered(|params| {
+            params.subject_alt_names[0] = SanType::DnsName("N1.NATS.internal".try_into().unwrap());
+            params.subject_alt_names.push(SanType::DnsName("other".try_into().unwrap()));
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn invariant_04_each_missing_usage_is_refused_and_named() {
+        let (server, client) = (ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth);
+        for (usages, lacking) in [
+            (vec![server], "clientAuth"),
+            (vec![client], "serverAuth"),
+            (vec![], "serverAuth and clientAuth"),
+            (vec![ExtendedKeyUsagePurpose::Any], "serverAuth and clientAuth"),
+        ] {
+            match altered(|params| params.extended_key_usages = usages).unwrap_err() {
+                RejectedChain::MissingUsage { missing, .. } => assert_eq!(missing, lacking),
+                other => panic!("{other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn invariant_04_a_certificate_outside_its_validity_is_refused_with_both_times() {
+        let error = altered(|params| params.not_before = NOW + Duration::seconds(1)).unwrap_err();
+        assert!(matches!(error, RejectedChain::NotYetValid { .. }));
+        assert!(error.to_string().contains("is valid from 2026-03-01T12:00:01Z, and it is 2026-03-01T12:00:00Z here"));
+        let error = altered(|params| params.not_after = NOW).unwrap_err();
+        assert!(matches!(error, RejectedChain::Expired { .. }), "{error}");
+        altered(|params| (params.not_before, params.not_after) = (NOW, NOW + Duration::seconds(1))).unwrap();
+    }
+
+    #[test]
+    fn invariant_04_a_chain_to_another_root_is_refused_although_it_is_whole() {
+        let (ours, other) = (Ca::root("ours"), Ca::root("other"));
+        let lower = other.below("lower");
+        let (pair, pem) = key();
+        let error =
+            bundle(&[&ours]).accept(&issued(&lower.leaf(&pair), &[&lower, &other]), &pem, &sans(), NOW).unwrap_err();
+        assert!(matches!(&error, RejectedChain::UntrustedRoot { root, .. } if root == "CN=other"), "{error}");
+        assert!(error.to_string().contains("that holds \"CN=ours\""), "{error}");
+    }
+
+    #[test]
+    fn invariant_04_another_ca_of_the_same_name_is_refused() {
+        let (ours, other) = (Ca::root("root"), Ca::root("root"));
+        let (pair, pem) = key();
+        for chain in [vec![], vec![&other]] {
+            let error = bundle(&[&ours]).accept(&issued(&other.leaf(&pair), &chain), &pem, &sans(), NOW).unwrap_err();
+            assert!(matches!(error, RejectedChain::Path { .. }), "{error}");
+            assert!(error.to_string().contains("the right name and another key"), "{error}");
+        }
+    }
+
+    #[test]
+    fn invariant_04_a_missing_intermediate_is_named() {
+        let root = Ca::root("root");
+        let upper = root.below("upper");
+        let lower = upper.below("lower");
+        let (pair, pem) = key();
+        let error =
+            bundle(&[&root]).accept(&issued(&lower.leaf(&pair), &[&root, &lower]), &pem, &sans(), NOW).unwrap_err();
+        match &error {
+            RejectedChain::MissingIntermediate { below, missing, .. } => {
+                assert_eq!((below.as_str(), missing.as_str()), ("CN=lower", "CN=upper"));
+            }
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn invariant_04_what_go_would_refuse_is_refused_although_webpki_takes_it() {
+        let refused = |root: &Ca, lower: &Ca, words: &str| {
+            let (pair, pem) = key();
+            let chain = issued(&lower.leaf(&pair), &[lower]);
+            let error = bundle(&[root]).accept(&chain, &pem, &sans(), NOW).unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+        };
+        let expired = Ca::root_with("expired", |params| params.not_after = NOW - Duration::days(1));
+        refused(&expired, &expired.below("lower"), "has expired");
+        let future = Ca::root_with("future", |params| params.not_before = NOW + Duration::days(1));
+        refused(&future, &future.below("lower"), "is not valid yet");
+        let short = Ca::root_with("short", |params| params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)));
+        refused(&short, &short.below("lower"), "pathLenConstraint");
+        let servers = |params: &mut CertificateParams| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        };
+        let limited = Ca::root_with("limited", servers);
+        refused(&limited, &limited.below("lower"), "extendedKeyUsage");
+        let root = Ca::root("root");
+        refused(&root, &root.below_with("lower", servers), "extendedKeyUsage");
+        let mute = |params: &mut CertificateParams| params.key_usages = vec![KeyUsagePurpose::CrlSign];
+        refused(&root, &root.below_with("lower", mute), "keyCertSign");
+        refused(&root, &root.below_with("lower", |params| params.not_after = NOW - Duration::days(1)), "has expired");
+    }
+
+    #[test]
+    fn a_ca_certificate_is_no_leaf() {
+        let error = altered(|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)).unwrap_err();
+        assert!(error.to_string().contains("it is itself a CA certificate"), "{error}");
+    }
+
+    #[test]
+    fn invariant_08_sizes_and_counts_are_bounded_and_junk_is_refused() {
+        let root = Ca::root("root");
+        let (pair, pem) = key();
+        let leaf = root.leaf(&pair);
+        let accept = |chain| bundle(&[&root]).accept(&chain, &pem, &sans(), NOW).unwrap_err();
+        let with = |leaf_pem: String, chain_pem: String| accept(IssuedChain { leaf_pem, chain_pem });
+        assert!(matches!(with(leaf.pem(), root.pem.repeat(10)), RejectedChain::TooMany { count: 11 }));
+        assert!(matches!(with(leaf.pem(), "a".repeat(MAX_CHAIN_PEM)), RejectedChain::TooLarge { .. }));
+        assert!(matches!(with(String::new(), root.pem.clone()), RejectedChain::Leaf(LeafError::Empty)));
+        assert!(matches!(with("{}".into(), String::new()), RejectedChain::Leaf(LeafError::Empty)));
+        assert!(matches!(with(pem::encode(b"junk"), root.pem.clone()), RejectedChain::Leaf(LeafError::Der)));
+        assert!(matches!(with(leaf.pem(), pem::encode(b"junk")), RejectedChain::Intermediate { number: 2 }));
+        assert!(matches!(with(leaf.pem(), root.pem[..200].to_owned()), RejectedChain::Pem(_)));
+        assert!(matches!(with(leaf.pem()[..200].to_owned(), String::new()), RejectedChain::Leaf(LeafError::Pem(_))));
+    }
+
+    #[test]
+    fn invariant_05_finds_the_anchor_that_a_served_chain_needs() {
+        let (old, new) = (Ca::root("old"), Ca::root("new"));
+        let lower = old.below("lower");
+        let served = vec![lower.leaf(&key().0).der().to_vec(), lower.der.clone()];
+        let (before, after) = (bundle(&[&new, &old]), bundle(&[&new]));
+        assert_eq!(before.anchor_of(&served, NOW).unwrap().subject, "CN=old");
+        assert!(!after.chains(&served, NOW));
+        let kept = after.keeping(&before, |anchor| before.anchor_of(&served, NOW) == Some(anchor));
+        assert!(kept.chains(&served, NOW));
+        assert!(!before.chains(&served[..1], NOW), "its intermediate is not served");
+        assert!(!before.chains(&served, NOW + Duration::days(30)), "it has expired");
+        assert!(!before.chains(&[], NOW));
+        assert!(!before.chains(&[b"junk".to_vec()], NOW));
+    }
+
+    #[test]
+    fn a_served_certificate_is_refused_with_the_reason_and_not_for_a_clock_that_is_behind() {
+        let root = Ca::root("root");
+        let leaf = root.leaf(&key().0).der().to_vec();
+        let (ours, others) = (bundle(&[&root]), bundle(&[&Ca::root("other")]));
+        let refusal = |bundle: &TrustBundle, now| bundle.refusal(std::slice::from_ref(&leaf), now);
+        assert_eq!(refusal(&ours, NOW), None);
+        assert_eq!(refusal(&ours, NOW - Duration::days(1)), None);
+        assert_eq!(refusal(&ours, NOW + Duration::days(7)).unwrap(), "it expired at 2026-03-08T12:00:00Z");
+        let foreign = refusal(&others, NOW).unwrap();
+        assert_eq!(foreign, "CN=root signed it, and no anchor of the bundle in force is above that");
+        assert_eq!(ours.refusal(&[], NOW).unwrap(), "it can't be read");
+        assert_eq!(ours.refusal(&[b"junk".to_vec()], NOW).unwrap(), "it can't be read");
+    }
+
+    proptest! {
+        #[test]
+        fn invariant_04_an_altered_leaf_is_never_accepted(position in any::<prop::sample::Index>(), bit in 0..8_u8) {
+            static CASE: std::sync::LazyLock<(TrustBundle, PrivateKeyPem, Vec<u8>)> = std::sync::LazyLock::new(|| {
+                let root = Ca::root("root");
+                let (pair, pem) = key();
+                (bundle(&[&root]), pem, root.leaf(&pair).der().to_vec())
+            });
+            let (bundle, key, der) = &*CASE;
+            let mut altered = der.clone();
+            altered[position.index(der.len())] ^= 1 << bit;
+            let chain = |der: &[u8]| IssuedChain { leaf_pem: pem::encode(der), chain_pem: String::new() };
+            prop_assert!(bundle.accept(&chain(der), key, &sans(), NOW).is_ok());
+            prop_assert!(bundle.accept(&chain(&altered), key, &sans(), NOW).is_err());
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! From the checked configuration to the parts of a reconciler: which real thing stands behind each seam.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::OnceCell;
+
+use crate::aws::AwsSettings;
+use crate::clock::Clock;
+use crate::config::{Config, DiscoveryKind, IssuerKind, TrustConfig};
+use crate::credential::CredentialSource;
+use crate::credential::secret::ClusterSecret;
+use crate::issue::acm_pca::AcmPca;
+use crate::issue::journal::Journal;
+use crate::issue::local::Local;
+use crate::issue::{Issuance, Issuer};
+use crate::node::{IdentityError, Needs, Node, as_certified, identify};
+use crate::peers::PeerSource;
+use crate::peers::asg::Asg;
+use crate::peers::dial::Network;
+use crate::peers::static_list::StaticList;
+use crate::reconcile::Parts;
+use crate::reconcile::deployment::{Apply, ApplyParts};
+use crate::schedule::earliest;
+use crate::server::NatsServer;
+use crate::state::generation::Generations;
+use crate::trust::TrustSource;
+use crate::trust::sources::file::File;
+use crate::trust::sources::issuer::FromIssuer;
+use crate::trust::sources::secrets_manager::SecretsManager;
+
+/// Why the parts can't be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum WiringError {
+    /// Who this node is.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+impl WiringError {
+    /// Whether the same configuration may work later.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Identity(error) => error.may_pass(),
+        }
+    }
+}
+
+/// Works out who this node is, and puts the real thing behind each seam. Calls no AWS API but instance metadata.
+pub async fn wire(config: &Config, allowed_losses: Vec<String>) -> Result<Parts, WiringError> {
+    // The SDK's set-up makes futures of many kilobytes, which every caller's would contain.
+    let node = Box::pin(identify(&config.node, needs(config))).await?;
+    Ok(wire_around(node, config, allowed_losses).await)
+}
+
+/// The parts around the node that the newest certificate names: for [`Reconciler::inspect`] while instance metadata
+/// doesn't say who this is.
+///
+/// [`Reconciler::inspect`]: crate::reconcile::Reconciler::inspect
+pub async fn wire_to_inspect(config: &Config) -> Parts {
+    // What can't be read is what the inspection itself will name.
+    let newest = Generations::of(&config.state_directory).newest().ok().and_then(|(newest, _)| newest);
+    let certified = newest.map(|newest| newest.chain.leaf.sans).unwrap_or_default();
+    wire_around(as_certified(&config.node, &certified), config, Vec::new()).await
+}
+
+async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<String>) -> Parts {
+    let clock = Clock::System;
+    // Only where AWS is used, and with a Region: the SDK would else look for one in instance metadata.
+    let region = match &config.issuer.kind {
+        IssuerKind::AcmPca { ca_arn, .. } => node.region.clone().or_else(|| Some(ca_arn.region().to_owned())),
+        IssuerKind::Local { .. } => node.region.clone(),
+    };
+    let settings = AwsSettings { region, ..AwsSettings::default() };
+    let shared = OnceCell::new();
+    let aws = || shared.get_or_init(|| Box::pin(settings.load()));
+    let issuer: Arc<dyn Issuer> = match &config.issuer.kind {
+        IssuerKind::AcmPca { ca_arn, template_arn } => {
+            Arc::new(AcmPca::new(aws().await, ca_arn.clone(), template_arn.clone()))
+        }
+        IssuerKind::Local { directory } => Arc::new(Local::new(directory.clone(), clock)),
+    };
+    let trust: Arc<dyn TrustSource> = match &config.trust {
+        TrustConfig::SecretsManager { secret_id, json_key } => {
+            Arc::new(SecretsManager::new(aws().await, secret_id, json_key.clone()))
+        }
+        TrustConfig::Issuer => Arc::new(FromIssuer::new(Arc::clone(&issuer))),
+        TrustConfig::File(file) => Arc::new(File::new(file.clone())),
+    };
+    let credential: Option<Arc<dyn CredentialSource>> = match &config.nats.cluster_secret_id {
+        Some(id) => Some(Arc::new(ClusterSecret::new(aws().await, id))),
+        None => None,
+    };
+    let peers: Arc<dyn PeerSource> = match &config.discovery.kind {
+        DiscoveryKind::Asg { asg_name, addresses } => Arc::new(Asg::new(
+            aws().await,
+            node.clone(),
+            asg_name.clone(),
+            *addresses,
+            config.nats.cluster_listen.port(),
+        )),
+        DiscoveryKind::Static { peers } => {
+            let own = SocketAddr::new(node.address, config.nats.cluster_listen.port());
+            Arc::new(StaticList { peers: peers.clone(), own })
+        }
+    };
+    Parts {
+        node,
+        issuance: Issuance {
+            issuer,
+            journal: Journal::of(&config.state_directory),
+            clock,
+            validity: config.issuer.validity,
+            renewed_after: earliest(config.issuer.validity, config.renewal.at),
+            algorithm: config.issuer.key_algorithm,
+        },
+        trust,
+        peers,
+        dial: Arc::new(Network),
+        credential,
+        apply: commit_point(config),
+        clock,
+        renewal: config.renewal,
+        interval: config.discovery.interval,
+        allowed_losses,
+    }
+}
+
+/// nats-server and the commit point: what there is of a node without knowing which it is.
+#[must_use]
+pub fn commit_point(config: &Config) -> Apply {
+    Apply::new(ApplyParts {
+        server: Arc::new(NatsServer::new(&config.nats)),
+        nats: config.nats.clone(),
+        generations: Generations::of(&config.state_directory),
+        state: config.state_directory.clone(),
+    })
+}
+
+fn needs(config: &Config) -> Needs {
+    let asg = matches!(config.discovery.kind, DiscoveryKind::Asg { .. });
+    let secrets = matches!(config.trust, TrustConfig::SecretsManager { .. }) || config.nats.cluster_secret_id.is_some();
+    Needs { instance_id: asg, region: asg || secrets }
+}

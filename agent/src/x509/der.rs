@@ -1,0 +1,87 @@
+//! Reading X.509 certificates.
+
+use rustls::pki_types::SignatureVerificationAlgorithm;
+use webpki::aws_lc_rs as algorithms;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::x509::X509Name;
+
+/// What signs certificates here: what webpki and Go verify alike. webpki's own list has ML-DSA too, which no nats-server
+/// built before Go 1.27 can verify.
+pub(crate) static VERIFIED: &[&dyn SignatureVerificationAlgorithm] = &[
+    algorithms::ECDSA_P256_SHA256,
+    algorithms::ECDSA_P256_SHA384,
+    algorithms::ECDSA_P256_SHA512,
+    algorithms::ECDSA_P384_SHA256,
+    algorithms::ECDSA_P384_SHA384,
+    algorithms::ECDSA_P384_SHA512,
+    algorithms::ECDSA_P521_SHA256,
+    algorithms::ECDSA_P521_SHA384,
+    algorithms::ECDSA_P521_SHA512,
+    algorithms::ED25519,
+    algorithms::RSA_PKCS1_2048_8192_SHA256,
+    algorithms::RSA_PKCS1_2048_8192_SHA384,
+    algorithms::RSA_PKCS1_2048_8192_SHA512,
+    algorithms::RSA_PKCS1_2048_8192_SHA256_ABSENT_PARAMS,
+    algorithms::RSA_PKCS1_2048_8192_SHA384_ABSENT_PARAMS,
+    algorithms::RSA_PKCS1_2048_8192_SHA512_ABSENT_PARAMS,
+    algorithms::RSA_PKCS1_3072_8192_SHA384,
+    algorithms::RSA_PSS_2048_8192_SHA256_LEGACY_KEY,
+    algorithms::RSA_PSS_2048_8192_SHA384_LEGACY_KEY,
+    algorithms::RSA_PSS_2048_8192_SHA512_LEGACY_KEY,
+];
+
+/// The deepest nesting outside of extensions is that of a name: certificate, content, name, set, attribute, value. An
+/// attribute's value may hold more.
+const MAX_DEPTH: usize = 16;
+
+/// Why bytes are not one certificate.
+pub(crate) enum DerFault {
+    /// Not X.509 in DER.
+    Unreadable,
+    /// Bytes follow the certificate.
+    Trailing {
+        /// How many.
+        count: usize,
+        /// The certificate's subject.
+        subject: String,
+    },
+}
+
+/// Reads exactly one certificate.
+pub(crate) fn read(der: &[u8]) -> Result<X509Certificate<'_>, DerFault> {
+    let (rest, certificate) = x509_parser::parse_x509_certificate(der).map_err(|_| DerFault::Unreadable)?;
+    if !well_formed(certificate.as_raw(), MAX_DEPTH) {
+        return Err(DerFault::Unreadable);
+    }
+    if rest.is_empty() {
+        Ok(certificate)
+    } else {
+        Err(DerFault::Trailing { count: rest.len(), subject: name(certificate.subject()) })
+    }
+}
+
+/// Whether every constructed element is filled exactly by whole elements. The parser above takes a name that breaks off
+/// for a shorter one; Go doesn't read such a certificate at all.
+fn well_formed(mut der: &[u8], depth: usize) -> bool {
+    while let [tag, length, rest @ ..] = der {
+        // The shortest form of each length (X.690, section 10.1), up to two bytes.
+        let (length, rest) = match (*length, rest) {
+            (short @ ..=0x7f, rest) => (usize::from(short), rest),
+            (0x81, [length, rest @ ..]) if *length > 0x7f => (usize::from(*length), rest),
+            (0x82, [high, low, rest @ ..]) if *high > 0 => (usize::from(u16::from_be_bytes([*high, *low])), rest),
+            _ => return false,
+        };
+        let Some((content, rest)) = rest.split_at_checked(length) else { return false };
+        let is_constructed = tag & 0x20 != 0;
+        if is_constructed && !(depth > 0 && well_formed(content, depth - 1)) {
+            return false;
+        }
+        der = rest;
+    }
+    der.is_empty()
+}
+
+/// A distinguished name on one line, without control characters: it is shown on terminals and written to logs.
+pub(crate) fn name(name: &X509Name<'_>) -> String {
+    name.to_string().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(512).collect()
+}
