@@ -159,7 +159,7 @@ fn install(needs: &[&Need]) -> Result<(), Failure> {
     // The package of another release may lack the program, and root's PATH may lack /usr/sbin.
     if let Some(need) = needs.iter().find(|need| !need.proof.holds()) {
         let name = need.proof.name();
-        let cause = format!("apt-get has installed {}, and {name} is still not found; is it in PATH?", need.package);
+        let cause = format!("apt-get has installed {}, but {name} is neither in PATH nor in /usr/lib", need.package);
         return Err(cannot().because(cause));
     }
     println!("setup: packages of the system: done after {}", seconds(watch.read()));

@@ -140,3 +140,24 @@ fn replace(directory: &Path) -> Result<(), Failure> {
 fn cannot(what: &str, path: &Path) -> Failure {
     Failure::new(format!("could not {what} {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_has_its_name_only_once_its_program_is_there() {
+        let tools = std::env::temp_dir().join(format!("nats-tls-agent-templates-{}", std::process::id()));
+        let downloads = tools.join("downloads");
+        fs::create_dir_all(&downloads).unwrap();
+        let packages = &["no-such-package"];
+        let unpacked = Unpacked { program: "no-such-program", directory: "some", checked: "nothing", packages };
+        let failure = unpacked.unpack(&downloads, &tools).unwrap_err();
+        assert!(failure.to_string().contains("could not find no-such-program"), "{failure}");
+        assert!(!tools.join("some").exists() && !unpacked.is_there(&tools));
+        fs::create_dir_all(tools.join("some/usr/bin")).unwrap();
+        fs::write(tools.join("some/usr/bin/no-such-program"), "").unwrap();
+        assert!(unpacked.is_there(&tools));
+        fs::remove_dir_all(&tools).unwrap();
+    }
+}
