@@ -1,7 +1,6 @@
 //! `cargo xtask lab`: looks whether this machine can, builds, and then becomes the lab itself.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::process::ExitCode;
 
 use crate::{Failure, both, cargo, package, setup};
@@ -42,7 +41,7 @@ fn obstacle() -> Option<String> {
     if !is_debian(&release) {
         return Some("the lab boots this machine's own release of Debian, and this is none".into());
     }
-    if !fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {
+    if !nix::unistd::geteuid().is_root() {
         return Some("the lab takes root, to make network namespaces and mounts; run it as root".into());
     }
     let missing: Vec<&str> =
