@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::io::Errno;
+use nix::errno::Errno;
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
@@ -456,7 +456,7 @@ impl Config {
             std::io::ErrorKind::FileTooLarge => ConfigError::TooLarge { file: file.to_owned() },
             _ => read(error.source),
         })?;
-        let text = String::from_utf8(text.ok_or_else(|| read(Errno::NOENT.into()))?)
+        let text = String::from_utf8(text.ok_or_else(|| read(Errno::ENOENT.into()))?)
             .map_err(|error| read(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
         Self::parse(&text, file)
     }
@@ -1239,7 +1239,7 @@ mod tests {
         assert!(matches!(Config::load(&file).unwrap_err(), ConfigError::TooLarge { .. }));
         // Neither would ever end.
         let pipe = directory.path().join("pipe");
-        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         for endless in [pipe.as_path(), Path::new("/dev/zero")] {
             assert!(matches!(Config::load(endless).unwrap_err(), ConfigError::Read { .. }));
         }

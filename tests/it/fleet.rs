@@ -14,7 +14,7 @@ use harness::gateway::{Fault, Rule};
 use harness::imds;
 use harness::moto::REGION;
 use harness::traffic::{Tally, Traffic};
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
@@ -219,7 +219,7 @@ async fn invariant_07_instance_metadata_being_away_disturbs_no_node_and_is_shown
     let FleetNode { node, imds: Some(imds), .. } = &mut fleet.nodes[0] else { panic!("no metadata") };
     imds.set_fault(Some(imds::Fault::Disabled));
     // A changed configuration that can't be put to use leaves the daemon at work with the one it has.
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
     eventually("the change that is refused", SOON, async || {
         let log = node.agent.log_tail(3);
         if log.contains("the configuration in force stays") { Ok(()) } else { Err(log) }

@@ -12,8 +12,8 @@ use harness::nodes::{Nodes, at, set};
 use harness::process::tail;
 use harness::{StreamExt as _, eventually, tools};
 use nats_tls_agent::conf::render::BUILT_IN;
+use nix::sys::signal::Signal;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
-use rustix::process::Signal;
 
 use crate::AGENT;
 use crate::rotation::{assert_nothing_lost, read_again, status_with, traffic, unhealthy};
@@ -29,7 +29,7 @@ async fn cluster(count: u8) -> Nodes {
 /// Sets a key and has the daemon read it.
 fn change(node: &Node, key: &str, value: &str) {
     set(node.agent.config(), key, value).unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
 }
 
 /// Writes the built-in template with one change in it, and has the daemon use it.
@@ -94,7 +94,7 @@ async fn invariant_12_a_template_without_tls_is_refused_and_what_was_serving_ser
 
     std::fs::remove_file(cluster.directory().join("n1.tera")).unwrap();
     cluster.configure().unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
     node.healthy(SOON).await.unwrap();
 }
 
@@ -370,7 +370,7 @@ async fn a_server_that_is_to_listen_elsewhere_is_looked_after_where_it_listens_u
 
     // An edit that is undone waits for nothing.
     cluster.configure().unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
     status_with(node, |status| {
         status["state"] == "healthy" && !status["warnings"].to_string().contains("only at a start")
     })

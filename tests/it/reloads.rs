@@ -14,7 +14,7 @@ use harness::nodes::{Nodes, at, set};
 use harness::process::tail;
 use harness::{eventually, tools};
 use nats_tls_agent::conf::render::BUILT_IN;
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::rotation::{assert_nothing_lost, read_again, status_with, traffic, unhealthy};
@@ -146,12 +146,12 @@ async fn invariant_10_a_server_that_is_frozen_is_not_signalled_and_takes_the_cer
     let nodes = serving_node().await;
     let node = &nodes.nodes[0];
     let (before, server) = (in_force(&nodes).await, node.server.as_ref().unwrap());
-    server.signal(Signal::STOP).unwrap();
+    server.signal(Signal::SIGSTOP).unwrap();
     renewal_fails(node, &["doesn't listen on its client port", "it is signalled when it listens"]).await;
     let status = unhealthy(node, "no TLS handshake with").await;
     assert_eq!(status["state"], "failing", "nobody is served: {status}");
     assert!(!node.agent.log_tail(50).contains("to reload"), "{}", node.agent.log_tail(50));
-    server.signal(Signal::CONT).unwrap();
+    server.signal(Signal::SIGCONT).unwrap();
     heals_with_one_more(&nodes, &before).await;
 }
 
@@ -188,7 +188,7 @@ async fn a_server_that_is_replaced_between_the_commit_and_the_signal_is_found_un
     let mut nodes = serving_node().await;
     let before = in_force(&nodes).await;
     // While it is looked at and doesn't answer there is time.
-    nodes.nodes[0].server.as_ref().unwrap().signal(Signal::STOP).unwrap();
+    nodes.nodes[0].server.as_ref().unwrap().signal(Signal::SIGSTOP).unwrap();
     let Nodes { nodes: all, cluster, .. } = &mut nodes;
     let node = &mut all[0];
     let renewing = tokio::spawn({

@@ -13,8 +13,8 @@ use nats_tls_agent::config::Config;
 use nats_tls_agent::daemon::control::{Answer, ControlError, Request, ask};
 use nats_tls_agent::issue::journal::Journal;
 use nats_tls_agent::state::generation::Generations;
+use nix::sys::signal::Signal;
 use rcgen::PublicKeyData as _;
-use rustix::process::Signal;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -115,14 +115,14 @@ async fn sighup_reads_agent_toml_again_and_one_that_is_wrong_changes_nothing() {
     let [first, second] = &cluster.nodes[..] else { panic!("two nodes were asked for") };
 
     cluster.cluster.configure(first, &[first, second]).unwrap();
-    first.agent.signal(Signal::HUP).unwrap();
+    first.agent.signal(Signal::SIGHUP).unwrap();
     first.meshed(&BTreeSet::from([second.name.clone()]), SOON).await.unwrap();
     let two = |status: &Value| status["state"] == "healthy" && status["peers"].as_array().map(Vec::len) == Some(2);
     let status = status_with(first, two).await;
     let (leaf, config) = (status["leaf"].clone(), std::fs::read(first.nats_config()).unwrap());
 
     set(first.agent.config(), "nats.cluster_nmae", "\"typo\"").unwrap();
-    first.agent.signal(Signal::HUP).unwrap();
+    first.agent.signal(Signal::SIGHUP).unwrap();
     eventually("the refusal in the log", SOON, async || {
         let log = first.agent.log_tail(20);
         if log.contains("the configuration in force stays") && log.contains("cluster_nmae") { Ok(()) } else { Err(log) }
@@ -135,7 +135,7 @@ async fn sighup_reads_agent_toml_again_and_one_that_is_wrong_changes_nothing() {
     // Who believes that it is in force is told until it is read again.
     let status = unhealthy(first, "the configuration in force stays").await;
     assert_eq!((&status["state"], &status["leaf"]), (&Value::from("degraded"), &leaf), "{status}");
-    first.agent.signal(Signal::HUP).unwrap();
+    first.agent.signal(Signal::SIGHUP).unwrap();
     assert_eq!(status_with(first, two).await["leaf"], leaf);
     assert_eq!(std::fs::read(first.nats_config()).unwrap(), config);
 }
@@ -190,7 +190,7 @@ enum Moment {
 /// Asks the daemon for a renewal and kills it at that moment. One that comes too late kills it after the renewal.
 async fn renew_and_kill(node: &mut Node, socket: &Path, moment: Moment) {
     let request = Request::Renew { allow_loss: Vec::new() };
-    let kill = || node.agent.signal(Signal::KILL).unwrap();
+    let kill = || node.agent.signal(Signal::SIGKILL).unwrap();
     let mut steps = 0;
     let asked = ask(socket, &request, |_step| {
         if matches!(moment, Moment::Step(at) if at == steps) {
@@ -264,7 +264,7 @@ pub(crate) async fn assert_nothing_lost(traffic: Traffic) -> Tally {
 
 /// SIGHUP to the agent, and waits until it has read its file again.
 pub(crate) async fn read_again(node: &Node) {
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
     eventually("the file read again", SOON, async || {
         let log = node.agent.log_tail(30);
         if log.contains("agent.toml again") { Ok(()) } else { Err(log) }

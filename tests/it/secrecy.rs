@@ -15,7 +15,7 @@ use harness::nodes::{Nodes, set};
 use harness::tools;
 use nats_tls_agent::conf::render::BUILT_IN;
 use nats_tls_agent::config::Config;
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 
 use crate::AGENT;
 use crate::protection::aws;
@@ -96,13 +96,13 @@ async fn invariant_01_neither_a_key_nor_the_password_is_in_any_log_output_argume
     let template = cluster.directory().join("wrong.tera");
     std::fs::write(&template, "{{ cluster.credential.password }} }{\n\"{{ cluster.routes }}\" {{ tls.key }}").unwrap();
     set(node.agent.config(), "nats.template", &format!("{:?}", template.display().to_string())).unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
     unhealthy(node, "does not render").await;
     let quoting = format!(
         "{BUILT_IN}\n\"{{{{ cluster.credential.password }}}}\": [{{% for route in cluster.routes %}} \"{{{{ route }}}}\",{{% endfor %}} ]\n"
     );
     std::fs::write(&template, quoting).unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
     // What stands there in its place shows that it would have been told.
     unhealthy(node, "unknown field \\\"********\\\"").await;
     for arguments in [&["renew"][..], &["status", "--json"], &["doctor"], &["render", "--diff"]] {
@@ -224,14 +224,14 @@ async fn invariant_01_a_running_agent_leaves_no_core_dump() {
     let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().take(2).collect::<Vec<_>>(), ["0", "0"], "{limits}");
 
-    node.agent.signal(Signal::ABORT).unwrap();
+    node.agent.signal(Signal::SIGABRT).unwrap();
     let ended = node.agent.ended(SOON).await.unwrap();
-    assert_eq!((ended.signal(), ended.core_dumped()), (Some(Signal::ABORT.as_raw()), false), "{ended}");
+    assert_eq!((ended.signal(), ended.core_dumped()), (Some(Signal::SIGABRT as i32), false), "{ended}");
     // Whether this says anything: what another process leaves when it ends like this.
     let mut other = std::process::Command::new(AS_MUCH_AS_MAY_BE[0]);
     other.args(&AS_MUCH_AS_MAY_BE[1..]).args(["sh", "-c", "kill -ABRT $$"]).current_dir(cluster.directory());
     let other = other.status().unwrap();
-    assert_eq!(other.signal(), Some(Signal::ABORT.as_raw()), "{other}");
+    assert_eq!(other.signal(), Some(Signal::SIGABRT as i32), "{other}");
     if !other.core_dumped() {
         println!("not shown here beyond the limits: no process of this machine leaves a core dump");
     }
@@ -304,7 +304,7 @@ fn run_as(user: u32, program: &[&str]) -> std::process::Output {
 /// Where in a process's memory some bytes are: the mapping, and what stands around the first of them.
 fn found_in(pid: u32, needles: &[(String, Vec<u8>)]) -> Option<Vec<String>> {
     use std::os::unix::fs::FileExt as _;
-    if !rustix::process::geteuid().is_root() {
+    if !nix::unistd::geteuid().is_root() {
         println!("not run: only root may look into the daemon's memory");
         return None;
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use harness::cluster::Node;
 use harness::nodes::{Nodes, set};
 use harness::{eventually, tools};
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use tokio::net::UnixDatagram;
 
 use crate::AGENT;
@@ -67,7 +67,7 @@ async fn systemd_hears_of_the_first_commit_the_state_each_reload_and_the_end_and
     manager.hears("WATCHDOG=1").await;
     manager.hears("WATCHDOG=1").await;
     // Nor is it ready because it was told to read its configuration, which is as bad as before.
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
     manager.hears("RELOADING=1").await;
     manager.hears("WATCHDOG=1").await;
     assert!(!manager.heard.iter().any(|heard| heard.contains("READY")), "{:?}", manager.heard);
@@ -75,7 +75,7 @@ async fn systemd_hears_of_the_first_commit_the_state_each_reload_and_the_end_and
     let text = std::fs::read_to_string(node.agent.config()).unwrap();
     let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("template = ")).collect();
     std::fs::write(node.agent.config(), without.join("\n")).unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
     let reloading = manager.hears("RELOADING=1").await;
     assert!(reloading.contains("MONOTONIC_USEC="), "{reloading}");
     manager.hears("READY=1").await;

@@ -279,7 +279,7 @@ pub(crate) const STRANGER: u32 = 64_901;
 /// Gives a node to a user without rights, under whom its agent then runs. Its programs are copied to where that user may
 /// run them. `false` where the tests have no right to become another user: then there is nothing to show.
 pub(crate) fn give_to_stranger(cluster: &mut Nodes) -> bool {
-    if !rustix::process::geteuid().is_root() {
+    if !nix::unistd::geteuid().is_root() {
         println!("not run: it takes root to run the agent as another user");
         return false;
     }

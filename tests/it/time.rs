@@ -11,7 +11,7 @@ use harness::cluster::Node;
 use harness::nodes::{Nodes, at};
 use harness::process::tail;
 use harness::{eventually, tools};
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::time_provider::TimeProvider;
@@ -188,9 +188,9 @@ async fn an_agent_that_slept_over_the_renewal_or_over_the_end_renews_once_when_i
     let mut status = bench.node().healthy(SOON).await.unwrap();
     // Six days of seven, and then two weeks.
     for (generation, (offset, ahead)) in [(2, ("+6d", 6 * DAY)), (3, ("+20d", 20 * DAY))] {
-        bench.node().agent.signal(Signal::STOP).unwrap();
+        bench.node().agent.signal(Signal::SIGSTOP).unwrap();
         bench.set_clock(offset);
-        bench.node().agent.signal(Signal::CONT).unwrap();
+        bench.node().agent.signal(Signal::SIGCONT).unwrap();
         status = bench.renewed_since(at(&status, "leaf.sha256")).await;
         assert_eq!(status["leaf"]["generation"], generation, "{status}");
         bench.accepts(ahead).await.unwrap();

@@ -118,7 +118,7 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
 /// Who owns what is written there decides whether nats-server can read it.
 fn state_directory(state: &Path) -> Check {
     let name = "state directory";
-    let user = rustix::process::geteuid().as_raw();
+    let user = nix::unistd::geteuid().as_raw();
     match std::fs::metadata(state).map(|metadata| metadata.uid()) {
         Ok(owner) if owner == user || user == 0 => Check::ok(name, format!("{}, of uid {owner}", state.display())),
         Ok(owner) => {

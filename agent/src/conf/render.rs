@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::io::Errno;
+use nix::errno::Errno;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -428,7 +428,7 @@ fn read(file: &Path) -> Result<String, RenderError> {
         std::io::ErrorKind::FileTooLarge => RenderError::TemplateTooLarge { file: file.to_owned() },
         _ => failed(error.source),
     })?;
-    let text = text.ok_or_else(|| failed(Errno::NOENT.into()))?;
+    let text = text.ok_or_else(|| failed(Errno::ENOENT.into()))?;
     String::from_utf8(text).map_err(|error| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))
 }
 

@@ -8,11 +8,11 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use nix::fcntl::OFlag;
 
 /// For a file that is opened by its own name and may not exist: a symlink isn't followed to somebody else's, and a FIFO
 /// isn't waited for.
-pub const NO_DETOUR: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
+pub const NO_DETOUR: i32 = OFlag::O_NOFOLLOW.union(OFlag::O_NONBLOCK).bits();
 
 /// What was tried on a file, and where.
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +129,7 @@ pub fn remove_all(path: &Path) -> Result<(), FileError> {
 
 /// Reads a file of at most `limit` bytes, or nothing if it isn't there. Only a file: a pipe would be waited for, for ever.
 pub fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
-    let without_waiting = OFlags::NONBLOCK.bits().cast_signed();
+    let without_waiting = OFlag::O_NONBLOCK.bits();
     let file = match OpenOptions::new().read(true).custom_flags(without_waiting).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(FileError::on("open", path))?,
@@ -241,7 +241,7 @@ mod tests {
     fn invariant_08_a_pipe_in_the_place_of_a_file_is_not_waited_for() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pipe");
-        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let error = read_if_there(&path, 3).unwrap_err();
         assert!(error.source.to_string().contains("no file"), "{error:?}");
         assert!(read_if_there(directory.path(), 3).is_err());

@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use tokio::process::Command;
 
 use crate::cluster::Node;

@@ -112,7 +112,7 @@ pub fn free_ports(count: usize) -> Result<Ports, Failure> {
 
 /// One for each user, so that nobody is kept out by another's files.
 fn lock_directory() -> PathBuf {
-    std::env::temp_dir().join(format!("nats-tls-agent-ports-{}", rustix::process::getuid().as_raw()))
+    std::env::temp_dir().join(format!("nats-tls-agent-ports-{}", nix::unistd::getuid().as_raw()))
 }
 
 #[cfg(test)]

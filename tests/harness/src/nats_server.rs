@@ -9,7 +9,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::process::Command;
@@ -89,12 +89,12 @@ impl NatsServer {
 
     /// SIGHUP.
     pub fn reload(&self) -> Result<(), Failure> {
-        self.process.signal(Signal::HUP)
+        self.process.signal(Signal::SIGHUP)
     }
 
     /// SIGUSR2: lame duck mode.
     pub fn lame_duck(&self) -> Result<(), Failure> {
-        self.process.signal(Signal::USR2)
+        self.process.signal(Signal::SIGUSR2)
     }
 
     /// Any other signal, such as SIGSTOP for a server that hangs.

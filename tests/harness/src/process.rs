@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -84,9 +85,9 @@ impl Process {
     pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
         let pid = self
             .pid()
-            .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
+            .and_then(|pid| Some(Pid::from_raw(i32::try_from(pid).ok()?)))
             .ok_or_else(|| Failure::new(format!("could not signal {}: it has ended", self.name)))?;
-        rustix::process::kill_process(pid, signal)
+        kill(pid, signal)
             .map_err(|error| Failure::new(format!("could not send {signal:?} to {}", self.name)).because(error))
     }
 
@@ -98,7 +99,7 @@ impl Process {
         let asked = async {
             loop {
                 if self.pid().is_some() {
-                    self.signal(Signal::TERM)?;
+                    self.signal(Signal::SIGTERM)?;
                 }
                 if let Ok(ended) = tokio::time::timeout(REPEAT_SIGTERM, self.child.wait()).await {
                     return self.status(ended);
@@ -129,7 +130,7 @@ impl Process {
     /// SIGKILL, and waits until it is gone.
     pub async fn kill(mut self) -> Result<ExitStatus, Failure> {
         if self.pid().is_some() {
-            self.signal(Signal::KILL)?;
+            self.signal(Signal::SIGKILL)?;
         }
         let ended = self.child.wait().await;
         self.status(ended)

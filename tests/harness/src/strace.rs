@@ -13,7 +13,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::{Failure, eventually};
 
@@ -174,14 +175,12 @@ pub async fn release(pid: u32) -> Result<(), Failure> {
     eventually("strace letting go", SOON, async || {
         let text = std::fs::read_to_string(&status).map_err(|error| format!("{status}: {error}"))?;
         let tracer = text.lines().find_map(|line| line.strip_prefix("TracerPid:")?.trim().parse().ok()).unwrap_or(0);
-        match Pid::from_raw(tracer) {
-            None => Ok(()),
-            Some(tracer) => {
-                // It may have ended by itself meanwhile.
-                let _gone = kill_process(tracer, Signal::TERM);
-                Err(format!("strace is process {tracer:?}"))
-            }
+        if tracer == 0 {
+            return Ok(());
         }
+        // It may have ended by itself meanwhile.
+        let _gone = kill(Pid::from_raw(tracer), Signal::SIGTERM);
+        Err(format!("strace is process {tracer}"))
     })
     .await
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use harness::nats_server::{monitor_over, remote_names};
 use harness::process::{Process, tail};
 use harness::{Failure, eventually};
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use time::OffsetDateTime;
 use tokio::process::Command;
@@ -126,7 +126,7 @@ impl Instance {
     /// Shuts it down as EC2 does: the button, and then the operating system's own way down.
     pub(crate) async fn power_off(&mut self) -> Result<(), Failure> {
         let machine = self.machine.take().ok_or_else(|| self.off())?;
-        machine.nspawn.signal(Signal::TERM)?;
+        machine.nspawn.signal(Signal::SIGTERM)?;
         let ended = machine.nspawn.ended(OFF_WITHIN).await?;
         if ended.success() {
             Ok(())

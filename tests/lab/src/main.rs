@@ -31,6 +31,7 @@ use clap::Parser;
 use harness::process::asked_to_end;
 use harness::progress::{Progress, seconds};
 use harness::{Failure, tools};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::time::Instant;
 
 use crate::downloads::Download;
@@ -98,7 +99,7 @@ fn lock(lab: &Path) -> Result<File, Failure> {
         }
         Err(std::fs::TryLockError::Error(error)) => return Err(cannot().because(error)),
     }
-    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).map_err(|error| cannot().because(error))?;
+    fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|error| cannot().because(error))?;
     Ok(file)
 }
 

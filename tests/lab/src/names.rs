@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use harness::Failure;
 use harness::process::Process;
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use tokio::process::Command;
 
 use crate::network::RESOLVER;
@@ -48,6 +48,6 @@ impl Names {
         std::fs::remove_file(self.directory.join(id))
             .map_err(|error| Failure::new(format!("could not take the name of {id} away")).because(error))?;
         // It watches for files that come, and not for those that go.
-        self.dnsmasq.signal(Signal::HUP)
+        self.dnsmasq.signal(Signal::SIGHUP)
     }
 }

@@ -3,11 +3,10 @@
 //! The lab is in a network namespace itself, the hub, so that all of this ends with it.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use harness::Failure;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use nix::sched::{CloneFlags, setns};
 use tokio::sync::oneshot;
 
 use crate::command::run;
@@ -73,7 +72,7 @@ pub(crate) async fn connect(namespace: &str, address: SocketAddr) -> Result<toki
     std::thread::spawn(move || {
         let connect = || {
             let namespace = std::fs::File::open(path)?;
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
             let stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN)?;
             stream.set_nonblocking(true)?;
             Ok::<_, std::io::Error>(stream)
