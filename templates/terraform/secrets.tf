@@ -36,8 +36,8 @@ resource "aws_secretsmanager_secret_version" "trust" {
 
 # CloudFormation has AWS make the password. Terraform itself would have it in its state or, with a write-only argument, would
 # still read it at each refresh and so had to be among those who may: now it has never been anywhere but in the secret.
-# The password is of the first creation; another one is put as a new version of the secret, without Terraform (README of
-# nats-tls-agent, "The cluster credential").
+# The password is of the first creation; another one is put as a new version of the secret, without Terraform (docs/operations.md
+# of nats-tls-agent, "The cluster credential").
 resource "aws_cloudformation_stack" "cluster_credential" {
   #checkov:skip=CKV_AWS_124:One secret, made once; Terraform itself waits for it and tells.
   name = "${var.name}-cluster-credential"

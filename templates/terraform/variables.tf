@@ -92,7 +92,7 @@ variable "short_lived_ca" {
     Which mode the private CA has. Short-lived, the default, issues certificates of seven days at most; the CA costs $50 a month.
     General-purpose issues any; the CA costs $400 a month. Each certificate costs extra; with seven days a node takes about seven
     a month (https://aws.amazon.com/private-ca/pricing/). A CA's mode can't be changed: another mode is another CA, and a plan that
-    deletes the one whose certificates the nodes have is refused. Read "Rotating the CA" in the README of nats-tls-agent first.
+    deletes the one whose certificates the nodes have is refused. Read "Rotating the CA" in docs/operations.md of nats-tls-agent first.
   EOT
   type        = bool
   default     = true

@@ -17,8 +17,8 @@ fn metrics(text: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn an_alarm_is_of_a_metric_that_the_readme_lists() {
-    let listed = metrics(include_str!("../../README.md"));
+fn an_alarm_is_of_a_metric_that_the_documents_list() {
+    let listed = metrics(include_str!("../../docs/operations.md"));
     let used = metrics(RULES);
     assert!(used.len() >= 4 && used.is_subset(&listed), "{used:?} of {listed:?}");
 }

@@ -1,4 +1,4 @@
-//! README's installation by hand, run by the AWS command line against moto.
+//! The installation by hand of docs/install.md, run by the AWS command line against moto.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use harness::tools::{self, workspace};
 use serde_json::Value;
 use tokio::process::Command;
 
-/// What README leaves to its reader, and what it is here.
+/// What the document leaves to its reader, and what each is here.
 const READERS: [(&str, &str); 2] = [
     (
         "nats_server_url=https://… nats_server_sha256=… agent_url=https://… agent_sha256=…",
@@ -25,15 +25,15 @@ subnets=$(aws ec2 describe-subnets --query 'Subnets[:3].SubnetId' --output text 
 ami_id=$(aws ec2 describe-images --query 'Images[0].ImageId' --output text)
 ";
 
-/// The shell's blocks of README's "By hand".
+/// The shell's blocks under "By hand".
 fn by_hand() -> String {
-    let readme = fs::read_to_string(workspace().join("README.md")).unwrap();
-    let (_, section) = readme.split_once("\n### By hand\n").unwrap();
-    let section = section.split("\n### ").next().unwrap();
+    let document = fs::read_to_string(workspace().join("docs/install.md")).unwrap();
+    let (_, section) = document.split_once("\n## By hand\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
     let blocks = section.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     let mut script: String = blocks.collect();
     for (readers, ours) in READERS {
-        assert!(script.contains(readers), "README no longer has {readers:?}");
+        assert!(script.contains(readers), "docs/install.md no longer has {readers:?}");
         script = script.replace(readers, ours);
     }
     script

@@ -515,7 +515,7 @@ async fn put_credential(moto: &Moto, password: &str) {
     moto.put_secret("nats/route", &secret).await.unwrap();
 }
 
-/// The routes of nodes that change one after the other are down in between (README, The cluster credential); here all
+/// The routes of nodes that change one after the other are down in between (docs/operations.md, The cluster credential); here all
 /// change at the time that each works out from the secret, and a node that boots before that has what the others have.
 #[tokio::test]
 async fn a_new_credential_takes_over_on_every_node_at_one_time_and_the_cluster_is_whole_before_and_after() {

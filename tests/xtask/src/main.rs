@@ -9,6 +9,8 @@
 mod cargo;
 mod demo;
 mod deny;
+#[cfg(test)]
+mod documents;
 mod lab;
 mod package;
 mod setup;

@@ -32,9 +32,10 @@ const FILES: [(&str, &str); 13] = [
     ("templates/user-data", "usr/share/doc/nats-tls-agent/examples/user-data"),
     ("templates/iam", "usr/share/doc/nats-tls-agent/examples/iam"),
     ("templates/prometheus", "usr/share/doc/nats-tls-agent/examples/prometheus"),
-    ("docs/runbook.md", "usr/share/doc/nats-tls-agent/runbook.md"),
-    ("docs/design.md", "usr/share/doc/nats-tls-agent/design.md"),
+    // As they lie here, so that their links lead somewhere.
+    ("docs", "usr/share/doc/nats-tls-agent/docs"),
     ("README.md", "usr/share/doc/nats-tls-agent/README.md"),
+    ("SECURITY.md", "usr/share/doc/nats-tls-agent/SECURITY.md"),
 ];
 
 /// Files of one package only: dpkg has a copyright file and overrides for lintian, and rpm has a directory of licences.

@@ -3,7 +3,6 @@
 //! They are provided before anything large is compiled: a run must not end after minutes for want of a small package.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
 
 use super::{apt, is_in_path};
@@ -99,7 +98,7 @@ enum Plan {
 
 /// Whether this process is root's.
 pub(crate) fn is_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+    nix::unistd::geteuid().is_root()
 }
 
 /// Provides what the jobs need: installs the missing packages, or fails and names them.
