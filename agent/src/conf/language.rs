@@ -338,7 +338,9 @@ impl<'a> Reader<'a> {
                 self.next();
                 self.until(quote)?
             }
-            Some(c) if "[{(-\\\r\n".contains(c) || c.is_numeric() => return Err(self.wrong("an include without a path")),
+            Some(c) if "[{(-\\\r\n".contains(c) || c.is_numeric() => {
+                return Err(self.wrong("an include without a path"));
+            }
             _ => {
                 let start = self.position;
                 self.skip_while(|c| !is_blank(c) && !"\r\n;}'".contains(c));
