@@ -48,7 +48,7 @@ pub enum ConfigError {
     /// The file exceeds 1 MiB, far more than any configuration.
     #[error("{} is larger than {MAX_SIZE} bytes: no configuration of the agent; name another with --config", .file.display())]
     TooLarge {
-        /// The file.
+        /// The file that is too large.
         file: PathBuf,
     },
     /// A key is unknown or missing, or its value can't be used.
@@ -60,7 +60,7 @@ pub enum ConfigError {
         line: Option<usize>,
         /// The key, with its table, as `table.key`.
         key: Option<String>,
-        /// What is wrong, and what to write instead.
+        /// The fault, and what to write instead.
         message: String,
     },
 }
@@ -78,11 +78,11 @@ pub struct Config {
     pub issuer: IssuerConfig,
     /// The source of the trust bundle.
     pub trust: TrustConfig,
-    /// How peers are found.
+    /// The way to find peers.
     pub discovery: DiscoveryConfig,
-    /// When a certificate is renewed.
+    /// The schedule of renewals and retries.
     pub renewal: RenewalConfig,
-    /// nats-server and the file that it reads.
+    /// nats-server and its configuration file.
     pub nats: NatsConfig,
     /// The directory of generations, journal and lock.
     pub state_directory: PathBuf,
@@ -120,7 +120,7 @@ pub struct IssuerConfig {
     pub key_algorithm: KeyAlgorithm,
 }
 
-/// Which issuer signs.
+/// An issuer with its own settings.
 #[derive(Clone, Debug)]
 pub enum IssuerKind {
     /// AWS Private CA.
@@ -162,7 +162,7 @@ pub struct DiscoveryConfig {
     pub interval: Duration,
 }
 
-/// How peers are found.
+/// The way to find peers.
 #[derive(Clone, Debug)]
 pub enum DiscoveryKind {
     /// The Auto Scaling group.

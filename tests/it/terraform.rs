@@ -211,7 +211,6 @@ fn routes_come_from_the_group_alone_and_nothing_is_open_to_everyone() {
     }
 }
 
-/// The variables, by name.
 fn variables() -> BTreeMap<String, Value> {
     let files = parsed(&module());
     let blocks = files.iter().flat_map(|file| file["variable"].as_array().into_iter().flatten());

@@ -102,7 +102,7 @@ pub enum ConfError {
     Read {
         /// The file.
         file: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -119,7 +119,7 @@ pub enum ConfError {
         file: PathBuf,
         /// The line, counted from 1.
         line: usize,
-        /// What is wrong.
+        /// The fault.
         message: &'static str,
     },
     /// One setting appears under two names, and either may win.

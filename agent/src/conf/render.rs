@@ -28,7 +28,7 @@ use crate::node::Node;
 use crate::peers::PeerSet;
 use crate::state::durable;
 
-/// The built-in template.
+/// The text of the built-in template.
 pub const BUILT_IN: &str = include_str!("../../../templates/nats-server.conf.tera");
 
 /// The largest template, and the largest rendered text, in bytes.
@@ -79,7 +79,7 @@ pub struct ClusterValues {
     pub name: String,
     /// Route listener, `host:port`.
     pub listen: String,
-    /// The routes, sorted by address, this node's own included.
+    /// The routes, sorted by address, including this node's own route.
     pub routes: Vec<Route>,
     /// The credential that routes must present.
     pub credential: Option<ClusterCredential>,

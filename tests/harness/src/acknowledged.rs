@@ -35,7 +35,7 @@ pub struct Acknowledged {
 /// The result of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Messages that were acknowledged.
+    /// Acknowledged messages.
     pub acknowledged: u64,
     /// Acknowledged messages that the stream doesn't hold.
     pub lost: u64,

@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Failure;
 
-/// nats-server's signal channel holds one signal, so a SIGTERM right after a burst of others may be lost (`NATS.md`).
+/// nats-server's signal channel holds one signal, so a SIGTERM right after other signals may be lost (`NATS.md`).
 const REPEAT_SIGTERM: Duration = Duration::from_millis(500);
 
 /// Returns on Ctrl-C, or on the SIGTERM of a caller that no longer waits.

@@ -37,7 +37,7 @@ pub fn moto_python() -> Result<PathBuf, Failure> {
     present(directory().join("moto/bin/python"))
 }
 
-/// The AWS command line.
+/// The binary of the AWS command line.
 pub fn aws() -> Result<PathBuf, Failure> {
     present(directory().join("aws/bin/aws"))
 }

@@ -14,7 +14,6 @@ use time::Duration;
 use crate::downloads::Download;
 use crate::network::HUB;
 
-/// The Region of the account.
 pub(crate) const REGION: &str = "eu-west-1";
 /// The port on which instances reach AWS.
 pub(crate) const ENDPOINT_PORT: u16 = 4566;
@@ -26,7 +25,6 @@ const CREDENTIAL: &str = "nats/cluster-credential";
 /// the SDK's waiter polls first.
 const ISSUANCE: Duration = Duration::seconds(1);
 
-/// The account.
 pub(crate) struct Cloud {
     double: AwsDouble,
     ca_arn: String,

@@ -28,9 +28,7 @@ const LOOK: Duration = Duration::from_millis(200);
 
 /// The group with all AWS services around it.
 pub(crate) struct Group {
-    /// The instances of the group.
     pub(crate) instances: Vec<Instance>,
-    /// The account of the group.
     pub(crate) cloud: Cloud,
     metadata: MetadataService,
     names: Names,

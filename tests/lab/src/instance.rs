@@ -33,7 +33,6 @@ const CLIENTS: u16 = 4222;
 pub(crate) struct Instance {
     /// The instance id `i-…`, which is also the name of the network namespace.
     pub(crate) id: String,
-    /// The private address.
     pub(crate) address: Ipv4Addr,
     /// The time of the last boot.
     pub(crate) booted: OffsetDateTime,

@@ -49,7 +49,7 @@ struct Options {
     /// The agent's package, a .deb
     #[arg(long, value_name = "FILE")]
     package: PathBuf,
-    /// The package that it is upgraded to
+    /// The package of the upgrade
     #[arg(long, value_name = "FILE")]
     upgrade: PathBuf,
     /// Leave the group up until Ctrl-C, and say how to look inside

@@ -1,4 +1,4 @@
-//! The VPC's resolver: resource names of the instances, by dnsmasq.
+//! The VPC's resolver: the resource names of the instances, served by dnsmasq.
 //!
 //! `i-….REGION.compute.internal` resolves to the instance's private address where the launch template turns resource name
 //! DNS A records on (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-naming.html>).

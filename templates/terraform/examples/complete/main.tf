@@ -1,4 +1,4 @@
-# A cluster of three nodes on Amazon Linux 2023, with a network of its own. The two packages are uploaded from this machine.
+# A cluster of three nodes on Amazon Linux 2023, with its own network. The two packages are uploaded from this machine.
 
 terraform {
   required_version = ">= 1.9"

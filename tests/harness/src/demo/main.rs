@@ -26,13 +26,13 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Parser)]
 #[command(about = "The demo itself; cargo xtask demo builds all that it needs and starts it")]
 struct Options {
-    /// How many nodes
+    /// The number of nodes
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=20))]
     nodes: u8,
     /// Leave the cluster up until Ctrl-C, and say how to connect
     #[arg(long)]
     keep: bool,
-    /// The agent's binary; default the one built beside this program
+    /// The agent's binary; by default the binary beside this program
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
 }
