@@ -46,7 +46,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file exceeds 1 MiB, far more than any configuration.
-    #[error("{} is larger than {MAX_SIZE} bytes: no configuration of the agent; name another with --config", .file.display())]
+    #[error("{} is larger than {MAX_SIZE} bytes, so it is no configuration of the agent; name another file with --config", .file.display())]
     TooLarge {
         /// The file that is too large.
         file: PathBuf,

@@ -107,7 +107,7 @@ pub enum ConfError {
         source: std::io::Error,
     },
     /// A file, or all files together, exceeds [`MAX_SIZE`].
-    #[error("{} is larger than {MAX_SIZE} bytes: no configuration of nats-server", .file.display())]
+    #[error("{} is larger than {MAX_SIZE} bytes, so it is no configuration of nats-server", .file.display())]
     TooLarge {
         /// The file.
         file: PathBuf,

@@ -192,7 +192,7 @@ impl Values {
 #[derive(Debug, thiserror::Error)]
 pub enum RenderError {
     /// The template can't be read.
-    #[error("could not read the template {}; correct nats.template, or remove it for the built-in one", .file.display())]
+    #[error("could not read the template {}; correct nats.template, or remove it for the built-in template", .file.display())]
     Read {
         /// The template.
         file: PathBuf,
@@ -207,7 +207,7 @@ pub enum RenderError {
         file: PathBuf,
     },
     /// The template is not in the template language. The source names line and column.
-    #[error("the template {} does not parse; correct it, or remove nats.template for the built-in one", name(.file.as_deref()))]
+    #[error("the template {} does not parse; correct it, or remove nats.template for the built-in template", name(.file.as_deref()))]
     Parse {
         /// The template. `None`: the built-in template.
         file: Option<PathBuf>,
@@ -216,7 +216,7 @@ pub enum RenderError {
         source: Box<tera::Error>,
     },
     /// The template uses a value, filter or file that doesn't exist. The source names line and column.
-    #[error("the template {} does not render; correct it, or remove nats.template for the built-in one", name(.file.as_deref()))]
+    #[error("the template {} does not render; correct it, or remove nats.template for the built-in template", name(.file.as_deref()))]
     Render {
         /// The template. `None`: the built-in template.
         file: Option<PathBuf>,
