@@ -108,8 +108,8 @@ struct Root {
     programs: String,
 }
 
-/// A stub records its arguments. If `AGENT_TOML` is set, the stub writes that file, as a package does. The stub fails
-/// while the file `broken` exists.
+/// A stub records its arguments. An installer copies the file `own-file`, if there is one, to agent.toml, as a package
+/// does. It fails while the file `broken` exists.
 const STUB: &str = r#"#!/bin/sh
 echo "${0##*/} $*" >>"$ROOT/calls"
 case ${0##*/} in
