@@ -1,11 +1,11 @@
-//! Issuance: the issuer seam, and the journal that makes every certificate paid for once (invariant 11).
+//! Issuance: the issuer seam, and the journal through which every certificate is paid for once (invariant 11).
 //!
 //! ```text
 //! key + CSR ─► journal ─► prepare ─► journal ─► request ─► journal the certificate's ARN ─► collect ─► IssuedChain
 //! ```
 //!
-//! Whatever happens between two of these steps, the next pass reads the journal and goes on from there: with the ARN it
-//! collects, without it it repeats the same request with the same idempotency token.
+//! After an interruption between any two steps, the next pass reads the journal and goes on. With the ARN it collects
+//! the certificate. Without the ARN it repeats the same request with the same idempotency token.
 
 pub mod acm_pca;
 pub mod journal;
@@ -25,32 +25,32 @@ use crate::node::Node;
 use crate::progress::{Progress, Step};
 use crate::x509::csr::{Csr, CsrError, KeyAlgorithm};
 
-/// How the issuer names a certificate that was requested: PCA's certificate ARN.
+/// The issuer's identifier of a requested certificate: PCA's certificate ARN.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(transparent)]
 pub struct CertificateHandle(pub String);
 
-/// What the issuer returned, not looked at yet.
+/// The issuer's answer, not verified yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuedChain {
     /// The leaf in PEM.
     pub leaf_pem: String,
-    /// The issuing CA and those above it in PEM, as the issuer gave them: with or without the root.
+    /// The issuing CA and the CAs above it in PEM, as the issuer gave them, with or without the root.
     pub chain_pem: String,
 }
 
-/// What is asked of an issuer.
+/// A request for a certificate.
 #[derive(Clone, Debug)]
 pub struct IssueRequest<'a> {
     /// PKCS#10 in PEM.
     pub csr_pem: &'a str,
-    /// How long the leaf is to live.
+    /// The requested lifetime of the leaf.
     pub validity: Duration,
-    /// The wall-clock time of the request, the same for a repeated one.
+    /// The wall-clock time of the request. A repeated request names the same time.
     pub now: OffsetDateTime,
-    /// What [`Issuer::prepare`] returned.
+    /// The return value of [`Issuer::prepare`].
     pub signing_algorithm: &'a str,
-    /// The same for a repeated request.
+    /// The idempotency token. A repeated request names the same token.
     pub idempotency_token: &'a str,
 }
 
@@ -92,54 +92,54 @@ pub struct IssueError {
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
-/// Who signs.
+/// A CA that signs certificates.
 #[async_trait]
 pub trait Issuer: Send + Sync {
-    /// Which CA it is: no other knows the certificates that this one was asked for.
+    /// Identifies the CA. Another CA doesn't know the certificates that were requested from this CA.
     fn name(&self) -> String;
 
-    /// Looks whether the issuer can do what it will be asked for, and returns the signature algorithm that its requests
-    /// name. That is kept with the request: a repeated one takes one call, which is then all that has to get through.
+    /// Checks that the issuer can fulfil the coming request, and returns the signature algorithm that its requests
+    /// name. The algorithm is kept with the request. A repeated request then takes a single call.
     async fn prepare(&self, validity: Duration) -> Result<String, IssueError>;
 
-    /// Asks for a certificate. The answer names it; it may not exist yet.
+    /// Requests a certificate. The answer identifies the certificate, which may not exist yet.
     async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError>;
 
-    /// Fetches a certificate that was asked for. [`IssueErrorKind::InProgress`] until it exists.
+    /// Fetches a requested certificate. The error is [`IssueErrorKind::InProgress`] until the certificate exists.
     async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError>;
 
-    /// The CA's own certificate, and the chain above it, in PEM: what `trust.kind = "issuer"` trusts.
+    /// The CA's own certificate and the chain above it, in PEM. `trust.kind = "issuer"` trusts these.
     async fn ca_pem(&self) -> Result<String, IssueError>;
 
-    /// How many certificates a day this issuer may be asked for beyond those that the schedule needs: what an accident
-    /// may cost at most.
+    /// The number of certificates a day that this issuer may issue beyond the schedule's need. The number bounds the
+    /// cost of an accident.
     fn spare_issuances_a_day(&self) -> u32;
 }
 
-/// How long one pass waits for a certificate before it leaves it to the next one.
+/// How long one pass waits for a certificate. The next pass continues after that.
 const COLLECT_TIMEOUT: Duration = Duration::from_mins(1);
-/// How long PCA remembers a token, and takes a repeated request for the same one
+/// How long PCA remembers a token and accepts a repeated request with it
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>).
 const TOKEN_HOLDS: Duration = Duration::from_mins(5);
-/// How long a certificate that the issuer doesn't know, or that isn't what was asked for, is collected again before
-/// another one is paid for: a wrong answer may come from something on the way.
+/// How long a certificate is collected again if the issuer doesn't know it, or if it isn't what was requested. Only
+/// then is another certificate paid for, because something between agent and issuer may have given the wrong answer.
 const GIVE_UP_AFTER: Duration = TOKEN_HOLDS;
-/// PCA signs within some tens of milliseconds as a rule; the SDK's own waiter would begin at a second.
+/// PCA usually signs within some tens of milliseconds. The SDK's own waiter would first poll after a second.
 const FIRST_POLL: Duration = Duration::from_millis(40);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 
-/// The longest pause before a request is repeated: an answer that was lost may have been a certificate, which the same request
-/// names without another payment for as long as PCA remembers its token.
+/// The longest pause before a request is repeated. A lost answer may have been a certificate. While PCA remembers the
+/// token, the repeated request returns that certificate without another payment.
 const REPEAT_WITHIN: Duration = Duration::from_mins(4);
-/// And for the five minutes after an answer was lost, as most repeats may be refused.
+/// The longest pause in the five minutes after a lost answer. Most of the repeats may be refused.
 const REPEAT_OFTEN: Duration = Duration::from_secs(15);
 
-/// A certificate that was issued for a key of ours, and not looked at yet.
+/// A certificate issued for a key of this node, not verified yet.
 #[derive(Clone, Debug)]
 pub struct Issued {
-    /// The key and what was asked.
+    /// The key and the certificate request.
     pub csr: Csr,
-    /// What came back.
+    /// The issuer's answer.
     pub chain: IssuedChain,
 }
 
@@ -173,31 +173,31 @@ pub enum ObtainError {
     Stopping,
 }
 
-/// Issuance through the journal: the one way to a certificate.
+/// Issuance through the journal, the only way to a certificate.
 pub struct Issuance {
-    /// Who signs.
+    /// The CA that signs.
     pub issuer: Arc<dyn Issuer>,
-    /// What is under way.
+    /// The journal of the pending issuance.
     pub journal: Journal,
-    /// What the time is.
+    /// The source of the time.
     pub clock: Clock,
-    /// How long a leaf is to live.
+    /// The requested lifetime of a leaf.
     pub validity: Duration,
-    /// How soon the schedule may renew it (`schedule::earliest`): the cap leaves that much.
+    /// The shortest time after which the schedule renews a leaf (`schedule::earliest`). The cap allows that rate.
     pub renewed_after: Duration,
-    /// The leaf's key.
+    /// The algorithm of the leaf's key.
     pub algorithm: KeyAlgorithm,
 }
 
 impl Issuance {
-    /// Resumes the issuance that is under way, or begins one. Call [`Issuance::settle`] when the certificate is safe in
-    /// a generation, or when it can never be.
+    /// Resumes the pending issuance, or begins one. Call [`Issuance::settle`] once the certificate is stored in a
+    /// generation, or can never be stored.
     pub async fn obtain(&self, node: &Node, progress: &Progress) -> Result<Issued, ObtainError> {
         let mut entries = self.journal.load()?;
         let now = self.clock.now();
         let issuer = self.issuer.name();
         let fits = |pending: &Pending| {
-            // An agent that didn't note the issuer had this one, as far as can be told.
+            // An agent that noted no issuer is assumed to have had this issuer.
             pending.issuer.as_ref().is_none_or(|asked| *asked == issuer)
                 && pending.csr.sans == node.sans
                 && pending.csr.algorithm == self.algorithm
@@ -226,15 +226,15 @@ impl Issuance {
         Ok(Issued { csr, chain })
     }
 
-    /// Forgets the issuance that is under way: its certificate is in a generation, or is good for nothing.
+    /// Removes the pending issuance from the journal. Its certificate is stored in a generation, or is of no use.
     pub fn settle(&self) -> Result<(), JournalError> {
         let mut entries = self.journal.load()?;
         entries.pending = None;
         self.journal.store(&entries)
     }
 
-    /// Notes that the certificate of the issuance that is under way is valid from then only, where this machine's clock is
-    /// behind: once that is set, it is still to be collected, not taken for one of long ago.
+    /// Notes NotBefore of the pending certificate, where this machine's clock is behind. Once the clock is set, the
+    /// certificate is still collected, and not taken for an old issuance.
     pub fn note_valid_from(&self, time: OffsetDateTime) -> Result<(), JournalError> {
         let mut entries = self.journal.load()?;
         match &mut entries.pending {
@@ -244,8 +244,8 @@ impl Issuance {
         self.journal.store(&entries)
     }
 
-    /// Forgets the issuance that is under way, whose certificate isn't what was asked for, once it has been collected again
-    /// for a while.
+    /// Removes the pending issuance, whose certificate isn't what was requested, once it has been collected again for a
+    /// while.
     pub fn give_up(&self) -> Result<(), JournalError> {
         if self.is_tried_enough(&self.journal.load()?) { self.settle() } else { Ok(()) }
     }
@@ -255,7 +255,7 @@ impl Issuance {
         entries.pending.as_ref().is_none_or(|pending| !is_within(GIVE_UP_AFTER, pending.begun, now))
     }
 
-    /// Whether an issuance was begun that has not been settled.
+    /// Whether the journal holds a pending issuance.
     #[must_use]
     pub fn is_under_way(&self) -> bool {
         self.journal.load().is_ok_and(|entries| entries.pending.is_some())
@@ -274,8 +274,8 @@ impl Issuance {
         let now = self.clock.now();
         let may_be_known = pending.unheard.is_some_and(|unheard| is_within(TOKEN_HOLDS, unheard, now));
         pending.unheard.get_or_insert(now);
-        // What is repeated while the token holds is to be the same to the byte, its end too where that is asked for as a
-        // time. Longer ago the token is forgotten, or the clock was another.
+        // While the token holds, a repeated request must be identical to the byte. That includes an end of validity
+        // that is given as a time. Past that, PCA has forgotten the token, or the clock was wrong.
         let dated = pending.dated.filter(|dated| is_within(TOKEN_HOLDS, *dated, now)).unwrap_or(now);
         pending.dated = Some(dated);
         entries.pending = Some(pending.clone());
@@ -304,7 +304,7 @@ impl Issuance {
         }
     }
 
-    /// The longest pause after a failure, where none is to be shorter than `shortest`.
+    /// The longest pause after a failure. `shortest` is the least pause allowed.
     #[must_use]
     pub fn longest_pause(&self, shortest: Duration) -> Duration {
         let pending = self.journal.load().ok().and_then(|entries| entries.pending);
@@ -331,7 +331,8 @@ impl Issuance {
         }
     }
 
-    /// What can never succeed is forgotten, so that the next pass begins anew, under the cap; all else is resumed.
+    /// Removes a pending issuance that can never succeed, so that the next pass begins anew, under the cap. Any other
+    /// pending issuance is resumed.
     fn give_up_if_permanent(&self, entries: &mut Entries, error: IssueError) -> Result<ObtainError, JournalError> {
         let is_over = match error.kind {
             IssueErrorKind::Permanent => true,
@@ -354,14 +355,15 @@ impl Issuance {
         Err(ObtainError::Capped { issued, cap, journal: self.journal.path().to_owned() })
     }
 
-    /// What the schedule needs in a day of a node that renews as early as any, and what is to spare.
+    /// The number of issuances a day: the need of a node that renews as early as possible, and the issuer's spare
+    /// number.
     fn cap(&self) -> usize {
         let scheduled = Duration::from_hours(24).as_millis() / self.renewed_after.as_millis().max(1);
         usize::try_from(scheduled).unwrap_or(usize::MAX).saturating_add(self.issuer.spare_issuances_a_day() as usize)
     }
 }
 
-/// Whether it was so short a time ago, or is so short a time ahead: the clock may have been set back meanwhile.
+/// Whether `then` lies less than `length` ago or ahead. It may lie ahead, because the clock may have been set back.
 fn is_within(length: Duration, then: OffsetDateTime, now: OffsetDateTime) -> bool {
     (now - then).unsigned_abs() < length
 }
@@ -407,7 +409,7 @@ mod tests {
         let other = at("two").obtain(&node(), &Progress::default()).await.unwrap();
         assert_eq!(other.chain.chain_pem, at("two").issuer.ca_pem().await.unwrap());
         assert!(other.csr.key != first.csr.key);
-        // As an agent wrote it that noted no issuer.
+        // Agents before the `issuer` field wrote such a journal.
         let mut entries = at("two").journal.load().unwrap();
         entries.pending.as_mut().unwrap().issuer = None;
         at("two").journal.store(&entries).unwrap();
@@ -415,7 +417,7 @@ mod tests {
         assert_eq!(resumed.chain, other.chain);
     }
 
-    /// Notes the time and the token of each request, and answers none, or refuses it.
+    /// An issuer that records the time and token of each request, and then refuses it or never answers.
     #[derive(Default)]
     struct Away {
         prepared: AtomicU32,
@@ -493,7 +495,7 @@ mod tests {
         let asked = issuer.asked.lock().unwrap();
         assert!(asked.iter().all(|(_, token)| *token == asked[0].1));
         assert_eq!((asked[1].0, asked[2].0), (asked[0].0, asked[0].0));
-        // Of a request that old, or of another time, nothing may come but a life that is too short or too long.
+        // The old request, or a request at another time, could only give a lifetime that is too short or too long.
         assert!(asked[3].0 >= NOW + Duration::from_mins(10), "{asked:?}");
         assert!(asked[4].0 < NOW - Duration::from_mins(19), "{asked:?}");
     }
@@ -509,7 +511,7 @@ mod tests {
         assert_eq!((issuer.prepared.load(Ordering::Relaxed), issuer.asked.lock().unwrap().len()), (1, 3));
     }
 
-    /// Passes as the reconciler makes them, until `until`; what was asked in them.
+    /// Makes passes as the reconciler does, until `until`. Returns the number of requests in them.
     async fn fail_until(until: Duration, issuance: &Issuance, clock: Clock, asked: impl Fn() -> usize) -> usize {
         let (before, shortest) = (asked(), Duration::from_secs(5));
         for failures in 1.. {
@@ -528,7 +530,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::starting_at(NOW);
         let issuer = Arc::new(Away::default());
-        // So long that the key is the same all the time.
+        // The lifetime is so long that the key stays the same throughout.
         let validity = Duration::from_hours(24);
         let at = || {
             let issuer = Arc::clone(&issuer) as Arc<dyn Issuer>;
@@ -536,11 +538,11 @@ mod tests {
         };
         let minutes = |minutes| Duration::from_mins(minutes);
         let asked = || issuer.asked.lock().unwrap().len();
-        // No answer at all, for an hour.
+        // No answer for an hour.
         let often = fail_until(minutes(5), &at(), clock, asked).await;
         let seldom = fail_until(minutes(60), &at(), clock, asked).await;
         assert!((20..50).contains(&often) && (14..40).contains(&seldom), "{often}, {seldom}");
-        // Refused, and then the process ends while it waits for an answer.
+        // The issuer refuses, and then the process ends while it waits for an answer.
         *issuer.refusal.lock().unwrap() = Some(IssueErrorKind::Throttled);
         let refused = fail_until(minutes(120), &at(), clock, asked).await;
         assert!((14..40).contains(&refused), "{refused}");

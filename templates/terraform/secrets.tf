@@ -1,5 +1,5 @@
-# The trust bundle, which is no secret and is kept where the agent and clients look for changes of it; and the cluster
-# credential, which is one.
+# The trust bundle and the cluster credential. The bundle is public. It is kept in a secret because the agent and
+# clients look there for changes. The credential is confidential.
 
 resource "aws_kms_key" "secrets" {
   description             = "The secrets of ${var.name}"
@@ -7,7 +7,7 @@ resource "aws_kms_key" "secrets" {
   deletion_window_in_days = 30
   tags                    = var.tags
 
-  # IAM policies of this account decide; that of the nodes' role lets them decrypt through Secrets Manager only
+  # IAM policies of this account decide. The policy of the nodes' role allows decryption only through Secrets Manager
   # (https://docs.aws.amazon.com/kms/latest/developerguide/key-policy-default.html).
   policy = jsonencode({
     Version = "2012-10-17"

@@ -1,4 +1,4 @@
-//! From a request's text to the model, and back to an answer's.
+//! Translates a request's text into a call of the model, and its result into an answer's text.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use crate::pca::{Collected, IssueCertificate, Pca, Validity};
 use crate::secrets::Content;
 use crate::{Account, ServiceError};
 
-/// Does what is asked.
+/// Performs a request.
 pub(super) fn perform(
     account: &mut Account,
     operation: Operation,
@@ -88,7 +88,7 @@ pub(super) fn perform(
     Ok(Answer::of(operation.protocol(), text))
 }
 
-/// A request of AWS JSON.
+/// A request in AWS JSON.
 struct Request<'a>(&'a Value);
 
 impl<'a> Request<'a> {
@@ -148,7 +148,7 @@ fn collect(
     Ok(json!({"Certificate": certificate, "CertificateChain": chain}))
 }
 
-/// The certificates of a chain, last first.
+/// The certificates of a chain in reverse order.
 fn upside_down(chain: &str) -> String {
     const END: &str = "-----END CERTIFICATE-----";
     let parts: Vec<&str> = chain.split_inclusive(END).filter(|part| part.contains(END)).map(str::trim).collect();
