@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use crate::config::ConfigError;
 use crate::daemon::control::ControlError;
 use crate::daemon::metrics::MetricsError;
-use crate::error::chain_of;
+use crate::error::with_causes;
 use crate::reconcile::PassError;
 use crate::reconcile::deployment::ApplyError;
 use crate::state::durable::FileError;
@@ -73,7 +73,7 @@ impl CommandError {
     /// The error and its causes in one line, for a person.
     #[must_use]
     pub fn render(&self) -> String {
-        abbreviated(&chain_of(self))
+        abbreviated(&with_causes(self))
     }
 }
 

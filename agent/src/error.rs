@@ -2,7 +2,7 @@
 
 /// An error and its causes in one line. Some causes come as a drawing of many lines, which a log would tear apart.
 #[must_use]
-pub fn chain_of(error: &dyn std::error::Error) -> String {
+pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = in_one_line(&error.to_string());
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -32,6 +32,6 @@ mod tests {
     #[test]
     fn an_error_and_its_causes_are_one_line() {
         let cause = FileError::on("write", Path::new("/x"))(std::io::Error::other("on\n  |\n  fire"));
-        assert_eq!(chain_of(&ApplyError::File(cause)), "could not write /x: on; fire");
+        assert_eq!(with_causes(&ApplyError::File(cause)), "could not write /x: on; fire");
     }
 }

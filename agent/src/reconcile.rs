@@ -22,7 +22,7 @@ use crate::config::RenewalConfig;
 use crate::credential::ClusterCredential;
 use crate::credential::CredentialSource;
 use crate::credential::takeover::{CredentialVersion, Succession};
-use crate::error::chain_of;
+use crate::error::with_causes;
 use crate::issue::journal::JournalError;
 use crate::issue::{Issuance, Issued, ObtainError};
 use crate::node::Node;
@@ -219,7 +219,7 @@ impl Reconciler {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let last_good = durable::read_if_there(&last_good_file(&parts), MAX_LAST_GOOD).unwrap_or_else(|error| {
-            tracing::warn!("{}", chain_of(&error));
+            tracing::warn!("{}", with_causes(&error));
             None
         });
         let last_good = last_good.map(zeroize::Zeroizing::new).and_then(|bytes| {
@@ -272,7 +272,7 @@ impl Reconciler {
             Ok(Verdict::Live { .. } | Verdict::NoServer(_)) if self.turn.is_some() => {}
             Ok(Verdict::Live { .. } | Verdict::NoServer(_)) => self.deploying.succeed(now, now),
             Err(error) if error.is_of_deployment() => {
-                self.deploying.fail(now, &self.parts.renewal, self.parts.renewal.retry_max, chain_of(error));
+                self.deploying.fail(now, &self.parts.renewal, self.parts.renewal.retry_max, with_causes(error));
             }
             // What keeps a certificate or an answer away is counted where it is met.
             Ok(Verdict::Other(_)) | Err(_) => {}
@@ -310,8 +310,8 @@ impl Reconciler {
     /// Looks, asks nobody outside this machine and changes nothing; `fault` is why that is all that can be done.
     pub async fn inspect(&mut self, fault: String) -> Status {
         let looked = match (self.read_newest(), self.newest.clone()) {
-            (Err(error), _) => Err(chain_of(&error)),
-            (Ok(()), Some(newest)) => self.parts.apply.look(&newest.chain).await.map_err(|error| chain_of(&error)),
+            (Err(error), _) => Err(with_causes(&error)),
+            (Ok(()), Some(newest)) => self.parts.apply.look(&newest.chain).await.map_err(|error| with_causes(&error)),
             (Ok(()), None) => Ok(()),
         };
         self.deploying.error = looked.err();
@@ -323,9 +323,9 @@ impl Reconciler {
     fn read_newest(&mut self) -> Result<(), FileError> {
         let (newest, damaged) = self.parts.apply.parts().generations.newest()?;
         self.newest = newest;
-        self.damaged = damaged.iter().map(|error| chain_of(error)).collect();
+        self.damaged = damaged.iter().map(|error| with_causes(error)).collect();
         // Without it nothing can be asked for, and that is better known before something must be.
-        self.damaged.extend(self.parts.issuance.journal.load().err().map(|error| chain_of(&error)));
+        self.damaged.extend(self.parts.issuance.journal.load().err().map(|error| with_causes(&error)));
         Ok(())
     }
 
@@ -374,7 +374,7 @@ impl Reconciler {
                 if let Some(newest) = self.newest.clone()
                     && let Err(unseen) = self.parts.apply.look(&newest.chain).await
                 {
-                    tracing::warn!("{}", chain_of(&unseen));
+                    tracing::warn!("{}", with_causes(&unseen));
                 }
                 return Err(error);
             }
@@ -437,7 +437,7 @@ impl Reconciler {
         let Parts { clock, renewal, .. } = &self.parts;
         match fetched {
             None => {}
-            Some(Err(error)) => self.trust.fail(clock.now(), renewal, longest, chain_of(&error)),
+            Some(Err(error)) => self.trust.fail(clock.now(), renewal, longest, with_causes(&error)),
             Some(Ok(bundle)) => {
                 self.trust.succeed(clock.now(), clock.now() + jittered(pause, fastrand::f64()));
                 let fetched = bundle.anchors.len();
@@ -489,7 +489,7 @@ impl Reconciler {
         let seen = match sighting {
             Ok(seen) => seen,
             Err(error) => {
-                self.discovery.fail(clock.now(), renewal, renewal.retry_max.min(*interval * 10), chain_of(&error));
+                self.discovery.fail(clock.now(), renewal, renewal.retry_max.min(*interval * 10), with_causes(&error));
                 return;
             }
         };
@@ -511,7 +511,7 @@ impl Reconciler {
                 self.last_good.credential_versions = versions;
                 self.cluster_secret.succeed(now, now + jittered(pause, fastrand::f64()));
             }
-            Some(Err(error)) => self.cluster_secret.fail(now, &self.parts.renewal, longest, chain_of(&error)),
+            Some(Err(error)) => self.cluster_secret.fail(now, &self.parts.renewal, longest, with_causes(&error)),
         }
     }
 
@@ -533,7 +533,7 @@ impl Reconciler {
             .map_err(|error| error.to_string())
             .map(zeroize::Zeroizing::new)
             .and_then(|bytes| {
-                durable::replace(&last_good_file(&self.parts), &bytes, mode).map_err(|error| chain_of(&error))
+                durable::replace(&last_good_file(&self.parts), &bytes, mode).map_err(|error| with_causes(&error))
             });
         if let Err(error) = stored {
             tracing::warn!("could not keep the last good peers: {error}");
@@ -552,7 +552,7 @@ impl Reconciler {
             Err(error) => {
                 let Parts { clock, renewal, issuance, .. } = &self.parts;
                 let longest = renewal.retry_max.min(issuance.longest_pause(renewal.retry_min));
-                self.issuing.fail(clock.now(), renewal, longest, chain_of(&error));
+                self.issuing.fail(clock.now(), renewal, longest, with_causes(&error));
                 (None, Some(error))
             }
         };
@@ -613,9 +613,9 @@ impl Reconciler {
         let rendered = match self.render(generation.files.clone()) {
             Ok(rendered) => rendered,
             Err(error) => {
-                let is_told = self.deploying.error.as_ref() == Some(&chain_of(&error));
+                let is_told = self.deploying.error.as_ref() == Some(&with_causes(&error));
                 if *wanted == Wanted::default() && is_told && now < self.deploying.next {
-                    return Err(PassError::Waiting(chain_of(&error)));
+                    return Err(PassError::Waiting(with_causes(&error)));
                 }
                 self.parts.apply.bring_certificate(&generation, progress).await;
                 self.refused = Some(Rendered::from_text(zeroize::Zeroizing::default()));
@@ -625,7 +625,7 @@ impl Reconciler {
         let is_committed = self.parts.apply.committed()?.as_ref() == Some(&rendered);
         match looked {
             // A committed file that says nothing, or that nats-server would not take, is mended by the next commit.
-            Err(error) if !is_committed => tracing::warn!("{}", chain_of(&error)),
+            Err(error) if !is_committed => tracing::warn!("{}", with_causes(&error)),
             looked => looked?,
         }
         let is_done = is_committed && !matches!(self.parts.apply.verdict(), Verdict::Other(_));

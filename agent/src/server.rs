@@ -20,7 +20,7 @@ use self::process::{NatsProcess, ProcessError};
 use crate::conf::listeners::Listeners;
 use crate::conf::render::Rendered;
 use crate::config::NatsConfig;
-use crate::error::chain_of;
+use crate::error::with_causes;
 use crate::trust::VerifiedChain;
 
 /// The oldest nats-server that the agent works with: the first with pooled routes, whose behaviour is measured.
@@ -255,11 +255,11 @@ impl Server for NatsServer {
                     at.client
                 ))
             }
-            Err(error) => Presence::Foreign(chain_of(&error)),
+            Err(error) => Presence::Foreign(with_causes(&error)),
         };
         let (varz, routez) = tokio::join!(monitor::varz(at.monitor), monitor::routez(at.monitor));
         if let Err(error) = &varz {
-            tracing::debug!("{}", chain_of(error));
+            tracing::debug!("{}", with_causes(error));
         }
         let (varz, routez) = (varz.ok(), routez.ok());
         if let Some(last) = last.filter(|last| last.still_holds(&presence, varz.as_ref())) {
@@ -288,7 +288,7 @@ impl Server for NatsServer {
 
 async fn served_at(chain: &VerifiedChain, address: SocketAddr, port: Port) -> Result<Served, String> {
     let served = async { Prober::presenting(chain)?.served(address, port).await };
-    let certificates = served.await.map_err(|error| chain_of(&error))?;
+    let certificates = served.await.map_err(|error| with_causes(&error))?;
     match certificates.first() {
         Some(leaf) => Ok(Served { sha256: crate::digest::sha256_hex(leaf), certificates }),
         None => Err(format!("{address} showed no certificate")),

@@ -16,7 +16,7 @@ use crate::conf::listeners::Listeners;
 use crate::conf::render::Rendered;
 use crate::config::Config;
 use crate::daemon::control::{Answer, ControlError, Request, ask};
-use crate::error::chain_of;
+use crate::error::with_causes;
 use crate::node::Node;
 use crate::peers::{Peer, PeerSet, Sighting};
 use crate::reconcile::deployment::Apply;
@@ -55,7 +55,7 @@ impl Check {
     ) -> Self {
         match result {
             Ok(value) => Self::ok(name, found(value)),
-            Err(error) => Self::failed(name, chain_of(error)),
+            Err(error) => Self::failed(name, with_causes(error)),
         }
     }
 
@@ -85,11 +85,11 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
     ];
     let newest = match apply.parts().generations.newest() {
         Ok((newest, damaged)) => {
-            checks.extend(damaged.iter().map(|error| Check::failed("generation", chain_of(error))));
+            checks.extend(damaged.iter().map(|error| Check::failed("generation", with_causes(error))));
             newest
         }
         Err(error) => {
-            checks.push(Check::failed("generation", chain_of(&error)));
+            checks.push(Check::failed("generation", with_causes(&error)));
             None
         }
     };
@@ -128,7 +128,7 @@ fn state_directory(state: &Path) -> Check {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             Check::warning(name, format!("there is no {} yet; `agent run` makes it", state.display()))
         }
-        Err(error) => Check::failed(name, chain_of(&FileError::on("look at", state)(error))),
+        Err(error) => Check::failed(name, with_causes(&FileError::on("look at", state)(error))),
     }
 }
 
@@ -145,7 +145,7 @@ async fn daemon(config: &Config) -> Check {
         Err(ControlError::NoDaemon { path, .. }) => {
             Check::warning(name, format!("nothing listens on {}, so nobody renews; start the agent", path.display()))
         }
-        Err(error) => Check::warning(name, chain_of(&error)),
+        Err(error) => Check::warning(name, with_causes(&error)),
     }
 }
 
@@ -205,7 +205,7 @@ async fn configuration(mut reconciler: Reconciler) -> Check {
             Check::warning(name, "the next pass would change what is committed; `agent render --diff` shows how")
         }
         Ok((None, _)) => Check::warning(name, "none is committed yet; `agent run` does"),
-        Err(error) => Check::failed(name, chain_of(&error)),
+        Err(error) => Check::failed(name, with_causes(&error)),
     }
 }
 
@@ -233,7 +233,7 @@ fn issuer_is_trusted(ca: &str, bundle: &TrustBundle) -> Check {
                 ),
             )
         }
-        Err(error) => Check::failed("issuer in trust", chain_of(&error)),
+        Err(error) => Check::failed("issuer in trust", with_causes(&error)),
     }
 }
 
@@ -296,7 +296,7 @@ async fn serving(apply: &Apply, newest: &Generation) -> Vec<Check> {
 async fn dial(newest: &Generation, peers: Vec<Peer>) -> Vec<Check> {
     let prober = match Prober::presenting(&newest.chain) {
         Ok(prober) => prober,
-        Err(error) => return vec![Check::failed("peer", chain_of(&error))],
+        Err(error) => return vec![Check::failed("peer", with_causes(&error))],
     };
     let mut dials = JoinSet::new();
     for (index, Peer { id, address, .. }) in peers.into_iter().enumerate() {
@@ -309,7 +309,7 @@ async fn dial(newest: &Generation, peers: Vec<Peer>) -> Vec<Check> {
     let checks = dialled.into_iter().map(|(_, who, served)| match served {
         Err(error) => {
             let remedy = "start its nats-server, and let the security group pass the route port between the nodes";
-            Check::failed("peer", format!("{who}: {}; {remedy}", chain_of(&error)))
+            Check::failed("peer", format!("{who}: {}; {remedy}", with_causes(&error)))
         }
         Ok(chain) if newest.bundle.chains(&chain, Clock::System.now()) => {
             Check::ok("peer", format!("{who} serves a leaf that we trust"))

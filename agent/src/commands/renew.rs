@@ -12,7 +12,7 @@ use super::{CommandError, Paint, abbreviated, print, print_json};
 use crate::clock::rfc3339;
 use crate::config::Config;
 use crate::daemon::control::{Answer, ControlError, Renewed, RenewedLeaf, Request, ask};
-use crate::error::chain_of;
+use crate::error::with_causes;
 use crate::progress::{Progress, Step};
 use crate::reconcile::deployment::Verdict;
 use crate::reconcile::{Pass, Reconciler, Wanted};
@@ -33,7 +33,7 @@ pub async fn renew(config: &Config, allow_loss: Vec<String>, json: bool) -> Resu
         (Ok(renewed), true) => print_json(&renewed)?,
         (Ok(renewed), false) => print(&abbreviated(&describe(&renewed)))?,
         (Err(error), true) => {
-            print_json(&Failed { result: "failed", error: chain_of(&error) })?;
+            print_json(&Failed { result: "failed", error: with_causes(&error) })?;
             return Err(error);
         }
         (Err(error), false) => return Err(error),
@@ -94,7 +94,7 @@ pub async fn renew_once(
     let seconds = started.elapsed().as_secs_f64();
     let new = pass.status.leaf.as_ref().map(RenewedLeaf::of);
     let renewed = match (&pass.outcome, new) {
-        (Err(error), new) => Err(chain_of(error) + &kept(old.as_ref(), new.as_ref())),
+        (Err(error), new) => Err(with_causes(error) + &kept(old.as_ref(), new.as_ref())),
         (Ok(Verdict::Other(reason)), new) => {
             Err(format!("the certificate is committed, but not served: {reason}{}", kept(old.as_ref(), new.as_ref())))
         }

@@ -14,7 +14,7 @@ use crate::config::{Config, RenewalConfig};
 use crate::daemon::control::{Answer, ControlSocket, Job};
 use crate::daemon::metrics;
 use crate::daemon::systemd::Service;
-use crate::error::chain_of;
+use crate::error::with_causes;
 use crate::progress::Progress;
 use crate::reconcile::{Parts, Pass, Reconciler, Wanted};
 use crate::schedule::backoff;
@@ -158,7 +158,7 @@ fn stays(error: &dyn std::error::Error) -> String {
     let why = format!(
         "the configuration in force stays, as the one that was read last can't be used yet ({}); if it is to be corrected, \
          reload the agent thereafter",
-        chain_of(error)
+        with_causes(error)
     );
     tracing::error!("{why}");
     why
@@ -197,7 +197,7 @@ async fn patiently_assemble(
     loop {
         service.alive();
         let why = match wire(config, allow_loss.to_vec()).await {
-            Err(error) if error.may_pass() => chain_of(&error),
+            Err(error) if error.may_pass() => with_causes(&error),
             assembled => return assembled,
         };
         tracing::error!("{why}");

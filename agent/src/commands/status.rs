@@ -9,7 +9,7 @@ use super::{CommandError, DIGITS, Paint, abbreviated, print, print_json};
 use crate::clock::{Clock, rfc3339};
 use crate::config::Config;
 use crate::daemon::control::{Answer, ControlError, NO_PASS_YET, Request, ask};
-use crate::error::chain_of;
+use crate::error::with_causes;
 use crate::reconcile::Reconciler;
 use crate::status::{PeerStatus, Route, ServedLeaf, State, Status};
 use crate::wiring::{wire, wire_to_inspect};
@@ -39,7 +39,7 @@ pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandErro
 async fn look(config: &Config, why: String) -> Result<Status, CommandError> {
     match wire(config, Vec::new()).await {
         Err(error) if error.may_pass() => {
-            let why = format!("{why}; {}", chain_of(&error));
+            let why = format!("{why}; {}", with_causes(&error));
             Ok(Reconciler::new(wire_to_inspect(config).await).inspect(why).await)
         }
         parts => Ok(Reconciler::new(parts?).inspect(why).await),

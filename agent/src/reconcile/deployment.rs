@@ -18,7 +18,7 @@ use crate::conf::listeners::Listeners;
 use crate::conf::loss::{self, Facts, Loss};
 use crate::conf::render::Rendered;
 use crate::config::NatsConfig;
-use crate::error::chain_of;
+use crate::error::with_causes;
 use crate::progress::{Progress, Step};
 use crate::server::process::ProcessError;
 use crate::server::{Observed, Presence, Server, ServerError};
@@ -337,7 +337,7 @@ impl Apply {
             return;
         }
         if let Err(error) = self.load(&carried, generation, Proof::Expected, progress).await {
-            tracing::warn!("the new certificate can't be brought into force alone: {}", chain_of(&error));
+            tracing::warn!("the new certificate can't be brought into force alone: {}", with_causes(&error));
         }
     }
 

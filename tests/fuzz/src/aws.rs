@@ -357,7 +357,7 @@ mod tests {
             members(part).unwrap_err();
         }
         let error = members("asg-half-without-length").unwrap_err();
-        assert!(nats_tls_agent::error::chain_of(&error).contains("breaks off"), "{error:?}");
+        assert!(nats_tls_agent::error::with_causes(&error).contains("breaks off"), "{error:?}");
         let credentials = async |bench: &Bench| {
             let provider = bench.settings.load().await.credentials_provider().unwrap();
             provider.provide_credentials().await.map_err(|error| format!("{error:?}"))

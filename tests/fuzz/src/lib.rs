@@ -23,7 +23,7 @@ use nats_tls_agent::conf::loss::{Facts, losses};
 use nats_tls_agent::conf::render::Rendered;
 use nats_tls_agent::config::{Config, NatsConfig};
 use nats_tls_agent::daemon::control;
-use nats_tls_agent::error::chain_of;
+use nats_tls_agent::error::with_causes;
 use nats_tls_agent::issue::journal::Entries;
 use nats_tls_agent::node::{IdentityDocument, addresses_in, host_name_in, resource_host_name};
 use nats_tls_agent::server::monitor::{Routez, Varz};
@@ -52,7 +52,7 @@ pub const TARGETS: [(&str, Target); 10] = [
 
 /// An error as it is logged: one line.
 fn logged(error: &dyn std::error::Error) {
-    let text = chain_of(error);
+    let text = with_causes(error);
     assert!(!text.is_empty() && !text.contains('\n'), "{text:?}");
 }
 
