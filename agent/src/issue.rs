@@ -21,6 +21,7 @@ use time::OffsetDateTime;
 
 use self::journal::{Entries, Journal, JournalError, Pending};
 use crate::clock::Clock;
+use crate::error::{RemoteError, RemoteErrorKind};
 use crate::node::Node;
 use crate::progress::{Progress, Step};
 use crate::x509::csr::{Csr, CsrError, KeyAlgorithm};
@@ -54,44 +55,6 @@ pub struct IssueRequest<'a> {
     pub idempotency_token: &'a str,
 }
 
-/// What an issuer's refusal means for the next step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IssueErrorKind {
-    /// The certificate isn't there yet: ask again for the same one.
-    InProgress,
-    /// Too many requests: slow down.
-    Throttled,
-    /// A quota is used up: waiting alone may not help, more requests never do.
-    Quota,
-    /// The credentials don't allow it.
-    Denied,
-    /// The network, a time-out or the service failed: the same request may succeed later.
-    Unavailable,
-    /// The issuer knows no such certificate, or won't give it. It may not know it yet, so it is asked for again for a while.
-    Absent,
-    /// This request can never succeed, and neither can waiting for its certificate.
-    Permanent,
-}
-
-/// Why there is no certificate.
-#[derive(Debug, thiserror::Error)]
-#[error("{call} on {issuer}: {reason}; {remedy}")]
-pub struct IssueError {
-    /// What it means for the next step.
-    pub kind: IssueErrorKind,
-    /// The call: `IssueCertificate`, `GetCertificate` …
-    pub call: &'static str,
-    /// Who was asked.
-    pub issuer: String,
-    /// What came back.
-    pub reason: String,
-    /// What to do about it.
-    pub remedy: String,
-    /// The cause below it, if there is one.
-    #[source]
-    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
-}
-
 /// Who signs.
 #[async_trait]
 pub trait Issuer: Send + Sync {
@@ -100,16 +63,17 @@ pub trait Issuer: Send + Sync {
 
     /// Looks whether the issuer can do what it will be asked for, and returns the signature algorithm that its requests
     /// name. That is kept with the request: a repeated one takes one call, which is then all that has to get through.
-    async fn prepare(&self, validity: Duration) -> Result<String, IssueError>;
+    async fn prepare(&self, validity: Duration) -> Result<String, RemoteError>;
 
     /// Asks for a certificate. The answer names it; it may not exist yet.
-    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError>;
+    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError>;
 
-    /// Fetches a certificate that was asked for. [`IssueErrorKind::InProgress`] until it exists.
-    async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError>;
+    /// Fetches a certificate that was asked for: nothing while the issuer still signs it. An error of the kind
+    /// [`RemoteErrorKind::Absent`] may pass: the issuer may not know the certificate yet.
+    async fn collect(&self, handle: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError>;
 
     /// The CA's own certificate, and the chain above it, in PEM: what `trust.kind = "issuer"` trusts.
-    async fn ca_pem(&self) -> Result<String, IssueError>;
+    async fn ca_pem(&self) -> Result<String, RemoteError>;
 
     /// How many certificates a day this issuer may be asked for beyond those that the schedule needs: what an accident
     /// may cost at most.
@@ -154,7 +118,15 @@ pub enum ObtainError {
     Journal(#[from] JournalError),
     /// The issuer refused or failed.
     #[error(transparent)]
-    Issuer(#[from] IssueError),
+    Issuer(#[from] RemoteError),
+    /// The issuer still signs. The certificate is collected in a later pass.
+    #[error(
+        "{issuer} has not signed the certificate within {} s; it is asked for again", COLLECT_TIMEOUT.as_secs()
+    )]
+    InProgress {
+        /// Who signs.
+        issuer: String,
+    },
     /// The cap holds.
     #[error(
         "{issued} certificates were issued in the last 24 hours, and the cap is {cap}: none is asked for until the \
@@ -295,7 +267,7 @@ impl Issuance {
                 Ok(handle)
             }
             Err(error) => {
-                if error.kind != IssueErrorKind::Unavailable && !may_be_known {
+                if error.kind != RemoteErrorKind::Unavailable && !may_be_known {
                     entries.pending = Some(Pending { unheard: None, ..pending });
                     self.journal.store(entries)?;
                 }
@@ -321,21 +293,22 @@ impl Issuance {
         let mut pause = FIRST_POLL;
         loop {
             match self.issuer.collect(handle).await {
-                Ok(chain) => return Ok(chain),
-                Err(error) if error.kind == IssueErrorKind::InProgress && tokio::time::Instant::now() < deadline => {
+                Ok(Some(chain)) => return Ok(chain),
+                Ok(None) if tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
                     pause = (pause * 2).min(LONGEST_POLL);
                 }
+                Ok(None) => return Err(ObtainError::InProgress { issuer: self.issuer.name() }),
                 Err(error) => return Err(self.give_up_if_permanent(entries, error)?),
             }
         }
     }
 
     /// What can never succeed is forgotten, so that the next pass begins anew, under the cap; all else is resumed.
-    fn give_up_if_permanent(&self, entries: &mut Entries, error: IssueError) -> Result<ObtainError, JournalError> {
+    fn give_up_if_permanent(&self, entries: &mut Entries, error: RemoteError) -> Result<ObtainError, JournalError> {
         let is_over = match error.kind {
-            IssueErrorKind::Permanent => true,
-            IssueErrorKind::Absent => self.is_tried_enough(entries),
+            RemoteErrorKind::Permanent => true,
+            RemoteErrorKind::Absent => self.is_tried_enough(entries),
             _ => false,
         };
         if is_over {
@@ -420,13 +393,12 @@ mod tests {
     struct Away {
         prepared: AtomicU32,
         asked: Mutex<Vec<(OffsetDateTime, String)>>,
-        refusal: Mutex<Option<IssueErrorKind>>,
+        refusal: Mutex<Option<RemoteErrorKind>>,
         is_silent: AtomicBool,
     }
 
-    fn away() -> IssueError {
-        let (issuer, reason, remedy) = ("away".into(), "HTTP 503".into(), "wait".into());
-        IssueError { kind: IssueErrorKind::Unavailable, call: "IssueCertificate", issuer, reason, remedy, source: None }
+    fn away() -> RemoteError {
+        RemoteError::new(RemoteErrorKind::Unavailable, "IssueCertificate on away", "HTTP 503", "wait")
     }
 
     #[async_trait]
@@ -435,26 +407,26 @@ mod tests {
             "away".into()
         }
 
-        async fn prepare(&self, _: Duration) -> Result<String, IssueError> {
+        async fn prepare(&self, _: Duration) -> Result<String, RemoteError> {
             self.prepared.fetch_add(1, Ordering::Relaxed);
             Ok("SHA256WITHECDSA".into())
         }
 
-        async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+        async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError> {
             assert_eq!(request.signing_algorithm, "SHA256WITHECDSA");
             self.asked.lock().unwrap().push((request.now, request.idempotency_token.into()));
             if self.is_silent.load(Ordering::Relaxed) {
                 std::future::pending::<()>().await;
             }
-            let kind = self.refusal.lock().unwrap().unwrap_or(IssueErrorKind::Unavailable);
-            Err(IssueError { kind, ..away() })
+            let kind = self.refusal.lock().unwrap().unwrap_or(RemoteErrorKind::Unavailable);
+            Err(RemoteError { kind, ..away() })
         }
 
-        async fn collect(&self, _: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+        async fn collect(&self, _: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError> {
             Err(away())
         }
 
-        async fn ca_pem(&self) -> Result<String, IssueError> {
+        async fn ca_pem(&self) -> Result<String, RemoteError> {
             Err(away())
         }
 
@@ -541,7 +513,7 @@ mod tests {
         let seldom = fail_until(minutes(60), &at(), clock, asked).await;
         assert!((20..50).contains(&often) && (14..40).contains(&seldom), "{often}, {seldom}");
         // Refused, and then the process ends while it waits for an answer.
-        *issuer.refusal.lock().unwrap() = Some(IssueErrorKind::Throttled);
+        *issuer.refusal.lock().unwrap() = Some(RemoteErrorKind::Throttled);
         let refused = fail_until(minutes(120), &at(), clock, asked).await;
         assert!((14..40).contains(&refused), "{refused}");
         issuer.is_silent.store(true, Ordering::Relaxed);

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use crate::error::RemoteError;
 use crate::node::Node;
 
 pub mod addresses;
@@ -43,26 +44,11 @@ pub struct Sighting {
 #[serde(transparent)]
 pub struct PeerSet(pub BTreeMap<SocketAddr, Peer>);
 
-/// Why the peers could not be found.
-#[derive(Debug, thiserror::Error)]
-#[error("{attempt}: {reason}; {remedy}")]
-pub struct DiscoverError {
-    /// What was tried: the API call or the look-up.
-    pub attempt: String,
-    /// What came back.
-    pub reason: String,
-    /// What to do about it.
-    pub remedy: String,
-    /// The cause below it, if there is one.
-    #[source]
-    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
-}
-
 /// Where peers are seen.
 #[async_trait]
 pub trait PeerSource: Send + Sync {
     /// Who is there now.
-    async fn sight(&self) -> Result<Sighting, DiscoverError>;
+    async fn sight(&self) -> Result<Sighting, RemoteError>;
 }
 
 /// What a sighting changes.

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::issue::IssueError;
+use crate::error::RemoteError;
 
 pub use bundle::{Anchor, AnchorFault, BundleError, TrustBundle};
 pub use verify::{MAX_CHAIN, MAX_CHAIN_PEM, RejectedChain, VerifiedChain};
@@ -63,7 +63,7 @@ pub enum TrustError {
     Issuer {
         /// What the issuer said.
         #[source]
-        source: IssueError,
+        source: RemoteError,
     },
     /// The secret could not be read, or holds no bundle.
     #[error(transparent)]

@@ -11,8 +11,8 @@ use aws_config::SdkConfig;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 
-use super::DiscoverError;
 use crate::config::AddressLookup;
+use crate::error::{RemoteError, RemoteErrorKind};
 use crate::node::{Node, resource_host_name};
 
 /// How long one name may take to resolve.
@@ -52,7 +52,7 @@ impl Addresses {
     }
 
     /// The addresses of `ids`, as far as they can be found. Others than `ids` are forgotten.
-    pub async fn find(&self, ids: &[&str]) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
+    pub async fn find(&self, ids: &[&str]) -> Result<BTreeMap<String, IpAddr>, RemoteError> {
         let mut known = self.known.lock().await;
         known.addresses.retain(|id, _| ids.contains(&id.as_str()));
         if let Some(own) = self.node.instance_id.as_deref().filter(|own| ids.contains(own)) {
@@ -90,12 +90,14 @@ impl Addresses {
         answer.is_some_and(|addresses| addresses.iter().any(|address| self.node.sans.ips.contains(address)))
     }
 
-    async fn by_dns(&self, ids: &[String]) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
-        let region = self.node.region.clone().ok_or_else(|| DiscoverError {
-            attempt: "looking up instance-id host names".into(),
-            reason: "the Region is not known, and it is a part of the names".into(),
-            remedy: "give node.region in the configuration".into(),
-            source: None,
+    async fn by_dns(&self, ids: &[String]) -> Result<BTreeMap<String, IpAddr>, RemoteError> {
+        let region = self.node.region.clone().ok_or_else(|| {
+            RemoteError::new(
+                RemoteErrorKind::Permanent,
+                "looking up instance-id host names",
+                "the Region is not known, and it is a part of the names",
+                "give node.region in the configuration",
+            )
         })?;
         let turns = Arc::new(Semaphore::new(LOOKUPS_AT_ONCE));
         let mut lookups = JoinSet::new();
@@ -111,20 +113,19 @@ impl Addresses {
     }
 
     #[cfg(feature = "ec2")]
-    async fn by_ec2(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
+    async fn by_ec2(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, RemoteError> {
         self.ec2.addresses(ids).await
     }
 
     #[cfg(not(feature = "ec2"))]
     #[expect(clippy::unused_async, reason = "the same signature with and without the feature")]
-    async fn by_ec2(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
-        Err(DiscoverError {
-            attempt: format!("finding the addresses of {}", ids.join(", ")),
-            reason: "instance-id host names do not resolve, and this build has no DescribeInstances".into(),
-            remedy: "turn on resource name DNS A records in the launch template, or use a build with the feature ec2"
-                .into(),
-            source: None,
-        })
+    async fn by_ec2(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, RemoteError> {
+        Err(RemoteError::new(
+            RemoteErrorKind::Permanent,
+            format!("finding the addresses of {}", ids.join(", ")),
+            "instance-id host names do not resolve, and this build has no DescribeInstances",
+            "turn on resource name DNS A records in the launch template, or use a build with the feature ec2",
+        ))
     }
 }
 
@@ -161,8 +162,8 @@ mod ec2 {
     use aws_sdk_ec2::Client;
     use aws_sdk_ec2::types::{Filter, Instance};
 
-    use super::super::DiscoverError;
-    use crate::aws::Failure;
+    use crate::aws::{nonsense, refused};
+    use crate::error::RemoteError;
 
     const DESCRIBE: &str = "ec2:DescribeInstances";
 
@@ -180,7 +181,7 @@ mod ec2 {
             Self(Client::new(aws))
         }
 
-        pub(super) async fn addresses(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
+        pub(super) async fn addresses(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, RemoteError> {
             let mut found = BTreeMap::new();
             for some in ids.chunks(MAX_FILTER_VALUES) {
                 self.page_through(some, &mut found).await?;
@@ -189,16 +190,12 @@ mod ec2 {
         }
 
         /// By filter and not by `InstanceIds`, of which one that EC2 no longer knows would fail the whole call.
-        async fn page_through(
-            &self,
-            ids: &[String],
-            found: &mut BTreeMap<String, IpAddr>,
-        ) -> Result<(), DiscoverError> {
+        async fn page_through(&self, ids: &[String], found: &mut BTreeMap<String, IpAddr>) -> Result<(), RemoteError> {
             let filter = Filter::builder().name("instance-id").set_values(Some(ids.to_vec())).build();
             let mut token = None;
             for _ in 0..MAX_PAGES {
                 let request = self.0.describe_instances().filters(filter.clone()).set_next_token(token);
-                let answer = request.send().await.map_err(|error| Failure::sort(DESCRIBE, error))?;
+                let answer = request.send().await.map_err(|error| refused(DESCRIBE, error))?;
                 let instances =
                     answer.reservations.unwrap_or_default().into_iter().flat_map(|r| r.instances.unwrap_or_default());
                 found.extend(instances.filter_map(|instance| address(&instance)).filter(|(id, _)| ids.contains(id)));
@@ -207,7 +204,7 @@ mod ec2 {
                     return Ok(());
                 }
             }
-            Err(Failure::nonsense(DESCRIBE, format!("more than {MAX_PAGES} pages")).into())
+            Err(nonsense(DESCRIBE, format!("more than {MAX_PAGES} pages")))
         }
     }
 

@@ -233,7 +233,7 @@ mod tests {
         let (validity, now) = (Duration::from_hours(1), clock.now());
         let signing_algorithm = &ca.prepare(validity).await.unwrap();
         let request = IssueRequest { csr_pem: &csr.pem, validity, now, signing_algorithm, idempotency_token: &token };
-        let issued = ca.collect(&ca.request(&request).await.unwrap()).await.unwrap();
+        let issued = ca.collect(&ca.request(&request).await.unwrap()).await.unwrap().unwrap();
         let bundle = TrustBundle::parse(ca.ca_pem().await.unwrap().as_bytes(), "ca", "7").unwrap();
         (bundle.accept(&issued, &csr.key, &sans, clock.now()).unwrap(), bundle)
     }
