@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 
 use crate::aws::secret::SecretError;
 use crate::clock::{Clock, rfc3339};
-use crate::conf::render::{RenderError, Rendered, TlsFiles, Values, render};
+use crate::conf::render::{RenderError, Rendered, Values, render};
 use crate::config::RenewalConfig;
 use crate::credential::ClusterCredential;
 use crate::credential::CredentialSource;
@@ -32,7 +32,7 @@ use crate::progress::{Progress, Step};
 use crate::reconcile::deployment::{Apply, ApplyError, Desired, Verdict};
 use crate::schedule::{backoff, cycle, due, jittered, turn};
 use crate::state::durable::{self, FileError, Secrecy};
-use crate::state::generation::{Generation, GenerationError};
+use crate::state::generation::{Generation, GenerationError, TlsFiles};
 use crate::status::{Findings, LeafStatus, NodeStatus, RenewalStatus, Status};
 use crate::trust::{RejectedChain, TrustBundle, TrustError, TrustSource, VerifiedChain};
 use crate::x509::leaf::Leaf;

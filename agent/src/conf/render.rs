@@ -19,11 +19,12 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::conf::language::{ConfError, flatten, without_included};
-use crate::config::{ClientAuth, JetStream, NatsConfig};
+use crate::config::{ClientAuth, JetStream, NatsConfig, needs_no_escape};
 use crate::credential::ClusterCredential;
 use crate::node::Node;
 use crate::peers::PeerSet;
 use crate::state::durable;
+use crate::state::generation::TlsFiles;
 
 /// The built-in template.
 pub const BUILT_IN: &str = include_str!("../../../templates/nats-server.conf.tera");
@@ -56,17 +57,6 @@ pub struct Values {
     /// Files to include, as nats-server must be given them: it joins every path, an absolute one too, to the directory
     /// of the including file (`conf/parse.go`), so each climbs to the root first.
     pub include: Vec<PathBuf>,
-}
-
-/// Absolute paths of one generation's files.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// Leaf and intermediates.
-    pub cert_file: PathBuf,
-    /// Key.
-    pub key_file: PathBuf,
-    /// Trust bundle.
-    pub ca_file: PathBuf,
 }
 
 /// The `cluster` block.
@@ -504,15 +494,6 @@ fn escape(value: &str, output: &mut dyn Write) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Whether nats-server reads a character as it is, quoted or not.
-pub(crate) fn needs_no_escape(character: char) -> bool {
-    if character.is_ascii() {
-        character.is_ascii_alphanumeric() || "-_./:@+=%~^&!?*[]".contains(character)
-    } else {
-        !character.is_control() && !character.is_whitespace()
-    }
 }
 
 /// The path by which the configuration includes a file, whatever directory it is itself read from: up to the root (more
