@@ -1,9 +1,12 @@
-//! AWS: one place where clients are set up, and where their errors are sorted.
+//! AWS: the set-up of the SDK's clients, and the kinds of their errors.
 //!
 //! Clients follow the SDK's own conventions: the default credential chain, `AWS_ENDPOINT_URL`,
-//! `AWS_EC2_METADATA_SERVICE_ENDPOINT`, `AWS_USE_FIPS_ENDPOINT`, proxies from the environment. Four things are our own:
-//! no answer is read beyond [`MAX_ANSWER`], none that breaks off is taken for whole, instance metadata is never asked
-//! through a proxy, and the SDK repeats nothing: the reconciler owns retry, with a back-off of its own.
+//! `AWS_EC2_METADATA_SERVICE_ENDPOINT`, `AWS_USE_FIPS_ENDPOINT`, proxies from the environment. Four rules are our own:
+//!
+//! * No answer is read beyond [`MAX_ANSWER`].
+//! * An answer that breaks off is an error.
+//! * Instance metadata is never asked through a proxy.
+//! * The SDK repeats no request: the reconciler owns retry and back-off.
 
 mod complete_xml;
 mod role;
@@ -35,27 +38,27 @@ use self::complete_xml::CompleteXml;
 use crate::error::{RemoteError, RemoteErrorKind};
 
 /// The largest answer that is read, in bytes. A page of 100 Auto Scaling groups or 200 EC2 instances stays well below.
-pub const MAX_ANSWER: usize = 8 * 1024 * 1024;
+pub(crate) const MAX_ANSWER: usize = 8 * 1024 * 1024;
 
 /// How long a TCP connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long one call may take, credentials not counted.
+/// How long one attempt of a call may take, without the time for credentials.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long one call may take in all. No call to AWS waits longer.
+/// How long a call to AWS may take in all.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How much of a service's own words an error repeats, in characters.
+/// How much of a service's message an error repeats, in characters.
 const MAX_MESSAGE: usize = 1000;
 
-/// Where AWS is. [`AwsSettings::default`] leaves everything to the SDK's conventions; tests name their doubles.
+/// Where AWS is. [`AwsSettings::default`] leaves everything to the SDK's conventions. Tests name their doubles.
 #[derive(Clone, Debug, Default)]
 pub struct AwsSettings {
-    /// The Region that is called.
+    /// The Region of the calls.
     pub region: Option<String>,
     /// The endpoint of every service, in place of AWS's own and of `AWS_ENDPOINT_URL`.
     pub endpoint: Option<String>,
-    /// The endpoint of instance metadata, in place of `AWS_EC2_METADATA_SERVICE_ENDPOINT`. Credentials then come from
-    /// there alone, so that what a developer's machine has in its environment can't leak into a test.
+    /// The endpoint of instance metadata, in place of `AWS_EC2_METADATA_SERVICE_ENDPOINT`. Credentials then come from this
+    /// endpoint alone, so that a developer's own credentials can't leak into a test.
     pub imds_endpoint: Option<String>,
 }
 
@@ -70,7 +73,7 @@ impl AwsSettings {
         Self { region, ..Self::default() }
     }
 
-    /// What every service client is made from. Calls nothing yet.
+    /// The configuration of every service client. Loading it calls no service.
     pub async fn load(&self) -> SdkConfig {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -94,13 +97,13 @@ impl AwsSettings {
         config.into_builder().credentials_provider(credentials).build()
     }
 
-    /// Instance metadata, version 2 only: the SDK's client knows no other.
+    /// The client of instance metadata. The SDK's client speaks version 2 only.
     #[must_use]
     pub fn imds(&self) -> imds::Client {
         let http_client = bounded_http_client(ProxyConfig::disabled());
         let mut builder = imds::Client::builder()
             .configure(&ProviderConfig::without_region().with_http_client(http_client))
-            // A server error or an expired token; a time-out is not repeated.
+            // The second attempt follows a server error or an expired token, never a time-out.
             .max_attempts(2)
             .connect_timeout(Duration::from_secs(1))
             .read_timeout(Duration::from_secs(2))
@@ -115,7 +118,7 @@ impl AwsSettings {
         builder.build()
     }
 
-    /// The default chain, with our own client for instance metadata.
+    /// The default credential chain, with our own client for instance metadata.
     async fn credentials(&self, http_client: SharedHttpClient, config: &SdkConfig) -> SharedCredentialsProvider {
         if self.imds_endpoint.is_some() {
             let imds = ImdsCredentialsProvider::builder().imds_client(self.imds()).build();
@@ -132,8 +135,8 @@ impl AwsSettings {
     }
 }
 
-/// The SDK's own HTTPS client, with a limit to every answer. The limit stands here and not on the services' clients so
-/// that it also holds for instance metadata and for the endpoints that credentials come from.
+/// The SDK's own HTTPS client, with a limit to every answer. The limit also holds for instance metadata and for the
+/// endpoints of credentials, so it can't stand on the services' clients.
 fn bounded_http_client(proxy: ProxyConfig) -> SharedHttpClient {
     let client = Builder::new().build_with_connector_fn(move |settings, components| {
         let mut connector = ConnectorBuilder::default()
@@ -245,8 +248,8 @@ fn answered(
     RemoteError { code: code.map(readable), ..error }
 }
 
-/// The codes that the services' "Common Errors" pages and their API references name. `LimitExceededException` is a
-/// quota here: the SDK itself takes it for throttling and would repeat it.
+/// Sorts the codes of the services' "Common Errors" pages and API references. `LimitExceededException` is a quota: the SDK
+/// takes it for throttling and would repeat the request.
 fn classify(status: u16, code: &str) -> RemoteErrorKind {
     match code {
         "Throttling"
@@ -275,14 +278,14 @@ fn classify(status: u16, code: &str) -> RemoteErrorKind {
         | "SignatureDoesNotMatch"
         | "UnauthorizedOperation"
         | "UnrecognizedClientException"
-        // Secrets Manager: the KMS key doesn't let this role decrypt.
+        // Secrets Manager: the policy of the KMS key doesn't allow this role to decrypt.
         | "DecryptionFailure" => RemoteErrorKind::Denied,
         "InternalError" | "InternalFailure" | "InternalServiceError" | "ServiceUnavailable" | "Unavailable"
         | "ResourceContention" | "RequestTimeout" => RemoteErrorKind::Unavailable,
         _ if status == 429 => RemoteErrorKind::Throttled,
         _ if status >= 500 || status == 0 => RemoteErrorKind::Unavailable,
         _ if status == 401 || status == 403 => RemoteErrorKind::Denied,
-        // A 4xx that names no error didn't come from the service: a proxy, or the wrong endpoint.
+        // A 4xx without an error code comes from a proxy or a wrong endpoint, not from the service.
         "" => RemoteErrorKind::Unavailable,
         _ => RemoteErrorKind::Permanent,
     }
@@ -315,7 +318,7 @@ fn remedy(kind: RemoteErrorKind, code: &str, message: &str, call: &str) -> Strin
     }
 }
 
-/// A service's words on one line and of bounded length, so that they can't forge a log line or fill a disk.
+/// A service's text on one line and of bounded length, so that it can't forge a log line or fill a disk.
 fn readable(text: &str) -> String {
     text.chars().take(MAX_MESSAGE).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -20,16 +20,16 @@ pub struct Node {
     pub instance_id: Option<String>,
     /// The AWS Region, where there is one.
     pub region: Option<String>,
-    /// What peers are told to dial.
+    /// The address that peers dial.
     pub address: IpAddr,
-    /// What the certificate names.
+    /// The names and addresses in the certificate.
     pub sans: Sans,
 }
 
-/// What a setting of the rest of the configuration makes this node need to know about itself.
+/// What the rest of the configuration makes this node need to know about itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs {
-    /// The Auto Scaling group is asked about this very instance.
+    /// The Auto Scaling group of this instance is looked up.
     pub instance_id: bool,
     /// An AWS API is called.
     pub region: bool,
@@ -44,7 +44,7 @@ pub enum IdentityError {
     /// Neither the configuration nor instance metadata names the node.
     #[error("this node has no name; give node.name in the configuration")]
     NoName,
-    /// There is no address to be dialled at.
+    /// The node has no address for peers to dial.
     #[error("this node has no address: {reason}; give node.addresses in the configuration")]
     NoAddress {
         /// Why not.
@@ -53,19 +53,19 @@ pub enum IdentityError {
 }
 
 impl IdentityError {
-    /// Whether instance metadata may answer later; if not, only an edit of the configuration helps.
+    /// Whether instance metadata may answer later. Otherwise only an edit of the configuration helps.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         !matches!(self, Self::NoAddress { .. })
     }
 }
 
-/// Works out who this node is: from `[node]`, and from instance metadata for what is needed and not given there.
+/// Works out who this node is, from `[node]`. Instance metadata is asked for what is needed and not given.
 pub async fn identify(config: &NodeConfig, needs: Needs) -> Result<Node, IdentityError> {
     identify_through(&AwsSettings::from_environment(), config, needs).await
 }
 
-/// Like [`identify`], with the Region and the endpoint of instance metadata as `aws` says.
+/// Like [`identify`], with the Region and the endpoint of instance metadata from `aws`.
 pub async fn identify_through(aws: &AwsSettings, config: &NodeConfig, needs: Needs) -> Result<Node, IdentityError> {
     let given = Instance {
         id: config.instance_id.clone(),
@@ -82,8 +82,8 @@ pub async fn identify_through(aws: &AwsSettings, config: &NodeConfig, needs: Nee
     node(config, instance)
 }
 
-/// The node that a certificate of its own was issued to, as far as `[node]` doesn't say. Good for looking at what is
-/// served while instance metadata is away, and for nothing else: the disk may have come from another machine.
+/// This node as `[node]` and its own certificate describe it, for looking at what is served while instance metadata is
+/// away. Nothing else may use it: the disk may have come from another machine.
 #[must_use]
 pub fn as_certified(config: &NodeConfig, certified: &Sans) -> Node {
     let instance_id = config.instance_id.clone().or_else(|| {
@@ -101,7 +101,7 @@ pub fn as_certified(config: &NodeConfig, certified: &Sans) -> Node {
     }
 }
 
-/// The keys of `[node]` that would have to be given so that instance metadata need not be asked.
+/// The keys of `[node]` without which instance metadata is asked.
 fn missing(given: &Instance, named: bool, needs: Needs) -> Vec<&'static str> {
     let mut keys = Vec::new();
     if given.addresses.is_empty() {
@@ -124,7 +124,7 @@ fn remedy(missing: &[&str]) -> String {
     )
 }
 
-/// The node that the facts describe, with every name and address that a peer or a client may dial.
+/// The node on an instance, with every name and address that a peer or a client may dial.
 fn node(config: &NodeConfig, instance: Instance) -> Result<Node, IdentityError> {
     let Some(&address) = instance.addresses.first() else {
         return Err(IdentityError::NoAddress { reason: "instance metadata names none" });
@@ -149,14 +149,14 @@ pub fn resource_host_name(instance_id: &str, region: &str) -> Option<DnsName> {
     DnsName::try_from(format!("{instance_id}.{}", host_domain(region))).ok()
 }
 
-/// The instance's IP name, from its primary IPv4 address: `ip-10-0-1-5.eu-west-1.compute.internal` (same page).
+/// The instance's IP name, from its primary IPv4 address: `ip-10-0-1-5.eu-west-1.compute.internal` (the same page).
 fn ip_host_name(address: IpAddr, region: &str) -> Option<DnsName> {
     let IpAddr::V4(address) = address else { return None };
     let dashed = address.to_string().replace('.', "-");
     DnsName::try_from(format!("ip-{dashed}.{}", host_domain(region))).ok()
 }
 
-/// The same in every partition, China's included: hosts there are called `ip-….cn-north-1.compute.internal`.
+/// The domain is the same in every partition: hosts in China are named `ip-….cn-north-1.compute.internal`.
 fn host_domain(region: &str) -> String {
     if region == "us-east-1" { "ec2.internal".into() } else { format!("{region}.compute.internal") }
 }
@@ -234,7 +234,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_that_is_given_whole_needs_no_metadata() {
-        // Nothing listens on the discard port: a question would fail.
+        // Nothing listens on the discard port, so a request would fail.
         let aws = AwsSettings { imds_endpoint: Some("http://127.0.0.1:9".into()), ..Default::default() };
         let config = NodeConfig {
             instance_id: Some("i-0123456789abcdef0".into()),

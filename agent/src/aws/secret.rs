@@ -1,6 +1,6 @@
 //! One secret of Secrets Manager, read whole.
 //!
-//! A secret's content never stands in an error or a log line, whatever is wrong with it.
+//! A secret's content never stands in an error or a log line.
 
 use aws_config::{Region, SdkConfig};
 use aws_sdk_secretsmanager::Client;
@@ -12,7 +12,7 @@ use crate::error::{RemoteError, RemoteErrorKind};
 
 const GET: &str = "secretsmanager:GetSecretValue";
 
-/// The largest secret that is read, in bytes: Secrets Manager's own limit
+/// The largest secret, in bytes: Secrets Manager's own limit
 /// (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_limits.html>).
 const MAX_SECRET: usize = 65_536;
 
@@ -22,12 +22,12 @@ pub enum SecretError {
     /// Secrets Manager didn't answer with the secret.
     #[error(transparent)]
     Fetch(#[from] RemoteError),
-    /// It holds something else than it should.
+    /// The secret's content is not usable.
     #[error("the secret {secret:?} {what}; {remedy}")]
     Content {
         /// Name or ARN.
         secret: String,
-        /// What is wrong, without a word of the content.
+        /// What is wrong. It never quotes the content.
         what: String,
         /// What to do about it.
         remedy: String,
@@ -36,13 +36,13 @@ pub enum SecretError {
 
 /// A version of a secret.
 pub struct SecretValue {
-    /// String or binary alike, as bytes.
+    /// The string or the binary content, as bytes.
     pub content: Zeroizing<Vec<u8>>,
     /// VersionId: changes with the content.
     pub version: String,
     /// CreatedDate, "that this version of the secret was created"
-    /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_GetSecretValue.html>). An answer that doesn't say is
-    /// of long ago.
+    /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_GetSecretValue.html>). Without a date the version
+    /// counts as old.
     pub created: OffsetDateTime,
 }
 
@@ -53,7 +53,7 @@ pub(crate) struct Secret {
 }
 
 impl Secret {
-    /// An ARN is called in its own Region.
+    /// `id` is a name or an ARN. An ARN is called in its own Region.
     pub(crate) fn new(aws: &SdkConfig, id: &str) -> Self {
         let mut config = aws_sdk_secretsmanager::config::Builder::from(aws);
         if let ["arn", _, "secretsmanager", region, ..] = id.split(':').collect::<Vec<_>>().as_slice() {
@@ -62,18 +62,18 @@ impl Secret {
         Self { client: Client::from_conf(config.build()), id: id.to_owned() }
     }
 
-    /// Always with the stage: a double of Secrets Manager that leaves it out returns an old version after a label moved.
+    /// The current version. The request names the stage: without a stage moto returns an old version after a label moved.
     pub(crate) async fn current(&self) -> Result<SecretValue, SecretError> {
         self.staged("AWSCURRENT").await.map_err(|error| self.failed(error))
     }
 
-    /// The version before that, as far as there is one and it may be read: the label moves with AWSCURRENT
+    /// The previous version, if it exists and may be read: its label moves with AWSCURRENT
     /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_PutSecretValue.html>).
     pub(crate) async fn previous(&self) -> Result<Option<SecretValue>, SecretError> {
         match self.staged("AWSPREVIOUS").await {
             Ok(value) => Ok(Some(value)),
             Err(error) if matches!(error.kind, RemoteErrorKind::Denied | RemoteErrorKind::Permanent) => {
-                // Without it a node can still begin, and one that has a credential keeps it.
+                // A new node can begin without the previous version, and other nodes keep the credential that they hold.
                 if error.code.as_deref() != Some("ResourceNotFoundException") {
                     tracing::warn!("the version AWSPREVIOUS of the secret {:?} can't be read: {error}", self.id);
                 }

@@ -124,7 +124,7 @@ impl Values {
         credential: Option<ClusterCredential>,
     ) -> Result<Self, RenderError> {
         if let Some(credential) = &credential {
-            credential.fault().map_or(Ok(()), |fault| Err(RenderError::Credential(fault)))?;
+            credential.check().map_err(RenderError::Credential)?;
         }
         let own = SocketAddr::new(node.address, nats.cluster_listen.port());
         let addresses: BTreeSet<SocketAddr> = peers.0.keys().copied().chain([own]).collect();

@@ -18,10 +18,10 @@ use crate::node::Node;
 const FIND_GROUP: &str = "autoscaling:DescribeAutoScalingInstances";
 const DESCRIBE: &str = "autoscaling:DescribeAutoScalingGroups";
 
-/// One group by its name is one record, but a page may be short or empty and still have a next one.
+/// How many pages one group may take. It is one record, but a page may be empty and still have a next page.
 const MAX_PAGES: usize = 20;
 
-/// How long it may take to see the group, with all pages and addresses: each is bounded, but there are many.
+/// How long a sighting may take in all: every call is bounded, but a sighting makes many calls.
 const SIGHT_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The peers in an Auto Scaling group.
@@ -75,8 +75,8 @@ impl Asg {
             .ok_or_else(|| unknown(RemoteErrorKind::Absent, format!("{FIND_GROUP} knows no group of {id}")))
     }
 
-    /// Those of a group that are peers by their lifecycle state. This node is one in any state but a pool's: whatever
-    /// holds it there (a hook, Standby, a root volume that is being replaced), its own server is to have a configuration.
+    /// The instances of a group that are peers by their lifecycle state. This node is a member in every state but a warm
+    /// pool's: its server needs a configuration in Standby, at a hook, or while its root volume is replaced.
     pub async fn members(&self, group: &str) -> Result<Vec<Member>, RemoteError> {
         let own = self.node.instance_id.as_deref();
         let mut members = Vec::new();
@@ -108,7 +108,7 @@ impl Asg {
             let reason = format!("there is no group {group:?}");
             return Err(RemoteError::new(RemoteErrorKind::Absent, DESCRIBE, reason, remedy));
         }
-        // No more than one too many, for `settle` to see: beyond that nobody's address is worth a question.
+        // One member above the limit suffices for `settle` to refuse the sighting. The rest would cost look-ups.
         members.truncate(MAX_PEERS + 1);
         Ok(members)
     }
@@ -150,13 +150,13 @@ async fn in_time<T>(sight: impl Future<Output = Result<T, RemoteError>>) -> Resu
 }
 
 /// Whether an instance in this lifecycle state runs, or is about to run, a server of the cluster
-/// (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-lifecycle.html>). A state that isn't known
-/// is none: AWS adds some, and a pool of warmed or leaving instances must not become routes.
+/// (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-lifecycle.html>). An instance in an unknown
+/// state is no peer: AWS adds states, and warmed or leaving instances must not become routes.
 fn is_peer(lifecycle_state: &str) -> bool {
     matches!(lifecycle_state, "InService" | "Pending" | "Pending:Wait" | "Pending:Proceed")
 }
 
-/// Whether an instance is a peer, or this node itself and in no warm pool.
+/// Whether an instance is a peer, or is this node outside a warm pool.
 fn is_member(id: &str, lifecycle_state: &str, own: Option<&str>) -> bool {
     is_peer(lifecycle_state) || Some(id) == own && !lifecycle_state.starts_with("Warmed:")
 }

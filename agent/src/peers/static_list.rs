@@ -14,7 +14,7 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The peers that `discovery.peers` names.
 pub struct StaticList {
-    /// As configured.
+    /// The peers as configured.
     pub peers: Vec<HostPort>,
     /// This node's own route address, which need not be among them.
     pub own: SocketAddr,
@@ -22,8 +22,7 @@ pub struct StaticList {
 
 #[async_trait]
 impl PeerSource for StaticList {
-    /// A name is looked up each time; of several addresses the smallest is taken, so that the route's text stays the
-    /// same from look-up to look-up.
+    /// Looks every name up. The smallest of several addresses counts, so that the text of the route stays the same.
     async fn sight(&self) -> Result<Sighting, RemoteError> {
         let mut seen = Sighting::default();
         let mut look_ups = JoinSet::new();
