@@ -3,7 +3,7 @@
 //! Clients follow the SDK's own conventions: the default credential chain, `AWS_ENDPOINT_URL`,
 //! `AWS_EC2_METADATA_SERVICE_ENDPOINT`, `AWS_USE_FIPS_ENDPOINT`, proxies from the environment. Four rules are our own:
 //!
-//! * No answer is read beyond [`MAX_ANSWER`].
+//! * No answer is read beyond `MAX_ANSWER`.
 //! * An answer that breaks off is an error.
 //! * Instance metadata is never asked through a proxy.
 //! * The SDK repeats no request: the reconciler owns retry and back-off.
@@ -99,7 +99,7 @@ impl AwsSettings {
 
     /// The client of instance metadata. The SDK's client speaks version 2 only.
     #[must_use]
-    pub fn imds(&self) -> imds::Client {
+    pub(crate) fn imds(&self) -> imds::Client {
         let http_client = bounded_http_client(ProxyConfig::disabled());
         let mut builder = imds::Client::builder()
             .configure(&ProviderConfig::without_region().with_http_client(http_client))
@@ -245,7 +245,7 @@ fn answered(
     let request = request_id.map(|id| format!(", request {}", readable(id))).unwrap_or_default();
     let remedy = remedy(kind, code.unwrap_or_default(), message.unwrap_or_default(), call);
     let error = RemoteError::new(kind, call, format!("{what}{words}{request}"), remedy);
-    RemoteError { code: code.map(readable), ..error }
+    RemoteError { code: code.map(|code| readable(code).into()), ..error }
 }
 
 /// Sorts the codes of the services' "Common Errors" pages and API references. `LimitExceededException` is a quota: the SDK

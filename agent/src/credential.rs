@@ -1,7 +1,7 @@
 //! The cluster credential: what routes must present (invariant 13), its source, and when a new version takes over.
 
 pub mod secret;
-pub mod takeover;
+pub(crate) mod takeover;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ pub struct ClusterCredential {
 
 impl ClusterCredential {
     /// Refuses a credential that lets in everybody, or nobody.
-    pub fn check(&self) -> Result<(), &'static str> {
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
         if self.username.is_empty() || self.password.is_empty() {
             return Err("has an empty username or password");
         }

@@ -42,7 +42,7 @@ pub struct RemoteError {
     /// What was tried, such as `acm-pca:IssueCertificate on arn:…`.
     pub attempt: String,
     /// The service's error code, if the service answered with one.
-    pub code: Option<String>,
+    pub code: Option<Box<str>>,
     /// What came back.
     pub reason: String,
     /// What to do about it.

@@ -55,7 +55,7 @@ pub enum IdentityError {
 impl IdentityError {
     /// Whether instance metadata may answer later. Otherwise only an edit of the configuration helps.
     #[must_use]
-    pub fn may_pass(&self) -> bool {
+    pub(crate) fn may_pass(&self) -> bool {
         !matches!(self, Self::NoAddress { .. })
     }
 }
@@ -85,7 +85,7 @@ pub async fn identify_through(aws: &AwsSettings, config: &NodeConfig, needs: Nee
 /// This node as `[node]` and its own certificate describe it, for looking at what is served while instance metadata is
 /// away. Nothing else may use it: the disk may have come from another machine.
 #[must_use]
-pub fn as_certified(config: &NodeConfig, certified: &Sans) -> Node {
+pub(crate) fn as_certified(config: &NodeConfig, certified: &Sans) -> Node {
     let instance_id = config.instance_id.clone().or_else(|| {
         let mut labels = certified.dns.iter().filter_map(|name| name.as_str().split('.').next());
         labels.find(|label| is_instance_id(label)).map(ToOwned::to_owned)

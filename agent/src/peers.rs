@@ -12,10 +12,10 @@ use crate::node::Node;
 pub mod addresses;
 pub mod asg;
 pub mod dial;
-pub mod static_list;
+pub(crate) mod static_list;
 
 /// How many peers one answer may name. Large groups have hundreds.
-pub const MAX_PEERS: usize = 2000;
+pub(crate) const MAX_PEERS: usize = 2000;
 
 /// One server of the cluster.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -53,23 +53,23 @@ pub trait PeerSource: Send + Sync {
 
 /// What a sighting changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settled {
+pub(crate) struct Settled {
     /// The peers in force from now on.
-    pub peers: PeerSet,
+    pub(crate) peers: PeerSet,
     /// Why the peers in force differ from those that were seen, if they differ.
-    pub kept: Option<String>,
+    pub(crate) kept: Option<String>,
 }
 
 impl PeerSet {
     /// The peers of `self` that a sighting no longer shows. Each of them is dialled, to learn whether it still answers.
     #[must_use]
-    pub fn missing_from(&self, seen: &Sighting) -> Vec<&Peer> {
+    pub(crate) fn missing_from(&self, seen: &Sighting) -> Vec<&Peer> {
         self.0.values().filter(|peer| !seen.peers.iter().any(|other| other.address == peer.address)).collect()
     }
 
     /// The peers in force after a sighting (invariant 6). A sighting that is empty or lacks this node changes nothing. A
     /// peer without an address keeps its last address. A peer that `answers` stays, whatever the source says.
-    pub fn settle(&self, seen: &Sighting, node: &Node, answers: impl Fn(&Peer) -> bool) -> Settled {
+    pub(crate) fn settle(&self, seen: &Sighting, node: &Node, answers: impl Fn(&Peer) -> bool) -> Settled {
         let keep = |kept: String| Settled { peers: self.clone(), kept: Some(kept) };
         if seen.peers.is_empty() {
             return keep("discovery returned no peer at all; the last good set stays".into());

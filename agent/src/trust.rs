@@ -22,13 +22,13 @@ pub use bundle::{Anchor, AnchorFault, BundleError, TrustBundle};
 pub use verify::{MAX_CHAIN, MAX_CHAIN_PEM, RejectedChain, VerifiedChain};
 
 /// The largest bundle, in bytes. Secrets Manager's own limit is 65,536 bytes; a file may hold more.
-pub const MAX_BUNDLE: usize = 1024 * 1024;
+pub(crate) const MAX_BUNDLE: usize = 1024 * 1024;
 
 /// The most anchors of a bundle. nats-server tries each anchor at each handshake.
-pub const MAX_ANCHORS: usize = 200;
+pub(crate) const MAX_ANCHORS: usize = 200;
 
 /// How long a source may take to answer.
-pub const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where trust bundles come from.
 #[async_trait]

@@ -13,19 +13,19 @@ use super::{ClusterCredential, CredentialVersion};
 
 /// Which version of a secret is in force, and when the next one takes over.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Succession<'a> {
+pub(crate) struct Succession<'a> {
     /// The credential in force. On a node without a credential the oldest version is in force, as on the nodes that ran
     /// before.
-    pub in_force: Option<&'a ClusterCredential>,
+    pub(crate) in_force: Option<&'a ClusterCredential>,
     /// When the next version takes over.
-    pub next: Option<OffsetDateTime>,
+    pub(crate) next: Option<OffsetDateTime>,
 }
 
 impl<'a> Succession<'a> {
     /// `versions` stand oldest first. `held` is the credential that was in force last: no older version comes back after
     /// it, whatever the clock says. A version takes over `notice` after it was made.
     #[must_use]
-    pub fn of(
+    pub(crate) fn of(
         versions: &'a [CredentialVersion],
         held: Option<&'a ClusterCredential>,
         notice: Duration,

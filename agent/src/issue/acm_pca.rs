@@ -1,9 +1,8 @@
 //! AWS Private CA.
 //!
-//! IssueCertificate returns before the certificate exists; GetCertificate answers `RequestInProgressException` until it
-//! does (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>). A certificate whose ARN
-//! is lost can't be found again and was paid for, so the caller journals what [`AcmPca::request`] returns before it
-//! collects.
+//! IssueCertificate returns before the certificate exists, and GetCertificate answers `RequestInProgressException` until
+//! then (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>). A certificate whose ARN is
+//! lost was paid for and can't be found again. So the caller journals what [`AcmPca::request`] returns before it collects.
 
 use std::time::Duration;
 
@@ -37,7 +36,7 @@ const IN_PROGRESS: &str = "RequestInProgressException";
 
 /// The longest validity that a CA in short-lived certificate mode issues
 /// (<https://docs.aws.amazon.com/privateca/latest/userguide/short-lived-certificates.html>).
-pub const SHORT_LIVED_LIMIT: Duration = Duration::from_secs(7 * DAY);
+pub(crate) const SHORT_LIVED_LIMIT: Duration = Duration::from_secs(7 * DAY);
 
 const DAY: u64 = 24 * 3600;
 
@@ -58,7 +57,7 @@ pub struct AcmPca {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum UsageMode {
     ShortLived,
-    /// Not short-lived, or not allowed to ask: then IssueCertificate itself refuses what is too long.
+    /// General-purpose, or unknown because the role may not ask: IssueCertificate itself then refuses what is too long.
     NoLimitKnown,
 }
 
@@ -80,8 +79,8 @@ impl AcmPca {
         }
     }
 
-    /// Refuses before anything is asked what a short-lived CA would refuse. [`SHORT_LIVED_LIMIT`] fits every CA, so
-    /// then nothing is asked.
+    /// Refuses a validity that a short-lived CA would refuse, before the request. A validity up to [`SHORT_LIVED_LIMIT`]
+    /// fits every CA and needs no call.
     async fn check_validity(&self, validity: Duration) -> Result<(), RemoteError> {
         if validity > SHORT_LIVED_LIMIT
             && *self.usage_mode.get_or_try_init(|| self.ask_usage_mode()).await? == UsageMode::ShortLived
@@ -123,7 +122,7 @@ impl AcmPca {
         Ok(algorithm.as_str().to_owned())
     }
 
-    /// The CA's certificate, and the chain above it, which a root CA doesn't have.
+    /// The CA's certificate, and the chain above it. A root CA has no chain.
     async fn ca_certificate(&self) -> Result<(String, Option<String>), RemoteError> {
         let request =
             self.client.get_certificate_authority_certificate().certificate_authority_arn(self.ca_arn.as_str());
@@ -134,7 +133,7 @@ impl AcmPca {
         Ok((certificate, chain))
     }
 
-    /// An answer counts only when it holds what it promises: a truncated one can look like success.
+    /// The PEM of an answer. A truncated answer can look like success, so the text must hold a whole certificate.
     fn pem(&self, call: &'static str, text: Option<String>, limit: usize) -> Result<String, RemoteError> {
         let text = text.unwrap_or_default();
         let nonsense = |what: String| nonsense(&self.attempt(call), what);
@@ -179,7 +178,7 @@ impl Issuer for AcmPca {
             .csr(Blob::new(request.csr_pem))
             .signing_algorithm(SigningAlgorithm::from(request.signing_algorithm))
             .validity(validity(request.validity, request.now))
-            // The SDK fills none in.
+            // The SDK adds no token of its own.
             .idempotency_token(request.idempotency_token);
         let answer = call.send().await.map_err(|error| self.refused(ISSUE, error))?;
         answer
@@ -217,8 +216,8 @@ fn default_template(partition: &str) -> String {
     format!("arn:{partition}:acm-pca:::template/EndEntityCertificate/V1")
 }
 
-/// `DAYS` where it can be said in days, so that PCA counts from its own clock; else the end in Unix seconds. Relative
-/// validity is a day at least
+/// Whole days as `DAYS`, so that PCA counts from its own clock. Any other length as the end in Unix seconds, because a
+/// relative validity is a day at least
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_Validity.html>).
 fn validity(length: Duration, now: OffsetDateTime) -> Validity {
     let seconds = i64::try_from(length.as_secs()).unwrap_or(i64::MAX);
@@ -233,7 +232,7 @@ fn validity(length: Duration, now: OffsetDateTime) -> Validity {
     Validity::builder().r#type(kind).value(value).build().unwrap()
 }
 
-/// The algorithm must be of the same family as the CA's key, with a hash of the curve's strength.
+/// The signature algorithm of the CA's key: of the same family, with a hash of the curve's strength.
 fn signing_algorithm(ca_pem: &str) -> Result<SigningAlgorithm, String> {
     let (_, pem) = x509_parser::pem::parse_x509_pem(ca_pem.as_bytes())
         .map_err(|error| format!("the CA's certificate is not PEM: {error}"))?;
@@ -261,11 +260,11 @@ fn for_key(key: &SubjectPublicKeyInfo<'_>) -> Result<SigningAlgorithm, String> {
     }
 }
 
-/// What PCA's own codes mean, and the remedy; all others as everywhere
+/// The error with the kind and the remedy of PCA's own codes
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_GetCertificate.html>).
 fn sorted(call: &str, error: RemoteError) -> RemoteError {
     let kind = match error.code.as_deref() {
-        // This certificate will never come.
+        // The certificate will never exist.
         Some("RequestFailedException") => RemoteErrorKind::Permanent,
         // The CA is disabled or not active yet. An operator may change that, and then the same request succeeds.
         Some("InvalidStateException") => RemoteErrorKind::Unavailable,

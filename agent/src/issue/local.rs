@@ -33,10 +33,10 @@ use crate::error::{RemoteError, RemoteErrorKind};
 use crate::state::durable::NO_DETOUR;
 use crate::x509::leaf::Leaf;
 
-/// How long the CA lives.
+/// The validity of the CA.
 const CA_LIFETIME: time::Duration = time::Duration::days(3653);
 
-/// How far back a validity begins, for machines whose clocks differ.
+/// How far back a validity begins, because the clocks of machines differ.
 const BACKDATED: time::Duration = time::Duration::seconds(60);
 
 /// The largest CSR: PCA's limit
@@ -332,7 +332,7 @@ impl Issuer for Local {
     }
 
     async fn prepare(&self, _validity: Duration) -> Result<String, RemoteError> {
-        // Its key is on P-256.
+        // The CA's key is on P-256.
         Ok("SHA256WITHECDSA".into())
     }
 

@@ -89,7 +89,7 @@ impl Metadata {
 
     /// Adds what is not given. What is given is never overruled.
     pub(super) async fn complete(&self, given: Instance) -> Result<Instance, RemoteError> {
-        let asked = tokio::time::timeout(METADATA_TIMEOUT, self.ask_for_the_rest(given));
+        let asked = tokio::time::timeout(METADATA_TIMEOUT, Box::pin(self.ask_for_the_rest(given)));
         asked.await.unwrap_or_else(|_| Err(self.failed("/latest", "no answer in time", None)))
     }
 

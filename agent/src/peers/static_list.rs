@@ -13,11 +13,11 @@ use crate::error::{RemoteError, RemoteErrorKind};
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The peers that `discovery.peers` names.
-pub struct StaticList {
+pub(crate) struct StaticList {
     /// The peers as configured.
-    pub peers: Vec<HostPort>,
+    pub(crate) peers: Vec<HostPort>,
     /// This node's own route address, which need not be among them.
-    pub own: SocketAddr,
+    pub(crate) own: SocketAddr,
 }
 
 #[async_trait]
