@@ -11,7 +11,6 @@ use nix::errno::Errno;
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
-use crate::conf::render::needs_no_escape;
 use crate::state::durable;
 use crate::x509::csr::KeyAlgorithm;
 use crate::x509::san::DnsName;
@@ -894,6 +893,15 @@ fn check_secret_id(key: &'static str, id: &str) -> Result<(), Fault> {
         return Err(fault(key, format!("{id:?} is not the name or ARN of a secret")));
     }
     Ok(())
+}
+
+/// Whether nats-server.conf holds a character as it is: nats-server reads it unchanged, quoted or not.
+pub(crate) fn needs_no_escape(character: char) -> bool {
+    if character.is_ascii() {
+        character.is_ascii_alphanumeric() || "-_./:@+=%~^&!?*[]".contains(character)
+    } else {
+        !character.is_control() && !character.is_whitespace()
+    }
 }
 
 fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, Fault> {

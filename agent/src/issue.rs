@@ -4,8 +4,8 @@
 //! key + CSR ─► journal ─► prepare ─► journal ─► request ─► journal the certificate's ARN ─► collect ─► IssuedChain
 //! ```
 //!
-//! After an interruption between any two steps, the next pass reads the journal and goes on. With the ARN it collects
-//! the certificate. Without the ARN it repeats the same request with the same idempotency token.
+//! Whatever happens between two of these steps, the next pass reads the journal and goes on from there. With an ARN it
+//! collects the certificate. Without an ARN it repeats the same request with the same idempotency token.
 
 pub mod acm_pca;
 pub mod journal;
@@ -21,6 +21,7 @@ use time::OffsetDateTime;
 
 use self::journal::{Entries, Journal, JournalError, Pending};
 use crate::clock::Clock;
+use crate::error::{RemoteError, RemoteErrorKind};
 use crate::node::Node;
 use crate::progress::{Progress, Step};
 use crate::x509::csr::{Csr, CsrError, KeyAlgorithm};
@@ -30,12 +31,12 @@ use crate::x509::csr::{Csr, CsrError, KeyAlgorithm};
 #[serde(transparent)]
 pub struct CertificateHandle(pub String);
 
-/// The issuer's answer, not verified yet.
+/// What the issuer returned, not verified yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuedChain {
     /// The leaf in PEM.
     pub leaf_pem: String,
-    /// The issuing CA and the CAs above it in PEM, as the issuer gave them, with or without the root.
+    /// The issuing CA and the CAs above it in PEM, as the issuer returned them: with or without the root.
     pub chain_pem: String,
 }
 
@@ -44,100 +45,62 @@ pub struct IssuedChain {
 pub struct IssueRequest<'a> {
     /// PKCS#10 in PEM.
     pub csr_pem: &'a str,
-    /// The requested lifetime of the leaf.
+    /// The validity of the leaf.
     pub validity: Duration,
-    /// The wall-clock time of the request. A repeated request names the same time.
+    /// The wall-clock time of the request. A repeated request has the same time.
     pub now: OffsetDateTime,
     /// The return value of [`Issuer::prepare`].
     pub signing_algorithm: &'a str,
-    /// The idempotency token. A repeated request names the same token.
+    /// A repeated request has the same token.
     pub idempotency_token: &'a str,
 }
 
-/// What an issuer's refusal means for the next step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IssueErrorKind {
-    /// The certificate isn't there yet: ask again for the same one.
-    InProgress,
-    /// Too many requests: slow down.
-    Throttled,
-    /// A quota is used up: waiting alone may not help, more requests never do.
-    Quota,
-    /// The credentials don't allow it.
-    Denied,
-    /// The network, a time-out or the service failed: the same request may succeed later.
-    Unavailable,
-    /// The issuer knows no such certificate, or won't give it. It may not know it yet, so it is asked for again for a while.
-    Absent,
-    /// This request can never succeed, and neither can waiting for its certificate.
-    Permanent,
-}
-
-/// Why there is no certificate.
-#[derive(Debug, thiserror::Error)]
-#[error("{call} on {issuer}: {reason}; {remedy}")]
-pub struct IssueError {
-    /// What it means for the next step.
-    pub kind: IssueErrorKind,
-    /// The call: `IssueCertificate`, `GetCertificate` …
-    pub call: &'static str,
-    /// Who was asked.
-    pub issuer: String,
-    /// What came back.
-    pub reason: String,
-    /// What to do about it.
-    pub remedy: String,
-    /// The cause below it, if there is one.
-    #[source]
-    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
-}
-
-/// A CA that signs certificates.
+/// Who signs.
 #[async_trait]
 pub trait Issuer: Send + Sync {
-    /// Identifies the CA. Another CA doesn't know the certificates that were requested from this CA.
+    /// The name of the CA. No other CA knows the certificates that were requested from this CA.
     fn name(&self) -> String;
 
-    /// Checks that the issuer can fulfil the coming request, and returns the signature algorithm that its requests
-    /// name. The algorithm is kept with the request. A repeated request then takes a single call.
-    async fn prepare(&self, validity: Duration) -> Result<String, IssueError>;
+    /// Checks that the issuer can do what it will be asked for, and returns the signature algorithm of its requests. The
+    /// journal keeps the algorithm, so that a repeated request takes one call alone.
+    async fn prepare(&self, validity: Duration) -> Result<String, RemoteError>;
 
-    /// Requests a certificate. The answer identifies the certificate, which may not exist yet.
-    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError>;
+    /// Requests a certificate. The answer names the certificate, which may not exist yet.
+    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError>;
 
-    /// Fetches a requested certificate. The error is [`IssueErrorKind::InProgress`] until the certificate exists.
-    async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError>;
+    /// Fetches a requested certificate, or `None` while the issuer still signs. An error of the kind
+    /// [`RemoteErrorKind::Absent`] may pass: the issuer may not know the certificate yet.
+    async fn collect(&self, handle: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError>;
 
-    /// The CA's own certificate and the chain above it, in PEM. `trust.kind = "issuer"` trusts these.
-    async fn ca_pem(&self) -> Result<String, IssueError>;
+    /// The CA's own certificate and the chain above it, in PEM: the trust anchors of `trust.kind = "issuer"`.
+    async fn ca_pem(&self) -> Result<String, RemoteError>;
 
-    /// The number of certificates a day that this issuer may issue beyond the schedule's need. The number bounds the
-    /// cost of an accident.
+    /// How many certificates a day may be requested beyond those of the schedule: the most that an accident costs.
     fn spare_issuances_a_day(&self) -> u32;
 }
 
-/// How long one pass waits for a certificate. The next pass continues after that.
+/// How long one pass waits for a certificate before it leaves the certificate to the next pass.
 const COLLECT_TIMEOUT: Duration = Duration::from_mins(1);
-/// How long PCA remembers a token and accepts a repeated request with it
+/// How long PCA remembers a token, and answers a repeated request with the same certificate
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>).
 const TOKEN_HOLDS: Duration = Duration::from_mins(5);
-/// How long a certificate is collected again if the issuer doesn't know it, or if it isn't what was requested. Only
-/// then is another certificate paid for, because something between agent and issuer may have given the wrong answer.
+/// How long an unknown or wrong certificate is collected again before another certificate is paid for. A wrong answer may
+/// come from a proxy.
 const GIVE_UP_AFTER: Duration = TOKEN_HOLDS;
-/// PCA usually signs within some tens of milliseconds. The SDK's own waiter would first poll after a second.
+/// PCA usually signs within some tens of milliseconds. The SDK's own waiter would begin at a second.
 const FIRST_POLL: Duration = Duration::from_millis(40);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 
-/// The longest pause before a request is repeated. A lost answer may have been a certificate. While PCA remembers the
-/// token, the repeated request returns that certificate without another payment.
+/// The longest pause before a request is repeated. A lost answer may have named a certificate, and the same request names
+/// it again without another payment while PCA remembers the token.
 const REPEAT_WITHIN: Duration = Duration::from_mins(4);
-/// The longest pause in the five minutes after a lost answer. Most of the repeats may be refused.
+/// The longest pause in the five minutes after an answer was lost, because most repeats may be refused.
 const REPEAT_OFTEN: Duration = Duration::from_secs(15);
 
-/// A certificate issued for a key of this node, not verified yet.
+/// A certificate that was issued for a key of ours, and not verified yet.
 #[derive(Clone, Debug)]
 pub struct Issued {
-    /// The key and the certificate request.
+    /// The key and the request.
     pub csr: Csr,
     /// The issuer's answer.
     pub chain: IssuedChain,
@@ -146,24 +109,32 @@ pub struct Issued {
 /// Why a pass ends without a certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum ObtainError {
-    /// No key or request could be made.
+    /// The key or the CSR could not be made.
     #[error(transparent)]
     Csr(#[from] CsrError),
-    /// The journal is not usable, so nothing may be paid for.
+    /// The journal is not usable, so no certificate may be paid for.
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// The issuer refused or failed.
     #[error(transparent)]
-    Issuer(#[from] IssueError),
-    /// The cap holds.
+    Issuer(#[from] RemoteError),
+    /// The issuer still signs. The certificate is collected in a later pass.
+    #[error(
+        "{issuer} has not signed the certificate within {} s; it is asked for again", COLLECT_TIMEOUT.as_secs()
+    )]
+    InProgress {
+        /// Who signs.
+        issuer: String,
+    },
+    /// The cap of issuances a day is reached.
     #[error(
         "{issued} certificates were issued in the last 24 hours, and the cap is {cap}: none is asked for until the \
          oldest is a day old; find out what asked for them, then, if it must be, remove {}", .journal.display()
     )]
     Capped {
-        /// How many.
+        /// How many certificates were issued in the last day.
         issued: usize,
-        /// Of how many at most.
+        /// How many may be issued in a day.
         cap: usize,
         /// The journal's file.
         journal: PathBuf,
@@ -177,27 +148,27 @@ pub enum ObtainError {
 pub struct Issuance {
     /// The CA that signs.
     pub issuer: Arc<dyn Issuer>,
-    /// The journal of the pending issuance.
+    /// The issuance under way, and the issuances of the last day.
     pub journal: Journal,
     /// The source of the time.
     pub clock: Clock,
-    /// The requested lifetime of a leaf.
+    /// The validity of a leaf.
     pub validity: Duration,
-    /// The shortest time after which the schedule renews a leaf (`schedule::earliest`). The cap allows that rate.
+    /// How soon the schedule may renew a leaf (`schedule::earliest`): the cap leaves room for that.
     pub renewed_after: Duration,
     /// The algorithm of the leaf's key.
     pub algorithm: KeyAlgorithm,
 }
 
 impl Issuance {
-    /// Resumes the pending issuance, or begins one. Call [`Issuance::settle`] once the certificate is stored in a
-    /// generation, or can never be stored.
-    pub async fn obtain(&self, node: &Node, progress: &Progress) -> Result<Issued, ObtainError> {
+    /// Resumes the issuance under way, or begins an issuance. The caller calls `settle` when the certificate is safe in a
+    /// generation, or when it can never be.
+    pub(crate) async fn obtain(&self, node: &Node, progress: &Progress) -> Result<Issued, ObtainError> {
         let mut entries = self.journal.load()?;
         let now = self.clock.now();
         let issuer = self.issuer.name();
         let fits = |pending: &Pending| {
-            // An agent that noted no issuer is assumed to have had this issuer.
+            // Older agents noted no issuer. Their issuer is taken to be this one.
             pending.issuer.as_ref().is_none_or(|asked| *asked == issuer)
                 && pending.csr.sans == node.sans
                 && pending.csr.algorithm == self.algorithm
@@ -226,16 +197,16 @@ impl Issuance {
         Ok(Issued { csr, chain })
     }
 
-    /// Removes the pending issuance from the journal. Its certificate is stored in a generation, or is of no use.
-    pub fn settle(&self) -> Result<(), JournalError> {
+    /// Forgets the issuance under way: its certificate is in a generation, or is unusable.
+    pub(crate) fn settle(&self) -> Result<(), JournalError> {
         let mut entries = self.journal.load()?;
         entries.pending = None;
         self.journal.store(&entries)
     }
 
-    /// Notes NotBefore of the pending certificate, where this machine's clock is behind. Once the clock is set, the
-    /// certificate is still collected, and not taken for an old issuance.
-    pub fn note_valid_from(&self, time: OffsetDateTime) -> Result<(), JournalError> {
+    /// Notes when the certificate of the issuance under way becomes valid, where this machine's clock is behind. Once the
+    /// clock is set, the certificate is still collected, and not taken for an old one.
+    pub(crate) fn note_valid_from(&self, time: OffsetDateTime) -> Result<(), JournalError> {
         let mut entries = self.journal.load()?;
         match &mut entries.pending {
             Some(pending) if pending.valid_from != Some(time) => pending.valid_from = Some(time),
@@ -244,9 +215,8 @@ impl Issuance {
         self.journal.store(&entries)
     }
 
-    /// Removes the pending issuance, whose certificate isn't what was requested, once it has been collected again for a
-    /// while.
-    pub fn give_up(&self) -> Result<(), JournalError> {
+    /// Forgets the issuance under way, once its wrong certificate has been collected again for [`GIVE_UP_AFTER`].
+    pub(crate) fn give_up(&self) -> Result<(), JournalError> {
         if self.is_tried_enough(&self.journal.load()?) { self.settle() } else { Ok(()) }
     }
 
@@ -255,9 +225,9 @@ impl Issuance {
         entries.pending.as_ref().is_none_or(|pending| !is_within(GIVE_UP_AFTER, pending.begun, now))
     }
 
-    /// Whether the journal holds a pending issuance.
+    /// Whether an issuance is under way: begun and not settled.
     #[must_use]
-    pub fn is_under_way(&self) -> bool {
+    pub(crate) fn is_under_way(&self) -> bool {
         self.journal.load().is_ok_and(|entries| entries.pending.is_some())
     }
 
@@ -274,8 +244,8 @@ impl Issuance {
         let now = self.clock.now();
         let may_be_known = pending.unheard.is_some_and(|unheard| is_within(TOKEN_HOLDS, unheard, now));
         pending.unheard.get_or_insert(now);
-        // While the token holds, a repeated request must be identical to the byte. That includes an end of validity
-        // that is given as a time. Past that, PCA has forgotten the token, or the clock was wrong.
+        // A request that is repeated while the token holds is the same to the byte, and its end may be a time. After that
+        // PCA has forgotten the token. A time far ahead comes from a clock that was set back.
         let dated = pending.dated.filter(|dated| is_within(TOKEN_HOLDS, *dated, now)).unwrap_or(now);
         pending.dated = Some(dated);
         entries.pending = Some(pending.clone());
@@ -295,7 +265,7 @@ impl Issuance {
                 Ok(handle)
             }
             Err(error) => {
-                if error.kind != IssueErrorKind::Unavailable && !may_be_known {
+                if error.kind != RemoteErrorKind::Unavailable && !may_be_known {
                     entries.pending = Some(Pending { unheard: None, ..pending });
                     self.journal.store(entries)?;
                 }
@@ -304,9 +274,9 @@ impl Issuance {
         }
     }
 
-    /// The longest pause after a failure. `shortest` is the least pause allowed.
+    /// The longest pause after a failure. No pause is shorter than `shortest`.
     #[must_use]
-    pub fn longest_pause(&self, shortest: Duration) -> Duration {
+    pub(crate) fn longest_pause(&self, shortest: Duration) -> Duration {
         let pending = self.journal.load().ok().and_then(|entries| entries.pending);
         let unheard = pending.and_then(|pending| pending.unheard);
         if unheard.is_some_and(|unheard| is_within(TOKEN_HOLDS, unheard, self.clock.now())) {
@@ -321,22 +291,23 @@ impl Issuance {
         let mut pause = FIRST_POLL;
         loop {
             match self.issuer.collect(handle).await {
-                Ok(chain) => return Ok(chain),
-                Err(error) if error.kind == IssueErrorKind::InProgress && tokio::time::Instant::now() < deadline => {
+                Ok(Some(chain)) => return Ok(chain),
+                Ok(None) if tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
                     pause = (pause * 2).min(LONGEST_POLL);
                 }
+                Ok(None) => return Err(ObtainError::InProgress { issuer: self.issuer.name() }),
                 Err(error) => return Err(self.give_up_if_permanent(entries, error)?),
             }
         }
     }
 
-    /// Removes a pending issuance that can never succeed, so that the next pass begins anew, under the cap. Any other
-    /// pending issuance is resumed.
-    fn give_up_if_permanent(&self, entries: &mut Entries, error: IssueError) -> Result<ObtainError, JournalError> {
+    /// Forgets an issuance that can never succeed, so that the next pass begins another one, under the cap. All other
+    /// issuances are resumed.
+    fn give_up_if_permanent(&self, entries: &mut Entries, error: RemoteError) -> Result<ObtainError, JournalError> {
         let is_over = match error.kind {
-            IssueErrorKind::Permanent => true,
-            IssueErrorKind::Absent => self.is_tried_enough(entries),
+            RemoteErrorKind::Permanent => true,
+            RemoteErrorKind::Absent => self.is_tried_enough(entries),
             _ => false,
         };
         if is_over {
@@ -355,15 +326,14 @@ impl Issuance {
         Err(ObtainError::Capped { issued, cap, journal: self.journal.path().to_owned() })
     }
 
-    /// The number of issuances a day: the need of a node that renews as early as possible, and the issuer's spare
-    /// number.
+    /// How many issuances a day the schedule needs on the node that renews earliest, and how many are to spare.
     fn cap(&self) -> usize {
         let scheduled = Duration::from_hours(24).as_millis() / self.renewed_after.as_millis().max(1);
         usize::try_from(scheduled).unwrap_or(usize::MAX).saturating_add(self.issuer.spare_issuances_a_day() as usize)
     }
 }
 
-/// Whether `then` lies less than `length` ago or ahead. It may lie ahead, because the clock may have been set back.
+/// Whether `then` is less than `length` from `now`, on either side: the clock may have been set back.
 fn is_within(length: Duration, then: OffsetDateTime, now: OffsetDateTime) -> bool {
     (now - then).unsigned_abs() < length
 }
@@ -422,13 +392,12 @@ mod tests {
     struct Away {
         prepared: AtomicU32,
         asked: Mutex<Vec<(OffsetDateTime, String)>>,
-        refusal: Mutex<Option<IssueErrorKind>>,
+        refusal: Mutex<Option<RemoteErrorKind>>,
         is_silent: AtomicBool,
     }
 
-    fn away() -> IssueError {
-        let (issuer, reason, remedy) = ("away".into(), "HTTP 503".into(), "wait".into());
-        IssueError { kind: IssueErrorKind::Unavailable, call: "IssueCertificate", issuer, reason, remedy, source: None }
+    fn away() -> RemoteError {
+        RemoteError::new(RemoteErrorKind::Unavailable, "IssueCertificate on away", "HTTP 503", "wait")
     }
 
     #[async_trait]
@@ -437,26 +406,26 @@ mod tests {
             "away".into()
         }
 
-        async fn prepare(&self, _: Duration) -> Result<String, IssueError> {
+        async fn prepare(&self, _: Duration) -> Result<String, RemoteError> {
             self.prepared.fetch_add(1, Ordering::Relaxed);
             Ok("SHA256WITHECDSA".into())
         }
 
-        async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+        async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError> {
             assert_eq!(request.signing_algorithm, "SHA256WITHECDSA");
             self.asked.lock().unwrap().push((request.now, request.idempotency_token.into()));
             if self.is_silent.load(Ordering::Relaxed) {
                 std::future::pending::<()>().await;
             }
-            let kind = self.refusal.lock().unwrap().unwrap_or(IssueErrorKind::Unavailable);
-            Err(IssueError { kind, ..away() })
+            let kind = self.refusal.lock().unwrap().unwrap_or(RemoteErrorKind::Unavailable);
+            Err(RemoteError { kind, ..away() })
         }
 
-        async fn collect(&self, _: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+        async fn collect(&self, _: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError> {
             Err(away())
         }
 
-        async fn ca_pem(&self) -> Result<String, IssueError> {
+        async fn ca_pem(&self) -> Result<String, RemoteError> {
             Err(away())
         }
 
@@ -542,8 +511,8 @@ mod tests {
         let often = fail_until(minutes(5), &at(), clock, asked).await;
         let seldom = fail_until(minutes(60), &at(), clock, asked).await;
         assert!((20..50).contains(&often) && (14..40).contains(&seldom), "{often}, {seldom}");
-        // The issuer refuses, and then the process ends while it waits for an answer.
-        *issuer.refusal.lock().unwrap() = Some(IssueErrorKind::Throttled);
+        // Refused, and then the process ends while it waits for an answer.
+        *issuer.refusal.lock().unwrap() = Some(RemoteErrorKind::Throttled);
         let refused = fail_until(minutes(120), &at(), clock, asked).await;
         assert!((14..40).contains(&refused), "{refused}");
         issuer.is_silent.store(true, Ordering::Relaxed);

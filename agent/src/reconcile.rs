@@ -17,22 +17,21 @@ use time::OffsetDateTime;
 
 use crate::aws::secret::SecretError;
 use crate::clock::{Clock, rfc3339};
-use crate::conf::render::{RenderError, Rendered, TlsFiles, Values, render};
+use crate::conf::render::{RenderError, Rendered, Values, render};
 use crate::config::RenewalConfig;
-use crate::credential::ClusterCredential;
-use crate::credential::CredentialSource;
-use crate::credential::takeover::{CredentialVersion, Succession};
-use crate::error::with_causes;
+use crate::credential::takeover::Succession;
+use crate::credential::{ClusterCredential, CredentialSource, CredentialVersion};
+use crate::error::{RemoteError, with_causes};
 use crate::issue::journal::JournalError;
 use crate::issue::{Issuance, Issued, ObtainError};
 use crate::node::Node;
 use crate::peers::dial::Dial;
-use crate::peers::{DiscoverError, PeerSet, PeerSource, Sighting};
+use crate::peers::{PeerSet, PeerSource, Sighting};
 use crate::progress::{Progress, Step};
 use crate::reconcile::deployment::{Apply, ApplyError, Desired, Verdict};
 use crate::schedule::{backoff, cycle, due, jittered, turn};
 use crate::state::durable::{self, FileError, Secrecy};
-use crate::state::generation::{Generation, GenerationError};
+use crate::state::generation::{Generation, GenerationError, TlsFiles};
 use crate::status::{Findings, LeafStatus, NodeStatus, RenewalStatus, Status};
 use crate::trust::{RejectedChain, TrustBundle, TrustError, TrustSource, VerifiedChain};
 use crate::x509::leaf::Leaf;
@@ -410,7 +409,7 @@ impl Reconciler {
         if now < self.trust.next { None } else { Some(self.parts.trust.fetch().await) }
     }
 
-    async fn sight(&self) -> Result<Sighting, DiscoverError> {
+    async fn sight(&self) -> Result<Sighting, RemoteError> {
         self.parts.peers.sight().await
     }
 
@@ -484,7 +483,7 @@ impl Reconciler {
         })
     }
 
-    async fn settle_peers(&mut self, sighting: Result<Sighting, DiscoverError>) {
+    async fn settle_peers(&mut self, sighting: Result<Sighting, RemoteError>) {
         let Parts { clock, renewal, interval, node, dial, .. } = &self.parts;
         let seen = match sighting {
             Ok(seen) => seen,

@@ -5,7 +5,7 @@
 //!                     key, SANs, IssuedChain ──┴─ accept ─► VerifiedChain
 //! ```
 //!
-//! What comes from outside is checked here once; a [`VerifiedChain`] is what may be written as a generation.
+//! Everything from outside is checked here, once. Only a [`VerifiedChain`] may be written as a generation.
 
 mod bundle;
 pub mod sources;
@@ -16,19 +16,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::issue::IssueError;
+use crate::error::RemoteError;
 
 pub use bundle::{Anchor, AnchorFault, BundleError, TrustBundle};
 pub use verify::{MAX_CHAIN, MAX_CHAIN_PEM, RejectedChain, VerifiedChain};
 
-/// The largest bundle that is read. Secrets Manager's own limit is 65,536 bytes; a file may hold a little more.
-pub const MAX_BUNDLE: usize = 1024 * 1024;
+/// The largest bundle, in bytes. Secrets Manager's own limit is 65,536 bytes; a file may hold more.
+pub(crate) const MAX_BUNDLE: usize = 1024 * 1024;
 
-/// The most anchors that a bundle may hold. Every one is tried at each handshake of nats-server.
-pub const MAX_ANCHORS: usize = 200;
+/// The most anchors of a bundle. nats-server tries each anchor at each handshake.
+pub(crate) const MAX_ANCHORS: usize = 200;
 
 /// How long a source may take to answer.
-pub const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where trust bundles come from.
 #[async_trait]
@@ -37,7 +37,7 @@ pub trait TrustSource: Send + Sync {
     async fn fetch(&self) -> Result<TrustBundle, TrustError>;
 }
 
-/// Why there is no trust bundle, or no cluster credential.
+/// Why there is no trust bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// The file could not be read.
@@ -49,7 +49,7 @@ pub enum TrustError {
         #[source]
         source: std::io::Error,
     },
-    /// What was read is no usable bundle.
+    /// The source's answer is no usable bundle.
     #[error("the trust bundle from {origin} can't be used; correct it there, the bundle in force stays")]
     Bundle {
         /// Where it came from.
@@ -58,17 +58,17 @@ pub enum TrustError {
         #[source]
         source: BundleError,
     },
-    /// The issuer didn't give its CA certificate.
+    /// The issuer didn't answer with its CA certificate.
     #[error("could not get the trust bundle from the issuer")]
     Issuer {
-        /// What the issuer said.
+        /// The issuer's error.
         #[source]
-        source: IssueError,
+        source: RemoteError,
     },
     /// The secret could not be read, or holds no bundle.
     #[error(transparent)]
     Secret(#[from] crate::aws::secret::SecretError),
-    /// There is more than a bundle can be.
+    /// The bundle is too large.
     #[error(
         "the trust bundle from {origin} is longer than {MAX_BUNDLE} bytes; leave in it only the CAs of this cluster"
     )]

@@ -480,7 +480,7 @@ impl Sent {
         let request =
             IssueRequest { csr_pem: &csr.pem, validity, now, signing_algorithm, idempotency_token: "token-1" };
         let handle = issuer.request(&request).await.unwrap();
-        issuer.collect(&handle).await.unwrap();
+        issuer.collect(&handle).await.unwrap().unwrap();
         SecretsManager::new(&aws, "trust-bundle", None).pem().await.unwrap();
         ClusterSecret::new(&aws, &cluster.arn).versions(OffsetDateTime::UNIX_EPOCH).await.unwrap();
         Asg::new(&aws, node, None, AddressLookup::Ec2, 6222).sight().await.unwrap();

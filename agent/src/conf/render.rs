@@ -22,11 +22,12 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::conf::language::{ConfError, flatten, without_included};
-use crate::config::{ClientAuth, JetStream, NatsConfig};
+use crate::config::{ClientAuth, JetStream, NatsConfig, needs_no_escape};
 use crate::credential::ClusterCredential;
 use crate::node::Node;
 use crate::peers::PeerSet;
 use crate::state::durable;
+use crate::state::generation::TlsFiles;
 
 /// The text of the built-in template.
 pub const BUILT_IN: &str = include_str!("../../../templates/nats-server.conf.tera");
@@ -59,17 +60,6 @@ pub struct Values {
     /// Files to include, in the form that nats-server needs. It joins every path, even an absolute one, to the
     /// directory of the including file (`conf/parse.go`). Each path here therefore climbs to the root first.
     pub include: Vec<PathBuf>,
-}
-
-/// Absolute paths of one generation's files.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The leaf and its intermediates.
-    pub cert_file: PathBuf,
-    /// The leaf's private key.
-    pub key_file: PathBuf,
-    /// The trust bundle.
-    pub ca_file: PathBuf,
 }
 
 /// The `cluster` block.
@@ -139,7 +129,7 @@ impl Values {
         credential: Option<ClusterCredential>,
     ) -> Result<Self, RenderError> {
         if let Some(credential) = &credential {
-            credential.fault().map_or(Ok(()), |fault| Err(RenderError::Credential(fault)))?;
+            credential.check().map_err(RenderError::Credential)?;
         }
         let own = SocketAddr::new(node.address, nats.cluster_listen.port());
         let addresses: BTreeSet<SocketAddr> = peers.0.keys().copied().chain([own]).collect();
@@ -514,17 +504,8 @@ fn escape(value: &str, output: &mut dyn Write) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether nats-server reads a character unchanged, both quoted and unquoted.
-pub(crate) fn needs_no_escape(character: char) -> bool {
-    if character.is_ascii() {
-        character.is_ascii_alphanumeric() || "-_./:@+=%~^&!?*[]".contains(character)
-    } else {
-        !character.is_control() && !character.is_whitespace()
-    }
-}
-
-/// The path under which the configuration includes a file, whatever the directory of the configuration. The path climbs
-/// to the root first, and more steps than needed do no harm.
+/// The path by which the configuration includes a file, whatever directory it is itself read from: up to the root (more
+/// steps than there are do no harm) and down again.
 fn include_path(config: &Path, file: &Path) -> Result<PathBuf, RenderError> {
     let refused = || RenderError::Include(file.to_owned());
     let text = file.to_str().ok_or_else(|| RenderError::PathNotText(file.to_owned()))?;

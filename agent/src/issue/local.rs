@@ -26,16 +26,17 @@ use rcgen::{
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
+use super::{CertificateHandle, IssueRequest, IssuedChain, Issuer};
 use crate::clock::Clock;
 use crate::digest::hex;
+use crate::error::{RemoteError, RemoteErrorKind};
 use crate::state::durable::NO_DETOUR;
 use crate::x509::leaf::Leaf;
 
-/// How long the CA lives.
+/// The validity of the CA.
 const CA_LIFETIME: time::Duration = time::Duration::days(3653);
 
-/// How far back a validity begins, for machines whose clocks differ.
+/// How far back a validity begins, because the clocks of machines differ.
 const BACKDATED: time::Duration = time::Duration::seconds(60);
 
 /// The largest CSR: PCA's limit
@@ -64,7 +65,7 @@ impl Local {
     }
 
     /// Signs a CSR, or finds what was signed for the same token before.
-    fn issue(&self, csr: &str, validity: Duration, now: OffsetDateTime, token: &str) -> Result<(), IssueError> {
+    fn issue(&self, csr: &str, validity: Duration, now: OffsetDateTime, token: &str) -> Result<(), RemoteError> {
         let issued = self.issued(token)?;
         let csr = self.read_csr(csr)?;
         let _lock = self.lock()?;
@@ -78,9 +79,9 @@ impl Local {
     }
 
     /// Checks form and signature.
-    fn read_csr(&self, csr: &str) -> Result<CertificateSigningRequestParams, IssueError> {
+    fn read_csr(&self, csr: &str) -> Result<CertificateSigningRequestParams, RemoteError> {
         let refused = |reason: &str, source| {
-            self.fault(IssueErrorKind::Permanent, reason.to_owned(), "make a new key and CSR".to_owned(), source)
+            self.failed(RemoteErrorKind::Permanent, reason.to_owned(), "make a new key and CSR".to_owned(), source)
         };
         if csr.len() > MAX_CSR {
             return Err(refused("the CSR is longer than 32,768 bytes", None));
@@ -95,7 +96,7 @@ impl Local {
         csr: &CertificateSigningRequestParams,
         validity: Duration,
         now: OffsetDateTime,
-    ) -> Result<String, IssueError> {
+    ) -> Result<String, RemoteError> {
         let issuer = rcgen::Issuer::from_ca_cert_pem(&ca.pem, &ca.key).map_err(|error| self.crypto(error))?;
         let asked = time::Duration::try_from(validity).ok().and_then(|validity| now.checked_add(validity));
         let mut leaf = CertificateParams::default();
@@ -116,13 +117,13 @@ impl Local {
     }
 
     /// The same token stands for the same request only with the same key.
-    fn check_same_key(&self, file: &Path, pem: &str, csr: &CertificateSigningRequestParams) -> Result<(), IssueError> {
+    fn check_same_key(&self, file: &Path, pem: &str, csr: &CertificateSigningRequestParams) -> Result<(), RemoteError> {
         let stored = Leaf::from_pem(pem).ok().and_then(|leaf| public_key(&leaf.der));
         if stored.is_some_and(|stored| stored == csr.public_key.subject_public_key_info()) {
             return Ok(());
         }
-        Err(self.fault(
-            IssueErrorKind::Permanent,
+        Err(self.failed(
+            RemoteErrorKind::Permanent,
             format!("{} was issued for the same idempotency token and another key", file.display()),
             "make a new key and CSR".to_owned(),
             None,
@@ -130,7 +131,7 @@ impl Local {
     }
 
     /// The CA, made where there is none. Called with the lock held.
-    fn authority(&self, now: OffsetDateTime) -> Result<Authority, IssueError> {
+    fn authority(&self, now: OffsetDateTime) -> Result<Authority, RemoteError> {
         let (key_file, cert_file) = (self.directory.join("ca.key"), self.directory.join("ca.pem"));
         let key = match self.read(&key_file)? {
             Some(text) => KeyPair::from_pem(&text).map_err(|error| self.unusable(&key_file, Some(error.into())))?,
@@ -153,8 +154,8 @@ impl Local {
             return Err(self.unusable(&key_file, None));
         }
         if cert.not_after <= now {
-            return Err(self.fault(
-                IssueErrorKind::Permanent,
+            return Err(self.failed(
+                RemoteErrorKind::Permanent,
                 format!("the CA ended on {}", cert.not_after.date()),
                 format!("move {} away: a new CA is made in its place", self.directory.display()),
                 None,
@@ -163,7 +164,7 @@ impl Local {
         Ok(Authority { pem, key, not_after: cert.not_after })
     }
 
-    fn make_certificate(&self, key: &KeyPair, now: OffsetDateTime) -> Result<String, IssueError> {
+    fn make_certificate(&self, key: &KeyPair, now: OffsetDateTime) -> Result<String, RemoteError> {
         let serial = self.serial()?;
         let mut ca = CertificateParams::default();
         ca.distinguished_name = rcgen::DistinguishedName::new();
@@ -178,7 +179,7 @@ impl Local {
     }
 
     /// Random, positive, 127 bits long, which leaves 126 to chance (RFC 5280, section 4.1.2.2, allows 20 octets).
-    fn serial(&self) -> Result<SerialNumber, IssueError> {
+    fn serial(&self) -> Result<SerialNumber, RemoteError> {
         let mut bytes = [0; 16];
         aws_lc_rs::rand::fill(&mut bytes).map_err(|error| self.crypto(error))?;
         bytes[0] = bytes[0] & 0x7f | 0x40;
@@ -199,11 +200,11 @@ impl Local {
     }
 
     /// Where the leaf of a token is kept. A token comes from the journal, so it is checked before it names a file.
-    fn issued(&self, token: &str) -> Result<PathBuf, IssueError> {
+    fn issued(&self, token: &str) -> Result<PathBuf, RemoteError> {
         let plain = token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
         if token.is_empty() || token.len() > 64 || !plain {
-            return Err(self.fault(
-                IssueErrorKind::Permanent,
+            return Err(self.failed(
+                RemoteErrorKind::Permanent,
                 format!("{token:?} is not the name of a certificate of this CA"),
                 "make a new key and CSR".to_owned(),
                 None,
@@ -213,7 +214,7 @@ impl Local {
     }
 
     /// Makes the directories and waits, up to 10 s, until nobody else writes here. Released when dropped.
-    fn lock(&self) -> Result<File, IssueError> {
+    fn lock(&self) -> Result<File, RemoteError> {
         let issued = self.directory.join("issued");
         DirBuilder::new()
             .recursive(true)
@@ -236,8 +237,8 @@ impl Local {
                 Err(TryLockError::Error(error)) => return Err(self.io("lock", &path, error)),
             }
         }
-        Err(self.fault(
-            IssueErrorKind::Unavailable,
+        Err(self.failed(
+            RemoteErrorKind::Unavailable,
             format!("another process held {} for 10 s", path.display()),
             "it is tried again; find the process with `fuser` if this goes on".to_owned(),
             None,
@@ -245,7 +246,7 @@ impl Local {
     }
 
     /// A file's text, or `None` where there is no file. Wiped when dropped: one of the files is the key.
-    fn read(&self, path: &Path) -> Result<Option<Zeroizing<String>>, IssueError> {
+    fn read(&self, path: &Path) -> Result<Option<Zeroizing<String>>, RemoteError> {
         // Room enough for each of the real files, so that no part of a key is left behind by growing.
         let mut text = Zeroizing::new(String::with_capacity(8192));
         let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
@@ -260,7 +261,7 @@ impl Local {
     }
 
     /// Has a file appear whole, with its mode from the start. Called with the lock held, so the temporary name is ours.
-    fn write(&self, path: &Path, mode: u32, content: &[u8]) -> Result<(), IssueError> {
+    fn write(&self, path: &Path, mode: u32, content: &[u8]) -> Result<(), RemoteError> {
         let write = || {
             let temporary = self.directory.join(".new");
             match std::fs::remove_file(&temporary) {
@@ -276,50 +277,50 @@ impl Local {
         write().map_err(|error| self.io("write", path, error))
     }
 
-    fn fault(
+    fn failed(
         &self,
-        kind: IssueErrorKind,
+        kind: RemoteErrorKind,
         reason: String,
         remedy: String,
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> IssueError {
-        IssueError { kind, call: "signing", issuer: self.name(), reason, remedy, source }
+    ) -> RemoteError {
+        RemoteError { source, ..RemoteError::new(kind, format!("signing on {}", self.name()), reason, remedy) }
     }
 
-    fn io(&self, verb: &str, path: &Path, error: std::io::Error) -> IssueError {
+    fn io(&self, verb: &str, path: &Path, error: std::io::Error) -> RemoteError {
         let (kind, remedy) = match error.kind() {
             std::io::ErrorKind::PermissionDenied => {
-                (IssueErrorKind::Denied, "let the agent's user own `issuer.directory` and what is in it")
+                (RemoteErrorKind::Denied, "let the agent's user own `issuer.directory` and what is in it")
             }
-            _ => (IssueErrorKind::Unavailable, "it is tried again; check the disk and `issuer.directory`"),
+            _ => (RemoteErrorKind::Unavailable, "it is tried again; check the disk and `issuer.directory`"),
         };
-        self.fault(kind, format!("could not {verb} {}", path.display()), remedy.to_owned(), Some(error.into()))
+        self.failed(kind, format!("could not {verb} {}", path.display()), remedy.to_owned(), Some(error.into()))
     }
 
-    fn crypto(&self, error: impl std::error::Error + Send + Sync + 'static) -> IssueError {
+    fn crypto(&self, error: impl std::error::Error + Send + Sync + 'static) -> RemoteError {
         let reason = "the crypto library failed".to_owned();
-        self.fault(IssueErrorKind::Permanent, reason, "make a new key and CSR".to_owned(), Some(error.into()))
+        self.failed(RemoteErrorKind::Permanent, reason, "make a new key and CSR".to_owned(), Some(error.into()))
     }
 
     /// The CA's files don't make a CA.
-    fn unusable(&self, path: &Path, source: Option<Box<dyn std::error::Error + Send + Sync>>) -> IssueError {
+    fn unusable(&self, path: &Path, source: Option<Box<dyn std::error::Error + Send + Sync>>) -> RemoteError {
         let reason = format!("{} is missing, damaged or not the other half of the CA", path.display());
         let remedy = format!(
             "restore ca.key and ca.pem from one backup, or move {} away: a new CA is made, which every node and client must then trust",
             self.directory.display()
         );
-        self.fault(IssueErrorKind::Permanent, reason, remedy, source)
+        self.failed(RemoteErrorKind::Permanent, reason, remedy, source)
     }
 
     /// Runs file and crypto work where blocking is allowed.
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Self) -> Result<T, IssueError> + Send + 'static,
-    ) -> Result<T, IssueError> {
+        work: impl FnOnce(&Self) -> Result<T, RemoteError> + Send + 'static,
+    ) -> Result<T, RemoteError> {
         let ca = self.clone();
         tokio::task::spawn_blocking(move || work(&ca)).await.unwrap_or_else(|error| {
             let (reason, remedy) = ("the work was broken off".to_owned(), "it is tried again".to_owned());
-            Err(self.fault(IssueErrorKind::Unavailable, reason, remedy, Some(error.into())))
+            Err(self.failed(RemoteErrorKind::Unavailable, reason, remedy, Some(error.into())))
         })
     }
 }
@@ -330,27 +331,27 @@ impl Issuer for Local {
         format!("the local CA in {}", self.directory.display())
     }
 
-    async fn prepare(&self, _validity: Duration) -> Result<String, IssueError> {
-        // Its key is on P-256.
+    async fn prepare(&self, _validity: Duration) -> Result<String, RemoteError> {
+        // The CA's key is on P-256.
         Ok("SHA256WITHECDSA".into())
     }
 
-    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError> {
         let (csr, token) = (request.csr_pem.to_owned(), request.idempotency_token.to_owned());
         let (validity, now) = (request.validity, request.now);
         self.blocking(move |ca| ca.issue(&csr, validity, now, &token).map(|()| CertificateHandle(token))).await
     }
 
-    async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+    async fn collect(&self, handle: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError> {
         let issued = self.issued(&handle.0)?;
         self.blocking(move |ca| {
             let ca_file = ca.directory.join("ca.pem");
             match (ca.read(&issued)?, ca.read(&ca_file)?) {
                 (Some(leaf_pem), Some(chain_pem)) => {
-                    Ok(IssuedChain { leaf_pem: leaf_pem.to_string(), chain_pem: chain_pem.to_string() })
+                    Ok(Some(IssuedChain { leaf_pem: leaf_pem.to_string(), chain_pem: chain_pem.to_string() }))
                 }
-                (None, _) => Err(ca.fault(
-                    IssueErrorKind::Permanent,
+                (None, _) => Err(ca.failed(
+                    RemoteErrorKind::Permanent,
                     format!("there is no {}; it has expired, or the directory is another one", issued.display()),
                     "make a new key and CSR".to_owned(),
                     None,
@@ -361,7 +362,7 @@ impl Issuer for Local {
         .await
     }
 
-    async fn ca_pem(&self) -> Result<String, IssueError> {
+    async fn ca_pem(&self) -> Result<String, RemoteError> {
         let now = self.clock.now();
         self.blocking(move |ca| {
             let _lock = ca.lock()?;
@@ -418,7 +419,7 @@ mod tests {
         IssueRequest { csr_pem: &csr.pem, validity: DAY, now, signing_algorithm, idempotency_token }
     }
 
-    async fn request(ca: &Local, csr: &Csr, now: OffsetDateTime) -> Result<CertificateHandle, IssueError> {
+    async fn request(ca: &Local, csr: &Csr, now: OffsetDateTime) -> Result<CertificateHandle, RemoteError> {
         let token = csr.idempotency_token();
         ca.request(&asked(csr, now, &token)).await
     }
@@ -436,7 +437,7 @@ mod tests {
         for algorithm in [KeyAlgorithm::EcdsaP256, KeyAlgorithm::EcdsaP384, KeyAlgorithm::Rsa2048] {
             let csr = csr(algorithm);
             let handle = request(&ca, &csr, NOW).await.unwrap();
-            let chain = ca.collect(&handle).await.unwrap();
+            let chain = ca.collect(&handle).await.unwrap().unwrap();
             let verified = bundle.accept(&chain, &csr.key, &csr.sans, NOW).unwrap();
             assert_eq!(verified.leaf.not_before, NOW - BACKDATED);
             assert_eq!(verified.leaf.not_after, NOW + DAY);
@@ -458,7 +459,7 @@ mod tests {
                 tokio::spawn(async move {
                     let csr = csr(KeyAlgorithm::EcdsaP256);
                     let handle = request(&ca, &csr, NOW).await.unwrap();
-                    (ca.collect(&handle).await.unwrap(), csr)
+                    (ca.collect(&handle).await.unwrap().unwrap(), csr)
                 })
             })
             .collect();
@@ -486,7 +487,7 @@ mod tests {
         let (ours, other) = (csr(KeyAlgorithm::EcdsaP256), csr(KeyAlgorithm::EcdsaP256));
         let token = request(&ca, &ours, NOW).await.unwrap().0;
         let error = ca.request(&asked(&other, NOW, &token)).await.unwrap_err();
-        assert_eq!(error.kind, IssueErrorKind::Permanent);
+        assert_eq!(error.kind, RemoteErrorKind::Permanent);
         assert!(error.to_string().contains("another key"), "{error}");
     }
 
@@ -498,11 +499,11 @@ mod tests {
         for token in ["", "../ca", "a/b", "a.pem", "a\0", &"a".repeat(65)] {
             assert_eq!(
                 ca.request(&asked(&csr, NOW, token)).await.unwrap_err().kind,
-                IssueErrorKind::Permanent,
+                RemoteErrorKind::Permanent,
                 "{token:?}"
             );
             let handle = CertificateHandle(token.to_owned());
-            assert_eq!(ca.collect(&handle).await.unwrap_err().kind, IssueErrorKind::Permanent, "{token:?}");
+            assert_eq!(ca.collect(&handle).await.unwrap_err().kind, RemoteErrorKind::Permanent, "{token:?}");
         }
         assert!(!ca.directory.exists());
     }
@@ -516,7 +517,7 @@ mod tests {
         let body = |pem: &str| pem.lines().rev().nth(1).unwrap().to_owned();
         csr.pem = csr.pem.replace(&body(&csr.pem), &body(&other.pem));
         let error = request(&ca(directory.path()), &csr, NOW).await.unwrap_err();
-        assert_eq!(error.kind, IssueErrorKind::Permanent);
+        assert_eq!(error.kind, RemoteErrorKind::Permanent);
         assert!(error.to_string().contains("the CSR, or its signature, is not valid"), "{error}");
     }
 
@@ -531,7 +532,7 @@ mod tests {
         let bundle = bundle(&ca, NOW).await;
         assert_eq!(std::fs::read_to_string(ca.directory.join("ca.key")).unwrap(), key);
         let csr = csr(KeyAlgorithm::EcdsaP256);
-        let chain = ca.collect(&request(&ca, &csr, NOW).await.unwrap()).await.unwrap();
+        let chain = ca.collect(&request(&ca, &csr, NOW).await.unwrap()).await.unwrap().unwrap();
         bundle.accept(&chain, &csr.key, &csr.sans, NOW).unwrap();
     }
 
@@ -544,7 +545,7 @@ mod tests {
         let key = ca.directory.join("ca.key");
         std::fs::copy(other.directory.join("ca.key"), &key).unwrap();
         let error = ca.ca_pem().await.unwrap_err();
-        assert_eq!(error.kind, IssueErrorKind::Permanent);
+        assert_eq!(error.kind, RemoteErrorKind::Permanent);
         assert!(error.reason.contains(&key.display().to_string()), "{error}");
         std::fs::remove_file(&key).unwrap();
         assert!(ca.ca_pem().await.is_err(), "a certificate without its key must not be replaced silently");
@@ -569,8 +570,8 @@ mod tests {
         let old = request(&ca, &csr(KeyAlgorithm::EcdsaP256), NOW).await.unwrap();
         let live = request(&ca, &csr(KeyAlgorithm::EcdsaP256), NOW + DAY / 2).await.unwrap();
         request(&ca, &csr(KeyAlgorithm::EcdsaP256), NOW + DAY + DAY / 4).await.unwrap();
-        assert_eq!(ca.collect(&old).await.unwrap_err().kind, IssueErrorKind::Permanent);
-        ca.collect(&live).await.unwrap();
+        assert_eq!(ca.collect(&old).await.unwrap_err().kind, RemoteErrorKind::Permanent);
+        ca.collect(&live).await.unwrap().unwrap();
     }
 
     #[tokio::test]
@@ -579,7 +580,7 @@ mod tests {
         let ca = ca(directory.path());
         let end = bundle(&ca, NOW).await.anchors[0].not_after;
         let handle = request(&ca, &csr(KeyAlgorithm::EcdsaP256), end - DAY / 2).await.unwrap();
-        let leaf = Leaf::from_pem(&ca.collect(&handle).await.unwrap().leaf_pem).unwrap();
+        let leaf = Leaf::from_pem(&ca.collect(&handle).await.unwrap().unwrap().leaf_pem).unwrap();
         assert_eq!(leaf.not_after, end);
         let error = request(&ca, &csr(KeyAlgorithm::EcdsaP256), end).await.unwrap_err();
         assert!(error.to_string().contains("the CA ended on 2036-03-01"), "{error}");
@@ -590,7 +591,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("ca"), "a file").unwrap();
         let error = ca(directory.path()).ca_pem().await.unwrap_err();
-        assert_eq!(error.kind, IssueErrorKind::Unavailable);
+        assert_eq!(error.kind, RemoteErrorKind::Unavailable);
         assert!(std::error::Error::source(&error).is_some());
         assert!(error.to_string().starts_with("signing on the local CA in "), "{error}");
     }

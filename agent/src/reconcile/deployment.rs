@@ -16,6 +16,7 @@ use crate::clock::rfc3339;
 use crate::conf::language::{ConfError, MAX_SIZE};
 use crate::conf::listeners::Listeners;
 use crate::conf::loss::{self, Facts, Loss};
+use crate::conf::rebase::rebase;
 use crate::conf::render::Rendered;
 use crate::config::NatsConfig;
 use crate::error::with_causes;
@@ -549,11 +550,11 @@ impl Apply {
     fn carried(&self, generation: &Generation) -> Result<Option<Rendered>, FileError> {
         let running = read_config(&self.running_file())?;
         let running = running.filter(|text| self.parts.generations.named_in(text.text()).is_some());
-        Ok(running.map(|text| self.parts.generations.rebase(&text, generation.number)))
+        Ok(running.map(|text| rebase(&text, &self.parts.generations, generation.number)))
     }
 
     fn settings_of(&self, text: &Rendered) -> Rendered {
-        self.parts.generations.rebase(text, 0)
+        rebase(text, &self.parts.generations, 0)
     }
 
     fn named_by(&self, text: &Rendered) -> Option<Generation> {

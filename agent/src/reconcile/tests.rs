@@ -17,9 +17,10 @@ use crate::aws::secret::SecretError;
 use crate::conf::listeners::Listeners;
 use crate::config::NatsConfig;
 use crate::digest::sha256_hex;
+use crate::error::RemoteErrorKind;
 use crate::issue::journal::Journal;
 use crate::issue::local::Local;
-use crate::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
+use crate::issue::{CertificateHandle, IssueRequest, IssuedChain, Issuer};
 use crate::peers::Peer;
 use crate::peers::dial::Network;
 use crate::reconcile::deployment::ApplyParts;
@@ -55,7 +56,7 @@ struct MoodyIssuer {
     ca: Local,
     /// Its own clock.
     clock: Clock,
-    refusals: Mutex<VecDeque<IssueErrorKind>>,
+    refusals: Mutex<VecDeque<RemoteErrorKind>>,
     in_progress: AtomicU32,
     swap_leaf: Mutex<Option<IssuedChain>>,
     requests: AtomicU32,
@@ -63,9 +64,8 @@ struct MoodyIssuer {
 }
 
 impl MoodyIssuer {
-    fn error(kind: IssueErrorKind) -> IssueError {
-        let (reason, remedy) = ("in a mood".to_owned(), "wait".to_owned());
-        IssueError { kind, call: "IssueCertificate", issuer: "the double".into(), reason, remedy, source: None }
+    fn error(kind: RemoteErrorKind) -> RemoteError {
+        RemoteError::new(kind, "IssueCertificate on the double", "in a mood", "wait")
     }
 
     fn requests(&self) -> u32 {
@@ -79,17 +79,17 @@ impl Issuer for MoodyIssuer {
         self.ca.name()
     }
 
-    async fn prepare(&self, validity: Duration) -> Result<String, IssueError> {
+    async fn prepare(&self, validity: Duration) -> Result<String, RemoteError> {
         if self.away.load(Ordering::Relaxed) {
-            return Err(Self::error(IssueErrorKind::Unavailable));
+            return Err(Self::error(RemoteErrorKind::Unavailable));
         }
         on_the_way().await;
         self.ca.prepare(validity).await
     }
 
-    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError> {
         if self.away.load(Ordering::Relaxed) {
-            return Err(Self::error(IssueErrorKind::Unavailable));
+            return Err(Self::error(RemoteErrorKind::Unavailable));
         }
         if let Some(kind) = self.refusals.lock().unwrap().pop_front() {
             return Err(Self::error(kind));
@@ -101,24 +101,24 @@ impl Issuer for MoodyIssuer {
         answer
     }
 
-    async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+    async fn collect(&self, handle: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError> {
         if self.away.load(Ordering::Relaxed) {
-            return Err(Self::error(IssueErrorKind::Unavailable));
+            return Err(Self::error(RemoteErrorKind::Unavailable));
         }
         on_the_way().await;
         let waits = self.in_progress.load(Ordering::Relaxed);
         if waits > 0 {
             self.in_progress.store(waits - 1, Ordering::Relaxed);
-            return Err(Self::error(IssueErrorKind::InProgress));
+            return Ok(None);
         }
         let swapped = self.swap_leaf.lock().unwrap().take();
         match swapped {
-            Some(other) => Ok(other),
+            Some(other) => Ok(Some(other)),
             None => self.ca.collect(handle).await,
         }
     }
 
-    async fn ca_pem(&self) -> Result<String, IssueError> {
+    async fn ca_pem(&self) -> Result<String, RemoteError> {
         self.ca.ca_pem().await
     }
 
@@ -143,13 +143,10 @@ struct SettablePeers(Mutex<Option<Vec<Peer>>>);
 
 #[async_trait]
 impl PeerSource for SettablePeers {
-    async fn sight(&self) -> Result<Sighting, DiscoverError> {
+    async fn sight(&self) -> Result<Sighting, RemoteError> {
         on_the_way().await;
-        let peers = self.0.lock().unwrap().clone().ok_or_else(|| DiscoverError {
-            attempt: "DescribeAutoScalingGroups".into(),
-            reason: "away".into(),
-            remedy: "wait".into(),
-            source: None,
+        let peers = self.0.lock().unwrap().clone().ok_or_else(|| {
+            RemoteError::new(RemoteErrorKind::Unavailable, "DescribeAutoScalingGroups", "away", "wait")
         })?;
         Ok(Sighting { peers, ..Sighting::default() })
     }
@@ -645,7 +642,7 @@ async fn a_reload_that_is_not_confirmed_is_rolled_back_and_said_so() {
 async fn a_throttled_request_is_repeated_with_the_same_key_and_token() {
     let bench = Bench::new().await;
     let mut agent = bench.serving().await;
-    bench.issuer.refusals.lock().unwrap().extend([IssueErrorKind::Throttled, IssueErrorKind::Denied]);
+    bench.issuer.refusals.lock().unwrap().extend([RemoteErrorKind::Throttled, RemoteErrorKind::Denied]);
     for _ in 0..2 {
         let refused = renew(&mut agent).await;
         assert!(matches!(refused.outcome, Err(PassError::Obtain(ObtainError::Issuer(_)))), "{:?}", refused.outcome);
@@ -698,7 +695,7 @@ async fn invariant_11_what_is_not_ours_is_collected_again_for_minutes_before_ano
 async fn a_failed_issuance_is_tried_again_at_once_where_its_pause_ended_before_the_pass_did() {
     let bench = Bench::new().await;
     let mut agent = bench.serving().await;
-    bench.issuer.refusals.lock().unwrap().push_back(IssueErrorKind::Unavailable);
+    bench.issuer.refusals.lock().unwrap().push_back(RemoteErrorKind::Unavailable);
     renew(&mut agent).await.outcome.unwrap_err();
     agent.read_newest().unwrap();
     let over = agent.issuing.next + Duration::from_secs(1);

@@ -7,9 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::Serialize;
 use zeroize::Zeroizing;
 
-use crate::conf::render::{Rendered, TlsFiles};
 use crate::digest::sha256_hex;
 use crate::state::durable::{self, FileError, Secrecy};
 use crate::trust::{TrustBundle, VerifiedChain};
@@ -36,6 +36,17 @@ pub struct Generation {
     pub bundle: TrustBundle,
     /// Where its files are.
     pub files: TlsFiles,
+}
+
+/// Absolute paths of one generation's files.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Leaf and intermediates.
+    pub cert_file: PathBuf,
+    /// Key.
+    pub key_file: PathBuf,
+    /// Trust bundle.
+    pub ca_file: PathBuf,
 }
 
 /// The directory of all generations.
@@ -69,7 +80,8 @@ impl Generations {
         Self { directory: state.join("generations"), known: Arc::default() }
     }
 
-    fn directory_of(&self, number: u64) -> PathBuf {
+    /// The directory of a generation, or the one that it would have.
+    pub(crate) fn directory_of(&self, number: u64) -> PathBuf {
         self.directory.join(format!("{number:06}"))
     }
 
@@ -186,16 +198,6 @@ impl Generations {
         after.split('/').next()?.parse().ok()
     }
 
-    /// The same text, naming another generation.
-    #[must_use]
-    pub fn rebase(&self, text: &Rendered, number: u64) -> Rendered {
-        let (Some(directory), Some(named)) = (self.directory.to_str(), self.named_in(text.text())) else {
-            return text.clone();
-        };
-        let path = |number| format!("{directory}/{number:06}/");
-        Rendered::from_text(Zeroizing::new(text.text().replace(&path(named), &path(number))))
-    }
-
     /// Removes what neither a configuration nor a roll-back could want any more.
     pub fn prune(&self, in_use: &[u64]) -> Result<(), FileError> {
         let numbers = self.numbers()?;
@@ -233,7 +235,7 @@ mod tests {
         let (validity, now) = (Duration::from_hours(1), clock.now());
         let signing_algorithm = &ca.prepare(validity).await.unwrap();
         let request = IssueRequest { csr_pem: &csr.pem, validity, now, signing_algorithm, idempotency_token: &token };
-        let issued = ca.collect(&ca.request(&request).await.unwrap()).await.unwrap();
+        let issued = ca.collect(&ca.request(&request).await.unwrap()).await.unwrap().unwrap();
         let bundle = TrustBundle::parse(ca.ca_pem().await.unwrap().as_bytes(), "ca", "7").unwrap();
         (bundle.accept(&issued, &csr.key, &sans, clock.now()).unwrap(), bundle)
     }
@@ -292,16 +294,10 @@ mod tests {
     }
 
     #[test]
-    fn a_text_names_its_generation_and_can_name_another() {
+    fn a_text_names_its_generation() {
         let generations = Generations::of(Path::new("/state"));
-        let text = |number| {
-            format!(
-                "cert_file: \"/state/generations/{number}/cert.pem\"\nkey_file: \"/state/generations/{number}/key.pem\""
-            )
-        };
-        assert_eq!(generations.named_in(&text("000041")), Some(41));
+        let text = "cert_file: \"/state/generations/000041/cert.pem\"\nkey_file: \"/state/generations/000041/key.pem\"";
+        assert_eq!(generations.named_in(text), Some(41));
         assert_eq!(generations.named_in("cert_file: /elsewhere/generations/000041/cert.pem"), None);
-        let rendered = Rendered::from_text(Zeroizing::new(text("000041")));
-        assert_eq!(generations.rebase(&rendered, 42).text(), text("000042"));
     }
 }

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::conf::render::TlsFiles;
 use crate::server::monitor::{RouteConnection, Varz};
+use crate::state::generation::TlsFiles;
 use crate::trust::{Anchor, VerifiedChain};
 use crate::x509::csr::PrivateKeyPem;
 use crate::x509::leaf::Leaf;

@@ -26,7 +26,8 @@ use nats_tls_agent::config::{Config, NatsConfig};
 use nats_tls_agent::daemon::control;
 use nats_tls_agent::error::with_causes;
 use nats_tls_agent::issue::journal::Entries;
-use nats_tls_agent::node::{IdentityDocument, addresses_in, host_name_in, resource_host_name};
+use nats_tls_agent::node::metadata::{IdentityDocument, addresses_in, host_name_in};
+use nats_tls_agent::node::resource_host_name;
 use nats_tls_agent::server::monitor::{Routez, Varz};
 use zeroize::Zeroizing;
 

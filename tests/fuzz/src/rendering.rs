@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use nats_tls_agent::conf::language::{self, Map, Value};
-use nats_tls_agent::conf::render::{TlsFiles, Values, render};
+use nats_tls_agent::conf::render::{Values, render};
 use nats_tls_agent::config::NatsConfig;
 use nats_tls_agent::credential::ClusterCredential;
 use nats_tls_agent::node::Node;
 use nats_tls_agent::peers::{Peer, PeerSet};
+use nats_tls_agent::state::generation::TlsFiles;
 use nats_tls_agent::x509::san::Sans;
 use zeroize::Zeroizing;
 
