@@ -22,6 +22,8 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 use super::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
 use crate::aws::{Failure, FailureKind};
 use crate::config::CaArn;
+use crate::x509::chain::Chain;
+use crate::x509::der;
 
 const ISSUE: &str = "acm-pca:IssueCertificate";
 const COLLECT: &str = "acm-pca:GetCertificate";
@@ -35,9 +37,9 @@ pub const SHORT_LIVED_LIMIT: Duration = Duration::from_secs(7 * DAY);
 const DAY: u64 = 24 * 3600;
 
 /// The largest certificate that is accepted, in bytes of PEM: what ImportCertificateAuthorityCertificate accepts.
-const MAX_CERTIFICATE: usize = 32_768;
+const MAX_CERTIFICATE_BYTES: usize = 32_768;
 /// The largest chain that is accepted, in bytes of PEM.
-const MAX_CHAIN: usize = 1024 * 1024;
+const MAX_CHAIN_BYTES: usize = 1024 * 1024;
 
 /// A private CA of AWS.
 pub struct AcmPca {
@@ -128,9 +130,9 @@ impl AcmPca {
         let request =
             self.client.get_certificate_authority_certificate().certificate_authority_arn(self.ca_arn.as_str());
         let answer = request.send().await.map_err(|error| self.error(Failure::sort(CA_CERTIFICATE, error)))?;
-        let certificate = self.pem(CA_CERTIFICATE, answer.certificate, MAX_CERTIFICATE)?;
+        let certificate = self.pem(CA_CERTIFICATE, answer.certificate, MAX_CERTIFICATE_BYTES)?;
         let chain = answer.certificate_chain.filter(|chain| !chain.trim().is_empty());
-        let chain = chain.map(|chain| self.pem(CA_CERTIFICATE, Some(chain), MAX_CHAIN)).transpose()?;
+        let chain = chain.map(|chain| self.pem(CA_CERTIFICATE, Some(chain), MAX_CHAIN_BYTES)).transpose()?;
         Ok((certificate, chain))
     }
 
@@ -196,8 +198,8 @@ impl Issuer for AcmPca {
             self.client.get_certificate().certificate_authority_arn(self.ca_arn.as_str()).certificate_arn(&handle.0);
         let answer = call.send().await.map_err(|error| self.error(Failure::sort(COLLECT, error)))?;
         Ok(IssuedChain {
-            leaf_pem: self.pem(COLLECT, answer.certificate, MAX_CERTIFICATE)?,
-            chain_pem: self.pem(COLLECT, answer.certificate_chain, MAX_CHAIN)?,
+            leaf_pem: self.pem(COLLECT, answer.certificate, MAX_CERTIFICATE_BYTES)?,
+            chain_pem: self.pem(COLLECT, answer.certificate_chain, MAX_CHAIN_BYTES)?,
         })
     }
 
@@ -234,10 +236,9 @@ fn validity(length: Duration, now: OffsetDateTime) -> Validity {
 
 /// The algorithm must be of the same family as the CA's key, with a hash of the curve's strength.
 fn signing_algorithm(ca_pem: &str) -> Result<SigningAlgorithm, String> {
-    let (_, pem) = x509_parser::pem::parse_x509_pem(ca_pem.as_bytes())
-        .map_err(|error| format!("the CA's certificate is not PEM: {error}"))?;
-    let certificate = pem.parse_x509().map_err(|error| format!("the CA's certificate can't be read: {error}"))?;
-    for_key(certificate.public_key())
+    let ca = Chain::from_pem(ca_pem.as_bytes()).map_err(|error| format!("the CA's certificate is not PEM: {error}"))?;
+    let ca = der::read(ca.leaf()).map_err(|_| "the CA's certificate can't be read: it is not X.509 in DER")?;
+    for_key(ca.public_key())
 }
 
 fn for_key(key: &SubjectPublicKeyInfo<'_>) -> Result<SigningAlgorithm, String> {
