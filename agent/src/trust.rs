@@ -18,8 +18,10 @@ use async_trait::async_trait;
 
 use crate::issue::IssueError;
 
-pub use bundle::{Anchor, AnchorFault, BundleError, TrustBundle};
-pub use verify::{RejectedChain, VerifiedChain};
+pub use bundle::TrustBundle;
+pub(crate) use bundle::{Anchor, BundleError};
+pub(crate) use verify::RejectedChain;
+pub use verify::VerifiedChain;
 
 /// The largest bundle, in bytes of PEM. Secrets Manager's own limit is 65,536 bytes; a file may be larger.
 pub(crate) const MAX_BUNDLE: usize = 1024 * 1024;

@@ -36,9 +36,9 @@ pub const SHORT_LIVED_LIMIT: Duration = Duration::from_secs(7 * DAY);
 
 const DAY: u64 = 24 * 3600;
 
-/// The largest certificate that is accepted, in bytes of PEM: what ImportCertificateAuthorityCertificate accepts.
+/// The longest certificate, in bytes of PEM: the limit of ImportCertificateAuthorityCertificate.
 const MAX_CERTIFICATE_BYTES: usize = 32_768;
-/// The largest chain that is accepted, in bytes of PEM.
+/// The longest chain of CA certificates, in bytes of PEM.
 const MAX_CHAIN_BYTES: usize = 1024 * 1024;
 
 /// A private CA of AWS.

@@ -30,7 +30,7 @@ pub trait Dial: Send + Sync {
 
 /// The real network.
 #[derive(Clone, Copy, Debug)]
-pub struct Network;
+pub(crate) struct Network;
 
 #[async_trait]
 impl Dial for Network {

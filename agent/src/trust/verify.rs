@@ -155,8 +155,7 @@ pub enum RejectedChain {
 
 impl VerifiedChain {
     /// The form in which a generation stores key and chain.
-    #[must_use]
-    pub fn stored(&self) -> &StoredChain {
+    pub(crate) fn stored(&self) -> &StoredChain {
         &self.0
     }
 

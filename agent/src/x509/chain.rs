@@ -52,8 +52,7 @@ impl Chain {
     }
 
     /// The text of nats-server's `cert_file`.
-    #[must_use]
-    pub fn to_pem(&self) -> String {
+    pub(crate) fn to_pem(&self) -> String {
         self.certificates().map(|der| pem::encode(der)).collect()
     }
 

@@ -1,8 +1,8 @@
 //! The only reader of PEM in the agent, and it is strict (RFC 7468).
 //!
 //! Go's reader, and so nats-server, skips a block that it can't read. A skipped block is a CA lost without a word (seen on
-//! nats-server 2.9.10 and 2.15.1). Here every line is part of a complete block, or a comment that no damage makes from
-//! such a part.
+//! nats-server 2.9.10 and 2.15.1). Here every line belongs to a complete block or is a comment, and no damage turns a line
+//! of a block into a comment.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;

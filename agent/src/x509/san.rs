@@ -56,8 +56,7 @@ pub struct Sans {
 
 impl Sans {
     /// Whether these contain every name and address of `asked`.
-    #[must_use]
-    pub fn cover(&self, asked: &Self) -> bool {
+    pub(crate) fn cover(&self, asked: &Self) -> bool {
         asked.dns.is_subset(&self.dns) && asked.ips.is_subset(&self.ips)
     }
 }
