@@ -31,12 +31,12 @@ use crate::x509::csr::{Csr, CsrError, KeyAlgorithm};
 #[serde(transparent)]
 pub struct CertificateHandle(pub String);
 
-/// What the issuer returned, not verified yet.
+/// The issuer's answer, in PEM and not read yet. [`crate::trust::TrustBundle::verify`] reads it, once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuedChain {
-    /// The leaf in PEM.
+    /// The leaf.
     pub leaf_pem: String,
-    /// The issuing CA and the CAs above it in PEM, as the issuer returned them: with or without the root.
+    /// The CAs above the leaf, with or without the root.
     pub chain_pem: String,
 }
 

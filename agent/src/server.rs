@@ -20,8 +20,9 @@ use self::process::{NatsProcess, ProcessError};
 use crate::conf::listeners::Listeners;
 use crate::conf::render::Rendered;
 use crate::config::NatsConfig;
+use crate::digest::sha256_hex;
 use crate::error::with_causes;
-use crate::trust::VerifiedChain;
+use crate::x509::chain::{Chain, StoredChain};
 
 /// The oldest nats-server that the agent works with: the first with pooled routes, whose behaviour is measured.
 pub const OLDEST: (u32, u32) = (2, 10);
@@ -41,13 +42,21 @@ pub enum Presence {
     Foreign(String),
 }
 
-/// What a port serves.
+/// The chain that a port serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Served {
     /// SHA-256 of the leaf's DER, hexadecimal.
     pub sha256: String,
-    /// The leaf and what was presented with it, in DER.
-    pub certificates: Vec<Vec<u8>>,
+    /// The leaf and the CAs presented with it.
+    pub chain: Chain,
+}
+
+impl Served {
+    /// Takes the chain of a handshake.
+    #[must_use]
+    pub fn of(chain: Chain) -> Self {
+        Self { sha256: sha256_hex(chain.leaf()), chain }
+    }
 }
 
 /// How long a handshake stands for what a server serves that says of itself that nothing was loaded since.
@@ -161,12 +170,12 @@ pub trait Server: Send + Sync {
     /// Has the server's own binary check a configuration, and returns the digest that it prints (from 2.11 on).
     async fn validate(&self, candidate: &Path) -> Result<Option<String>, ServerError>;
 
-    /// Looks at the running server, presenting `chain` in handshakes. Never fails: what can't be seen is said so. Where
+    /// Looks at the running server and presents `chain` in handshakes. Never fails: what can't be seen is said so. Where
     /// what was seen `last` still holds, the ports are not asked again.
-    async fn observe(&self, chain: &VerifiedChain, at: &Listeners, last: Option<&Observed>) -> Observed;
+    async fn observe(&self, chain: &StoredChain, at: &Listeners, last: Option<&Observed>) -> Observed;
 
     /// Tells the running server to read its configuration again; returns its pid.
-    async fn reload(&self, chain: &VerifiedChain, at: &Listeners) -> Result<i32, ServerError>;
+    async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<i32, ServerError>;
 }
 
 /// The real nats-server of this machine.
@@ -243,7 +252,7 @@ impl Server for NatsServer {
         Err(ServerError::Refused { message })
     }
 
-    async fn observe(&self, chain: &VerifiedChain, at: &Listeners, last: Option<&Observed>) -> Observed {
+    async fn observe(&self, chain: &StoredChain, at: &Listeners, last: Option<&Observed>) -> Observed {
         let presence = match NatsProcess::find(&at.pid_file, &self.binary, &self.config) {
             Ok(process) => Presence::Running(process.pid),
             Err(ProcessError::Absent(why)) => {
@@ -272,7 +281,7 @@ impl Server for NatsServer {
 
     /// A SIGHUP in the first milliseconds of nats-server's life kills it, and during lame duck mode it hangs 2.15.1. In
     /// both it doesn't accept clients, so an open client port is asked for first.
-    async fn reload(&self, chain: &VerifiedChain, at: &Listeners) -> Result<i32, ServerError> {
+    async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<i32, ServerError> {
         let process = NatsProcess::find(&at.pid_file, &self.binary, &self.config)?;
         let probed = match Prober::presenting(chain) {
             Ok(prober) => prober.served(at.client, Port::Client).await,
@@ -286,13 +295,9 @@ impl Server for NatsServer {
     }
 }
 
-async fn served_at(chain: &VerifiedChain, address: SocketAddr, port: Port) -> Result<Served, String> {
+async fn served_at(chain: &StoredChain, address: SocketAddr, port: Port) -> Result<Served, String> {
     let served = async { Prober::presenting(chain)?.served(address, port).await };
-    let certificates = served.await.map_err(|error| with_causes(&error))?;
-    match certificates.first() {
-        Some(leaf) => Ok(Served { sha256: crate::digest::sha256_hex(leaf), certificates }),
-        None => Err(format!("{address} showed no certificate")),
-    }
+    served.await.map(Served::of).map_err(|error| with_causes(&error))
 }
 
 /// The digest in what `-t` prints: `… configuration file … is valid (sha256:…)` (2.11 and later).

@@ -112,8 +112,8 @@ async fn a_certificate_is_asked_for_waited_for_and_accepted_and_a_repeated_reque
     assert_eq!(request(&issuer, &csr, 2 * DAY).await.unwrap(), handle);
     let collected = chain(&issuer, &handle).await;
     let bundle = TrustBundle::parse(issuer.ca_pem().await.unwrap().as_bytes(), "issuer", "1").unwrap();
-    let verified = bundle.accept(&collected, &csr.key, &sans(), now()).unwrap();
-    let life = verified.leaf.not_after - verified.leaf.not_before;
+    let verified = bundle.verify(&collected, &csr.key, &sans(), now()).unwrap();
+    let life = verified.leaf().not_after - verified.leaf().not_before;
     assert_eq!(life, time::Duration::days(2) + time::Duration::hours(1));
     assert_eq!(world.double.certificates(), 1);
     let asked = world.double.calls(Operation::IssueCertificate);
@@ -272,7 +272,7 @@ async fn a_true_answer_under_a_wrong_content_type_is_read() {
     let (issuer, csr) = (world.issuer(), csr());
     let collected = chain(&issuer, &request(&issuer, &csr, DAY).await.unwrap()).await;
     let bundle = SecretsManager::new(&world.config, "trust", None).fetch().await.unwrap();
-    bundle.accept(&collected, &csr.key, &sans(), now()).unwrap();
+    bundle.verify(&collected, &csr.key, &sans(), now()).unwrap();
     assert_eq!(numbers(&world.asg(None).sight().await.unwrap()), ([1].into(), Vec::new()));
 }
 
@@ -297,11 +297,11 @@ async fn a_certificate_with_a_defect_is_not_accepted_and_a_chain_in_any_order_is
         Defect::OtherAuthority,
     ] {
         let chain = collect(Some(Fault::Certificate(defect))).await.unwrap().unwrap();
-        bundle.accept(&chain, &csr.key, &sans(), now()).expect_err(&format!("{defect:?}"));
+        bundle.verify(&chain, &csr.key, &sans(), now()).expect_err(&format!("{defect:?}"));
     }
     assert!(collect(Some(Fault::ChainMissing)).await.unwrap_err().to_string().contains("GetCertificate"));
     for fault in [Some(Fault::ChainOutOfOrder), None] {
-        bundle.accept(&collect(fault).await.unwrap().unwrap(), &csr.key, &sans(), now()).unwrap();
+        bundle.verify(&collect(fault).await.unwrap().unwrap(), &csr.key, &sans(), now()).unwrap();
     }
     assert_eq!(world.double.certificates(), 1);
 }

@@ -244,9 +244,9 @@ fn peers_are_whole(seen: &Sighting, node: &Node) -> Option<Check> {
 /// Whether clients and peers accept what is to be served.
 fn certificate(newest: &Generation, now: OffsetDateTime) -> Check {
     let name = "certificate";
-    let leaf = &newest.chain.leaf;
+    let leaf = newest.chain.leaf();
     let begin = rfc3339(leaf.not_before);
-    match newest.bundle.refusal(&newest.chain.certificates(), now) {
+    match newest.bundle.refusal(newest.chain.chain(), now) {
         Some(why) => Check::failed(name, format!("clients and peers refuse the newest one: {why}; {RENEW}")),
         None if leaf.not_before > now => Check::failed(
             name,
@@ -272,12 +272,12 @@ async fn serving(apply: &Apply, newest: &Generation) -> Vec<Check> {
     for (name, key, served) in
         [("client port", "nats.listen", &observed.client), ("route port", "nats.cluster_listen", &observed.route)]
     {
-        let refusal = served.as_ref().ok().and_then(|served| newest.bundle.refusal(&served.certificates, now));
+        let refusal = served.as_ref().ok().and_then(|served| newest.bundle.refusal(&served.chain, now));
         checks.push(match served {
             Ok(_) if let Some(why) = &refusal => {
                 Check::failed(name, format!("serves a certificate that clients and peers refuse: {why}; {RENEW}"))
             }
-            Ok(served) if served.sha256 == newest.chain.leaf.sha256 => Check::ok(name, "serves the newest leaf"),
+            Ok(served) if served.sha256 == newest.chain.leaf().sha256 => Check::ok(name, "serves the newest leaf"),
             Ok(_) => Check::failed(
                 name,
                 "serves another leaf than the newest, which the daemon deploys without another issuance; its log says \
@@ -347,7 +347,7 @@ mod tests {
         let (ca, other, (pair, key)) = (Ca::root("ca"), Ca::root("other"), key());
         let bundle = |ca: &Ca| TrustBundle::parse(ca.pem.as_bytes(), "file", "1").unwrap();
         let issued = IssuedChain { leaf_pem: ca.leaf(&pair).pem(), chain_pem: String::new() };
-        let chain = bundle(&ca).accept(&issued, &key, &sans(), NOW).unwrap();
+        let chain = bundle(&ca).verify(&issued, &key, &sans(), NOW).unwrap().stored().clone();
         let files = crate::state::generation::Generations::of(Path::new("/state")).files(7);
         let newest = Generation { number: 7, chain, bundle: bundle(&ca), files };
         let verdict = |newest: &Generation, days| {

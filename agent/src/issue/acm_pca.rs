@@ -25,6 +25,8 @@ use super::{CertificateHandle, IssueRequest, IssuedChain, Issuer};
 use crate::aws::{nonsense, refused};
 use crate::config::CaArn;
 use crate::error::{RemoteError, RemoteErrorKind};
+use crate::x509::chain::Chain;
+use crate::x509::der;
 
 const ISSUE: &str = "acm-pca:IssueCertificate";
 const COLLECT: &str = "acm-pca:GetCertificate";
@@ -40,10 +42,10 @@ pub(crate) const SHORT_LIVED_LIMIT: Duration = Duration::from_secs(7 * DAY);
 
 const DAY: u64 = 24 * 3600;
 
-/// The largest certificate that is accepted, in bytes of PEM: what ImportCertificateAuthorityCertificate accepts.
-const MAX_CERTIFICATE: usize = 32_768;
-/// The largest chain that is accepted, in bytes of PEM.
-const MAX_CHAIN: usize = 1024 * 1024;
+/// The longest certificate, in bytes of PEM: the limit of ImportCertificateAuthorityCertificate.
+const MAX_CERTIFICATE_BYTES: usize = 32_768;
+/// The longest chain of CA certificates, in bytes of PEM.
+const MAX_CHAIN_BYTES: usize = 1024 * 1024;
 
 /// A private CA of AWS.
 pub struct AcmPca {
@@ -127,9 +129,9 @@ impl AcmPca {
         let request =
             self.client.get_certificate_authority_certificate().certificate_authority_arn(self.ca_arn.as_str());
         let answer = request.send().await.map_err(|error| self.refused(CA_CERTIFICATE, error))?;
-        let certificate = self.pem(CA_CERTIFICATE, answer.certificate, MAX_CERTIFICATE)?;
+        let certificate = self.pem(CA_CERTIFICATE, answer.certificate, MAX_CERTIFICATE_BYTES)?;
         let chain = answer.certificate_chain.filter(|chain| !chain.trim().is_empty());
-        let chain = chain.map(|chain| self.pem(CA_CERTIFICATE, Some(chain), MAX_CHAIN)).transpose()?;
+        let chain = chain.map(|chain| self.pem(CA_CERTIFICATE, Some(chain), MAX_CHAIN_BYTES)).transpose()?;
         Ok((certificate, chain))
     }
 
@@ -196,8 +198,8 @@ impl Issuer for AcmPca {
             answer => answer.map_err(|error| self.refused(COLLECT, error))?,
         };
         Ok(Some(IssuedChain {
-            leaf_pem: self.pem(COLLECT, answer.certificate, MAX_CERTIFICATE)?,
-            chain_pem: self.pem(COLLECT, answer.certificate_chain, MAX_CHAIN)?,
+            leaf_pem: self.pem(COLLECT, answer.certificate, MAX_CERTIFICATE_BYTES)?,
+            chain_pem: self.pem(COLLECT, answer.certificate_chain, MAX_CHAIN_BYTES)?,
         }))
     }
 
@@ -234,10 +236,9 @@ fn validity(length: Duration, now: OffsetDateTime) -> Validity {
 
 /// The signature algorithm of the CA's key: of the same family, with a hash of the curve's strength.
 fn signing_algorithm(ca_pem: &str) -> Result<SigningAlgorithm, String> {
-    let (_, pem) = x509_parser::pem::parse_x509_pem(ca_pem.as_bytes())
-        .map_err(|error| format!("the CA's certificate is not PEM: {error}"))?;
-    let certificate = pem.parse_x509().map_err(|error| format!("the CA's certificate can't be read: {error}"))?;
-    for_key(certificate.public_key())
+    let ca = Chain::from_pem(ca_pem.as_bytes()).map_err(|error| format!("the CA's certificate is not PEM: {error}"))?;
+    let ca = der::read(ca.leaf()).map_err(|_| "the CA's certificate can't be read: it is not X.509 in DER")?;
+    for_key(ca.public_key())
 }
 
 fn for_key(key: &SubjectPublicKeyInfo<'_>) -> Result<SigningAlgorithm, String> {

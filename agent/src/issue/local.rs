@@ -438,12 +438,12 @@ mod tests {
             let csr = csr(algorithm);
             let handle = request(&ca, &csr, NOW).await.unwrap();
             let chain = ca.collect(&handle).await.unwrap().unwrap();
-            let verified = bundle.accept(&chain, &csr.key, &csr.sans, NOW).unwrap();
-            assert_eq!(verified.leaf.not_before, NOW - BACKDATED);
-            assert_eq!(verified.leaf.not_after, NOW + DAY);
-            assert_eq!(verified.leaf.sans, csr.sans);
-            assert_eq!(verified.leaf.serial.len(), 32);
-            let (_, certificate) = x509_parser::parse_x509_certificate(&verified.leaf.der).unwrap();
+            let verified = bundle.verify(&chain, &csr.key, &csr.sans, NOW).unwrap();
+            assert_eq!(verified.leaf().not_before, NOW - BACKDATED);
+            assert_eq!(verified.leaf().not_after, NOW + DAY);
+            assert_eq!(verified.leaf().sans, csr.sans);
+            assert_eq!(verified.leaf().serial.len(), 32);
+            let (_, certificate) = x509_parser::parse_x509_certificate(&verified.leaf().der).unwrap();
             let usage = certificate.key_usage().unwrap().unwrap().value;
             assert!(usage.digital_signature());
             assert_eq!(usage.key_encipherment(), algorithm == KeyAlgorithm::Rsa2048);
@@ -466,7 +466,7 @@ mod tests {
         let bundle = bundle(&ca(directory.path()), NOW).await;
         for task in first {
             let (chain, csr) = task.await.unwrap();
-            bundle.accept(&chain, &csr.key, &csr.sans, NOW).unwrap();
+            bundle.verify(&chain, &csr.key, &csr.sans, NOW).unwrap();
         }
     }
 
@@ -533,7 +533,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(ca.directory.join("ca.key")).unwrap(), key);
         let csr = csr(KeyAlgorithm::EcdsaP256);
         let chain = ca.collect(&request(&ca, &csr, NOW).await.unwrap()).await.unwrap().unwrap();
-        bundle.accept(&chain, &csr.key, &csr.sans, NOW).unwrap();
+        bundle.verify(&chain, &csr.key, &csr.sans, NOW).unwrap();
     }
 
     #[tokio::test]

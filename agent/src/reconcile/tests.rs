@@ -32,7 +32,7 @@ use crate::server::{Observed, Presence, Served, Server, ServerError};
 use crate::state::durable::fault::{Fault, plan};
 use crate::state::generation::Generations;
 use crate::status::State;
-use crate::trust::VerifiedChain;
+use crate::x509::chain::{Chain, StoredChain};
 use crate::x509::csr::KeyAlgorithm;
 use crate::x509::leaf::Leaf;
 use crate::x509::san::Sans;
@@ -233,14 +233,14 @@ impl Server for FakeServer {
         Ok(self.digest_of(&text))
     }
 
-    async fn observe(&self, _chain: &VerifiedChain, _at: &Listeners, _last: Option<&Observed>) -> Observed {
+    async fn observe(&self, _chain: &StoredChain, _at: &Listeners, _last: Option<&Observed>) -> Observed {
         let Some(loaded) = self.loaded.lock().unwrap().clone() else {
             return Observed::absent("it was not started".into());
         };
         on_the_way().await;
         let heard = !self.is_deaf.load(Ordering::Relaxed);
         let leaf = self.served().filter(|_| heard).ok_or_else(|| "no leaf".to_owned());
-        let leaf = leaf.map(|leaf| Served { sha256: leaf.sha256, certificates: vec![leaf.der] });
+        let leaf = leaf.map(|leaf| Served::of(Chain::new(vec![leaf.der.into()]).unwrap()));
         Observed {
             presence: Presence::Running(1),
             varz: (!self.is_mute.load(Ordering::Relaxed)).then(|| Varz {
@@ -256,7 +256,7 @@ impl Server for FakeServer {
         }
     }
 
-    async fn reload(&self, _chain: &VerifiedChain, _at: &Listeners) -> Result<i32, ServerError> {
+    async fn reload(&self, _chain: &StoredChain, _at: &Listeners) -> Result<i32, ServerError> {
         let Some(loaded) = self.loaded.lock().unwrap().clone() else {
             return Err(ProcessError::Absent("it was not started".into()).into());
         };
@@ -652,7 +652,7 @@ async fn a_throttled_request_is_repeated_with_the_same_key_and_token() {
     let pass = renew(&mut agent).await;
     assert!(matches!(pass.outcome, Ok(Verdict::Live { .. })), "{:?}", pass.outcome);
     let (newest, _) = agent.parts.apply.parts().generations.newest().unwrap();
-    assert!(newest.unwrap().chain.key == journalled);
+    assert!(*newest.unwrap().chain.key() == journalled);
     assert_eq!(bench.issuer.requests(), 2);
 }
 
@@ -661,7 +661,7 @@ async fn invariant_04_a_leaf_for_another_key_is_never_deployed() {
     let bench = Bench::new().await;
     let mut agent = bench.serving().await;
     let (newest, _) = agent.parts.apply.parts().generations.newest().unwrap();
-    let other = IssuedChain { leaf_pem: newest.unwrap().chain.cert_pem, chain_pem: String::new() };
+    let other = IssuedChain { leaf_pem: newest.unwrap().chain.chain().to_pem(), chain_pem: String::new() };
     *bench.issuer.swap_leaf.lock().unwrap() = Some(other);
     let before = bench.committed();
     let rejected = renew(&mut agent).await;
@@ -677,7 +677,7 @@ async fn invariant_11_what_is_not_ours_is_collected_again_for_minutes_before_ano
     let bench = Bench::new().await;
     let mut agent = bench.serving().await;
     let (newest, _) = agent.parts.apply.parts().generations.newest().unwrap();
-    let other = IssuedChain { leaf_pem: newest.unwrap().chain.cert_pem, chain_pem: String::new() };
+    let other = IssuedChain { leaf_pem: newest.unwrap().chain.chain().to_pem(), chain_pem: String::new() };
     let begin = bench.clock.now();
     *bench.issuer.swap_leaf.lock().unwrap() = Some(other.clone());
     let rejected = renew(&mut agent).await;
@@ -892,10 +892,10 @@ fn assert_whole(bench: &Bench) {
     let generations = Generations::of(&bench.state());
     let number = generations.named_in(&bench.committed()).expect("the committed configuration names a generation");
     let generation = generations.load(number).unwrap();
-    let ours = crate::x509::csr::public_key_der(&generation.chain.key).unwrap();
-    let (_, certificate) = x509_parser::parse_x509_certificate(&generation.chain.leaf.der).unwrap();
+    let ours = crate::x509::csr::public_key_der(generation.chain.key()).unwrap();
+    let (_, certificate) = x509_parser::parse_x509_certificate(&generation.chain.leaf().der).unwrap();
     assert_eq!(certificate.public_key().raw, ours, "key and certificate of generation {number} don't match");
-    assert!(generation.bundle.chains(&generation.chain.certificates(), bench.clock.now()));
+    assert!(generation.bundle.chains(generation.chain.chain(), bench.clock.now()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,15 +11,13 @@ use crate::trust::{FETCH_TIMEOUT, MAX_BUNDLE, TrustBundle, TrustError, TrustSour
 /// The source's name in a bundle.
 const ORIGIN: &str = "issuer";
 
-/// Asks the issuer for its CA certificate and the chain above it. All of them become anchors.
-pub struct FromIssuer {
+/// Asks the issuer for its CA certificate and the chain above that certificate. All of them become anchors.
+pub(crate) struct FromIssuer {
     issuer: Arc<dyn Issuer>,
 }
 
 impl FromIssuer {
-    /// The bundle of this issuer.
-    #[must_use]
-    pub fn new(issuer: Arc<dyn Issuer>) -> Self {
+    pub(crate) fn new(issuer: Arc<dyn Issuer>) -> Self {
         Self { issuer }
     }
 }
@@ -45,7 +43,7 @@ mod tests {
     use crate::error::{RemoteError, RemoteErrorKind};
     use crate::issue::{CertificateHandle, IssueRequest, IssuedChain};
 
-    /// Answers `ca_pem` after a while, or with a refusal.
+    /// Answers `ca_pem` after a pause, or refuses.
     struct FakeIssuer {
         after: std::time::Duration,
         pem: Option<String>,

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
@@ -104,7 +106,7 @@ impl<'a> Request<'a> {
 
 fn issue(pca: &mut Pca, request: &Request<'_>, now: OffsetDateTime) -> Result<Value, ServiceError> {
     let no_csr = |_| ServiceError::new("MalformedCSRException", "the CSR is no base64");
-    let csr = aws_smithy_types::base64::decode(request.text("Csr")?).map_err(no_csr)?;
+    let csr = BASE64_STANDARD.decode(request.text("Csr")?).map_err(no_csr)?;
     let validity = &request.0["Validity"];
     let validity = validity["Type"]
         .as_str()
@@ -179,7 +181,7 @@ fn secret(account: &Account, request: &Request<'_>, now: OffsetDateTime) -> Resu
     let value = account.secrets.get_secret_value(request.text("SecretId")?, version, stage, now)?;
     let (member, content) = match value.content {
         Content::Text(text) => ("SecretString", text),
-        Content::Binary(bytes) => ("SecretBinary", aws_smithy_types::base64::encode(bytes)),
+        Content::Binary(bytes) => ("SecretBinary", BASE64_STANDARD.encode(bytes)),
     };
     let mut answer = json!({
         "ARN": value.arn,
