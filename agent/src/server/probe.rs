@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -59,10 +60,22 @@ pub enum ProbeError {
         #[source]
         source: std::io::Error,
     },
-    /// It took too long.
+    /// The handshake took too long.
     #[error("no TLS handshake with {address} within {} s", TIMEOUT.as_secs())]
     Slow {
-        /// There.
+        /// The port.
+        address: SocketAddr,
+    },
+    /// A nats-server listens there that has no TLS on this port.
+    #[error("{address} speaks NATS without TLS")]
+    Plain {
+        /// The port.
+        address: SocketAddr,
+    },
+    /// The handshake showed no certificate.
+    #[error("{address} showed no certificate")]
+    Bare {
+        /// The port.
         address: SocketAddr,
     },
 }
@@ -76,24 +89,40 @@ pub struct Prober {
 impl Prober {
     /// Presents this chain.
     pub fn presenting(chain: &VerifiedChain) -> Result<Self, ProbeError> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let certs = CertificateDer::pem_slice_iter(chain.cert_pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(ProbeError::Pem)?;
         let key = PrivateKeyDer::from_pem_slice(chain.key.expose().as_bytes()).map_err(ProbeError::Pem)?;
+        let config = Self::config()?.with_client_auth_cert(certs, key).map_err(ProbeError::Identity)?;
+        Ok(Self { connector: Arc::new(config).into() })
+    }
+
+    /// Presents no certificate, for a node that has none. A port that wants one shows its own first (TLS 1.3).
+    pub(crate) fn anonymous() -> Result<Self, ProbeError> {
+        Ok(Self { connector: Arc::new(Self::config()?.with_no_client_auth()).into() })
+    }
+
+    fn config() -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, ProbeError> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(ProbeError::Identity)?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-            .with_client_auth_cert(certs, key)
-            .map_err(ProbeError::Identity)?;
-        Ok(Self { connector: Arc::new(config).into() })
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)));
+        Ok(config)
     }
 
     /// The certificates that the port serves, leaf first, in DER.
     pub async fn served(&self, address: SocketAddr, port: Port) -> Result<Vec<Vec<u8>>, ProbeError> {
-        tokio::time::timeout(TIMEOUT, self.handshake(address, port)).await.unwrap_or(Err(ProbeError::Slow { address }))
+        let probe = async {
+            match self.handshake(address, port).await {
+                Err(ProbeError::Handshake { .. }) if speaks_without_tls(address).await => {
+                    Err(ProbeError::Plain { address })
+                }
+                served => served,
+            }
+        };
+        tokio::time::timeout(TIMEOUT, probe).await.unwrap_or(Err(ProbeError::Slow { address }))
     }
 
     async fn handshake(&self, address: SocketAddr, port: Port) -> Result<Vec<Vec<u8>>, ProbeError> {
@@ -114,6 +143,19 @@ impl Prober {
         }
         let _closed = stream.shutdown().await;
         Ok(served)
+    }
+}
+
+/// Whether a port greets as a nats-server that offers no TLS there. With TLS, a route port sends no greeting, and the
+/// greeting of a client port says so.
+async fn speaks_without_tls(address: SocketAddr) -> bool {
+    let greeting = async { read_line(TcpStream::connect(address).await?).await };
+    match tokio::time::timeout(GREETING, greeting).await {
+        Ok(Ok(line)) => {
+            let line = String::from_utf8_lossy(&line);
+            line.starts_with("INFO ") && !line.contains("tls_required") && !line.contains("tls_available")
+        }
+        _ => false,
     }
 }
 
@@ -201,5 +243,31 @@ mod tests {
         let served = Prober::presenting(&ours).unwrap().served(address, Port::Client).await.unwrap();
         assert_eq!(served, ours.certificates());
         tls_first.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_port_without_tls_is_told_from_a_port_whose_handshake_fails() {
+        for (greeting, is_plain) in [
+            ("INFO {\"server_id\":\"N\"}\r\n", true),
+            ("INFO {\"tls_required\":true}\r\n", false),
+            ("INFO {\"tls_available\":true}\r\n", false),
+            ("HTTP/1.1 400 Bad Request\r\n", false),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let server = tokio::spawn(async move {
+                loop {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    let _gone = stream.write_all(greeting.as_bytes()).await;
+                    let _end = stream.read(&mut [0; 16]).await;
+                    let _gone = stream.write_all(b"-ERR 'Unknown Protocol Operation'\r\n").await;
+                }
+            });
+            for port in [Port::Client, Port::Route] {
+                let error = Prober::anonymous().unwrap().served(address, port).await.unwrap_err();
+                assert_eq!(matches!(error, ProbeError::Plain { .. }), is_plain, "{greeting}: {error}");
+            }
+            server.abort();
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The issuer's own CA certificate as the trust bundle.
+//! A trust bundle of the issuer's own CA certificate.
 
 use std::sync::Arc;
 
@@ -8,18 +8,18 @@ use crate::digest::sha256_hex;
 use crate::issue::Issuer;
 use crate::trust::{FETCH_TIMEOUT, MAX_BUNDLE, TrustBundle, TrustError, TrustSource};
 
-/// The source's name in a bundle.
+/// The name of this source in a bundle.
 const ORIGIN: &str = "issuer";
 
-/// Asks the issuer for its CA certificate and the chain above it. All of them become anchors.
-pub struct FromIssuer {
+/// Asks the issuer for its CA certificate and the chain above it. All of these certificates become anchors.
+pub(crate) struct FromIssuer {
     issuer: Arc<dyn Issuer>,
 }
 
 impl FromIssuer {
     /// The bundle of this issuer.
     #[must_use]
-    pub fn new(issuer: Arc<dyn Issuer>) -> Self {
+    pub(crate) fn new(issuer: Arc<dyn Issuer>) -> Self {
         Self { issuer }
     }
 }
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
     use crate::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain};
 
-    /// Answers `ca_pem` after a while, or with a refusal.
+    /// An issuer that answers `ca_pem` after a while, with a certificate or a refusal.
     struct FakeIssuer {
         after: std::time::Duration,
         pem: Option<String>,
