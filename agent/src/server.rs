@@ -1,4 +1,4 @@
-//! The server seam: everything that the agent does to nats-server and sees of it.
+//! The server seam: everything that the agent does to nats-server, and everything that the agent sees of it.
 
 pub mod monitor;
 pub mod probe;
@@ -24,21 +24,21 @@ use crate::digest::sha256_hex;
 use crate::error::with_causes;
 use crate::x509::chain::{Chain, StoredChain};
 
-/// The oldest nats-server that the agent works with: the first with pooled routes, whose behaviour is measured.
+/// The oldest nats-server that the agent works with: 2.10 is the first version with pooled routes.
 pub const OLDEST: (u32, u32) = (2, 10);
 
-/// `-t` takes milliseconds; a machine that is booting may take its time.
+/// The limit for `nats-server -t`. It takes milliseconds, and more on a machine that boots.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_OUTPUT: u64 = 64 * 1024;
 
-/// Whether there is a nats-server, as far as its pid file and its process tell.
+/// Whether nats-server runs, by its pid file and its process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// None runs: normal before its first start.
+    /// nats-server doesn't run: normal before its first start.
     Absent(String),
-    /// It runs.
+    /// nats-server runs with this pid.
     Running(i32),
-    /// The pid file names something else, or can't be used.
+    /// The pid file names another process, or can't be used.
     Foreign(String),
 }
 
@@ -59,23 +59,23 @@ impl Served {
     }
 }
 
-/// How long a handshake stands for what a server serves that says of itself that nothing was loaded since.
+/// How long a handshake stays valid evidence while `/varz` reports no newer load.
 const HANDSHAKE_STANDS: Duration = Duration::from_mins(5);
 
-/// What can be seen of nats-server from outside.
+/// nats-server as seen from outside.
 #[derive(Clone, Debug)]
 pub struct Observed {
     /// The process.
     pub presence: Presence,
-    /// What it says about itself; nothing where monitoring doesn't answer.
+    /// The answer to `/varz`, if monitoring answers.
     pub varz: Option<Varz>,
-    /// Its routes.
+    /// The answer to `/routez`, if monitoring answers.
     pub routez: Option<Routez>,
-    /// What the client port serves, or why nothing could be seen.
+    /// What the client port serves, or why no certificate was seen.
     pub client: Result<Served, String>,
-    /// The same of the route port.
+    /// What the route port serves, or why no certificate was seen.
     pub route: Result<Served, String>,
-    /// When the two ports were asked.
+    /// When the two ports were probed.
     pub asked: Instant,
 }
 
@@ -94,8 +94,8 @@ impl Observed {
         }
     }
 
-    /// Whether the ports need not be asked again: it is the same server with the same configuration loaded, and the
-    /// last handshakes were good and not long ago. Each of them is a line or two in nats-server's log.
+    /// Whether the last handshakes still tell what the ports serve: the server and its loaded configuration are the same,
+    /// and the handshakes were good and are recent. Each handshake is a line or two in the log of nats-server.
     fn still_holds(&self, presence: &Presence, varz: Option<&Varz>) -> bool {
         self.presence == *presence
             && varz.is_some()
@@ -106,7 +106,7 @@ impl Observed {
     }
 }
 
-/// Why nats-server couldn't be asked, or what it answered.
+/// Why a call to nats-server failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The binary can't be started.
@@ -114,9 +114,9 @@ pub enum ServerError {
     Spawn {
         /// The binary.
         server: PathBuf,
-        /// With these arguments.
+        /// The arguments.
         arguments: String,
-        /// What the system said.
+        /// What the system answered.
         #[source]
         source: std::io::Error,
     },
@@ -125,10 +125,10 @@ pub enum ServerError {
     Slow {
         /// The binary.
         server: PathBuf,
-        /// With these arguments.
+        /// The arguments.
         arguments: String,
     },
-    /// The binary is no nats-server, or an old one.
+    /// The binary is no nats-server, or an old version.
     #[error("{} is {found:?}; the agent needs nats-server {}.{} or later: install one, or set nats.server to its path", .server.display(), OLDEST.0, OLDEST.1)]
     Version {
         /// The binary.
@@ -142,10 +142,10 @@ pub enum ServerError {
          names: {message}"
     )]
     Refused {
-        /// What it printed, without the time.
+        /// What nats-server printed, without the time.
         message: String,
     },
-    /// There is no process to signal, or not the right one.
+    /// There is no process to signal, or the process is not ours.
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// The process is not ready for a signal.
@@ -158,21 +158,26 @@ pub enum ServerError {
         pid: i32,
         /// Its client port.
         address: SocketAddr,
-        /// What the system said.
+        /// Why the probe failed.
         #[source]
         source: ProbeError,
     },
 }
 
-/// nats-server, as the agent needs it.
+/// The operations on nats-server that the agent needs.
 #[async_trait]
 pub trait Server: Send + Sync {
-    /// Has the server's own binary check a configuration, and returns the digest that it prints (from 2.11 on).
+    /// Has the binary of the server check a configuration, and returns the digest that it prints (from 2.11 on).
     async fn validate(&self, candidate: &Path) -> Result<Option<String>, ServerError>;
 
-    /// Looks at the running server and presents `chain` in handshakes. Never fails: what can't be seen is said so. Where
-    /// what was seen `last` still holds, the ports are not asked again.
-    async fn observe(&self, chain: &StoredChain, at: &Listeners, last: Option<&Observed>) -> Observed;
+    /// The pid of the nats-server that runs with our configuration. Reads the pid file and `/proc`, and asks nobody.
+    fn find(&self, at: &Listeners) -> Result<i32, ProcessError>;
+
+    /// Looks at the running server. Handshakes present `chain`; without a chain they present no certificate.
+    ///
+    /// Never fails: every part that can't be seen holds the reason. The ports are not probed again while the handshakes of
+    /// `last` are still valid.
+    async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed;
 
     /// Tells the running server to read its configuration again; returns its pid.
     async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<i32, ServerError>;
@@ -191,7 +196,7 @@ impl NatsServer {
         Self { binary: nats.server.clone(), config: nats.config.clone() }
     }
 
-    /// The binary's version, refused if it is older than [`OLDEST`].
+    /// The version of the binary. A version before [`OLDEST`] is an error.
     pub async fn version(&self) -> Result<String, ServerError> {
         let (_, output) = self.run(&["--version".as_ref()]).await?;
         let found = output.trim().to_owned();
@@ -246,23 +251,27 @@ impl Server for NatsServer {
         if accepted {
             return Ok(digest_in(&output));
         }
-        // nats-server quotes what it stumbles over.
+        // nats-server quotes the text that it refuses, and that text may hold a secret.
         let text = std::fs::read_to_string(candidate).unwrap_or_default();
         let message = Rendered::from_text(Zeroizing::new(text)).hide_from(output.trim());
         Err(ServerError::Refused { message })
     }
 
-    async fn observe(&self, chain: &StoredChain, at: &Listeners, last: Option<&Observed>) -> Observed {
-        let presence = match NatsProcess::find(&at.pid_file, &self.binary, &self.config) {
-            Ok(process) => Presence::Running(process.pid),
+    fn find(&self, at: &Listeners) -> Result<i32, ProcessError> {
+        NatsProcess::find(&at.pid_file, &self.binary, &self.config).map(|process| process.pid)
+    }
+
+    async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed {
+        let presence = match self.find(at) {
+            Ok(pid) => Presence::Running(pid),
             Err(ProcessError::Absent(why)) => {
-                if served_at(chain, at.client, Port::Client).await.is_err() {
-                    return Observed::absent(why);
-                }
-                Presence::Foreign(format!(
-                    "{why}, and yet {} serves TLS: check nats.pid_file and nats.listen",
-                    at.client
-                ))
+                let (client, route) = served_at_both(chain, at).await;
+                let seen = match &client {
+                    Ok(_) => "serves TLS",
+                    Err(ProbeError::Plain { .. }) => "speaks NATS without TLS",
+                    Err(_) => return Observed { client: told(client), route: told(route), ..Observed::absent(why) },
+                };
+                Presence::Foreign(format!("{why}, and yet {} {seen}: check nats.pid_file and nats.listen", at.client))
             }
             Err(error) => Presence::Foreign(with_causes(&error)),
         };
@@ -274,13 +283,12 @@ impl Server for NatsServer {
         if let Some(last) = last.filter(|last| last.still_holds(&presence, varz.as_ref())) {
             return Observed { routez, ..last.clone() };
         }
-        let (client, route) =
-            tokio::join!(served_at(chain, at.client, Port::Client), served_at(chain, at.route, Port::Route));
-        Observed { presence, varz, routez, client, route, asked: Instant::now() }
+        let (client, route) = served_at_both(chain, at).await;
+        Observed { presence, varz, routez, client: told(client), route: told(route), asked: Instant::now() }
     }
 
-    /// A SIGHUP in the first milliseconds of nats-server's life kills it, and during lame duck mode it hangs 2.15.1. In
-    /// both it doesn't accept clients, so an open client port is asked for first.
+    /// A SIGHUP kills nats-server in its first milliseconds, and hangs 2.15.1 in lame duck mode. The client port is closed
+    /// in both states, so the client port must be open before the signal.
     async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<i32, ServerError> {
         let process = NatsProcess::find(&at.pid_file, &self.binary, &self.config)?;
         let probed = match Prober::presenting(chain) {
@@ -295,9 +303,21 @@ impl Server for NatsServer {
     }
 }
 
-async fn served_at(chain: &StoredChain, address: SocketAddr, port: Port) -> Result<Served, String> {
-    let served = async { Prober::presenting(chain)?.served(address, port).await };
-    served.await.map(Served::of).map_err(|error| with_causes(&error))
+/// What the client port and the route port serve.
+async fn served_at_both(
+    chain: Option<&StoredChain>,
+    at: &Listeners,
+) -> (Result<Served, ProbeError>, Result<Served, ProbeError>) {
+    tokio::join!(served_at(chain, at.client, Port::Client), served_at(chain, at.route, Port::Route))
+}
+
+async fn served_at(chain: Option<&StoredChain>, address: SocketAddr, port: Port) -> Result<Served, ProbeError> {
+    let prober = chain.map_or_else(Prober::anonymous, Prober::presenting)?;
+    prober.served(address, port).await.map(Served::of)
+}
+
+fn told(served: Result<Served, ProbeError>) -> Result<Served, String> {
+    served.map_err(|error| with_causes(&error))
 }
 
 /// The digest in what `-t` prints: `… configuration file … is valid (sha256:…)` (2.11 and later).

@@ -51,7 +51,13 @@ impl WiringError {
 pub async fn wire(config: &Config, allowed_losses: Vec<String>) -> Result<Parts, WiringError> {
     // The SDK's set-up makes futures of many kilobytes, which every caller's would contain.
     let node = Box::pin(identify(&config.node, needs(config))).await?;
-    Ok(wire_around(node, config, allowed_losses).await)
+    Ok(wire_around(node, config, allowed_losses, Purpose::Run).await)
+}
+
+/// The same for a command that changes nothing: an embedded CA that is missing stays missing.
+pub(crate) async fn wire_to_look(config: &Config) -> Result<Parts, WiringError> {
+    let node = Box::pin(identify(&config.node, needs(config))).await?;
+    Ok(wire_around(node, config, Vec::new(), Purpose::Look).await)
 }
 
 /// The parts around the node that the newest certificate names: for [`Reconciler::inspect`] while instance metadata
@@ -62,10 +68,17 @@ pub async fn wire_to_inspect(config: &Config) -> Parts {
     // What can't be read is what the inspection itself will name.
     let newest = Generations::of(&config.state_directory).newest().ok().and_then(|(newest, _)| newest);
     let certified = newest.map(|newest| newest.chain.leaf().sans.clone()).unwrap_or_default();
-    wire_around(as_certified(&config.node, &certified), config, Vec::new()).await
+    wire_around(as_certified(&config.node, &certified), config, Vec::new(), Purpose::Look).await
 }
 
-async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<String>) -> Parts {
+/// What the parts are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Run,
+    Look,
+}
+
+async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<String>, purpose: Purpose) -> Parts {
     let clock = Clock::System;
     // Only where AWS is used, and with a Region: the SDK would else look for one in instance metadata.
     let region = match &config.issuer.kind {
@@ -79,7 +92,10 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<String>) -
         IssuerKind::AcmPca { ca_arn, template_arn } => {
             Arc::new(AcmPca::new(aws().await, ca_arn.clone(), template_arn.clone()))
         }
-        IssuerKind::Local { directory } => Arc::new(Local::new(directory.clone(), clock)),
+        IssuerKind::Local { directory } => {
+            let ca = Local::new(directory.clone(), clock);
+            Arc::new(if purpose == Purpose::Run { ca } else { ca.read_only() })
+        }
     };
     let trust: Arc<dyn TrustSource> = match &config.trust {
         TrustConfig::SecretsManager { secret_id, json_key } => {

@@ -115,6 +115,12 @@ fn is_all_there(scenario: Scenario, names: &[String]) {
     {
         assert!(is_there(name), "no {name}in {names:?}");
     }
+    // The embedded CA makes itself at a first boot only, and signs each time.
+    let made = ["rename CA/ca.key.new ", "fsync CA/ca.pem.new ", "rename CA/ca.pem.new "].into_iter();
+    let signed = ["write CA/issued/.new ", "fsync CA/issued/.new ", "rename CA/issued/.new ", "fsync CA/issued "];
+    for name in made.filter(|_| scenario == Scenario::FirstBoot).chain(signed) {
+        assert!(is_there(name), "no {name}in {names:?}");
+    }
     assert_eq!(is_there("pidfd_send_signal "), scenario == Scenario::Renewal, "the signal in {names:?}");
 }
 

@@ -8,6 +8,7 @@ mod aws_double;
 mod bad_input;
 mod chaos;
 mod crash;
+mod doctor;
 mod documents;
 mod fault_matrix;
 mod fleet;

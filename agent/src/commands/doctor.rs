@@ -1,5 +1,7 @@
-//! `agent doctor`: every precondition from here to the peers, each with a remedy. It asks and looks, issues nothing and
-//! changes nothing. What can be looked at without knowing which node this is, is looked at in any case.
+//! `agent doctor`: every precondition from here to the peers, each with a remedy.
+//!
+//! Doctor reads and asks. It issues nothing and changes nothing. The checks that need no identity are made even where this
+//! node's identity is unknown.
 
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;
@@ -17,22 +19,23 @@ use crate::conf::render::Rendered;
 use crate::config::Config;
 use crate::daemon::control::{Answer, ControlError, Request, ask};
 use crate::error::with_causes;
+use crate::error::RemoteErrorKind;
 use crate::node::Node;
 use crate::peers::{Peer, PeerSet, Sighting};
 use crate::reconcile::deployment::Apply;
 use crate::reconcile::{NO_CREDENTIAL, Parts, Reconciler};
 use crate::server::probe::{Port, Prober};
-use crate::server::{NatsServer, Presence};
+use crate::server::{NatsServer, Presence, Served};
 use crate::state::durable::FileError;
 use crate::state::generation::Generation;
 use crate::status::State;
-use crate::trust::TrustBundle;
-use crate::wiring::{commit_point, wire};
+use crate::trust::{TrustBundle, TrustError};
+use crate::wiring::{commit_point, wire_to_look};
 
-/// What came of one check.
+/// How a check came out.
 #[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
-enum Verdict {
+enum Grade {
     Ok,
     Warning,
     Failed,
@@ -42,8 +45,9 @@ enum Verdict {
 #[derive(Clone, Debug, Serialize)]
 struct Check {
     name: &'static str,
-    verdict: Verdict,
-    /// What was found; of a failure, also what to do.
+    #[serde(rename = "verdict")]
+    grade: Grade,
+    /// What the check found, and the remedy where something is wrong.
     found: String,
 }
 
@@ -60,23 +64,23 @@ impl Check {
     }
 
     fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Ok, found: found.into() }
+        Self { name, grade: Grade::Ok, found: found.into() }
     }
 
     fn warning(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Warning, found: found.into() }
+        Self { name, grade: Grade::Warning, found: found.into() }
     }
 
     fn failed(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Failed, found: found.into() }
+        Self { name, grade: Grade::Failed, found: found.into() }
     }
 }
 
-/// Makes every check. Exit code 1 if one failed; a warning is no failure.
+/// Makes every check. The exit code is 1 where a check failed; a warning is no failure.
 pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
     let apply = commit_point(config);
     let server = NatsServer::new(&config.nats);
-    let (assembled, daemon, version) = tokio::join!(wire(config, Vec::new()), daemon(config), server.version());
+    let (assembled, daemon, version) = tokio::join!(wire_to_look(config), daemon(config), server.version());
     let mut checks = vec![
         Check::of("identity", &assembled, |parts| describe(&parts.node)),
         Check::of("nats-server", &version, Clone::clone),
@@ -98,15 +102,13 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
         Err(_) => Sources::default(),
     };
     checks.extend(sources.checks);
-    match &newest {
-        Some(newest) => {
-            checks.push(certificate(newest, Clock::System.now()));
-            checks.extend(serving(&apply, newest).await);
-        }
-        None => checks.push(Check::warning("generation", "none yet; `agent run` makes the first")),
-    }
+    checks.push(match &newest {
+        Some(newest) => certificate(newest, Clock::System.now()),
+        None => Check::warning("generation", NO_GENERATION),
+    });
+    checks.extend(serving(&apply, newest.as_ref()).await);
     checks.extend(sources.peers);
-    let healthy = checks.iter().all(|check| check.verdict != Verdict::Failed);
+    let healthy = checks.iter().all(|check| check.grade != Grade::Failed);
     if json {
         print_json(&serde_json::json!({ "healthy": healthy, "checks": checks }))?;
     } else {
@@ -115,7 +117,10 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Who owns what is written there decides whether nats-server can read it.
+/// What is said of everything that the first generation brings.
+const NO_GENERATION: &str = "none yet; `agent run` makes the first";
+
+/// The owner of the state directory decides whether nats-server can read the files there.
 fn state_directory(state: &Path) -> Check {
     let name = "state directory";
     let user = nix::unistd::geteuid().as_raw();
@@ -126,7 +131,7 @@ fn state_directory(state: &Path) -> Check {
             Check::warning(name, format!("{found}: run commands as the user that the daemon runs as"))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Check::warning(name, format!("there is no {} yet; `agent run` makes it", state.display()))
+            Check::warning(name, format!("there is no {} yet; `agent run` makes this directory", state.display()))
         }
         Err(error) => Check::failed(name, with_causes(&FileError::on("look at", state)(error))),
     }
@@ -141,7 +146,7 @@ async fn daemon(config: &Config) -> Check {
             if status.state == State::Failing { Check::failed(name, found) } else { Check::warning(name, found) }
         }
         Ok(Answer::Refused(reason)) => Check::warning(name, reason),
-        Ok(_) => Check::warning(name, "it answered something else than was asked"),
+        Ok(_) => Check::warning(name, "its answer belongs to another request"),
         Err(ControlError::NoDaemon { path, .. }) => {
             Check::warning(name, format!("nothing listens on {}, so nobody renews; start the agent", path.display()))
         }
@@ -149,7 +154,7 @@ async fn daemon(config: &Config) -> Check {
     }
 }
 
-/// What only a node that knows who it is can ask.
+/// The checks that need this node's identity.
 #[derive(Default)]
 struct Sources {
     checks: Vec<Check>,
@@ -159,10 +164,18 @@ struct Sources {
 async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
     let (ca, bundle, sighting) = tokio::join!(parts.issuance.issuer.ca_pem(), parts.trust.fetch(), parts.peers.sight());
     let mut checks = vec![
-        Check::of("issuer", &ca, |_| "it gives its CA certificate".into()),
-        Check::of("trust", &bundle, |bundle| {
-            format!("{} from {}", counted(bundle.anchors.len(), "anchor"), bundle.source)
-        }),
+        match &ca {
+            Err(error) if error.kind == RemoteErrorKind::Absent => Check::warning("issuer", NO_CA),
+            ca => Check::of("issuer", ca, |_| "it gives its CA certificate".into()),
+        },
+        match &bundle {
+            Err(TrustError::Issuer { source }) if source.kind == RemoteErrorKind::Absent => {
+                Check::warning("trust", NO_CA)
+            }
+            bundle => Check::of("trust", bundle, |bundle| {
+                format!("{} from {}", counted(bundle.anchors.len(), "anchor"), bundle.source)
+            }),
+        },
         Check::of("peers", &sighting, |seen| {
             seen.peers.iter().map(|peer| peer.id.as_str()).collect::<Vec<_>>().join(", ")
         }),
@@ -176,7 +189,7 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
     checks.push(match &parts.credential {
         None => Check::warning("credential", NO_CREDENTIAL),
         Some(source) => Check::of("credential", &source.fetch(OffsetDateTime::UNIX_EPOCH).await, |_| {
-            "routes must present it".into()
+            "routes must present the credential of the secret".into()
         }),
     });
     checks.push(Check::of("journal", &parts.issuance.journal.load(), |entries| {
@@ -193,6 +206,9 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
     checks.push(configuration(Reconciler::new(parts)).await);
     Sources { checks, peers }
 }
+
+/// The embedded CA before the first `agent run`.
+const NO_CA: &str = "none yet; `agent run` makes the embedded CA";
 
 /// Whether the next pass would change the committed configuration.
 async fn configuration(mut reconciler: Reconciler) -> Check {
@@ -228,7 +244,7 @@ fn issuer_is_trusted(ca: &str, bundle: &TrustBundle) -> Check {
             Check::failed(
                 "issuer in trust",
                 format!(
-                    "the bundle has none of {}: what the issuer signs will not be accepted; add it",
+                    "the bundle has none of {}, so no leaf of the issuer is accepted; add the CA to the bundle",
                     subjects.join(", ")
                 ),
             )
@@ -241,58 +257,85 @@ fn peers_are_whole(seen: &Sighting, node: &Node) -> Option<Check> {
     PeerSet::default().settle(seen, node, |_| false).kept.map(|kept| Check::failed("peers", kept))
 }
 
-/// Whether clients and peers accept what is to be served.
+/// Whether clients and peers accept the newest certificate.
 fn certificate(newest: &Generation, now: OffsetDateTime) -> Check {
     let name = "certificate";
     let leaf = newest.chain.leaf();
     let begin = rfc3339(leaf.not_before);
     match newest.bundle.refusal(newest.chain.chain(), now) {
-        Some(why) => Check::failed(name, format!("clients and peers refuse the newest one: {why}; {RENEW}")),
+        Some(why) => Check::failed(name, format!("clients and peers refuse the newest certificate: {why}; {RENEW}")),
         None if leaf.not_before > now => Check::failed(
             name,
-            format!("it is valid from {begin}, and it is {} here: set this machine's clock", rfc3339(now)),
+            format!("valid from {begin}, and the time here is {}: set this machine's clock", rfc3339(now)),
         ),
         None => Check::ok(name, format!("generation {}, expires {}", newest.number, rfc3339(leaf.not_after))),
     }
 }
 
-/// What to do where no certificate is good enough.
-const RENEW: &str = "run `agent renew`, which says what keeps another one away";
+/// The remedy where clients and peers refuse the certificate.
+const RENEW: &str = "run `agent renew`, which says what keeps a new certificate away";
 
-async fn serving(apply: &Apply, newest: &Generation) -> Vec<Check> {
+/// The nats-server process and what its ports serve. Before the first generation it is normal that no server runs and that
+/// no port has TLS, so that is a warning.
+async fn serving(apply: &Apply, newest: Option<&Generation>) -> Vec<Check> {
     let committed = apply.committed().ok().flatten();
     let listeners = Listeners::of(committed.as_ref().map(Rendered::text), &apply.parts().nats);
-    let observed = apply.parts().server.observe(&newest.chain, &listeners, None).await;
-    let mut checks = vec![match &observed.presence {
-        Presence::Running(pid) => Check::ok("process", format!("pid {pid}")),
-        Presence::Absent(why) => Check::failed("process", format!("nats-server isn't running: {why}; start it")),
-        Presence::Foreign(why) => Check::failed("process", why.as_str()),
-    }];
+    let observed = apply.parts().server.observe(newest.map(|newest| &newest.chain), &listeners, None).await;
+    let config = apply.parts().nats.config.display();
+    let process = match (&observed.presence, newest) {
+        (Presence::Running(pid), _) => Check::ok("process", format!("pid {pid} runs with -c {config}")),
+        (Presence::Absent(why), Some(_)) => {
+            Check::failed("process", format!("nats-server isn't running: {why}; start nats-server"))
+        }
+        (Presence::Absent(why), None) => Check::warning(
+            "process",
+            format!(
+                "nats-server isn't running: {why}; when `agent run` has written {config}, start nats-server -c {config}"
+            ),
+        ),
+        (Presence::Foreign(why), _) => Check::failed("process", why.as_str()),
+    };
     let now = Clock::System.now();
-    for (name, key, served) in
-        [("client port", "nats.listen", &observed.client), ("route port", "nats.cluster_listen", &observed.route)]
-    {
-        let refusal = served.as_ref().ok().and_then(|served| newest.bundle.refusal(&served.chain, now));
-        checks.push(match served {
-            Ok(_) if let Some(why) = &refusal => {
-                Check::failed(name, format!("serves a certificate that clients and peers refuse: {why}; {RENEW}"))
-            }
-            Ok(served) if served.sha256 == newest.chain.leaf().sha256 => Check::ok(name, "serves the newest leaf"),
-            Ok(_) => Check::failed(
-                name,
-                "serves another leaf than the newest, which the daemon deploys without another issuance; its log says \
-                 what keeps it from that",
-            ),
-            Err(why) => Check::failed(
-                name,
-                format!("{why}; start nats-server, look at its log, and see whether {key} is right"),
-            ),
-        });
-    }
-    checks
+    vec![
+        process,
+        port("client port", "nats.listen", &observed.client, newest, now),
+        port("route port", "nats.cluster_listen", &observed.route, newest, now),
+    ]
 }
 
-/// All at the same time: each that is away takes as long as a probe may.
+fn port(
+    name: &'static str,
+    key: &str,
+    served: &Result<Served, String>,
+    newest: Option<&Generation>,
+    now: OffsetDateTime,
+) -> Check {
+    match (served, newest) {
+        (Ok(served), Some(newest)) => match newest.bundle.refusal(&served.chain, now) {
+            Some(why) => {
+                Check::failed(name, format!("serves a certificate that clients and peers refuse: {why}; {RENEW}"))
+            }
+            None if served.sha256 == newest.chain.leaf().sha256 => Check::ok(name, "serves the newest leaf"),
+            None => Check::failed(
+                name,
+                "serves another leaf than the newest; the daemon deploys the newest without another issuance, and its \
+                 log says what keeps it from that",
+            ),
+        },
+        (Ok(served), None) => Check::warning(
+            name,
+            format!("serves the leaf sha256:{}, which is not of this agent; `agent run` replaces it", served.sha256),
+        ),
+        (Err(why), Some(_)) => {
+            Check::failed(name, format!("{why}; start nats-server, look at its log, and see whether {key} is right"))
+        }
+        (Err(why), None) => {
+            Check::warning(name, format!("{why}; `agent run` writes a configuration with TLS on this port, {key}"))
+        }
+    }
+}
+
+/// Dials all peers at the same time: a peer that is away takes the whole time of a probe.
 async fn dial(newest: &Generation, peers: Vec<Peer>) -> Vec<Check> {
     let prober = match Prober::presenting(&newest.chain) {
         Ok(prober) => prober,
@@ -326,10 +369,10 @@ fn table(checks: &[Check]) -> String {
     let paint = Paint::stdout();
     let width = checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
     checks.iter().fold(String::new(), |mut text, check| {
-        let mark = match check.verdict {
-            Verdict::Ok => paint.green("ok     "),
-            Verdict::Warning => paint.yellow("warning"),
-            Verdict::Failed => paint.red("failed "),
+        let mark = match check.grade {
+            Grade::Ok => paint.green("ok     "),
+            Grade::Warning => paint.yellow("warning"),
+            Grade::Failed => paint.red("failed "),
         };
         let _infallible = writeln!(text, "{mark}  {:<width$}  {}", check.name, check.found);
         text
@@ -350,19 +393,19 @@ mod tests {
         let chain = bundle(&ca).verify(&issued, &key, &sans(), NOW).unwrap().stored().clone();
         let files = crate::state::generation::Generations::of(Path::new("/state")).files(7);
         let newest = Generation { number: 7, chain, bundle: bundle(&ca), files };
-        let verdict = |newest: &Generation, days| {
+        let grade = |newest: &Generation, days| {
             let check = certificate(newest, NOW + time::Duration::days(days));
-            (check.verdict, check.found)
+            (check.grade, check.found)
         };
-        let (good, found) = verdict(&newest, 0);
-        assert!(good == Verdict::Ok && found == "generation 7, expires 2026-03-08T12:00:00Z", "{found}");
+        let (good, found) = grade(&newest, 0);
+        assert!(good == Grade::Ok && found == "generation 7, expires 2026-03-08T12:00:00Z", "{found}");
         for (days, words) in
             [(8, "expired at 2026-03-08T12:00:00Z; run `agent renew`"), (-1, "set this machine's clock")]
         {
-            let (bad, found) = verdict(&newest, days);
-            assert!(bad == Verdict::Failed && found.contains(words), "{found}");
+            let (bad, found) = grade(&newest, days);
+            assert!(bad == Grade::Failed && found.contains(words), "{found}");
         }
-        let (bad, found) = verdict(&Generation { bundle: bundle(&other), ..newest }, 0);
-        assert!(bad == Verdict::Failed && found.contains("no anchor of the bundle"), "{found}");
+        let (bad, found) = grade(&Generation { bundle: bundle(&other), ..newest }, 0);
+        assert!(bad == Grade::Failed && found.contains("no anchor of the bundle"), "{found}");
     }
 }

@@ -16,7 +16,7 @@ use crate::error::with_causes;
 use crate::progress::{Progress, Step};
 use crate::reconcile::deployment::Verdict;
 use crate::reconcile::{Pass, Reconciler, Wanted};
-use crate::state::lock::StateLock;
+use crate::state::lock::Lock;
 use crate::status::{LeafStatus, Status};
 use crate::wiring::wire;
 
@@ -58,7 +58,7 @@ async fn renew_alone(
     allow_loss: Vec<String>,
     steps: &mut StepPrinter,
 ) -> Result<Renewed, CommandError> {
-    let _lock = StateLock::take(&config.state_directory)?;
+    let _lock = Lock::take(&config.state_directory)?;
     let mut reconciler = Reconciler::new(wire(config, Vec::new()).await?);
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let wanted = Wanted { renew: true, allow_loss };

@@ -18,7 +18,7 @@ use crate::error::with_causes;
 use crate::progress::Progress;
 use crate::reconcile::{Parts, Pass, Reconciler, Wanted};
 use crate::schedule::backoff;
-use crate::state::lock::StateLock;
+use crate::state::lock::Lock;
 use crate::status::{State, Status};
 use crate::wiring::{WiringError, wire, wire_to_inspect};
 
@@ -30,7 +30,7 @@ const CLOCK_IS_SET_BACK: Duration = Duration::from_mins(1);
 ///
 /// Stopping in the middle of a pass is safe: whatever it had begun is taken up by the next start, as after a crash.
 pub async fn run(file: &Path, config: Config, allow_loss: Vec<String>) -> Result<ExitCode, CommandError> {
-    let _lock = StateLock::take(&config.state_directory)?;
+    let _lock = Lock::take(&config.state_directory)?;
     let metrics_port = metrics::bind(config.metrics_listen).await?;
     let control = ControlSocket::bind(&config.control_socket)?;
     let (status, watched) = watch::channel(None::<Status>);

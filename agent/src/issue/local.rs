@@ -1,20 +1,17 @@
 //! The embedded CA, for development and off AWS.
 //!
-//! It lives in a directory that several agents on one machine may share:
+//! The CA lives in a directory that several agents on one machine may share:
 //!
 //! ```text
-//! ca.key        the CA's key, mode 0600, made first
-//! ca.pem        its certificate, made from the key before anything is signed with it
-//! issued/TOKEN.pem   each leaf by its idempotency token, until it has expired
-//! .lock         held by whoever writes
+//! ca.key             the CA's key, mode 0600, made first
+//! ca.pem             the CA's certificate, made from the key before the CA signs anything
+//! issued/TOKEN.pem   each leaf by its idempotency token, until the leaf has expired
+//! .lock              held by the agent that writes
 //! ```
 //!
-//! Every file appears whole, by rename, so a crash leaves at most a key without a certificate, and the next run makes
-//! the certificate. A certificate without its key can't be healed and is an error.
+//! Every file appears complete, by a rename. A crash leaves at most a key without a certificate, and the next run makes
+//! the certificate. A certificate without its key can't be repaired, so that state is an error.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,41 +27,55 @@ use super::{CertificateHandle, IssueRequest, IssuedChain, Issuer};
 use crate::clock::Clock;
 use crate::digest::hex;
 use crate::error::{RemoteError, RemoteErrorKind};
-use crate::state::durable::NO_DETOUR;
+use crate::state::durable::{self, FileError};
+use crate::state::lock::Lock;
 use crate::x509::leaf::Leaf;
 
-/// The validity of the CA.
+/// The lifetime of the CA.
 const CA_LIFETIME: time::Duration = time::Duration::days(3653);
 
-/// How far back a validity begins, because the clocks of machines differ.
+/// The distance of NotBefore into the past, for machines whose clocks differ.
 const BACKDATED: time::Duration = time::Duration::seconds(60);
 
-/// The largest CSR: PCA's limit
+/// The largest CSR, in bytes: the limit of ACM PCA
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>).
 const MAX_CSR: usize = 32_768;
 
-/// The largest file that is read here, in bytes. The real ones have one to three thousand.
+/// The largest file that the CA reads, in bytes. Real files have one to three thousand.
 const MAX_FILE: u64 = 65_536;
 
-/// How often, and how many times, the lock is tried: 10 s in all. Signing holds it for milliseconds.
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
-const LOCK_TRIES: usize = 1000;
+/// How long a writer waits for another writer. Signing holds the lock for milliseconds.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the CA does where its key or certificate is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missing {
+    Make,
+    Report,
+}
 
 /// An issuer that signs by itself, at once.
 #[derive(Clone, Debug)]
-pub struct Local {
+pub(crate) struct Local {
     directory: PathBuf,
     clock: Clock,
+    missing: Missing,
 }
 
 impl Local {
-    /// A CA in `directory`. The directory and the CA are made when they are first needed.
+    /// A CA in `directory`. The first use makes the directory and the CA.
     #[must_use]
-    pub fn new(directory: PathBuf, clock: Clock) -> Self {
-        Self { directory, clock }
+    pub(crate) fn new(directory: PathBuf, clock: Clock) -> Self {
+        Self { directory, clock, missing: Missing::Make }
     }
 
-    /// Signs a CSR, or finds what was signed for the same token before.
+    /// The same CA for a command that changes nothing. It reads what is there, makes no CA and signs nothing.
+    #[must_use]
+    pub(crate) fn read_only(self) -> Self {
+        Self { missing: Missing::Report, ..self }
+    }
+
+    /// Signs a CSR. A token that was signed before keeps its leaf.
     fn issue(&self, csr: &str, validity: Duration, now: OffsetDateTime, token: &str) -> Result<(), RemoteError> {
         let issued = self.issued(token)?;
         let csr = self.read_csr(csr)?;
@@ -75,10 +86,12 @@ impl Local {
         }
         self.prune(now);
         let pem = self.sign(&ca, &csr, validity, now)?;
-        self.write(&issued, 0o644, pem.as_bytes())
+        // The lock makes the staged name ours alone. One name for every token leaves no half-written file behind for good.
+        let staged = self.issued_directory().join(".new");
+        durable::replace_through(&staged, &issued, pem.as_bytes(), 0o644).map_err(|error| self.file(error))
     }
 
-    /// Checks form and signature.
+    /// Checks the form and the signature of a CSR.
     fn read_csr(&self, csr: &str) -> Result<CertificateSigningRequestParams, RemoteError> {
         let refused = |reason: &str, source| {
             self.failed(RemoteErrorKind::Permanent, reason.to_owned(), "make a new key and CSR".to_owned(), source)
@@ -116,7 +129,7 @@ impl Local {
         Ok(certificate.pem())
     }
 
-    /// The same token stands for the same request only with the same key.
+    /// Refuses a token that was used with another key.
     fn check_same_key(&self, file: &Path, pem: &str, csr: &CertificateSigningRequestParams) -> Result<(), RemoteError> {
         let stored = Leaf::from_pem(pem).ok().and_then(|leaf| public_key(&leaf.der));
         if stored.is_some_and(|stored| stored == csr.public_key.subject_public_key_info()) {
@@ -130,38 +143,56 @@ impl Local {
         ))
     }
 
-    /// The CA, made where there is none. Called with the lock held.
-    fn authority(&self, now: OffsetDateTime) -> Result<Authority, RemoteError> {
-        let (key_file, cert_file) = (self.directory.join("ca.key"), self.directory.join("ca.pem"));
-        let key = match self.read(&key_file)? {
-            Some(text) => KeyPair::from_pem(&text).map_err(|error| self.unusable(&key_file, Some(error.into())))?,
-            None if self.read(&cert_file)?.is_some() => return Err(self.unusable(&key_file, None)),
-            None => {
-                let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| self.crypto(error))?;
-                self.write(&key_file, 0o600, Zeroizing::new(key.serialize_pem()).as_bytes())?;
-                key
-            }
-        };
-        let pem = if let Some(pem) = self.read(&cert_file)? {
-            pem.to_string()
-        } else {
-            let pem = self.make_certificate(&key, now)?;
-            self.write(&cert_file, 0o644, pem.as_bytes())?;
-            pem
-        };
-        let cert = Leaf::from_pem(&pem).map_err(|error| self.unusable(&cert_file, Some(error.into())))?;
-        if public_key(&cert.der).is_none_or(|public| public != key.subject_public_key_info()) {
+    fn key_file(&self) -> PathBuf {
+        self.directory.join("ca.key")
+    }
+
+    fn certificate_file(&self) -> PathBuf {
+        self.directory.join("ca.pem")
+    }
+
+    fn issued_directory(&self) -> PathBuf {
+        self.directory.join("issued")
+    }
+
+    /// The CA as it is on the disk, or `None` where it is not complete yet. Needs no lock.
+    fn existing(&self, now: OffsetDateTime) -> Result<Option<Authority>, RemoteError> {
+        let (key_file, certificate_file) = (self.key_file(), self.certificate_file());
+        // The key is written first, so the key of a certificate that is there is there too.
+        let Some(pem) = self.read(&certificate_file)? else { return Ok(None) };
+        let key = self.read(&key_file)?.ok_or_else(|| self.unusable(&key_file, None))?;
+        let key = KeyPair::from_pem(&key).map_err(|error| self.unusable(&key_file, Some(error.into())))?;
+        let certificate = Leaf::from_pem(&pem).map_err(|error| self.unusable(&certificate_file, Some(error.into())))?;
+        if public_key(&certificate.der).is_none_or(|public| public != key.subject_public_key_info()) {
             return Err(self.unusable(&key_file, None));
         }
-        if cert.not_after <= now {
+        if certificate.not_after <= now {
             return Err(self.failed(
                 RemoteErrorKind::Permanent,
-                format!("the CA ended on {}", cert.not_after.date()),
+                format!("the CA ended on {}", certificate.not_after.date()),
                 format!("move {} away: a new CA is made in its place", self.directory.display()),
                 None,
             ));
         }
-        Ok(Authority { pem, key, not_after: cert.not_after })
+        Ok(Some(Authority { pem: pem.to_string(), key, not_after: certificate.not_after }))
+    }
+
+    /// The CA, made where there is none. The caller holds the lock.
+    fn authority(&self, now: OffsetDateTime) -> Result<Authority, RemoteError> {
+        if let Some(existing) = self.existing(now)? {
+            return Ok(existing);
+        }
+        let key_file = self.key_file();
+        let key = if let Some(pem) = self.read(&key_file)? {
+            KeyPair::from_pem(&pem).map_err(|error| self.unusable(&key_file, Some(error.into())))?
+        } else {
+            let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| self.crypto(error))?;
+            self.write(&key_file, 0o600, Zeroizing::new(key.serialize_pem()).as_bytes())?;
+            key
+        };
+        let pem = self.make_certificate(&key, now)?;
+        self.write(&self.certificate_file(), 0o644, pem.as_bytes())?;
+        self.existing(now)?.ok_or_else(|| self.unusable(&self.certificate_file(), None))
     }
 
     fn make_certificate(&self, key: &KeyPair, now: OffsetDateTime) -> Result<String, RemoteError> {
@@ -178,7 +209,7 @@ impl Local {
         Ok(ca.self_signed(key).map_err(|error| self.crypto(error))?.pem())
     }
 
-    /// Random, positive, 127 bits long, which leaves 126 to chance (RFC 5280, section 4.1.2.2, allows 20 octets).
+    /// A positive serial number of 127 bits, 126 of them random (RFC 5280, section 4.1.2.2, allows 20 octets).
     fn serial(&self) -> Result<SerialNumber, RemoteError> {
         let mut bytes = [0; 16];
         aws_lc_rs::rand::fill(&mut bytes).map_err(|error| self.crypto(error))?;
@@ -186,20 +217,20 @@ impl Local {
         Ok(SerialNumber::from_slice(&bytes))
     }
 
-    /// Removes what has expired: no journal asks for it any more. What can't be removed is left for the next time.
+    /// Removes expired leaves, for which no journal asks any more. A leaf that can't be removed stays until the next time.
     fn prune(&self, now: OffsetDateTime) {
-        let entries = std::fs::read_dir(self.directory.join("issued")).into_iter().flatten();
+        let entries = std::fs::read_dir(self.issued_directory()).into_iter().flatten();
         for file in entries.filter_map(|entry| Some(entry.ok()?.path())) {
             let pem = self.read(&file).ok().flatten();
             if pem.and_then(|pem| Leaf::from_pem(&pem).ok()).is_some_and(|leaf| leaf.not_after < now)
-                && let Err(error) = std::fs::remove_file(&file)
+                && let Err(error) = durable::remove_if_there(&file)
             {
-                tracing::debug!("could not remove the expired certificate {}: {error}", file.display());
+                tracing::debug!("{error}: {}", error.source);
             }
         }
     }
 
-    /// Where the leaf of a token is kept. A token comes from the journal, so it is checked before it names a file.
+    /// The file of a token's leaf. The token comes from the journal, so it is checked before it names a file.
     fn issued(&self, token: &str) -> Result<PathBuf, RemoteError> {
         let plain = token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
         if token.is_empty() || token.len() > 64 || !plain {
@@ -210,71 +241,56 @@ impl Local {
                 None,
             ));
         }
-        Ok(self.directory.join("issued").join(format!("{token}.pem")))
+        Ok(self.issued_directory().join(format!("{token}.pem")))
     }
 
-    /// Makes the directories and waits, up to 10 s, until nobody else writes here. Released when dropped.
-    fn lock(&self) -> Result<File, RemoteError> {
-        let issued = self.directory.join("issued");
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&issued)
-            .map_err(|error| self.io("make", &issued, error))?;
+    /// Makes the directories, and waits until no other agent writes to the CA.
+    fn lock(&self) -> Result<Lock, RemoteError> {
+        if self.missing == Missing::Report {
+            return Err(self.failed(
+                RemoteErrorKind::Permanent,
+                "this command only looks at the CA".to_owned(),
+                "have `agent run` or `agent renew` use the CA".to_owned(),
+                None,
+            ));
+        }
+        self.make_directories().map_err(|error| self.file(error))?;
         let path = self.directory.join(".lock");
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(NO_DETOUR)
-            .open(&path)
-            .map_err(|error| self.io("open", &path, error))?;
-        for _ in 0..LOCK_TRIES {
-            match file.try_lock() {
-                Ok(()) => return Ok(file),
-                Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
-                Err(TryLockError::Error(error)) => return Err(self.io("lock", &path, error)),
-            }
-        }
-        Err(self.failed(
-            RemoteErrorKind::Unavailable,
-            format!("another process held {} for 10 s", path.display()),
-            "it is tried again; find the process with `fuser` if this goes on".to_owned(),
-            None,
-        ))
+        let lock = Lock::wait(&path, LOCK_TIMEOUT).map_err(|error| self.file(error))?;
+        lock.ok_or_else(|| {
+            self.failed(
+                RemoteErrorKind::Unavailable,
+                format!("another process held {} for {} s", path.display(), LOCK_TIMEOUT.as_secs()),
+                "it is tried again; find the process with `fuser` if this goes on".to_owned(),
+                None,
+            )
+        })
     }
 
-    /// A file's text, or `None` where there is no file. Wiped when dropped: one of the files is the key.
+    fn make_directories(&self) -> Result<(), FileError> {
+        let issued = self.issued_directory();
+        if issued.is_dir() {
+            return Ok(());
+        }
+        durable::create_directory(&issued, 0o700)?;
+        // A CA that a power cut takes away is another CA afterwards.
+        durable::sync_parent(&issued)?;
+        durable::sync_parent(&self.directory)
+    }
+
+    /// The text of a file, or `None` where there is no file. Wiped when dropped, as the file may be the key.
     fn read(&self, path: &Path) -> Result<Option<Zeroizing<String>>, RemoteError> {
-        // Room enough for each of the real files, so that no part of a key is left behind by growing.
-        let mut text = Zeroizing::new(String::with_capacity(8192));
-        let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
-        match read {
-            Ok(length) if length as u64 > MAX_FILE => {
-                Err(self.io("read", path, std::io::Error::other("it is longer than 64 KiB")))
-            }
-            Ok(_) => Ok(Some(text)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.io("read", path, error)),
-        }
+        let Some(bytes) = durable::read_if_there(path, MAX_FILE).map_err(|error| self.file(error))? else {
+            return Ok(None);
+        };
+        let bytes = Zeroizing::new(bytes);
+        let text = std::str::from_utf8(&bytes).map_err(|error| self.unusable(path, Some(error.into())))?;
+        Ok(Some(Zeroizing::new(text.to_owned())))
     }
 
-    /// Has a file appear whole, with its mode from the start. Called with the lock held, so the temporary name is ours.
+    /// Replaces a file of the CA itself. The caller holds the lock.
     fn write(&self, path: &Path, mode: u32, content: &[u8]) -> Result<(), RemoteError> {
-        let write = || {
-            let temporary = self.directory.join(".new");
-            match std::fs::remove_file(&temporary) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-            file.write_all(content)?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, path)?;
-            path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
-        };
-        write().map_err(|error| self.io("write", path, error))
+        durable::replace(path, content, mode).map_err(|error| self.file(error))
     }
 
     fn failed(
@@ -287,14 +303,14 @@ impl Local {
         RemoteError { source, ..RemoteError::new(kind, format!("signing on {}", self.name()), reason, remedy) }
     }
 
-    fn io(&self, verb: &str, path: &Path, error: std::io::Error) -> RemoteError {
-        let (kind, remedy) = match error.kind() {
+    fn file(&self, error: FileError) -> RemoteError {
+        let (kind, remedy) = match error.source.kind() {
             std::io::ErrorKind::PermissionDenied => {
-                (RemoteErrorKind::Denied, "let the agent's user own `issuer.directory` and what is in it")
+                (RemoteErrorKind::Denied, "let the agent's user own `issuer.directory` and its files")
             }
             _ => (RemoteErrorKind::Unavailable, "it is tried again; check the disk and `issuer.directory`"),
         };
-        self.failed(kind, format!("could not {verb} {}", path.display()), remedy.to_owned(), Some(error.into()))
+        self.failed(kind, error.to_string(), remedy.to_owned(), Some(error.source.into()))
     }
 
     fn crypto(&self, error: impl std::error::Error + Send + Sync + 'static) -> RemoteError {
@@ -302,7 +318,7 @@ impl Local {
         self.failed(RemoteErrorKind::Permanent, reason, "make a new key and CSR".to_owned(), Some(error.into()))
     }
 
-    /// The CA's files don't make a CA.
+    /// The error for files that don't make a CA.
     fn unusable(&self, path: &Path, source: Option<Box<dyn std::error::Error + Send + Sync>>) -> RemoteError {
         let reason = format!("{} is missing, damaged or not the other half of the CA", path.display());
         let remedy = format!(
@@ -312,13 +328,13 @@ impl Local {
         self.failed(RemoteErrorKind::Permanent, reason, remedy, source)
     }
 
-    /// Runs file and crypto work where blocking is allowed.
+    /// Runs file and crypto work on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Self) -> Result<T, RemoteError> + Send + 'static,
     ) -> Result<T, RemoteError> {
         let ca = self.clone();
-        tokio::task::spawn_blocking(move || work(&ca)).await.unwrap_or_else(|error| {
+        durable::blocking(move || work(&ca)).await.unwrap_or_else(|error| {
             let (reason, remedy) = ("the work was broken off".to_owned(), "it is tried again".to_owned());
             Err(self.failed(RemoteErrorKind::Unavailable, reason, remedy, Some(error.into())))
         })
@@ -332,7 +348,7 @@ impl Issuer for Local {
     }
 
     async fn prepare(&self, _validity: Duration) -> Result<String, RemoteError> {
-        // The CA's key is on P-256.
+        // The key of the CA is on P-256.
         Ok("SHA256WITHECDSA".into())
     }
 
@@ -345,7 +361,7 @@ impl Issuer for Local {
     async fn collect(&self, handle: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError> {
         let issued = self.issued(&handle.0)?;
         self.blocking(move |ca| {
-            let ca_file = ca.directory.join("ca.pem");
+            let ca_file = ca.certificate_file();
             match (ca.read(&issued)?, ca.read(&ca_file)?) {
                 (Some(leaf_pem), Some(chain_pem)) => {
                     Ok(Some(IssuedChain { leaf_pem: leaf_pem.to_string(), chain_pem: chain_pem.to_string() }))
@@ -364,9 +380,18 @@ impl Issuer for Local {
 
     async fn ca_pem(&self) -> Result<String, RemoteError> {
         let now = self.clock.now();
-        self.blocking(move |ca| {
-            let _lock = ca.lock()?;
-            ca.authority(now).map(|ca| ca.pem)
+        self.blocking(move |ca| match (ca.existing(now)?, ca.missing) {
+            (Some(existing), _) => Ok(existing.pem),
+            (None, Missing::Make) => {
+                let _lock = ca.lock()?;
+                Ok(ca.authority(now)?.pem)
+            }
+            (None, Missing::Report) => Err(ca.failed(
+                RemoteErrorKind::Absent,
+                "there is no CA yet".to_owned(),
+                "`agent run` makes it".to_owned(),
+                None,
+            )),
         })
         .await
     }
@@ -376,7 +401,7 @@ impl Issuer for Local {
     }
 }
 
-/// The CA while it signs.
+/// The CA, ready to sign.
 struct Authority {
     pem: String,
     key: KeyPair,
@@ -395,6 +420,12 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
+    use crate::issue::journal::Journal;
+    use crate::issue::{Issuance, Issued, ObtainError};
+    use crate::node::Node;
+    use crate::progress::Progress;
+    use crate::schedule::earliest;
+    use crate::state::durable::fault::{Fault, plan};
     use crate::trust::TrustBundle;
     use crate::x509::csr::{Csr, KeyAlgorithm};
     use crate::x509::san::{DnsName, Sans};
@@ -513,7 +544,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut csr = csr(KeyAlgorithm::EcdsaP256);
         let other = self::csr(KeyAlgorithm::EcdsaP256);
-        // The last line of the body belongs to the signature.
+        // The last line of the PEM body belongs to the signature.
         let body = |pem: &str| pem.lines().rev().nth(1).unwrap().to_owned();
         csr.pem = csr.pem.replace(&body(&csr.pem), &body(&other.pem));
         let error = request(&ca(directory.path()), &csr, NOW).await.unwrap_err();
@@ -528,7 +559,7 @@ mod tests {
         ca.ca_pem().await.unwrap();
         let key = std::fs::read_to_string(ca.directory.join("ca.key")).unwrap();
         std::fs::remove_file(ca.directory.join("ca.pem")).unwrap();
-        std::fs::write(ca.directory.join(".new"), "half a cert").unwrap();
+        std::fs::write(ca.directory.join("ca.pem.new"), "half a certificate").unwrap();
         let bundle = bundle(&ca, NOW).await;
         assert_eq!(std::fs::read_to_string(ca.directory.join("ca.key")).unwrap(), key);
         let csr = csr(KeyAlgorithm::EcdsaP256);
@@ -594,5 +625,100 @@ mod tests {
         assert_eq!(error.kind, RemoteErrorKind::Unavailable);
         assert!(std::error::Error::source(&error).is_some());
         assert!(error.to_string().starts_with("signing on the local CA in "), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_ca_that_is_only_looked_at_is_not_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let (ca, look) = (ca(directory.path()), ca(directory.path()).read_only());
+        let refused = |error: RemoteError| (error.kind, error.reason.contains("there is no CA yet"));
+        assert_eq!(refused(look.ca_pem().await.unwrap_err()), (RemoteErrorKind::Absent, true));
+        let error = request(&look, &csr(KeyAlgorithm::EcdsaP256), NOW).await.unwrap_err();
+        assert_eq!(error.kind, RemoteErrorKind::Permanent);
+        assert!(!ca.directory.exists());
+        let pem = ca.ca_pem().await.unwrap();
+        assert_eq!(look.ca_pem().await.unwrap(), pem);
+        // A crash between the two files leaves this.
+        std::fs::remove_file(ca.certificate_file()).unwrap();
+        assert_eq!(refused(look.ca_pem().await.unwrap_err()), (RemoteErrorKind::Absent, true));
+        assert!(!ca.certificate_file().exists());
+    }
+
+    /// A process of node `name`, with the state directory of that node and the CA in `directory`.
+    fn process(directory: &Path, name: &str) -> Issuance {
+        let state = directory.join(name);
+        std::fs::create_dir_all(&state).unwrap();
+        let (validity, algorithm, clock) = (DAY, KeyAlgorithm::EcdsaP256, Clock::System);
+        let (issuer, journal) = (std::sync::Arc::new(ca(directory)), Journal::of(&state));
+        Issuance { issuer, journal, clock, validity, renewed_after: earliest(validity, 0.67), algorithm }
+    }
+
+    async fn obtain(issuance: &Issuance) -> Result<Issued, ObtainError> {
+        let address = [10, 0, 1, 5].into();
+        let sans = Sans { ips: [address].into(), ..Sans::default() };
+        let node = Node { name: "n1".into(), instance_id: None, region: None, address, sans };
+        issuance.obtain(&node, &Progress::default()).await
+    }
+
+    /// Makes a CA and issues a first certificate with a fault at one point. `None` where there are fewer points.
+    async fn obtain_with(
+        directory: &Path,
+        points: u32,
+        fault: Fault,
+    ) -> Option<Result<Result<Issued, ObtainError>, ()>> {
+        let issuance = process(directory, "n1");
+        plan(Some((points, fault)));
+        let ended = tokio::spawn(async move { obtain(&issuance).await }).await;
+        let ended = ended.map_err(|crash| assert!(crash.is_panic(), "{crash}"));
+        if plan(None).is_some() { None } else { Some(ended) }
+    }
+
+    /// Another process of this node and one of another node: there is one CA, and each node has one certificate.
+    async fn assert_one_of_each(directory: &Path, point: &str) {
+        let key = std::fs::read(directory.join("ca/ca.key")).ok();
+        let issued = obtain(&process(directory, "n1")).await.unwrap();
+        let other = obtain(&process(directory, "n2")).await.unwrap();
+        let repeated = obtain(&process(directory, "n1")).await.unwrap();
+        assert_eq!(repeated.chain, issued.chain, "{point}");
+        assert_eq!(other.chain.chain_pem, issued.chain.chain_pem, "{point}");
+        assert!(key.is_none_or(|key| std::fs::read(directory.join("ca/ca.key")).unwrap() == key), "{point}");
+        let bundle = bundle(&ca(directory), Clock::System.now()).await;
+        for Issued { csr, chain } in [&issued, &other] {
+            bundle.accept(chain, &csr.key, &csr.sans, Clock::System.now()).unwrap();
+        }
+        let files = std::fs::read_dir(directory.join("ca/issued")).unwrap();
+        let mut files: Vec<_> = files.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap()).collect();
+        let mut expected = [issued.chain.leaf_pem, other.chain.leaf_pem];
+        files.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(files, expected, "{point}");
+    }
+
+    #[tokio::test]
+    async fn invariant_11_a_crash_at_any_point_of_a_first_issuance_leaves_one_ca_and_one_certificate() {
+        for points in 0.. {
+            let directory = tempfile::tempdir().unwrap();
+            let Some(ended) = obtain_with(directory.path(), points, Fault::Crash).await else {
+                assert!(points > 35, "only {points} points were passed");
+                return;
+            };
+            assert!(ended.is_err(), "there was no crash at point {points}");
+            assert_one_of_each(directory.path(), &format!("after a crash at point {points}")).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn invariant_11_a_disk_that_is_full_at_any_point_of_a_first_issuance_costs_no_second_ca_or_certificate() {
+        for points in 0.. {
+            let directory = tempfile::tempdir().unwrap();
+            let Some(ended) = obtain_with(directory.path(), points, Fault::DiskFull).await else {
+                assert!(points > 35, "only {points} points were passed");
+                return;
+            };
+            let error = ended.expect("a full disk is no crash").unwrap_err();
+            let told = crate::error::with_causes(&error);
+            assert!(told.contains(&directory.path().display().to_string()), "at point {points}: {told}");
+            assert_one_of_each(directory.path(), &format!("after a full disk at point {points}")).await;
+        }
     }
 }

@@ -260,10 +260,10 @@ impl Apply {
         let listeners = |text: Option<&Rendered>| Listeners::of(text.map(Rendered::text), nats);
         let (then, now) = (listeners(running.as_ref().or(committed.as_ref())), listeners(committed.as_ref()));
         self.listeners = then;
-        let mut observed = server.observe(ours, &self.listeners, Some(&self.observed)).await;
+        let mut observed = server.observe(Some(ours), &self.listeners, Some(&self.observed)).await;
         if self.listeners != now && observed.ports_seen() < 3 {
             // It may have been restarted since, and then listens where the committed configuration says.
-            let moved = server.observe(ours, &now, Some(&self.observed)).await;
+            let moved = server.observe(Some(ours), &now, Some(&self.observed)).await;
             if moved.ports_seen() > observed.ports_seen() {
                 (self.listeners, observed) = (now, moved);
             }
@@ -508,7 +508,7 @@ impl Apply {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_LOOK);
-            let observed = server.observe(chain, listeners, None).await;
+            let observed = server.observe(Some(chain), listeners, None).await;
             let is_told = proof == Proof::Expected && expected.digest.is_some();
             let verdict = match (judge(&observed, expected), signalled) {
                 (Verdict::NoServer(why), Some((pid, _))) => Verdict::Other(format!(

@@ -233,7 +233,12 @@ impl Server for FakeServer {
         Ok(self.digest_of(&text))
     }
 
-    async fn observe(&self, _chain: &StoredChain, _at: &Listeners, _last: Option<&Observed>) -> Observed {
+    fn find(&self, _at: &Listeners) -> Result<i32, ProcessError> {
+        let is_running = self.loaded.lock().unwrap().is_some();
+        if is_running { Ok(1) } else { Err(ProcessError::Absent("it was not started".into())) }
+    }
+
+    async fn observe(&self, _chain: Option<&StoredChain>, _at: &Listeners, _last: Option<&Observed>) -> Observed {
         let Some(loaded) = self.loaded.lock().unwrap().clone() else {
             return Observed::absent("it was not started".into());
         };

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -67,9 +68,15 @@ pub enum ProbeError {
         #[source]
         source: ChainError,
     },
-    /// The probe took too long.
+    /// The handshake took too long.
     #[error("no TLS handshake with {address} within {} s", TIMEOUT.as_secs())]
     Slow {
+        /// The port.
+        address: SocketAddr,
+    },
+    /// A nats-server listens there that has no TLS on this port.
+    #[error("{address} speaks NATS without TLS")]
+    Plain {
         /// The port.
         address: SocketAddr,
     },
@@ -85,22 +92,38 @@ pub struct Prober {
 impl Prober {
     /// Prepares handshakes with this key and chain.
     pub fn presenting(ours: &StoredChain) -> Result<Self, ProbeError> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let certs = ours.chain().certificates().cloned().collect();
         let key = ours.key().to_der().ok_or(ProbeError::Key)?;
+        let config = Self::config()?.with_client_auth_cert(certs, key).map_err(ProbeError::Identity)?;
+        Ok(Self { connector: Arc::new(config).into() })
+    }
+
+    /// Presents no certificate, for a node that has none. A port that wants one shows its own first (TLS 1.3).
+    pub(crate) fn anonymous() -> Result<Self, ProbeError> {
+        Ok(Self { connector: Arc::new(Self::config()?.with_no_client_auth()).into() })
+    }
+
+    fn config() -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, ProbeError> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(ProbeError::Identity)?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-            .with_client_auth_cert(certs, key)
-            .map_err(ProbeError::Identity)?;
-        Ok(Self { connector: Arc::new(config).into() })
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)));
+        Ok(config)
     }
 
     /// The chain that the port serves.
     pub async fn served(&self, address: SocketAddr, port: Port) -> Result<Chain, ProbeError> {
-        tokio::time::timeout(TIMEOUT, self.handshake(address, port)).await.unwrap_or(Err(ProbeError::Slow { address }))
+        let probe = async {
+            match self.handshake(address, port).await {
+                Err(ProbeError::Handshake { .. }) if speaks_without_tls(address).await => {
+                    Err(ProbeError::Plain { address })
+                }
+                served => served,
+            }
+        };
+        tokio::time::timeout(TIMEOUT, probe).await.unwrap_or(Err(ProbeError::Slow { address }))
     }
 
     async fn handshake(&self, address: SocketAddr, port: Port) -> Result<Chain, ProbeError> {
@@ -123,7 +146,20 @@ impl Prober {
     }
 }
 
-/// Reads an INFO line. Then nats-server waits for an answer, so the buffer takes no byte of the handshake.
+/// Whether a port greets as a nats-server that offers no TLS there. With TLS, a route port sends no greeting, and the
+/// greeting of a client port says so.
+async fn speaks_without_tls(address: SocketAddr) -> bool {
+    let greeting = async { read_line(TcpStream::connect(address).await?).await };
+    match tokio::time::timeout(GREETING, greeting).await {
+        Ok(Ok(line)) => {
+            let line = String::from_utf8_lossy(&line);
+            line.starts_with("INFO ") && !line.contains("tls_required") && !line.contains("tls_available")
+        }
+        _ => false,
+    }
+}
+
+/// Reads an INFO line. nats-server sends nothing after it until it is answered, so nothing is read ahead of a handshake.
 async fn read_line(stream: impl AsyncRead + Unpin) -> std::io::Result<Vec<u8>> {
     let mut line = Vec::new();
     BufReader::new(stream.take(MAX_INFO)).read_until(b'\n', &mut line).await?;
@@ -202,5 +238,31 @@ mod tests {
         let served = Prober::presenting(&ours).unwrap().served(address, Port::Client).await.unwrap();
         assert_eq!(&served, ours.chain());
         tls_first.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_port_without_tls_is_told_from_a_port_whose_handshake_fails() {
+        for (greeting, is_plain) in [
+            ("INFO {\"server_id\":\"N\"}\r\n", true),
+            ("INFO {\"tls_required\":true}\r\n", false),
+            ("INFO {\"tls_available\":true}\r\n", false),
+            ("HTTP/1.1 400 Bad Request\r\n", false),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let server = tokio::spawn(async move {
+                loop {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    let _gone = stream.write_all(greeting.as_bytes()).await;
+                    let _end = stream.read(&mut [0; 16]).await;
+                    let _gone = stream.write_all(b"-ERR 'Unknown Protocol Operation'\r\n").await;
+                }
+            });
+            for port in [Port::Client, Port::Route] {
+                let error = Prober::anonymous().unwrap().served(address, port).await.unwrap_err();
+                assert_eq!(matches!(error, ProbeError::Plain { .. }), is_plain, "{greeting}: {error}");
+            }
+            server.abort();
+        }
     }
 }

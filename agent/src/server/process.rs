@@ -1,8 +1,8 @@
 //! The nats-server process: found by its pid file, recognised, and signalled, or left alone (invariant 10).
 //!
-//! A pid file outlives its process, and the number in it may by now be anything's. So the process is first pinned by a
-//! pidfd; only then is it looked at; and the signal goes through that same pidfd. Were the number reused in between, the
-//! look would see another program and the signal would reach nobody.
+//! A pid file outlives its process, and another process may have the number by now. So a pidfd pins the process before
+//! the agent looks at the process, and the signal goes through the same pidfd. Where the number is reused in between, the
+//! agent sees another program, or the signal reaches nobody.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
@@ -17,11 +17,10 @@ use crate::state::durable::{self, FileError};
 const MAX_PID_FILE: u64 = 64;
 const MAX_COMMAND_LINE: u64 = 64 * 1024;
 
-/// A process that is our nats-server, pinned.
+/// Our nats-server, pinned by a pidfd.
 #[derive(Debug)]
-pub struct NatsProcess {
-    /// Its number.
-    pub pid: i32,
+pub(crate) struct NatsProcess {
+    pub(crate) pid: i32,
     pidfd: OwnedFd,
 }
 
@@ -31,38 +30,38 @@ pub enum ProcessError {
     /// No pid file, or its process is gone: nats-server isn't running.
     #[error("nats-server isn't running ({0})")]
     Absent(String),
-    /// The pid file names something else.
+    /// The pid file names another process.
     #[error("{} names pid {pid}, which {reason}; it is not signalled. Check nats.pid_file and nats.config", .file.display())]
     Foreign {
         /// The pid file.
         file: PathBuf,
-        /// The number in it.
+        /// The pid in the file.
         pid: i32,
         /// What the process is.
         reason: String,
     },
-    /// The pid file can't be read or doesn't hold a number.
+    /// The pid file holds no number.
     #[error("{} holds no pid; check nats.pid_file", .0.display())]
     NoNumber(PathBuf),
     /// The pid file can't be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The system doesn't allow it.
+    /// A system call on the process failed.
     #[error("could not {action} pid {pid}; the agent must run as the user that nats-server runs as")]
     System {
         /// What was tried.
         action: &'static str,
-        /// On this process.
+        /// The process.
         pid: i32,
-        /// What the system said.
+        /// What the system answered.
         #[source]
         source: std::io::Error,
     },
 }
 
 impl NatsProcess {
-    /// Finds the nats-server whose pid stands in the file: it runs `server`, and its command line names `config`.
-    pub fn find(pid_file: &Path, server: &Path, config: &Path) -> Result<Self, ProcessError> {
+    /// Finds the process whose pid the file holds, where that process runs `server` and its command line names `config`.
+    pub(crate) fn find(pid_file: &Path, server: &Path, config: &Path) -> Result<Self, ProcessError> {
         let absent = |what: String| ProcessError::Absent(what);
         let text = durable::read_if_there(pid_file, MAX_PID_FILE)?
             .ok_or_else(|| absent(format!("there is no {}", pid_file.display())))?;
@@ -81,7 +80,7 @@ impl NatsProcess {
         };
         let directory = PathBuf::from(format!("/proc/{number}"));
         let executable = match std::fs::read_link(directory.join("exe")) {
-            // It has exited and its parent hasn't asked for its exit status yet, or it exits this very moment.
+            // The process has exited and its parent hasn't asked for the exit status yet, or it exits at this moment.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(absent(format!("{} names pid {number}, which has exited", pid_file.display())));
             }
@@ -93,8 +92,8 @@ impl NatsProcess {
         Ok(Self { pid: number, pidfd })
     }
 
-    /// Tells it to read its configuration again.
-    pub fn hang_up(&self) -> Result<(), ProcessError> {
+    /// Tells nats-server to read its configuration again.
+    pub(crate) fn hang_up(&self) -> Result<(), ProcessError> {
         match pidfd_send_signal(&self.pidfd, Signal::HUP) {
             Err(Errno::SRCH) => Err(ProcessError::Absent(format!("pid {} has just exited", self.pid))),
             sent => {
@@ -108,9 +107,9 @@ fn split_arguments(command_line: &[u8]) -> Vec<OsString> {
     command_line.split(|byte| *byte == 0).map(|argument| OsString::from_vec(argument.to_vec())).collect()
 }
 
-/// Whether a process is the nats-server that reads `config`: by the name that it runs or was started under, or because
-/// `server` is a symlink to what it runs. After an upgrade in place the executable of a running process reads
-/// `… (deleted)` (proc(5)); it is still ours.
+/// Whether a process is the nats-server that reads `config`. Its executable or its first argument has the name of
+/// `server`, or `server` is a symlink to its executable. After an upgrade in place the executable of a running process
+/// reads `… (deleted)` (proc(5)), and the process is still ours.
 fn recognise(executable: &Path, arguments: &[OsString], server: &Path, config: &Path) -> Result<(), String> {
     let path = executable.as_os_str().as_bytes();
     let path = Path::new(OsStr::from_bytes(path.strip_suffix(b" (deleted)").unwrap_or(path)));
@@ -130,7 +129,7 @@ fn recognise(executable: &Path, arguments: &[OsString], server: &Path, config: &
     if names_config { Ok(()) } else { Err(format!("is a nats-server that doesn't run with -c {}", config.display())) }
 }
 
-/// The file that is run as `server`: a bare name is looked for in PATH.
+/// The executable file of `server`. A bare name is looked for in PATH.
 fn resolved(server: &Path) -> Option<PathBuf> {
     if server.components().count() > 1 {
         return server.canonicalize().ok();

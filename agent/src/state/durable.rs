@@ -1,7 +1,7 @@
-//! Files that are either the old one or the new one, whole, whatever moment the machine stops at.
+//! Files that are complete whenever the machine stops: either the old file or the new one.
 //!
-//! Every file is created with its final mode, written, flushed to the disk, and only then given its name. Between any two
-//! of these steps stands a [`fault::point`], where tests stop the process or fill the disk.
+//! A file is created with its final mode, written, and flushed to the disk. Only then it gets its name. A
+//! [`fault::point`] stands between any two of these steps: tests stop the process or fill the disk there.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -9,27 +9,27 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
+use tokio::task::JoinError;
 
-/// For a file that is opened by its own name and may not exist: a symlink isn't followed to somebody else's, and a FIFO
-/// isn't waited for.
-pub const NO_DETOUR: i32 = OFlag::O_NOFOLLOW.union(OFlag::O_NONBLOCK).bits();
+/// Flags for opening a file by its own name: a symlink there is not followed, and a FIFO there is not waited for.
+const NO_DETOUR: i32 = OFlag::O_NOFOLLOW.union(OFlag::O_NONBLOCK).bits();
 
-/// What was tried on a file, and where.
+/// A file operation that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {action} {}", .path.display())]
 pub struct FileError {
     /// What was tried.
     pub action: &'static str,
-    /// On this path.
+    /// The file or directory.
     pub path: PathBuf,
-    /// What the system said.
+    /// What the system answered.
     #[source]
     pub source: io::Error,
 }
 
 impl FileError {
-    /// An error's constructor for `map_err`.
-    pub fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    /// Makes the error in a `map_err`.
+    pub(crate) fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self { action, path, source }
     }
@@ -37,7 +37,7 @@ impl FileError {
 
 /// Who may read the secrets below a state directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Secrecy {
+pub(crate) enum Secrecy {
     /// The owner alone: files 0600, directories 0700.
     Owner,
     /// The group too: files 0640, directories 0750.
@@ -45,81 +45,94 @@ pub enum Secrecy {
 }
 
 impl Secrecy {
-    /// The state directory's own mode decides: one that its group may enter shares the secrets with that group.
+    /// The mode of the state directory decides: a directory that its group may enter shares the secrets with that group.
     #[must_use]
-    pub fn of(state: &Path) -> Self {
+    pub(crate) fn of(state: &Path) -> Self {
         let shared = fs::metadata(state).is_ok_and(|metadata| metadata.permissions().mode() & 0o050 == 0o050);
         if shared { Self::Group } else { Self::Owner }
     }
 
-    /// The mode of a file.
+    /// The mode of a file that holds a secret.
     #[must_use]
-    pub fn file_mode(self) -> u32 {
+    pub(crate) fn file_mode(self) -> u32 {
         if self == Self::Group { 0o640 } else { 0o600 }
     }
 
-    /// The mode of a directory.
+    /// The mode of a directory of such files.
     #[must_use]
-    pub fn directory_mode(self) -> u32 {
+    pub(crate) fn directory_mode(self) -> u32 {
         if self == Self::Group { 0o750 } else { 0o700 }
     }
 }
 
-/// The mode of a file, or of a directory, of which everyone may do any of `what` (`0o007`: anything).
+/// The mode of a file or directory, where it grants everyone any right in `what` (`0o007`: any right at all).
 #[must_use]
-pub fn open_to_all(path: &Path, what: u32) -> Option<u32> {
+pub(crate) fn open_to_all(path: &Path, what: u32) -> Option<u32> {
     let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
     (mode & what != 0).then_some(mode)
 }
 
-/// Replaces the file by one with these bytes and this mode.
-pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
-    let staged = staging_name(path);
-    remove_if_there(&staged)?;
-    create(&staged, bytes, mode)?;
-    rename(&staged, path)
+/// Replaces a file by a new file with these bytes and this mode.
+pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    replace_through(&staging_name(path), path, bytes, mode)
 }
 
-/// Creates a file that must not exist yet, with these bytes and this mode, and flushes it to the disk.
+/// Replaces a file, and writes the new file under the name `staged` first. Both names are in the same directory.
 ///
-/// `O_EXCL` never follows a symlink, so nothing planted at the path is written through.
-pub fn create(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+/// A crash leaves at most the staged file behind, and the next call replaces that file.
+pub(crate) fn replace_through(staged: &Path, path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    remove_if_there(staged)?;
+    create(staged, bytes, mode)?;
+    rename(staged, path)
+}
+
+/// Creates a file with these bytes and this mode, and flushes the file to the disk. A file with this name is an error.
+///
+/// `O_EXCL` never follows a symlink, so a symlink planted at the path is not written through.
+pub(crate) fn create(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let open = |()| OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
     let mut file = fault::point().and_then(open).map_err(FileError::on("create", path))?;
     fault::point().and_then(|()| file.write_all(bytes)).map_err(FileError::on("write", path))?;
     fault::point().and_then(|()| file.sync_all()).map_err(FileError::on("flush", path))
 }
 
-/// Gives a file a second name in the same directory, in place of whatever had it.
-pub fn link(from: &Path, to: &Path) -> Result<(), FileError> {
+/// Opens a file, and creates the file empty where there is none.
+pub(crate) fn open_or_create(path: &Path, mode: u32) -> Result<File, FileError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(mode).custom_flags(NO_DETOUR);
+    fault::point().and_then(|()| options.open(path)).map_err(FileError::on("open", path))
+}
+
+/// Gives a file a second name in the same directory. A file that has this name already loses the name.
+pub(crate) fn link(from: &Path, to: &Path) -> Result<(), FileError> {
     let staged = staging_name(to);
     remove_if_there(&staged)?;
     fault::point().and_then(|()| fs::hard_link(from, &staged)).map_err(FileError::on("link a file to", &staged))?;
     rename(&staged, to)
 }
 
-/// Renames within a directory, and flushes the directory.
-pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
+/// Renames a file within its directory, and flushes the directory.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
     fault::point().and_then(|()| fs::rename(from, to)).map_err(FileError::on("rename a file to", to))?;
     sync_parent(to)
 }
 
-/// Creates a directory, and those above it, with this mode where they are missing.
-pub fn create_directory(path: &Path, mode: u32) -> Result<(), FileError> {
+/// Creates a directory and its missing parents with this mode.
+pub(crate) fn create_directory(path: &Path, mode: u32) -> Result<(), FileError> {
     let create = |()| fs::DirBuilder::new().recursive(true).mode(mode).create(path);
     fault::point().and_then(create).map_err(FileError::on("create the directory", path))
 }
 
-/// Removes a file, and is content if it isn't there.
-pub fn remove_if_there(path: &Path) -> Result<(), FileError> {
+/// Removes a file. A missing file is no error.
+pub(crate) fn remove_if_there(path: &Path) -> Result<(), FileError> {
     match fault::point().and_then(|()| fs::remove_file(path)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::on("remove", path)(error)),
         _ => Ok(()),
     }
 }
 
-/// Removes whatever has this name, a directory with all that is in it; a symlink, and not what it points to.
-pub fn remove_all(path: &Path) -> Result<(), FileError> {
+/// Removes a file, a directory with its content, or a symlink (the target of the symlink stays).
+pub(crate) fn remove_all(path: &Path) -> Result<(), FileError> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path).map_err(FileError::on("remove", path)),
@@ -127,8 +140,9 @@ pub fn remove_all(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Reads a file of at most `limit` bytes, or nothing if it isn't there. Only a file: a pipe would be waited for, for ever.
-pub fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
+/// Reads a file of at most `limit` bytes; `None` where there is none. Only a regular file is read: a read from a pipe
+/// could wait for ever.
+pub(crate) fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
     let without_waiting = OFlag::O_NONBLOCK.bits();
     let file = match OpenOptions::new().read(true).custom_flags(without_waiting).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -148,31 +162,55 @@ pub fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileErr
     Ok(Some(bytes))
 }
 
-/// Flushes the directory that holds `path`, so that its name survives a power cut.
-pub fn sync_parent(path: &Path) -> Result<(), FileError> {
+/// Flushes the directory that holds `path`, so that the name survives a power cut.
+pub(crate) fn sync_parent(path: &Path) -> Result<(), FileError> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     let flush = |()| File::open(parent).and_then(|directory| directory.sync_all());
     fault::point().and_then(flush).map_err(FileError::on("flush the directory", parent))
 }
 
-/// Where a test stops this process, as a crash would, or has the disk be full.
+/// Runs file work on a thread that may block. A planned fault moves to that thread with the work, and back.
+#[cfg(not(test))]
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
+    tokio::task::spawn_blocking(work).await
+}
+
+/// The same in tests: a planned crash in the work is a crash of the caller.
+#[cfg(test)]
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
+    let planned = fault::plan(None);
+    let work = move || {
+        fault::plan(planned);
+        (work(), fault::plan(None))
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok((value, left)) => {
+            fault::plan(left);
+            Ok(value)
+        }
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The points at which a test ends the process, as a crash would, or fills the disk.
 pub(crate) mod fault {
     use std::io;
 
-    /// Nothing happens outside of tests.
+    /// Outside of tests nothing happens at a point.
     #[cfg(not(test))]
     #[expect(clippy::unnecessary_wraps, reason = "a test's fault is an error")]
     pub(super) fn point() -> io::Result<()> {
         Ok(())
     }
 
-    /// What happens at a point.
+    /// What a test plans for a point.
     #[cfg(test)]
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) enum Fault {
-        /// The process ends: the panic unwinds to the test, and nothing after the point happens.
+        /// The process ends. A panic unwinds to the test, and no code after the point runs.
         Crash,
-        /// `ENOSPC`, once.
+        /// One call fails with `ENOSPC`.
         DiskFull,
     }
 
@@ -181,7 +219,8 @@ pub(crate) mod fault {
         static PLAN: std::cell::Cell<Option<(u32, Fault)>> = const { std::cell::Cell::new(None) };
     }
 
-    /// On this thread, passes `points` and makes the fault happen at the next. Returns what was left of an earlier plan.
+    /// Plans a fault on this thread: `points` points pass, and the fault happens at the next. Returns the rest of the
+    /// previous plan.
     #[cfg(test)]
     pub(crate) fn plan(next: Option<(u32, Fault)>) -> Option<(u32, Fault)> {
         PLAN.replace(next)
@@ -204,7 +243,7 @@ pub(crate) mod fault {
     }
 }
 
-/// The name under which a file is written before it gets its own.
+/// The name under which a file is written first.
 fn staging_name(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");

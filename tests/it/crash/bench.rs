@@ -368,7 +368,9 @@ impl Bench {
     /// The embedded CA's certificates, each a payment.
     fn issued(&self) -> BTreeSet<PathBuf> {
         let entries = std::fs::read_dir(self.nodes.cluster.ca_directory().join("issued")).into_iter().flatten();
-        entries.flatten().map(|entry| entry.path()).collect()
+        let files = entries.flatten().map(|entry| entry.path());
+        // A staged file is no certificate yet.
+        files.filter(|file| file.extension().is_some_and(|extension| extension == "pem")).collect()
     }
 }
 

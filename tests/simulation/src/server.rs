@@ -134,7 +134,11 @@ impl Server for NatsServer {
         }
     }
 
-    async fn observe(&self, _ours: &StoredChain, _at: &Listeners, _last: Option<&Observed>) -> Observed {
+    fn find(&self, _at: &Listeners) -> Result<i32, ProcessError> {
+        if self.loaded().is_some() { Ok(PID) } else { Err(ProcessError::Absent("it does not run".into())) }
+    }
+
+    async fn observe(&self, _ours: Option<&StoredChain>, _at: &Listeners, _last: Option<&Observed>) -> Observed {
         let process = self.process();
         let (Some(loaded), Some(load_time)) = (&process.loaded, process.load_time) else {
             return Observed::absent("it does not run".into());

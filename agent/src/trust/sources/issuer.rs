@@ -1,4 +1,4 @@
-//! The issuer's own CA certificate as the trust bundle.
+//! A trust bundle of the issuer's own CA certificate.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use crate::digest::sha256_hex;
 use crate::issue::Issuer;
 use crate::trust::{FETCH_TIMEOUT, MAX_BUNDLE, TrustBundle, TrustError, TrustSource};
 
-/// The source's name in a bundle.
+/// The name of this source in a bundle.
 const ORIGIN: &str = "issuer";
 
-/// Asks the issuer for its CA certificate and the chain above that certificate. All of them become anchors.
+/// Asks the issuer for its CA certificate and the chain above it. All of these certificates become anchors.
 pub(crate) struct FromIssuer {
     issuer: Arc<dyn Issuer>,
 }
@@ -43,7 +43,7 @@ mod tests {
     use crate::error::{RemoteError, RemoteErrorKind};
     use crate::issue::{CertificateHandle, IssueRequest, IssuedChain};
 
-    /// Answers `ca_pem` after a pause, or refuses.
+    /// An issuer that answers `ca_pem` after a while, with a certificate or a refusal.
     struct FakeIssuer {
         after: std::time::Duration,
         pem: Option<String>,
