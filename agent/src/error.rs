@@ -1,5 +1,16 @@
 //! How an error is told.
 
+/// STUB
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoteErrorKind {
+    Throttled,
+    Quota,
+    Denied,
+    Unavailable,
+    Absent,
+    Permanent,
+}
+
 /// An error and its causes in one line. Some causes come as a drawing of many lines, which a log would tear apart.
 #[must_use]
 pub fn with_causes(error: &dyn std::error::Error) -> String {
@@ -26,12 +37,12 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::reconcile::deployment::ApplyError;
+    use crate::reconcile::commit_point::DeployError;
     use crate::state::durable::FileError;
 
     #[test]
     fn an_error_and_its_causes_are_one_line() {
         let cause = FileError::on("write", Path::new("/x"))(std::io::Error::other("on\n  |\n  fire"));
-        assert_eq!(with_causes(&ApplyError::File(cause)), "could not write /x: on; fire");
+        assert_eq!(with_causes(&DeployError::File(cause)), "could not write /x: on; fire");
     }
 }

@@ -3,6 +3,7 @@
 pub mod monitor;
 pub mod probe;
 pub mod process;
+pub mod standing;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,8 @@ const MAX_OUTPUT: u64 = 64 * 1024;
 /// Whether there is a nats-server, as far as its pid file and its process tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
+    /// Nobody has looked yet.
+    Unseen,
     /// None runs: normal before its first start.
     Absent(String),
     /// It runs.
@@ -71,7 +74,13 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Nothing was looked at.
+    /// Nobody has looked yet.
+    #[must_use]
+    pub fn unseen() -> Self {
+        Self { presence: Presence::Unseen, ..Self::absent(String::new()) }
+    }
+
+    /// nats-server doesn't run.
     #[must_use]
     pub fn absent(why: String) -> Self {
         let none = || Err("nats-server isn't running".to_owned());
@@ -83,6 +92,11 @@ impl Observed {
             route: none(),
             asked: Instant::now(),
         }
+    }
+
+    /// How many of the three ports answered as a nats-server does.
+    pub(crate) fn ports_seen(&self) -> u8 {
+        u8::from(self.client.is_ok()) + u8::from(self.route.is_ok()) + u8::from(self.varz.is_some())
     }
 
     /// Whether the ports need not be asked again: it is the same server with the same configuration loaded, and the
@@ -163,7 +177,7 @@ pub trait Server: Send + Sync {
 
     /// Looks at the running server, presenting `chain` in handshakes. Never fails: what can't be seen is said so. Where
     /// what was seen `last` still holds, the ports are not asked again.
-    async fn observe(&self, chain: &VerifiedChain, at: &Listeners, last: Option<&Observed>) -> Observed;
+    async fn observe(&self, chain: Option<&VerifiedChain>, at: &Listeners, last: Option<&Observed>) -> Observed;
 
     /// Tells the running server to read its configuration again; returns its pid.
     async fn reload(&self, chain: &VerifiedChain, at: &Listeners) -> Result<i32, ServerError>;
@@ -243,7 +257,7 @@ impl Server for NatsServer {
         Err(ServerError::Refused { message })
     }
 
-    async fn observe(&self, chain: &VerifiedChain, at: &Listeners, last: Option<&Observed>) -> Observed {
+    async fn observe(&self, chain: Option<&VerifiedChain>, at: &Listeners, last: Option<&Observed>) -> Observed {
         let presence = match NatsProcess::find(&at.pid_file, &self.binary, &self.config) {
             Ok(process) => Presence::Running(process.pid),
             Err(ProcessError::Absent(why)) => {
@@ -274,7 +288,7 @@ impl Server for NatsServer {
     /// both it doesn't accept clients, so an open client port is asked for first.
     async fn reload(&self, chain: &VerifiedChain, at: &Listeners) -> Result<i32, ServerError> {
         let process = NatsProcess::find(&at.pid_file, &self.binary, &self.config)?;
-        let probed = match Prober::presenting(chain) {
+        let probed = match Prober::presenting(Some(chain)) {
             Ok(prober) => prober.served(at.client, Port::Client).await,
             Err(error) => Err(error),
         };
@@ -286,7 +300,7 @@ impl Server for NatsServer {
     }
 }
 
-async fn served_at(chain: &VerifiedChain, address: SocketAddr, port: Port) -> Result<Served, String> {
+async fn served_at(chain: Option<&VerifiedChain>, address: SocketAddr, port: Port) -> Result<Served, String> {
     let served = async { Prober::presenting(chain)?.served(address, port).await };
     let certificates = served.await.map_err(|error| with_causes(&error))?;
     match certificates.first() {

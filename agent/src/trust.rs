@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use crate::issue::IssueError;
 
 pub use bundle::{Anchor, AnchorFault, BundleError, TrustBundle};
-pub use verify::{MAX_CHAIN, MAX_CHAIN_PEM, RejectedChain, VerifiedChain};
+pub use verify::{MAX_CHAIN, MAX_CHAIN_PEM, Refusal, RejectedChain, VerifiedChain};
 
 /// The largest bundle that is read. Secrets Manager's own limit is 65,536 bytes; a file may hold a little more.
 pub const MAX_BUNDLE: usize = 1024 * 1024;

@@ -15,12 +15,14 @@ use crate::clock::{Clock, rfc3339};
 use crate::conf::listeners::Listeners;
 use crate::conf::render::Rendered;
 use crate::config::Config;
-use crate::daemon::control::{Answer, ControlError, Request, ask};
+use crate::daemon::control::{ControlError, ask};
+use crate::daemon::protocol::{Answer, Request};
 use crate::error::with_causes;
 use crate::node::Node;
 use crate::peers::{Peer, PeerSet, Sighting};
-use crate::reconcile::deployment::Apply;
-use crate::reconcile::{NO_CREDENTIAL, Parts, Reconciler};
+use crate::reason::Reason;
+use crate::reconcile::commit_point::CommitPoint;
+use crate::reconcile::{Parts, Reconciler};
 use crate::server::probe::{Port, Prober};
 use crate::server::{NatsServer, Presence};
 use crate::state::durable::FileError;
@@ -74,7 +76,7 @@ impl Check {
 
 /// Makes every check. Exit code 1 if one failed; a warning is no failure.
 pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
-    let apply = commit_point(config);
+    let commit_point = commit_point(config);
     let server = NatsServer::new(&config.nats);
     let (assembled, daemon, version) = tokio::join!(wire(config, Vec::new()), daemon(config), server.version());
     let mut checks = vec![
@@ -83,7 +85,7 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
         state_directory(&config.state_directory),
         daemon,
     ];
-    let newest = match apply.parts().generations.newest() {
+    let newest = match commit_point.parts().generations.newest() {
         Ok((newest, damaged)) => {
             checks.extend(damaged.iter().map(|error| Check::failed("generation", with_causes(error))));
             newest
@@ -101,7 +103,7 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
     match &newest {
         Some(newest) => {
             checks.push(certificate(newest, Clock::System.now()));
-            checks.extend(serving(&apply, newest).await);
+            checks.extend(serving(&commit_point, newest).await);
         }
         None => checks.push(Check::warning("generation", "none yet; `agent run` makes the first")),
     }
@@ -140,7 +142,8 @@ async fn daemon(config: &Config) -> Check {
             let found = format!("it runs and is {}; `agent status` says why", status.state);
             if status.state == State::Failing { Check::failed(name, found) } else { Check::warning(name, found) }
         }
-        Ok(Answer::Refused(reason)) => Check::warning(name, reason),
+        Ok(Answer::NoPassYet) => Check::warning(name, Reason::FirstPassUnderWay.to_string()),
+        Ok(Answer::Refused(refusal)) => Check::warning(name, refusal.to_string()),
         Ok(_) => Check::warning(name, "it answered something else than was asked"),
         Err(ControlError::NoDaemon { path, .. }) => {
             Check::warning(name, format!("nothing listens on {}, so nobody renews; start the agent", path.display()))
@@ -174,7 +177,7 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
         checks.extend(peers_are_whole(seen, &parts.node));
     }
     checks.push(match &parts.credential {
-        None => Check::warning("credential", NO_CREDENTIAL),
+        None => Check::warning("credential", Reason::CredentialMissing.to_string()),
         Some(source) => Check::of("credential", &source.fetch(OffsetDateTime::UNIX_EPOCH).await, |_| {
             "routes must present it".into()
         }),
@@ -237,8 +240,9 @@ fn issuer_is_trusted(ca: &str, bundle: &TrustBundle) -> Check {
     }
 }
 
-fn peers_are_whole(seen: &Sighting, node: &Node) -> Option<Check> {
-    PeerSet::default().settle(seen, node, |_| false).kept.map(|kept| Check::failed("peers", kept))
+fn peers_are_whole(seen: &Sighting, node: &Node) -> Vec<Check> {
+    let kept = PeerSet::default().after(seen, node, |_| false).kept;
+    kept.into_iter().map(|kept| Check::failed("peers", kept.to_string())).collect()
 }
 
 /// Whether clients and peers accept what is to be served.
@@ -259,12 +263,13 @@ fn certificate(newest: &Generation, now: OffsetDateTime) -> Check {
 /// What to do where no certificate is good enough.
 const RENEW: &str = "run `agent renew`, which says what keeps another one away";
 
-async fn serving(apply: &Apply, newest: &Generation) -> Vec<Check> {
-    let committed = apply.committed().ok().flatten();
-    let listeners = Listeners::of(committed.as_ref().map(Rendered::text), &apply.parts().nats);
-    let observed = apply.parts().server.observe(&newest.chain, &listeners, None).await;
+async fn serving(commit_point: &CommitPoint, newest: &Generation) -> Vec<Check> {
+    let committed = commit_point.committed().ok().flatten();
+    let listeners = Listeners::of(committed.as_ref().map(Rendered::text), &commit_point.parts().nats);
+    let observed = commit_point.parts().server.observe(Some(&newest.chain), &listeners, None).await;
     let mut checks = vec![match &observed.presence {
         Presence::Running(pid) => Check::ok("process", format!("pid {pid}")),
+        Presence::Unseen => Check::warning("process", "nats-server was not looked at"),
         Presence::Absent(why) => Check::failed("process", format!("nats-server isn't running: {why}; start it")),
         Presence::Foreign(why) => Check::failed("process", why.as_str()),
     }];
@@ -294,7 +299,7 @@ async fn serving(apply: &Apply, newest: &Generation) -> Vec<Check> {
 
 /// All at the same time: each that is away takes as long as a probe may.
 async fn dial(newest: &Generation, peers: Vec<Peer>) -> Vec<Check> {
-    let prober = match Prober::presenting(&newest.chain) {
+    let prober = match Prober::presenting(Some(&newest.chain)) {
         Ok(prober) => prober,
         Err(error) => return vec![Check::failed("peer", with_causes(&error))],
     };

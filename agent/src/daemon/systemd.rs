@@ -13,13 +13,13 @@ use crate::status::Status;
 
 /// What was told so far.
 #[derive(Debug, Default)]
-pub struct Service {
+pub struct Systemd {
     watchdog: Option<Duration>,
     is_ready: bool,
     told: String,
 }
 
-impl Service {
+impl Systemd {
     /// As the environment says: `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID`.
     #[must_use]
     pub fn of_environment() -> Self {
@@ -65,7 +65,7 @@ impl Service {
         }
     }
 
-    /// The configuration is read again. [`Service::reloaded`] ends it.
+    /// The configuration is read again. [`Systemd::reloaded`] ends it.
     pub fn reloading(&self) {
         // systemd 253 and later want to know when.
         match NotifyState::monotonic_usec_now() {

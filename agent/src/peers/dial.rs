@@ -36,7 +36,7 @@ pub struct Network;
 #[async_trait]
 impl Dial for Network {
     async fn served_chains(&self, ours: &VerifiedChain, peers: Vec<SocketAddr>) -> Vec<Option<Vec<Vec<u8>>>> {
-        let Ok(prober) = Prober::presenting(ours) else { return vec![None] };
+        let Ok(prober) = Prober::presenting(Some(ours)) else { return vec![None] };
         concurrently(peers, move |address| {
             let prober = prober.clone();
             async move { prober.served(address, Port::Route).await.ok() }

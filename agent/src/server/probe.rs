@@ -32,6 +32,15 @@ pub enum Port {
     Route,
 }
 
+impl std::fmt::Display for Port {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Client => "client",
+            Self::Route => "route",
+        })
+    }
+}
+
 /// Why a port showed no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
@@ -74,20 +83,24 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Presents this chain.
-    pub fn presenting(chain: &VerifiedChain) -> Result<Self, ProbeError> {
+    /// Presents this chain, or no certificate.
+    pub fn presenting(chain: Option<&VerifiedChain>) -> Result<Self, ProbeError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let certs = CertificateDer::pem_slice_iter(chain.cert_pem.as_bytes())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(ProbeError::Pem)?;
-        let key = PrivateKeyDer::from_pem_slice(chain.key.expose().as_bytes()).map_err(ProbeError::Pem)?;
-        let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(ProbeError::Identity)?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-            .with_client_auth_cert(certs, key)
-            .map_err(ProbeError::Identity)?;
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)));
+        let config = match chain {
+            None => builder.with_no_client_auth(),
+            Some(chain) => {
+                let certs = CertificateDer::pem_slice_iter(chain.cert_pem.as_bytes())
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(ProbeError::Pem)?;
+                let key = PrivateKeyDer::from_pem_slice(chain.key.expose().as_bytes()).map_err(ProbeError::Pem)?;
+                builder.with_client_auth_cert(certs, key).map_err(ProbeError::Identity)?
+            }
+        };
         Ok(Self { connector: Arc::new(config).into() })
     }
 

@@ -164,6 +164,35 @@ pub enum RejectedChain {
     },
 }
 
+/// Why clients and peers refuse a served certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The certificate is missing or not X.509.
+    Unreadable,
+    /// NotAfter has passed.
+    Expired {
+        /// NotAfter.
+        at: OffsetDateTime,
+    },
+    /// The chain leads to no anchor of the bundle in force.
+    Unanchored {
+        /// The leaf's issuer, a distinguished name.
+        issuer: String,
+    },
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unreadable => formatter.write_str("it can't be read"),
+            Self::Expired { at } => write!(formatter, "it expired at {}", rfc3339(*at)),
+            Self::Unanchored { issuer } => {
+                write!(formatter, "{issuer} signed it, and no anchor of the bundle in force is above that")
+            }
+        }
+    }
+}
+
 impl VerifiedChain {
     /// The certificates in DER, leaf first, as a server presents them.
     #[must_use]
@@ -237,12 +266,12 @@ impl TrustBundle {
     /// Why whoever trusts this bundle refuses what a server presents, leaf first, or nothing. That a leaf's time hasn't
     /// come is no reason: this machine's clock may be behind.
     #[must_use]
-    pub fn refusal(&self, certs: &[Vec<u8>], now: OffsetDateTime) -> Option<String> {
+    pub fn refusal(&self, certs: &[Vec<u8>], now: OffsetDateTime) -> Option<Refusal> {
         match certs.first().map(|leaf| Leaf::parse(leaf)) {
-            None | Some(Err(_)) => Some("it can't be read".into()),
-            Some(Ok(leaf)) if leaf.not_after <= now => Some(format!("it expired at {}", rfc3339(leaf.not_after))),
+            None | Some(Err(_)) => Some(Refusal::Unreadable),
+            Some(Ok(leaf)) if leaf.not_after <= now => Some(Refusal::Expired { at: leaf.not_after }),
             Some(Ok(leaf)) if !self.chains(certs, now.max(leaf.not_before)) => {
-                Some(format!("{} signed it, and no anchor of the bundle in force is above that", leaf.issuer))
+                Some(Refusal::Unanchored { issuer: leaf.issuer })
             }
             Some(Ok(_)) => None,
         }
