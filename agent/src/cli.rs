@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+
+use crate::conf::loss::Loss;
 
 use crate::config::DEFAULT_PATH;
 
@@ -79,36 +81,7 @@ pub struct JsonArg {
 pub struct LossArg {
     /// Apply a configuration even if it takes this away; can be repeated
     #[arg(long, value_name = "WHAT")]
-    pub allow_loss: Vec<LossName>,
-}
-
-impl LossArg {
-    /// The given names, in the spelling of [`crate::conf::loss::Loss::name`].
-    #[must_use]
-    pub fn names(&self) -> Vec<String> {
-        let names = self.allow_loss.iter().filter_map(ValueEnum::to_possible_value);
-        names.map(|value| value.get_name().to_owned()).collect()
-    }
-}
-
-/// A protection or capability that a configuration can take away.
-#[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
-pub enum LossName {
-    /// TLS on the client port
-    Tls,
-    /// TLS on routes
-    ClusterTls,
-    /// The check of client certificates
-    ClientVerify,
-    /// JetStream
-    #[value(name = "jetstream")]
-    JetStream,
-    /// The cluster's name
-    ClusterName,
-    /// The credential that routes must present
-    ClusterCredential,
-    /// Accounts and users
-    Authorization,
+    pub allow_loss: Vec<Loss>,
 }
 
 #[cfg(test)]

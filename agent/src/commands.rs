@@ -10,11 +10,11 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use crate::config::ConfigError;
+use crate::daemon::DaemonError;
 use crate::daemon::control::ControlError;
-use crate::daemon::metrics::MetricsError;
+use crate::daemon::protocol::Refusal;
 use crate::error::with_causes;
 use crate::reconcile::PassError;
-use crate::reconcile::deployment::ApplyError;
 use crate::state::durable::FileError;
 use crate::state::lock::LockError;
 use crate::wiring::WiringError;
@@ -37,18 +37,18 @@ pub enum CommandError {
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The metrics port.
+    /// The daemon can't run.
     #[error(transparent)]
-    Metrics(#[from] MetricsError),
+    Daemon(#[from] DaemonError),
     /// A pass.
     #[error(transparent)]
     Pass(#[from] PassError),
-    /// The committed configuration.
-    #[error(transparent)]
-    Apply(#[from] ApplyError),
     /// The daemon said no.
     #[error("{0}")]
-    Refused(String),
+    Refused(Refusal),
+    /// The daemon is of another version.
+    #[error("the daemon answered something else than was asked; restart it, so that it is this version")]
+    OtherAnswer,
     /// Signals can't be received, or output can't be written.
     #[error("could not {action}")]
     System {
@@ -67,6 +67,15 @@ impl CommandError {
         match self {
             Self::Config(_) => ExitCode::from(2),
             _ => ExitCode::FAILURE,
+        }
+    }
+
+    /// The code of a refusal.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.code()),
+            _ => None,
         }
     }
 

@@ -1,5 +1,311 @@
-//! What the daemon has beside the reconciler: its control socket, its metrics, its word with systemd.
+//! The daemon: pass after pass, with what comes between passes.
+//!
+//! A timer, SIGHUP and `agent renew` end the pause between two passes. The control socket and the metrics port are served
+//! beside the loop, from the status that the last pass left.
 
 pub mod control;
 pub mod metrics;
-pub mod systemd;
+pub mod protocol;
+pub mod renewal;
+pub(crate) mod systemd;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use self::control::{ControlError, ControlSocket, Job};
+use self::metrics::MetricsError;
+use self::protocol::{Answer, Refusal};
+use self::systemd::Systemd;
+use crate::conf::loss::Loss;
+use crate::config::{Config, RenewalConfig};
+use crate::progress::Progress;
+use crate::reason::{Reason, Told};
+use crate::reconcile::{Pass, Reconciler, Wanted};
+use crate::schedule::backoff;
+use crate::state::lock::{Lock, LockError};
+use crate::status::{State, Status};
+use crate::wiring::{WiringError, wire, wire_to_inspect};
+
+/// A clock that is set back by more than a minute was wrong; a smaller step corrects drift. The SDK keeps credentials, and
+/// the token for instance metadata, for as long as the wall clock says. Those of a clock that was ahead end too early.
+const CLOCK_IS_SET_BACK: Duration = Duration::from_mins(1);
+
+/// Why the daemon can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Another agent is at work.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The control socket can't be served.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The metrics port can't be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// The configuration names no node.
+    #[error(transparent)]
+    Wiring(#[from] WiringError),
+    /// The system gives no signals.
+    #[error("could not listen for signals")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs until SIGTERM or SIGINT. SIGHUP reads agent.toml again.
+///
+/// The next start takes up a pass that is cut off, as after a crash.
+pub async fn run(file: PathBuf, config: Config, allowed_losses: Vec<Loss>) -> Result<(), DaemonError> {
+    let _lock = Lock::take(&config.state_directory)?;
+    let metrics_port = metrics::bind(config.metrics_listen).await?;
+    let control = ControlSocket::bind(&config.control_socket)?;
+    let (status, watched) = watch::channel(None::<Status>);
+    let (jobs, job) = mpsc::channel(1);
+    tokio::spawn(metrics::serve(metrics_port, watched.clone()));
+    tokio::spawn(control.serve(watched, jobs));
+    let socket = config.control_socket.clone();
+    let listen = |kind| signal(kind).map_err(DaemonError::Signals);
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let daemon = Daemon {
+        file,
+        config,
+        allowed_losses,
+        hang_up: listen(SignalKind::hangup())?,
+        jobs: job,
+        status,
+        systemd: Systemd::of_environment(),
+        pending: None,
+    };
+    let ended = tokio::select! {
+        ended = daemon.keep() => ended,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    tracing::info!("stopping");
+    Systemd::stopping();
+    let _gone = std::fs::remove_file(socket);
+    ended
+}
+
+/// The loop, and what passes have in common.
+struct Daemon {
+    file: PathBuf,
+    /// The configuration in force.
+    config: Config,
+    allowed_losses: Vec<Loss>,
+    hang_up: Signal,
+    jobs: mpsc::Receiver<Job>,
+    status: watch::Sender<Option<Status>>,
+    systemd: Systemd,
+    /// A configuration that waits for instance metadata.
+    pending: Option<PendingConfiguration>,
+}
+
+/// What ended the pause between two passes.
+enum Awakened {
+    Timer,
+    Job(Option<Job>),
+    HangUp,
+}
+
+impl Daemon {
+    /// Pass after pass, for ever.
+    async fn keep(mut self) -> Result<(), DaemonError> {
+        self.systemd.note_committed(&self.config.nats.config);
+        let mut reconciler = self.first_reconciler().await?;
+        let mut job = None::<Job>;
+        let started = Instant::now();
+        let mut began = reconciler.clock().now_seen_from(started);
+        loop {
+            let before = self.status.borrow().clone();
+            let pass = match job.take() {
+                Some(job) => serve(&mut reconciler, before.as_ref(), job).await,
+                None => reconciler.pass(&Wanted::default(), &Progress::default()).await,
+            };
+            log(before.as_ref(), &pass.status);
+            let (next, clock) = (pass.next, reconciler.clock());
+            self.systemd.note_committed(&self.config.nats.config);
+            self.publish(pass.status, &reconciler);
+            let awakened = tokio::select! {
+                () = self.systemd.sleep_until(&clock, next) => Awakened::Timer,
+                asked = self.jobs.recv() => Awakened::Job(asked),
+                _ = self.hang_up.recv() => Awakened::HangUp,
+            };
+            let is_reload = matches!(awakened, Awakened::HangUp);
+            match awakened {
+                Awakened::Timer => {}
+                Awakened::Job(asked) => job = asked,
+                Awakened::HangUp => {
+                    self.systemd.reloading();
+                    self.read_again(&mut reconciler);
+                }
+            }
+            let begins = clock.now_seen_from(started);
+            if begins < began - CLOCK_IS_SET_BACK && self.pending.is_none() {
+                tracing::warn!("the clock was set back, so the credentials for AWS are fetched anew");
+                self.pending = Some(PendingConfiguration::now(self.config.clone()));
+            }
+            began = begins;
+            self.apply_pending(&mut reconciler).await;
+            if is_reload {
+                self.systemd.reloaded();
+            }
+        }
+    }
+
+    fn publish(&mut self, status: Status, reconciler: &Reconciler) {
+        self.systemd.show(&status, reconciler.clock().now());
+        self.status.send_replace(Some(status));
+    }
+
+    /// The reconciler, however long instance metadata stays away: somebody would have to start a daemon that gave up.
+    /// Meanwhile the status says why and shows what is served, jobs are refused, and a changed agent.toml is tried.
+    async fn first_reconciler(&mut self) -> Result<Reconciler, WiringError> {
+        let mut failures = 0;
+        loop {
+            self.systemd.alive();
+            let reason = match wire(&self.config, self.allowed_losses.clone()).await {
+                Ok(parts) => return Ok(Reconciler::new(parts)),
+                Err(error) if error.may_pass() => Reason::from(&error),
+                Err(error) => return Err(error),
+            };
+            tracing::error!(code = reason.code().as_str(), "{reason}");
+            let mut reconciler = Reconciler::new(wire_to_inspect(&self.config).await);
+            let found = reconciler.inspect(vec![reason.clone()]).await;
+            let clock = reconciler.clock();
+            self.publish(found, &reconciler);
+            failures += 1;
+            let RenewalConfig { retry_min, retry_max, .. } = self.config.renewal;
+            let pause = clock.now() + backoff(failures, retry_min, retry_max, fastrand::f64());
+            let pause = self.systemd.sleep_until(&clock, pause);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    Some(job) = self.jobs.recv() => {
+                        let _gone = job.answers.send(Answer::Refused(Refusal::Reason(Told::from(&reason))));
+                    }
+                    _ = self.hang_up.recv() => {
+                        if let Ok(changed) = changed_configuration(&self.file, &self.config) {
+                            self.config = changed;
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads agent.toml again. A usable configuration waits for its turn; another leaves the configuration in force.
+    fn read_again(&mut self, reconciler: &mut Reconciler) {
+        self.pending = match changed_configuration(&self.file, &self.config) {
+            Ok(changed) => Some(PendingConfiguration::now(changed)),
+            Err(because) => {
+                reconciler.note_not_in_force(because);
+                None
+            }
+        };
+    }
+
+    /// Puts the pending configuration into force if its time has come and instance metadata answers.
+    async fn apply_pending(&mut self, reconciler: &mut Reconciler) {
+        let Some(pending) = self.pending.take_if(|pending| pending.next <= Instant::now()) else { return };
+        match wire(&pending.config, self.allowed_losses.clone()).await {
+            Ok(parts) => (self.config, *reconciler) = (pending.config, Reconciler::new(parts)),
+            Err(error) => {
+                let because = Reason::from(&error);
+                log_not_in_force(&because);
+                reconciler.note_not_in_force(because);
+                self.pending = error.may_pass().then(|| pending.later(&self.config.renewal));
+            }
+        }
+    }
+}
+
+/// A configuration that is to be put into force, which takes instance metadata.
+struct PendingConfiguration {
+    config: Config,
+    failures: u32,
+    next: Instant,
+}
+
+impl PendingConfiguration {
+    fn now(config: Config) -> Self {
+        Self { config, failures: 0, next: Instant::now() }
+    }
+
+    /// The same configuration after another failure.
+    fn later(self, renewal: &RenewalConfig) -> Self {
+        let failures = self.failures + 1;
+        let pause = backoff(failures, renewal.retry_min, renewal.retry_max, fastrand::f64());
+        Self { failures, next: Instant::now() + pause, ..self }
+    }
+}
+
+async fn serve(reconciler: &mut Reconciler, before: Option<&Status>, job: Job) -> Pass {
+    let (sender, mut steps) = mpsc::unbounded_channel();
+    let answers = job.answers.clone();
+    let relay = tokio::spawn(async move {
+        while let Some(step) = steps.recv().await {
+            let _gone = answers.send(Answer::Step(step));
+        }
+    });
+    let (pass, renewed) = renewal::renew(reconciler, before, job.wanted, Progress::to(sender)).await;
+    // The result comes after the last step.
+    let _cancelled = relay.await;
+    let _gone = job.answers.send(match renewed {
+        Ok(renewed) => Answer::Renewed(Box::new(renewed)),
+        Err(refusal) => Answer::Refused(refusal),
+    });
+    pass
+}
+
+/// agent.toml as it is now, or why it can't be used.
+fn changed_configuration(file: &std::path::Path, current: &Config) -> Result<Config, Reason> {
+    let config = Config::load(file).map_err(|error| {
+        let because = Reason::from(&error);
+        log_not_in_force(&because);
+        because
+    })?;
+    let fixed =
+        |config: &Config| (config.state_directory.clone(), config.control_socket.clone(), config.metrics_listen);
+    if fixed(&config) != fixed(current) {
+        tracing::warn!("state.directory, control.socket and metrics.listen change only with a restart of the agent");
+    }
+    tracing::info!("read {} again", file.display());
+    Ok(Config {
+        state_directory: current.state_directory.clone(),
+        control_socket: current.control_socket.clone(),
+        metrics_listen: current.metrics_listen,
+        ..config
+    })
+}
+
+fn log_not_in_force(because: &Reason) {
+    let reason = Reason::AgentConfigurationNotInForce { because: Box::new(because.clone()) };
+    tracing::error!(code = reason.code().as_str(), "{reason}");
+}
+
+/// Logs the warnings and reasons that the pass before did not have, each by its code, and a return to health.
+fn log(before: Option<&Status>, now: &Status) {
+    let is_new = |told: &Told, before: Option<&Vec<Told>>| {
+        !before.is_some_and(|before| before.iter().any(|known| known.code == told.code))
+    };
+    for warning in now.warnings.iter().filter(|warning| is_new(warning, before.map(|before| &before.warnings))) {
+        tracing::warn!(code = warning.code, "{warning}");
+    }
+    let (state, is_same) = (now.state.to_string(), before.is_some_and(|before| before.state == now.state));
+    if now.state == State::Healthy && !is_same {
+        tracing::info!(state, "healthy");
+    }
+    let known = before.filter(|_| is_same).map(|before| &before.reasons);
+    for reason in now.reasons.iter().filter(|reason| is_new(reason, known)) {
+        if now.state == State::Failing {
+            tracing::error!(state, code = reason.code, "failing: {reason}");
+        } else {
+            tracing::warn!(state, code = reason.code, "degraded: {reason}");
+        }
+    }
+}

@@ -90,12 +90,12 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::reconcile::deployment::ApplyError;
+    use crate::reconcile::commit_point::DeployError;
     use crate::state::durable::FileError;
 
     #[test]
     fn an_error_and_its_causes_are_one_line() {
         let cause = FileError::on("write", Path::new("/x"))(std::io::Error::other("on\n  |\n  fire"));
-        assert_eq!(with_causes(&ApplyError::File(cause)), "could not write /x: on; fire");
+        assert_eq!(with_causes(&DeployError::File(cause)), "could not write /x: on; fire");
     }
 }

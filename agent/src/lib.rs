@@ -24,6 +24,7 @@ pub mod issue;
 pub mod node;
 pub mod peers;
 pub mod progress;
+pub mod reason;
 pub mod reconcile;
 pub mod schedule;
 pub mod server;

@@ -51,9 +51,12 @@ async fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
     let Cli { command, config: file } = cli;
     let load = || Config::load(&file);
     match command {
-        Command::Run { losses } => commands::run::run(&file, load()?, losses.names()).await,
+        Command::Run { losses } => {
+            let config = load()?;
+            commands::run::run(file, config, losses.allow_loss).await
+        }
         Command::Renew { losses, json: JsonArg { json } } => {
-            commands::renew::renew(&load()?, losses.names(), json).await
+            commands::renew::renew(&load()?, losses.allow_loss, json).await
         }
         Command::Status { json: JsonArg { json } } => commands::status::status(&load()?, json).await,
         Command::Doctor { json: JsonArg { json } } => commands::doctor::doctor(&load()?, json).await,

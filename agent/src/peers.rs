@@ -51,13 +51,65 @@ pub trait PeerSource: Send + Sync {
     async fn sight(&self) -> Result<Sighting, RemoteError>;
 }
 
-/// What a sighting changes.
+/// What comes of a sighting.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Settled {
+pub(crate) struct PeersAfter {
     /// The peers in force from now on.
     pub(crate) peers: PeerSet,
-    /// Why the peers in force differ from those that were seen, if they differ.
-    pub(crate) kept: Option<String>,
+    /// Where the peers in force differ from the sighting. Empty: nowhere.
+    pub(crate) kept: Vec<Kept>,
+}
+
+/// Why the peers in force differ from a sighting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// The sighting has no peer, so the last good set stays.
+    NoPeers,
+    /// The sighting has more peers than [`MAX_PEERS`], so the last good set stays.
+    TooMany {
+        /// Peers of the sighting.
+        count: usize,
+    },
+    /// The sighting lacks this node, so the last good set stays.
+    WithoutThisNode,
+    /// A known peer has no address now, and keeps the address it had.
+    AddressLost {
+        /// The peer.
+        id: String,
+        /// Its last address.
+        address: SocketAddr,
+    },
+    /// A peer left the group, and stays because it still answers.
+    StillAnswers {
+        /// The peer.
+        id: String,
+        /// Its address.
+        address: SocketAddr,
+    },
+    /// A member of the group has no address yet.
+    Unresolved {
+        /// The member.
+        id: String,
+    },
+}
+
+impl std::fmt::Display for Kept {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoPeers => formatter.write_str("discovery returned no peer at all; the last good set stays"),
+            Self::TooMany { count } => {
+                write!(formatter, "discovery returned {count} peers, more than {MAX_PEERS}; the last good set stays")
+            }
+            Self::WithoutThisNode => formatter.write_str("discovery left this node out; the last good set stays"),
+            Self::AddressLost { id, address } => write!(formatter, "{id} has no address now and keeps {address}"),
+            Self::StillAnswers { id, address } => {
+                write!(formatter, "{id} left the group and still answers at {address}")
+            }
+            Self::Unresolved { id } => {
+                write!(formatter, "{id} is in the group, but its address could not be found yet")
+            }
+        }
+    }
 }
 
 impl PeerSet {
@@ -69,41 +121,38 @@ impl PeerSet {
 
     /// The peers in force after a sighting (invariant 6). A sighting that is empty or lacks this node changes nothing. A
     /// peer without an address keeps its last address. A peer that `answers` stays, whatever the source says.
-    pub(crate) fn settle(&self, seen: &Sighting, node: &Node, answers: impl Fn(&Peer) -> bool) -> Settled {
-        let keep = |kept: String| Settled { peers: self.clone(), kept: Some(kept) };
+    pub(crate) fn after(&self, seen: &Sighting, node: &Node, answers: impl Fn(&Peer) -> bool) -> PeersAfter {
+        let keep = |kept| PeersAfter { peers: self.clone(), kept: vec![kept] };
         if seen.peers.is_empty() {
-            return keep("discovery returned no peer at all; the last good set stays".into());
+            return keep(Kept::NoPeers);
         }
         if seen.peers.len() > MAX_PEERS {
-            return keep(format!(
-                "discovery returned {} peers, more than {MAX_PEERS}; the last good set stays",
-                seen.peers.len()
-            ));
+            return keep(Kept::TooMany { count: seen.peers.len() });
         }
         if !seen
             .peers
             .iter()
             .any(|peer| peer.address.ip() == node.address || Some(&peer.id) == node.instance_id.as_ref())
         {
-            return keep("discovery left this node out; the last good set stays".into());
+            return keep(Kept::WithoutThisNode);
         }
         let mut peers: BTreeMap<_, _> = seen.peers.iter().map(|peer| (peer.address, peer.clone())).collect();
         let mut kept = Vec::new();
         for peer in self.missing_from(seen) {
             if seen.unresolved.contains(&peer.id) {
-                kept.push(format!("{} has no address now and keeps {}", peer.id, peer.address));
+                kept.push(Kept::AddressLost { id: peer.id.clone(), address: peer.address });
                 peers.insert(peer.address, peer.clone());
             } else if answers(peer) {
-                kept.push(format!("{} left the group and still answers at {}", peer.id, peer.address));
+                kept.push(Kept::StillAnswers { id: peer.id.clone(), address: peer.address });
                 peers.insert(peer.address, peer.clone());
             }
         }
         for id in &seen.unresolved {
             if !peers.values().any(|peer| peer.id == *id) {
-                kept.push(format!("{id} is in the group, but its address could not be found yet"));
+                kept.push(Kept::Unresolved { id: id.clone() });
             }
         }
-        Settled { peers: Self(peers), kept: (!kept.is_empty()).then(|| kept.join("; ")) }
+        PeersAfter { peers: Self(peers), kept }
     }
 }
 
@@ -142,7 +191,7 @@ mod tests {
                 group: None,
             };
             let answers = |peer: &Peer| answering.iter().any(|number| self::peer(*number).id == peer.id);
-            let after = before.settle(&sighting, &node(), answers);
+            let after = before.after(&sighting, &node(), answers);
             let is_whole = sighting.peers.iter().any(|peer| peer.id == "i-1");
             for gone in before.0.values().filter(|peer| !after.peers.0.contains_key(&peer.address)) {
                 prop_assert!(is_whole && !answers(gone) && !sighting.unresolved.contains(&gone.id), "{gone:?} went");
@@ -154,7 +203,7 @@ mod tests {
             if is_whole {
                 prop_assert!(sighting.peers.iter().all(|peer| after.peers.0.contains_key(&peer.address)));
             } else {
-                prop_assert!(after.kept.is_some());
+                prop_assert!(!after.kept.is_empty());
             }
         }
     }
@@ -168,8 +217,8 @@ mod tests {
             Peer { id: format!("i-{number}"), address, state: "InService".into() }
         });
         let sighting = Sighting { peers: flood.chain([peer(1)]).collect(), ..Sighting::default() };
-        let after = before.settle(&sighting, &node(), |_| false);
+        let after = before.after(&sighting, &node(), |_| false);
         assert_eq!(after.peers, before);
-        assert!(after.kept.unwrap().contains("more than 2000"));
+        assert_eq!(after.kept, [Kept::TooMany { count: 2002 }]);
     }
 }

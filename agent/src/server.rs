@@ -3,6 +3,7 @@
 pub mod monitor;
 pub mod probe;
 pub mod process;
+pub mod standing;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,8 @@ const MAX_OUTPUT: u64 = 64 * 1024;
 /// Whether nats-server runs, by its pid file and its process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
+    /// Nobody has looked yet.
+    Unseen,
     /// nats-server doesn't run: normal before its first start.
     Absent(String),
     /// nats-server runs with this pid.
@@ -80,7 +83,13 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Nothing was looked at.
+    /// Nobody has looked yet.
+    #[must_use]
+    pub fn unseen() -> Self {
+        Self { presence: Presence::Unseen, ..Self::absent(String::new()) }
+    }
+
+    /// nats-server doesn't run.
     #[must_use]
     pub fn absent(why: String) -> Self {
         let none = || Err("nats-server isn't running".to_owned());
@@ -92,6 +101,11 @@ impl Observed {
             route: none(),
             asked: Instant::now(),
         }
+    }
+
+    /// How many of the three ports answered as a nats-server does.
+    pub(crate) fn ports_seen(&self) -> u8 {
+        u8::from(self.client.is_ok()) + u8::from(self.route.is_ok()) + u8::from(self.varz.is_some())
     }
 
     /// Whether the last handshakes still tell what the ports serve: the server and its loaded configuration are the same,

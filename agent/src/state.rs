@@ -2,4 +2,5 @@
 
 pub mod durable;
 pub mod generation;
+pub(crate) mod last_good;
 pub mod lock;

@@ -6,11 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::clock::rfc3339;
 use crate::node::Node;
 use crate::peers::{Peer, PeerSet};
-use crate::reconcile::deployment::Verdict;
+use crate::reason::{Reason, Told};
 use crate::server::monitor::Routez;
+use crate::server::probe::Port;
+use crate::server::standing::Standing;
 use crate::server::{Observed, Presence, Served};
 use crate::state::generation::Generation;
 use crate::trust::TrustBundle;
@@ -46,9 +47,9 @@ pub struct Status {
     /// How the node is doing.
     pub state: State,
     /// Why it isn't healthy.
-    pub reasons: Vec<String>,
+    pub reasons: Vec<Told>,
     /// What leaves it healthy and is worth knowing.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Told>,
     /// Who it is.
     pub node: NodeStatus,
     /// The newest leaf.
@@ -214,53 +215,36 @@ pub struct Findings {
     pub peers: PeerSet,
     /// What was seen of nats-server.
     pub observed: Observed,
-    /// Whether that is what is committed.
-    pub verdict: Verdict,
+    /// Where the committed configuration stands.
+    pub standing: Standing,
     /// When it last was.
     pub confirmed_at: Option<OffsetDateTime>,
     /// When the next leaf is due, and what went wrong with it.
     pub renewal: RenewalStatus,
-    /// What else went wrong, in words.
-    pub faults: Vec<String>,
-    /// What is worth knowing, in words.
-    pub notes: Vec<String>,
+    /// What the stages report.
+    pub faults: Vec<Reason>,
+    /// What is worth knowing.
+    pub warnings: Vec<Reason>,
 }
 
 impl Status {
     /// Sums the findings up. Pure.
     #[must_use]
     pub fn of(findings: Findings) -> Self {
-        let Findings { now, observed, verdict, generation, bundle, .. } = &findings;
+        let Findings { now, observed, generation, bundle, .. } = &findings;
         let mut reasons = findings.faults.clone();
-        if let Some(error) = &findings.renewal.last_error {
-            reasons.push(format!("no new certificate after {} attempts: {error}", findings.renewal.attempts));
+        let leaf = generation.as_ref().map(|generation| generation.chain.leaf());
+        let expired = leaf.is_none_or(|leaf| leaf.not_after <= *now);
+        match leaf {
+            None => reasons.push(Reason::NoCertificate),
+            Some(leaf) if expired => reasons.push(Reason::CertificateExpired { at: leaf.not_after }),
+            Some(leaf) if leaf.not_before > *now => {
+                reasons.push(Reason::CertificateNotYetValid { begins: leaf.not_before, now: *now });
+            }
+            Some(_) => {}
         }
-        let expired = match generation {
-            None => {
-                reasons.push("there is no certificate yet".into());
-                true
-            }
-            Some(generation) if generation.chain.leaf().not_after <= *now => {
-                reasons.push(format!("the certificate expired at {}", rfc3339(generation.chain.leaf().not_after)));
-                true
-            }
-            Some(generation) if generation.chain.leaf().not_before > *now => {
-                let begin = rfc3339(generation.chain.leaf().not_before);
-                reasons.push(format!(
-                    "the certificate is valid from {begin}, and it is {} here: set this machine's clock, or renew if the \
-                     clock was wrong then",
-                    rfc3339(*now)
-                ));
-                false
-            }
-            Some(_) => false,
-        };
-        match verdict {
-            Verdict::Live { .. } => {}
-            Verdict::NoServer(why) => reasons.push(format!("nats-server isn't running: {why}")),
-            Verdict::Other(why) => reasons.push(format!("nats-server doesn't serve what is committed: {why}")),
-        }
-        let is_there = !matches!(observed.presence, Presence::Absent(_));
+        reasons.extend(not_served(&findings.standing, observed));
+        let is_there = matches!(observed.presence, Presence::Running(_) | Presence::Foreign(_));
         let refused = refused(&findings);
         let unserved = is_there && (observed.client.is_err() || observed.route.is_err() || !refused.is_empty());
         reasons.extend(refused);
@@ -269,28 +253,21 @@ impl Status {
             (false, false) => State::Degraded,
             (false, true) => State::Failing,
         };
-        let mut warnings = findings.notes.clone();
+        let mut warnings = findings.warnings.clone();
         if let (Presence::Running(pid), None) = (&observed.presence, &observed.varz) {
-            warnings.push(format!(
-                "nats-server (pid {pid}) doesn't answer on its monitoring port: which configuration it has loaded and which \
-                 routes are up can't be seen, only what its client and route ports serve"
-            ));
+            warnings.push(Reason::MonitoringSilent { pid: *pid });
         }
         for anchor in bundle.iter().flat_map(|bundle| &bundle.anchors) {
-            if anchor.not_after <= *now {
-                warnings.push(format!("the anchor {} ended at {}", anchor.subject, rfc3339(anchor.not_after)));
-            } else if anchor.not_after <= *now + ANCHOR_WARNING {
-                warnings.push(format!("the anchor {} ends at {}", anchor.subject, rfc3339(anchor.not_after)));
+            let has_ended = anchor.not_after <= *now;
+            if has_ended || anchor.not_after <= *now + ANCHOR_WARNING {
+                let (subject, not_after) = (anchor.subject.clone(), anchor.not_after);
+                warnings.push(Reason::Anchor { subject, not_after, has_ended });
             }
         }
         let peers = routes(&findings);
         let mut others = peers.iter().filter(|peer| !findings.node.is_own(peer)).peekable();
         if is_there && others.peek().is_some() && others.all(|peer| peer.route == Route::Down) {
-            warnings.push(
-                "no route to any other server of the cluster is up: messages reach the clients of this one alone. Check that \
-                 the others run, and that the nodes reach each other's route port"
-                    .into(),
-            );
+            warnings.push(Reason::NoRoute);
         }
         let served = |port: &Result<Served, String>| {
             port.as_ref().ok().map(|served| ServedLeaf { sha256: served.sha256.clone() })
@@ -298,7 +275,7 @@ impl Status {
         Self {
             state,
             reasons: told_once(&reasons),
-            warnings,
+            warnings: warnings.iter().map(Told::from).collect(),
             leaf: generation.as_ref().map(LeafStatus::of),
             served: is_there.then(|| ServedStatus {
                 client: served(&observed.client),
@@ -367,27 +344,38 @@ impl TrustStatus {
     }
 }
 
-/// What a port serves in the place of our leaf, where clients and peers refuse that.
-fn refused(findings: &Findings) -> Vec<String> {
+/// Why nats-server doesn't serve what is committed, if it doesn't.
+fn not_served(standing: &Standing, observed: &Observed) -> Option<Reason> {
+    match (standing, &observed.presence) {
+        (Standing::Served(_), _) => None,
+        (Standing::NotServed(mismatch), _) => Some(Reason::CommittedNotServed(mismatch.clone())),
+        (Standing::NoServer { why }, _) | (Standing::NothingCommitted, Presence::Absent(why)) => {
+            Some(Reason::ServerNotRunning { why: why.clone() })
+        }
+        (Standing::NothingCommitted, _) => None,
+        (Standing::Unseen, _) => Some(Reason::ServerNotLookedAt),
+    }
+}
+
+/// The ports that serve another leaf than ours, which clients and peers refuse.
+fn refused(findings: &Findings) -> Vec<Reason> {
     let Findings { now, observed, generation, bundle, .. } = findings;
     let (Some(generation), Some(bundle)) = (generation, bundle) else { return Vec::new() };
-    let ports = [("client", &observed.client), ("route", &observed.route)];
+    let ports = [(Port::Client, &observed.client), (Port::Route, &observed.route)];
     let others = ports.into_iter().filter_map(|(port, served)| {
         let served = served.as_ref().ok().filter(|served| served.sha256 != generation.chain.leaf().sha256)?;
         let why = bundle.refusal(&served.chain, *now)?;
-        Some(format!("the {port} port serves a certificate that clients and peers refuse: {why}"))
+        Some(Reason::ServedCertificateRefused { port, why })
     });
     others.collect()
 }
 
-/// Each reason once: one that another contains says nothing more.
-fn told_once(reasons: &[String]) -> Vec<String> {
-    let is_told = |index: usize, reason: &String| {
-        let mut others = reasons.iter().enumerate().filter(|(other, _)| *other != index);
-        others.any(|(other, text)| text.contains(reason) && (text != reason || other < index))
-    };
-    let once = reasons.iter().enumerate().filter(|(index, reason)| !is_told(*index, reason));
-    once.map(|(_, reason)| reason.clone()).collect()
+/// Each reason once: a reason that another reason tells among its causes says nothing more.
+fn told_once(reasons: &[Reason]) -> Vec<Told> {
+    let once = reasons.iter().enumerate().filter(|(index, reason)| {
+        !reasons.iter().any(|other| other.tells(reason)) && !reasons[..*index].contains(reason)
+    });
+    once.map(|(_, reason)| reason.into()).collect()
 }
 
 /// Which peers nats-server has a route to. It names a remote by its server name, and by its address where this node

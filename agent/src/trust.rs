@@ -21,7 +21,7 @@ use crate::error::RemoteError;
 pub use bundle::TrustBundle;
 pub(crate) use bundle::{Anchor, BundleError};
 pub(crate) use verify::RejectedChain;
-pub use verify::VerifiedChain;
+pub use verify::{Refusal, VerifiedChain};
 
 /// The largest bundle, in bytes of PEM. Secrets Manager's own limit is 65,536 bytes; a file may be larger.
 pub(crate) const MAX_BUNDLE: usize = 1024 * 1024;

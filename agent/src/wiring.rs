@@ -7,6 +7,7 @@ use tokio::sync::OnceCell;
 
 use crate::aws::AwsSettings;
 use crate::clock::Clock;
+use crate::conf::loss::Loss;
 use crate::config::{Config, DiscoveryKind, IssuerKind, TrustConfig};
 use crate::credential::CredentialSource;
 use crate::credential::secret::ClusterSecret;
@@ -19,8 +20,9 @@ use crate::peers::PeerSource;
 use crate::peers::asg::Asg;
 use crate::peers::dial::Network;
 use crate::peers::static_list::StaticList;
+use crate::reason::Reason;
 use crate::reconcile::Parts;
-use crate::reconcile::deployment::{Apply, ApplyParts};
+use crate::reconcile::commit_point::{CommitParts, CommitPoint};
 use crate::schedule::earliest;
 use crate::server::NatsServer;
 use crate::state::generation::Generations;
@@ -37,6 +39,14 @@ pub enum WiringError {
     Identity(#[from] IdentityError),
 }
 
+impl From<&WiringError> for Reason {
+    fn from(error: &WiringError) -> Self {
+        match error {
+            WiringError::Identity(error) => error.into(),
+        }
+    }
+}
+
 impl WiringError {
     /// Whether the same configuration may work later.
     #[must_use]
@@ -48,7 +58,7 @@ impl WiringError {
 }
 
 /// Works out who this node is, and puts the real thing behind each seam. Calls no AWS API but instance metadata.
-pub async fn wire(config: &Config, allowed_losses: Vec<String>) -> Result<Parts, WiringError> {
+pub async fn wire(config: &Config, allowed_losses: Vec<Loss>) -> Result<Parts, WiringError> {
     // The SDK's set-up makes futures of many kilobytes, which every caller's would contain.
     let node = Box::pin(identify(&config.node, needs(config))).await?;
     Ok(wire_around(node, config, allowed_losses, Purpose::Run).await)
@@ -78,7 +88,7 @@ enum Purpose {
     Look,
 }
 
-async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<String>, purpose: Purpose) -> Parts {
+async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, purpose: Purpose) -> Parts {
     let clock = Clock::System;
     // Only where AWS is used, and with a Region: the SDK would else look for one in instance metadata.
     let region = match &config.issuer.kind {
@@ -121,6 +131,7 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<String>, p
             Arc::new(StaticList { peers: peers.clone(), own })
         }
     };
+    let second_selves = second_selves(config, &node);
     Parts {
         node,
         issuance: Issuance {
@@ -135,23 +146,34 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<String>, p
         peers,
         dial: Arc::new(Network),
         credential,
-        apply: commit_point(config),
+        commit_point: commit_point(config),
         clock,
         renewal: config.renewal,
         interval: config.discovery.interval,
+        second_selves,
         allowed_losses,
     }
 }
 
 /// nats-server and the commit point: what there is of a node without knowing which it is.
 #[must_use]
-pub fn commit_point(config: &Config) -> Apply {
-    Apply::new(ApplyParts {
+pub fn commit_point(config: &Config) -> CommitPoint {
+    CommitPoint::new(CommitParts {
         server: Arc::new(NatsServer::new(&config.nats)),
         nats: config.nats.clone(),
         generations: Generations::of(&config.state_directory),
         state: config.state_directory.clone(),
     })
+}
+
+/// Static peers that have an address of this node and another port than its route listener: each would be a second row
+/// of this node.
+fn second_selves(config: &Config, node: &Node) -> Vec<String> {
+    let DiscoveryKind::Static { peers } = &config.discovery.kind else { return Vec::new() };
+    let port = config.nats.cluster_listen.port();
+    let is_own = |host: &str| host.parse().is_ok_and(|ip| ip == node.address || node.sans.ips.contains(&ip));
+    let seconds = peers.iter().filter(|peer| peer.port != port && is_own(&peer.host));
+    seconds.map(ToString::to_string).collect()
 }
 
 fn needs(config: &Config) -> Needs {

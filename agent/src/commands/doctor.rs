@@ -17,13 +17,14 @@ use crate::clock::{Clock, rfc3339};
 use crate::conf::listeners::Listeners;
 use crate::conf::render::Rendered;
 use crate::config::Config;
-use crate::daemon::control::{Answer, ControlError, Request, ask};
-use crate::error::with_causes;
-use crate::error::RemoteErrorKind;
+use crate::daemon::control::{ControlError, ask};
+use crate::daemon::protocol::{Answer, Request};
+use crate::error::{RemoteErrorKind, with_causes};
 use crate::node::Node;
 use crate::peers::{Peer, PeerSet, Sighting};
-use crate::reconcile::deployment::Apply;
-use crate::reconcile::{NO_CREDENTIAL, Parts, Reconciler};
+use crate::reason::Reason;
+use crate::reconcile::commit_point::CommitPoint;
+use crate::reconcile::{Parts, Reconciler};
 use crate::server::probe::{Port, Prober};
 use crate::server::{NatsServer, Presence, Served};
 use crate::state::durable::FileError;
@@ -78,7 +79,7 @@ impl Check {
 
 /// Makes every check. The exit code is 1 where a check failed; a warning is no failure.
 pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
-    let apply = commit_point(config);
+    let commit_point = commit_point(config);
     let server = NatsServer::new(&config.nats);
     let (assembled, daemon, version) = tokio::join!(wire_to_look(config), daemon(config), server.version());
     let mut checks = vec![
@@ -87,7 +88,7 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
         state_directory(&config.state_directory),
         daemon,
     ];
-    let newest = match apply.parts().generations.newest() {
+    let newest = match commit_point.parts().generations.newest() {
         Ok((newest, damaged)) => {
             checks.extend(damaged.iter().map(|error| Check::failed("generation", with_causes(error))));
             newest
@@ -106,7 +107,7 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
         Some(newest) => certificate(newest, Clock::System.now()),
         None => Check::warning("generation", NO_GENERATION),
     });
-    checks.extend(serving(&apply, newest.as_ref()).await);
+    checks.extend(serving(&commit_point, newest.as_ref()).await);
     checks.extend(sources.peers);
     let healthy = checks.iter().all(|check| check.grade != Grade::Failed);
     if json {
@@ -145,7 +146,8 @@ async fn daemon(config: &Config) -> Check {
             let found = format!("it runs and is {}; `agent status` says why", status.state);
             if status.state == State::Failing { Check::failed(name, found) } else { Check::warning(name, found) }
         }
-        Ok(Answer::Refused(reason)) => Check::warning(name, reason),
+        Ok(Answer::NoPassYet) => Check::warning(name, Reason::FirstPassUnderWay.to_string()),
+        Ok(Answer::Refused(refusal)) => Check::warning(name, refusal.to_string()),
         Ok(_) => Check::warning(name, "its answer belongs to another request"),
         Err(ControlError::NoDaemon { path, .. }) => {
             Check::warning(name, format!("nothing listens on {}, so nobody renews; start the agent", path.display()))
@@ -187,7 +189,7 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
         checks.extend(peers_are_whole(seen, &parts.node));
     }
     checks.push(match &parts.credential {
-        None => Check::warning("credential", NO_CREDENTIAL),
+        None => Check::warning("credential", Reason::CredentialMissing.to_string()),
         Some(source) => Check::of("credential", &source.fetch(OffsetDateTime::UNIX_EPOCH).await, |_| {
             "routes must present the credential of the secret".into()
         }),
@@ -253,8 +255,9 @@ fn issuer_is_trusted(ca: &str, bundle: &TrustBundle) -> Check {
     }
 }
 
-fn peers_are_whole(seen: &Sighting, node: &Node) -> Option<Check> {
-    PeerSet::default().settle(seen, node, |_| false).kept.map(|kept| Check::failed("peers", kept))
+fn peers_are_whole(seen: &Sighting, node: &Node) -> Vec<Check> {
+    let kept = PeerSet::default().after(seen, node, |_| false).kept;
+    kept.into_iter().map(|kept| Check::failed("peers", kept.to_string())).collect()
 }
 
 /// Whether clients and peers accept the newest certificate.
@@ -277,11 +280,11 @@ const RENEW: &str = "run `agent renew`, which says what keeps a new certificate 
 
 /// The nats-server process and what its ports serve. Before the first generation it is normal that no server runs and that
 /// no port has TLS, so that is a warning.
-async fn serving(apply: &Apply, newest: Option<&Generation>) -> Vec<Check> {
-    let committed = apply.committed().ok().flatten();
-    let listeners = Listeners::of(committed.as_ref().map(Rendered::text), &apply.parts().nats);
-    let observed = apply.parts().server.observe(newest.map(|newest| &newest.chain), &listeners, None).await;
-    let config = apply.parts().nats.config.display();
+async fn serving(commit_point: &CommitPoint, newest: Option<&Generation>) -> Vec<Check> {
+    let committed = commit_point.committed().ok().flatten();
+    let listeners = Listeners::of(committed.as_ref().map(Rendered::text), &commit_point.parts().nats);
+    let observed = commit_point.parts().server.observe(newest.map(|newest| &newest.chain), &listeners, None).await;
+    let config = commit_point.parts().nats.config.display();
     let process = match (&observed.presence, newest) {
         (Presence::Running(pid), _) => Check::ok("process", format!("pid {pid} runs with -c {config}")),
         (Presence::Absent(why), Some(_)) => {
@@ -294,6 +297,7 @@ async fn serving(apply: &Apply, newest: Option<&Generation>) -> Vec<Check> {
             ),
         ),
         (Presence::Foreign(why), _) => Check::failed("process", why.as_str()),
+        (Presence::Unseen, _) => Check::warning("process", Reason::ServerNotLookedAt.to_string()),
     };
     let now = Clock::System.now();
     vec![

@@ -8,8 +8,9 @@ use time::OffsetDateTime;
 use super::{CommandError, DIGITS, Paint, abbreviated, print, print_json};
 use crate::clock::{Clock, rfc3339};
 use crate::config::Config;
-use crate::daemon::control::{Answer, ControlError, NO_PASS_YET, Request, ask};
-use crate::error::with_causes;
+use crate::daemon::control::{ControlError, ask};
+use crate::daemon::protocol::{Answer, Request};
+use crate::reason::Reason;
 use crate::reconcile::Reconciler;
 use crate::status::{PeerStatus, Route, ServedLeaf, State, Status};
 use crate::wiring::{wire, wire_to_inspect};
@@ -18,12 +19,11 @@ use crate::wiring::{wire, wire_to_inspect};
 pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
     let status = match ask(&config.control_socket, &Request::Status, |_| {}).await {
         Ok(Answer::Status(status)) => *status,
-        Ok(Answer::Refused(reason)) if reason == NO_PASS_YET => look(config, reason).await?,
-        Ok(Answer::Refused(reason)) => return Err(CommandError::Refused(reason)),
-        Ok(_) => return Err(CommandError::Refused("the daemon answered something else than was asked".into())),
+        Ok(Answer::NoPassYet) => inspect(config, Reason::FirstPassUnderWay).await?,
+        Ok(Answer::Refused(refusal)) => return Err(CommandError::Refused(refusal)),
+        Ok(_) => return Err(CommandError::OtherAnswer),
         Err(ControlError::NoDaemon { .. }) => {
-            let socket = config.control_socket.display();
-            look(config, format!("the agent isn't running: nothing listens on {socket}; start it")).await?
+            inspect(config, Reason::AgentNotRunning { socket: config.control_socket.clone() }).await?
         }
         Err(error) => return Err(error.into()),
     };
@@ -35,14 +35,14 @@ pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandErro
     Ok(if status.state == State::Healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The status without the daemon's word; `why` there is none.
-async fn look(config: &Config, why: String) -> Result<Status, CommandError> {
+/// The status without the daemon's word; `because` is why there is none.
+async fn inspect(config: &Config, because: Reason) -> Result<Status, CommandError> {
     match wire(config, Vec::new()).await {
         Err(error) if error.may_pass() => {
-            let why = format!("{why}; {}", with_causes(&error));
-            Ok(Reconciler::new(wire_to_inspect(config).await).inspect(why).await)
+            let mut reconciler = Reconciler::new(wire_to_inspect(config).await);
+            Ok(reconciler.inspect(vec![because, Reason::from(&error)]).await)
         }
-        parts => Ok(Reconciler::new(parts?).inspect(why).await),
+        parts => Ok(Reconciler::new(parts?).inspect(vec![because]).await),
     }
 }
 
@@ -62,10 +62,10 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
         },
     );
     for reason in &status.reasons {
-        line("  reason", reason);
+        line("  reason", &reason.text);
     }
     for warning in &status.warnings {
-        line("  warning", warning);
+        line("  warning", &warning.text);
     }
     let addresses: Vec<_> = status.node.addresses.iter().map(ToString::to_string).collect();
     line("node", &format!("{} at {}", status.node.name, addresses.join(", ")));

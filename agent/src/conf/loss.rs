@@ -6,6 +6,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
 use crate::conf::language::{ConfError, Map, Value, parse};
 
 /// The listeners, protections and capabilities that a configuration gives nats-server.
@@ -179,95 +182,80 @@ fn is_filled(list: Option<&Value>) -> bool {
     matches!(list, Some(Value::Array(values)) if !values.is_empty())
 }
 
-/// A protection or capability that a configuration takes away. `Display` states the consequence.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a configuration can take away. The names are those of `--allow-loss` and never change.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ValueEnum, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
 pub enum Loss {
-    /// Clients could connect without TLS.
+    /// TLS on the client port
+    #[value(name = "tls")]
+    #[serde(rename = "tls")]
     ClientTls,
-    /// Routes could come up without TLS, or without verification.
+    /// TLS on routes
     ClusterTls,
-    /// Clients no longer need a certificate.
+    /// The check of client certificates
     ClientVerify,
-    /// JetStream is switched off.
+    /// JetStream
+    #[value(name = "jetstream")]
+    #[serde(rename = "jetstream")]
     JetStream,
-    /// The cluster gets another name, or none.
-    ClusterName {
-        /// The name in the configuration in force.
-        before: String,
-        /// The name in the new configuration.
-        after: Option<String>,
-    },
-    /// Routes no longer need a credential.
+    /// The cluster's name
+    ClusterName,
+    /// The credential that routes must present
     ClusterCredential,
-    /// The block of this name, which restricts who may do what, is gone.
-    Authorization(&'static str),
-}
-
-impl Loss {
-    /// Every name that [`Loss::name`] returns.
-    pub const NAMES: [&str; 7] =
-        ["tls", "cluster-tls", "client-verify", "jetstream", "cluster-name", "cluster-credential", "authorization"];
-
-    /// The name on the command line. It is a contract and never changes.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::ClientTls => "tls",
-            Self::ClusterTls => "cluster-tls",
-            Self::ClientVerify => "client-verify",
-            Self::JetStream => "jetstream",
-            Self::ClusterName { .. } => "cluster-name",
-            Self::ClusterCredential => "cluster-credential",
-            Self::Authorization(_) => "authorization",
-        }
-    }
+    /// Accounts and users
+    Authorization,
 }
 
 impl std::fmt::Display for Loss {
+    /// The name of the loss.
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::ClientTls => formatter.write_str("clients could connect without TLS"),
-            Self::ClusterTls => formatter.write_str("routes would run without TLS, or without checking it"),
-            Self::ClientVerify => formatter.write_str("clients would no longer need a certificate"),
-            Self::JetStream => formatter.write_str("JetStream would be switched off, and its streams with it"),
-            Self::ClusterName { before, after: Some(after) } => {
-                write!(formatter, "the cluster {before:?} would be renamed to {after:?}, away from its peers")
-            }
-            Self::ClusterName { before, after: None } => {
-                write!(formatter, "the cluster {before:?} would lose its name")
-            }
-            Self::ClusterCredential => formatter.write_str("routes would no longer need the cluster credential"),
-            Self::Authorization(block) => write!(formatter, "`{block}`, which says who may do what, would be gone"),
-        }
+        self.to_possible_value().map_or(Ok(()), |value| formatter.write_str(value.get_name()))
     }
 }
 
-/// What committing `after` takes away from `before`, the configuration in force. Without a `before`, missing TLS for
-/// clients and routes is still a loss.
+/// A loss, and what would happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TakenAway {
+    /// The loss.
+    pub loss: Loss,
+    /// What would happen, for a person.
+    pub what: String,
+}
+
+/// What committing `after` would take from `before`, the configuration in force, if there is one. Where there is none,
+/// TLS for clients and routes is missed all the same.
 #[must_use]
-pub fn losses(before: Option<&Facts>, after: &Facts) -> Vec<Loss> {
+pub fn losses(before: Option<&Facts>, after: &Facts) -> Vec<TakenAway> {
     let first = Facts { client_tls: true, cluster_tls: true, ..Facts::default() };
     let before = before.unwrap_or(&first);
     let mut losses = Vec::new();
+    let mut lost = |loss, what: String| losses.push(TakenAway { loss, what });
     if before.client_tls && !after.client_tls {
-        losses.push(Loss::ClientTls);
+        lost(Loss::ClientTls, "clients could connect without TLS".into());
     }
     if before.cluster_tls && !after.cluster_tls {
-        losses.push(Loss::ClusterTls);
+        lost(Loss::ClusterTls, "routes would run without TLS, or without checking it".into());
     }
     if before.client_verify && !after.client_verify {
-        losses.push(Loss::ClientVerify);
+        lost(Loss::ClientVerify, "clients would no longer need a certificate".into());
     }
     if before.jetstream && !after.jetstream {
-        losses.push(Loss::JetStream);
+        lost(Loss::JetStream, "JetStream would be switched off, and its streams with it".into());
     }
-    if let Some(name) = before.cluster_name.as_ref().filter(|name| after.cluster_name.as_ref() != Some(name)) {
-        losses.push(Loss::ClusterName { before: name.clone(), after: after.cluster_name.clone() });
+    match (&before.cluster_name, &after.cluster_name) {
+        (Some(before), Some(after)) if before != after => lost(
+            Loss::ClusterName,
+            format!("the cluster {before:?} would be renamed to {after:?}, away from its peers"),
+        ),
+        (Some(before), None) => lost(Loss::ClusterName, format!("the cluster {before:?} would lose its name")),
+        _ => {}
     }
     if before.cluster_credential && !after.cluster_credential {
-        losses.push(Loss::ClusterCredential);
+        lost(Loss::ClusterCredential, "routes would no longer need the cluster credential".into());
     }
-    losses.extend(before.authorization.difference(&after.authorization).map(|block| Loss::Authorization(block)));
+    for block in before.authorization.difference(&after.authorization) {
+        lost(Loss::Authorization, format!("`{block}`, which says who may do what, would be gone"));
+    }
     losses
 }
 
@@ -295,7 +283,7 @@ mod tests {
     }
 
     fn names(before: Option<&str>, after: &str) -> Vec<&'static str> {
-        losses(before.map(facts).as_ref(), &facts(after)).iter().map(Loss::name).collect()
+        losses(before.map(facts).as_ref(), &facts(after)).iter().map(|taken| taken.loss.to_string()).collect()
     }
 
     #[test]
@@ -373,7 +361,7 @@ mod tests {
         std::fs::write(directory.path().join("extra.conf"), "cluster { name: prod }").unwrap();
         let file = directory.path().join("nats-server.conf");
         let after = Facts::read(&format!("{FULL}\ninclude extra.conf"), &file).unwrap();
-        let names: Vec<_> = losses(Some(&facts(FULL)), &after).iter().map(Loss::name).collect();
+        let names: Vec<_> = losses(Some(&facts(FULL)), &after).iter().map(|taken| taken.loss.to_string()).collect();
         assert_eq!(names, ["cluster-tls", "cluster-credential"]);
     }
 
@@ -416,19 +404,5 @@ mod tests {
     fn two_spellings_of_a_block_are_refused() {
         let text = format!("{FULL}\nTLS {{}}");
         assert!(matches!(Facts::read(&text, Path::new("/a.conf")), Err(ConfError::Ambiguous { .. })));
-    }
-
-    #[test]
-    fn names_are_those_that_are_listed() {
-        let losses = [
-            Loss::ClientTls,
-            Loss::ClusterTls,
-            Loss::ClientVerify,
-            Loss::JetStream,
-            Loss::ClusterName { before: String::new(), after: None },
-            Loss::ClusterCredential,
-            Loss::Authorization("accounts"),
-        ];
-        assert_eq!(losses.each_ref().map(Loss::name), Loss::NAMES);
     }
 }

@@ -8,12 +8,11 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 
+use super::protocol::{ASKERS, Answer, Refusal, Request};
 use crate::progress::Step;
 use crate::reconcile::Wanted;
 use crate::state::durable::{self, FileError};
@@ -27,71 +26,11 @@ const MAX_ANSWER: u64 = 8 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How many clients are served at the same time.
 const MAX_CLIENTS: usize = 16;
-/// Who may ask. Of a client's groups only the primary one is among its credentials.
-const ASKERS: &str = "root, as the daemon's user, or as a user whose primary group is the daemon's";
 /// How long a client waits for each line of a renewal: an issuance may take a minute between two steps, and other passes
 /// go first.
 const SILENCE: Duration = Duration::from_mins(5);
 /// The same for the status, which is there already: others may have every place for [`PATIENCE`].
 const STATUS_WITHIN: Duration = Duration::from_secs(10);
-/// Why there is no status yet.
-pub const NO_PASS_YET: &str = "the first pass isn't done yet; ask again in a moment";
-
-/// What is asked.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case", tag = "command", deny_unknown_fields)]
-pub enum Request {
-    /// What the last pass found.
-    Status,
-    /// A pass with a new certificate.
-    Renew {
-        /// Losses that are meant.
-        #[serde(default)]
-        allow_loss: Vec<String>,
-    },
-}
-
-/// One line of an answer.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
-#[serde(rename_all = "snake_case")]
-pub enum Answer {
-    /// A step is done; more lines follow.
-    Step(Step),
-    /// The status.
-    Status(Box<Status>),
-    /// The new certificate is in force.
-    Renewed(Box<Renewed>),
-    /// It is not, or the request was no request.
-    Refused(String),
-}
-
-/// What `agent renew` ends with.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
-pub struct Renewed {
-    /// `confirmed`, or `committed` where no server runs yet.
-    pub result: String,
-    /// The leaf before, if there was one.
-    pub old: Option<RenewedLeaf>,
-    /// The leaf now.
-    pub new: RenewedLeaf,
-    /// How the reload was confirmed, or why there was none.
-    pub confirmed_by: String,
-    /// From the request to here.
-    pub seconds: f64,
-}
-
-/// A leaf, in brief.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
-pub struct RenewedLeaf {
-    /// Hexadecimal.
-    pub serial: String,
-    /// End of validity.
-    #[serde(with = "time::serde::rfc3339")]
-    pub not_after: OffsetDateTime,
-    /// The generation that it is in.
-    pub generation: u64,
-}
-
 /// What the daemon's loop receives of a `renew`.
 pub struct Job {
     /// What is wanted.
@@ -214,7 +153,7 @@ async fn converse(
     let peer = stream.peer_cred()?;
     let daemon = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     if !may_ask((peer.uid(), peer.gid()), daemon) {
-        let refusal = format!("uid {} (gid {}) may not ask this daemon; run this as {ASKERS}", peer.uid(), peer.gid());
+        let refusal = Refusal::MayNotAsk { uid: peer.uid(), gid: peer.gid() };
         return answer(&mut stream, &Answer::Refused(refusal)).await;
     }
     let mut line = Vec::new();
@@ -224,21 +163,21 @@ async fn converse(
         Ok(Request::Status) => {
             let answered = match status.borrow().clone() {
                 Some(status) => Answer::Status(Box::new(status)),
-                None => Answer::Refused(NO_PASS_YET.into()),
+                None => Answer::NoPassYet,
             };
             answer(&mut stream, &answered).await
         }
         Ok(Request::Renew { allow_loss }) => {
             let (answers, mut answered) = mpsc::unbounded_channel();
             if jobs.send(Job { wanted: Wanted { renew: true, allow_loss }, answers }).await.is_err() {
-                return answer(&mut stream, &Answer::Refused("the daemon is stopping".into())).await;
+                return answer(&mut stream, &Answer::Refused(Refusal::Stopping)).await;
             }
             while let Some(line) = answered.recv().await {
                 answer(&mut stream, &line).await?;
             }
             Ok(())
         }
-        Err(error) => answer(&mut stream, &Answer::Refused(format!("that is no request: {error}"))).await,
+        Err(error) => answer(&mut stream, &Answer::Refused(Refusal::NoRequest { why: error.to_string() })).await,
     }
 }
 
@@ -301,7 +240,7 @@ mod tests {
                 while let Some(Job { wanted, answers }) = job.recv().await {
                     assert!(wanted.renew);
                     let _gone = answers.send(Answer::Step(Step::Committed { generation: 7 }));
-                    let _gone = answers.send(Answer::Refused(wanted.allow_loss.concat()));
+                    let _gone = answers.send(Answer::Refused(Refusal::NoRequest { why: wanted.allow_loss.concat() }));
                 }
             });
             daemon
@@ -334,7 +273,7 @@ mod tests {
     fn failing() -> Status {
         Status {
             state: crate::status::State::Failing,
-            reasons: vec!["a reason".into()],
+            reasons: vec![crate::reason::Told::from(&crate::reason::Reason::NoRoute)],
             warnings: Vec::new(),
             node: crate::status::NodeStatus::default(),
             leaf: None,
@@ -347,7 +286,7 @@ mod tests {
     }
 
     fn is_no_request(answer: &Answer) -> bool {
-        matches!(answer, Answer::Refused(reason) if reason.starts_with("that is no request"))
+        matches!(answer, Answer::Refused(Refusal::NoRequest { .. }))
     }
 
     #[tokio::test]
@@ -355,14 +294,14 @@ mod tests {
         let (steps, answer) =
             Daemon::start().ask(&Request::Renew { allow_loss: vec!["tls".into(), "jetstream".into()] }).await;
         assert_eq!(steps, [Step::Committed { generation: 7 }]);
-        assert_eq!(answer, Answer::Refused("tlsjetstream".into()));
+        assert_eq!(answer, Answer::Refused(Refusal::NoRequest { why: "tlsjetstream".into() }));
     }
 
     #[tokio::test]
     async fn the_status_is_the_last_one_that_was_published() {
         let daemon = Daemon::start();
         let (_, answer) = daemon.ask(&Request::Status).await;
-        assert!(matches!(&answer, Answer::Refused(reason) if reason == NO_PASS_YET), "{answer:?}");
+        assert_eq!(answer, Answer::NoPassYet);
         daemon.status.send_replace(Some(failing()));
         assert_eq!(daemon.ask(&Request::Status).await.1, Answer::Status(Box::new(failing())));
     }

@@ -13,22 +13,22 @@ use crate::status::Status;
 
 /// What was told so far.
 #[derive(Debug, Default)]
-pub struct Service {
+pub(crate) struct Systemd {
     watchdog: Option<Duration>,
     is_ready: bool,
     told: String,
 }
 
-impl Service {
+impl Systemd {
     /// As the environment says: `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID`.
     #[must_use]
-    pub fn of_environment() -> Self {
+    pub(crate) fn of_environment() -> Self {
         Self { watchdog: sd_notify::watchdog_enabled(), ..Self::default() }
     }
 
     /// Ready as soon as there is a configuration for nats-server to start with: on a first boot that is the first commit,
     /// after a reboot it is there, and nats-server serves whether or not AWS does.
-    pub fn note_committed(&mut self, config: &Path) {
+    pub(crate) fn note_committed(&mut self, config: &Path) {
         if !self.is_ready && config.is_file() {
             self.is_ready = true;
             notify(&[NotifyState::Ready]);
@@ -36,7 +36,7 @@ impl Service {
     }
 
     /// What `systemctl status` shows.
-    pub fn show(&mut self, status: &Status, now: OffsetDateTime) {
+    pub(crate) fn show(&mut self, status: &Status, now: OffsetDateTime) {
         let text = summary(status, now);
         if text != self.told {
             notify(&[NotifyState::Status(&text)]);
@@ -45,14 +45,14 @@ impl Service {
     }
 
     /// The loop goes round.
-    pub fn alive(&self) {
+    pub(crate) fn alive(&self) {
         if self.watchdog.is_some() {
             notify(&[NotifyState::Watchdog]);
         }
     }
 
     /// Sleeps as [`Clock::sleep_until`] does, and goes on saying that the loop is alive, three times as often as it must.
-    pub async fn sleep_until(&self, clock: &Clock, deadline: OffsetDateTime) {
+    pub(crate) async fn sleep_until(&self, clock: &Clock, deadline: OffsetDateTime) {
         let sleep = clock.sleep_until(deadline);
         let Some(watchdog) = self.watchdog else { return sleep.await };
         tokio::pin!(sleep);
@@ -65,8 +65,8 @@ impl Service {
         }
     }
 
-    /// The configuration is read again. [`Service::reloaded`] ends it.
-    pub fn reloading(&self) {
+    /// The configuration is read again. [`Systemd::reloaded`] ends it.
+    pub(crate) fn reloading(&self) {
         // systemd 253 and later want to know when.
         match NotifyState::monotonic_usec_now() {
             Ok(now) => notify(&[NotifyState::Reloading, now]),
@@ -76,14 +76,14 @@ impl Service {
 
     /// The configuration was read again, or the one in force stays. What isn't ready yet isn't by that either: nats-server, which
     /// waits for it, has no configuration to start with.
-    pub fn reloaded(&self) {
+    pub(crate) fn reloaded(&self) {
         if self.is_ready {
             notify(&[NotifyState::Ready]);
         }
     }
 
     /// The end was asked for.
-    pub fn stopping() {
+    pub(crate) fn stopping() {
         notify(&[NotifyState::Stopping]);
     }
 }

@@ -32,6 +32,15 @@ pub enum Port {
     Route,
 }
 
+impl std::fmt::Display for Port {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Client => "client",
+            Self::Route => "route",
+        })
+    }
+}
+
 /// Why a port showed no chain.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {

@@ -53,8 +53,8 @@ pub struct TlsFiles {
 #[derive(Clone, Debug)]
 pub struct Generations {
     directory: PathBuf,
-    /// The chain read last, by the digest of its files. Every pass reads it, and to match an RSA key is slow.
-    known: Arc<Mutex<Option<(String, StoredChain)>>>,
+    /// The digest of the key and the certificate that were last seen to belong together. No key stays in memory.
+    known: Arc<Mutex<String>>,
 }
 
 /// Why a generation can't be used.
@@ -171,18 +171,16 @@ impl Generations {
         let (cert, key) = (read(&files.cert_file)?, Zeroizing::new(read(&files.key_file)?));
         let digest = sha256_hex(&Zeroizing::new([&key[..], &[0], &cert].concat()));
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, chain)) = known.as_ref().filter(|(known, _)| *known == digest) {
-            return Ok(Generation { number, chain: chain.clone(), bundle, files });
-        }
         let chain = Chain::from_pem(&cert).map_err(|error| damaged(&files.cert_file, error.to_string()))?;
         let key = std::str::from_utf8(&key)
             .map(|text| PrivateKeyPem::new(Zeroizing::new(text.to_owned())))
             .map_err(|error| damaged(&files.key_file, error.to_string()))?;
-        let chain = StoredChain::new(key, chain).map_err(|error| match error {
+        let chain = if *known == digest { StoredChain::known(key, chain) } else { StoredChain::new(key, chain) };
+        let chain = chain.map_err(|error| match error {
             StoredChainError::Leaf(_) => damaged(&files.cert_file, error.to_string()),
             StoredChainError::OtherKey => damaged(&files.key_file, error.to_string()),
         })?;
-        *known = Some((digest, chain.clone()));
+        *known = digest;
         Ok(Generation { number, chain, bundle, files })
     }
 

@@ -7,7 +7,9 @@ use time::macros::datetime;
 use tokio::time::Instant;
 
 use super::*;
+use crate::reason::Code;
 use crate::server::monitor::{RouteConnection, Varz};
+use crate::server::standing::{Evidence, Mismatch};
 use crate::state::generation::TlsFiles;
 use crate::trust::Anchor;
 use crate::x509::chain::{Chain, StoredChain};
@@ -19,6 +21,14 @@ const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
 const DAY: time::Duration = time::Duration::DAY;
 const OURS: &str = "0a0a";
 const THEIRS: &str = "0b0b";
+
+fn failed(code: Code, text: &str) -> Reason {
+    Reason::Failed { code, text: text.into() }
+}
+
+fn texts(told: &[Told]) -> Vec<&str> {
+    told.iter().map(|told| told.text.as_str()).collect()
+}
 
 /// A port's leaf and its DER.
 fn served(sha256: &str, der: &[u8]) -> Served {
@@ -103,11 +113,11 @@ fn healthy() -> Findings {
             route: Ok(served(OURS, b"")),
             asked: Instant::now(),
         },
-        verdict: Verdict::Live { by: "digest".into() },
+        standing: Standing::Served(Evidence::LeafAlone),
         confirmed_at: Some(NOW),
         renewal: RenewalStatus::default(),
         faults: Vec::new(),
-        notes: Vec::new(),
+        warnings: Vec::new(),
     }
 }
 
@@ -115,7 +125,7 @@ fn healthy() -> Findings {
 #[test]
 fn each_finding_makes_its_state_and_says_why() {
     type Change = fn(&mut Findings);
-    let cases: [(&str, Change, State, &[&str]); 11] = [
+    let cases: [(&str, Change, State, &[&str]); 12] = [
         ("nothing amiss", |_| {}, State::Healthy, &[]),
         (
             "an expired certificate",
@@ -128,7 +138,7 @@ fn each_finding_makes_its_state_and_says_why() {
             |findings| {
                 findings.generation = None;
                 findings.observed = Observed::absent("there is no pid file".into());
-                findings.verdict = Verdict::NoServer("there is no pid file".into());
+                findings.standing = Standing::NoServer { why: "there is no pid file".into() };
             },
             State::Failing,
             &["there is no certificate yet", "nats-server isn't running: there is no pid file"],
@@ -137,7 +147,7 @@ fn each_finding_makes_its_state_and_says_why() {
             "a certificate that nats-server will find when it starts",
             |findings| {
                 findings.observed = Observed::absent("there is no pid file".into());
-                findings.verdict = Verdict::NoServer("there is no pid file".into());
+                findings.standing = Standing::NoServer { why: "there is no pid file".into() };
             },
             State::Degraded,
             &["nats-server isn't running: there is no pid file"],
@@ -148,7 +158,7 @@ fn each_finding_makes_its_state_and_says_why() {
                 let (leaf, bundle) = other_leaf();
                 findings.observed.client = Ok(leaf);
                 findings.bundle = Some(bundle);
-                findings.verdict = Verdict::Other("the client port serves another leaf than ours".into());
+                findings.standing = Standing::NotServed(Mismatch::OtherLeaf { port: Port::Client });
             },
             State::Degraded,
             &["nats-server doesn't serve what is committed: the client port serves another leaf"],
@@ -175,7 +185,8 @@ fn each_finding_makes_its_state_and_says_why() {
             "a port without TLS",
             |findings| {
                 findings.observed.route = Err("no TLS".into());
-                findings.verdict = Verdict::Other("route port: no TLS".into());
+                findings.standing =
+                    Standing::NotServed(Mismatch::PortSilent { port: Port::Route, why: "no TLS".into() });
             },
             State::Failing,
             &["nats-server doesn't serve what is committed: route port: no TLS"],
@@ -183,18 +194,28 @@ fn each_finding_makes_its_state_and_says_why() {
         (
             "a renewal that fails",
             |findings| {
-                findings.renewal = RenewalStatus { next: None, attempts: 3, last_error: Some("PCA is away".into()) };
+                let because = Box::new(failed(Code::IssuerUnavailable, "PCA is away"));
+                findings.faults = vec![Reason::NoNewCertificate { attempts: 3, because }];
             },
             State::Degraded,
             &["no new certificate after 3 attempts: PCA is away"],
         ),
         (
             "a source that fails",
-            |findings| findings.faults = vec!["the secret is denied".into()],
+            |findings| findings.faults = vec![failed(Code::TrustDenied, "the secret is denied")],
             State::Degraded,
             &["the secret is denied"],
         ),
-        ("a note", |findings| findings.notes = vec!["routes need no cluster credential".into()], State::Healthy, &[]),
+        ("a warning", |findings| findings.warnings = vec![Reason::CredentialMissing], State::Healthy, &[]),
+        (
+            "a server that nobody looked at",
+            |findings| {
+                findings.observed = Observed::unseen();
+                findings.standing = Standing::Unseen;
+            },
+            State::Degraded,
+            &["nats-server was not looked at yet"],
+        ),
     ];
     for (case, change, state, reasons) in cases {
         let mut findings = healthy();
@@ -203,31 +224,37 @@ fn each_finding_makes_its_state_and_says_why() {
         assert_eq!(status.state, state, "{case}: {:?}", status.reasons);
         assert_eq!(status.reasons.len(), reasons.len(), "{case}: {:?}", status.reasons);
         for (told, expected) in status.reasons.iter().zip(reasons) {
-            assert!(told.starts_with(expected), "{case}: {told}");
+            assert!(told.text.starts_with(expected), "{case}: {told}");
         }
     }
 }
 
 #[test]
-fn a_reason_that_another_one_contains_is_told_once() {
+fn a_reason_that_another_reason_has_for_its_cause_is_told_once() {
     let mut findings = healthy();
-    findings.faults = vec!["the secret is denied".into(), "peers are away".into(), "peers are away".into()];
-    findings.renewal.attempts = 2;
-    findings.renewal.last_error = Some("the certificate waits for a trust bundle: the secret is denied".into());
-    let told = Status::of(findings).reasons;
+    let denied = failed(Code::TrustDenied, "the secret is denied");
+    let away = || failed(Code::DiscoveryUnavailable, "peers are away");
+    let waits = Reason::CertificateWaitsForBundle { because: Some(Box::new(denied.clone())) };
+    let renewal = Reason::NoNewCertificate { attempts: 2, because: Box::new(waits) };
+    findings.faults = vec![denied, away(), away(), renewal];
+    let status = Status::of(findings);
     let waits = "no new certificate after 2 attempts: the certificate waits for a trust bundle: the secret is denied";
-    assert_eq!(told, ["peers are away", waits]);
+    assert_eq!(texts(&status.reasons), ["peers are away", waits]);
+    let codes: Vec<_> = status.reasons.iter().map(|told| told.code.as_str()).collect();
+    assert_eq!(codes, ["discovery_unavailable", "no_new_certificate"]);
 }
 
 #[test]
 fn an_anchor_that_ends_within_a_year_is_a_warning_and_leaves_the_node_healthy() {
     let mut findings = healthy();
-    findings.notes = vec!["a note".into()];
+    findings.warnings = vec![Reason::CredentialUnknown];
     findings.bundle = Some(bundle(&[NOW, NOW + 365 * DAY, NOW + 366 * DAY]));
     let status = Status::of(findings);
     assert_eq!(status.state, State::Healthy);
     let ended = "the anchor CN=ca 0 ended at 2026-03-01T12:00:00Z";
-    assert_eq!(status.warnings, ["a note", ended, "the anchor CN=ca 1 ends at 2027-03-01T12:00:00Z"]);
+    let note = Reason::CredentialUnknown.to_string();
+    let ends = "the anchor CN=ca 1 ends at 2027-03-01T12:00:00Z";
+    assert_eq!(texts(&status.warnings), [note.as_str(), ended, ends]);
 }
 
 #[test]
@@ -236,7 +263,7 @@ fn a_node_without_a_route_to_anybody_warns_and_one_with_a_route_to_somebody_does
         let mut findings = healthy();
         change(&mut findings);
         let status = Status::of(findings);
-        (status.state, status.warnings.iter().any(|warning| warning.contains("no route to any other server")))
+        (status.state, status.warnings.iter().any(|warning| warning.code == Code::NoRoute.as_str()))
     };
     assert_eq!(warns(|_| {}), (State::Healthy, false));
     assert_eq!(warns(|findings| findings.observed.routez = Some(routez([]))), (State::Healthy, true));

@@ -153,6 +153,35 @@ pub enum RejectedChain {
     },
 }
 
+/// Why clients and peers refuse a served certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The leaf is not X.509.
+    Unreadable,
+    /// NotAfter has passed.
+    Expired {
+        /// NotAfter.
+        at: OffsetDateTime,
+    },
+    /// The chain leads to no anchor of the bundle in force.
+    Unanchored {
+        /// The leaf's issuer, a distinguished name.
+        issuer: String,
+    },
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unreadable => formatter.write_str("it can't be read"),
+            Self::Expired { at } => write!(formatter, "it expired at {}", rfc3339(*at)),
+            Self::Unanchored { issuer } => {
+                write!(formatter, "{issuer} signed it, and no anchor of the bundle in force is above that")
+            }
+        }
+    }
+}
+
 impl VerifiedChain {
     /// The form in which a generation stores key and chain.
     pub(crate) fn stored(&self) -> &StoredChain {
@@ -238,12 +267,12 @@ impl TrustBundle {
 
     /// Why clients and peers with this bundle refuse a chain, or nothing. A leaf that is not valid yet is not refused: this
     /// machine's clock may be behind.
-    pub(crate) fn refusal(&self, chain: &Chain, now: OffsetDateTime) -> Option<String> {
+    pub(crate) fn refusal(&self, chain: &Chain, now: OffsetDateTime) -> Option<Refusal> {
         match Leaf::parse(chain.leaf()) {
-            Err(_) => Some("it can't be read".into()),
-            Ok(leaf) if leaf.not_after <= now => Some(format!("it expired at {}", rfc3339(leaf.not_after))),
+            Err(_) => Some(Refusal::Unreadable),
+            Ok(leaf) if leaf.not_after <= now => Some(Refusal::Expired { at: leaf.not_after }),
             Ok(leaf) if !self.chains(chain, now.max(leaf.not_before)) => {
-                Some(format!("{} signed it, and no anchor of the bundle in force is above that", leaf.issuer))
+                Some(Refusal::Unanchored { issuer: leaf.issuer })
             }
             Ok(_) => None,
         }

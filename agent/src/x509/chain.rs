@@ -96,9 +96,16 @@ pub(crate) enum StoredChainError {
 impl StoredChain {
     /// Takes a key and a chain that belong together.
     pub(crate) fn new(key: PrivateKeyPem, chain: Chain) -> Result<Self, StoredChainError> {
+        let stored = Self::known(key, chain)?;
+        let is_ours = public_key_der(&stored.key).is_ok_and(|ours| stored.leaf.public_key_der() == Some(ours));
+        if is_ours { Ok(stored) } else { Err(StoredChainError::OtherKey) }
+    }
+
+    /// Takes a key and a chain that were seen to belong together before. Every pass reads them, and deriving a public key
+    /// costs more than a digest.
+    pub(crate) fn known(key: PrivateKeyPem, chain: Chain) -> Result<Self, StoredChainError> {
         let leaf = Leaf::parse(chain.leaf())?;
-        let is_ours = public_key_der(&key).is_ok_and(|ours| leaf.public_key_der() == Some(ours));
-        if is_ours { Ok(Self { key, leaf, chain }) } else { Err(StoredChainError::OtherKey) }
+        Ok(Self { key, leaf, chain })
     }
 
     /// Takes a leaf that no CA signed.

@@ -177,7 +177,7 @@ pub async fn release(pid: u32) -> Result<(), Failure> {
         if tracer == 0 {
             return Ok(());
         }
-        // It may have ended by itself meanwhile.
+        // strace may have ended by itself meanwhile.
         let _gone = kill(Pid::from_raw(tracer), Signal::SIGTERM);
         Err(format!("strace is process {tracer}"))
     })

@@ -1,0 +1,692 @@
+//! Why the node is not healthy, and what is worth knowing: each reason is a value with a stable code.
+//!
+//! Decisions look at the value or at its code. The text is made once, where a person or a program reads the reason.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::aws::secret::SecretError;
+use crate::clock::rfc3339;
+use crate::config::ConfigError;
+use crate::error::{RemoteError, RemoteErrorKind, with_causes};
+use crate::issue::ObtainError;
+use crate::issue::journal::JournalError;
+use crate::node::IdentityError;
+use crate::peers::Kept;
+use crate::server::ServerError;
+use crate::server::probe::Port;
+use crate::server::process::ProcessError;
+use crate::server::standing::Mismatch;
+use crate::state::durable::FileError;
+use crate::state::generation::GenerationError;
+use crate::trust::{Refusal, TrustError};
+
+macro_rules! codes {
+    ($($(#[$doc:meta])+ $name:ident = $code:literal,)+) => {
+        /// The stable name of a reason. The runbook has a heading for each code.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Code { $($(#[$doc])+ $name,)+ }
+
+        impl Code {
+            /// Every code.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// The code as `status --json` and the log field `NATS_TLS_AGENT_CODE` have it. A code never changes.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $code,)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    /// No certificate was issued yet.
+    NoCertificate = "no_certificate",
+    /// NotAfter of the newest certificate has passed.
+    CertificateExpired = "certificate_expired",
+    /// NotBefore of the newest certificate is in the future.
+    CertificateNotYetValid = "certificate_not_yet_valid",
+    /// A port serves a certificate that clients and peers refuse.
+    ServedCertificateRefused = "served_certificate_refused",
+    /// A renewal failed.
+    NoNewCertificate = "no_new_certificate",
+    /// The issuer's certificate is not what the CSR asked for, or chains to no anchor.
+    CertificateRejected = "certificate_rejected",
+    /// The issued certificate can't be verified before a trust bundle is read.
+    CertificateWaitsForBundle = "certificate_waits_for_bundle",
+    /// The issuer throttles.
+    IssuerThrottled = "issuer_throttled",
+    /// A quota of the issuer is used up.
+    IssuerQuota = "issuer_quota",
+    /// The issuer denies the call.
+    IssuerDenied = "issuer_denied",
+    /// The issuer can't be reached, or answers nonsense.
+    IssuerUnavailable = "issuer_unavailable",
+    /// The issuer refuses the request for good.
+    IssuerRefused = "issuer_refused",
+    /// The certificate doesn't exist yet.
+    IssuerInProgress = "issuer_in_progress",
+    /// The issuer doesn't know the certificate that it named.
+    IssuerAbsent = "issuer_absent",
+    /// The cap on issuances a day is reached.
+    IssuanceCap = "issuance_cap",
+    /// The cryptographic library made no key or no CSR.
+    KeyNotMade = "key_not_made",
+    /// The journal of issuances can't be read.
+    JournalUnreadable = "journal_unreadable",
+    /// Secrets Manager throttles the reading of the trust bundle.
+    TrustThrottled = "trust_throttled",
+    /// A quota stands in the way of the trust bundle.
+    TrustQuota = "trust_quota",
+    /// The trust bundle may not be read.
+    TrustDenied = "trust_denied",
+    /// The source of the trust bundle can't be reached.
+    TrustUnavailable = "trust_unavailable",
+    /// The source of the trust bundle refuses the request for good.
+    TrustRefused = "trust_refused",
+    /// The source gives something else than a trust bundle.
+    TrustInvalid = "trust_invalid",
+    /// Secrets Manager throttles the reading of the cluster credential.
+    CredentialThrottled = "credential_throttled",
+    /// A quota stands in the way of the cluster credential.
+    CredentialQuota = "credential_quota",
+    /// The cluster credential may not be read.
+    CredentialDenied = "credential_denied",
+    /// The source of the cluster credential can't be reached.
+    CredentialUnavailable = "credential_unavailable",
+    /// The source of the cluster credential refuses the request for good.
+    CredentialRefused = "credential_refused",
+    /// The secret holds no usable cluster credential.
+    CredentialInvalid = "credential_invalid",
+    /// The cluster credential was not read yet.
+    CredentialUnknown = "credential_unknown",
+    /// Routes need no cluster credential.
+    CredentialMissing = "credential_missing",
+    /// A new cluster credential waits for its moment.
+    CredentialTakesOver = "credential_takes_over",
+    /// Auto Scaling or EC2 throttles.
+    DiscoveryThrottled = "discovery_throttled",
+    /// A quota stands in the way of discovery.
+    DiscoveryQuota = "discovery_quota",
+    /// Discovery is denied.
+    DiscoveryDenied = "discovery_denied",
+    /// Discovery can't reach what it asks.
+    DiscoveryUnavailable = "discovery_unavailable",
+    /// Discovery is refused for good.
+    DiscoveryRefused = "discovery_refused",
+    /// Discovery returned no peer.
+    DiscoveryEmpty = "discovery_empty",
+    /// Discovery returned more peers than a cluster can have.
+    DiscoveryTooMany = "discovery_too_many",
+    /// Discovery left this node out.
+    DiscoveryWithoutThisNode = "discovery_without_this_node",
+    /// No peer was ever discovered.
+    PeersUnknown = "peers_unknown",
+    /// A peer left the group and still answers.
+    PeerLeft = "peer_left",
+    /// A known peer has no address now.
+    PeerAddressLost = "peer_address_lost",
+    /// A peer of the group has no address yet.
+    PeerUnresolved = "peer_unresolved",
+    /// A static peer has this node's address and another port.
+    PeerIsThisNode = "peer_is_this_node",
+    /// No route to any peer is up.
+    NoRoute = "no_route",
+    /// An anchor of the bundle ends within a year.
+    AnchorEnds = "anchor_ends",
+    /// An anchor of the bundle has ended.
+    AnchorEnded = "anchor_ended",
+    /// Anchors that the source no longer has are kept.
+    AnchorsKept = "anchors_kept",
+    /// nats-server doesn't run.
+    ServerNotRunning = "server_not_running",
+    /// Nobody has looked at nats-server yet.
+    ServerNotLookedAt = "server_not_looked_at",
+    /// nats-server doesn't serve the committed configuration.
+    CommittedNotServed = "committed_not_served",
+    /// The monitoring port of nats-server doesn't answer.
+    MonitoringSilent = "monitoring_silent",
+    /// nats-server takes some settings only at a start.
+    SettingsWaitForRestart = "settings_wait_for_restart",
+    /// `nats-server -t` refuses the configuration.
+    ConfigurationRefused = "configuration_refused",
+    /// The template can't be read or rendered, or a path can't stand in a configuration.
+    TemplateUnusable = "template_unusable",
+    /// The configuration or one of its includes is not in nats-server's language.
+    ConfigurationUnreadable = "configuration_unreadable",
+    /// The configuration would take protection or capability away.
+    ConfigurationTakesAway = "configuration_takes_away",
+    /// The committed configuration names no generation that can be read.
+    ConfigurationWithoutGeneration = "configuration_without_generation",
+    /// A reload was not confirmed, and the previous configuration is back.
+    ReloadRolledBack = "reload_rolled_back",
+    /// A reload was not confirmed, and there is nothing to go back to.
+    ReloadNotConfirmed = "reload_not_confirmed",
+    /// A reload was not confirmed, and the way back failed.
+    RollBackFailed = "roll_back_failed",
+    /// nats-server ended or was replaced after a commit.
+    ServerReplaced = "server_replaced",
+    /// nats-server starts or drains, so no signal is sent.
+    ServerNotListening = "server_not_listening",
+    /// The pid file names another process, or can't be used.
+    ServerForeign = "server_foreign",
+    /// The nats-server binary can't be run.
+    ServerBinaryMissing = "server_binary_missing",
+    /// The nats-server binary doesn't end.
+    ServerBinarySlow = "server_binary_slow",
+    /// The nats-server binary is too old, or something else.
+    ServerBinaryUnsuitable = "server_binary_unsuitable",
+    /// Instance metadata throttles.
+    MetadataThrottled = "metadata_throttled",
+    /// Instance metadata denies the call.
+    MetadataDenied = "metadata_denied",
+    /// Instance metadata can't be reached.
+    MetadataUnavailable = "metadata_unavailable",
+    /// The node has no name.
+    NodeWithoutName = "node_without_name",
+    /// The node has no address.
+    NodeWithoutAddress = "node_without_address",
+    /// agent.toml was read again and is not in force.
+    AgentConfigurationNotInForce = "agent_configuration_not_in_force",
+    /// The daemon makes its first pass.
+    FirstPassUnderWay = "first_pass_under_way",
+    /// No daemon runs.
+    AgentNotRunning = "agent_not_running",
+    /// The agent is stopping.
+    AgentStopping = "agent_stopping",
+    /// A private key is open to everyone.
+    KeyOpenToAll = "key_open_to_all",
+    /// Everyone can write to the state directory.
+    StateOpenToAll = "state_open_to_all",
+    /// A generation can't be read.
+    GenerationDamaged = "generation_damaged",
+    /// A file can't be made, written, read or renamed.
+    FileFailed = "file_failed",
+}
+
+/// Who was asked in vain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Issuer,
+    Trust,
+    Credential,
+    Discovery,
+    Metadata,
+}
+
+impl Code {
+    fn remote(asked: Asked, kind: RemoteErrorKind) -> Self {
+        use RemoteErrorKind as Kind;
+        match (asked, kind) {
+            (Asked::Issuer, Kind::Throttled) => Self::IssuerThrottled,
+            (Asked::Issuer, Kind::Quota) => Self::IssuerQuota,
+            (Asked::Issuer, Kind::Denied) => Self::IssuerDenied,
+            (Asked::Issuer, Kind::Unavailable) => Self::IssuerUnavailable,
+            (Asked::Issuer, Kind::Permanent) => Self::IssuerRefused,
+            (Asked::Issuer, Kind::Absent) => Self::IssuerAbsent,
+            (Asked::Trust, Kind::Throttled) => Self::TrustThrottled,
+            (Asked::Trust, Kind::Quota) => Self::TrustQuota,
+            (Asked::Trust, Kind::Denied) => Self::TrustDenied,
+            (Asked::Trust, Kind::Unavailable) => Self::TrustUnavailable,
+            (Asked::Trust, Kind::Permanent | Kind::Absent) => Self::TrustRefused,
+            (Asked::Credential, Kind::Throttled) => Self::CredentialThrottled,
+            (Asked::Credential, Kind::Quota) => Self::CredentialQuota,
+            (Asked::Credential, Kind::Denied) => Self::CredentialDenied,
+            (Asked::Credential, Kind::Unavailable) => Self::CredentialUnavailable,
+            (Asked::Credential, Kind::Permanent | Kind::Absent) => Self::CredentialRefused,
+            (Asked::Discovery, Kind::Throttled) => Self::DiscoveryThrottled,
+            (Asked::Discovery, Kind::Quota) => Self::DiscoveryQuota,
+            (Asked::Discovery, Kind::Denied) => Self::DiscoveryDenied,
+            (Asked::Discovery, Kind::Unavailable) => Self::DiscoveryUnavailable,
+            (Asked::Discovery, Kind::Permanent | Kind::Absent) => Self::DiscoveryRefused,
+            (Asked::Metadata, Kind::Throttled | Kind::Quota) => Self::MetadataThrottled,
+            (Asked::Metadata, Kind::Denied) => Self::MetadataDenied,
+            (Asked::Metadata, _) => Self::MetadataUnavailable,
+        }
+    }
+}
+
+/// One reason or warning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// No certificate was issued yet.
+    NoCertificate,
+    /// NotAfter of the newest certificate has passed.
+    CertificateExpired {
+        /// NotAfter.
+        at: OffsetDateTime,
+    },
+    /// NotBefore of the newest certificate is in the future.
+    CertificateNotYetValid {
+        /// NotBefore.
+        begins: OffsetDateTime,
+        /// The wall-clock time of this machine.
+        now: OffsetDateTime,
+    },
+    /// A port serves a certificate that clients and peers refuse.
+    ServedCertificateRefused {
+        /// The port.
+        port: Port,
+        /// Why clients and peers refuse the certificate.
+        why: Refusal,
+    },
+    /// A renewal failed.
+    NoNewCertificate {
+        /// Failures in a row.
+        attempts: u32,
+        /// The last failure.
+        because: Box<Self>,
+    },
+    /// The issued certificate can't be verified before a trust bundle is read.
+    CertificateWaitsForBundle {
+        /// Why there is no bundle, once the source was asked.
+        because: Option<Box<Self>>,
+    },
+    /// No peer was ever discovered.
+    PeersUnknown {
+        /// Why, once discovery was asked.
+        because: Option<Box<Self>>,
+    },
+    /// The cluster credential was not read yet.
+    CredentialUnknown,
+    /// Routes need no cluster credential, so any client certificate of the CA can join as a server (invariant 13).
+    CredentialMissing,
+    /// A new cluster credential waits for its moment.
+    CredentialTakesOver {
+        /// When every node takes the new credential over.
+        at: OffsetDateTime,
+    },
+    /// The peers in force differ from what discovery returned.
+    Kept(Kept),
+    /// A static peer has this node's address and another port than `nats.cluster_listen`.
+    PeerIsThisNode {
+        /// The peer as configured.
+        peer: String,
+        /// Port of `nats.cluster_listen`.
+        port: u16,
+    },
+    /// No route to any peer is up.
+    NoRoute,
+    /// An anchor ends within a year, or has ended.
+    Anchor {
+        /// Distinguished name.
+        subject: String,
+        /// NotAfter.
+        not_after: OffsetDateTime,
+        /// Whether NotAfter has passed.
+        has_ended: bool,
+    },
+    /// Anchors that the source no longer has are kept.
+    AnchorsKept {
+        /// Distinguished names.
+        subjects: Vec<String>,
+    },
+    /// nats-server doesn't run.
+    ServerNotRunning {
+        /// What shows it.
+        why: String,
+    },
+    /// Nobody has looked at nats-server yet.
+    ServerNotLookedAt,
+    /// nats-server doesn't serve the committed configuration.
+    CommittedNotServed(Mismatch),
+    /// The monitoring port of nats-server doesn't answer.
+    MonitoringSilent {
+        /// nats-server's pid.
+        pid: i32,
+    },
+    /// nats-server takes some settings only at a start.
+    SettingsWaitForRestart {
+        /// The names of the settings.
+        names: Vec<String>,
+    },
+    /// agent.toml was read again and is not in force.
+    AgentConfigurationNotInForce {
+        /// Why not.
+        because: Box<Self>,
+    },
+    /// The daemon makes its first pass.
+    FirstPassUnderWay,
+    /// No daemon runs.
+    AgentNotRunning {
+        /// The control socket that nobody listens on.
+        socket: PathBuf,
+    },
+    /// A private key is open to everyone.
+    KeyOpenToAll {
+        /// The key's file.
+        path: PathBuf,
+        /// Permission bits of the file.
+        mode: u32,
+    },
+    /// Everyone can write to the state directory.
+    StateOpenToAll {
+        /// The state directory.
+        path: PathBuf,
+        /// Permission bits of the directory.
+        mode: u32,
+    },
+    /// An error of one of the stages.
+    Failed {
+        /// The code of the error.
+        code: Code,
+        /// The error with its causes.
+        text: String,
+    },
+}
+
+impl Reason {
+    /// An error of one of the stages, with its causes.
+    pub(crate) fn failed(code: Code, error: &dyn std::error::Error) -> Self {
+        Self::Failed { code, text: with_causes(error) }
+    }
+
+    /// Why the cluster credential can't be read.
+    #[must_use]
+    pub fn credential(error: &SecretError) -> Self {
+        Self::failed(secret_code(Asked::Credential, error), error)
+    }
+
+    /// Why discovery failed.
+    #[must_use]
+    pub fn discovery(error: &RemoteError) -> Self {
+        Self::failed(Code::remote(Asked::Discovery, error.kind), error)
+    }
+
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NoCertificate => Code::NoCertificate,
+            Self::CertificateExpired { .. } => Code::CertificateExpired,
+            Self::CertificateNotYetValid { .. } => Code::CertificateNotYetValid,
+            Self::ServedCertificateRefused { .. } => Code::ServedCertificateRefused,
+            Self::NoNewCertificate { .. } => Code::NoNewCertificate,
+            Self::CertificateWaitsForBundle { .. } => Code::CertificateWaitsForBundle,
+            Self::PeersUnknown { .. } => Code::PeersUnknown,
+            Self::CredentialUnknown => Code::CredentialUnknown,
+            Self::CredentialMissing => Code::CredentialMissing,
+            Self::CredentialTakesOver { .. } => Code::CredentialTakesOver,
+            Self::Kept(kept) => match kept {
+                Kept::NoPeers => Code::DiscoveryEmpty,
+                Kept::TooMany { .. } => Code::DiscoveryTooMany,
+                Kept::WithoutThisNode => Code::DiscoveryWithoutThisNode,
+                Kept::AddressLost { .. } => Code::PeerAddressLost,
+                Kept::StillAnswers { .. } => Code::PeerLeft,
+                Kept::Unresolved { .. } => Code::PeerUnresolved,
+            },
+            Self::PeerIsThisNode { .. } => Code::PeerIsThisNode,
+            Self::NoRoute => Code::NoRoute,
+            Self::Anchor { has_ended: true, .. } => Code::AnchorEnded,
+            Self::Anchor { has_ended: false, .. } => Code::AnchorEnds,
+            Self::AnchorsKept { .. } => Code::AnchorsKept,
+            Self::ServerNotRunning { .. } => Code::ServerNotRunning,
+            Self::ServerNotLookedAt => Code::ServerNotLookedAt,
+            Self::CommittedNotServed(_) => Code::CommittedNotServed,
+            Self::MonitoringSilent { .. } => Code::MonitoringSilent,
+            Self::SettingsWaitForRestart { .. } => Code::SettingsWaitForRestart,
+            Self::AgentConfigurationNotInForce { .. } => Code::AgentConfigurationNotInForce,
+            Self::FirstPassUnderWay => Code::FirstPassUnderWay,
+            Self::AgentNotRunning { .. } => Code::AgentNotRunning,
+            Self::KeyOpenToAll { .. } => Code::KeyOpenToAll,
+            Self::StateOpenToAll { .. } => Code::StateOpenToAll,
+            Self::Failed { code, .. } => *code,
+        }
+    }
+
+    /// The reason below this reason, whose text is part of this reason's text.
+    #[must_use]
+    pub fn because(&self) -> Option<&Self> {
+        match self {
+            Self::NoNewCertificate { because, .. } | Self::AgentConfigurationNotInForce { because } => Some(because),
+            Self::CertificateWaitsForBundle { because } | Self::PeersUnknown { because } => because.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// Whether this reason tells `other` among its causes.
+    #[must_use]
+    pub fn tells(&self, other: &Self) -> bool {
+        std::iter::successors(self.because(), |reason| reason.because()).any(|cause| cause == other)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoCertificate => formatter.write_str("there is no certificate yet"),
+            Self::CertificateExpired { at } => write!(formatter, "the certificate expired at {}", rfc3339(*at)),
+            Self::CertificateNotYetValid { begins, now } => write!(
+                formatter,
+                "the certificate is valid from {}, and it is {} here: set this machine's clock, or renew if the clock was \
+                 wrong then",
+                rfc3339(*begins),
+                rfc3339(*now)
+            ),
+            Self::ServedCertificateRefused { port, why } => {
+                write!(formatter, "the {port} port serves a certificate that clients and peers refuse: {why}")
+            }
+            Self::NoNewCertificate { attempts, because } => {
+                write!(formatter, "no new certificate after {attempts} attempts: {because}")
+            }
+            Self::CertificateWaitsForBundle { because: Some(because) } => {
+                write!(formatter, "the certificate waits for a trust bundle: {because}")
+            }
+            Self::CertificateWaitsForBundle { because: None } => {
+                formatter.write_str("the certificate waits for a trust bundle")
+            }
+            Self::PeersUnknown { because: Some(because) } => {
+                write!(formatter, "the peers are not known yet: {because}")
+            }
+            Self::PeersUnknown { because: None } => {
+                formatter.write_str("the peers are not known yet: discovery was not asked yet")
+            }
+            Self::CredentialUnknown => formatter.write_str("the cluster credential was not asked for yet"),
+            Self::CredentialMissing => formatter.write_str(
+                "routes need no cluster credential: anyone with a client certificate of this CA can join as a server and \
+                 read every account; set nats.cluster_secret_id",
+            ),
+            Self::CredentialTakesOver { at } => write!(
+                formatter,
+                "a new cluster credential takes over at {}, on every node at once; until then the previous credential is \
+                 in force",
+                rfc3339(*at)
+            ),
+            Self::Kept(kept) => write!(formatter, "{kept}"),
+            Self::PeerIsThisNode { peer, port } => write!(
+                formatter,
+                "the static peer {peer} has this node's address and another port than nats.cluster_listen ({port}); \
+                 correct discovery.peers"
+            ),
+            Self::NoRoute => formatter.write_str(
+                "no route to any other server of the cluster is up: messages reach the clients of this node alone. Check \
+                 that the others run, and that the nodes reach each other's route port",
+            ),
+            Self::Anchor { subject, not_after, has_ended } => {
+                let verb = if *has_ended { "ended" } else { "ends" };
+                write!(formatter, "the anchor {subject} {verb} at {}", rfc3339(*not_after))
+            }
+            Self::AnchorsKept { subjects } => write!(
+                formatter,
+                "the trust bundle no longer holds {}, which a certificate still served in the cluster chains to, so it is \
+                 kept until none does",
+                subjects.join(", ")
+            ),
+            Self::ServerNotRunning { why } => write!(formatter, "nats-server isn't running: {why}"),
+            Self::ServerNotLookedAt => formatter.write_str("nats-server was not looked at yet"),
+            Self::CommittedNotServed(mismatch) => {
+                write!(formatter, "nats-server doesn't serve what is committed: {mismatch}")
+            }
+            Self::MonitoringSilent { pid } => write!(
+                formatter,
+                "nats-server (pid {pid}) doesn't answer on its monitoring port: which configuration it has loaded and \
+                 which routes are up can't be seen, only what its client and route ports serve"
+            ),
+            Self::SettingsWaitForRestart { names } => write!(
+                formatter,
+                "nats-server takes {} only at a start: the change is committed and waits for its restart",
+                names.join(", ")
+            ),
+            Self::AgentConfigurationNotInForce { because } => write!(
+                formatter,
+                "the configuration in force stays, as the one that was read last can't be used yet ({because}); if it is \
+                 to be corrected, reload the agent thereafter"
+            ),
+            Self::FirstPassUnderWay => formatter.write_str("the first pass isn't done yet; ask again in a moment"),
+            Self::AgentNotRunning { socket } => {
+                write!(formatter, "the agent isn't running: nothing listens on {}; start it", socket.display())
+            }
+            Self::KeyOpenToAll { path, mode } => write!(
+                formatter,
+                "{} is open to everyone (mode {mode:o}): take that away, then run `agent renew` for another key",
+                path.display()
+            ),
+            Self::StateOpenToAll { path, mode } => write!(
+                formatter,
+                "everyone can write to {} (mode {mode:o}), and so to nats-server's keys: chmod o-w",
+                path.display()
+            ),
+            Self::Failed { text, .. } => formatter.write_str(text),
+        }
+    }
+}
+
+/// A reason as people and programs read it.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct Told {
+    /// A code of [`Code`]. A newer daemon may know more codes than this program.
+    pub code: String,
+    /// The text for a person.
+    pub text: String,
+}
+
+impl From<&Reason> for Told {
+    fn from(reason: &Reason) -> Self {
+        Self { code: reason.code().as_str().to_owned(), text: reason.to_string() }
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+fn secret_code(asked: Asked, error: &SecretError) -> Code {
+    match error {
+        SecretError::Fetch(remote) => Code::remote(asked, remote.kind),
+        SecretError::Content { .. } if asked == Asked::Credential => Code::CredentialInvalid,
+        SecretError::Content { .. } => Code::TrustInvalid,
+    }
+}
+
+impl From<&TrustError> for Reason {
+    fn from(error: &TrustError) -> Self {
+        let code = match error {
+            TrustError::File { .. } | TrustError::Bundle { .. } | TrustError::TooLarge { .. } => Code::TrustInvalid,
+            TrustError::Issuer { source } => Code::remote(Asked::Trust, source.kind),
+            TrustError::Secret(error) => secret_code(Asked::Trust, error),
+            TrustError::Timeout { .. } => Code::TrustUnavailable,
+        };
+        Self::failed(code, error)
+    }
+}
+
+impl From<&IdentityError> for Reason {
+    fn from(error: &IdentityError) -> Self {
+        let code = match error {
+            IdentityError::Metadata(remote) => Code::remote(Asked::Metadata, remote.kind),
+            IdentityError::NoName => Code::NodeWithoutName,
+            IdentityError::NoAddress { .. } => Code::NodeWithoutAddress,
+        };
+        Self::failed(code, error)
+    }
+}
+
+impl From<&ConfigError> for Reason {
+    fn from(error: &ConfigError) -> Self {
+        Self::failed(Code::AgentConfigurationNotInForce, error)
+    }
+}
+
+impl From<&JournalError> for Reason {
+    fn from(error: &JournalError) -> Self {
+        Self::failed(Code::JournalUnreadable, error)
+    }
+}
+
+impl From<&FileError> for Reason {
+    fn from(error: &FileError) -> Self {
+        Self::failed(Code::FileFailed, error)
+    }
+}
+
+impl From<&GenerationError> for Reason {
+    fn from(error: &GenerationError) -> Self {
+        Self::failed(Code::GenerationDamaged, error)
+    }
+}
+
+impl From<&ObtainError> for Reason {
+    fn from(error: &ObtainError) -> Self {
+        let code = match error {
+            ObtainError::Csr(_) => Code::KeyNotMade,
+            ObtainError::Journal(error) => return error.into(),
+            ObtainError::Issuer(error) => Code::remote(Asked::Issuer, error.kind),
+            ObtainError::InProgress { .. } => Code::IssuerInProgress,
+            ObtainError::Capped { .. } => Code::IssuanceCap,
+            ObtainError::Stopping => Code::AgentStopping,
+        };
+        Self::failed(code, error)
+    }
+}
+
+/// The code of an error of the server seam.
+pub(crate) fn server_code(error: &ServerError) -> Code {
+    match error {
+        ServerError::Spawn { .. } => Code::ServerBinaryMissing,
+        ServerError::Slow { .. } => Code::ServerBinarySlow,
+        ServerError::Version { .. } => Code::ServerBinaryUnsuitable,
+        ServerError::Refused { .. } => Code::ConfigurationRefused,
+        ServerError::Process(ProcessError::Absent(_)) => Code::ServerNotRunning,
+        ServerError::Process(_) => Code::ServerForeign,
+        ServerError::NotListening { .. } => Code::ServerNotListening,
+    }
+}
+
+impl From<&ServerError> for Reason {
+    fn from(error: &ServerError) -> Self {
+        Self::failed(server_code(error), error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_code_is_its_own_and_in_snake_case() {
+        let codes: BTreeSet<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
+        assert_eq!(codes.len(), Code::ALL.len());
+        let is_snake = |code: &&str| code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        assert!(codes.iter().all(is_snake), "{codes:?}");
+    }
+
+    #[test]
+    fn a_reason_tells_its_causes_and_no_other_reason() {
+        let denied = Reason::Failed { code: Code::TrustDenied, text: "the secret is denied".into() };
+        let waits = Reason::CertificateWaitsForBundle { because: Some(Box::new(denied.clone())) };
+        let failed = Reason::NoNewCertificate { attempts: 2, because: Box::new(waits.clone()) };
+        assert!(failed.tells(&waits) && failed.tells(&denied) && waits.tells(&denied));
+        assert!(!denied.tells(&denied) && !failed.tells(&Reason::NoRoute));
+        let text =
+            "no new certificate after 2 attempts: the certificate waits for a trust bundle: the secret is denied";
+        assert_eq!(Told::from(&failed), Told { code: "no_new_certificate".into(), text: text.into() });
+    }
+}

@@ -1,0 +1,625 @@
+//! The commit point: validate, commit, reload, confirm, roll back.
+//!
+//! Renaming the configuration into place is the one commit. The key, the certificate and the bundle that the configuration
+//! names are complete before that. So whoever starts nats-server at whatever moment finds files that belong together
+//! (invariant 2). A reload counts only once it is seen from outside; another reload is taken back by the same rename.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use similar::{ChangeTag, TextDiff};
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use crate::conf::language::{ConfError, MAX_SIZE};
+use crate::conf::listeners::Listeners;
+use crate::conf::loss::{self, Facts, Loss, TakenAway};
+use crate::conf::rebase::rebase;
+use crate::conf::render::Rendered;
+use crate::config::NatsConfig;
+use crate::error::with_causes;
+use crate::progress::{Progress, Step};
+use crate::reason::{Code, Reason, server_code};
+use crate::server::process::ProcessError;
+use crate::server::standing::{Expected, Mismatch, Standing, has_loaded};
+use crate::server::{Observed, Presence, Server, ServerError};
+use crate::state::durable::{self, FileError, Secrecy};
+use crate::state::generation::{Generation, Generations};
+use crate::x509::chain::StoredChain;
+use crate::x509::leaf::Leaf;
+
+/// How long a reload may take until it is confirmed. Measured: 5 to 10 ms; a loaded machine may take seconds.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
+/// nats-server's handler queues one signal and can lose the next, so the signal is repeated.
+const SIGNAL_AGAIN: Duration = Duration::from_secs(3);
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LONGEST_LOOK: Duration = Duration::from_millis(250);
+
+/// The committed configuration, and the way to another configuration.
+///
+/// Beside the committed file stands `….running`: the text that nats-server was last seen to have loaded. A roll-back brings
+/// that text back. It also says where a nats-server listens whose restart the committed text waits for.
+pub struct CommitPoint {
+    parts: CommitParts,
+    /// What the committed text makes nats-server serve. Kept because `nats-server -t` takes milliseconds.
+    expectation: Option<(Rendered, Expected)>,
+    waiting: Option<WaitingSettings>,
+}
+
+/// What a commit and a reload need.
+pub struct CommitParts {
+    /// nats-server.
+    pub server: Arc<dyn Server>,
+    /// `[nats]`, with the path of the committed configuration.
+    pub nats: NatsConfig,
+    /// Where the generations are that the configuration names.
+    pub generations: Generations,
+    /// The state directory. Its mode decides who may read the configuration, which may hold the cluster credential.
+    pub state: PathBuf,
+}
+
+/// Settings that the running nats-server refused to load, and what it has loaded in their place until its restart.
+///
+/// A single such setting makes nats-server refuse the whole reload, certificates included (`diffOptions` in its
+/// reload.go). So the certificates go through without these settings.
+#[derive(Clone, Debug)]
+struct WaitingSettings {
+    /// The committed text, whatever generation it names.
+    settings: Rendered,
+    /// The server that refused. nats-server has another id after each start.
+    server_id: String,
+    /// What nats-server is expected to serve meanwhile.
+    expected: Expected,
+    /// The names of the settings that differ.
+    names: Vec<String>,
+}
+
+/// What was seen of nats-server, and what it says about the committed configuration.
+#[derive(Clone, Debug)]
+pub struct Observation {
+    /// What was seen.
+    pub observed: Observed,
+    /// Where nats-server was found.
+    pub listeners: Listeners,
+    /// Where the committed configuration stands.
+    pub standing: Standing,
+}
+
+/// What nats-server is brought to.
+pub struct Desired<'a> {
+    /// The configuration.
+    pub rendered: Rendered,
+    /// The generation that the configuration names.
+    pub generation: &'a Generation,
+    /// The losses that are meant.
+    pub allowed_losses: &'a [Loss],
+    /// The wall-clock time.
+    pub now: OffsetDateTime,
+}
+
+/// Why the desired configuration isn't in force.
+#[derive(Debug, thiserror::Error)]
+pub enum DeployError {
+    /// nats-server refuses the configuration, can't be run, or can't be signalled.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// A file can't be written or read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The candidate can't be read as a nats-server configuration.
+    #[error("could not look for what the new configuration would take away, so it is not applied")]
+    Unreadable(#[source] ConfError),
+    /// The candidate would take protection or capability away.
+    #[error(
+        "the new configuration would take something away, so it is not applied: {}. If that is meant, run \
+         `agent renew {}` once", list(.0), switches(.0)
+    )]
+    Losses(Vec<TakenAway>),
+    /// nats-server wasn't seen to serve the configuration in time, and the previous configuration is back.
+    #[error(
+        "nats-server did not come to serve the new configuration within {} s ({mismatch}), so the previous one is back in \
+         place{}; its log says why: look for \"Failed to reload\"", CONFIRM_TIMEOUT.as_secs(),
+        if *.confirmed { " and served" } else { ", but was not seen served either" }
+    )]
+    RolledBack {
+        /// What was seen last.
+        mismatch: Mismatch,
+        /// Whether the previous configuration was seen served.
+        confirmed: bool,
+    },
+    /// nats-server wasn't seen to serve the configuration in time, and there is nothing good to go back to.
+    #[error(
+        "nats-server did not come to serve the configuration within {} s ({mismatch}), and there is no previous one with a \
+         valid certificate to go back to; its log says why: look for \"Failed to reload\"", CONFIRM_TIMEOUT.as_secs()
+    )]
+    NotConfirmed {
+        /// What was seen last.
+        mismatch: Mismatch,
+    },
+    /// nats-server wasn't seen to serve the configuration in time, and the way back is barred.
+    #[error(
+        "nats-server did not come to serve the new configuration within {} s ({mismatch}), and the previous one can't be \
+         put back, so the new one stays committed and is tried again", CONFIRM_TIMEOUT.as_secs()
+    )]
+    NotRolledBack {
+        /// What was seen last.
+        mismatch: Mismatch,
+        /// What bars the way back.
+        #[source]
+        source: Box<DeployError>,
+    },
+    /// The nats-server that came to serve the configuration is gone, or another process is in its place.
+    #[error("the new configuration is committed, but nats-server doesn't serve it ({mismatch}); it is looked at again")]
+    Replaced {
+        /// What was seen last.
+        mismatch: Mismatch,
+    },
+    /// The committed configuration names no generation that can be read.
+    #[error("{} names no generation of this agent that can be read; it is replaced by the next commit", .0.display())]
+    Unnamed(PathBuf),
+}
+
+impl DeployError {
+    /// Whether the text itself is refused, before anything is committed.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Losses(_) | Self::Unreadable(_) | Self::Server(ServerError::Refused { .. }))
+    }
+}
+
+impl From<&DeployError> for Reason {
+    fn from(error: &DeployError) -> Self {
+        let code = match error {
+            DeployError::Server(error) => server_code(error),
+            DeployError::File(_) => Code::FileFailed,
+            DeployError::Unreadable(_) => Code::ConfigurationUnreadable,
+            DeployError::Losses(_) => Code::ConfigurationTakesAway,
+            DeployError::RolledBack { .. } => Code::ReloadRolledBack,
+            DeployError::NotConfirmed { .. } => Code::ReloadNotConfirmed,
+            DeployError::NotRolledBack { .. } => Code::RollBackFailed,
+            DeployError::Replaced { .. } => Code::ServerReplaced,
+            DeployError::Unnamed(_) => Code::ConfigurationWithoutGeneration,
+        };
+        Self::failed(code, error)
+    }
+}
+
+fn list(losses: &[TakenAway]) -> String {
+    losses.iter().map(|taken| taken.what.as_str()).collect::<Vec<_>>().join("; ")
+}
+
+fn switches(losses: &[TakenAway]) -> String {
+    losses.iter().map(|taken| format!("--allow-loss {}", taken.loss)).collect::<Vec<_>>().join(" ")
+}
+
+/// The names of the settings that differ between two configurations.
+fn changed_settings(before: &str, after: &str) -> Vec<String> {
+    let lines = TextDiff::from_lines(before, after);
+    let changed = lines.iter_all_changes().filter(|change| change.tag() != ChangeTag::Equal);
+    let name = |line: &str| -> String {
+        let line = line.trim_start();
+        if line.starts_with('"') {
+            "routes".into()
+        } else {
+            line.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+        }
+    };
+    let mut names: Vec<_> = changed.map(|change| name(change.value())).filter(|name| !name.is_empty()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+impl CommitPoint {
+    /// A commit point where nothing was looked at yet.
+    #[must_use]
+    pub fn new(parts: CommitParts) -> Self {
+        Self { parts, expectation: None, waiting: None }
+    }
+
+    /// What a commit and a reload need.
+    #[must_use]
+    pub fn parts(&self) -> &CommitParts {
+        &self.parts
+    }
+
+    /// The pid of the nats-server that runs with the committed configuration.
+    pub fn find_server(&self) -> Result<i32, ProcessError> {
+        let text = read_config(&self.running_file())?.or(self.committed()?);
+        self.parts.server.find(&Listeners::of(text.as_ref().map(Rendered::text), &self.parts.nats))
+    }
+
+    /// The observation before the first look.
+    #[must_use]
+    pub fn unseen(&self) -> Observation {
+        let listeners = Listeners::of(None, &self.parts.nats);
+        Observation { observed: Observed::unseen(), listeners, standing: Standing::Unseen }
+    }
+
+    /// The settings that wait for a restart of nats-server.
+    #[must_use]
+    pub fn waiting_for_restart(&self) -> &[String] {
+        self.waiting.as_ref().map_or(&[], |waiting| &waiting.names)
+    }
+
+    /// The committed configuration's text, if there is a committed configuration.
+    pub fn committed(&self) -> Result<Option<Rendered>, FileError> {
+        read_config(&self.parts.nats.config)
+    }
+
+    /// Whether the committed configuration names this leaf, of whatever generation.
+    #[must_use]
+    pub fn names(&self, leaf: &Leaf) -> bool {
+        let committed = self.committed().ok().flatten().and_then(|text| self.generation_of(&text));
+        committed.is_some_and(|committed| committed.chain.leaf().sha256 == leaf.sha256)
+    }
+
+    /// Looks at nats-server, presenting `ours`, and compares it with what is committed. What was seen stands in `seen`
+    /// after an error too.
+    pub async fn observe(&mut self, ours: Option<&StoredChain>, seen: &mut Observation) -> Result<(), DeployError> {
+        let CommitParts { server, nats, .. } = &self.parts;
+        let (committed, running) = (self.committed()?, read_config(&self.running_file())?);
+        let listeners = |text: Option<&Rendered>| Listeners::of(text.map(Rendered::text), nats);
+        let (then, now) = (listeners(running.as_ref().or(committed.as_ref())), listeners(committed.as_ref()));
+        seen.listeners = then;
+        let mut observed = server.observe(ours, &seen.listeners, Some(&seen.observed)).await;
+        if seen.listeners != now && observed.ports_seen() < 3 {
+            // After a restart nats-server listens where the committed configuration says.
+            let moved = server.observe(ours, &now, Some(&seen.observed)).await;
+            if moved.ports_seen() > observed.ports_seen() {
+                (seen.listeners, observed) = (now, moved);
+            }
+        }
+        seen.observed = observed;
+        let has_ended = matches!(seen.observed.presence, Presence::Absent(_));
+        let server_id = seen.observed.varz.as_ref().map(|varz| &varz.server_id);
+        // A server that doesn't tell its id is taken for the same server.
+        let is_same = |waiting: &WaitingSettings| !has_ended && server_id.is_none_or(|id| *id == waiting.server_id);
+        self.waiting = self.waiting.take().filter(is_same);
+        let Some(committed) = committed else {
+            seen.standing = match &seen.observed.presence {
+                Presence::Foreign(why) => Standing::NotServed(Mismatch::Foreign(why.clone())),
+                _ => Standing::NothingCommitted,
+            };
+            return Ok(());
+        };
+        if self.expectation.as_ref().is_none_or(|(text, _)| *text != committed) {
+            seen.standing = Standing::NotServed(Mismatch::ExpectationUnknown);
+            let expected = self.expectation_of(&committed).await?;
+            self.expectation = Some((committed.clone(), expected));
+        }
+        let ((Some(WaitingSettings { expected, .. }), _) | (None, Some((_, expected)))) =
+            (&self.waiting, &self.expectation)
+        else {
+            return Err(DeployError::Unnamed(self.parts.nats.config.clone()));
+        };
+        seen.standing = expected.judge(&seen.observed);
+        Ok(())
+    }
+
+    /// Notes that nats-server has loaded the committed text, as after a start. Without a digest the observation alone
+    /// doesn't show a load.
+    pub fn note_loaded(&self, seen: &Observation) -> Result<(), FileError> {
+        let is_reported = self.expectation.as_ref().is_some_and(|(_, expected)| expected.is_reported(&seen.observed));
+        let is_in_force = seen.standing.is_served() && self.waiting.is_none();
+        if is_reported && is_in_force { self.note_running() } else { Ok(()) }
+    }
+
+    /// Commits what is desired and has nats-server load it, as far as `seen` shows that this is needed.
+    pub async fn apply(
+        &mut self,
+        desired: &Desired<'_>,
+        seen: &mut Observation,
+        progress: &Progress,
+    ) -> Result<(), DeployError> {
+        if let Some(waiting) = &self.waiting
+            && waiting.settings == self.settings_of(&desired.rendered)
+            && let Some(running) = self.running_with(desired.generation)?
+        {
+            return self.apply_around_waiting(desired, running, seen, progress).await;
+        }
+        if self.committed()?.as_ref() != Some(&desired.rendered) {
+            let losses = Some(desired.allowed_losses);
+            if let Err(refused) = self.commit(&desired.rendered, desired.generation, losses, progress).await {
+                self.apply_certificate(desired.generation, seen, progress).await;
+                return Err(refused);
+            }
+        }
+        let reloaded = self.reload(&desired.generation.chain, Proof::Expected, seen, progress).await?;
+        match (reloaded, &seen.standing) {
+            (Standing::NotServed(mismatch), _) => {
+                let running = self.running_with(desired.generation)?.filter(|running| *running != desired.rendered);
+                if let Some(running) = running
+                    && self.apply_around_waiting(desired, running, seen, progress).await.is_ok()
+                {
+                    return Ok(());
+                }
+                self.roll_back(desired, mismatch, seen, progress).await
+            }
+            (_, Standing::NotServed(mismatch)) => Err(DeployError::Replaced { mismatch: mismatch.clone() }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has nats-server load the generation with the settings that it runs with, because the desired settings can't be had:
+    /// a certificate doesn't wait for somebody to mend a template. A failure is logged; the caller's error is about the
+    /// settings.
+    pub async fn apply_certificate(&mut self, generation: &Generation, seen: &mut Observation, progress: &Progress) {
+        let Ok(Some(running)) = self.running_with(generation) else { return };
+        let is_committed = self.committed().is_ok_and(|committed| committed.as_ref() == Some(&running));
+        if is_committed && !seen.standing.is_not_served() {
+            return;
+        }
+        if let Err(error) = self.commit_and_reload(&running, generation, Proof::Expected, seen, progress).await {
+            tracing::warn!("the new certificate can't be brought into force alone: {}", with_causes(&error));
+        }
+    }
+
+    async fn commit_and_reload(
+        &mut self,
+        rendered: &Rendered,
+        generation: &Generation,
+        proof: Proof,
+        seen: &mut Observation,
+        progress: &Progress,
+    ) -> Result<(), DeployError> {
+        self.commit(rendered, generation, None, progress).await?;
+        match self.reload(&generation.chain, proof, seen, progress).await? {
+            Standing::NotServed(mismatch) => Err(DeployError::NotConfirmed { mismatch }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has nats-server load the new generation with the settings that it runs with, and then commits the desired settings
+    /// for its next start. The files are complete between the two commits, so a crash there costs nothing.
+    async fn apply_around_waiting(
+        &mut self,
+        desired: &Desired<'_>,
+        running: Rendered,
+        seen: &mut Observation,
+        progress: &Progress,
+    ) -> Result<(), DeployError> {
+        self.commit_and_reload(&running, desired.generation, Proof::Load, seen, progress).await?;
+        let loaded = self.expectation.clone();
+        self.commit(&desired.rendered, desired.generation, None, progress).await?;
+        self.waiting = seen.observed.varz.as_ref().zip(loaded).map(|(varz, (_, expected))| WaitingSettings {
+            settings: self.settings_of(&desired.rendered),
+            server_id: varz.server_id.clone(),
+            expected,
+            names: changed_settings(running.text(), desired.rendered.text()),
+        });
+        self.observe(Some(&desired.generation.chain), seen).await
+    }
+
+    /// Renames the text that nats-server had loaded before into place, if its certificate is still good.
+    async fn roll_back(
+        &mut self,
+        desired: &Desired<'_>,
+        mismatch: Mismatch,
+        seen: &mut Observation,
+        progress: &Progress,
+    ) -> Result<(), DeployError> {
+        let running = read_config(&self.running_file())?;
+        let Some((running, before)) = running.and_then(|text| {
+            let before = self.generation_of(&text).filter(|before| before.chain.leaf().not_after > desired.now)?;
+            (text != desired.rendered).then_some((text, before))
+        }) else {
+            self.observe(Some(&desired.generation.chain), seen).await?;
+            return Err(DeployError::NotConfirmed { mismatch });
+        };
+        if let Err(source) = self.commit(&running, &before, None, progress).await {
+            self.observe(Some(&desired.generation.chain), seen).await?;
+            return Err(DeployError::NotRolledBack { mismatch, source: Box::new(source) });
+        }
+        progress.report(Step::RolledBack { reason: mismatch.to_string() });
+        let reloaded = self.reload(&before.chain, Proof::Expected, seen, progress).await;
+        self.observe(Some(&before.chain), seen).await?;
+        let confirmed = reloaded.is_ok_and(|standing| standing.is_served());
+        Err(DeployError::RolledBack { mismatch, confirmed })
+    }
+
+    /// Has nats-server's own binary check the text, and commits the text: the rename is the commit point. `allowed` names
+    /// the losses that are meant; `None` stands for a text whose losses were checked before.
+    async fn commit(
+        &mut self,
+        rendered: &Rendered,
+        generation: &Generation,
+        allowed: Option<&[Loss]>,
+        progress: &Progress,
+    ) -> Result<(), DeployError> {
+        let config = &self.parts.nats.config;
+        if let Some(parent) = config.parent() {
+            durable::create_directory(parent, 0o750)?;
+        }
+        let candidate = beside(config, "candidate");
+        durable::remove_if_there(&candidate)?;
+        durable::create(&candidate, rendered.text().as_bytes(), Secrecy::of(&self.parts.state).file_mode())?;
+        let digest = self.parts.server.validate(&candidate).await?;
+        progress.report(Step::Validated { digest: digest.clone() });
+        if let Some(allowed) = allowed {
+            self.check_losses(rendered, allowed)?;
+        }
+        if config.exists() && !self.running_file().exists() {
+            self.note_running()?;
+        }
+        durable::rename(&candidate, config)?;
+        progress.report(Step::Committed { generation: generation.number });
+        self.expectation = Some((rendered.clone(), Expected::of(digest, generation.chain.leaf())));
+        self.waiting = None;
+        Ok(())
+    }
+
+    /// What a committed configuration makes nats-server serve.
+    async fn expectation_of(&self, committed: &Rendered) -> Result<Expected, DeployError> {
+        let generation = self.generation_of(committed);
+        let generation = generation.ok_or_else(|| DeployError::Unnamed(self.parts.nats.config.clone()))?;
+        let digest = self.parts.server.validate(&self.parts.nats.config).await?;
+        Ok(Expected::of(digest, generation.chain.leaf()))
+    }
+
+    /// Has nats-server load what is committed, and notes a load that was seen.
+    async fn reload(
+        &mut self,
+        chain: &StoredChain,
+        proof: Proof,
+        seen: &mut Observation,
+        progress: &Progress,
+    ) -> Result<Standing, DeployError> {
+        self.observe(Some(chain), seen).await?;
+        if matches!(seen.standing, Standing::NoServer { .. }) {
+            return Ok(seen.standing.clone());
+        }
+        let Some((_, expected)) = self.expectation.clone() else {
+            return Err(DeployError::Unnamed(self.parts.nats.config.clone()));
+        };
+        let before = seen.observed.clone();
+        let confirmed = self.signal_until_confirmed(&expected, chain, proof, seen, progress).await;
+        if confirmed.is_err() {
+            // What the ports showed when they were last asked stands no longer.
+            seen.observed = Observed::unseen();
+            self.observe(Some(chain), seen).await?;
+        }
+        let standing = confirmed?;
+        if standing.is_not_served() {
+            return Ok(standing);
+        }
+        self.waiting = None;
+        self.observe(Some(chain), seen).await?;
+        if seen.standing.is_served() && expected.came_to_be_served(&before, &seen.observed) {
+            self.note_running()?;
+        }
+        Ok(standing)
+    }
+
+    async fn signal_until_confirmed(
+        &self,
+        expected: &Expected,
+        chain: &StoredChain,
+        proof: Proof,
+        before: &Observation,
+        progress: &Progress,
+    ) -> Result<Standing, DeployError> {
+        let (server, listeners) = (&self.parts.server, &before.listeners);
+        let started = tokio::time::Instant::now();
+        let mut signalled = None::<(i32, tokio::time::Instant)>;
+        let mut not_listening = None::<ServerError>;
+        let mut pause = FIRST_LOOK;
+        loop {
+            if signalled.is_none_or(|(_, at)| at.elapsed() >= SIGNAL_AGAIN) {
+                match server.reload(chain, listeners).await {
+                    Ok(pid) => {
+                        if signalled.is_none() {
+                            progress.report(Step::Signalled { pid });
+                        }
+                        signalled = Some((pid, tokio::time::Instant::now()));
+                    }
+                    // A nats-server that starts reads what is committed, and is signalled once it listens. A nats-server
+                    // that drains is left in peace.
+                    Err(error @ ServerError::NotListening { .. }) => not_listening = Some(error),
+                    Err(ServerError::Process(ProcessError::Absent(why))) if signalled.is_none() => {
+                        return Ok(Standing::NoServer { why });
+                    }
+                    // A nats-server that was there may be replaced this very moment.
+                    Err(ServerError::Process(ProcessError::Absent(_))) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_LOOK);
+            let observed = server.observe(Some(chain), listeners, None).await;
+            let is_told = proof == Proof::Expected && expected.digest.is_some();
+            let standing = match (expected.judge(&observed), signalled) {
+                (Standing::NoServer { why }, Some((pid, _))) => Standing::NotServed(Mismatch::Ended { pid, why }),
+                (standing, _) => standing.only_if(is_told || has_loaded(&before.observed, &observed)),
+            };
+            match standing {
+                Standing::NotServed(_) if started.elapsed() < CONFIRM_TIMEOUT => {}
+                Standing::Served(evidence) => {
+                    progress.report(Step::Confirmed { by: evidence.to_string() });
+                    return Ok(Standing::Served(evidence));
+                }
+                // A nats-server that was never signalled has refused nothing. Its next start finds the new configuration.
+                Standing::NotServed(_) if let (None, Some(error)) = (signalled, not_listening.take()) => {
+                    return Err(error.into());
+                }
+                standing => return Ok(standing),
+            }
+        }
+    }
+
+    fn check_losses(&self, rendered: &Rendered, allowed: &[Loss]) -> Result<(), DeployError> {
+        let config = &self.parts.nats.config;
+        let after = Facts::read(rendered.text(), config).map_err(DeployError::Unreadable)?;
+        // A committed file that can't be read any more protects nothing.
+        let before = self.committed()?.and_then(|before| Facts::read(before.text(), config).ok());
+        let mut losses = loss::losses(before.as_ref(), &after);
+        losses.retain(|taken| !allowed.contains(&taken.loss));
+        if losses.is_empty() { Ok(()) } else { Err(DeployError::Losses(losses)) }
+    }
+
+    /// The text that nats-server runs with, naming this generation.
+    fn running_with(&self, generation: &Generation) -> Result<Option<Rendered>, FileError> {
+        let running = read_config(&self.running_file())?;
+        let running = running.filter(|text| self.parts.generations.named_in(text.text()).is_some());
+        Ok(running.map(|text| rebase(&text, &self.parts.generations, generation.number)))
+    }
+
+    /// The text without its generation, for comparison.
+    fn settings_of(&self, text: &Rendered) -> Rendered {
+        rebase(text, &self.parts.generations, 0)
+    }
+
+    fn generation_of(&self, text: &Rendered) -> Option<Generation> {
+        let number = self.parts.generations.named_in(text.text())?;
+        self.parts.generations.load(number).ok()
+    }
+
+    fn running_file(&self) -> PathBuf {
+        beside(&self.parts.nats.config, "running")
+    }
+
+    /// nats-server has loaded the committed text. Generations that no text names are not needed any more.
+    fn note_running(&self) -> Result<(), FileError> {
+        if read_config(&self.running_file())? == self.committed()? {
+            return Ok(());
+        }
+        durable::link(&self.parts.nats.config, &self.running_file())?;
+        let named = self.committed()?.and_then(|text| self.parts.generations.named_in(text.text()));
+        self.parts.generations.prune(named.as_slice())
+    }
+}
+
+/// What shows that nats-server reloaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    /// The expectation is seen. Where no digest shows it, a load must be seen too.
+    Expected,
+    /// A load is seen, though the expectation was met before.
+    Load,
+}
+
+fn read_config(path: &Path) -> Result<Option<Rendered>, FileError> {
+    let Some(bytes) = durable::read_if_there(path, MAX_SIZE)?.map(Zeroizing::new) else { return Ok(None) };
+    Ok(Some(Rendered::from_text(Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()))))
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(suffix);
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_settings_that_differ_are_named_once_and_without_their_values() {
+        let before = "listen: \"a\"\nserver_name: \"n1\"\n  routes: [\n    \"nats-route://u:s3cret@10.0.0.1:6222\"\n";
+        let after = "listen: \"b\"\nserver_name: \"n2\"\n  routes: [\n    \"nats-route://u:s3cret@10.0.0.2:6222\"\n";
+        assert_eq!(changed_settings(before, after), ["listen", "routes", "server_name"]);
+        assert!(changed_settings(before, before).is_empty());
+    }
+}

@@ -1,0 +1,52 @@
+//! What a pass found, summed up for the status.
+
+use super::Reconciler;
+use crate::reason::Reason;
+use crate::state::durable;
+use crate::status::{Findings, NodeStatus, Status};
+
+impl Reconciler {
+    pub(super) fn status(&self) -> Status {
+        let now = self.clock.now();
+        let generation = self.newest.clone();
+        let mut faults = self.damaged.clone();
+        faults.extend(self.not_in_force.clone());
+        faults.extend(self.sources.reasons());
+        faults.extend(self.deployment.reason());
+        faults.extend(self.issuing.reason());
+        let mut warnings = self.sources.warnings(now);
+        warnings.extend(self.deployment.warning());
+        let port = self.deployment.commit_point.parts().nats.cluster_listen.port();
+        let peers = self.second_selves.iter().cloned();
+        warnings.extend(peers.map(|peer| Reason::PeerIsThisNode { peer, port }));
+        warnings.extend(self.opened_to_all());
+        let seen = self.deployment.seen();
+        Status::of(Findings {
+            now,
+            node: NodeStatus::of(&self.node),
+            instance_id: self.node.instance_id.clone(),
+            renewal: self.issuing.status(generation.as_ref(), &self.node),
+            // The source's version may change while the anchors stay, and then there is no new generation.
+            bundle: self.sources.bundle().or(generation.as_ref().map(|generation| &generation.bundle)).cloned(),
+            generation,
+            peers: self.sources.known_peers().clone(),
+            observed: seen.observed.clone(),
+            standing: seen.standing.clone(),
+            confirmed_at: self.deployment.confirmed_at(),
+            faults,
+            warnings,
+        })
+    }
+
+    /// What somebody has opened to everyone since it was made.
+    fn opened_to_all(&self) -> Vec<Reason> {
+        let state = &self.deployment.commit_point.parts().state;
+        let key = self.newest.as_ref().map(|newest| newest.files.key_file.clone());
+        let key = key.and_then(|path| {
+            let mode = durable::open_to_all(&path, 0o007)?;
+            Some(Reason::KeyOpenToAll { path, mode })
+        });
+        let state = durable::open_to_all(state, 0o002).map(|mode| Reason::StateOpenToAll { path: state.clone(), mode });
+        key.into_iter().chain(state).collect()
+    }
+}

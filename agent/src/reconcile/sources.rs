@@ -1,0 +1,399 @@
+//! What the pass asks for: the trust bundle, the peers, the cluster credential. Each may fail alone.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use super::retry::Retry;
+use crate::aws::secret::SecretError;
+use crate::clock::Clock;
+use crate::config::RenewalConfig;
+use crate::credential::takeover::Succession;
+use crate::credential::{ClusterCredential, CredentialSource, CredentialVersion};
+use crate::error::RemoteError;
+use crate::node::Node;
+use crate::peers::dial::Dial;
+use crate::peers::{Kept, PeerSet, PeerSource, Sighting};
+use crate::reason::Reason;
+use crate::schedule::jittered;
+use crate::server::Observed;
+use crate::state::generation::Generation;
+use crate::state::last_good::{LastGood, LastGoodFile};
+use crate::trust::{TrustBundle, TrustError, TrustSource};
+use crate::x509::chain::Chain;
+use crate::x509::leaf::Leaf;
+
+/// A bundle changes a few times in a CA's life, so its source is asked every tenth round of discovery.
+const ROUNDS_PER_SECRET_POLL: u32 = 10;
+/// After so many polls every node knows a new credential, and every node takes it over.
+const POLLS_OF_NOTICE: u32 = 3;
+
+/// How often a source is asked.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// Pause after an answer.
+    interval: Duration,
+    /// Pause after the first failure.
+    shortest: Duration,
+    /// Longest pause after failures.
+    longest: Duration,
+}
+
+/// A source that is asked again and again, with its last good answer.
+struct Polled<S: ?Sized, T> {
+    source: Arc<S>,
+    pace: Pace,
+    retry: Retry,
+    last_good: T,
+}
+
+impl<S: ?Sized, T> Polled<S, T> {
+    fn new(source: Arc<S>, pace: Pace, last_good: T) -> Self {
+        Self { source, pace, retry: Retry::at_once(), last_good }
+    }
+
+    fn is_due(&self, now: OffsetDateTime) -> bool {
+        now >= self.retry.next
+    }
+
+    /// Notes the answer's time or the failure, and passes the answer on.
+    fn note<A, E>(
+        &mut self,
+        answer: Option<Result<A, E>>,
+        now: OffsetDateTime,
+        reason: impl FnOnce(&E) -> Reason,
+    ) -> Option<A> {
+        let Pace { interval, shortest, longest } = self.pace;
+        match answer? {
+            Ok(answer) => {
+                self.retry.succeed(now, now + jittered(interval, fastrand::f64()));
+                Some(answer)
+            }
+            Err(error) => {
+                self.retry.fail(now, shortest, longest, reason(&error));
+                None
+            }
+        }
+    }
+}
+
+/// The peers in force, and the group that they are in.
+struct KnownPeers {
+    set: PeerSet,
+    group: Option<String>,
+}
+
+/// The credential in force, and the versions that its secret holds.
+struct KnownCredential {
+    in_force: Option<ClusterCredential>,
+    versions: Vec<CredentialVersion>,
+}
+
+/// What the sources answered. `None` stands for a source that was not due.
+pub(super) struct Answers {
+    sighting: Option<Result<Sighting, RemoteError>>,
+    bundle: Option<Result<TrustBundle, TrustError>>,
+    credential: Option<Result<Vec<CredentialVersion>, SecretError>>,
+}
+
+/// The seams that sources are made of.
+pub(super) struct Seams {
+    pub(super) trust: Arc<dyn TrustSource>,
+    pub(super) peers: Arc<dyn PeerSource>,
+    pub(super) dial: Arc<dyn Dial>,
+    pub(super) credential: Option<Arc<dyn CredentialSource>>,
+}
+
+/// The three sources and what they last answered.
+pub(super) struct Sources {
+    clock: Clock,
+    dial: Arc<dyn Dial>,
+    peers: Polled<dyn PeerSource, KnownPeers>,
+    /// Where the peers in force differ from the last sighting.
+    kept_peers: Vec<Kept>,
+    trust: Polled<dyn TrustSource, Option<TrustBundle>>,
+    /// Subjects of the anchors that the source no longer has.
+    kept_anchors: Vec<String>,
+    credential: Option<Polled<dyn CredentialSource, KnownCredential>>,
+    /// What the file of last good answers holds.
+    remembered: LastGood,
+    file: LastGoodFile,
+}
+
+impl Sources {
+    /// Sources whose last good answers are those of an earlier process.
+    pub(super) fn new(
+        seams: Seams,
+        clock: Clock,
+        interval: Duration,
+        renewal: &RenewalConfig,
+        remembered: LastGood,
+        file: LastGoodFile,
+    ) -> Self {
+        let RenewalConfig { retry_min: shortest, retry_max, .. } = *renewal;
+        let poll = interval * ROUNDS_PER_SECRET_POLL;
+        let discovery = Pace { interval, shortest, longest: retry_max.min(poll) };
+        let secrets = Pace { interval: poll, shortest, longest: retry_max.min(poll) };
+        let known = KnownPeers { set: remembered.peers.clone(), group: remembered.group.clone() };
+        let credential = seams.credential.map(|source| {
+            let in_force = remembered.credential.clone();
+            let versions = remembered.credential_versions.clone();
+            Polled::new(source, secrets, KnownCredential { in_force, versions })
+        });
+        Self {
+            clock,
+            dial: seams.dial,
+            peers: Polled::new(seams.peers, discovery, known),
+            kept_peers: Vec::new(),
+            trust: Polled::new(seams.trust, secrets, None),
+            kept_anchors: Vec::new(),
+            credential,
+            remembered,
+            file,
+        }
+    }
+
+    /// After the clock was set back, no source waits for a time that is far off.
+    pub(super) fn heed_step_back(&mut self, now: OffsetDateTime) {
+        self.peers.retry.heed_step_back(now);
+        self.trust.retry.heed_step_back(now);
+        if let Some(credential) = &mut self.credential {
+            credential.retry.heed_step_back(now);
+        }
+    }
+
+    /// Asks the sources that are due, all at the same time.
+    pub(super) async fn ask(&self, now: OffsetDateTime) -> Answers {
+        let (sighting, bundle, credential) = tokio::join!(
+            async { if self.peers.is_due(now) { Some(self.peers.source.sight().await) } else { None } },
+            async { if self.trust.is_due(now) { Some(self.trust.source.fetch().await) } else { None } },
+            async {
+                let polled = self.credential.as_ref().filter(|polled| polled.is_due(now))?;
+                Some(polled.source.fetch(now - self.notice()).await)
+            },
+        );
+        Answers { sighting, bundle, credential }
+    }
+
+    /// Takes the answers in, and remembers them for the next process. Returns whether a new credential took over.
+    ///
+    /// The peers come first: the current peers are asked which anchors they still need.
+    pub(super) async fn take(
+        &mut self,
+        answers: Answers,
+        node: &Node,
+        own: SocketAddr,
+        newest: Option<&Generation>,
+        observed: &Observed,
+    ) -> bool {
+        let Answers { sighting, bundle, credential } = answers;
+        self.take_peers(sighting, node).await;
+        self.take_trust(bundle, own, newest, observed).await;
+        let has_taken_over = self.take_credential(credential);
+        let remembered = self.to_remember();
+        if remembered != self.remembered {
+            self.file.write(&remembered);
+            self.remembered = remembered;
+        }
+        has_taken_over
+    }
+
+    /// Asks discovery and the credential's source, and remembers nothing.
+    pub(super) async fn look(&mut self, node: &Node) {
+        let notice = self.notice();
+        let (sighting, credential) = tokio::join!(self.peers.source.sight(), async {
+            Some(self.credential.as_ref()?.source.fetch(self.clock.now() - notice).await)
+        });
+        self.take_peers(Some(sighting), node).await;
+        self.take_credential(credential);
+    }
+
+    async fn take_peers(&mut self, sighting: Option<Result<Sighting, RemoteError>>, node: &Node) {
+        let known = &self.peers.last_good.set;
+        let after = match &sighting {
+            Some(Ok(seen)) => {
+                let missing = known.missing_from(seen);
+                let answering = self.dial.answering(missing.into_iter().map(|peer| peer.address).collect()).await;
+                Some(known.after(seen, node, |peer| answering.contains(&peer.address)))
+            }
+            Some(Err(_)) | None => None,
+        };
+        let seen = self.peers.note(sighting, self.clock.now(), Reason::discovery);
+        if let (Some(seen), Some(after)) = (seen, after) {
+            let known = &mut self.peers.last_good;
+            self.kept_peers = after.kept;
+            known.set = after.peers;
+            known.group = seen.group.or(known.group.take());
+        }
+    }
+
+    /// The bundle in force: the fetched bundle, and every anchor of the bundle before that a served chain still needs
+    /// (invariant 5).
+    async fn take_trust(
+        &mut self,
+        fetched: Option<Result<TrustBundle, TrustError>>,
+        own: SocketAddr,
+        newest: Option<&Generation>,
+        observed: &Observed,
+    ) {
+        if let Some(bundle) = self.trust.note(fetched, self.clock.now(), |error| error.into()) {
+            let fetched = bundle.anchors.len();
+            let bundle = match newest {
+                Some(newest) => self.with_needed_anchors(bundle, own, newest, observed).await,
+                None => bundle,
+            };
+            self.kept_anchors = bundle.anchors[fetched..].iter().map(|anchor| anchor.subject.clone()).collect();
+            self.trust.last_good = Some(bundle);
+        }
+        if self.trust.last_good.is_none() {
+            self.trust.last_good = newest.map(|newest| newest.bundle.clone());
+        }
+    }
+
+    async fn with_needed_anchors(
+        &self,
+        fetched: TrustBundle,
+        own: SocketAddr,
+        newest: &Generation,
+        observed: &Observed,
+    ) -> TrustBundle {
+        let known: BTreeSet<&str> = fetched.anchors.iter().map(|anchor| anchor.sha256.as_str()).collect();
+        if newest.bundle.anchors.iter().all(|anchor| known.contains(anchor.sha256.as_str())) {
+            return fetched;
+        }
+        let now = self.clock.now();
+        // A leaf needs its anchor before NotBefore and after NotAfter too, and this machine's clock may be wrong.
+        let in_its_time = |chain: &Chain| match Leaf::parse(chain.leaf()) {
+            Ok(leaf) => now.min(leaf.not_after).max(leaf.not_before),
+            Err(_) => now,
+        };
+        let shown = [&observed.client, &observed.route].into_iter().filter_map(|port| port.as_ref().ok());
+        let mut served: Vec<_> = shown.map(|served| served.chain.clone()).collect();
+        served.push(newest.chain.chain().clone());
+        let peers = self.peers.last_good.set.0.keys().copied().filter(|address| *address != own);
+        let seen = self.dial.served_chains(&newest.chain, peers.collect()).await;
+        let unseen = seen.iter().any(Option::is_none);
+        served.extend(seen.into_iter().flatten());
+        fetched.keeping(&newest.bundle, |anchor| {
+            let needs_it = |chain: &Chain| {
+                let at = in_its_time(chain);
+                !fetched.chains(chain, at) && newest.bundle.anchor_of(chain, at).is_some_and(|end| end == anchor)
+            };
+            // A peer that can't be asked may need any anchor.
+            unseen || served.iter().any(needs_it)
+        })
+    }
+
+    /// Returns whether a credential took over from the credential before.
+    fn take_credential(&mut self, fetched: Option<Result<Vec<CredentialVersion>, SecretError>>) -> bool {
+        let now = self.clock.now();
+        let Some(polled) = &mut self.credential else { return false };
+        if let Some(versions) = polled.note(fetched, now, Reason::credential) {
+            polled.last_good.versions = versions;
+        }
+        let in_force = self.succession(now).and_then(|succession| succession.in_force.cloned());
+        let Some(polled) = &mut self.credential else { return false };
+        let has_taken_over = polled.last_good.in_force.is_some() && in_force != polled.last_good.in_force;
+        polled.last_good.in_force = in_force;
+        has_taken_over
+    }
+
+    fn succession(&self, now: OffsetDateTime) -> Option<Succession<'_>> {
+        let KnownCredential { in_force, versions } = &self.credential.as_ref()?.last_good;
+        Some(Succession::of(versions, in_force.as_ref(), self.notice(), now))
+    }
+
+    /// How long after a credential's version was made the credential takes over.
+    fn notice(&self) -> Duration {
+        self.trust.pace.interval * POLLS_OF_NOTICE
+    }
+
+    fn to_remember(&self) -> LastGood {
+        let KnownPeers { set, group } = &self.peers.last_good;
+        let credential = self.credential.as_ref().map(|polled| &polled.last_good);
+        LastGood {
+            peers: set.clone(),
+            group: group.clone(),
+            credential: credential.and_then(|known| known.in_force.clone()),
+            credential_versions: credential.map(|known| known.versions.clone()).unwrap_or_default(),
+            ..self.remembered.clone()
+        }
+    }
+
+    /// The peers in force, or why there are none.
+    pub(super) fn peers(&self) -> Result<&PeerSet, Reason> {
+        let KnownPeers { set, .. } = &self.peers.last_good;
+        if set.0.is_empty() {
+            let because = self.peers.retry.reason.clone();
+            let because = because.or_else(|| self.kept_peers.first().cloned().map(Reason::Kept));
+            return Err(Reason::PeersUnknown { because: because.map(Box::new) });
+        }
+        Ok(set)
+    }
+
+    /// The peers in force, or none.
+    pub(super) fn known_peers(&self) -> &PeerSet {
+        &self.peers.last_good.set
+    }
+
+    /// How many peers come before this node in the order of addresses.
+    pub(super) fn rank(&self, own: SocketAddr) -> usize {
+        self.peers.last_good.set.0.range(..own).count()
+    }
+
+    /// The Auto Scaling group's name.
+    pub(super) fn group(&self) -> Option<&str> {
+        self.peers.last_good.group.as_deref()
+    }
+
+    /// The bundle in force.
+    pub(super) fn bundle(&self) -> Option<&TrustBundle> {
+        self.trust.last_good.as_ref()
+    }
+
+    /// Why the bundle was not read.
+    pub(super) fn trust_reason(&self) -> Option<&Reason> {
+        self.trust.retry.reason.as_ref()
+    }
+
+    /// The credential that routes must present: none where no source is configured.
+    pub(super) fn credential(&self) -> Result<Option<&ClusterCredential>, Reason> {
+        let Some(polled) = &self.credential else { return Ok(None) };
+        let why = || polled.retry.reason.clone().unwrap_or(Reason::CredentialUnknown);
+        polled.last_good.in_force.as_ref().map(Some).ok_or_else(why)
+    }
+
+    /// Why a source was not read.
+    pub(super) fn reasons(&self) -> impl Iterator<Item = Reason> {
+        let credential = self.credential.as_ref().and_then(|polled| polled.retry.reason.clone());
+        [self.trust.retry.reason.clone(), credential, self.peers.retry.reason.clone()].into_iter().flatten()
+    }
+
+    /// What differs from the sources' answers, and what waits.
+    pub(super) fn warnings(&self, now: OffsetDateTime) -> Vec<Reason> {
+        let mut warnings: Vec<_> = self.kept_peers.iter().cloned().map(Reason::Kept).collect();
+        if !self.kept_anchors.is_empty() {
+            warnings.push(Reason::AnchorsKept { subjects: self.kept_anchors.clone() });
+        }
+        match self.succession(now) {
+            None => warnings.push(Reason::CredentialMissing),
+            Some(succession) => warnings.extend(succession.next.map(|at| Reason::CredentialTakesOver { at })),
+        }
+        warnings
+    }
+
+    /// When the sources are worth another question.
+    pub(super) fn times(&self, now: OffsetDateTime) -> Vec<OffsetDateTime> {
+        let mut times = vec![self.peers.retry.next, self.trust.retry.next];
+        if let (Some(polled), Some(succession)) = (&self.credential, self.succession(now)) {
+            times.push(polled.retry.next);
+            // A credential whose time came after the last look takes over in the next pass.
+            let is_over = succession.in_force != polled.last_good.in_force.as_ref();
+            times.extend(succession.next.into_iter().chain(is_over.then_some(now)));
+        }
+        times
+    }
+}
