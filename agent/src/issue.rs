@@ -16,20 +16,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+pub use self::journal::CertificateHandle;
 use self::journal::{Entries, Journal, JournalError, Pending};
 use crate::clock::Clock;
 use crate::error::{RemoteError, RemoteErrorKind};
 use crate::node::Node;
 use crate::progress::{Progress, Step};
 use crate::x509::csr::{Csr, CsrError, KeyAlgorithm};
-
-/// How the issuer names a certificate that was requested: PCA's certificate ARN.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(transparent)]
-pub struct CertificateHandle(pub String);
 
 /// What the issuer returned, not verified yet.
 #[derive(Clone, Debug, PartialEq, Eq)]

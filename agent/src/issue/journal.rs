@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::CertificateHandle;
 use crate::state::durable::{self, FileError, Secrecy};
 use crate::x509::csr::Csr;
 
@@ -19,6 +18,11 @@ const MAX_SIZE: u64 = 256 * 1024;
 /// How many issuances are remembered: beyond the cap of all leaves that live for some minutes.
 const MAX_REMEMBERED: usize = 20_000;
 const DAY: Duration = Duration::from_hours(24);
+
+/// How the issuer names a certificate that was requested: PCA's certificate ARN.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(transparent)]
+pub struct CertificateHandle(pub String);
 
 /// The journal's file.
 #[derive(Clone, Debug)]
