@@ -471,7 +471,7 @@ impl Config {
                 message: error.message().replace('\n', "; ") + remedy(error.message()),
             }
         })?;
-        raw.check().map_err(|Fault { key, message }| ConfigError::Invalid {
+        raw.check().map_err(|InvalidKey { key, message }| ConfigError::Invalid {
             file: file.to_owned(),
             line: position_of(text, key).map(|start| line_of(text, start)),
             key: Some(key.to_owned()),
@@ -630,17 +630,17 @@ impl Default for RawMetrics {
 }
 
 /// A value that parses and still can't be used.
-struct Fault {
+struct InvalidKey {
     key: &'static str,
     message: String,
 }
 
-fn fault(key: &'static str, message: impl Into<String>) -> Fault {
-    Fault { key, message: message.into() }
+fn invalid(key: &'static str, message: impl Into<String>) -> InvalidKey {
+    InvalidKey { key, message: message.into() }
 }
 
 impl RawConfig {
-    fn check(self) -> Result<Config, Fault> {
+    fn check(self) -> Result<Config, InvalidKey> {
         if let Some(name) = &self.node.name {
             check_name("node.name", name)?;
         }
@@ -648,13 +648,13 @@ impl RawConfig {
             check_name("node.instance_id", id)?;
         }
         if self.node.addresses.as_ref().is_some_and(Vec::is_empty) {
-            return Err(fault(
+            return Err(invalid(
                 "node.addresses",
                 "is empty; name at least one address that peers can dial, or leave it out",
             ));
         }
         if let Some(address) = self.node.addresses.iter().flatten().find(|address| address.is_unspecified()) {
-            return Err(fault("node.addresses", format!("{address} is no address that a peer can dial")));
+            return Err(invalid("node.addresses", format!("{address} is no address that a peer can dial")));
         }
         self.nats.check()?;
         self.renewal.check()?;
@@ -666,7 +666,7 @@ impl RawConfig {
         ])?;
         let control_socket = absolute("control.socket", self.control.socket)?;
         if control_socket.as_os_str().len() > MAX_SOCKET_PATH {
-            return Err(fault(
+            return Err(invalid(
                 "control.socket",
                 format!("is longer than {MAX_SOCKET_PATH} bytes, the longest path of a Unix socket"),
             ));
@@ -675,7 +675,7 @@ impl RawConfig {
         // The agent recognises a committed configuration by the paths in its text.
         if !state_directory.to_str().is_some_and(|path| path.chars().all(needs_no_escape)) {
             let what = "has a character that nats-server.conf can't hold as it is; use letters, digits and -_./";
-            return Err(fault("state.directory", format!("{} {what}", state_directory.display())));
+            return Err(invalid("state.directory", format!("{} {what}", state_directory.display())));
         }
         Ok(Config {
             node: self.node,
@@ -692,23 +692,26 @@ impl RawConfig {
 }
 
 impl RawIssuer {
-    fn check(self) -> Result<IssuerConfig, Fault> {
+    fn check(self) -> Result<IssuerConfig, InvalidKey> {
         if self.validity < MIN_VALIDITY || self.validity > MAX_VALIDITY {
-            return Err(fault("issuer.validity", "must lie between 30s and ten years"));
+            return Err(invalid("issuer.validity", "must lie between 30s and ten years"));
         }
         let kind = match self.kind {
             RawIssuerKind::AcmPca => {
                 let ca_arn = self.ca_arn.ok_or_else(|| {
-                    fault("issuer.ca_arn", "is missing; kind = \"acm-pca\" needs the ARN of the private CA that signs")
+                    invalid(
+                        "issuer.ca_arn",
+                        "is missing; kind = \"acm-pca\" needs the ARN of the private CA that signs",
+                    )
                 })?;
                 if self.directory.is_some() {
-                    return Err(fault("issuer.directory", "belongs to kind = \"local\"; remove it, or set the kind"));
+                    return Err(invalid("issuer.directory", "belongs to kind = \"local\"; remove it, or set the kind"));
                 }
-                let ca_arn = CaArn::try_from(ca_arn).map_err(|message| fault("issuer.ca_arn", message))?;
+                let ca_arn = CaArn::try_from(ca_arn).map_err(|message| invalid("issuer.ca_arn", message))?;
                 if let Some(template) = &self.template_arn {
                     let prefix = format!("arn:{}:acm-pca:::template/", ca_arn.partition());
                     if !template.starts_with(&prefix) {
-                        return Err(fault(
+                        return Err(invalid(
                             "issuer.template_arn",
                             format!("must begin with {prefix:?}, as the CA's partition is {:?}", ca_arn.partition()),
                         ));
@@ -718,17 +721,17 @@ impl RawIssuer {
             }
             RawIssuerKind::Local => {
                 if self.ca_arn.is_some() {
-                    return Err(fault("issuer.ca_arn", "belongs to kind = \"acm-pca\"; remove it, or set the kind"));
+                    return Err(invalid("issuer.ca_arn", "belongs to kind = \"acm-pca\"; remove it, or set the kind"));
                 }
                 if self.template_arn.is_some() {
-                    return Err(fault(
+                    return Err(invalid(
                         "issuer.template_arn",
                         "belongs to kind = \"acm-pca\"; remove it, or set the kind",
                     ));
                 }
                 let directory = self
                     .directory
-                    .ok_or_else(|| fault("issuer.directory", "is missing; kind = \"local\" keeps its CA there"))?;
+                    .ok_or_else(|| invalid("issuer.directory", "is missing; kind = \"local\" keeps its CA there"))?;
                 IssuerKind::Local { directory: absolute("issuer.directory", directory)? }
             }
         };
@@ -737,21 +740,24 @@ impl RawIssuer {
 }
 
 impl RawTrust {
-    fn check(self) -> Result<TrustConfig, Fault> {
+    fn check(self) -> Result<TrustConfig, InvalidKey> {
         if self.secret_id.is_some() && !matches!(self.kind, RawTrustKind::SecretsManager) {
-            return Err(fault("trust.secret_id", "belongs to kind = \"secrets-manager\"; remove it, or set the kind"));
+            return Err(invalid(
+                "trust.secret_id",
+                "belongs to kind = \"secrets-manager\"; remove it, or set the kind",
+            ));
         }
         if self.file.is_some() && !matches!(self.kind, RawTrustKind::File) {
-            return Err(fault("trust.file", "belongs to kind = \"file\"; remove it, or set the kind"));
+            return Err(invalid("trust.file", "belongs to kind = \"file\"; remove it, or set the kind"));
         }
         match self.kind {
             RawTrustKind::SecretsManager => {
                 let secret_id = self.secret_id.ok_or_else(|| {
-                    fault("trust.secret_id", "is missing; kind = \"secrets-manager\" needs the name or ARN of the secret with the trust bundle")
+                    invalid("trust.secret_id", "is missing; kind = \"secrets-manager\" needs the name or ARN of the secret with the trust bundle")
                 })?;
                 let (secret_id, json_key) = match secret_id.split_once('#') {
                     Some((_, "")) => {
-                        return Err(fault(
+                        return Err(invalid(
                             "trust.secret_id",
                             "names no key after the \"#\"; write \"NAME#KEY\", or \"NAME\"",
                         ));
@@ -764,9 +770,9 @@ impl RawTrust {
             }
             RawTrustKind::Issuer => Ok(TrustConfig::Issuer),
             RawTrustKind::File => {
-                let file = self
-                    .file
-                    .ok_or_else(|| fault("trust.file", "is missing; kind = \"file\" reads the trust bundle from it"))?;
+                let file = self.file.ok_or_else(|| {
+                    invalid("trust.file", "is missing; kind = \"file\" reads the trust bundle from it")
+                })?;
                 Ok(TrustConfig::File(absolute("trust.file", file)?))
             }
         }
@@ -774,17 +780,17 @@ impl RawTrust {
 }
 
 impl RawDiscovery {
-    fn check(self) -> Result<DiscoveryConfig, Fault> {
+    fn check(self) -> Result<DiscoveryConfig, InvalidKey> {
         if self.interval < Duration::from_millis(100) || self.interval > MAX_PAUSE {
-            return Err(fault("discovery.interval", "must lie between 100ms and a day"));
+            return Err(invalid("discovery.interval", "must lie between 100ms and a day"));
         }
         let kind = match self.kind {
             RawDiscoveryKind::Asg => {
                 if self.peers.is_some() {
-                    return Err(fault("discovery.peers", "belongs to kind = \"static\"; remove it, or set the kind"));
+                    return Err(invalid("discovery.peers", "belongs to kind = \"static\"; remove it, or set the kind"));
                 }
                 if self.addresses == AddressLookup::Ec2 && !cfg!(feature = "ec2") {
-                    return Err(fault(
+                    return Err(invalid(
                         "discovery.addresses",
                         "\"ec2\" is not in this build (Cargo feature `ec2`); use \"dns\"",
                     ));
@@ -793,10 +799,10 @@ impl RawDiscovery {
             }
             RawDiscoveryKind::Static => {
                 if self.asg_name.is_some() {
-                    return Err(fault("discovery.asg_name", "belongs to kind = \"asg\"; remove it, or set the kind"));
+                    return Err(invalid("discovery.asg_name", "belongs to kind = \"asg\"; remove it, or set the kind"));
                 }
                 let peers = self.peers.filter(|peers| !peers.is_empty()).ok_or_else(|| {
-                    fault("discovery.peers", "is missing; kind = \"static\" needs the peers, this node among them")
+                    invalid("discovery.peers", "is missing; kind = \"static\" needs the peers, this node among them")
                 })?;
                 DiscoveryKind::Static { peers }
             }
@@ -806,28 +812,28 @@ impl RawDiscovery {
 }
 
 impl RenewalConfig {
-    fn check(&self) -> Result<(), Fault> {
+    fn check(&self) -> Result<(), InvalidKey> {
         if !(0.1..=0.95).contains(&self.at) {
-            return Err(fault(
+            return Err(invalid(
                 "renewal.at",
                 "must lie between 0.1 and 0.95: the share of the lifetime after which a leaf is renewed",
             ));
         }
         if self.retry_min < Duration::from_millis(10) {
-            return Err(fault("renewal.retry_min", "must be at least 10ms"));
+            return Err(invalid("renewal.retry_min", "must be at least 10ms"));
         }
         if self.retry_max > MAX_PAUSE {
-            return Err(fault("renewal.retry_max", "must be a day at most"));
+            return Err(invalid("renewal.retry_max", "must be a day at most"));
         }
         if self.retry_max < self.retry_min {
-            return Err(fault("renewal.retry_max", "must not be less than renewal.retry_min"));
+            return Err(invalid("renewal.retry_max", "must not be less than renewal.retry_min"));
         }
         Ok(())
     }
 }
 
 impl NatsConfig {
-    fn check(&self) -> Result<(), Fault> {
+    fn check(&self) -> Result<(), InvalidKey> {
         // A pass finds out whether an include or the template exists. A daemon that ends with a configuration error is
         // not started again, and then nobody renews the certificate.
         let fixed = [("nats.config", &self.config), ("nats.pid_file", &self.pid_file)];
@@ -850,26 +856,26 @@ impl NatsConfig {
 }
 
 /// No two listeners may use the same port of the same address. An unspecified address means all addresses.
-fn check_listeners(listeners: &[(&'static str, SocketAddr)]) -> Result<(), Fault> {
+fn check_listeners(listeners: &[(&'static str, SocketAddr)]) -> Result<(), InvalidKey> {
     for (index, (key, address)) in listeners.iter().enumerate() {
         if address.port() == 0 {
-            return Err(fault(key, "needs a port other than 0: others have to know it"));
+            return Err(invalid(key, "needs a port other than 0: others have to know it"));
         }
         let overlaps = |(_, other): &&(&str, SocketAddr)| {
             other.port() == address.port()
                 && (other.ip() == address.ip() || other.ip().is_unspecified() || address.ip().is_unspecified())
         };
         if let Some((taken, other)) = listeners[..index].iter().find(overlaps) {
-            return Err(fault(key, format!("{address} is taken by {taken}, {other}; choose another port")));
+            return Err(invalid(key, format!("{address} is taken by {taken}, {other}; choose another port")));
         }
     }
     Ok(())
 }
 
 /// A server or cluster name that nats-server accepts has no white space and no control characters.
-fn check_name(key: &'static str, name: &str) -> Result<(), Fault> {
+fn check_name(key: &'static str, name: &str) -> Result<(), InvalidKey> {
     if name.is_empty() || name.len() > 255 || name.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return Err(fault(
+        return Err(invalid(
             key,
             format!("{name:?} must be 1 to 255 characters without white space or control characters"),
         ));
@@ -880,9 +886,9 @@ fn check_name(key: &'static str, name: &str) -> Result<(), Fault> {
 /// Names consist of letters, digits and `/_+=.@-`, and ARNs also of colons
 /// (<https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_CreateSecret.html>). The limit is 2,048
 /// characters (`GetSecretValue`).
-fn check_secret_id(key: &'static str, id: &str) -> Result<(), Fault> {
+fn check_secret_id(key: &'static str, id: &str) -> Result<(), InvalidKey> {
     if id.starts_with("arn:") && id.split(':').nth(2) != Some("secretsmanager") {
-        return Err(fault(
+        return Err(invalid(
             key,
             format!(
                 "{id:?} is not the ARN of a secret; write the secret's name, or arn:…:secretsmanager:…:secret:NAME"
@@ -890,7 +896,7 @@ fn check_secret_id(key: &'static str, id: &str) -> Result<(), Fault> {
         ));
     }
     if id.is_empty() || id.len() > 2048 || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_+=.@-:!".contains(&b)) {
-        return Err(fault(key, format!("{id:?} is not the name or ARN of a secret")));
+        return Err(invalid(key, format!("{id:?} is not the name or ARN of a secret")));
     }
     Ok(())
 }
@@ -904,8 +910,8 @@ pub(crate) fn needs_no_escape(character: char) -> bool {
     }
 }
 
-fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, Fault> {
-    if path.is_absolute() { Ok(path) } else { Err(fault(key, format!("{} is not an absolute path", path.display()))) }
+fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, InvalidKey> {
+    if path.is_absolute() { Ok(path) } else { Err(invalid(key, format!("{} is not an absolute path", path.display()))) }
 }
 
 fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

@@ -16,9 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+pub use self::journal::CertificateHandle;
 use self::journal::{Entries, Journal, JournalError, Pending};
 use crate::clock::Clock;
 use crate::error::{RemoteError, RemoteErrorKind};
@@ -26,12 +26,7 @@ use crate::node::Node;
 use crate::progress::{Progress, Step};
 use crate::x509::csr::{Csr, CsrError, KeyAlgorithm};
 
-/// The issuer's identifier of a requested certificate: PCA's certificate ARN.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(transparent)]
-pub struct CertificateHandle(pub String);
-
-/// The issuer's answer, in PEM and not read yet. [`crate::trust::TrustBundle::verify`] reads it, once.
+/// What the issuer returned, not verified yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuedChain {
     /// The leaf.

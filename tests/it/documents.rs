@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use harness::tools::workspace;
-use nats_tls_agent::cli::{Cli, LossName};
+use nats_tls_agent::cli::Cli;
+use nats_tls_agent::conf::loss::Loss;
 use nats_tls_agent::config::Config;
 use nats_tls_agent::daemon::metrics;
 use nats_tls_agent::status::Status;
@@ -260,7 +261,7 @@ fn the_documents_command_lines_are_the_agents() {
 fn the_documents_name_every_loss() {
     let document = read("docs/operations.md");
     let named: BTreeSet<&str> = quoted(section(&document, "## Changes that take something away")).into_iter().collect();
-    for name in <LossName as clap::ValueEnum>::value_variants() {
+    for name in <Loss as clap::ValueEnum>::value_variants() {
         let name = clap::ValueEnum::to_possible_value(name).unwrap();
         assert!(named.contains(name.get_name()), "{}", name.get_name());
     }

@@ -13,7 +13,8 @@ use harness::imds::{ImdsStub, InstanceFacts};
 use harness::nodes::set;
 use harness::{eventually, soak, tools};
 use nats_tls_agent::config::Config;
-use nats_tls_agent::daemon::control::{Answer, Request, ask};
+use nats_tls_agent::daemon::control::ask;
+use nats_tls_agent::daemon::protocol::{Answer, Request};
 
 use crate::AGENT;
 

@@ -282,7 +282,7 @@ mod tests {
         Facts::read(text, Path::new("/nats-server.conf")).unwrap()
     }
 
-    fn names(before: Option<&str>, after: &str) -> Vec<&'static str> {
+    fn names(before: Option<&str>, after: &str) -> Vec<String> {
         losses(before.map(facts).as_ref(), &facts(after)).iter().map(|taken| taken.loss.to_string()).collect()
     }
 

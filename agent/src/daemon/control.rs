@@ -222,6 +222,7 @@ pub async fn ask(path: &Path, request: &Request, mut on_step: impl FnMut(Step)) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conf::loss::Loss;
 
     /// A daemon's end, whose loop answers each renewal with one step and a refusal that repeats what was allowed.
     struct Daemon {
@@ -240,7 +241,7 @@ mod tests {
                 while let Some(Job { wanted, answers }) = job.recv().await {
                     assert!(wanted.renew);
                     let _gone = answers.send(Answer::Step(Step::Committed { generation: 7 }));
-                    let _gone = answers.send(Answer::Refused(Refusal::NoRequest { why: wanted.allow_loss.concat() }));
+                    let _gone = answers.send(Answer::Refused(Refusal::NoRequest { why: format!("{:?}", wanted.allow_loss) }));
                 }
             });
             daemon
@@ -292,9 +293,9 @@ mod tests {
     #[tokio::test]
     async fn a_renewals_steps_come_before_its_result() {
         let (steps, answer) =
-            Daemon::start().ask(&Request::Renew { allow_loss: vec!["tls".into(), "jetstream".into()] }).await;
+            Daemon::start().ask(&Request::Renew { allow_loss: vec![Loss::ClientTls, Loss::JetStream] }).await;
         assert_eq!(steps, [Step::Committed { generation: 7 }]);
-        assert_eq!(answer, Answer::Refused(Refusal::NoRequest { why: "tlsjetstream".into() }));
+        assert_eq!(answer, Answer::Refused(Refusal::NoRequest { why: "[ClientTls, JetStream]".into() }));
     }
 
     #[tokio::test]

@@ -134,6 +134,7 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
+    use crate::reason::{Reason, Told};
     use crate::status::{
         AnchorStatus, LeafStatus, NatsStatus, NodeStatus, PeerStatus, RenewalStatus, ServedStatus, TrustStatus,
     };
@@ -141,7 +142,7 @@ mod tests {
     fn first_pass() -> Status {
         Status {
             state: State::Failing,
-            reasons: vec!["there is no certificate yet".into()],
+            reasons: vec![Told::from(&Reason::NoCertificate)],
             warnings: Vec::new(),
             node: NodeStatus::default(),
             leaf: None,

@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::CertificateHandle;
 use crate::state::durable::{self, FileError, Secrecy};
 use crate::x509::csr::Csr;
 
@@ -20,7 +19,12 @@ const MAX_SIZE: u64 = 256 * 1024;
 const MAX_REMEMBERED: usize = 20_000;
 const DAY: Duration = Duration::from_hours(24);
 
-/// Access to the journal's file.
+/// How the issuer names a certificate that was requested: PCA's certificate ARN.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(transparent)]
+pub struct CertificateHandle(pub String);
+
+/// The journal's file.
 #[derive(Clone, Debug)]
 pub struct Journal {
     path: PathBuf,

@@ -209,9 +209,10 @@ mod tests {
     use super::*;
     use crate::server::Served;
     use crate::server::monitor::Varz;
+    use crate::x509::chain::Chain;
 
     fn leaf(sha256: &str) -> Served {
-        Served { sha256: sha256.into(), certificates: Vec::new() }
+        Served { sha256: sha256.into(), chain: Chain::new(vec![b"leaf"[..].into()]).unwrap() }
     }
 
     fn seen(change: impl FnOnce(&mut Observed)) -> Observed {
