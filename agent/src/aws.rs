@@ -1,9 +1,12 @@
-//! AWS: one place where clients are set up, and where their errors are sorted.
+//! AWS: the set-up of the SDK's clients, and the kinds of their errors.
 //!
 //! Clients follow the SDK's own conventions: the default credential chain, `AWS_ENDPOINT_URL`,
-//! `AWS_EC2_METADATA_SERVICE_ENDPOINT`, `AWS_USE_FIPS_ENDPOINT`, proxies from the environment. Four things are our own:
-//! no answer is read beyond [`MAX_ANSWER`], none that breaks off is taken for whole, instance metadata is never asked
-//! through a proxy, and the SDK repeats nothing: the reconciler owns retry, with a back-off of its own.
+//! `AWS_EC2_METADATA_SERVICE_ENDPOINT`, `AWS_USE_FIPS_ENDPOINT`, proxies from the environment. Four rules are our own:
+//!
+//! * No answer is read beyond `MAX_ANSWER`.
+//! * An answer that breaks off is an error.
+//! * Instance metadata is never asked through a proxy.
+//! * The SDK repeats no request: the reconciler owns retry and back-off.
 
 mod complete_xml;
 mod role;
@@ -32,29 +35,30 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use http_body_util::Limited;
 
 use self::complete_xml::CompleteXml;
+use crate::error::{RemoteError, RemoteErrorKind};
 
 /// The largest answer that is read, in bytes. A page of 100 Auto Scaling groups or 200 EC2 instances stays well below.
-pub const MAX_ANSWER: usize = 8 * 1024 * 1024;
+pub(crate) const MAX_ANSWER: usize = 8 * 1024 * 1024;
 
 /// How long a TCP connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long one call may take, credentials not counted.
+/// How long one attempt of a call may take, without the time for credentials.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long one call may take in all. No call to AWS waits longer.
+/// How long a call to AWS may take in all.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How much of a service's own words an error repeats, in characters.
+/// How much of a service's message an error repeats, in characters.
 const MAX_MESSAGE: usize = 1000;
 
-/// Where AWS is. [`AwsSettings::default`] leaves everything to the SDK's conventions; tests name their doubles.
+/// Where AWS is. [`AwsSettings::default`] leaves everything to the SDK's conventions. Tests name their doubles.
 #[derive(Clone, Debug, Default)]
 pub struct AwsSettings {
-    /// The Region that is called.
+    /// The Region of the calls.
     pub region: Option<String>,
     /// The endpoint of every service, in place of AWS's own and of `AWS_ENDPOINT_URL`.
     pub endpoint: Option<String>,
-    /// The endpoint of instance metadata, in place of `AWS_EC2_METADATA_SERVICE_ENDPOINT`. Credentials then come from
-    /// there alone, so that what a developer's machine has in its environment can't leak into a test.
+    /// The endpoint of instance metadata, in place of `AWS_EC2_METADATA_SERVICE_ENDPOINT`. Credentials then come from this
+    /// endpoint alone, so that a developer's own credentials can't leak into a test.
     pub imds_endpoint: Option<String>,
 }
 
@@ -69,7 +73,7 @@ impl AwsSettings {
         Self { region, ..Self::default() }
     }
 
-    /// What every service client is made from. Calls nothing yet.
+    /// The configuration of every service client. Loading it calls no service.
     pub async fn load(&self) -> SdkConfig {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -93,13 +97,13 @@ impl AwsSettings {
         config.into_builder().credentials_provider(credentials).build()
     }
 
-    /// Instance metadata, version 2 only: the SDK's client knows no other.
+    /// The client of instance metadata. The SDK's client speaks version 2 only.
     #[must_use]
-    pub fn imds(&self) -> imds::Client {
+    pub(crate) fn imds(&self) -> imds::Client {
         let http_client = bounded_http_client(ProxyConfig::disabled());
         let mut builder = imds::Client::builder()
             .configure(&ProviderConfig::without_region().with_http_client(http_client))
-            // A server error or an expired token; a time-out is not repeated.
+            // The second attempt follows a server error or an expired token, never a time-out.
             .max_attempts(2)
             .connect_timeout(Duration::from_secs(1))
             .read_timeout(Duration::from_secs(2))
@@ -114,7 +118,7 @@ impl AwsSettings {
         builder.build()
     }
 
-    /// The default chain, with our own client for instance metadata.
+    /// The default credential chain, with our own client for instance metadata.
     async fn credentials(&self, http_client: SharedHttpClient, config: &SdkConfig) -> SharedCredentialsProvider {
         if self.imds_endpoint.is_some() {
             let imds = ImdsCredentialsProvider::builder().imds_client(self.imds()).build();
@@ -131,8 +135,8 @@ impl AwsSettings {
     }
 }
 
-/// The SDK's own HTTPS client, with a limit to every answer. The limit stands here and not on the services' clients so
-/// that it also holds for instance metadata and for the endpoints that credentials come from.
+/// The SDK's own HTTPS client, with a limit to every answer. The limit also holds for instance metadata and for the
+/// endpoints of credentials, so it can't stand on the services' clients.
 fn bounded_http_client(proxy: ProxyConfig) -> SharedHttpClient {
     let client = Builder::new().build_with_connector_fn(move |settings, components| {
         let mut connector = ConnectorBuilder::default()
@@ -169,139 +173,84 @@ impl HttpConnector for BoundedConnector {
     }
 }
 
-/// What a failure means for the next step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureKind {
-    /// Too many requests: slow down.
-    Throttled,
-    /// A quota is used up: more requests never help.
-    Quota,
-    /// There are no credentials, or they don't allow the call.
-    Denied,
-    /// The network, a time-out or the service failed, or the answer was nonsense: the same call may succeed later.
-    Unavailable,
-    /// This call can't succeed as it is.
-    Permanent,
+/// The error of `call`, written as IAM writes it, from what the SDK returned.
+pub fn refused<E>(call: &str, error: SdkError<E, HttpResponse>) -> RemoteError
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let status = error.raw_response().map(|answer| answer.status().as_u16());
+    if let SdkError::ServiceError(answer) = &error {
+        let meta = answer.err().meta();
+        let request_id = meta.extra("aws_request_id");
+        return answered(call, status, meta.code(), meta.message(), request_id);
+    }
+    if let Some(credentials) = credentials_error(&error) {
+        let (kind, reason) = classify_credentials(credentials);
+        let remedy = "give the instance a profile whose role allows the call, and let it reach instance metadata";
+        return RemoteError { source: error.into_source().ok(), ..RemoteError::new(kind, call, reason, remedy) };
+    }
+    let (kind, reason, remedy) = match &error {
+        SdkError::TimeoutError(_) => (
+            RemoteErrorKind::Unavailable,
+            "no answer in time",
+            "check the way to the endpoint: route, security group, VPC endpoint, proxy",
+        ),
+        SdkError::DispatchFailure(failure) if failure.is_timeout() => (
+            RemoteErrorKind::Unavailable,
+            "could not connect in time",
+            "check the way to the endpoint: route, security group, VPC endpoint, proxy",
+        ),
+        SdkError::DispatchFailure(failure) if failure.is_io() => (
+            RemoteErrorKind::Unavailable,
+            "could not reach the endpoint",
+            "check the Region, the name resolution and the way to the endpoint: route, security group, VPC endpoint",
+        ),
+        SdkError::ResponseError(_) => (
+            RemoteErrorKind::Unavailable,
+            "the answer could not be read",
+            "check what answers at the endpoint: a proxy, or AWS_ENDPOINT_URL",
+        ),
+        SdkError::ConstructionFailure(_) => (
+            RemoteErrorKind::Permanent,
+            "the request could not be made",
+            "check node.region and what the AWS_ variables of the environment say",
+        ),
+        _ => (RemoteErrorKind::Unavailable, "the request was not sent", "see the cause; it is tried again"),
+    };
+    let reason = status.map_or_else(|| reason.to_owned(), |status| format!("HTTP {status}: {reason}"));
+    RemoteError { source: error.into_source().ok(), ..RemoteError::new(kind, call, reason, remedy) }
 }
 
-/// Why a call to AWS failed.
-#[derive(Debug, thiserror::Error)]
-#[error("{call}: {reason}; {remedy}")]
-pub struct Failure {
-    /// What it means for the next step.
-    pub kind: FailureKind,
-    /// The call as IAM writes it: `acm-pca:IssueCertificate`.
-    pub call: &'static str,
-    /// The service's error code, if the service answered with one.
-    pub code: Option<String>,
-    /// What came back: the service's code, message and request id, or what the network did.
-    pub reason: String,
-    /// What to do about it.
-    pub remedy: String,
-    /// The cause below it. Never the service's answer itself, which may hold a secret.
-    #[source]
-    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+/// The error of a call whose answer reports success but lacks what it promises.
+pub(crate) fn nonsense(call: &str, reason: impl Into<String>) -> RemoteError {
+    let remedy = "check what answers at the endpoint; it is tried again";
+    RemoteError::new(RemoteErrorKind::Unavailable, call, reason, remedy)
 }
 
-impl Failure {
-    /// Sorts what the SDK returned for `call`, written as IAM writes it.
-    pub fn sort<E>(call: &'static str, error: SdkError<E, HttpResponse>) -> Self
-    where
-        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-    {
-        let status = error.raw_response().map(|answer| answer.status().as_u16());
-        if let SdkError::ServiceError(answer) = &error {
-            let meta = answer.err().meta();
-            let request_id = meta.extra("aws_request_id");
-            return Self::answered(call, status, meta.code(), meta.message(), request_id);
-        }
-        if let Some(credentials) = credentials_error(&error) {
-            let (kind, reason) = classify_credentials(credentials);
-            return Self {
-                kind,
-                call,
-                code: None,
-                reason: reason.into(),
-                remedy: "give the instance a profile whose role allows the call, and let it reach instance metadata"
-                    .into(),
-                source: error.into_source().ok(),
-            };
-        }
-        let (kind, reason, remedy) = match &error {
-            SdkError::TimeoutError(_) => (
-                FailureKind::Unavailable,
-                "no answer in time",
-                "check the way to the endpoint: route, security group, VPC endpoint, proxy",
-            ),
-            SdkError::DispatchFailure(failure) if failure.is_timeout() => (
-                FailureKind::Unavailable,
-                "could not connect in time",
-                "check the way to the endpoint: route, security group, VPC endpoint, proxy",
-            ),
-            SdkError::DispatchFailure(failure) if failure.is_io() => (
-                FailureKind::Unavailable,
-                "could not reach the endpoint",
-                "check the Region, the name resolution and the way to the endpoint: route, security group, VPC endpoint",
-            ),
-            SdkError::ResponseError(_) => (
-                FailureKind::Unavailable,
-                "the answer could not be read",
-                "check what answers at the endpoint: a proxy, or AWS_ENDPOINT_URL",
-            ),
-            SdkError::ConstructionFailure(_) => (
-                FailureKind::Permanent,
-                "the request could not be made",
-                "check node.region and what the AWS_ variables of the environment say",
-            ),
-            _ => (FailureKind::Unavailable, "the request was not sent", "see the cause; it is tried again"),
-        };
-        let reason = status.map_or_else(|| reason.to_owned(), |status| format!("HTTP {status}: {reason}"));
-        Self { kind, call, code: None, reason, remedy: remedy.into(), source: error.into_source().ok() }
+fn answered(
+    call: &str,
+    status: Option<u16>,
+    code: Option<&str>,
+    message: Option<&str>,
+    request_id: Option<&str>,
+) -> RemoteError {
+    let status = status.unwrap_or_default();
+    if code.is_none() && (200..300).contains(&status) {
+        // The SDK counts an unreadable answer of success among the service's errors.
+        return nonsense(call, format!("HTTP {status}, but the answer could not be read"));
     }
-
-    /// A call that AWS answered without an error, but not with what it promises.
-    #[must_use]
-    pub fn nonsense(call: &'static str, what: impl Into<String>) -> Self {
-        Self {
-            kind: FailureKind::Unavailable,
-            call,
-            code: None,
-            reason: what.into(),
-            remedy: "check what answers at the endpoint; it is tried again".into(),
-            source: None,
-        }
-    }
-
-    fn answered(
-        call: &'static str,
-        status: Option<u16>,
-        code: Option<&str>,
-        message: Option<&str>,
-        request_id: Option<&str>,
-    ) -> Self {
-        let status = status.unwrap_or_default();
-        if code.is_none() && (200..300).contains(&status) {
-            // The SDK counts an answer of success that it can't read among the service's errors.
-            return Self::nonsense(call, format!("HTTP {status}, but the answer could not be read"));
-        }
-        let kind = classify(status, code.unwrap_or_default());
-        let what = code.map_or_else(|| format!("HTTP {status} without an error code"), readable);
-        let words = message.map(|message| format!(" ({})", readable(message))).unwrap_or_default();
-        let request = request_id.map(|id| format!(", request {}", readable(id))).unwrap_or_default();
-        Self {
-            kind,
-            call,
-            code: code.map(readable),
-            reason: format!("{what}{words}{request}"),
-            remedy: remedy(kind, code.unwrap_or_default(), message.unwrap_or_default(), call),
-            source: None,
-        }
-    }
+    let kind = classify(status, code.unwrap_or_default());
+    let what = code.map_or_else(|| format!("HTTP {status} without an error code"), readable);
+    let words = message.map(|message| format!(" ({})", readable(message))).unwrap_or_default();
+    let request = request_id.map(|id| format!(", request {}", readable(id))).unwrap_or_default();
+    let remedy = remedy(kind, code.unwrap_or_default(), message.unwrap_or_default(), call);
+    let error = RemoteError::new(kind, call, format!("{what}{words}{request}"), remedy);
+    RemoteError { code: code.map(|code| readable(code).into()), ..error }
 }
 
-/// The codes that the services' "Common Errors" pages and their API references name. `LimitExceededException` is a
-/// quota here: the SDK itself takes it for throttling and would repeat it.
-fn classify(status: u16, code: &str) -> FailureKind {
+/// Sorts the codes of the services' "Common Errors" pages and API references. `LimitExceededException` is a quota: the SDK
+/// takes it for throttling and would repeat the request.
+fn classify(status: u16, code: &str) -> RemoteErrorKind {
     match code {
         "Throttling"
         | "ThrottlingException"
@@ -311,8 +260,8 @@ fn classify(status: u16, code: &str) -> FailureKind {
         | "RequestLimitExceeded"
         | "TooManyRequestsException"
         | "SlowDown"
-        | "EC2ThrottledException" => FailureKind::Throttled,
-        "LimitExceeded" | "LimitExceededException" | "ServiceQuotaExceededException" => FailureKind::Quota,
+        | "EC2ThrottledException" => RemoteErrorKind::Throttled,
+        "LimitExceeded" | "LimitExceededException" | "ServiceQuotaExceededException" => RemoteErrorKind::Quota,
         "AccessDenied"
         | "AccessDeniedException"
         | "AuthFailure"
@@ -329,22 +278,22 @@ fn classify(status: u16, code: &str) -> FailureKind {
         | "SignatureDoesNotMatch"
         | "UnauthorizedOperation"
         | "UnrecognizedClientException"
-        // Secrets Manager: the KMS key doesn't let this role decrypt.
-        | "DecryptionFailure" => FailureKind::Denied,
+        // Secrets Manager: the policy of the KMS key doesn't allow this role to decrypt.
+        | "DecryptionFailure" => RemoteErrorKind::Denied,
         "InternalError" | "InternalFailure" | "InternalServiceError" | "ServiceUnavailable" | "Unavailable"
-        | "ResourceContention" | "RequestTimeout" => FailureKind::Unavailable,
-        _ if status == 429 => FailureKind::Throttled,
-        _ if status >= 500 || status == 0 => FailureKind::Unavailable,
-        _ if status == 401 || status == 403 => FailureKind::Denied,
-        // A 4xx that names no error didn't come from the service: a proxy, or the wrong endpoint.
-        "" => FailureKind::Unavailable,
-        _ => FailureKind::Permanent,
+        | "ResourceContention" | "RequestTimeout" => RemoteErrorKind::Unavailable,
+        _ if status == 429 => RemoteErrorKind::Throttled,
+        _ if status >= 500 || status == 0 => RemoteErrorKind::Unavailable,
+        _ if status == 401 || status == 403 => RemoteErrorKind::Denied,
+        // A 4xx without an error code comes from a proxy or a wrong endpoint, not from the service.
+        "" => RemoteErrorKind::Unavailable,
+        _ => RemoteErrorKind::Permanent,
     }
 }
 
 const KEY_REMEDY: &str = "allow the instance's role kms:Decrypt on the secret's key";
 
-fn remedy(kind: FailureKind, code: &str, message: &str, call: &str) -> String {
+fn remedy(kind: RemoteErrorKind, code: &str, message: &str, call: &str) -> String {
     match (kind, code) {
         (_, "RequestExpired" | "SignatureDoesNotMatch" | "InvalidSignatureException") => {
             "check this machine's clock and its credentials".into()
@@ -354,18 +303,22 @@ fn remedy(kind: FailureKind, code: &str, message: &str, call: &str) -> String {
         }
         (_, "DecryptionFailure") => KEY_REMEDY.into(),
         // Secrets Manager: "Access to KMS is not allowed".
-        (FailureKind::Denied, _) if message.contains("Access to KMS") || message.contains("kms:Decrypt") => {
+        (RemoteErrorKind::Denied, _) if message.contains("Access to KMS") || message.contains("kms:Decrypt") => {
             KEY_REMEDY.into()
         }
-        (FailureKind::Denied, _) => format!("allow {call} in the policy of the instance's role"),
-        (FailureKind::Throttled, _) => "it is tried again more slowly; ask AWS for a higher rate if this stays".into(),
-        (FailureKind::Quota, _) => "ask for a higher quota in Service Quotas, or free some of it".into(),
-        (FailureKind::Unavailable, _) => "it is tried again".into(),
-        (FailureKind::Permanent, _) => "check the configuration against what the service says".into(),
+        (RemoteErrorKind::Denied, _) => format!("allow {call} in the policy of the instance's role"),
+        (RemoteErrorKind::Throttled, _) => {
+            "it is tried again more slowly; ask AWS for a higher rate if this stays".into()
+        }
+        (RemoteErrorKind::Quota, _) => "ask for a higher quota in Service Quotas, or free some of it".into(),
+        (RemoteErrorKind::Unavailable, _) => "it is tried again".into(),
+        (RemoteErrorKind::Absent | RemoteErrorKind::Permanent, _) => {
+            "check the configuration against what the service says".into()
+        }
     }
 }
 
-/// A service's words on one line and of bounded length, so that they can't forge a log line or fill a disk.
+/// A service's text on one line and of bounded length, so that it can't forge a log line or fill a disk.
 fn readable(text: &str) -> String {
     text.chars().take(MAX_MESSAGE).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
@@ -374,12 +327,14 @@ fn credentials_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option
     std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
 }
 
-fn classify_credentials(error: &CredentialsError) -> (FailureKind, &'static str) {
+fn classify_credentials(error: &CredentialsError) -> (RemoteErrorKind, &'static str) {
     match error {
-        CredentialsError::CredentialsNotLoaded(_) => (FailureKind::Denied, "there are no credentials"),
-        CredentialsError::InvalidConfiguration(_) => (FailureKind::Denied, "the credentials' configuration is wrong"),
-        CredentialsError::ProviderTimedOut(_) => (FailureKind::Unavailable, "the credentials did not come in time"),
-        _ => (FailureKind::Unavailable, "the credentials could not be fetched"),
+        CredentialsError::CredentialsNotLoaded(_) => (RemoteErrorKind::Denied, "there are no credentials"),
+        CredentialsError::InvalidConfiguration(_) => {
+            (RemoteErrorKind::Denied, "the credentials' configuration is wrong")
+        }
+        CredentialsError::ProviderTimedOut(_) => (RemoteErrorKind::Unavailable, "the credentials did not come in time"),
+        _ => (RemoteErrorKind::Unavailable, "the credentials could not be fetched"),
     }
 }
 
@@ -387,26 +342,26 @@ fn classify_credentials(error: &CredentialsError) -> (FailureKind, &'static str)
 mod tests {
     use super::*;
 
-    fn answered(status: u16, code: &str, message: &str) -> Failure {
-        Failure::answered("acm-pca:IssueCertificate", Some(status), Some(code), Some(message), Some("req-1"))
+    fn answered(status: u16, code: &str, message: &str) -> RemoteError {
+        super::answered("acm-pca:IssueCertificate", Some(status), Some(code), Some(message), Some("req-1"))
     }
 
     #[test]
     fn a_quota_is_not_throttling() {
-        assert_eq!(answered(400, "LimitExceededException", "").kind, FailureKind::Quota);
-        assert_eq!(answered(400, "ThrottlingException", "").kind, FailureKind::Throttled);
-        assert_eq!(answered(503, "RequestLimitExceeded", "").kind, FailureKind::Throttled);
-        assert_eq!(answered(429, "", "").kind, FailureKind::Throttled);
+        assert_eq!(answered(400, "LimitExceededException", "").kind, RemoteErrorKind::Quota);
+        assert_eq!(answered(400, "ThrottlingException", "").kind, RemoteErrorKind::Throttled);
+        assert_eq!(answered(503, "RequestLimitExceeded", "").kind, RemoteErrorKind::Throttled);
+        assert_eq!(answered(429, "", "").kind, RemoteErrorKind::Throttled);
     }
 
     #[test]
     fn a_refusal_is_sorted_by_its_code_then_by_its_status() {
-        assert_eq!(answered(400, "AccessDeniedException", "").kind, FailureKind::Denied);
-        assert_eq!(answered(403, "SomethingNew", "").kind, FailureKind::Denied);
-        assert_eq!(answered(500, "InternalFailure", "").kind, FailureKind::Unavailable);
-        assert_eq!(answered(502, "", "").kind, FailureKind::Unavailable);
-        assert_eq!(answered(404, "", "").kind, FailureKind::Unavailable);
-        assert_eq!(answered(400, "ResourceNotFoundException", "").kind, FailureKind::Permanent);
+        assert_eq!(answered(400, "AccessDeniedException", "").kind, RemoteErrorKind::Denied);
+        assert_eq!(answered(403, "SomethingNew", "").kind, RemoteErrorKind::Denied);
+        assert_eq!(answered(500, "InternalFailure", "").kind, RemoteErrorKind::Unavailable);
+        assert_eq!(answered(502, "", "").kind, RemoteErrorKind::Unavailable);
+        assert_eq!(answered(404, "", "").kind, RemoteErrorKind::Unavailable);
+        assert_eq!(answered(400, "ResourceNotFoundException", "").kind, RemoteErrorKind::Permanent);
     }
 
     #[test]
@@ -427,7 +382,7 @@ mod tests {
             ("DecryptionFailure", ""),
         ] {
             let failure = answered(400, code, message);
-            assert_eq!(failure.kind, FailureKind::Denied);
+            assert_eq!(failure.kind, RemoteErrorKind::Denied);
             assert_eq!(failure.remedy, "allow the instance's role kms:Decrypt on the secret's key");
         }
     }

@@ -1,4 +1,4 @@
-//! The command line's types.
+//! The command line: commands, options and their help texts.
 
 use std::path::PathBuf;
 
@@ -7,14 +7,14 @@ use clap_complete::Shell;
 
 use crate::config::DEFAULT_PATH;
 
-/// Gives the NATS server on this instance TLS, and keeps it.
+/// Gives the NATS server on this instance TLS and renews its certificates.
 #[derive(Debug, Parser)]
 #[command(name = "agent", version, arg_required_else_help = true, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// The configuration
+    /// Path of the configuration file
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_PATH)]
     pub config: PathBuf,
 }
@@ -26,19 +26,19 @@ const EXIT_CODES: &str =
 #[derive(Debug, Subcommand)]
 #[expect(missing_docs, reason = "a doc comment on a flattened field would replace the command's help")]
 pub enum Command {
-    /// Run the daemon: keep certificate, trust bundle and routes in force for as long as the machine lives
+    /// Run the daemon: keep certificate, trust bundle and routes current for as long as the machine lives
     Run {
         #[command(flatten)]
         losses: LossArg,
     },
-    /// Renew now, and wait until the new certificate is confirmed to be served
+    /// Renew now, and wait until nats-server is seen to serve the new certificate
     Renew {
         #[command(flatten)]
         losses: LossArg,
         #[command(flatten)]
         json: JsonArg,
     },
-    /// Show how this node is doing
+    /// Show the state of this node
     Status {
         #[command(flatten)]
         json: JsonArg,
@@ -50,7 +50,7 @@ pub enum Command {
     },
     /// Print the nats-server.conf that would be applied
     Render {
-        /// Show what would change in the one that is applied
+        /// Show the difference from the applied configuration
         #[arg(long)]
         diff: bool,
     },
@@ -59,14 +59,14 @@ pub enum Command {
         /// The shell
         shell: Shell,
     },
-    /// Print the manual page, or that of one command
+    /// Print the manual page of the agent, or of one command
     Man {
         /// The command
         command: Option<String>,
     },
 }
 
-/// `--json`.
+/// The `--json` option.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct JsonArg {
     /// Print JSON
@@ -74,7 +74,7 @@ pub struct JsonArg {
     pub json: bool,
 }
 
-/// `--allow-loss`.
+/// The `--allow-loss` option.
 #[derive(Args, Debug)]
 pub struct LossArg {
     /// Apply a configuration even if it takes this away; can be repeated
@@ -83,7 +83,7 @@ pub struct LossArg {
 }
 
 impl LossArg {
-    /// The names, as [`crate::conf::loss::Loss::name`] has them.
+    /// The given names, in the spelling of [`crate::conf::loss::Loss::name`].
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         let names = self.allow_loss.iter().filter_map(ValueEnum::to_possible_value);
@@ -91,7 +91,7 @@ impl LossArg {
     }
 }
 
-/// What a configuration can take away.
+/// A protection or capability that a configuration can take away.
 #[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
 pub enum LossName {
     /// TLS on the client port

@@ -1,50 +1,54 @@
 //! Wall clock and timers, under the tests' control.
 //!
-//! A certificate's life is wall-clock time, and a timer of the runtime stops while a machine is suspended. So what is
-//! due is always asked of the wall clock, and no sleep is longer than [`LONGEST_NAP`] before it is asked again. A wall
-//! clock can be set back too, by years, so no sleep outlasts on the runtime's clock what it was to last. Under a virtual
-//! clock both follow tokio's paused time, which no suspend can part, and months pass in a second.
+//! A certificate's lifetime is wall-clock time, and the runtime's timers stop while a machine is suspended. The wall
+//! clock alone therefore decides what is due. Every sleep reads it again after [`LONGEST_NAP`] at the latest.
+//!
+//! A wall clock can also be set back, by years. A sleep therefore never lasts longer, on the runtime's clock, than it
+//! was meant to last.
+//!
+//! A virtual clock derives both times from tokio's paused time. Both times then stay together, and months pass in a
+//! second.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
-/// The longest sleep before the wall clock is read again, and so how late a wake-up after a suspend can be.
+/// The longest sleep before the wall clock is read again. A wake-up after a suspend is late by this much at most.
 const LONGEST_NAP: Duration = Duration::from_secs(10);
 
-/// Where the time comes from.
+/// The source of the wall-clock time.
 #[derive(Clone, Copy, Debug)]
 pub enum Clock {
     /// The system's wall clock.
     System,
-    /// Began at `start` when the runtime's clock read `origin`, and follows it.
+    /// A clock that read `start` when the runtime's clock read `origin`, and that follows the runtime's clock.
     Virtual {
         /// The wall-clock time at `origin`.
         start: OffsetDateTime,
         /// The runtime's time at `start`.
         origin: tokio::time::Instant,
-        /// By how many seconds it was set forward since, if it can be set.
+        /// Seconds by which the clock was set forward since. `None`: the clock can't be set.
         stepped: Option<&'static AtomicI64>,
     },
 }
 
 impl Clock {
-    /// A clock that follows the runtime's own (paused, in a test) from `start` on.
+    /// A clock that starts at `start` and follows the runtime's clock (paused, in a test).
     #[must_use]
     pub fn starting_at(start: OffsetDateTime) -> Self {
         Self::Virtual { start, origin: tokio::time::Instant::now(), stepped: None }
     }
 
-    /// The same, and it can be set with [`Clock::step`].
+    /// Like [`Clock::starting_at`], and [`Clock::step`] can set the clock.
     #[cfg(test)]
     pub(crate) fn steppable(start: OffsetDateTime) -> Self {
-        // A clock is copied freely; a test's few bytes may stay.
+        // A clock is copied freely. A test may leak these few bytes.
         let stepped = Box::leak(Box::default());
         Self::Virtual { start, origin: tokio::time::Instant::now(), stepped: Some(stepped) }
     }
 
-    /// Sets a virtual clock forward, or back, while the runtime's goes on.
+    /// Sets a virtual clock forward or back. The runtime's clock is not affected.
     #[cfg(test)]
     pub(crate) fn step(&self, by: time::Duration) {
         if let Self::Virtual { stepped: Some(stepped), .. } = self {
@@ -65,16 +69,18 @@ impl Clock {
         }
     }
 
-    /// What the wall clock would have said at `then`, had it run as evenly as the runtime's since: less and less each time
-    /// that it is set back.
+    /// The wall-clock time at `then`, computed back from now at the pace of the runtime's clock. Each time that the
+    /// wall clock is set back, the result for the same `then` gets earlier.
     #[must_use]
     pub fn now_seen_from(&self, then: tokio::time::Instant) -> OffsetDateTime {
         self.now() - then.elapsed()
     }
 
-    /// Returns once the wall clock has reached `deadline`, at most [`LONGEST_NAP`] late after a suspend or a step forward,
-    /// and in any case when as much time has passed as was left at the beginning: a clock that is set back by hours in
-    /// the meantime doesn't make it sleep for hours.
+    /// Returns once the wall clock has reached `deadline`. After a suspend or a step forward it returns at most
+    /// [`LONGEST_NAP`] late.
+    ///
+    /// It also returns once the time that was left at the call has passed on the runtime's clock. A wall clock that is
+    /// set back by hours therefore doesn't prolong the sleep.
     pub async fn sleep_until(&self, deadline: OffsetDateTime) {
         let started = tokio::time::Instant::now();
         let patience = Duration::try_from(deadline - self.now()).unwrap_or_default();
@@ -90,7 +96,7 @@ impl Clock {
     }
 }
 
-/// RFC 3339 in UTC, to the second.
+/// Formats a time as RFC 3339 in UTC, to the second.
 #[must_use]
 pub fn rfc3339(time: OffsetDateTime) -> String {
     let format = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
@@ -104,7 +110,7 @@ mod tests {
     const NOON: OffsetDateTime = time::macros::datetime!(2026-03-01 12:00 UTC);
     const MINUTE: Duration = Duration::from_mins(1);
 
-    /// For how long a sleep of a minute lasts if the clock is set by this much in the middle of it.
+    /// How long a sleep of a minute lasts if the clock is set by `step` in the middle of it.
     async fn sleeps(step: time::Duration) -> Duration {
         let (clock, started) = (Clock::steppable(NOON), tokio::time::Instant::now());
         let sleep = tokio::spawn(async move { clock.sleep_until(NOON + MINUTE).await });

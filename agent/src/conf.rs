@@ -3,4 +3,5 @@
 pub mod language;
 pub mod listeners;
 pub mod loss;
+pub(crate) mod rebase;
 pub mod render;

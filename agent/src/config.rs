@@ -1,33 +1,32 @@
-//! TOML text to checked configuration.
+//! From the TOML text to the checked configuration.
 //!
-//! Parsing and checking happen once, here; what the rest of the crate receives can't be wrong in itself. An error
+//! Parsing and checking happen once, here. The rest of the crate receives values that are valid in themselves. An error
 //! names the file, the line and the key, and says what to write instead.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::io::Errno;
+use nix::errno::Errno;
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
-use crate::conf::render::needs_no_escape;
 use crate::state::durable;
 use crate::x509::csr::KeyAlgorithm;
 use crate::x509::san::DnsName;
 
-/// Where the configuration is looked for when `--config` doesn't say.
+/// The configuration file that is read without `--config`.
 pub const DEFAULT_PATH: &str = "/etc/nats-tls-agent/agent.toml";
 
-/// A configuration file is small; what is larger is some other file.
+/// A configuration file is small. A larger file is some other file.
 const MAX_SIZE: u64 = 1024 * 1024;
 
-/// The longest a certificate may live: ten years. PCA's own limit is the end of its CA.
+/// The longest lifetime of a certificate: ten years. PCA's own limit is the end of the CA's lifetime.
 const MAX_VALIDITY: Duration = Duration::from_hours(10 * 366 * 24);
-/// The shortest: below this a rotation could not be confirmed before the next one is due.
+/// The shortest lifetime of a certificate. A shorter one leaves no time to confirm a rotation before the next is due.
 const MIN_VALIDITY: Duration = Duration::from_secs(30);
 
-/// The longest pause: what is put off for longer than a day is forgotten.
+/// The longest pause. Work that is put off for longer than a day is forgotten.
 const MAX_PAUSE: Duration = Duration::from_hours(24);
 
 /// The longest path of a Unix socket in bytes: `sun_path` without its final NUL (unix(7)).
@@ -41,26 +40,26 @@ pub enum ConfigError {
     Read {
         /// The file.
         file: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The file is far larger than any configuration.
-    #[error("{} is larger than {MAX_SIZE} bytes: no configuration of the agent; name another with --config", .file.display())]
+    /// The file exceeds 1 MiB, far more than any configuration.
+    #[error("{} is larger than {MAX_SIZE} bytes, so it is no configuration of the agent; name another file with --config", .file.display())]
     TooLarge {
-        /// The file.
+        /// The file that is too large.
         file: PathBuf,
     },
-    /// A key is unknown, missing or has a value that can't be used.
+    /// A key is unknown or missing, or its value can't be used.
     #[error("{}{}: {}{message}", .file.display(), place(*line), key.as_ref().map(|key| format!("{key}: ")).unwrap_or_default())]
     Invalid {
         /// The file.
         file: PathBuf,
-        /// The line, counted from 1, where one can be named.
+        /// The line, counted from 1, where the error has one.
         line: Option<usize>,
-        /// The key, with its table.
+        /// The key, with its table, as `table.key`.
         key: Option<String>,
-        /// What is wrong, and what to write instead.
+        /// The fault, and what to write instead.
         message: String,
     },
 }
@@ -72,39 +71,39 @@ fn place(line: Option<usize>) -> String {
 /// The whole configuration, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Who this node is, as far as the file says it.
+    /// The identity of this node, as far as the file gives it.
     pub node: NodeConfig,
-    /// Who signs.
+    /// The issuer of certificates.
     pub issuer: IssuerConfig,
-    /// Where the trust bundle comes from.
+    /// The source of the trust bundle.
     pub trust: TrustConfig,
-    /// How peers are found.
+    /// The way to find peers.
     pub discovery: DiscoveryConfig,
-    /// When a certificate is renewed.
+    /// The schedule of renewals and retries.
     pub renewal: RenewalConfig,
-    /// nats-server and the file that it reads.
+    /// nats-server and its configuration file.
     pub nats: NatsConfig,
-    /// Where generations, the journal and the lock are kept.
+    /// The directory of generations, journal and lock.
     pub state_directory: PathBuf,
-    /// The control socket.
+    /// The path of the control socket.
     pub control_socket: PathBuf,
-    /// Where metrics are served.
+    /// The address on which metrics are served.
     pub metrics_listen: SocketAddr,
 }
 
-/// `[node]`: each absent field is asked of instance metadata.
+/// `[node]`. Instance metadata supplies each absent field.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeConfig {
-    /// `server_name`; default the instance id.
+    /// `server_name`; by default the instance id.
     pub name: Option<String>,
     /// The EC2 instance id.
     pub instance_id: Option<String>,
     /// The AWS Region.
     pub region: Option<String>,
-    /// IP SANs; the first is what peers are told.
+    /// IP SANs. The first is the address that peers use.
     pub addresses: Option<Vec<IpAddr>>,
-    /// SANs beside the instance's own names.
+    /// SANs in addition to the instance's own names.
     #[serde(default)]
     pub dns_names: Vec<DnsName>,
 }
@@ -112,27 +111,27 @@ pub struct NodeConfig {
 /// `[issuer]`.
 #[derive(Clone, Debug)]
 pub struct IssuerConfig {
-    /// Which issuer.
+    /// The kind of issuer.
     pub kind: IssuerKind,
-    /// How long a leaf is to live.
+    /// The lifetime that is requested for a leaf.
     pub validity: Duration,
-    /// The leaf's own key.
+    /// The algorithm of the leaf's key.
     pub key_algorithm: KeyAlgorithm,
 }
 
-/// Which issuer signs.
+/// An issuer with its own settings.
 #[derive(Clone, Debug)]
 pub enum IssuerKind {
     /// AWS Private CA.
     AcmPca {
-        /// The CA.
+        /// The ARN of the CA.
         ca_arn: CaArn,
-        /// The template; default `EndEntityCertificate/V1` of the CA's partition.
+        /// The ARN of the template; by default `EndEntityCertificate/V1` of the CA's partition.
         template_arn: Option<String>,
     },
     /// The embedded CA.
     Local {
-        /// Where it keeps its key and certificate.
+        /// The directory of the CA's key and certificate.
         directory: PathBuf,
     },
 }
@@ -140,11 +139,11 @@ pub enum IssuerKind {
 /// `[trust]`.
 #[derive(Clone, Debug)]
 pub enum TrustConfig {
-    /// A secret of Secrets Manager.
+    /// A secret in Secrets Manager.
     SecretsManager {
-        /// Name or ARN.
+        /// The name or the ARN.
         secret_id: String,
-        /// The key of a JSON secret, written `secret_id = "NAME#KEY"`.
+        /// The key within a JSON secret, written `secret_id = "NAME#KEY"`.
         json_key: Option<String>,
     },
     /// The issuer's own CA certificate and chain.
@@ -156,30 +155,30 @@ pub enum TrustConfig {
 /// `[discovery]`.
 #[derive(Clone, Debug)]
 pub struct DiscoveryConfig {
-    /// How.
+    /// The way to find peers.
     pub kind: DiscoveryKind,
-    /// How often.
+    /// The interval between two polls.
     pub interval: Duration,
 }
 
-/// How peers are found.
+/// The way to find peers.
 #[derive(Clone, Debug)]
 pub enum DiscoveryKind {
     /// The Auto Scaling group.
     Asg {
-        /// Default: the group that this instance is in.
+        /// The group's name; by default the group of this instance.
         asg_name: Option<String>,
-        /// How an instance id becomes an address.
+        /// The way from an instance id to an address.
         addresses: AddressLookup,
     },
     /// A fixed list.
     Static {
-        /// `host:port` each.
+        /// The peers, each as `host:port`.
         peers: Vec<HostPort>,
     },
 }
 
-/// How an instance id becomes an address.
+/// The way from an instance id to an address.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum AddressLookup {
@@ -188,7 +187,7 @@ pub enum AddressLookup {
     Auto,
     /// The instance-id host name (resource name DNS); needs no EC2 permission.
     Dns,
-    /// `DescribeInstances`.
+    /// The EC2 call `DescribeInstances`.
     Ec2,
 }
 
@@ -196,12 +195,12 @@ pub enum AddressLookup {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RenewalConfig {
-    /// Share of the lifetime after which a leaf is renewed at the latest, when all goes well.
+    /// The share of the lifetime after which a leaf is renewed at the latest, while no attempt fails.
     pub at: f64,
-    /// First delay after a failure.
+    /// The first delay after a failure.
     #[serde(deserialize_with = "duration")]
     pub retry_min: Duration,
-    /// Longest delay after failures.
+    /// The longest delay after failures.
     #[serde(deserialize_with = "duration")]
     pub retry_max: Duration,
 }
@@ -216,17 +215,17 @@ impl Default for RenewalConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NatsConfig {
-    /// The binary used for `-t`: a path, or a name looked up in `PATH`.
+    /// The binary that runs with `-t`: a path, or a name that is looked up in `PATH`.
     pub server: PathBuf,
-    /// The commit point.
+    /// The path of nats-server.conf. A rename to this path is the commit.
     pub config: PathBuf,
-    /// A template of the user's own; default the built-in one.
+    /// The path of a user's template; by default the built-in template is used.
     pub template: Option<PathBuf>,
-    /// Files included at the end of the rendered configuration.
+    /// Paths of files to include at the end of the rendered configuration.
     pub include: Vec<PathBuf>,
     /// Client listener.
     pub listen: SocketAddr,
-    /// Default: the ASG's name, or `nats` with a static list.
+    /// The cluster's name; by default the ASG's name, or `nats` with a static list.
     pub cluster_name: Option<String>,
     /// Route listener.
     pub cluster_listen: SocketAddr,
@@ -234,9 +233,9 @@ pub struct NatsConfig {
     pub monitor_listen: SocketAddr,
     /// Whether clients must present a certificate.
     pub client_auth: ClientAuth,
-    /// A secret `{"username": …, "password": …}` that routes must present.
+    /// The secret `{"username": …, "password": …}` that routes must present.
     pub cluster_secret_id: Option<String>,
-    /// JetStream.
+    /// JetStream's switch or limits.
     pub jetstream: JetStream,
     /// nats-server's pid file.
     pub pid_file: PathBuf,
@@ -265,18 +264,18 @@ impl Default for NatsConfig {
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientAuth {
-    /// The server alone presents one.
+    /// Only the server presents a certificate.
     Tls,
-    /// Both do.
+    /// Server and client present a certificate.
     Mtls,
 }
 
 /// `nats.jetstream`: a switch, or a table of limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JetStream {
-    /// Not enabled.
+    /// JetStream is disabled.
     Off,
-    /// Enabled.
+    /// JetStream is enabled.
     On(JetStreamLimits),
 }
 
@@ -284,11 +283,11 @@ pub enum JetStream {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct JetStreamLimits {
-    /// Where streams are stored.
+    /// The directory of the streams.
     pub store_dir: PathBuf,
-    /// Memory, in nats-server's own notation (`1GB`); default nats-server's.
+    /// The memory limit in nats-server's own notation (`1GB`); by default nats-server's default.
     pub max_mem: Option<Size>,
-    /// Disk, in nats-server's own notation (`100GB`); default nats-server's.
+    /// The disk limit in nats-server's own notation (`100GB`); by default nats-server's default.
     pub max_file: Option<Size>,
 }
 
@@ -320,14 +319,14 @@ impl<'de> Deserialize<'de> for JetStream {
     }
 }
 
-/// A size in nats-server's own notation: digits and one of `K`, `M`, `G`, `T`, `P`, `E`, with or without `B`, `i` or `iB`,
-/// in any case (`conf/parse.go`, the same in 2.10.26, 2.12.8 and 2.15.1).
+/// A size in nats-server's own notation: digits and a unit. The unit is one of `K`, `M`, `G`, `T`, `P`, `E`, with or
+/// without `B`, `i` or `iB`, in any case (`conf/parse.go`, the same in 2.10.26, 2.12.8 and 2.15.1).
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(try_from = "String")]
 pub struct Size(String);
 
 impl Size {
-    /// As nats-server reads it, without quotes.
+    /// The size as nats-server reads it, without quotes.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -351,7 +350,7 @@ impl TryFrom<String> for Size {
             None => power(&unit, 1000),
         };
         let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
-        // What overflows there is another size, without a word.
+        // nats-server takes a size that overflows for another size, without an error.
         let bytes = scale.and_then(|scale| digits.parse::<i64>().ok()?.checked_mul(scale));
         if !is_number || bytes.is_none() {
             return Err(format!("{text:?} is not a size; write for instance \"1GB\" or \"512MB\""));
@@ -364,7 +363,7 @@ impl TryFrom<String> for Size {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(try_from = "String")]
 pub struct HostPort {
-    /// A name or an address.
+    /// A host name or an IP address.
     pub host: String,
     /// The port.
     pub port: u16,
@@ -415,7 +414,7 @@ impl CaArn {
         &self.partition
     }
 
-    /// The Region that the CA is in, and that must be asked.
+    /// The Region of the CA. Calls go to its endpoint.
     #[must_use]
     pub fn region(&self) -> &str {
         &self.region
@@ -456,12 +455,12 @@ impl Config {
             std::io::ErrorKind::FileTooLarge => ConfigError::TooLarge { file: file.to_owned() },
             _ => read(error.source),
         })?;
-        let text = String::from_utf8(text.ok_or_else(|| read(Errno::NOENT.into()))?)
+        let text = String::from_utf8(text.ok_or_else(|| read(Errno::ENOENT.into()))?)
             .map_err(|error| read(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
         Self::parse(&text, file)
     }
 
-    /// Checks the text; `file` is for the error's words alone.
+    /// Checks the text. `file` only appears in errors.
     pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
         let raw: RawConfig = toml::from_str(text).map_err(|error| {
             let span = error.span().unwrap_or(0..0);
@@ -481,7 +480,7 @@ impl Config {
     }
 }
 
-/// What to write instead, where the standard library's parsers only say that it is wrong.
+/// The remedy to append, where the standard library's parsers only say that the value is wrong.
 fn remedy(message: &str) -> &'static str {
     if message == "invalid socket address syntax" || message.ends_with("expected socket address") {
         "; write an address and a port, for instance \"0.0.0.0:4222\""
@@ -630,7 +629,7 @@ impl Default for RawMetrics {
     }
 }
 
-/// A value that parsed and still can't be used.
+/// A value that parses and still can't be used.
 struct Fault {
     key: &'static str,
     message: String,
@@ -673,7 +672,7 @@ impl RawConfig {
             ));
         }
         let state_directory = absolute("state.directory", self.state.directory)?;
-        // A committed configuration is known by the paths in its text.
+        // The agent recognises a committed configuration by the paths in its text.
         if !state_directory.to_str().is_some_and(|path| path.chars().all(needs_no_escape)) {
             let what = "has a character that nats-server.conf can't hold as it is; use letters, digits and -_./";
             return Err(fault("state.directory", format!("{} {what}", state_directory.display())));
@@ -829,8 +828,8 @@ impl RenewalConfig {
 
 impl NatsConfig {
     fn check(&self) -> Result<(), Fault> {
-        // Whether an include or the template is there is for the pass to find out: a daemon that ended with a configuration
-        // error for want of one would not be started again, and nobody would renew.
+        // A pass finds out whether an include or the template exists. A daemon that ends with a configuration error is
+        // not started again, and then nobody renews the certificate.
         let fixed = [("nats.config", &self.config), ("nats.pid_file", &self.pid_file)];
         let includes = self.include.iter().map(|include| ("nats.include", include));
         let template = self.template.iter().map(|template| ("nats.template", template));
@@ -850,7 +849,7 @@ impl NatsConfig {
     }
 }
 
-/// No two listeners may want the same port of the same address; an unspecified address is all of them.
+/// No two listeners may use the same port of the same address. An unspecified address means all addresses.
 fn check_listeners(listeners: &[(&'static str, SocketAddr)]) -> Result<(), Fault> {
     for (index, (key, address)) in listeners.iter().enumerate() {
         if address.port() == 0 {
@@ -867,7 +866,7 @@ fn check_listeners(listeners: &[(&'static str, SocketAddr)]) -> Result<(), Fault
     Ok(())
 }
 
-/// What nats-server takes as a server or cluster name: no white space, no control characters.
+/// A server or cluster name that nats-server accepts has no white space and no control characters.
 fn check_name(key: &'static str, name: &str) -> Result<(), Fault> {
     if name.is_empty() || name.len() > 255 || name.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(fault(
@@ -878,9 +877,9 @@ fn check_name(key: &'static str, name: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Names hold letters, digits and `/_+=.@-`, ARNs colons too
-/// (<https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_CreateSecret.html>); 2,048 characters at most
-/// (`GetSecretValue`).
+/// Names consist of letters, digits and `/_+=.@-`, and ARNs also of colons
+/// (<https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_CreateSecret.html>). The limit is 2,048
+/// characters (`GetSecretValue`).
 fn check_secret_id(key: &'static str, id: &str) -> Result<(), Fault> {
     if id.starts_with("arn:") && id.split(':').nth(2) != Some("secretsmanager") {
         return Err(fault(
@@ -894,6 +893,15 @@ fn check_secret_id(key: &'static str, id: &str) -> Result<(), Fault> {
         return Err(fault(key, format!("{id:?} is not the name or ARN of a secret")));
     }
     Ok(())
+}
+
+/// Whether nats-server.conf holds a character as it is: nats-server reads it unchanged, quoted or not.
+pub(crate) fn needs_no_escape(character: char) -> bool {
+    if character.is_ascii() {
+        character.is_ascii_alphanumeric() || "-_./:@+=%~^&!?*[]".contains(character)
+    } else {
+        !character.is_control() && !character.is_whitespace()
+    }
 }
 
 fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, Fault> {
@@ -943,7 +951,7 @@ fn key_at(text: &str, offset: usize) -> Option<String> {
     descend(document.get_ref(), offset, &mut path).then(|| path.join("."))
 }
 
-/// Where a dotted key stands in the text, or the innermost table that would hold it.
+/// The position of a dotted key in the text, or of the innermost table that would hold the key.
 fn position_of(text: &str, key: &str) -> Option<usize> {
     let document = DeTable::parse(text).ok()?;
     let mut table = document.get_ref();
@@ -967,7 +975,7 @@ mod tests {
 
     const PCA: &str = "arn:aws:acm-pca:eu-west-1:111122223333:certificate-authority/8b1c-01";
 
-    /// The two keys that are enough on EC2, in two lines, and more.
+    /// A configuration with the two keys that are enough on EC2, in two lines, followed by `rest`.
     fn ec2(rest: &str) -> String {
         format!("issuer.ca_arn = \"{PCA}\"\ntrust.secret_id = \"nats/ca\"\n{rest}")
     }
@@ -1169,7 +1177,7 @@ mod tests {
         assert_eq!(long, "agent.toml:3: control.socket: is longer than 107 bytes, the longest path of a Unix socket");
     }
 
-    /// A daemon that could not start for want of one would renew nothing.
+    /// A daemon that did not start without the file would renew nothing.
     #[test]
     fn an_include_or_a_template_that_is_missing_is_no_fault_of_the_configuration() {
         let config = parse(&ec2("nats.include = [\"/no/such/file\"]\nnats.template = \"/no/such/file\"")).unwrap();
@@ -1237,9 +1245,9 @@ mod tests {
         Config::load(&file).unwrap();
         std::fs::write(&file, "#".repeat(1024 * 1024 + 1)).unwrap();
         assert!(matches!(Config::load(&file).unwrap_err(), ConfigError::TooLarge { .. }));
-        // Neither would ever end.
+        // A read of either file never ends.
         let pipe = directory.path().join("pipe");
-        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         for endless in [pipe.as_path(), Path::new("/dev/zero")] {
             assert!(matches!(Config::load(endless).unwrap_err(), ConfigError::Read { .. }));
         }

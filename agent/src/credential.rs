@@ -1,14 +1,13 @@
-//! The cluster credential: what routes must present (invariant 13), where it comes from, and when a new one takes over.
+//! The cluster credential: what routes must present (invariant 13), its source, and when a new version takes over.
 
 pub mod secret;
-pub mod takeover;
+pub(crate) mod takeover;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use self::takeover::CredentialVersion;
 use crate::aws::secret::SecretError;
 
 /// What routes must present (invariant 13).
@@ -21,15 +20,16 @@ pub struct ClusterCredential {
 }
 
 impl ClusterCredential {
-    /// What makes it one that lets in everybody, or nobody.
-    #[must_use]
-    pub fn fault(&self) -> Option<&'static str> {
+    /// Refuses a credential that lets in everybody, or nobody.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
         if self.username.is_empty() || self.password.is_empty() {
-            return Some("has an empty username or password");
+            return Err("has an empty username or password");
         }
-        // Compared as a hash, not as text, by nats-server's isBcrypt (server/auth.go).
-        let is_hash = ["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|prefix| self.password.starts_with(prefix));
-        is_hash.then_some("has a bcrypt hash for a password, which no route could present")
+        // nats-server's isBcrypt (server/auth.go) has these compared as a hash, and no longer as text.
+        if ["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|prefix| self.password.starts_with(prefix)) {
+            return Err("has a bcrypt hash for a password, which no route could present");
+        }
+        Ok(())
     }
 }
 
@@ -39,9 +39,20 @@ impl std::fmt::Debug for ClusterCredential {
     }
 }
 
-/// Where the credential comes from that routes must present.
+/// A version of the secret that holds the credential.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct CredentialVersion {
+    /// The credential.
+    pub credential: ClusterCredential,
+    /// When the version was made, by Secrets Manager's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created: OffsetDateTime,
+}
+
+/// Where the cluster credential comes from.
 #[async_trait]
 pub trait CredentialSource: Send + Sync {
-    /// Reads it as it is now, and where that was made after `recently`, before it the version that it took over from.
+    /// Reads the current version. Before it stands the previous version, where the current version was made after
+    /// `recently`.
     async fn fetch(&self, recently: OffsetDateTime) -> Result<Vec<CredentialVersion>, SecretError>;
 }

@@ -1,4 +1,4 @@
-//! SHA-256, as lower-case hexadecimal: how certificates and configurations are named.
+//! SHA-256 in lower-case hexadecimal. Certificates and configurations are identified by it.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
 }
 
-/// Lower-case hexadecimal.
+/// Bytes as lower-case hexadecimal.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {

@@ -1,6 +1,70 @@
-//! How an error is told.
+//! The error of everything remote, and the text of an error with its causes.
 
-/// An error and its causes in one line. Some causes come as a drawing of many lines, which a log would tear apart.
+/// What a remote error means for the next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoteErrorKind {
+    /// Too many requests: slow down.
+    Throttled,
+    /// A quota is used up: repeating the request doesn't help.
+    Quota,
+    /// The credentials are missing or don't allow the request.
+    Denied,
+    /// The network or the service failed, or the answer can't be right: the same request may succeed later.
+    Unavailable,
+    /// The service doesn't know what was asked for, or withholds it. It may not know it yet.
+    Absent,
+    /// This request can never succeed.
+    Permanent,
+}
+
+impl RemoteErrorKind {
+    /// The stable name of the kind, for programs.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Throttled => "throttled",
+            Self::Quota => "quota",
+            Self::Denied => "denied",
+            Self::Unavailable => "unavailable",
+            Self::Absent => "absent",
+            Self::Permanent => "permanent",
+        }
+    }
+}
+
+/// Why a request to something outside this process failed: a service of AWS, instance metadata, a name server, the
+/// embedded CA.
+#[derive(Debug, thiserror::Error)]
+#[error("{attempt}: {reason}; {remedy}")]
+pub struct RemoteError {
+    /// What the error means for the next step.
+    pub kind: RemoteErrorKind,
+    /// What was tried, such as `acm-pca:IssueCertificate on arn:…`.
+    pub attempt: String,
+    /// The service's error code, if the service answered with one.
+    pub code: Option<Box<str>>,
+    /// What came back.
+    pub reason: String,
+    /// What to do about it.
+    pub remedy: String,
+    /// The cause. It never holds the answer itself, which may be a secret.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl RemoteError {
+    /// An error without a code of the service and without a cause.
+    pub fn new(
+        kind: RemoteErrorKind,
+        attempt: impl Into<String>,
+        reason: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { kind, attempt: attempt.into(), code: None, reason: reason.into(), remedy: remedy.into(), source: None }
+    }
+}
+
+/// An error and its causes in one line. Some causes are a drawing of many lines, which would tear a log apart.
 #[must_use]
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = in_one_line(&error.to_string());

@@ -1,11 +1,11 @@
-//! Issuance: the issuer seam, and the journal that makes every certificate paid for once (invariant 11).
+//! Issuance: the issuer seam, and the journal through which every certificate is paid for once (invariant 11).
 //!
 //! ```text
 //! key + CSR ─► journal ─► prepare ─► journal ─► request ─► journal the certificate's ARN ─► collect ─► IssuedChain
 //! ```
 //!
-//! Whatever happens between two of these steps, the next pass reads the journal and goes on from there: with the ARN it
-//! collects, without it it repeats the same request with the same idempotency token.
+//! Whatever happens between two of these steps, the next pass reads the journal and goes on from there. With an ARN it
+//! collects the certificate. Without an ARN it repeats the same request with the same idempotency token.
 
 pub mod acm_pca;
 pub mod journal;
@@ -21,149 +21,120 @@ use time::OffsetDateTime;
 
 use self::journal::{Entries, Journal, JournalError, Pending};
 use crate::clock::Clock;
+use crate::error::{RemoteError, RemoteErrorKind};
 use crate::node::Node;
 use crate::progress::{Progress, Step};
 use crate::x509::csr::{Csr, CsrError, KeyAlgorithm};
 
-/// How the issuer names a certificate that was requested: PCA's certificate ARN.
+/// The issuer's identifier of a requested certificate: PCA's certificate ARN.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(transparent)]
 pub struct CertificateHandle(pub String);
 
-/// What the issuer returned, not looked at yet.
+/// The issuer's answer, in PEM and not read yet. [`crate::trust::TrustBundle::verify`] reads it, once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuedChain {
-    /// The leaf in PEM.
+    /// The leaf.
     pub leaf_pem: String,
-    /// The issuing CA and those above it in PEM, as the issuer gave them: with or without the root.
+    /// The CAs above the leaf, with or without the root.
     pub chain_pem: String,
 }
 
-/// What is asked of an issuer.
+/// A request for a certificate.
 #[derive(Clone, Debug)]
 pub struct IssueRequest<'a> {
     /// PKCS#10 in PEM.
     pub csr_pem: &'a str,
-    /// How long the leaf is to live.
+    /// The validity of the leaf.
     pub validity: Duration,
-    /// The wall-clock time of the request, the same for a repeated one.
+    /// The wall-clock time of the request. A repeated request has the same time.
     pub now: OffsetDateTime,
-    /// What [`Issuer::prepare`] returned.
+    /// The return value of [`Issuer::prepare`].
     pub signing_algorithm: &'a str,
-    /// The same for a repeated request.
+    /// A repeated request has the same token.
     pub idempotency_token: &'a str,
-}
-
-/// What an issuer's refusal means for the next step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IssueErrorKind {
-    /// The certificate isn't there yet: ask again for the same one.
-    InProgress,
-    /// Too many requests: slow down.
-    Throttled,
-    /// A quota is used up: waiting alone may not help, more requests never do.
-    Quota,
-    /// The credentials don't allow it.
-    Denied,
-    /// The network, a time-out or the service failed: the same request may succeed later.
-    Unavailable,
-    /// The issuer knows no such certificate, or won't give it. It may not know it yet, so it is asked for again for a while.
-    Absent,
-    /// This request can never succeed, and neither can waiting for its certificate.
-    Permanent,
-}
-
-/// Why there is no certificate.
-#[derive(Debug, thiserror::Error)]
-#[error("{call} on {issuer}: {reason}; {remedy}")]
-pub struct IssueError {
-    /// What it means for the next step.
-    pub kind: IssueErrorKind,
-    /// The call: `IssueCertificate`, `GetCertificate` …
-    pub call: &'static str,
-    /// Who was asked.
-    pub issuer: String,
-    /// What came back.
-    pub reason: String,
-    /// What to do about it.
-    pub remedy: String,
-    /// The cause below it, if there is one.
-    #[source]
-    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 /// Who signs.
 #[async_trait]
 pub trait Issuer: Send + Sync {
-    /// Which CA it is: no other knows the certificates that this one was asked for.
+    /// The name of the CA. No other CA knows the certificates that were requested from this CA.
     fn name(&self) -> String;
 
-    /// Looks whether the issuer can do what it will be asked for, and returns the signature algorithm that its requests
-    /// name. That is kept with the request: a repeated one takes one call, which is then all that has to get through.
-    async fn prepare(&self, validity: Duration) -> Result<String, IssueError>;
+    /// Checks that the issuer can do what it will be asked for, and returns the signature algorithm of its requests. The
+    /// journal keeps the algorithm, so that a repeated request takes one call alone.
+    async fn prepare(&self, validity: Duration) -> Result<String, RemoteError>;
 
-    /// Asks for a certificate. The answer names it; it may not exist yet.
-    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError>;
+    /// Requests a certificate. The answer names the certificate, which may not exist yet.
+    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError>;
 
-    /// Fetches a certificate that was asked for. [`IssueErrorKind::InProgress`] until it exists.
-    async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError>;
+    /// Fetches a requested certificate, or `None` while the issuer still signs. An error of the kind
+    /// [`RemoteErrorKind::Absent`] may pass: the issuer may not know the certificate yet.
+    async fn collect(&self, handle: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError>;
 
-    /// The CA's own certificate, and the chain above it, in PEM: what `trust.kind = "issuer"` trusts.
-    async fn ca_pem(&self) -> Result<String, IssueError>;
+    /// The CA's own certificate and the chain above it, in PEM: the trust anchors of `trust.kind = "issuer"`.
+    async fn ca_pem(&self) -> Result<String, RemoteError>;
 
-    /// How many certificates a day this issuer may be asked for beyond those that the schedule needs: what an accident
-    /// may cost at most.
+    /// How many certificates a day may be requested beyond those of the schedule: the most that an accident costs.
     fn spare_issuances_a_day(&self) -> u32;
 }
 
-/// How long one pass waits for a certificate before it leaves it to the next one.
+/// How long one pass waits for a certificate before it leaves the certificate to the next pass.
 const COLLECT_TIMEOUT: Duration = Duration::from_mins(1);
-/// How long PCA remembers a token, and takes a repeated request for the same one
+/// How long PCA remembers a token, and answers a repeated request with the same certificate
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>).
 const TOKEN_HOLDS: Duration = Duration::from_mins(5);
-/// How long a certificate that the issuer doesn't know, or that isn't what was asked for, is collected again before
-/// another one is paid for: a wrong answer may come from something on the way.
+/// How long an unknown or wrong certificate is collected again before another certificate is paid for. A wrong answer may
+/// come from a proxy.
 const GIVE_UP_AFTER: Duration = TOKEN_HOLDS;
-/// PCA signs within some tens of milliseconds as a rule; the SDK's own waiter would begin at a second.
+/// PCA usually signs within some tens of milliseconds. The SDK's own waiter would begin at a second.
 const FIRST_POLL: Duration = Duration::from_millis(40);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 
-/// The longest pause before a request is repeated: an answer that was lost may have been a certificate, which the same request
-/// names without another payment for as long as PCA remembers its token.
+/// The longest pause before a request is repeated. A lost answer may have named a certificate, and the same request names
+/// it again without another payment while PCA remembers the token.
 const REPEAT_WITHIN: Duration = Duration::from_mins(4);
-/// And for the five minutes after an answer was lost, as most repeats may be refused.
+/// The longest pause in the five minutes after an answer was lost, because most repeats may be refused.
 const REPEAT_OFTEN: Duration = Duration::from_secs(15);
 
-/// A certificate that was issued for a key of ours, and not looked at yet.
+/// A certificate that was issued for a key of ours, and not verified yet.
 #[derive(Clone, Debug)]
 pub struct Issued {
-    /// The key and what was asked.
+    /// The key and the request.
     pub csr: Csr,
-    /// What came back.
+    /// The issuer's answer.
     pub chain: IssuedChain,
 }
 
 /// Why a pass ends without a certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum ObtainError {
-    /// No key or request could be made.
+    /// The key or the CSR could not be made.
     #[error(transparent)]
     Csr(#[from] CsrError),
-    /// The journal is not usable, so nothing may be paid for.
+    /// The journal is not usable, so no certificate may be paid for.
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// The issuer refused or failed.
     #[error(transparent)]
-    Issuer(#[from] IssueError),
-    /// The cap holds.
+    Issuer(#[from] RemoteError),
+    /// The issuer still signs. The certificate is collected in a later pass.
+    #[error(
+        "{issuer} has not signed the certificate within {} s; it is asked for again", COLLECT_TIMEOUT.as_secs()
+    )]
+    InProgress {
+        /// Who signs.
+        issuer: String,
+    },
+    /// The cap of issuances a day is reached.
     #[error(
         "{issued} certificates were issued in the last 24 hours, and the cap is {cap}: none is asked for until the \
          oldest is a day old; find out what asked for them, then, if it must be, remove {}", .journal.display()
     )]
     Capped {
-        /// How many.
+        /// How many certificates were issued in the last day.
         issued: usize,
-        /// Of how many at most.
+        /// How many may be issued in a day.
         cap: usize,
         /// The journal's file.
         journal: PathBuf,
@@ -173,31 +144,31 @@ pub enum ObtainError {
     Stopping,
 }
 
-/// Issuance through the journal: the one way to a certificate.
+/// Issuance through the journal, the only way to a certificate.
 pub struct Issuance {
-    /// Who signs.
+    /// The CA that signs.
     pub issuer: Arc<dyn Issuer>,
-    /// What is under way.
+    /// The issuance under way, and the issuances of the last day.
     pub journal: Journal,
-    /// What the time is.
+    /// The source of the time.
     pub clock: Clock,
-    /// How long a leaf is to live.
+    /// The validity of a leaf.
     pub validity: Duration,
-    /// How soon the schedule may renew it (`schedule::earliest`): the cap leaves that much.
+    /// How soon the schedule may renew a leaf (`schedule::earliest`): the cap leaves room for that.
     pub renewed_after: Duration,
-    /// The leaf's key.
+    /// The algorithm of the leaf's key.
     pub algorithm: KeyAlgorithm,
 }
 
 impl Issuance {
-    /// Resumes the issuance that is under way, or begins one. Call [`Issuance::settle`] when the certificate is safe in
-    /// a generation, or when it can never be.
-    pub async fn obtain(&self, node: &Node, progress: &Progress) -> Result<Issued, ObtainError> {
+    /// Resumes the issuance under way, or begins an issuance. The caller calls `settle` when the certificate is safe in a
+    /// generation, or when it can never be.
+    pub(crate) async fn obtain(&self, node: &Node, progress: &Progress) -> Result<Issued, ObtainError> {
         let mut entries = self.journal.load()?;
         let now = self.clock.now();
         let issuer = self.issuer.name();
         let fits = |pending: &Pending| {
-            // An agent that didn't note the issuer had this one, as far as can be told.
+            // Older agents noted no issuer. Their issuer is taken to be this one.
             pending.issuer.as_ref().is_none_or(|asked| *asked == issuer)
                 && pending.csr.sans == node.sans
                 && pending.csr.algorithm == self.algorithm
@@ -226,16 +197,16 @@ impl Issuance {
         Ok(Issued { csr, chain })
     }
 
-    /// Forgets the issuance that is under way: its certificate is in a generation, or is good for nothing.
-    pub fn settle(&self) -> Result<(), JournalError> {
+    /// Forgets the issuance under way: its certificate is in a generation, or is unusable.
+    pub(crate) fn settle(&self) -> Result<(), JournalError> {
         let mut entries = self.journal.load()?;
         entries.pending = None;
         self.journal.store(&entries)
     }
 
-    /// Notes that the certificate of the issuance that is under way is valid from then only, where this machine's clock is
-    /// behind: once that is set, it is still to be collected, not taken for one of long ago.
-    pub fn note_valid_from(&self, time: OffsetDateTime) -> Result<(), JournalError> {
+    /// Notes when the certificate of the issuance under way becomes valid, where this machine's clock is behind. Once the
+    /// clock is set, the certificate is still collected, and not taken for an old one.
+    pub(crate) fn note_valid_from(&self, time: OffsetDateTime) -> Result<(), JournalError> {
         let mut entries = self.journal.load()?;
         match &mut entries.pending {
             Some(pending) if pending.valid_from != Some(time) => pending.valid_from = Some(time),
@@ -244,9 +215,8 @@ impl Issuance {
         self.journal.store(&entries)
     }
 
-    /// Forgets the issuance that is under way, whose certificate isn't what was asked for, once it has been collected again
-    /// for a while.
-    pub fn give_up(&self) -> Result<(), JournalError> {
+    /// Forgets the issuance under way, once its wrong certificate has been collected again for [`GIVE_UP_AFTER`].
+    pub(crate) fn give_up(&self) -> Result<(), JournalError> {
         if self.is_tried_enough(&self.journal.load()?) { self.settle() } else { Ok(()) }
     }
 
@@ -255,9 +225,9 @@ impl Issuance {
         entries.pending.as_ref().is_none_or(|pending| !is_within(GIVE_UP_AFTER, pending.begun, now))
     }
 
-    /// Whether an issuance was begun that has not been settled.
+    /// Whether an issuance is under way: begun and not settled.
     #[must_use]
-    pub fn is_under_way(&self) -> bool {
+    pub(crate) fn is_under_way(&self) -> bool {
         self.journal.load().is_ok_and(|entries| entries.pending.is_some())
     }
 
@@ -274,8 +244,8 @@ impl Issuance {
         let now = self.clock.now();
         let may_be_known = pending.unheard.is_some_and(|unheard| is_within(TOKEN_HOLDS, unheard, now));
         pending.unheard.get_or_insert(now);
-        // What is repeated while the token holds is to be the same to the byte, its end too where that is asked for as a
-        // time. Longer ago the token is forgotten, or the clock was another.
+        // A request that is repeated while the token holds is the same to the byte, and its end may be a time. After that
+        // PCA has forgotten the token. A time far ahead comes from a clock that was set back.
         let dated = pending.dated.filter(|dated| is_within(TOKEN_HOLDS, *dated, now)).unwrap_or(now);
         pending.dated = Some(dated);
         entries.pending = Some(pending.clone());
@@ -295,7 +265,7 @@ impl Issuance {
                 Ok(handle)
             }
             Err(error) => {
-                if error.kind != IssueErrorKind::Unavailable && !may_be_known {
+                if error.kind != RemoteErrorKind::Unavailable && !may_be_known {
                     entries.pending = Some(Pending { unheard: None, ..pending });
                     self.journal.store(entries)?;
                 }
@@ -304,9 +274,9 @@ impl Issuance {
         }
     }
 
-    /// The longest pause after a failure, where none is to be shorter than `shortest`.
+    /// The longest pause after a failure. No pause is shorter than `shortest`.
     #[must_use]
-    pub fn longest_pause(&self, shortest: Duration) -> Duration {
+    pub(crate) fn longest_pause(&self, shortest: Duration) -> Duration {
         let pending = self.journal.load().ok().and_then(|entries| entries.pending);
         let unheard = pending.and_then(|pending| pending.unheard);
         if unheard.is_some_and(|unheard| is_within(TOKEN_HOLDS, unheard, self.clock.now())) {
@@ -321,21 +291,23 @@ impl Issuance {
         let mut pause = FIRST_POLL;
         loop {
             match self.issuer.collect(handle).await {
-                Ok(chain) => return Ok(chain),
-                Err(error) if error.kind == IssueErrorKind::InProgress && tokio::time::Instant::now() < deadline => {
+                Ok(Some(chain)) => return Ok(chain),
+                Ok(None) if tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
                     pause = (pause * 2).min(LONGEST_POLL);
                 }
+                Ok(None) => return Err(ObtainError::InProgress { issuer: self.issuer.name() }),
                 Err(error) => return Err(self.give_up_if_permanent(entries, error)?),
             }
         }
     }
 
-    /// What can never succeed is forgotten, so that the next pass begins anew, under the cap; all else is resumed.
-    fn give_up_if_permanent(&self, entries: &mut Entries, error: IssueError) -> Result<ObtainError, JournalError> {
+    /// Forgets an issuance that can never succeed, so that the next pass begins another one, under the cap. All other
+    /// issuances are resumed.
+    fn give_up_if_permanent(&self, entries: &mut Entries, error: RemoteError) -> Result<ObtainError, JournalError> {
         let is_over = match error.kind {
-            IssueErrorKind::Permanent => true,
-            IssueErrorKind::Absent => self.is_tried_enough(entries),
+            RemoteErrorKind::Permanent => true,
+            RemoteErrorKind::Absent => self.is_tried_enough(entries),
             _ => false,
         };
         if is_over {
@@ -354,14 +326,14 @@ impl Issuance {
         Err(ObtainError::Capped { issued, cap, journal: self.journal.path().to_owned() })
     }
 
-    /// What the schedule needs in a day of a node that renews as early as any, and what is to spare.
+    /// How many issuances a day the schedule needs on the node that renews earliest, and how many are to spare.
     fn cap(&self) -> usize {
         let scheduled = Duration::from_hours(24).as_millis() / self.renewed_after.as_millis().max(1);
         usize::try_from(scheduled).unwrap_or(usize::MAX).saturating_add(self.issuer.spare_issuances_a_day() as usize)
     }
 }
 
-/// Whether it was so short a time ago, or is so short a time ahead: the clock may have been set back meanwhile.
+/// Whether `then` is less than `length` from `now`, on either side: the clock may have been set back.
 fn is_within(length: Duration, then: OffsetDateTime, now: OffsetDateTime) -> bool {
     (now - then).unsigned_abs() < length
 }
@@ -407,7 +379,7 @@ mod tests {
         let other = at("two").obtain(&node(), &Progress::default()).await.unwrap();
         assert_eq!(other.chain.chain_pem, at("two").issuer.ca_pem().await.unwrap());
         assert!(other.csr.key != first.csr.key);
-        // As an agent wrote it that noted no issuer.
+        // Agents before the `issuer` field wrote such a journal.
         let mut entries = at("two").journal.load().unwrap();
         entries.pending.as_mut().unwrap().issuer = None;
         at("two").journal.store(&entries).unwrap();
@@ -415,18 +387,17 @@ mod tests {
         assert_eq!(resumed.chain, other.chain);
     }
 
-    /// Notes the time and the token of each request, and answers none, or refuses it.
+    /// An issuer that records the time and token of each request, and then refuses it or never answers.
     #[derive(Default)]
     struct Away {
         prepared: AtomicU32,
         asked: Mutex<Vec<(OffsetDateTime, String)>>,
-        refusal: Mutex<Option<IssueErrorKind>>,
+        refusal: Mutex<Option<RemoteErrorKind>>,
         is_silent: AtomicBool,
     }
 
-    fn away() -> IssueError {
-        let (issuer, reason, remedy) = ("away".into(), "HTTP 503".into(), "wait".into());
-        IssueError { kind: IssueErrorKind::Unavailable, call: "IssueCertificate", issuer, reason, remedy, source: None }
+    fn away() -> RemoteError {
+        RemoteError::new(RemoteErrorKind::Unavailable, "IssueCertificate on away", "HTTP 503", "wait")
     }
 
     #[async_trait]
@@ -435,26 +406,26 @@ mod tests {
             "away".into()
         }
 
-        async fn prepare(&self, _: Duration) -> Result<String, IssueError> {
+        async fn prepare(&self, _: Duration) -> Result<String, RemoteError> {
             self.prepared.fetch_add(1, Ordering::Relaxed);
             Ok("SHA256WITHECDSA".into())
         }
 
-        async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+        async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError> {
             assert_eq!(request.signing_algorithm, "SHA256WITHECDSA");
             self.asked.lock().unwrap().push((request.now, request.idempotency_token.into()));
             if self.is_silent.load(Ordering::Relaxed) {
                 std::future::pending::<()>().await;
             }
-            let kind = self.refusal.lock().unwrap().unwrap_or(IssueErrorKind::Unavailable);
-            Err(IssueError { kind, ..away() })
+            let kind = self.refusal.lock().unwrap().unwrap_or(RemoteErrorKind::Unavailable);
+            Err(RemoteError { kind, ..away() })
         }
 
-        async fn collect(&self, _: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+        async fn collect(&self, _: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError> {
             Err(away())
         }
 
-        async fn ca_pem(&self) -> Result<String, IssueError> {
+        async fn ca_pem(&self) -> Result<String, RemoteError> {
             Err(away())
         }
 
@@ -493,7 +464,7 @@ mod tests {
         let asked = issuer.asked.lock().unwrap();
         assert!(asked.iter().all(|(_, token)| *token == asked[0].1));
         assert_eq!((asked[1].0, asked[2].0), (asked[0].0, asked[0].0));
-        // Of a request that old, or of another time, nothing may come but a life that is too short or too long.
+        // The old request, or a request at another time, could only give a lifetime that is too short or too long.
         assert!(asked[3].0 >= NOW + Duration::from_mins(10), "{asked:?}");
         assert!(asked[4].0 < NOW - Duration::from_mins(19), "{asked:?}");
     }
@@ -509,7 +480,7 @@ mod tests {
         assert_eq!((issuer.prepared.load(Ordering::Relaxed), issuer.asked.lock().unwrap().len()), (1, 3));
     }
 
-    /// Passes as the reconciler makes them, until `until`; what was asked in them.
+    /// Makes passes as the reconciler does, until `until`. Returns the number of requests in them.
     async fn fail_until(until: Duration, issuance: &Issuance, clock: Clock, asked: impl Fn() -> usize) -> usize {
         let (before, shortest) = (asked(), Duration::from_secs(5));
         for failures in 1.. {
@@ -528,7 +499,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::starting_at(NOW);
         let issuer = Arc::new(Away::default());
-        // So long that the key is the same all the time.
+        // The lifetime is so long that the key stays the same throughout.
         let validity = Duration::from_hours(24);
         let at = || {
             let issuer = Arc::clone(&issuer) as Arc<dyn Issuer>;
@@ -536,12 +507,12 @@ mod tests {
         };
         let minutes = |minutes| Duration::from_mins(minutes);
         let asked = || issuer.asked.lock().unwrap().len();
-        // No answer at all, for an hour.
+        // No answer for an hour.
         let often = fail_until(minutes(5), &at(), clock, asked).await;
         let seldom = fail_until(minutes(60), &at(), clock, asked).await;
         assert!((20..50).contains(&often) && (14..40).contains(&seldom), "{often}, {seldom}");
         // Refused, and then the process ends while it waits for an answer.
-        *issuer.refusal.lock().unwrap() = Some(IssueErrorKind::Throttled);
+        *issuer.refusal.lock().unwrap() = Some(RemoteErrorKind::Throttled);
         let refused = fail_until(minutes(120), &at(), clock, asked).await;
         assert!((14..40).contains(&refused), "{refused}");
         issuer.is_silent.store(true, Ordering::Relaxed);

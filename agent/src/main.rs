@@ -22,7 +22,7 @@ static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
     // Every file names its own mode at creation; this only takes everything from the world.
-    rustix::process::umask(rustix::fs::Mode::RWXO);
+    nix::sys::stat::umask(nix::sys::stat::Mode::S_IRWXO);
     keep_memory_private();
     let cli = Cli::parse();
     let is_daemon = matches!(cli.command, Command::Run { .. });
@@ -40,10 +40,11 @@ fn main() -> ExitCode {
 
 /// Keys are in this process's memory: it leaves no core dump, and no other process of the same user may look into it.
 fn keep_memory_private() {
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    use nix::sys::prctl::set_dumpable;
+    use nix::sys::resource::{Resource, setrlimit};
     // Neither can fail for a value that only takes away; were it so, the agent is still worth running.
-    let _kept = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    let _kept = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    let _kept = set_dumpable(false);
+    let _kept = setrlimit(Resource::RLIMIT_CORE, 0, 0);
 }
 
 async fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
@@ -113,6 +114,6 @@ fn start_log(is_daemon: bool) {
 /// Whether standard error is the stream that systemd says it is: `JOURNAL_STREAM`, systemd.exec(5).
 fn is_journal() -> bool {
     let named = std::env::var("JOURNAL_STREAM").ok();
-    let own = rustix::fs::fstat(std::io::stderr()).ok().map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
+    let own = nix::sys::stat::fstat(std::io::stderr()).ok().map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
     named.is_some() && named == own
 }

@@ -1,4 +1,4 @@
-//! The peers: who else is in the cluster, and who is to stay in `routes`.
+//! The peers: the other servers of the cluster, and which of them stay in `routes`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,85 +6,70 @@ use std::net::SocketAddr;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use crate::error::RemoteError;
 use crate::node::Node;
 
 pub mod addresses;
 pub mod asg;
 pub mod dial;
-pub mod static_list;
+pub(crate) mod static_list;
 
-/// How many peers one answer may name: a group of hundreds is the large one.
-pub const MAX_PEERS: usize = 2000;
+/// How many peers one answer may name. Large groups have hundreds.
+pub(crate) const MAX_PEERS: usize = 2000;
 
 /// One server of the cluster.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct Peer {
     /// Instance id, or `host:port` of a static peer.
     pub id: String,
-    /// Where its route port listens.
+    /// The address of its route port.
     pub address: SocketAddr,
     /// Its lifecycle state, or `static`.
     pub state: String,
 }
 
-/// What a source saw.
+/// What a source of peers saw.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sighting {
-    /// Peers with an address, this node among them if the source knows it.
+    /// The peers with an address. This node is among them if the source knows it.
     pub peers: Vec<Peer>,
-    /// Ids that are peers by their state, but whose address could not be found.
+    /// The ids of peers whose address was not found.
     pub unresolved: Vec<String>,
     /// The group's name, if there is a group.
     pub group: Option<String>,
 }
 
-/// The peers in force: what `routes` is rendered from. Keyed and so sorted by address, this node's own included.
+/// The peers in force, by address: `routes` is rendered from them. This node is one of them.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(transparent)]
 pub struct PeerSet(pub BTreeMap<SocketAddr, Peer>);
 
-/// Why the peers could not be found.
-#[derive(Debug, thiserror::Error)]
-#[error("{attempt}: {reason}; {remedy}")]
-pub struct DiscoverError {
-    /// What was tried: the API call or the look-up.
-    pub attempt: String,
-    /// What came back.
-    pub reason: String,
-    /// What to do about it.
-    pub remedy: String,
-    /// The cause below it, if there is one.
-    #[source]
-    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
-}
-
-/// Where peers are seen.
+/// Where peers come from.
 #[async_trait]
 pub trait PeerSource: Send + Sync {
-    /// Who is there now.
-    async fn sight(&self) -> Result<Sighting, DiscoverError>;
+    /// The peers that are there now.
+    async fn sight(&self) -> Result<Sighting, RemoteError>;
 }
 
 /// What a sighting changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settled {
+pub(crate) struct Settled {
     /// The peers in force from now on.
-    pub peers: PeerSet,
-    /// Why it isn't just what was seen, if it isn't.
-    pub kept: Option<String>,
+    pub(crate) peers: PeerSet,
+    /// Why the peers in force differ from those that were seen, if they differ.
+    pub(crate) kept: Option<String>,
 }
 
 impl PeerSet {
-    /// The peers of `self` that a sighting no longer shows: those to be asked whether they still answer.
+    /// The peers of `self` that a sighting no longer shows. Each of them is dialled, to learn whether it still answers.
     #[must_use]
-    pub fn missing_from(&self, seen: &Sighting) -> Vec<&Peer> {
+    pub(crate) fn missing_from(&self, seen: &Sighting) -> Vec<&Peer> {
         self.0.values().filter(|peer| !seen.peers.iter().any(|other| other.address == peer.address)).collect()
     }
 
-    /// The peers in force after a sighting (invariant 6): an answer that is empty or leaves this node out changes
-    /// nothing; one whose addresses are incomplete adds and removes nothing that it doesn't know; and a peer that
-    /// `answers` stays, whatever the source says.
-    pub fn settle(&self, seen: &Sighting, node: &Node, answers: impl Fn(&Peer) -> bool) -> Settled {
+    /// The peers in force after a sighting (invariant 6). A sighting that is empty or lacks this node changes nothing. A
+    /// peer without an address keeps its last address. A peer that `answers` stays, whatever the source says.
+    pub(crate) fn settle(&self, seen: &Sighting, node: &Node, answers: impl Fn(&Peer) -> bool) -> Settled {
         let keep = |kept: String| Settled { peers: self.clone(), kept: Some(kept) };
         if seen.peers.is_empty() {
             return keep("discovery returned no peer at all; the last good set stays".into());

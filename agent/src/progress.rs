@@ -1,59 +1,59 @@
-//! What a pass is doing, for whoever is waiting for it: a person at a terminal, the log.
+//! The steps of a pass, reported to the log and to a waiting person.
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::x509::csr::KeyAlgorithm;
 
-/// One step of a pass that is done.
+/// One completed step of a pass.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case", tag = "step")]
 pub enum Step {
-    /// An issuance that was under way goes on.
+    /// A pending issuance is resumed.
     Resumed {
-        /// The certificate's name at the issuer, if it has one already.
+        /// The certificate's handle at the issuer, if the issuer has given one.
         handle: Option<String>,
     },
-    /// A fresh key and its CSR are journalled.
+    /// A fresh key and its CSR are made.
     KeyMade {
         /// The key's algorithm.
         algorithm: KeyAlgorithm,
     },
-    /// The issuer has taken the request.
+    /// The issuer has accepted the request.
     Requested {
-        /// The certificate's name at the issuer.
+        /// The certificate's handle at the issuer.
         handle: String,
     },
-    /// The certificate is accepted and safe in a generation.
+    /// The certificate is accepted and stored in a generation.
     Issued {
-        /// Its serial, hexadecimal.
+        /// The certificate's serial number, hexadecimal.
         serial: String,
-        /// The generation.
+        /// The generation's number.
         generation: u64,
     },
     /// `nats-server -t` accepts the configuration.
     Validated {
-        /// The digest that it printed.
+        /// The digest that `nats-server -t` printed. Servers before 2.11 print none.
         digest: Option<String>,
     },
-    /// The configuration is in place.
+    /// The configuration is renamed into place.
     Committed {
-        /// The generation that it names.
+        /// The number of the generation that the configuration names.
         generation: u64,
     },
     /// nats-server was told to reload.
     Signalled {
-        /// Its pid.
+        /// The pid of nats-server.
         pid: i32,
     },
-    /// nats-server serves what was committed.
+    /// nats-server serves the committed configuration.
     Confirmed {
-        /// How that was seen.
+        /// The evidence.
         by: String,
     },
-    /// The reload was not confirmed, and the previous configuration is back.
+    /// The reload was not confirmed, and the previous configuration is back in place.
     RolledBack {
-        /// Why.
+        /// The reason why the reload was not confirmed.
         reason: String,
     },
 }
@@ -76,7 +76,7 @@ impl std::fmt::Display for Step {
     }
 }
 
-/// What of a step a log can be searched for.
+/// The searchable log fields of a step.
 #[derive(Default)]
 struct Fields<'a> {
     name: &'static str,
@@ -105,20 +105,20 @@ impl Step {
     }
 }
 
-/// Where steps are reported: always the log, and whoever waits.
+/// Where steps are reported: the log always, and a listener if there is one.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
     listener: Option<mpsc::UnboundedSender<Step>>,
 }
 
 impl Progress {
-    /// Reports to a listener too.
+    /// Reports to the log and to `listener`.
     #[must_use]
     pub fn to(listener: mpsc::UnboundedSender<Step>) -> Self {
         Self { listener: Some(listener) }
     }
 
-    /// Reports a step. A listener that has gone is no matter.
+    /// Reports a step. The loss of the listener is ignored.
     pub fn report(&self, step: Step) {
         let Fields { name, generation, serial, certificate, pid } = step.fields();
         tracing::info!(step = name, generation, serial, certificate, pid, "{step}");

@@ -17,24 +17,24 @@ use time::OffsetDateTime;
 
 use crate::aws::secret::SecretError;
 use crate::clock::{Clock, rfc3339};
-use crate::conf::render::{RenderError, Rendered, TlsFiles, Values, render};
+use crate::conf::render::{RenderError, Rendered, Values, render};
 use crate::config::RenewalConfig;
-use crate::credential::ClusterCredential;
-use crate::credential::CredentialSource;
-use crate::credential::takeover::{CredentialVersion, Succession};
-use crate::error::with_causes;
+use crate::credential::takeover::Succession;
+use crate::credential::{ClusterCredential, CredentialSource, CredentialVersion};
+use crate::error::{RemoteError, with_causes};
 use crate::issue::journal::JournalError;
 use crate::issue::{Issuance, Issued, ObtainError};
 use crate::node::Node;
 use crate::peers::dial::Dial;
-use crate::peers::{DiscoverError, PeerSet, PeerSource, Sighting};
+use crate::peers::{PeerSet, PeerSource, Sighting};
 use crate::progress::{Progress, Step};
 use crate::reconcile::deployment::{Apply, ApplyError, Desired, Verdict};
 use crate::schedule::{backoff, cycle, due, jittered, turn};
 use crate::state::durable::{self, FileError, Secrecy};
-use crate::state::generation::{Generation, GenerationError};
+use crate::state::generation::{Generation, GenerationError, TlsFiles};
 use crate::status::{Findings, LeafStatus, NodeStatus, RenewalStatus, Status};
 use crate::trust::{RejectedChain, TrustBundle, TrustError, TrustSource, VerifiedChain};
+use crate::x509::chain::Chain;
 use crate::x509::leaf::Leaf;
 
 /// A bundle changes a few times in a CA's life; the source is asked every tenth round of discovery.
@@ -390,10 +390,10 @@ impl Reconciler {
             return false;
         }
         let Some(newest) = &self.newest else { return true };
-        if wanted.renew && self.parts.apply.names(&newest.chain.leaf) {
+        if wanted.renew && self.parts.apply.names(newest.chain.leaf()) {
             return true;
         }
-        let leaf = &newest.chain.leaf;
+        let leaf = newest.chain.leaf();
         let resume = self.parts.issuance.is_under_way() || self.issuing.failures > 0;
         // One whose time comes only when its own life would be over was signed by a clock that was wrong, or this one is
         // wrong: then what is asked for waits in the journal until it is set.
@@ -403,14 +403,14 @@ impl Reconciler {
 
     fn due(&self, generation: &Generation) -> OffsetDateTime {
         let Parts { issuance, renewal, node, .. } = &self.parts;
-        due(&generation.chain.leaf, issuance.validity, renewal.at, &node.name)
+        due(generation.chain.leaf(), issuance.validity, renewal.at, &node.name)
     }
 
     async fn fetch_trust(&self, now: OffsetDateTime) -> Option<Result<TrustBundle, TrustError>> {
         if now < self.trust.next { None } else { Some(self.parts.trust.fetch().await) }
     }
 
-    async fn sight(&self) -> Result<Sighting, DiscoverError> {
+    async fn sight(&self) -> Result<Sighting, RemoteError> {
         self.parts.peers.sight().await
     }
 
@@ -461,21 +461,21 @@ impl Reconciler {
         }
         let now = self.parts.clock.now();
         // Whether its time has come or is over is nothing to its anchor, and this machine's clock may be wrong.
-        let in_its_time = |chain: &[Vec<u8>]| match chain.first().map(|leaf| Leaf::parse(leaf)) {
-            Some(Ok(leaf)) => now.min(leaf.not_after).max(leaf.not_before),
-            _ => now,
+        let in_its_time = |chain: &Chain| match Leaf::parse(chain.leaf()) {
+            Ok(leaf) => now.min(leaf.not_after).max(leaf.not_before),
+            Err(_) => now,
         };
         let observed = self.parts.apply.observed();
         let shown = [&observed.client, &observed.route].into_iter().filter_map(|port| port.as_ref().ok());
-        let mut served: Vec<_> = shown.map(|served| served.certificates.clone()).collect();
-        served.push(newest.chain.certificates());
+        let mut served: Vec<_> = shown.map(|served| served.chain.clone()).collect();
+        served.push(newest.chain.chain().clone());
         let own = SocketAddr::new(self.parts.node.address, self.parts.apply.parts().nats.cluster_listen.port());
         let peers = self.last_good.peers.0.keys().copied().filter(|address| *address != own);
         let seen = self.parts.dial.served_chains(&newest.chain, peers.collect()).await;
         let unseen = seen.iter().any(Option::is_none);
         served.extend(seen.into_iter().flatten());
         fetched.keeping(&newest.bundle, |anchor| {
-            let needs_it = |chain: &Vec<Vec<u8>>| {
+            let needs_it = |chain: &Chain| {
                 let at = in_its_time(chain);
                 !fetched.chains(chain, at) && newest.bundle.anchor_of(chain, at).is_some_and(|end| end == anchor)
             };
@@ -484,7 +484,7 @@ impl Reconciler {
         })
     }
 
-    async fn settle_peers(&mut self, sighting: Result<Sighting, DiscoverError>) {
+    async fn settle_peers(&mut self, sighting: Result<Sighting, RemoteError>) {
         let Parts { clock, renewal, interval, node, dial, .. } = &self.parts;
         let seen = match sighting {
             Ok(seen) => seen,
@@ -564,11 +564,11 @@ impl Reconciler {
                 // Should an issuer return leaves that are due at once, they are still asked for at a measured pace.
                 let now = self.parts.clock.now();
                 self.issuing.succeed(now, now + self.parts.issuance.validity / 10);
-                progress.report(Step::Issued { serial: chain.leaf.serial.clone(), generation: generation.number });
+                progress.report(Step::Issued { serial: chain.leaf().serial.clone(), generation: generation.number });
                 self.newest = Some(generation);
             }
             (None, Some(newest), Some(bundle)) if newest.bundle.anchors != bundle.anchors => {
-                self.newest = Some(generations.write(&newest.chain, bundle)?);
+                self.newest = Some(generations.write_again(&newest.chain, bundle)?);
             }
             (_, Some(_), _) => {}
             (_, None, _) => {
@@ -589,7 +589,7 @@ impl Reconciler {
             return Err(PassError::Waiting(format!("the certificate waits for a trust bundle: {why}")));
         };
         let now = self.parts.clock.now();
-        let accepted = bundle.accept(&issued.chain, &issued.csr.key, &self.parts.node.sans, now);
+        let accepted = bundle.verify(&issued.chain, &issued.csr.key, &self.parts.node.sans, now);
         match &accepted {
             Err(RejectedChain::NotYetValid { not_before, .. }) => {
                 self.parts.issuance.note_valid_from(*not_before)?;
@@ -654,7 +654,7 @@ impl Reconciler {
         self.note_confirmed();
         self.parts.apply.settle()?;
         self.turn = None;
-        self.settled = Some(generation.chain.leaf.not_after);
+        self.settled = Some(generation.chain.leaf().not_after);
         Ok(self.parts.apply.verdict().clone())
     }
 

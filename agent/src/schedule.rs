@@ -1,4 +1,4 @@
-//! Validity, failures and a seed to the next pass: pure.
+//! When the next pass or renewal is due, as pure functions of validity, failures and a seed.
 
 use std::time::Duration;
 
@@ -6,15 +6,15 @@ use time::OffsetDateTime;
 
 use crate::x509::leaf::Leaf;
 
-/// The share of `renewal.at` over which the nodes of a fleet are spread, before it and never after: what is promised
-/// of the time that is left stays promised.
+/// The fleet's renewals are spread over this share of `renewal.at`, before `renewal.at` and never after. The lifetime
+/// that remains at a renewal is therefore never less than promised.
 const SPREAD: f64 = 0.1;
 
-/// When a leaf is to be renewed: after `at` of its lifetime at the latest, earlier by up to a tenth of that, as the
-/// hash of `seed` (the node's name) has it, so that a fleet that booted together doesn't renew together.
+/// When a leaf is due for renewal: at the share `at` of its lifetime, or earlier by up to a tenth of that. The hash of
+/// `seed` (the node's name) decides how much earlier, so a fleet that booted together doesn't renew together.
 ///
-/// The lifetime begins no earlier than `validity` before its end: an issuer that dates NotBefore back (PCA: one hour)
-/// doesn't make a short-lived leaf due the moment that it is issued.
+/// The lifetime counts from `validity` before its end at the earliest. An issuer may date NotBefore back (PCA: one
+/// hour). A short-lived leaf is still not due the moment it is issued.
 #[must_use]
 pub fn due(leaf: &Leaf, validity: Duration, at: f64, seed: &str) -> OffsetDateTime {
     let begin = leaf.not_before.max(leaf.not_after - validity);
@@ -22,45 +22,46 @@ pub fn due(leaf: &Leaf, validity: Duration, at: f64, seed: &str) -> OffsetDateTi
     begin + lifetime.mul_f64(at * (1.0 - SPREAD * share(seed)))
 }
 
-/// How soon after its beginning [`due`] may have a leaf renewed.
+/// The shortest time between the issuance of a leaf and its renewal under [`due`].
 #[must_use]
 pub fn earliest(validity: Duration, at: f64) -> Duration {
     validity.mul_f64(at * (1.0 - SPREAD))
 }
 
-/// How long to wait after the given number of failures in a row, the first being 1: doubled each time from `min` to
-/// `max`, and of that a random part between half and whole. `random` lies in 0..1.
+/// The pause after `failures` failures in a row, the first being 1. The pause doubles from `min` to `max`, and a random
+/// part between half and whole of it is taken. `random` lies in 0..1.
 #[must_use]
 pub fn backoff(failures: u32, min: Duration, max: Duration, random: f64) -> Duration {
     let doubled = min.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(31)));
     doubled.min(max).mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
 }
 
-/// An interval, shortened by up to a fifth and never lengthened, so that what is promised to be seen within one is. `random`
-/// lies in 0..1.
+/// An interval shortened by a random part of up to a fifth. It is never lengthened, so a change is seen within one
+/// interval, as promised. `random` lies in 0..1.
 #[must_use]
 pub fn jittered(interval: Duration, random: f64) -> Duration {
     interval.mul_f64(0.8 + random.clamp(0.0, 1.0) / 5.0)
 }
 
-/// Into how many turns the nodes of a cluster are sorted.
+/// The number of turns that the nodes of a cluster are divided into.
 const TURNS: u32 = 3;
-/// Below this interval nobody takes turns: who looks every second wants to see everything at once.
+/// Below this interval nodes take no turns. Whoever polls every second wants each change at once.
 const SHORTEST_WITH_TURNS: Duration = Duration::from_secs(5);
 
-/// How long it takes until everyone had a turn, of nodes that look for changes in this interval: a minute of the default
-/// half a minute, and no more. Nothing where no turns are taken.
+/// The time in which every node has one turn, for nodes that poll in this interval: twice the interval, a minute at
+/// most. The default interval of 30 s gives a minute. `None`: nodes take no turns.
 #[must_use]
 pub fn cycle(interval: Duration) -> Option<Duration> {
     (interval >= SHORTEST_WITH_TURNS).then(|| (interval * 2).min(Duration::from_mins(1)))
 }
 
-/// When the node that is `rank`-th in its cluster may change what its server has loaded: now within its turn, else at the
-/// beginning of the next one.
+/// When the node with index `rank` in its cluster may change what its server has loaded. The answer is now within the
+/// node's turn, else the beginning of its next turn.
 ///
-/// What everyone in a cluster sees within one interval (another node, another bundle, AWS back again) nobody needs within
-/// seconds, so by the wall clock a third of the nodes changes at a time: for a sixth of each cycle, with a sixth between
-/// two turns. In a minute's cycle never more than a third, rounded up, changes in the same ten seconds.
+/// All nodes of a cluster see some changes within one interval: another node, another bundle, AWS back again. No node
+/// needs such a change within seconds. By the wall clock, a third of the nodes therefore changes at a time. A turn
+/// lasts a sixth of the cycle, and a sixth lies between two turns. With a cycle of a minute, at most a third of the
+/// nodes, rounded up, changes in the same ten seconds.
 #[must_use]
 pub fn turn(now: OffsetDateTime, rank: usize, cycle: Duration) -> OffsetDateTime {
     let millis = |duration: Duration| i128::try_from(duration.as_millis()).unwrap_or(i128::MAX).max(1);
@@ -73,7 +74,7 @@ pub fn turn(now: OffsetDateTime, rank: usize, cycle: Duration) -> OffsetDateTime
     now + Duration::from_millis(u64::try_from(cycle - passed).unwrap_or(0))
 }
 
-/// A number in 0..1 that is always the same for the same text and spread evenly over texts.
+/// A number in 0..1: constant for one text, and evenly distributed over texts.
 fn share(seed: &str) -> f64 {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, seed.as_bytes());
     let number = digest.as_ref().iter().take(4).fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
@@ -130,7 +131,7 @@ mod tests {
     fn never_more_than_a_third_of_a_cluster_changes_in_the_same_ten_seconds() {
         let cycle = cycle(Duration::from_secs(30)).unwrap();
         for size in [1, 2, 3, 5, 100_usize] {
-            // Each node sees the change at another moment of half a minute.
+            // Each node sees the change at another moment within half a minute.
             let seen = |rank: usize| OffsetDateTime::UNIX_EPOCH + Duration::from_millis(rank as u64 * 7919 % 30_000);
             let mut at: Vec<_> = (0..size).map(|rank| turn(seen(rank), rank, cycle)).collect();
             at.sort_unstable();
@@ -168,7 +169,7 @@ mod tests {
             prop_assert!(delay >= min / 2 && delay <= max);
         }
 
-        /// Invariant 8: of nodes that fail together none comes again when another does.
+        /// Invariant 8: of nodes that fail together, no two retry at the same moment.
         #[test]
         fn invariant_08_two_random_numbers_are_two_pauses(
             failures in 1_u32..40, seconds in 1_u64..1000, one in 0.0_f64..1.0, other in 0.0_f64..1.0,
@@ -178,7 +179,7 @@ mod tests {
             let after = |random| backoff(failures, pause, pause * 100, random);
             prop_assert_eq!(after(one).cmp(&after(other)), order);
             prop_assert_eq!(jittered(pause, one).cmp(&jittered(pause, other)), order);
-            // Half of a pause, and a fifth of an interval, is what they are spread over.
+            // A pause is spread over half its length, and an interval over a fifth of its length.
             let seconds = |pause: Duration| pause.as_secs_f64();
             prop_assert!(seconds(after(1.0)) - seconds(after(0.0)) >= 0.49 * seconds(after(1.0)));
             prop_assert!(seconds(jittered(pause, 1.0)) - seconds(jittered(pause, 0.0)) >= 0.19 * seconds(pause));

@@ -20,8 +20,9 @@ use self::process::{NatsProcess, ProcessError};
 use crate::conf::listeners::Listeners;
 use crate::conf::render::Rendered;
 use crate::config::NatsConfig;
+use crate::digest::sha256_hex;
 use crate::error::with_causes;
-use crate::trust::VerifiedChain;
+use crate::x509::chain::{Chain, StoredChain};
 
 /// The oldest nats-server that the agent works with: 2.10 is the first version with pooled routes.
 pub const OLDEST: (u32, u32) = (2, 10);
@@ -41,13 +42,21 @@ pub enum Presence {
     Foreign(String),
 }
 
-/// What a port serves.
+/// The chain that a port serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Served {
     /// SHA-256 of the leaf's DER, hexadecimal.
     pub sha256: String,
-    /// The leaf and what was presented with it, in DER.
-    pub certificates: Vec<Vec<u8>>,
+    /// The leaf and the CAs presented with it.
+    pub chain: Chain,
+}
+
+impl Served {
+    /// Takes the chain of a handshake.
+    #[must_use]
+    pub fn of(chain: Chain) -> Self {
+        Self { sha256: sha256_hex(chain.leaf()), chain }
+    }
 }
 
 /// How long a handshake stays valid evidence while `/varz` reports no newer load.
@@ -168,10 +177,10 @@ pub trait Server: Send + Sync {
     ///
     /// Never fails: every part that can't be seen holds the reason. The ports are not probed again while the handshakes of
     /// `last` are still valid.
-    async fn observe(&self, chain: Option<&VerifiedChain>, at: &Listeners, last: Option<&Observed>) -> Observed;
+    async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed;
 
     /// Tells the running server to read its configuration again; returns its pid.
-    async fn reload(&self, chain: &VerifiedChain, at: &Listeners) -> Result<i32, ServerError>;
+    async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<i32, ServerError>;
 }
 
 /// The real nats-server of this machine.
@@ -252,7 +261,7 @@ impl Server for NatsServer {
         NatsProcess::find(&at.pid_file, &self.binary, &self.config).map(|process| process.pid)
     }
 
-    async fn observe(&self, chain: Option<&VerifiedChain>, at: &Listeners, last: Option<&Observed>) -> Observed {
+    async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed {
         let presence = match self.find(at) {
             Ok(pid) => Presence::Running(pid),
             Err(ProcessError::Absent(why)) => {
@@ -280,7 +289,7 @@ impl Server for NatsServer {
 
     /// A SIGHUP kills nats-server in its first milliseconds, and hangs 2.15.1 in lame duck mode. The client port is closed
     /// in both states, so the client port must be open before the signal.
-    async fn reload(&self, chain: &VerifiedChain, at: &Listeners) -> Result<i32, ServerError> {
+    async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<i32, ServerError> {
         let process = NatsProcess::find(&at.pid_file, &self.binary, &self.config)?;
         let probed = match Prober::presenting(chain) {
             Ok(prober) => prober.served(at.client, Port::Client).await,
@@ -296,19 +305,15 @@ impl Server for NatsServer {
 
 /// What the client port and the route port serve.
 async fn served_at_both(
-    chain: Option<&VerifiedChain>,
+    chain: Option<&StoredChain>,
     at: &Listeners,
 ) -> (Result<Served, ProbeError>, Result<Served, ProbeError>) {
     tokio::join!(served_at(chain, at.client, Port::Client), served_at(chain, at.route, Port::Route))
 }
 
-async fn served_at(chain: Option<&VerifiedChain>, address: SocketAddr, port: Port) -> Result<Served, ProbeError> {
+async fn served_at(chain: Option<&StoredChain>, address: SocketAddr, port: Port) -> Result<Served, ProbeError> {
     let prober = chain.map_or_else(Prober::anonymous, Prober::presenting)?;
-    let certificates = prober.served(address, port).await?;
-    match certificates.first() {
-        Some(leaf) => Ok(Served { sha256: crate::digest::sha256_hex(leaf), certificates }),
-        None => Err(ProbeError::Bare { address }),
-    }
+    prober.served(address, port).await.map(Served::of)
 }
 
 fn told(served: Result<Served, ProbeError>) -> Result<Served, String> {

@@ -240,12 +240,12 @@ impl Status {
                 reasons.push("there is no certificate yet".into());
                 true
             }
-            Some(generation) if generation.chain.leaf.not_after <= *now => {
-                reasons.push(format!("the certificate expired at {}", rfc3339(generation.chain.leaf.not_after)));
+            Some(generation) if generation.chain.leaf().not_after <= *now => {
+                reasons.push(format!("the certificate expired at {}", rfc3339(generation.chain.leaf().not_after)));
                 true
             }
-            Some(generation) if generation.chain.leaf.not_before > *now => {
-                let begin = rfc3339(generation.chain.leaf.not_before);
+            Some(generation) if generation.chain.leaf().not_before > *now => {
+                let begin = rfc3339(generation.chain.leaf().not_before);
                 reasons.push(format!(
                     "the certificate is valid from {begin}, and it is {} here: set this machine's clock, or renew if the \
                      clock was wrong then",
@@ -342,7 +342,7 @@ impl LeafStatus {
     /// What is said of a generation's leaf.
     #[must_use]
     pub fn of(generation: &Generation) -> Self {
-        let leaf = &generation.chain.leaf;
+        let leaf = generation.chain.leaf();
         let names = leaf.sans.dns.iter().map(|name| name.as_str().to_owned());
         Self {
             serial: leaf.serial.clone(),
@@ -373,8 +373,8 @@ fn refused(findings: &Findings) -> Vec<String> {
     let (Some(generation), Some(bundle)) = (generation, bundle) else { return Vec::new() };
     let ports = [("client", &observed.client), ("route", &observed.route)];
     let others = ports.into_iter().filter_map(|(port, served)| {
-        let served = served.as_ref().ok().filter(|served| served.sha256 != generation.chain.leaf.sha256)?;
-        let why = bundle.refusal(&served.certificates, *now)?;
+        let served = served.as_ref().ok().filter(|served| served.sha256 != generation.chain.leaf().sha256)?;
+        let why = bundle.refusal(&served.chain, *now)?;
         Some(format!("the {port} port serves a certificate that clients and peers refuse: {why}"))
     });
     others.collect()

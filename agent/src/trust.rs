@@ -1,11 +1,11 @@
-//! The trust bundle, and what it accepts.
+//! The trust bundle, and the verification of a chain against it.
 //!
 //! ```text
 //! source ─► PEM, read strictly ─► TrustBundle ─┐
-//!                     key, SANs, IssuedChain ──┴─ accept ─► VerifiedChain
+//!                     key, SANs, IssuedChain ──┴─ verify ─► VerifiedChain
 //! ```
 //!
-//! What comes from outside is checked here once; a [`VerifiedChain`] is what may be written as a generation.
+//! Here the issuer's answer is checked once. Only a [`VerifiedChain`] becomes a new generation.
 
 mod bundle;
 pub mod sources;
@@ -16,28 +16,30 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::issue::IssueError;
+use crate::error::RemoteError;
 
-pub use bundle::{Anchor, AnchorFault, BundleError, TrustBundle};
-pub use verify::{MAX_CHAIN, MAX_CHAIN_PEM, RejectedChain, VerifiedChain};
+pub use bundle::TrustBundle;
+pub(crate) use bundle::{Anchor, BundleError};
+pub(crate) use verify::RejectedChain;
+pub use verify::VerifiedChain;
 
-/// The largest bundle that is read. Secrets Manager's own limit is 65,536 bytes; a file may hold a little more.
-pub const MAX_BUNDLE: usize = 1024 * 1024;
+/// The largest bundle, in bytes of PEM. Secrets Manager's own limit is 65,536 bytes; a file may be larger.
+pub(crate) const MAX_BUNDLE: usize = 1024 * 1024;
 
-/// The most anchors that a bundle may hold. Every one is tried at each handshake of nats-server.
-pub const MAX_ANCHORS: usize = 200;
+/// The most anchors in a bundle. nats-server tries every anchor at each handshake.
+pub(crate) const MAX_ANCHORS: usize = 200;
 
-/// How long a source may take to answer.
-pub const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest wait for a source's answer.
+pub(crate) const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where trust bundles come from.
+/// A source of trust bundles.
 #[async_trait]
 pub trait TrustSource: Send + Sync {
-    /// Reads the bundle as it is now.
+    /// Reads the current bundle.
     async fn fetch(&self) -> Result<TrustBundle, TrustError>;
 }
 
-/// Why there is no trust bundle, or no cluster credential.
+/// Why there is no trust bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// The file could not be read.
@@ -45,41 +47,41 @@ pub enum TrustError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// What was read is no usable bundle.
+    /// The source's content is no usable bundle.
     #[error("the trust bundle from {origin} can't be used; correct it there, the bundle in force stays")]
     Bundle {
-        /// Where it came from.
+        /// The name of the source.
         origin: String,
-        /// What is wrong with it.
+        /// What is wrong with the content.
         #[source]
         source: BundleError,
     },
-    /// The issuer didn't give its CA certificate.
+    /// The issuer didn't answer with its CA certificate.
     #[error("could not get the trust bundle from the issuer")]
     Issuer {
-        /// What the issuer said.
+        /// The issuer's error.
         #[source]
-        source: IssueError,
+        source: RemoteError,
     },
     /// The secret could not be read, or holds no bundle.
     #[error(transparent)]
     Secret(#[from] crate::aws::secret::SecretError),
-    /// There is more than a bundle can be.
+    /// The content is longer than any bundle.
     #[error(
         "the trust bundle from {origin} is longer than {MAX_BUNDLE} bytes; leave in it only the CAs of this cluster"
     )]
     TooLarge {
-        /// Where it came from.
+        /// The name of the source.
         origin: String,
     },
     /// The source didn't answer in time.
     #[error("{origin} did not give the trust bundle within {} s; it is asked again", FETCH_TIMEOUT.as_secs())]
     Timeout {
-        /// Who was asked.
+        /// The name of the source.
         origin: String,
     },
 }

@@ -67,7 +67,7 @@ pub(crate) async fn wire_to_look(config: &Config) -> Result<Parts, WiringError> 
 pub async fn wire_to_inspect(config: &Config) -> Parts {
     // What can't be read is what the inspection itself will name.
     let newest = Generations::of(&config.state_directory).newest().ok().and_then(|(newest, _)| newest);
-    let certified = newest.map(|newest| newest.chain.leaf.sans).unwrap_or_default();
+    let certified = newest.map(|newest| newest.chain.leaf().sans.clone()).unwrap_or_default();
     wire_around(as_certified(&config.node, &certified), config, Vec::new(), Purpose::Look).await
 }
 

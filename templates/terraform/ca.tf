@@ -1,5 +1,5 @@
-# The private CA: a root that signs the nodes' certificates itself. One level is what short-lived mode is for: "short-lived
-# certificates must be the last CA in the certificate hierarchy"
+# The private CA: a root that signs the nodes' certificates itself. Short-lived mode is meant for one level:
+# "short-lived certificates must be the last CA in the certificate hierarchy"
 # (https://docs.aws.amazon.com/privateca/latest/userguide/short-lived-certificates.html).
 
 resource "aws_acmpca_certificate_authority" "this" {
@@ -8,8 +8,8 @@ resource "aws_acmpca_certificate_authority" "this" {
   permanent_deletion_time_in_days = 30
   tags                            = merge(var.tags, { Name = var.name })
 
-  # No revocation: a certificate of seven days is gone before most clients would have looked at a list, and nats-server
-  # looks at none unless told to.
+  # No revocation. A certificate of seven days expires before most clients would look at a list, and nats-server reads
+  # no list unless it is configured to.
   certificate_authority_configuration {
     key_algorithm     = "EC_prime256v1"
     signing_algorithm = "SHA256WITHECDSA"
@@ -19,13 +19,13 @@ resource "aws_acmpca_certificate_authority" "this" {
     }
   }
 
-  # Another name, mode or algorithm would be another CA in the place of this one, and no node could renew.
+  # A changed name, mode or algorithm would replace this CA by another CA, and no node could renew.
   lifecycle {
     prevent_destroy = true
   }
 }
 
-# Its own certificate, signed by itself. A CA in short-lived mode may give itself years: "AWS Private CA does not perform
+# The CA's self-signed certificate. A CA in short-lived mode may give itself years: "AWS Private CA does not perform
 # validity checks on root CA certificates" (the same page).
 resource "aws_acmpca_certificate" "root" {
   certificate_authority_arn   = aws_acmpca_certificate_authority.this.arn
@@ -39,7 +39,7 @@ resource "aws_acmpca_certificate" "root" {
   }
 }
 
-# Until it has this the CA's status is PENDING_CERTIFICATE, and it issues nothing.
+# Without its certificate, the CA has the status PENDING_CERTIFICATE and issues nothing.
 resource "aws_acmpca_certificate_authority_certificate" "this" {
   certificate_authority_arn = aws_acmpca_certificate_authority.this.arn
   certificate               = aws_acmpca_certificate.root.certificate

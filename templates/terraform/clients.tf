@@ -1,4 +1,4 @@
-# One name for clients. TLS goes through to the nodes, whose certificates carry the name.
+# One name for clients. The load balancer passes TLS through to the nodes, whose certificates carry the name.
 
 resource "aws_lb" "clients" {
   #checkov:skip=CKV_AWS_91:A network load balancer logs TLS listeners only, and this one passes TCP on. VPC flow logs show who connects.
@@ -23,10 +23,11 @@ resource "aws_lb_target_group" "clients" {
   deregistration_delay = 120
   tags                 = var.tags
 
-  # That it listens. A server that shuts down in lame duck mode no longer does, and gets no new clients. nats-server logs each
-  # of these as "[ERR] … TLS handshake error: EOF", and each zone's balancer asks by itself: hence not every ten seconds.
-  # What is unhealthy is replaced, streams and all: five minutes, so that a restart in lame duck mode or a reboot isn't. Ten is the
-  # most (https://docs.aws.amazon.com/elasticloadbalancing/latest/network/target-group-health-checks.html).
+  # The check finds out whether the node listens. A server that shuts down in lame duck mode stops listening and gets no
+  # new clients. nats-server logs each check as "[ERR] … TLS handshake error: EOF". Each zone's balancer checks by
+  # itself, so the interval is longer than ten seconds. An unhealthy node is replaced together with its streams. Five
+  # minutes must pass first, so a restart in lame duck mode or a reboot replaces no node. Ten failed checks are the
+  # maximum (https://docs.aws.amazon.com/elasticloadbalancing/latest/network/target-group-health-checks.html).
   health_check {
     protocol            = "TCP"
     port                = "traffic-port"
@@ -48,7 +49,7 @@ resource "aws_lb_listener" "clients" {
   }
 }
 
-# A zone of just this name, so that no name beside it is taken over in the VPC.
+# The zone has just this name, so it takes over no other name in the VPC.
 resource "aws_route53_zone" "clients" {
   name    = var.client_dns_name
   comment = "Clients of ${var.name}"

@@ -1,4 +1,4 @@
-# The nodes' role. The policies are those of ../iam, which the tests hold against what the agent calls.
+# The nodes' role. Its policies come from ../iam, and the tests compare these with the agent's calls.
 
 resource "aws_iam_role" "node" {
   name               = "${var.name}-node"

@@ -1,4 +1,4 @@
-# Who may talk to whom. Nothing is needed for DNS, time and instance metadata: security groups don't filter these
+# The allowed connections. DNS, time and instance metadata need no rule, because security groups don't filter them
 # (https://docs.aws.amazon.com/vpc/latest/userguide/vpc-security-groups.html).
 
 resource "aws_security_group" "node" {
@@ -24,13 +24,14 @@ resource "aws_security_group" "clients" {
 }
 
 locals {
-  # A client connects to the load balancer, and then to any node: nats-server tells it the nodes' addresses.
+  # A client connects to the load balancer, and then to any node, because nats-server tells clients the nodes'
+  # addresses.
   client_facing = {
     node    = aws_security_group.node.id
     clients = aws_security_group.clients.id
   }
   from_blocks = { for pair in setproduct(keys(local.client_facing), var.client_cidr_blocks) : join(" ", pair) => pair }
-  # By number: a group that is made in the same run has no id yet.
+  # The key is a number, because a group that is made in the same run has no id yet.
   from_groups = {
     for pair in setproduct(keys(local.client_facing), range(length(var.client_security_group_ids))) : join(" ", pair) => {
       security_group_id = local.client_facing[pair[0]]
@@ -61,7 +62,7 @@ resource "aws_vpc_security_group_ingress_rule" "from_groups" {
   to_port                      = 4222
 }
 
-# Health checks, and clients through the load balancer, whose own addresses are kept.
+# Health checks, and clients through the load balancer, which keeps the clients' own addresses.
 resource "aws_vpc_security_group_ingress_rule" "from_load_balancer" {
   security_group_id            = aws_security_group.node.id
   description                  = "The load balancer"
@@ -109,7 +110,7 @@ resource "aws_vpc_security_group_egress_rule" "https" {
   to_port           = 443
 }
 
-# By number: a list that is made in the same run has no id yet.
+# The key is a number, because a list that is made in the same run has no id yet.
 resource "aws_vpc_security_group_egress_rule" "https_to_prefix_lists" {
   count = length(var.egress_prefix_list_ids)
 

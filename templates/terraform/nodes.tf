@@ -1,4 +1,4 @@
-# Deprecated ones too: an image of Amazon Linux 2023 is after 90 days, and serves on.
+# Deprecated images are included. An image of Amazon Linux 2023 is deprecated after 90 days and still works.
 data "aws_ami" "node" {
   include_deprecated = true
 
@@ -18,7 +18,7 @@ locals {
     validity           = var.certificate_validity
     trust_secret_id    = aws_secretsmanager_secret.trust.arn
     cluster_secret_id  = aws_cloudformation_stack.cluster_credential.outputs["Arn"]
-    # A list of texts in JSON is one in TOML.
+    # A list of texts in JSON is also a list in TOML.
     dns_names         = jsonencode(concat([var.client_dns_name], var.additional_dns_names))
     addresses         = var.addresses
     extra_agent_toml  = base64encode(var.extra_agent_toml)
@@ -27,7 +27,7 @@ locals {
 
   node_tags = merge(var.tags, { Name = "${var.name}-node" })
 
-  # One node more than there should be, and never one less.
+  # During a replacement there is one node more than `size`, and never one less.
   max_healthy_percentage = 100 + ceil(100 / var.size)
 }
 
@@ -46,7 +46,7 @@ resource "aws_launch_template" "node" {
     arn = aws_iam_instance_profile.node.arn
   }
 
-  # IMDSv2 only, and its answers go no further than the instance itself: the agent runs on it, in no container
+  # IMDSv2 only, and its answers stay within the instance. The agent runs on the instance itself and not in a container
   # (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-options.html).
   metadata_options {
     http_endpoint               = "enabled"
@@ -55,8 +55,8 @@ resource "aws_launch_template" "node" {
     instance_metadata_tags      = "disabled"
   }
 
-  # i-….REGION.compute.internal resolves to the instance's address: how nodes find each other without an EC2 permission
-  # (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-naming.html).
+  # i-….REGION.compute.internal resolves to the instance's address. Nodes find each other this way without an EC2
+  # permission (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-naming.html).
   private_dns_name_options {
     hostname_type                     = "resource-name"
     enable_resource_name_dns_a_record = true
@@ -97,7 +97,7 @@ resource "aws_launch_template" "node" {
   }
 }
 
-# No lifecycle hooks yet: nothing would complete them, and each launch would wait until the hook's time-out.
+# No lifecycle hooks yet: nothing completes them, and each launch would wait for the hook's time-out.
 resource "aws_autoscaling_group" "node" {
   name                      = var.name
   desired_capacity          = var.size
@@ -113,7 +113,7 @@ resource "aws_autoscaling_group" "node" {
   wait_for_elb_capacity     = var.size
   wait_for_capacity_timeout = "20m"
 
-  # A node's streams are on the node: it isn't given up only to have the zones even
+  # A node holds its streams, so no node is given up merely to balance the zones
   # (https://docs.aws.amazon.com/autoscaling/ec2/userguide/as-suspend-resume-processes.html).
   suspended_processes = ["AZRebalance"]
 
@@ -122,15 +122,15 @@ resource "aws_autoscaling_group" "node" {
     version = aws_launch_template.node.latest_version
   }
 
-  # The new node first, then the old one goes, also when a health check failed
+  # The new node starts before the old node ends, also after a failed health check
   # (https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-instance-maintenance-policy.html).
   instance_maintenance_policy {
     min_healthy_percentage = 100
     max_healthy_percentage = local.max_healthy_percentage
   }
 
-  # A change of the launch template replaces the nodes one after the other, with a pause after each; a new one that doesn't
-  # become healthy stops it and brings the old template back.
+  # A change of the launch template replaces the nodes one after the other, with a pause after each. If a new node
+  # doesn't become healthy, the refresh stops and the old template returns.
   instance_refresh {
     strategy = "Rolling"
 
@@ -140,7 +140,8 @@ resource "aws_autoscaling_group" "node" {
       skip_matching          = true
       auto_rollback          = true
       checkpoint_delay       = var.refresh_pause_seconds
-      # "The minimum percentage of instances that must be new": rounded down, so that each is reached by its node, 33, 66, 100
+      # "The minimum percentage of instances that must be new", rounded down, so that each node reaches its checkpoint:
+      # 33, 66, 100
       # (https://docs.aws.amazon.com/autoscaling/ec2/userguide/asg-adding-checkpoints-instance-refresh.html).
       checkpoint_percentages = [for number in range(1, var.size + 1) : floor(number * 100 / var.size)]
     }
@@ -156,7 +157,7 @@ resource "aws_autoscaling_group" "node" {
     }
   }
 
-  # What a node asks for when it starts, and the others when it is there; and at a destroy, what it has until it is gone.
+  # A node needs these when it starts or once it serves. At a destroy a node needs them until it is gone.
   depends_on = [
     aws_acmpca_certificate_authority_certificate.this,
     aws_secretsmanager_secret_version.trust,

@@ -1,10 +1,10 @@
 output "client_url" {
-  description = "What clients connect to, with `ca_certificate` as the CA that they trust."
+  description = "The URL that clients connect to. They trust the CA in `ca_certificate`."
   value       = "tls://${aws_route53_record.clients.fqdn}:4222"
 }
 
 output "ca_certificate" {
-  description = "The root certificate, in PEM. Clients that can should read the trust bundle's secret instead, which a rotation of the CA changes."
+  description = "The root certificate, in PEM. Clients that can read the trust bundle's secret should use it instead, because a rotation of the CA changes it."
   value       = aws_acmpca_certificate.root.certificate
 }
 
@@ -24,7 +24,7 @@ output "cluster_secret_arn" {
 }
 
 output "secrets_key_arn" {
-  description = "The KMS key of both secrets: who reads the trust bundle needs kms:Decrypt on it."
+  description = "The KMS key of both secrets. Readers of the trust bundle need kms:Decrypt on it."
   value       = aws_kms_key.secrets.arn
 }
 

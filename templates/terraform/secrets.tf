@@ -1,5 +1,5 @@
-# The trust bundle, which is no secret and is kept where the agent and clients look for changes of it; and the cluster
-# credential, which is one.
+# The trust bundle and the cluster credential. The bundle is public. It is kept in a secret because the agent and
+# clients look there for changes. The credential is confidential.
 
 resource "aws_kms_key" "secrets" {
   description             = "The secrets of ${var.name}"
@@ -7,7 +7,7 @@ resource "aws_kms_key" "secrets" {
   deletion_window_in_days = 30
   tags                    = var.tags
 
-  # IAM policies of this account decide; that of the nodes' role lets them decrypt through Secrets Manager only
+  # IAM policies of this account decide. The policy of the nodes' role allows decryption only through Secrets Manager
   # (https://docs.aws.amazon.com/kms/latest/developerguide/key-policy-default.html).
   policy = jsonencode({
     Version = "2012-10-17"
@@ -36,8 +36,8 @@ resource "aws_secretsmanager_secret_version" "trust" {
 
 # CloudFormation has AWS make the password. Terraform itself would have it in its state or, with a write-only argument, would
 # still read it at each refresh and so had to be among those who may: now it has never been anywhere but in the secret.
-# The password is of the first creation; another one is put as a new version of the secret, without Terraform (README of
-# nats-tls-agent, "The cluster credential").
+# The password is of the first creation; another one is put as a new version of the secret, without Terraform (docs/operations.md
+# of nats-tls-agent, "The cluster credential").
 resource "aws_cloudformation_stack" "cluster_credential" {
   #checkov:skip=CKV_AWS_124:One secret, made once; Terraform itself waits for it and tells.
   name = "${var.name}-cluster-credential"

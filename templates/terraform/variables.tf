@@ -1,17 +1,17 @@
 variable "name" {
-  description = "What everything is called by: the Auto Scaling group, and with it the NATS cluster, the role, the load balancer."
+  description = "The name of everything: the Auto Scaling group, and with it the NATS cluster, the role, the load balancer."
   type        = string
   default     = "nats"
 
   validation {
-    # A load balancer's name has 32 characters at most, and ours ends with "-clients".
+    # A load balancer's name has 32 characters at most, and this module appends "-clients".
     condition     = can(regex("^[a-z][a-z0-9-]{0,22}[a-z0-9]$", var.name))
     error_message = "name has 2 to 24 lower-case letters, digits and hyphens, and begins with a letter."
   }
 }
 
 variable "tags" {
-  description = "Tags of everything, the instances and their volumes included."
+  description = "Tags of everything, including the instances and their volumes."
   type        = map(string)
   default     = {}
 }
@@ -19,12 +19,12 @@ variable "tags" {
 # --- Network
 
 variable "vpc_id" {
-  description = "The VPC. Its attributes enableDnsSupport and enableDnsHostnames must be on: nodes find each other by instance-id host names."
+  description = "The VPC. Its attributes enableDnsSupport and enableDnsHostnames must be on, because nodes find each other by instance-id host names."
   type        = string
 }
 
 variable "subnet_ids" {
-  description = "Private subnets for the nodes and the load balancer, one for each Availability Zone, with a way to AWS's endpoints and to the two packages."
+  description = "Private subnets for the nodes and the load balancer, one for each Availability Zone. They need a route to AWS's endpoints and to the two packages."
   type        = list(string)
 
   validation {
@@ -34,7 +34,7 @@ variable "subnet_ids" {
 }
 
 variable "client_cidr_blocks" {
-  description = "From where clients may connect to port 4222, by IPv4 CIDR block."
+  description = "The IPv4 CIDR blocks from which clients may connect to port 4222."
   type        = list(string)
   default     = []
 
@@ -51,19 +51,19 @@ variable "client_security_group_ids" {
 }
 
 variable "egress_cidr_blocks" {
-  description = "Where nodes may connect to with HTTPS: AWS's endpoints, and where the packages are. With VPC endpoints for all of these, the VPC's own block is enough, but for a gateway endpoint, which has its prefix list."
+  description = "The destinations of the nodes' HTTPS connections: AWS's endpoints and the source of the packages. With VPC endpoints for all of these, the VPC's own block is enough, except for a gateway endpoint, which has a prefix list."
   type        = list(string)
   default     = ["0.0.0.0/0"]
 }
 
 variable "egress_prefix_list_ids" {
-  description = "Where nodes may connect to with HTTPS as well, by prefix list: a gateway endpoint for S3, where the packages are, isn't in the VPC's block but in its attribute prefix_list_id."
+  description = "More destinations of the nodes' HTTPS connections, by prefix list. A gateway endpoint for S3, where the packages are, isn't in the VPC's block but in its attribute prefix_list_id."
   type        = list(string)
   default     = []
 }
 
 variable "client_dns_name" {
-  description = "The name that clients connect to, in a private zone of its own in the VPC. Every node's certificate carries it."
+  description = "The name that clients connect to, in its own private zone in the VPC. Every node's certificate carries the name."
   type        = string
   default     = "nats.internal"
 
@@ -74,13 +74,13 @@ variable "client_dns_name" {
 }
 
 variable "additional_dns_names" {
-  description = "More names under which clients reach the nodes, for the certificates alone: no record is made for them."
+  description = "More names under which clients reach the nodes. The certificates carry them, and no DNS record is made."
   type        = list(string)
   default     = []
 }
 
 variable "deletion_protection" {
-  description = "Whether the load balancer refuses to be deleted. Turn it off, and apply, before a destroy."
+  description = "Whether the load balancer refuses to be deleted. Set it to false and apply before a destroy."
   type        = bool
   default     = true
 }
@@ -92,7 +92,7 @@ variable "short_lived_ca" {
     Which mode the private CA has. Short-lived, the default, issues certificates of seven days at most; the CA costs $50 a month.
     General-purpose issues any; the CA costs $400 a month. Each certificate costs extra; with seven days a node takes about seven
     a month (https://aws.amazon.com/private-ca/pricing/). A CA's mode can't be changed: another mode is another CA, and a plan that
-    deletes the one whose certificates the nodes have is refused. Read "Rotating the CA" in the README of nats-tls-agent first.
+    deletes the one whose certificates the nodes have is refused. Read "Rotating the CA" in docs/operations.md of nats-tls-agent first.
   EOT
   type        = bool
   default     = true
@@ -105,13 +105,13 @@ variable "ca_common_name" {
 }
 
 variable "ca_validity_years" {
-  description = "How long the root certificate is valid. It can't be renewed without a rotation of the CA."
+  description = "The lifetime of the root certificate. Only a rotation of the CA renews it."
   type        = number
   default     = 10
 }
 
 variable "certificate_validity" {
-  description = "How long a node's certificate is valid, as nats-tls-agent reads durations: \"7d\", \"12h\"."
+  description = "The lifetime of a node's certificate, as nats-tls-agent reads durations: \"7d\", \"12h\"."
   type        = string
   default     = "7d"
 
@@ -131,7 +131,7 @@ variable "certificate_validity" {
 }
 
 variable "additional_trust_anchors" {
-  description = "More CA certificates in PEM that nodes and clients accept: the old ones or the next ones of a rotation of the CA."
+  description = "More CA certificates in PEM that nodes and clients accept: the old or the next CA during a rotation."
   type        = list(string)
   default     = []
 
@@ -144,7 +144,7 @@ variable "additional_trust_anchors" {
 # --- Nodes
 
 variable "size" {
-  description = "How many nodes. JetStream's streams of three replicas need three."
+  description = "The number of nodes. JetStream's streams of three replicas need three."
   type        = number
   default     = 3
 
@@ -155,24 +155,24 @@ variable "size" {
 }
 
 variable "ami_id" {
-  description = "The image: Amazon Linux 2023, Debian 12 or Ubuntu 22.04. Another image replaces every node, so name one and not \"the latest\"."
+  description = "The image: Amazon Linux 2023, Debian 12 or Ubuntu 22.04. A new image replaces every node, so name an image and not \"the latest\"."
   type        = string
 }
 
 variable "instance_type" {
-  description = "The instance type, of the image's architecture and the packages'."
+  description = "The instance type. Its architecture is that of the image and of the packages."
   type        = string
   default     = "m7i.large"
 }
 
 variable "root_volume_gib" {
-  description = "The size of the root volume, where JetStream keeps its streams. It goes with the instance."
+  description = "The size of the root volume, where JetStream keeps its streams. The volume ends with the instance."
   type        = number
   default     = 50
 }
 
 variable "nats_server_url" {
-  description = "nats-server 2.10 or later for the nodes' architecture: the .tar.gz, .deb or .rpm of a release. It must be there for as long as nodes are started: a presigned URL isn't."
+  description = "nats-server 2.10 or later for the nodes' architecture: the .tar.gz, .deb or .rpm of a release. The URL must work for as long as nodes are started, so a presigned URL is not enough."
   type        = string
 
   validation {
@@ -182,7 +182,7 @@ variable "nats_server_url" {
 }
 
 variable "nats_server_sha256" {
-  description = "Its SHA-256, in hexadecimal."
+  description = "The SHA-256 of the file, in hexadecimal."
   type        = string
 
   validation {
@@ -192,7 +192,7 @@ variable "nats_server_sha256" {
 }
 
 variable "agent_url" {
-  description = "The package of nats-tls-agent: .rpm for Amazon Linux, .deb for Debian and Ubuntu. It must be there for as long as nodes are started."
+  description = "The package of nats-tls-agent: .rpm for Amazon Linux, .deb for Debian and Ubuntu. The URL must work for as long as nodes are started."
   type        = string
 
   validation {
@@ -202,7 +202,7 @@ variable "agent_url" {
 }
 
 variable "agent_sha256" {
-  description = "Its SHA-256, in hexadecimal."
+  description = "The SHA-256 of the file, in hexadecimal."
   type        = string
 
   validation {
@@ -223,7 +223,7 @@ variable "addresses" {
 }
 
 variable "extra_nats_config" {
-  description = "More of nats-server's own configuration, in its language: accounts, a system account, limits. Whoever may read user data reads it, so no password: users by NKey or JWT. A change replaces every node."
+  description = "More of nats-server's own configuration, in its language: accounts, a system account, limits. Whoever may read user data reads this, so name users by NKey or JWT and not by password. A change replaces every node."
   type        = string
   default     = ""
 }
@@ -235,13 +235,13 @@ variable "extra_agent_toml" {
 }
 
 variable "additional_policy_arns" {
-  description = "More policies of the nodes' role, for instance AmazonSSMManagedInstanceCore to log in to them."
+  description = "More policies of the nodes' role, for instance AmazonSSMManagedInstanceCore to log in to the nodes."
   type        = list(string)
   default     = []
 }
 
 variable "health_check_type" {
-  description = "\"ELB\" replaces a node that doesn't listen on port 4222 as well; \"EC2\" one whose machine is broken, only. With \"EC2\" a refresh doesn't stop at a node that never came up."
+  description = "\"ELB\" also replaces a node that doesn't listen on port 4222; \"EC2\" only replaces a node whose machine is broken. With \"EC2\" a refresh doesn't stop at a node that never came up."
   type        = string
   default     = "ELB"
 
@@ -252,13 +252,13 @@ variable "health_check_type" {
 }
 
 variable "boot_seconds" {
-  description = "How long a new node may take until it serves; after that it counts as unhealthy."
+  description = "The time that a new node may take until it serves. After that it counts as unhealthy."
   type        = number
   default     = 600
 }
 
 variable "refresh_pause_seconds" {
-  description = "How long an instance refresh waits after each node that it replaced. In that time somebody takes the node that is gone out of JetStream's meta group; see the README."
+  description = "The pause of an instance refresh after each replaced node. In that time somebody removes the replaced node from JetStream's meta group; see the README."
   type        = number
   default     = 3600
 

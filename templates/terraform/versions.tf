@@ -1,5 +1,5 @@
 terraform {
-  # validation blocks that look at other variables
+  # Validation blocks may refer to other variables from 1.9 on.
   required_version = ">= 1.9"
 
   required_providers {

@@ -1,6 +1,6 @@
-"""Moto as the AWS of the tests: `serve` runs it, every other command sets something up in a running one.
+"""Moto, the AWS of the tests: `serve` runs moto, and every other command changes a running moto.
 
-Run by the Python that has moto, which brings boto3. One command a call; prints one JSON value.
+It needs the Python of moto's environment, which includes boto3. Each call takes one command and prints one JSON value.
 """
 
 import argparse
@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 
-# Loopback addresses, so that real servers can listen on what moto gives an instance; the subnet leaves 127.0.0.1 alone.
+# Loopback addresses, so that real servers can listen on the addresses of moto's instances. The subnet excludes
+# 127.0.0.1.
 VPC = "127.0.0.0/16"
 SUBNET = "127.0.16.0/20"
 
 
 def serve(_):
-    """Moto on a free port, which it prints to its log. Ends with its parent, however that ends."""
+    """Runs moto on a free port, which moto prints to its log. Moto ends when its parent ends, for any reason."""
     parent = os.getppid()
 
     def follow():
@@ -31,7 +32,7 @@ def serve(_):
 
 
 def launch(args):
-    """An Auto Scaling group of `size` instances, in a network of its own."""
+    """Makes an Auto Scaling group of `size` instances in a separate network."""
     ec2, autoscaling = client(args, "ec2"), client(args, "autoscaling")
     vpc = ec2.create_vpc(CidrBlock=VPC)["Vpc"]["VpcId"]
     subnet = ec2.create_subnet(VpcId=vpc, CidrBlock=SUBNET)["Subnet"]["SubnetId"]
@@ -56,7 +57,7 @@ def resize(args):
 
 
 def terminate(args):
-    """Ends one instance; the group doesn't replace it."""
+    """Terminates one instance. The group doesn't replace it."""
     client(args, "autoscaling").terminate_instance_in_auto_scaling_group(
         InstanceId=args.instance, ShouldDecrementDesiredCapacity=True
     )
@@ -79,7 +80,7 @@ def attach(args):
 
 
 def instances(args):
-    """The group's members: [{"id": …, "address": …, "state": …}]."""
+    """Prints the group's members: [{"id": …, "address": …, "state": …}]."""
     groups = client(args, "autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[args.group])
     states = {i["InstanceId"]: i["LifecycleState"] for i in groups["AutoScalingGroups"][0]["Instances"]}
     if not states:
@@ -93,7 +94,7 @@ def instances(args):
 
 
 def create_ca(args):
-    """An active root CA: {"arn": …, "pem": …}."""
+    """Makes an active root CA: {"arn": …, "pem": …}."""
     pca = client(args, "acm-pca")
     arn = pca.create_certificate_authority(
         CertificateAuthorityType="ROOT",
@@ -117,13 +118,13 @@ def create_ca(args):
 
 
 def certificate(args):
-    """A certificate that was issued: {"pem": …}."""
+    """Prints an issued certificate: {"pem": …}."""
     answer = client(args, "acm-pca").get_certificate(CertificateAuthorityArn=args.ca, CertificateArn=args.certificate)
     return {"pem": answer["Certificate"]}
 
 
 def put_secret(args):
-    """A new current version of a secret, its content from standard input: {"arn": …, "version": …}."""
+    """Makes standard input the current version of a secret: {"arn": …, "version": …}."""
     secrets = client(args, "secretsmanager")
     content = sys.stdin.buffer.read()
     value = {"SecretBinary": content} if args.binary else {"SecretString": content.decode()}

@@ -1,4 +1,4 @@
-//! The alarms are of metrics that there are, and are raised when they should be and not before.
+//! The alarms use existing metrics, and are raised in time but not early.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use harness::tools;
 const RULES: &str = include_str!("../../templates/prometheus/alerts.yaml");
 const PLAYED: &str = include_str!("alerts.yaml");
 
-/// Metrics that a text names.
+/// The metrics that a text names.
 fn metrics(text: &str) -> BTreeSet<&str> {
     let is_name = |character: char| character.is_ascii_lowercase() || character == '_';
     let words = text.split(|character| !is_name(character));
@@ -17,13 +17,13 @@ fn metrics(text: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn an_alarm_is_of_a_metric_that_the_readme_lists() {
-    let listed = metrics(include_str!("../../README.md"));
+fn an_alarm_is_of_a_metric_that_the_documents_list() {
+    let listed = metrics(include_str!("../../docs/operations.md"));
     let used = metrics(RULES);
     assert!(used.len() >= 4 && used.is_subset(&listed), "{used:?} of {listed:?}");
 }
 
-/// `.ci/run` says when there is no promtool.
+/// `.ci/run` reports a missing promtool.
 #[test]
 fn prometheus_raises_each_alarm_in_time_and_none_for_what_passes() {
     let Some(promtool) = tools::promtool() else {

@@ -18,13 +18,14 @@ use nats_tls_agent::aws::AwsSettings;
 use nats_tls_agent::config::{AddressLookup, CaArn, NodeConfig};
 use nats_tls_agent::credential::ClusterCredential;
 use nats_tls_agent::credential::secret::ClusterSecret;
+use nats_tls_agent::error::{RemoteError, RemoteErrorKind};
 use nats_tls_agent::issue::acm_pca::AcmPca;
-use nats_tls_agent::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, Issuer};
+use nats_tls_agent::issue::{CertificateHandle, IssueRequest, Issuer};
 use nats_tls_agent::node::{Needs, Node, identify_through};
 use nats_tls_agent::peers::PeerSource;
 use nats_tls_agent::peers::asg::Asg;
 use nats_tls_agent::trust::sources::secrets_manager::SecretsManager;
-use nats_tls_agent::x509::csr::{Csr, KeyAlgorithm};
+use nats_tls_agent::x509::csr::{Csr, KeyAlgorithm, public_key_der};
 use nats_tls_agent::x509::san::{DnsName, Sans};
 use time::OffsetDateTime;
 use time::macros::datetime;
@@ -101,11 +102,11 @@ async fn pca_issues_for_our_key_and_names_its_ca() {
     let csr = Csr::generate(&node.name, &node.sans, KeyAlgorithm::EcdsaP256).unwrap();
     let handle = ask(&issuer, &csr.pem, Duration::from_hours(1)).await.unwrap();
     assert!(handle.0.starts_with(&ca.arn));
-    let chain = issuer.collect(&handle).await.unwrap();
+    let chain = issuer.collect(&handle).await.unwrap().unwrap();
     assert_eq!(chain.chain_pem.trim(), ca.pem.trim());
     let (_, pem) = x509_parser::pem::parse_x509_pem(chain.leaf_pem.as_bytes()).unwrap();
     let leaf = pem.parse_x509().unwrap();
-    assert_eq!(leaf.public_key().raw, csr.public_key_der().unwrap());
+    assert_eq!(leaf.public_key().raw, public_key_der(&csr.key).unwrap());
 }
 
 #[tokio::test]
@@ -117,7 +118,7 @@ async fn a_short_lived_ca_is_refused_a_longer_validity_before_it_is_asked() {
     let csr = Csr::generate(&node.name, &node.sans, KeyAlgorithm::EcdsaP256).unwrap();
     ask(&issuer, &csr.pem, WEEK).await.unwrap();
     let error = ask(&issuer, &csr.pem, WEEK + Duration::from_mins(1)).await.unwrap_err();
-    assert_eq!(error.kind, IssueErrorKind::Permanent);
+    assert_eq!(error.kind, RemoteErrorKind::Permanent);
     let text = error.to_string();
     assert!(text.contains("short-lived") && text.contains("validity = \"7d\""), "{text}");
 }
@@ -131,7 +132,7 @@ async fn an_unknown_ca_is_an_error_of_the_call() {
     let service = Scripted::start().await;
     service.script([self::error(400, "ResourceNotFoundException")]);
     let error = ask(&AcmPca::new(&service.config().await, arn(CA), None), "csr", WEEK).await.unwrap_err();
-    assert_eq!(error.kind, IssueErrorKind::Permanent);
+    assert_eq!(error.kind, RemoteErrorKind::Permanent);
     assert!(error.to_string().contains("check issuer.ca_arn"), "{error}");
 }
 
@@ -144,15 +145,14 @@ async fn pca_errors_are_sorted_by_what_they_mean() {
     let service = Scripted::start().await;
     let issuer = AcmPca::new(&service.config().await, arn(CA), None);
     for (status, code, expected) in [
-        (400, "RequestInProgressException", IssueErrorKind::InProgress),
-        (400, "RequestFailedException", IssueErrorKind::Permanent),
-        (400, "ResourceNotFoundException", IssueErrorKind::Absent),
-        (400, "InvalidStateException", IssueErrorKind::Unavailable),
-        (400, "LimitExceededException", IssueErrorKind::Quota),
-        (400, "ThrottlingException", IssueErrorKind::Throttled),
-        (400, "AccessDeniedException", IssueErrorKind::Denied),
-        (400, "ExpiredTokenException", IssueErrorKind::Denied),
-        (500, "InternalFailure", IssueErrorKind::Unavailable),
+        (400, "RequestFailedException", RemoteErrorKind::Permanent),
+        (400, "ResourceNotFoundException", RemoteErrorKind::Absent),
+        (400, "InvalidStateException", RemoteErrorKind::Unavailable),
+        (400, "LimitExceededException", RemoteErrorKind::Quota),
+        (400, "ThrottlingException", RemoteErrorKind::Throttled),
+        (400, "AccessDeniedException", RemoteErrorKind::Denied),
+        (400, "ExpiredTokenException", RemoteErrorKind::Denied),
+        (500, "InternalFailure", RemoteErrorKind::Unavailable),
     ] {
         service.script([error(status, code)]);
         let error = issuer.collect(&CertificateHandle(format!("{CA}/certificate/1"))).await.unwrap_err();
@@ -161,6 +161,9 @@ async fn pca_errors_are_sorted_by_what_they_mean() {
         assert!(text.contains(code) && text.contains("the service's own words") && text.contains("req-42"), "{text}");
         assert_eq!(service.asked().len(), 1, "the SDK must not repeat {code}: {:?}", service.asked());
     }
+    service.script([error(400, "RequestInProgressException")]);
+    let collected = issuer.collect(&CertificateHandle(format!("{CA}/certificate/1"))).await;
+    assert_eq!((collected.unwrap(), service.asked().len()), (None, 1));
 }
 
 #[tokio::test]
@@ -207,7 +210,7 @@ async fn invariant_08_an_answer_without_a_certificate_or_without_an_end_is_refus
     ] {
         service.script([answer]);
         let error = issuer.collect(&handle).await.unwrap_err();
-        assert_eq!(error.kind, IssueErrorKind::Unavailable, "{error}");
+        assert_eq!(error.kind, RemoteErrorKind::Unavailable, "{error}");
         assert!(error.to_string().len() < 1500);
     }
 }
@@ -416,7 +419,7 @@ async fn no_credentials_names_the_instance_profile() {
     let service = Scripted::start().await;
     service.imds.change(|facts| facts.role = None);
     let error = AcmPca::new(&service.config().await, arn(CA), None).ca_pem().await.unwrap_err();
-    assert_eq!(error.kind, IssueErrorKind::Denied, "{error}");
+    assert_eq!(error.kind, RemoteErrorKind::Denied, "{error}");
     let text = error.to_string();
     assert!(text.contains("credentials") && text.contains("profile"), "{text}");
     assert!(service.asked().is_empty());
@@ -427,7 +430,7 @@ async fn an_endpoint_that_nobody_listens_at_is_unavailable() {
     let service = Scripted::start().await;
     let settings = AwsSettings { endpoint: Some("http://127.0.0.1:9".into()), ..service.settings() };
     let error = AcmPca::new(&settings.load().await, arn(CA), None).ca_pem().await.unwrap_err();
-    assert_eq!(error.kind, IssueErrorKind::Unavailable);
+    assert_eq!(error.kind, RemoteErrorKind::Unavailable);
     assert!(error.to_string().contains("could not reach the endpoint"), "{error}");
     assert!(error.source.is_some());
 }
@@ -442,7 +445,7 @@ async fn invariant_08_an_endpoint_that_never_answers_is_given_up() {
     tokio::time::pause();
     let begin = tokio::time::Instant::now();
     let error = issuer.ca_pem().await.unwrap_err();
-    assert_eq!(error.kind, IssueErrorKind::Unavailable);
+    assert_eq!(error.kind, RemoteErrorKind::Unavailable);
     assert!(error.to_string().contains("in time"), "{error}");
     assert!(begin.elapsed() <= nats_tls_agent::aws::CALL_TIMEOUT, "{:?}", begin.elapsed());
     assert_eq!(service.asked().len(), 2);
@@ -659,7 +662,7 @@ fn node(address: IpAddr) -> Node {
     }
 }
 
-async fn ask(issuer: &AcmPca, csr_pem: &str, validity: Duration) -> Result<CertificateHandle, IssueError> {
+async fn ask(issuer: &AcmPca, csr_pem: &str, validity: Duration) -> Result<CertificateHandle, RemoteError> {
     let signing_algorithm = &issuer.prepare(validity).await?;
     let request = IssueRequest { csr_pem, validity, now: NOW, signing_algorithm, idempotency_token: "token-1" };
     issuer.request(&request).await

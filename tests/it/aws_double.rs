@@ -11,8 +11,9 @@ use aws_double::secrets::Content;
 use harness::imds::{ImdsStub, InstanceFacts};
 use nats_tls_agent::aws::AwsSettings;
 use nats_tls_agent::config::{AddressLookup, CaArn};
+use nats_tls_agent::error::{RemoteError, RemoteErrorKind};
 use nats_tls_agent::issue::acm_pca::AcmPca;
-use nats_tls_agent::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
+use nats_tls_agent::issue::{CertificateHandle, IssueRequest, IssuedChain, Issuer};
 use nats_tls_agent::node::Node;
 use nats_tls_agent::peers::asg::Asg;
 use nats_tls_agent::peers::{PeerSource, Sighting};
@@ -84,7 +85,7 @@ fn csr() -> Csr {
     Csr::generate("n1", &sans(), KeyAlgorithm::EcdsaP256).unwrap()
 }
 
-async fn request(issuer: &AcmPca, csr: &Csr, validity: Duration) -> Result<CertificateHandle, IssueError> {
+async fn request(issuer: &AcmPca, csr: &Csr, validity: Duration) -> Result<CertificateHandle, RemoteError> {
     let idempotency_token = &csr.idempotency_token();
     let signing_algorithm = &issuer.prepare(validity).await?;
     let request = IssueRequest { csr_pem: &csr.pem, validity, now: now(), signing_algorithm, idempotency_token };
@@ -93,8 +94,8 @@ async fn request(issuer: &AcmPca, csr: &Csr, validity: Duration) -> Result<Certi
 
 async fn chain(issuer: &AcmPca, handle: &CertificateHandle) -> IssuedChain {
     harness::eventually("the certificate", Duration::from_secs(10), async || match issuer.collect(handle).await {
-        Ok(chain) => Ok(chain),
-        Err(error) if error.kind == IssueErrorKind::InProgress => Err(error.to_string()),
+        Ok(Some(chain)) => Ok(chain),
+        Ok(None) => Err("it is not signed yet".to_owned()),
         Err(error) => panic!("{error}"),
     })
     .await
@@ -107,12 +108,12 @@ async fn a_certificate_is_asked_for_waited_for_and_accepted_and_a_repeated_reque
     world.double.account(|aws, _| aws.pca.issuance_takes = time::Duration::milliseconds(300));
     let (issuer, csr) = (world.issuer(), csr());
     let handle = request(&issuer, &csr, 2 * DAY).await.unwrap();
-    assert_eq!(issuer.collect(&handle).await.unwrap_err().kind, IssueErrorKind::InProgress);
+    assert_eq!(issuer.collect(&handle).await.unwrap(), None);
     assert_eq!(request(&issuer, &csr, 2 * DAY).await.unwrap(), handle);
     let collected = chain(&issuer, &handle).await;
     let bundle = TrustBundle::parse(issuer.ca_pem().await.unwrap().as_bytes(), "issuer", "1").unwrap();
-    let verified = bundle.accept(&collected, &csr.key, &sans(), now()).unwrap();
-    let life = verified.leaf.not_after - verified.leaf.not_before;
+    let verified = bundle.verify(&collected, &csr.key, &sans(), now()).unwrap();
+    let life = verified.leaf().not_after - verified.leaf().not_before;
     assert_eq!(life, time::Duration::days(2) + time::Duration::hours(1));
     assert_eq!(world.double.certificates(), 1);
     let asked = world.double.calls(Operation::IssueCertificate);
@@ -128,25 +129,25 @@ async fn states_limits_and_quotas_of_the_ca_are_seen_as_what_they_are() {
     for status in [Status::Disabled, Status::Deleted, Status::PendingCertificate] {
         set(status);
         let error = request(&issuer, &csr, DAY).await.unwrap_err();
-        assert_eq!(error.kind, IssueErrorKind::Unavailable, "{error}");
+        assert_eq!(error.kind, RemoteErrorKind::Unavailable, "{error}");
         assert!(error.to_string().contains(status.as_str()), "{error}");
     }
     set(Status::Active);
     let error = request(&issuer, &csr, 4000 * DAY).await.unwrap_err();
-    assert_eq!(error.kind, IssueErrorKind::Permanent, "{error}");
+    assert_eq!(error.kind, RemoteErrorKind::Permanent, "{error}");
     request(&issuer, &csr, DAY).await.unwrap();
     world.double.account(|aws, _| aws.pca.quotas.issue_certificate = aws_double::quota::TokenBucket::new(0, 0));
-    assert_eq!(request(&issuer, &csr, DAY).await.unwrap_err().kind, IssueErrorKind::Throttled);
+    assert_eq!(request(&issuer, &csr, DAY).await.unwrap_err().kind, RemoteErrorKind::Throttled);
     world.double.account(|aws, _| aws.pca.certificates_per_ca = 0);
     world.double.account(|aws, _| aws.pca.quotas = aws_double::pca::Quotas::default());
     let fresh = Csr::generate("n2", &sans(), KeyAlgorithm::EcdsaP256).unwrap();
-    assert_eq!(request(&issuer, &fresh, DAY).await.unwrap_err().kind, IssueErrorKind::Quota);
+    assert_eq!(request(&issuer, &fresh, DAY).await.unwrap_err().kind, RemoteErrorKind::Quota);
 
     let short = CaSettings { usage_mode: UsageMode::ShortLivedCertificate, ..CaSettings::root("short") };
     let short = world.double.account(|aws, now| aws.pca.create_authority(short, now).unwrap());
     let issuer = AcmPca::new(&world.config, CaArn::try_from(short).unwrap(), None);
     let error = request(&issuer, &csr, 8 * DAY).await.unwrap_err();
-    assert!(error.kind == IssueErrorKind::Permanent && error.to_string().contains("7 days"), "{error}");
+    assert!(error.kind == RemoteErrorKind::Permanent && error.to_string().contains("7 days"), "{error}");
 }
 
 #[tokio::test]
@@ -271,7 +272,7 @@ async fn a_true_answer_under_a_wrong_content_type_is_read() {
     let (issuer, csr) = (world.issuer(), csr());
     let collected = chain(&issuer, &request(&issuer, &csr, DAY).await.unwrap()).await;
     let bundle = SecretsManager::new(&world.config, "trust", None).fetch().await.unwrap();
-    bundle.accept(&collected, &csr.key, &sans(), now()).unwrap();
+    bundle.verify(&collected, &csr.key, &sans(), now()).unwrap();
     assert_eq!(numbers(&world.asg(None).sight().await.unwrap()), ([1].into(), Vec::new()));
 }
 
@@ -295,12 +296,12 @@ async fn a_certificate_with_a_defect_is_not_accepted_and_a_chain_in_any_order_is
         Defect::NotYetValid,
         Defect::OtherAuthority,
     ] {
-        let chain = collect(Some(Fault::Certificate(defect))).await.unwrap();
-        bundle.accept(&chain, &csr.key, &sans(), now()).expect_err(&format!("{defect:?}"));
+        let chain = collect(Some(Fault::Certificate(defect))).await.unwrap().unwrap();
+        bundle.verify(&chain, &csr.key, &sans(), now()).expect_err(&format!("{defect:?}"));
     }
     assert!(collect(Some(Fault::ChainMissing)).await.unwrap_err().to_string().contains("GetCertificate"));
     for fault in [Some(Fault::ChainOutOfOrder), None] {
-        bundle.accept(&collect(fault).await.unwrap(), &csr.key, &sans(), now()).unwrap();
+        bundle.verify(&collect(fault).await.unwrap().unwrap(), &csr.key, &sans(), now()).unwrap();
     }
     assert_eq!(world.double.certificates(), 1);
 }

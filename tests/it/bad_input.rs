@@ -1,4 +1,4 @@
-//! Whatever is wrong with what the agent is given: a message that names it and the remedy, and the contract's exit code.
+//! Faulty input of every kind: the message names the fault and the remedy, and the exit code follows the contract.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,14 +16,14 @@ const SOON: Duration = Duration::from_secs(30);
 const OTHER_CA: &str =
     "arn:aws:acm-pca:eu-west-1:123456789012:certificate-authority/11111111-2222-3333-4444-555555555555";
 
-/// A node that is set up and has no process.
+/// A configured node without a process.
 fn bench() -> Nodes {
     let cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
     cluster.configure().unwrap();
     cluster
 }
 
-/// Runs a command and checks how it ends: with this code, a single line, and these words in it.
+/// Runs a command and checks its end: this exit code, and a single line that contains these words.
 async fn fails(cluster: &Nodes, command: &[&str], code: i32, words: &[&str]) -> Answer {
     let answer = cluster.nodes[0].agent.run(command, SOON).await.unwrap();
     let said = format!("{command:?}: exit {:?}, {}{}", answer.code, answer.stdout, answer.stderr);
@@ -40,7 +40,7 @@ fn quoted(path: &std::path::Path) -> String {
     format!("{:?}", path.display().to_string())
 }
 
-/// Configuration errors: exit 2, with file, line, key and what to write.
+/// Configuration errors exit with 2, and name file, line, key and what to write.
 #[tokio::test]
 async fn a_wrong_configuration_is_named_by_file_line_and_key_with_what_to_write() {
     for (key, value, words) in [
@@ -74,7 +74,7 @@ async fn a_wrong_configuration_is_named_by_file_line_and_key_with_what_to_write(
         let entry = format!("{} = {value}", key.split_once('.').unwrap().1);
         let line = 1 + text.lines().position(|line| line == entry).unwrap();
         let answer = fails(&cluster, &["status"], 2, words).await;
-        // What is missing has no line of its own but its table's.
+        // A missing key has no line of its own, except that of its table.
         if !words.contains(&"is missing") && !key.starts_with("natz") {
             let place = format!("{}:{line}: ", file.display());
             assert!(answer.stderr.contains(&place), "no {place} in {}", answer.stderr);
@@ -132,7 +132,8 @@ async fn a_template_that_does_not_render_or_that_nats_server_refuses_is_named_wi
     assert!(!cluster.nodes[0].nats_config().exists(), "nothing was committed");
 }
 
-/// It is no configuration error: the unit doesn't start a daemon again that ends with one, and nobody would renew.
+/// A missing file is no configuration error. The unit doesn't restart a daemon that ends with one, and nobody would
+/// renew.
 #[tokio::test]
 async fn a_template_or_an_include_that_is_missing_is_named_and_keeps_no_daemon_away() {
     for (key, value, words) in [
@@ -204,17 +205,17 @@ async fn instance_metadata_that_is_missing_ends_a_command_in_time_with_what_to_d
     agent.set_env("AWS_EC2_METADATA_DISABLED", "false");
     agent.set_env("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:1");
     let words = ["instance metadata", "/latest/", "node.addresses"];
-    // Within the time that every command here has.
+    // The commands end within the time limit of every command here.
     for command in ["renew", "render"] {
         fails(&cluster, &[command], 1, &words).await;
     }
-    // The status is of what can be seen all the same.
+    // The status still shows what can be seen.
     let status = cluster.nodes[0].agent.run(&["status"], SOON).await.unwrap();
     assert!(status.code == Some(1) && status.stdout.starts_with("state     failing"), "{status:?}");
     assert!(words.iter().all(|word| status.stdout.contains(word)), "{status:?}");
 }
 
-/// Moves the node to AWS Private CA, with the embedded CA's keys gone.
+/// Moves the node to AWS Private CA, and removes the embedded CA's keys.
 fn use_pca(cluster: &Nodes, ca_arn: &str, validity: &str) {
     let file = cluster.nodes[0].agent.config();
     let text = std::fs::read_to_string(file).unwrap();
@@ -312,7 +313,7 @@ async fn what_is_piped_is_plain_and_a_diff_shows_only_what_differs() {
             assert_eq!(stdout.is_empty(), command == ["render", "--diff"], "{command:?}: {stdout}");
         }
     }
-    // What would be applied differs in one line, and that one is shown.
+    // The new configuration differs in one setting, and the output shows that difference.
     set(cluster.nodes[0].agent.config(), "nats.jetstream", "false").unwrap();
     let (_, diff, _) = agent(&["render", "--diff", "--config", config], &[]).await;
     assert!(diff.contains("+jetstream: \"disabled\"") && diff.contains("-jetstream {"), "{diff}");

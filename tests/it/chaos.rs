@@ -1,5 +1,6 @@
-//! Three nodes of an Auto Scaling group with a JetStream stream of three replicas, in their worst hour: while one
-//! certificate after the other is rotated, agents and servers are killed, AWS stalls, refuses and is gone, disks fill up.
+//! Three nodes of an Auto Scaling group with a JetStream stream of three replicas, under many faults. Certificates are
+//! rotated one after the other. Meanwhile agents and servers are killed, AWS stalls, refuses or is gone, and disks fill
+//! up.
 
 use std::fmt;
 use std::path::Path;
@@ -18,12 +19,13 @@ use crate::AGENT;
 
 const NODES: usize = 3;
 const SOON: Duration = Duration::from_mins(1);
-/// A renewal takes a fifth of a second: what happens in this time after it was asked for happens amid it, or just after.
+/// A renewal takes a fifth of a second. An event within this time after the request falls into the renewal, or just
+/// after it.
 const AMID: Duration = Duration::from_millis(250);
-/// Below what any call waits for, so that a call that is held goes on by itself.
+/// The stall is shorter than any call's time-out, so a held call succeeds without a retry.
 const STALL: Duration = Duration::from_secs(2);
 
-/// What befalls a node while it renews.
+/// The fault that a node meets while it renews.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
     Nothing,
@@ -68,7 +70,7 @@ async fn in_chaos_no_acknowledged_message_is_lost_and_rotations_alone_cost_no_cl
         }
         let trouble = troubles.pop().unwrap();
         let index = chaos.random.usize(..NODES);
-        // One node at a time: what two of three would do, no cluster survives.
+        // Only one node at a time is affected. No cluster survives the loss of two nodes out of three.
         clients.replicated(SOON).await.unwrap();
         let before = clients.count();
         chaos.round(index, trouble).await;
@@ -84,7 +86,7 @@ async fn in_chaos_no_acknowledged_message_is_lost_and_rotations_alone_cost_no_cl
     let outcome = clients.stop().await.unwrap();
     assert_eq!(outcome.lost, 0, "{outcome:?}");
     assert_eq!(outcome.disconnects, chaos.servers_killed, "only a server's death costs its client the connection");
-    // Where the machine let them be made, each trouble came at least once.
+    // Each fault occurred at least once, if this machine allows it.
     assert!(chaos.disks.is_empty() || chaos.disks_filled > 0, "no disk was full in {round} rounds");
     soak::figure("chaos: seed", seed);
     soak::figure("chaos: rotations", chaos.rotations);
@@ -99,7 +101,7 @@ async fn in_chaos_no_acknowledged_message_is_lost_and_rotations_alone_cost_no_cl
 
 struct Chaos {
     fleet: Fleet,
-    /// Empty where mounting isn't allowed.
+    /// The small disks. There are none where mounting isn't allowed.
     disks: Vec<SmallDisk>,
     random: fastrand::Rng,
     rotations: usize,
@@ -112,7 +114,7 @@ struct Chaos {
 impl Chaos {
     async fn start(seed: u64) -> Self {
         let mut fleet = Fleet::launch(Path::new(AGENT), NODES, Identity::Given).await.unwrap();
-        // The daily cap on issuances is double what the validity asks for.
+        // The daily cap on issuances is twice what the validity needs.
         fleet.issuer = "validity = \"10m\"".into();
         fleet.renewal = "retry_min = \"100ms\"\nretry_max = \"1s\"".into();
         let disks = fleet.nodes.iter().map(|member| SmallDisk::mount(&member.node.state_directory()));
@@ -134,14 +136,14 @@ impl Chaos {
         }
     }
 
-    /// A renewal with its trouble, and what a node must be like afterwards without anyone's help.
+    /// A renewal with its fault, and the state that the node must then reach without help.
     async fn round(&mut self, index: usize, trouble: Trouble) {
         let paid_before = self.fleet.nodes[index].gateway.certificates();
         let serial_before = self.healthy(index, "before its round").await;
         self.befall(index, trouble).await;
         let what = format!("after {trouble}");
         let mut serial = self.healthy(index, &what).await;
-        // An agent that is killed before it has written down what was asked of it can't know.
+        // An agent that is killed before it has recorded the request can't know of it.
         if trouble != Trouble::AgentKilled {
             let another = format!("another certificate {what}");
             let settled = eventually(&another, SOON, async || {
@@ -173,7 +175,7 @@ impl Chaos {
                     tokio::time::sleep(moment).await;
                     server.kill().await.unwrap();
                 };
-                // Committed or confirmed: which of them is a matter of the moment.
+                // The server dies after the commit or after the confirmation, depending on timing.
                 let (_renewed, ()) = tokio::join!(member.node.agent.renew(), dies);
                 self.servers_killed[index] += 1;
                 self.fleet.serve(index).await.unwrap();
@@ -217,7 +219,7 @@ impl Chaos {
         self.aws_troubles += 1;
     }
 
-    /// Waits until a node is healthy and serves its newest leaf; that leaf's serial number.
+    /// Waits until a node is healthy and serves its newest leaf. Returns the serial number of that leaf.
     async fn healthy(&self, index: usize, when: &str) -> String {
         let node = &self.fleet.nodes[index].node;
         eventually(&format!("{} healthy {when}", node.name), SOON, async || {
@@ -235,7 +237,7 @@ impl Chaos {
     }
 }
 
-/// `agent renew` says what was in its way.
+/// Runs `agent renew`, which must fail and name this obstacle.
 async fn refused(member: &FleetNode, why: &str) {
     let refusal = member.node.agent.renew().await.unwrap_err().chain();
     assert!(refusal.contains(why), "{refusal}");

@@ -1,4 +1,4 @@
-//! Fleets: an Auto Scaling group of moto's with a real nats-server and the built agent on the address of each instance.
+//! Fleets: an Auto Scaling group in moto, with a real nats-server and the built agent on the address of each instance.
 
 #![allow(clippy::print_stdout, reason = "what was measured stands in the test's output")]
 
@@ -14,7 +14,7 @@ use harness::gateway::{Fault, Rule};
 use harness::imds;
 use harness::moto::REGION;
 use harness::traffic::{Tally, Traffic};
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
@@ -22,8 +22,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
 const SOON: Duration = Duration::from_secs(30);
-/// A change of the group is seen within an interval, here of a second. Ten of them leave room for a busy machine, and
-/// none for the default of 30 seconds.
+/// An agent sees a change of the group within an interval, which is one second here. Ten seconds leave room for a busy
+/// machine, but not for the default interval of 30 seconds.
 const FOLLOW_WITHIN: Duration = Duration::from_secs(10);
 const RATE: u32 = 2000;
 
@@ -45,7 +45,7 @@ async fn a_fleet_of_five_meshes_over_tls_from_two_keys_and_its_node() {
         serves_mutual_tls_below_the_ca(&fleet, member, status).await;
     }
 
-    // The group ends an instance; while its machine still answers, nobody closes its routes.
+    // The group terminates an instance. While its machine still answers, nobody closes its routes.
     let traffic = Traffic::start(&fleet.ring(4), RATE).await.unwrap();
     let doomed = &fleet.nodes[4];
     let (id, address) = (doomed.instance.id.clone(), doomed.node.route());
@@ -91,10 +91,11 @@ async fn a_fleet_of_five_meshes_over_tls_from_two_keys_and_its_node() {
     let tally = traffic.stop().await.unwrap();
     println!("while all five renewed: {} in {span:.1} s", figures(&tally));
     assert_eq!((tally.lost(), tally.duplicates, tally.disconnects, tally.reconnects), (0, 0, 0, 0), "{tally:?}");
-    // The rate is real, or the figures say nothing of 2,000 a second.
+    // The publishers reached the rate, so the figures hold for 2,000 messages a second.
     assert!(f64::from(u32::try_from(tally.sent).unwrap()) / span > f64::from(RATE) * 0.8, "{tally:?} in {span} s");
     fleet.converged().await.unwrap();
-    // The dead node's one went with its gateway: four of the first five, the new node's, and five renewals.
+    // The dead node's certificate was counted by its gateway, which is gone. Four of the first five remain, plus the
+    // new node's and five renewals.
     assert_eq!(fleet.certificates(), 4 + 1 + 5);
     fleet.end().await.unwrap();
 }
@@ -102,7 +103,7 @@ async fn a_fleet_of_five_meshes_over_tls_from_two_keys_and_its_node() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn identity_comes_from_instance_metadata_alone() {
     let mut fleet = fleet(3, Identity::Metadata).await;
-    // What is asked for, what is left to the default, and what the default is: no name of an instance resolves here.
+    // The configured value, the default, and the effect of the default: no instance-id host name resolves here.
     for (index, addresses) in ["addresses = \"ec2\"", "addresses = \"auto\"", ""].into_iter().enumerate() {
         fleet.discovery = format!("interval = \"1s\"\n{addresses}");
         fleet.boot(index).unwrap();
@@ -132,7 +133,7 @@ async fn identity_comes_from_instance_metadata_alone() {
             assert!(asked.iter().any(|asked| asked.trim_end_matches('/') == path), "{path} is not in {asked:?}");
         }
         assert!(imds.refused().is_empty(), "asked without a session: {:?}", imds.refused());
-        // The addresses of the other two, once: they don't change as long as an instance lives.
+        // The addresses of the other two instances are requested once, because an instance keeps its address.
         member.gateway.reached("DescribeAutoScalingGroups", 3, SOON).await.unwrap();
         assert_eq!(member.gateway.calls("DescribeInstances").len(), 1);
     }
@@ -142,7 +143,7 @@ async fn identity_comes_from_instance_metadata_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invariant_07_aws_being_away_throttling_or_talking_nonsense_disturbs_no_node() {
     let mut fleet = fleet(4, Identity::Given).await;
-    // Trust is asked for every ten intervals, and a retry waits as long at most.
+    // The trust source is asked every ten intervals, and a retry waits that long at most.
     fleet.discovery = "interval = \"200ms\"".into();
     fleet.renewal = "retry_min = \"200ms\"".into();
     fleet.start_all().await.unwrap();
@@ -164,7 +165,8 @@ async fn invariant_07_aws_being_away_throttling_or_talking_nonsense_disturbs_no_
         assert!(refused.contains("acm-pca:") && refused.contains(expected), "{refused}");
         degraded(member, &["no new certificate", "acm-pca:", expected]).await;
     }
-    // A restart in the middle of it finds the last good answers; the last node has lost them, and still sees what it serves.
+    // A restart during the outage finds the last good answers. The last node has lost them, and still sees its served
+    // leaf.
     for (index, member) in fleet.nodes.iter_mut().enumerate() {
         member.node.agent.stop().await.unwrap();
         if index == 3 {
@@ -189,7 +191,7 @@ async fn invariant_07_aws_being_away_throttling_or_talking_nonsense_disturbs_no_
     }
     let recovered = fleet.converged().await.unwrap();
     println!("four nodes healthy {:?} after AWS was back", back.elapsed());
-    // The renewal that was asked for is made good, once.
+    // The requested renewal is completed, exactly once.
     for ((member, before), after) in fleet.nodes.iter().zip(&statuses).zip(&recovered) {
         eventually("the renewal that was asked for", SOON, async || {
             let status = member.node.agent.status().await.map_err(|failure| failure.chain())?;
@@ -206,7 +208,7 @@ async fn invariant_07_aws_being_away_throttling_or_talking_nonsense_disturbs_no_
     fleet.end().await.unwrap();
 }
 
-/// An agent that is restarted meanwhile doesn't know who it is. It waits, and says so in place of nothing.
+/// An agent that restarts during the outage doesn't know its identity. It waits, and reports that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invariant_07_instance_metadata_being_away_disturbs_no_node_and_is_shown() {
     let mut fleet = fleet(2, Identity::Metadata).await;
@@ -218,8 +220,8 @@ async fn invariant_07_instance_metadata_being_away_disturbs_no_node_and_is_shown
 
     let FleetNode { node, imds: Some(imds), .. } = &mut fleet.nodes[0] else { panic!("no metadata") };
     imds.set_fault(Some(imds::Fault::Disabled));
-    // A changed configuration that can't be put to use leaves the daemon at work with the one it has.
-    node.agent.signal(Signal::HUP).unwrap();
+    // A changed configuration that can't be applied leaves the daemon at work with its current configuration.
+    node.agent.signal(Signal::SIGHUP).unwrap();
     eventually("the change that is refused", SOON, async || {
         let log = node.agent.log_tail(3);
         if log.contains("the configuration in force stays") { Ok(()) } else { Err(log) }
@@ -229,13 +231,13 @@ async fn invariant_07_instance_metadata_being_away_disturbs_no_node_and_is_shown
     assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
     let renewed = degraded(&fleet.nodes[0], &["the configuration in force stays", away[0]]).await;
     assert_ne!(renewed["leaf"], before["leaf"]);
-    // It is put to use as soon as it can be, without anybody's help.
+    // The change is applied as soon as possible, without help.
     let FleetNode { node, imds: Some(imds), .. } = &mut fleet.nodes[0] else { panic!("no metadata") };
     imds.set_fault(None);
     let renewed = node.healthy(SOON).await.unwrap();
     imds.set_fault(Some(imds::Fault::Disabled));
 
-    // Without a daemon, and with one that waits.
+    // First without a daemon, and then with a daemon that waits.
     node.agent.stop().await.unwrap();
     let alone = degraded(&fleet.nodes[0], &away).await;
     degraded(&fleet.nodes[0], &["the agent isn't running"]).await;
@@ -245,7 +247,7 @@ async fn invariant_07_instance_metadata_being_away_disturbs_no_node_and_is_shown
         for known in ["leaf", "served", "trust", "peers"] {
             let mut expected = renewed[known].clone();
             if known == "served" {
-                // Who only looks has confirmed nothing.
+                // A command that only looks has confirmed nothing.
                 expected["confirmed_at"] = Value::Null;
             }
             assert_eq!(status[known], expected, "{known}");
@@ -262,7 +264,7 @@ async fn invariant_07_instance_metadata_being_away_disturbs_no_node_and_is_shown
     fleet.end().await.unwrap();
 }
 
-/// A dead peer is what shows it: one that still answers stays in any case.
+/// Only a dead peer shows the effect, because a peer that still answers always stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invariant_06_an_answer_that_is_empty_or_leaves_this_node_out_removes_no_route() {
     let mut fleet = fleet(3, Identity::Given).await;
@@ -274,7 +276,8 @@ async fn invariant_06_an_answer_that_is_empty_or_leaves_this_node_out_removes_no
     let ids: Vec<String> = fleet.nodes.iter().map(|member| member.instance.id.clone()).collect();
     fleet.die(2).await.unwrap();
 
-    // The first node is left out of the group, and so is the dead one. The second is in it, and sees the dead one gone.
+    // The first node and the dead node leave the group. The second node is in the group, and sees that the dead node is
+    // gone.
     fleet.moto.detach(GROUP, &[&ids[0], &ids[2]]).await.unwrap();
     warned(&fleet.nodes[0], "discovery left this node out").await;
     let second = &fleet.nodes[1];
@@ -288,7 +291,7 @@ async fn invariant_06_an_answer_that_is_empty_or_leaves_this_node_out_removes_no
     warned(second, &format!("{} left the group and still answers", ids[0])).await;
     assert_eq!(fleet.nodes[0].node.rendered_routes().unwrap(), all);
 
-    // Then the group is empty; the last good set outlives the agent.
+    // Then the group is empty. The last good set outlives the agent.
     let kept = fleet.nodes[1].node.rendered_routes().unwrap();
     fleet.moto.detach(GROUP, &[&ids[1]]).await.unwrap();
     for member in &fleet.nodes {
@@ -313,7 +316,7 @@ async fn invariant_06_an_answer_that_is_empty_or_leaves_this_node_out_removes_no
 async fn invariant_11_an_agent_killed_once_pca_has_issued_resumes_that_very_certificate() {
     let mut fleet = fleet(1, Identity::Given).await;
 
-    // Killed with the ARN in the journal, at first boot: nothing is asked for again.
+    // The agent is killed at its first boot with the ARN in the journal. Nothing is requested again.
     fleet.nodes[0].gateway.set_rule("GetCertificate", Some(Rule::Hold));
     fleet.boot(0).unwrap();
     crash_and_resume(&mut fleet, "GetCertificate", 1).await;
@@ -322,12 +325,12 @@ async fn invariant_11_an_agent_killed_once_pca_has_issued_resumes_that_very_cert
     serves_the_certificate_that_was_issued(&fleet, 1).await;
     assert_eq!(fleet.nodes[0].gateway.calls("IssueCertificate").len(), 1);
 
-    // And during a renewal.
+    // The same happens during a renewal.
     crash_in_a_renewal(&mut fleet, "GetCertificate", Rule::Hold).await;
     serves_the_certificate_that_was_issued(&fleet, 2).await;
     assert_eq!(fleet.nodes[0].gateway.calls("IssueCertificate").len(), 2);
 
-    // Killed before the ARN came: the same request is repeated with its token.
+    // The agent is killed before the ARN arrives. The same request is repeated with its token.
     crash_in_a_renewal(&mut fleet, "IssueCertificate", Rule::LoseAnswer).await;
     let issued = fleet.nodes[0].gateway.calls("IssueCertificate");
     let [.., lost, repeated] = &issued[..] else { panic!("{issued:?}") };
@@ -340,7 +343,7 @@ async fn invariant_11_an_agent_killed_once_pca_has_issued_resumes_that_very_cert
     fleet.end().await.unwrap();
 }
 
-/// `agent renew`, and a crash at the next call of `operation`, which the rule keeps from its end.
+/// Runs `agent renew`, and crashes the agent at the next call of `operation`, which the rule keeps from its end.
 async fn crash_in_a_renewal(fleet: &mut Fleet, operation: &str, rule: Rule) {
     let before = fleet.nodes[0].node.healthy(SOON).await.unwrap();
     let FleetNode { node, gateway, .. } = &fleet.nodes[0];
@@ -361,7 +364,7 @@ async fn crash_in_a_renewal(fleet: &mut Fleet, operation: &str, rule: Rule) {
     .unwrap();
 }
 
-/// `kill -9` at the `count`th call of `operation`, and a restart with no rule in the way.
+/// Kills the agent with `kill -9` at the `count`th call of `operation`, and restarts it without the rule.
 async fn crash_and_resume(fleet: &mut Fleet, operation: &str, count: usize) {
     let FleetNode { node, gateway, .. } = &mut fleet.nodes[0];
     gateway.reached(operation, count, SOON).await.unwrap();
@@ -370,7 +373,7 @@ async fn crash_and_resume(fleet: &mut Fleet, operation: &str, count: usize) {
     node.agent.start().unwrap();
 }
 
-/// What the only node serves is the newest certificate that PCA was paid for, of `count`.
+/// Checks that the only node serves the newest of `count` paid certificates.
 async fn serves_the_certificate_that_was_issued(fleet: &Fleet, count: usize) {
     let member = &fleet.nodes[0];
     let status = member.node.healthy(SOON).await.unwrap();
@@ -387,12 +390,12 @@ async fn serves_the_certificate_that_was_issued(fleet: &Fleet, count: usize) {
     assert_eq!(status["served"]["client"]["sha256"], status["leaf"]["sha256"]);
 }
 
-/// Waits for a status that is degraded, with a reason that has all the parts.
+/// Waits for a degraded status with a reason that contains all parts.
 async fn degraded(member: &FleetNode, parts: &[&str]) -> Value {
     says(member, "reasons", parts, "degraded").await
 }
 
-/// Waits for a status with a warning that has the part.
+/// Waits for a status with a warning that contains the part.
 async fn warned(member: &FleetNode, part: &str) -> Value {
     says(member, "warnings", &[part], "healthy").await
 }
@@ -409,7 +412,7 @@ async fn says(member: &FleetNode, list: &str, parts: &[&str], state: &str) -> Va
     .unwrap()
 }
 
-/// Text and time of every committed configuration: equal only if none was written again.
+/// Text and time of every committed configuration. They are equal only if no configuration was written again.
 fn committed(fleet: &Fleet) -> Vec<(String, std::time::SystemTime)> {
     let of = |member: &FleetNode| {
         let config = member.node.nats_config();
@@ -418,7 +421,7 @@ fn committed(fleet: &Fleet) -> Vec<(String, std::time::SystemTime)> {
     fleet.nodes.iter().map(of).collect()
 }
 
-/// Waits until each node's committed routes are those of the fleet; how long it took each.
+/// Waits until each node's committed routes are those of the fleet. Returns the time that each node took.
 async fn followed_by(fleet: &Fleet, since: Instant) -> String {
     let expected = fleet.routes();
     let mut took = Vec::new();
@@ -450,7 +453,7 @@ fn figures(tally: &Tally) -> String {
     )
 }
 
-/// Waits for that many more messages.
+/// Waits for `more` further messages.
 async fn amid(traffic: &Traffic, more: u64) {
     let enough = traffic.progress().received + more;
     eventually("messages", SOON, async || match traffic.progress().received {
@@ -461,8 +464,8 @@ async fn amid(traffic: &Traffic, more: u64) {
     .unwrap();
 }
 
-/// The node's route port shows the leaf of its status, which chains to moto's CA and names the node's address, and takes
-/// nobody without a certificate. That clients accept the client port likewise is what the traffic shows.
+/// Checks the node's route port. It serves the leaf in the status, which chains to moto's CA and names the node's
+/// address. It accepts nobody without a certificate. The traffic shows that clients accept the client port.
 async fn serves_mutual_tls_below_the_ca(fleet: &Fleet, member: &FleetNode, status: &Value) {
     let served = served_by(fleet, member, true).await.unwrap();
     let sha256 = nats_tls_agent::digest::sha256_hex(&served[0]);
@@ -474,8 +477,9 @@ async fn serves_mutual_tls_below_the_ca(fleet: &Fleet, member: &FleetNode, statu
     assert_eq!((&varz["tls_required"], &varz["cluster"]["tls_required"]), (&true.into(), &true.into()), "{varz}");
 }
 
-/// The chain that the route port shows, verified against moto's CA alone for the node's address; `presenting` the
-/// node's own leaf. It counts once the server has said something, as only then has it accepted us.
+/// The chain that the route port serves, verified against moto's CA alone for the node's address. With `presenting`,
+/// the client presents the node's own leaf. The result counts once the server has sent data, because only then has it
+/// accepted the client.
 async fn served_by(
     fleet: &Fleet,
     member: &FleetNode,

@@ -8,7 +8,7 @@ use harness::loopback::free_ports;
 use harness::nats_server::{Launch, NatsServer};
 use harness::traffic::{ClientTls, Endpoint, Traffic};
 use harness::{eventually, tools};
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 
 async fn plain_server(directory: &Path, version: &str, ports: &[u16]) -> NatsServer {
     server(directory, version, ports, "").await
@@ -54,7 +54,7 @@ async fn counted_traffic_sees_a_server_that_dies_under_it() {
     let here = Endpoint { address: server.launch().client, others: Vec::new(), tls: None };
     let traffic = Traffic::start(&[(here.clone(), here)], 2000).await.unwrap();
     // A stopped server still takes messages into its socket, and with its end they are gone.
-    server.signal(Signal::STOP).unwrap();
+    server.signal(Signal::SIGSTOP).unwrap();
     let before = traffic.progress().sent;
     eventually("messages in the socket", Duration::from_secs(20), async || match traffic.progress().sent {
         sent if sent >= before + 200 => Ok(()),

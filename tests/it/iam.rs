@@ -1,4 +1,4 @@
-//! `templates/iam`, held against the calls that the agent's source makes and the requests that it sends.
+//! Compares `templates/iam` with the calls in the agent's source and with the requests that the agent sends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -31,7 +31,8 @@ const TEMPLATE: &str = "arn:aws:acm-pca:::template/EndEntityCertificate/V1";
 const KEY: &str = "arn:aws:kms:eu-west-1:123456789012:key/11111111-2222-3333-4444-555555555555";
 const ROLE: &str = "arn:aws:iam::123456789012:role/nats-node";
 
-/// How IAM calls the services of the SDKs that the agent uses. An action of these is called like its operation
+/// IAM's service prefixes for the SDKs that the agent uses. The actions of these services have the names of their
+/// operations
 /// (<https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html>).
 const PREFIXES: [(&str, &str); 4] = [
     ("aws-sdk-acmpca", "acm-pca"),
@@ -40,13 +41,13 @@ const PREFIXES: [(&str, &str); 4] = [
     ("aws-sdk-secretsmanager", "secretsmanager"),
 ];
 
-/// Secrets Manager asks KMS on the caller's behalf, for a secret under a key of one's own
+/// Secrets Manager calls KMS on the caller's behalf, for a secret under a customer's own key
 /// (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/security-encryption.html>).
 const ON_OUR_BEHALF: &str = "kms:Decrypt";
 
-// === The calls that the source makes ===
+// === The calls in the source ===
 
-/// The operations of each AWS SDK in the dependency graph: what its client has a method for.
+/// The operations of each AWS SDK in the dependency graph, taken from the methods of its client.
 fn operations() -> BTreeMap<String, BTreeSet<String>> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
@@ -69,7 +70,7 @@ fn operations() -> BTreeMap<String, BTreeSet<String>> {
     .collect()
 }
 
-/// What a source calls, as IAM writes it.
+/// The operations that a source file calls, in IAM's spelling.
 fn called(source: &str, operations: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<String> {
     let code: String = source.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default().lines().fold(
         String::new(),
@@ -82,7 +83,7 @@ fn called(source: &str, operations: &BTreeMap<String, BTreeSet<String>>) -> BTre
     let mut found = BTreeSet::new();
     for call in code.split("()").filter_map(|before| before.rsplit('.').next()) {
         for (sdk, names) in operations {
-            // `describe_tags` is in several: the one that the source imports is meant.
+            // Several SDKs have `describe_tags`. The SDK that the source imports counts.
             if names.contains(call) && code.contains(&sdk.replace('-', "_")) {
                 let prefix = PREFIXES.iter().find(|(name, _)| name == sdk);
                 let (_, prefix) = prefix.unwrap_or_else(|| panic!("what is {sdk} in IAM?"));
@@ -93,7 +94,7 @@ fn called(source: &str, operations: &BTreeMap<String, BTreeSet<String>>) -> BTre
     found
 }
 
-/// `issue_certificate` is IssueCertificate.
+/// Turns `issue_certificate` into IssueCertificate.
 fn camel(name: &str) -> String {
     let upper = |word: &str| word[..1].to_uppercase() + &word[1..];
     name.split('_').map(upper).collect()
@@ -119,7 +120,7 @@ fn called_by_the_agent() -> BTreeSet<String> {
     sources().iter().flat_map(|source| called(source, &operations)).collect()
 }
 
-/// The names under which the source's errors tell of its calls.
+/// The names of calls in the error messages of the source.
 fn named_by_the_agent() -> BTreeSet<String> {
     let sources = sources();
     let constants = sources.iter().flat_map(|source| source.lines()).filter_map(|line| {
@@ -132,7 +133,7 @@ fn named_by_the_agent() -> BTreeSet<String> {
 
 // === The policies ===
 
-/// What the placeholders stand for.
+/// The values of the placeholders.
 #[derive(Clone)]
 struct Resources {
     ca: String,
@@ -147,7 +148,7 @@ impl Resources {
         Self { ca, trust: secret("trust"), cluster: secret("cluster") }
     }
 
-    /// All that a role can be given.
+    /// All policies that a role can have.
     fn policies(&self) -> Vec<Value> {
         let values = [
             ("ca_arn", self.ca.as_str()),
@@ -177,7 +178,7 @@ fn actions(policies: &[Value]) -> BTreeSet<String> {
     statements(policies).flat_map(|statement| texts(&statement["Action"])).map(ToOwned::to_owned).collect()
 }
 
-/// The policies without one action; a statement that had no other is gone.
+/// The policies without one action. A statement with no other action is dropped.
 fn without(policies: &[Value], action: &str) -> Vec<Value> {
     let mut policies = policies.to_vec();
     for policy in &mut policies {
@@ -191,7 +192,7 @@ fn without(policies: &[Value], action: &str) -> Vec<Value> {
     policies
 }
 
-/// A policy's elements are one text or a list of them.
+/// The texts of a policy element, which is one text or a list of texts.
 fn texts(value: &Value) -> Vec<&str> {
     value.as_str().map_or_else(
         || value.as_array().map(|list| list.iter().filter_map(Value::as_str).collect()).unwrap_or_default(),
@@ -199,7 +200,7 @@ fn texts(value: &Value) -> Vec<&str> {
     )
 }
 
-/// Exactly what is called is allowed, or what is wrong.
+/// Checks that exactly the called actions are allowed. The error names the difference.
 fn check(allowed: &BTreeSet<String>, called: &BTreeSet<String>) -> Result<(), String> {
     let missing: Vec<_> = called.difference(allowed).collect();
     let too_much: Vec<_> = allowed.difference(called).collect();
@@ -211,7 +212,7 @@ fn check(allowed: &BTreeSet<String>, called: &BTreeSet<String>) -> Result<(), St
 
 // === IAM ===
 
-/// A request as IAM sees it.
+/// A request as IAM evaluates it.
 #[derive(Clone, Debug)]
 struct Request {
     action: String,
@@ -229,12 +230,12 @@ impl Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Allowed,
-    /// Nothing allows it.
+    /// No statement allows the request.
     NotAllowed,
     Denied,
 }
 
-/// As much of the evaluation as our policies use: an explicit deny wins, else an allow is needed
+/// Evaluates the part of IAM's logic that the policies use: an explicit deny wins, and otherwise an allow is needed
 /// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html>).
 fn evaluate(policies: &[Value], request: &Request) -> Verdict {
     let matching: Vec<&str> = statements(policies)
@@ -262,8 +263,8 @@ fn applies(statement: &Value, request: &Request) -> bool {
     action && resource && conditions.all(|(operator, keys)| holds(operator, keys, request))
 }
 
-/// All keys of an operator have to match, each with one of its values. A key that the request doesn't have matches
-/// nothing, and so fulfils the negated operators alone; ArnEquals and ArnLike are the same
+/// Whether a condition holds. All keys of an operator must match, each with one of its values. A key that the request
+/// lacks matches nothing, so it fulfils only a negated operator. ArnEquals and ArnLike are the same
 /// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements_condition_operators.html>).
 fn holds(operator: &str, keys: &Value, request: &Request) -> bool {
     let (matches, negated): (fn(&str, &str) -> bool, bool) = match operator {
@@ -278,13 +279,13 @@ fn holds(operator: &str, keys: &Value, request: &Request) -> bool {
     })
 }
 
-/// Each of the six parts by itself: a star doesn't reach over a colon of the first five.
+/// Matches each of the six parts separately: a star doesn't match a colon between the parts.
 fn is_arn_like(pattern: &str, arn: &str) -> bool {
     let (patterns, parts): (Vec<_>, Vec<_>) = (pattern.splitn(6, ':').collect(), arn.splitn(6, ':').collect());
     patterns.len() == 6 && parts.len() == 6 && patterns.iter().zip(&parts).all(|(pattern, part)| is_like(pattern, part))
 }
 
-/// `*` is any text, `?` one character.
+/// Matches a pattern: `*` is any text, `?` is one character.
 fn is_like(pattern: &str, text: &str) -> bool {
     let mut characters = text.chars();
     match pattern.chars().next() {
@@ -299,7 +300,7 @@ fn is_like(pattern: &str, text: &str) -> bool {
     }
 }
 
-/// What IAM is asked for a call that came by.
+/// The requests that IAM evaluates for a recorded call.
 fn requests(call: &Call) -> Vec<Request> {
     let asked = |member: &str| call.asked(member).unwrap_or_else(|| panic!("{call:?} has no {member}"));
     match call.operation.as_str() {
@@ -319,7 +320,7 @@ fn requests(call: &Call) -> Vec<Request> {
                 Request::new(ON_OUR_BEHALF, KEY, &[("kms:ViaService", &service)]),
             ]
         }
-        // These know no resource.
+        // These actions accept no resource.
         "DescribeAutoScalingInstances" | "DescribeAutoScalingGroups" => {
             vec![Request::new(&format!("autoscaling:{}", call.operation), "*", &[])]
         }
@@ -328,7 +329,7 @@ fn requests(call: &Call) -> Vec<Request> {
     }
 }
 
-// === What is shown ===
+// === The tests ===
 
 #[test]
 fn the_policies_allow_the_calls_that_the_agents_source_makes_and_no_other() {
@@ -361,7 +362,7 @@ async fn every_request_that_the_agent_sends_is_allowed_and_none_for_another_ca_t
     for request in requests {
         assert_eq!(evaluate(&policies, request), Verdict::Allowed, "{request:?}");
     }
-    // All of the permissions are in use, and each is needed.
+    // All permissions are in use, and each is needed.
     let used: BTreeSet<String> = requests.iter().map(|request| request.action.clone()).collect();
     assert_eq!(used, actions(&policies));
     for action in &used {
@@ -373,7 +374,7 @@ async fn every_request_that_the_agent_sends_is_allowed_and_none_for_another_ca_t
             .collect();
         assert_eq!(refused, BTreeSet::from([action.as_str()]));
     }
-    // The same requests, with what the policies are not for.
+    // The policies don't allow the same requests for another resource or context.
     for request in requests {
         for wrong in elsewhere(request) {
             assert_eq!(evaluate(&policies, &wrong), Verdict::NotAllowed, "{wrong:?}");
@@ -381,7 +382,7 @@ async fn every_request_that_the_agent_sends_is_allowed_and_none_for_another_ca_t
     }
 }
 
-/// A request with one thing in it that is another's. Calls without a resource have none.
+/// Variants of a request in which one thing belongs to somebody else. A call without a resource has no such variant.
 fn elsewhere(request: &Request) -> Vec<Request> {
     let mut wrong = Vec::new();
     if request.resource != "*" {
@@ -440,7 +441,7 @@ fn patterns_are_read_as_iam_reads_them() {
     assert!(!is_arn_like("arn:aws:acm-pca:::template/EndEntityCertificate/V1", "EndEntityCertificate/V1"));
 }
 
-/// What an agent sent with everything that it can be configured to do.
+/// The requests of an agent that uses everything it can be configured to do.
 struct Sent {
     resources: Resources,
     requests: Vec<Request>,
@@ -454,7 +455,7 @@ impl Sent {
         let gateway = Gateway::start(([127, 0, 0, 1], ports.numbers()[0]).into(), moto.endpoint()).await.unwrap();
         let ca = moto.create_ca("nats", "GENERAL_PURPOSE").await.unwrap();
         let trust = moto.put_secret("trust-bundle", PEM).await.unwrap();
-        // Of a version of a moment ago the one before is asked for too.
+        // The agent also reads the previous version, because the current version is only moments old.
         moto.put_secret("cluster", r#"{"username": "route", "password": "o"}"#).await.unwrap();
         let cluster = moto.put_secret("cluster", r#"{"username": "route", "password": "p"}"#).await.unwrap();
         let members = moto.launch("nats", 2).await.unwrap();
@@ -471,14 +472,15 @@ impl Sent {
         let csr = Csr::generate(&node.name, &node.sans, KeyAlgorithm::EcdsaP256).unwrap();
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
         let issuer = AcmPca::new(&aws, CaArn::try_from(ca.arn.clone()).unwrap(), None);
-        // Longer than a short-lived CA allows, so that the CA's mode is asked; moto calls every CA a short-lived one.
+        // The validity is longer than a short-lived CA allows, so the agent asks for the CA's mode. moto calls every CA
+        // short-lived.
         issuer.prepare(Duration::from_hours(30 * 24)).await.unwrap_err();
         let validity = Duration::from_hours(7 * 24);
         let signing_algorithm = &issuer.prepare(validity).await.unwrap();
         let request =
             IssueRequest { csr_pem: &csr.pem, validity, now, signing_algorithm, idempotency_token: "token-1" };
         let handle = issuer.request(&request).await.unwrap();
-        issuer.collect(&handle).await.unwrap();
+        issuer.collect(&handle).await.unwrap().unwrap();
         SecretsManager::new(&aws, "trust-bundle", None).pem().await.unwrap();
         ClusterSecret::new(&aws, &cluster.arn).versions(OffsetDateTime::UNIX_EPOCH).await.unwrap();
         Asg::new(&aws, node, None, AddressLookup::Ec2, 6222).sight().await.unwrap();

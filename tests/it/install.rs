@@ -1,4 +1,4 @@
-//! README's installation by hand, run by the AWS command line against moto.
+//! The installation by hand of docs/install.md, run by the AWS command line against moto.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use harness::tools::{self, workspace};
 use serde_json::Value;
 use tokio::process::Command;
 
-/// What README leaves to its reader, and what it is here.
+/// What the document leaves to its reader, and what each is here.
 const READERS: [(&str, &str); 2] = [
     (
         "nats_server_url=https://… nats_server_sha256=… agent_url=https://… agent_sha256=…",
@@ -18,22 +18,22 @@ const READERS: [(&str, &str); 2] = [
     ("subnet-0123456789abcdef0,subnet-0123456789abcdef1,subnet-0123456789abcdef2", "$subnets"),
 ];
 
-/// moto's own network stands for the reader's.
+/// moto's own network takes the place of the reader's network.
 const NETWORK: &str = "\
 vpc_id=$(aws ec2 describe-vpcs --query 'Vpcs[0].VpcId' --output text)
 subnets=$(aws ec2 describe-subnets --query 'Subnets[:3].SubnetId' --output text | tr '\\t' ,)
 ami_id=$(aws ec2 describe-images --query 'Images[0].ImageId' --output text)
 ";
 
-/// The shell's blocks of README's "By hand".
+/// The shell's blocks under "By hand".
 fn by_hand() -> String {
-    let readme = fs::read_to_string(workspace().join("README.md")).unwrap();
-    let (_, section) = readme.split_once("\n### By hand\n").unwrap();
-    let section = section.split("\n### ").next().unwrap();
+    let document = fs::read_to_string(workspace().join("docs/install.md")).unwrap();
+    let (_, section) = document.split_once("\n## By hand\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
     let blocks = section.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     let mut script: String = blocks.collect();
     for (readers, ours) in READERS {
-        assert!(script.contains(readers), "README no longer has {readers:?}");
+        assert!(script.contains(readers), "docs/install.md no longer has {readers:?}");
         script = script.replace(readers, ours);
     }
     script
@@ -57,7 +57,7 @@ impl Account {
             .env("AWS_ACCESS_KEY_ID", "testing")
             .env("AWS_SECRET_ACCESS_KEY", "testing")
             .env("AWS_PAGER", "")
-            // Twenty starts of a program that is large.
+            // The script starts a large program twenty times, so its bytecode is kept.
             .env_remove("PYTHONDONTWRITEBYTECODE")
             .stdin(Stdio::null())
             .kill_on_drop(true);
@@ -76,7 +76,7 @@ async fn the_installation_by_hand_makes_all_that_a_cluster_needs() {
     let account = Account { moto: Moto::start().await.unwrap(), directory: tempfile::tempdir().unwrap() };
     std::os::unix::fs::symlink(workspace().join("templates"), account.directory.path().join("templates")).unwrap();
     let script = format!("set -euo pipefail\n{NETWORK}{}", by_hand());
-    // printf is the shell's own: whoever lists the machine's processes sees no credential.
+    // printf is a builtin of the shell, so the machine's process list shows no credential.
     let naming: Vec<&str> = script.lines().filter(|line| line.contains("$password")).collect();
     assert!(
         naming.len() == 1 && naming[0].contains("$(printf '") && naming[0].ends_with("\"$password\" |"),
@@ -96,7 +96,7 @@ async fn the_installation_by_hand_makes_all_that_a_cluster_needs() {
     let credential: Value = serde_json::from_str(credential["SecretString"].as_str().unwrap()).unwrap();
     assert!(credential["password"].as_str().unwrap().len() > 32);
 
-    // What the role may do is what templates/iam says, of which another test sees to it that it is enough and not more.
+    // The role has the policy of templates/iam. Another test shows that this policy is sufficient and minimal.
     let policy = account.aws("iam get-role-policy --role-name nats-node --policy-name nats-tls-agent").await;
     let policy = policy["PolicyDocument"].to_string();
     assert!(policy.contains(authority) && !policy.contains("${"), "{policy}");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use harness::nodes::{Nodes, set};
 use harness::{eventually, tools};
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{AGENT, metric};
@@ -59,7 +59,7 @@ async fn a_daemon_that_waits_for_instance_metadata_says_so_and_goes_on_with_the_
     assert!(refused.code == Some(1) && refused.stderr.contains("asked instance metadata"), "{refused:?}");
 
     set(node.agent.config(), "node.addresses", &format!("[\"{}\"]", node.address)).unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
     assert_eq!(node.healthy(SOON).await.unwrap()["leaf"]["serial"], serial);
 }
 

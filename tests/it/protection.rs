@@ -1,4 +1,5 @@
-//! What a running cluster is protected from: its configuration, its bundle, its pid file, a second agent and a stranger.
+//! The protection of a running cluster: its configuration, bundle and pid file, and its defence against a second agent
+//! and a stranger.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -12,27 +13,28 @@ use harness::nodes::{Nodes, at, set};
 use harness::process::tail;
 use harness::{StreamExt as _, eventually, tools};
 use nats_tls_agent::conf::render::BUILT_IN;
+use nix::sys::signal::Signal;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
-use rustix::process::Signal;
 
 use crate::AGENT;
 use crate::rotation::{assert_nothing_lost, read_again, status_with, traffic, unhealthy};
 
 const SOON: Duration = Duration::from_secs(20);
-/// A roll-back waits for ten seconds twice at most: for the reload, and for the one that takes it back.
+/// A roll-back waits for ten seconds twice at most: for the reload, and for the reload that restores the previous
+/// configuration.
 const RENEW_WITHIN: Duration = Duration::from_mins(1);
 
 async fn cluster(count: u8) -> Nodes {
     Nodes::start(AGENT, tools::NATS_SERVER, count).await.unwrap()
 }
 
-/// Sets a key and has the daemon read it.
+/// Sets a key, and makes the daemon read its configuration again.
 fn change(node: &Node, key: &str, value: &str) {
     set(node.agent.config(), key, value).unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
 }
 
-/// Writes the built-in template with one change in it, and has the daemon use it.
+/// Writes the built-in template with one change, and makes the daemon use it.
 fn change_template(node: &Node, cluster: &Nodes, from: &str, to: &str) {
     let text = BUILT_IN.replacen(from, to, 1);
     assert_ne!(text, BUILT_IN, "{from:?} is not in the template");
@@ -45,15 +47,15 @@ async fn renew(node: &Node, switches: &[&str]) -> Answer {
     node.agent.run(&[&["renew"], switches].concat(), RENEW_WITHIN).await.unwrap()
 }
 
-/// What is in force: the file, what the server has loaded and what it serves.
+/// The committed text, the digest of the loaded configuration, and the served leaf.
 async fn in_force(node: &Node) -> (String, String, String) {
     let status = node.agent.status().await.unwrap();
     let committed = std::fs::read_to_string(node.nats_config()).unwrap();
     (committed, at(&status, "nats.config_digest").to_owned(), at(&status, "served.client.sha256").to_owned())
 }
 
-/// The settings in force are those of before, and the newest certificate is served with them: it doesn't wait for an edit
-/// to be mended.
+/// Checks that the earlier settings are still in force, and that the newest certificate is served with them. The
+/// certificate doesn't wait until the edit is corrected.
 async fn assert_settings_stay(node: &Node, before: &(String, String, String)) {
     let settings = |text: &str| -> Vec<String> {
         text.lines().filter(|line| !line.contains("/generations/")).map(ToOwned::to_owned).collect()
@@ -64,7 +66,7 @@ async fn assert_settings_stay(node: &Node, before: &(String, String, String)) {
     assert_ne!(at(&status, "served.client.sha256"), before.2, "{status}");
 }
 
-/// The block of that name in the built-in template, which ends with the first line that is `end`.
+/// The block of that name in the built-in template. It ends with the first line that equals `end`.
 fn block(start: &str, end: &str) -> String {
     let from = BUILT_IN.find(start).unwrap();
     let length = BUILT_IN[from..].find(end).unwrap() + end.len();
@@ -94,7 +96,7 @@ async fn invariant_12_a_template_without_tls_is_refused_and_what_was_serving_ser
 
     std::fs::remove_file(cluster.directory().join("n1.tera")).unwrap();
     cluster.configure().unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
     node.healthy(SOON).await.unwrap();
 }
 
@@ -117,7 +119,7 @@ async fn invariant_12_jetstream_is_dropped_only_with_its_switch() {
     node.healthy(SOON).await.unwrap();
 }
 
-/// What the server says of it; /varz goes on showing the settings that it had.
+/// The server's log message. /varz keeps showing the earlier settings.
 const SHUTDOWN: &str = "JetStream Shutdown";
 
 #[tokio::test]
@@ -135,7 +137,7 @@ async fn invariant_12_a_cluster_is_renamed_only_with_its_switch() {
 
     let done = renew(node, &["--allow-loss", "cluster-name"]).await;
     assert_eq!(done.code, Some(0), "{done:?}");
-    // nats-server goes on showing the old name on /varz.
+    // nats-server keeps showing the old name on /varz.
     assert!(tail(&node.server_log(), 100).contains("Cluster name updated to elsewhere"));
 }
 
@@ -154,7 +156,7 @@ async fn invariant_12_what_an_edited_include_takes_away_is_refused_and_a_restart
     let status = unhealthy(&cluster.nodes[0], "--allow-loss authorization").await;
     assert_eq!(status["state"], "degraded", "{status}");
     assert_eq!(in_force(&cluster.nodes[0]).await, before);
-    // The certificate doesn't wait for the edit to be mended, nor does a restart let the loss in.
+    // The certificate doesn't wait until the edit is corrected, and a restart doesn't let the loss in.
     assert_eq!(renew(&cluster.nodes[0], &[]).await.code, Some(1));
     assert_settings_stay(&cluster.nodes[0], &before).await;
     cluster.nodes[0].server.take().unwrap().stop().await.unwrap();
@@ -164,7 +166,7 @@ async fn invariant_12_what_an_edited_include_takes_away_is_refused_and_a_restart
     unhealthy(node, "--allow-loss authorization").await;
     assert_eq!(node.server.as_ref().unwrap().varz().await.unwrap()["max_payload"], 1 << 20);
 
-    // What it holds is nobody's to read who asks what would be applied.
+    // The output of `agent render` doesn't show the content of included files.
     std::fs::write(&include, "accounts { A { users: [{ user: a, password: hunter2 }] } }\nno_auth_user: a\n# new\n")
         .unwrap();
     node.healthy(SOON).await.unwrap();
@@ -213,14 +215,14 @@ async fn invariant_03_an_include_that_nats_server_refuses_is_never_committed_and
     let status = unhealthy(node, "max_payloadz").await;
     assert_eq!(status["state"], "degraded", "{status}");
     assert_settings_stay(node, &before).await;
-    // A daemon that knows nothing of the file as it was says nothing untrue.
+    // After it has read its configuration again, the daemon doesn't know the earlier file, and still reports the truth.
     let before = in_force(node).await;
     read_again(node).await;
     let status = unhealthy(node, "max_payloadz").await;
     assert!(!status["reasons"].to_string().contains("isn't running"), "{status}");
     assert_eq!(in_force(node).await, before);
 
-    // Nobody has to say that it was mended.
+    // The correction is found without a signal.
     std::fs::write(&include, "max_payload: 3MB\n").unwrap();
     let status = node.healthy(SOON).await.unwrap();
     assert_eq!(at(&status, "served.client.sha256"), at(&status, "leaf.sha256"));
@@ -246,7 +248,7 @@ async fn invariant_03_a_template_that_nats_server_refuses_or_that_does_not_rende
         assert!(refused.stderr.contains(reason), "{refused:?}");
         assert_settings_stay(node, &before).await;
     }
-    // A template of one's own that is sound takes the place of the built-in one.
+    // A correct template of the user's own replaces the built-in template.
     change_template(node, &cluster, "max_connections: 65536", "max_connections: 1234");
     eventually("the template in force", SOON, async || {
         let varz = node.server.as_ref().unwrap().varz().await.map_err(|failure| failure.chain())?;
@@ -259,7 +261,7 @@ async fn invariant_03_a_template_that_nats_server_refuses_or_that_does_not_rende
 
 // === The trust bundle ===
 
-/// A node that trusts a file, which holds the embedded CA.
+/// A cluster that trusts a file, which holds the embedded CA.
 async fn cluster_with_bundle(count: u8) -> (Nodes, PathBuf, String) {
     let cluster = cluster(count).await;
     let bundle = cluster.directory().join("bundle.pem");
@@ -267,7 +269,7 @@ async fn cluster_with_bundle(count: u8) -> (Nodes, PathBuf, String) {
     std::fs::write(&bundle, &ca).unwrap();
     for node in &cluster.nodes {
         set(node.agent.config(), "trust.kind", "\"file\"").unwrap();
-        // The source is asked every tenth round.
+        // The trust source is asked every tenth round.
         set(node.agent.config(), "discovery.interval", "\"100ms\"").unwrap();
         change(node, "trust.file", &format!("{:?}", bundle.display().to_string()));
         status_with(node, |status| at(status, "trust.source") == bundle.display().to_string()).await;
@@ -295,7 +297,7 @@ async fn invariant_12_a_bundle_with_one_corrupt_block_is_refused_naming_the_bloc
     assert!(said.contains("bundle.pem") && said.contains("the bundle in force stays"), "{said}");
     assert_eq!(in_force(node).await, before);
 
-    // The same two CAs, both whole, are taken without anyone asking.
+    // A bundle of the same two CAs, both complete, is accepted without further action.
     std::fs::write(&bundle, format!("{ca}{}", another_ca())).unwrap();
     let status = node.healthy(SOON).await.unwrap();
     assert_eq!(status["trust"]["anchors"].as_array().map(Vec::len), Some(2), "{status}");
@@ -313,7 +315,7 @@ async fn invariant_05_an_anchor_that_served_certificates_chain_to_stays_though_t
         node.healthy(SOON).await.unwrap();
         assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
     }
-    // New handshakes are what an anchor that is gone would fail.
+    // A missing anchor would make new handshakes fail.
     let Nodes { nodes, cluster, .. } = &mut cluster;
     nodes[1].server.take().unwrap().stop().await.unwrap();
     cluster.start_server(&mut nodes[1]).await.unwrap();
@@ -322,7 +324,7 @@ async fn invariant_05_an_anchor_that_served_certificates_chain_to_stays_though_t
 
 // === Settings that can't be reloaded ===
 
-/// Waits until the status warns that a setting waits for a restart, and is healthy otherwise.
+/// Waits until the status is healthy and warns that a setting waits for a restart.
 async fn waiting(node: &Node, setting: &str) -> serde_json::Value {
     let warning = format!("takes {setting} only at a start");
     status_with(node, |status| status["state"] == "healthy" && status["warnings"].to_string().contains(&warning)).await
@@ -333,7 +335,7 @@ async fn a_setting_that_nats_server_refuses_to_reload_waits_for_its_restart_and_
     let mut cluster = cluster(2).await;
     let node = &cluster.nodes[0];
     let traffic = traffic(&cluster, 500).await;
-    // `-t` has nothing against it, and a reload has.
+    // `-t` accepts the change, and a reload refuses it.
     change_template(node, &cluster, "lame_duck_duration: \"60s\"", "lame_duck_duration: \"90s\"");
     waiting(node, "lame_duck_duration").await;
     assert!(tail(&node.server_log(), 50).contains("Failed to reload"));
@@ -368,9 +370,9 @@ async fn a_server_that_is_to_listen_elsewhere_is_looked_after_where_it_listens_u
     assert_ne!(after.2, before.2);
     assert!(after.0.contains(&moved));
 
-    // An edit that is undone waits for nothing.
+    // After the edit is undone, nothing waits for a restart.
     cluster.configure().unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
     status_with(node, |status| {
         status["state"] == "healthy" && !status["warnings"].to_string().contains("only at a start")
     })
@@ -399,7 +401,7 @@ async fn invariant_10_a_pid_file_that_names_another_program_gets_nothing_signall
     assert!(refused.stderr.contains("it is not signalled"), "{refused:?}");
     assert!(sleep.try_wait().unwrap().is_none(), "a SIGHUP would have ended it");
 
-    // The server's start writes its own pid, and with that all is well.
+    // The server's start writes its own pid, and then the node is healthy.
     std::fs::remove_file(&pid_file).unwrap();
     cluster.cluster.start_server(&mut cluster.nodes[0]).await.unwrap();
     cluster.nodes[0].healthy(SOON).await.unwrap();
@@ -418,7 +420,7 @@ async fn invariant_09_a_second_daemon_on_one_state_directory_is_refused_and_the_
 
 // === Invariant 13 ===
 
-/// A nats-server that nobody invited: a client's certificate of the same CA, and the cluster's name.
+/// An uninvited nats-server with a client's certificate of the same CA and with the cluster's name.
 async fn rogue(cluster: &Nodes) -> NatsServer {
     let directory = cluster.directory().join("rogue");
     std::fs::create_dir(&directory).unwrap();
@@ -461,7 +463,7 @@ async fn rogue(cluster: &Nodes) -> NatsServer {
     NatsServer::start(launch).await.unwrap()
 }
 
-/// How many of `count` messages from one of our nodes to the other a subscriber on the rogue hears as well.
+/// The number of messages, out of `count` from one node to the other, that a subscriber on the rogue receives too.
 async fn overheard(cluster: &Nodes, rogue: &NatsServer, count: usize) -> usize {
     let spy = async_nats::connect(rogue.launch().client.to_string()).await.unwrap();
     let mut heard = spy.subscribe("orders").await.unwrap();
@@ -473,7 +475,7 @@ async fn overheard(cluster: &Nodes, rogue: &NatsServer, count: usize) -> usize {
     };
     let (publisher, subscriber) = (connect(&cluster.nodes[0]).await, connect(&cluster.nodes[1]).await);
     let mut received = subscriber.subscribe("orders").await.unwrap();
-    // Interest is on its way through the cluster.
+    // Interest still spreads through the cluster.
     let mut sent = 0;
     while tokio::time::timeout(Duration::from_millis(50), received.next()).await.is_err() {
         publisher.publish("orders", "probe".into()).await.unwrap();
@@ -486,7 +488,8 @@ async fn overheard(cluster: &Nodes, rogue: &NatsServer, count: usize) -> usize {
     publisher.flush().await.unwrap();
     let last = (count - 1).to_string();
     while received.next().await.unwrap().payload != last.as_bytes() {}
-    // What has come to our own subscriber over one hop has come to the spy over one hop, or soon will.
+    // A message that has reached the node's own subscriber over one hop reaches the spy over one hop at about the same
+    // time.
     let mut overheard = 0;
     while let Ok(Some(_message)) = tokio::time::timeout(Duration::from_millis(500), heard.next()).await {
         overheard += 1;
@@ -494,7 +497,7 @@ async fn overheard(cluster: &Nodes, rogue: &NatsServer, count: usize) -> usize {
     overheard
 }
 
-/// A cluster whose routes must present what is in moto's secret.
+/// A cluster whose routes must present the credential in moto's secret.
 async fn with_credential(moto: &Moto, count: u8) -> Nodes {
     put_credential(moto, "s3cr3t-of-routes").await;
     let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, count).unwrap();
@@ -515,7 +518,7 @@ async fn put_credential(moto: &Moto, password: &str) {
     moto.put_secret("nats/route", &secret).await.unwrap();
 }
 
-/// The routes of nodes that change one after the other are down in between (README, The cluster credential); here all
+/// The routes of nodes that change one after the other are down in between (docs/operations.md, The cluster credential); here all
 /// change at the time that each works out from the secret, and a node that boots before that has what the others have.
 #[tokio::test]
 async fn a_new_credential_takes_over_on_every_node_at_one_time_and_the_cluster_is_whole_before_and_after() {
@@ -524,14 +527,15 @@ async fn a_new_credential_takes_over_on_every_node_at_one_time_and_the_cluster_i
     let all: BTreeSet<_> = ["n1", "n2", "n3"].map(str::to_owned).into();
     let others = |node: &Node| all.iter().filter(|name| **name != node.name).cloned().collect();
     let has_new = |node: &Node| std::fs::read_to_string(node.nats_config()).unwrap().contains("an0ther-s3cr3t");
-    // It takes over thirty intervals of half a second after its date, which moto gives to the second.
+    // The credential takes over thirty intervals of half a second after its date. moto gives that date in whole
+    // seconds.
     let takes_over = tokio::time::Instant::now() + Duration::from_secs(14);
     put_credential(&moto, "an0ther-s3cr3t").await;
     for node in &cluster.nodes {
         status_with(node, |status| status["warnings"].to_string().contains("a new cluster credential takes over at"))
             .await;
     }
-    // One that knows nothing of the past, as on a first boot, begins with what the others have.
+    // A node without a past, as on a first boot, begins with the other nodes' credential.
     cluster.nodes[2].agent.stop().await.unwrap();
     std::fs::remove_file(cluster.nodes[2].state_directory().join("last-good.json")).unwrap();
     cluster.nodes[2].agent.start().unwrap();
@@ -581,7 +585,7 @@ async fn invariant_13_a_server_with_a_clients_certificate_and_no_credential_is_n
     }
 }
 
-/// What the credential is for, and what the warning warns of: the test above can fail.
+/// The reason for the credential, and for the warning. This test also shows that the previous test can fail.
 #[tokio::test]
 async fn without_a_credential_the_same_server_hears_every_word_and_the_status_warns_of_it() {
     let cluster = cluster(2).await;
@@ -592,7 +596,7 @@ async fn without_a_credential_the_same_server_hears_every_word_and_the_status_wa
     assert!(overheard(&cluster, &rogue, 100).await >= 100);
 }
 
-/// What an agent needs to reach moto in place of AWS.
+/// The environment by which an agent reaches moto in place of AWS.
 pub(crate) fn aws(moto: &Moto) -> [(&'static str, &str); 3] {
     [("AWS_ENDPOINT_URL", moto.endpoint()), ("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")]
 }

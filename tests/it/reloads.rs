@@ -1,7 +1,7 @@
-//! Reloads that go wrong: the signal is lost, late, deadly or for somebody else, and what is taken back can't be.
+//! Reloads that fail: the signal is lost, late, deadly or reaches another process, or a roll-back is impossible.
 //!
-//! In each of them what served goes on serving as long as its process lives, the status says what is the matter, no
-//! second certificate is paid for, and the one that was is served without a hand once the server behaves.
+//! In each case the served certificate stays in service as long as its process lives, and the status shows the fault.
+//! No second certificate is paid for. Once the server behaves, the paid certificate is served without help.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -14,19 +14,19 @@ use harness::nodes::{Nodes, at, set};
 use harness::process::tail;
 use harness::{eventually, tools};
 use nats_tls_agent::conf::render::BUILT_IN;
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::rotation::{assert_nothing_lost, read_again, status_with, traffic, unhealthy};
 use crate::{AGENT, metric};
 
 const SOON: Duration = Duration::from_secs(20);
-/// A reload that isn't confirmed is given up after ten seconds, and so is the one that takes it back.
+/// A reload without confirmation is given up after ten seconds, and so is the reload that undoes it.
 const RENEW_WITHIN: Duration = Duration::from_mins(1);
-/// Until a certificate that waits is in force: a pass that fails, and a pause of seconds before the next.
+/// The time until a waiting certificate is in force: a failing pass, and a pause of seconds before the next.
 const HEALED_WITHIN: Duration = Duration::from_secs(90);
 
-/// What must hold before and after: what is committed, what is served, and how many certificates were paid for.
+/// The state before and after: the committed text, the served leaf, and the number of paid certificates.
 #[derive(Clone, Debug, PartialEq)]
 struct InForce {
     committed: String,
@@ -47,7 +47,7 @@ fn issued(nodes: &Nodes) -> usize {
     std::fs::read_dir(nodes.cluster.ca_directory().join("issued")).unwrap().count()
 }
 
-/// A node that tries again soon, without its nats-server.
+/// A node that retries soon, without its nats-server.
 async fn committed_node() -> Nodes {
     let mut nodes = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
     nodes.configure().unwrap();
@@ -65,7 +65,7 @@ async fn serving_node() -> Nodes {
     nodes
 }
 
-/// A healthy node whose server is behind a front.
+/// A healthy node with its server behind a front.
 async fn fronted_node() -> (Nodes, Front) {
     let nodes = committed_node().await;
     let server = tools::nats_server(tools::NATS_SERVER).unwrap();
@@ -78,7 +78,7 @@ async fn renew(node: &Node) -> Answer {
     node.agent.run(&["renew"], RENEW_WITHIN).await.unwrap()
 }
 
-/// Asks for a renewal, which is refused with these words.
+/// Requests a renewal, which must fail with these words.
 async fn renewal_fails(node: &Node, words: &[&str]) -> String {
     let answer = renew(node).await;
     assert_eq!(answer.code, Some(1), "{answer:?}\n{}", node.agent.log_tail(20));
@@ -88,7 +88,7 @@ async fn renewal_fails(node: &Node, words: &[&str]) -> String {
     answer.stderr
 }
 
-/// Waits until the newest certificate is in force; exactly one was paid for since `before`.
+/// Waits until the newest certificate is in force. Exactly one certificate was paid for since `before`.
 async fn heals_with_one_more(nodes: &Nodes, before: &InForce) {
     let node = &nodes.nodes[0];
     let status = node
@@ -117,7 +117,7 @@ async fn a_server_that_ignores_the_signal_is_rolled_back_serves_on_and_gets_the_
     assert!(node.agent.log_tail(50).contains("rolled back: "), "{}", node.agent.log_tail(50));
     assert_eq!(status["served"]["client"], before.served);
     assert_eq!(status["leaf"]["generation"], 2, "{status}");
-    // It is tried again and again, and costs nothing.
+    // The agent retries the deployment, and pays for no further certificate.
     eventually("another attempt", HEALED_WITHIN, async || {
         let rolled_back = node.agent.log_tail(usize::MAX).matches("rolled back: ").count();
         if rolled_back > 1 { Ok(()) } else { Err(rolled_back.to_string()) }
@@ -146,12 +146,12 @@ async fn invariant_10_a_server_that_is_frozen_is_not_signalled_and_takes_the_cer
     let nodes = serving_node().await;
     let node = &nodes.nodes[0];
     let (before, server) = (in_force(&nodes).await, node.server.as_ref().unwrap());
-    server.signal(Signal::STOP).unwrap();
+    server.signal(Signal::SIGSTOP).unwrap();
     renewal_fails(node, &["doesn't listen on its client port", "it is signalled when it listens"]).await;
     let status = unhealthy(node, "no TLS handshake with").await;
     assert_eq!(status["state"], "failing", "nobody is served: {status}");
     assert!(!node.agent.log_tail(50).contains("to reload"), "{}", node.agent.log_tail(50));
-    server.signal(Signal::CONT).unwrap();
+    server.signal(Signal::SIGCONT).unwrap();
     heals_with_one_more(&nodes, &before).await;
 }
 
@@ -187,8 +187,8 @@ async fn a_server_that_is_replaced_by_the_signal_is_confirmed_under_its_new_pid(
 async fn a_server_that_is_replaced_between_the_commit_and_the_signal_is_found_under_its_new_pid() {
     let mut nodes = serving_node().await;
     let before = in_force(&nodes).await;
-    // While it is looked at and doesn't answer there is time.
-    nodes.nodes[0].server.as_ref().unwrap().signal(Signal::STOP).unwrap();
+    // The probe gets no answer, so there is time for the change.
+    nodes.nodes[0].server.as_ref().unwrap().signal(Signal::SIGSTOP).unwrap();
     let Nodes { nodes: all, cluster, .. } = &mut nodes;
     let node = &mut all[0];
     let renewing = tokio::spawn({
@@ -220,7 +220,7 @@ async fn invariant_10_a_pid_file_that_comes_to_name_another_program_gets_nothing
     let nodes = serving_node().await;
     let (node, before, traffic) = (&nodes.nodes[0], in_force(&nodes).await, traffic(&nodes, 500).await);
     let right = std::fs::read(node.pid_file()).unwrap();
-    // Its own configuration is another, or it is no nats-server at all.
+    // The process has another configuration, or is no nats-server at all.
     let server = tools::nats_server(tools::NATS_SERVER).unwrap();
     let other = nodes.directory().join("other.conf");
     std::fs::write(&other, format!("listen: \"{}\"", nodes.cluster.node(9).unwrap().client())).unwrap();
@@ -252,7 +252,7 @@ async fn invariant_10_a_pid_file_that_comes_to_name_another_program_gets_nothing
 async fn invariant_10_a_server_in_lame_duck_mode_is_not_signalled_and_its_next_start_serves_the_new_certificate() {
     let mut nodes = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
     nodes.configure().unwrap();
-    // With a client it stays in it for as long as this at least.
+    // With a client connected, the server stays in lame duck mode for at least this time.
     let text = BUILT_IN.replacen("lame_duck_grace_period: \"10s\"", "lame_duck_grace_period: \"50s\"", 1);
     assert_ne!(text, BUILT_IN);
     let template = nodes.directory().join("own.tera");
@@ -282,7 +282,8 @@ async fn invariant_10_a_server_in_lame_duck_mode_is_not_signalled_and_its_next_s
     heals_with_one_more(&nodes, &before).await;
 }
 
-/// A nats-server for `-t` alone that refuses what names a certain text, as one does whose earlier files were lost.
+/// A nats-server for `-t` alone. It refuses a configuration that contains a certain text, like a server whose files are
+/// lost.
 fn refusing(nodes: &Nodes, text: &str) -> std::path::PathBuf {
     let directory = nodes.directory().join("refusing");
     std::fs::create_dir(&directory).unwrap();
@@ -323,7 +324,7 @@ async fn a_roll_back_that_nats_server_refuses_is_said_to_be_one_and_the_server_s
     let status = unhealthy(node, "the previous one can't be put back").await;
     assert_eq!(status["state"], "degraded", "{status}");
     assert_eq!(status["served"]["client"], before.served, "{status}");
-    // What is committed is whole and new: whoever starts nats-server now starts it with that.
+    // The committed configuration is complete and new, so any start of nats-server uses it.
     assert!(committed(node).contains("generations/000002"));
     assert_nothing_lost(traffic).await;
     front.is(Mood::Passes).unwrap();

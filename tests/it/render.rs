@@ -1,4 +1,4 @@
-//! The rendered configuration in front of real nats-servers, old and new.
+//! The rendered configuration on real nats-servers, old and new.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -10,11 +10,12 @@ use std::time::Duration;
 use harness::loopback::Block;
 use harness::soak;
 use nats_tls_agent::conf::loss::{Facts, losses};
-use nats_tls_agent::conf::render::{TlsFiles, Values, render};
+use nats_tls_agent::conf::render::{Values, render};
 use nats_tls_agent::config::{ClientAuth, JetStream, JetStreamLimits, NatsConfig, Size};
 use nats_tls_agent::credential::ClusterCredential;
 use nats_tls_agent::node::Node;
 use nats_tls_agent::peers::{Peer, PeerSet};
+use nats_tls_agent::state::generation::TlsFiles;
 use nats_tls_agent::x509::san::Sans;
 use proptest::prelude::*;
 use proptest::test_runner::{Config as ProptestConfig, TestCaseError, TestRunner};
@@ -26,7 +27,7 @@ const VERSIONS: [&str; 3] = ["2.10.26", "2.12.8", "2.15.1"];
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Names as nobody should choose them, and as nats-server still takes them: its cluster's name has no spaces.
+/// Hostile names that nats-server still accepts. A cluster's name may not contain spaces.
 const NASTY_CLUSTER: &str = "p\"r\\o'd{};#$HOME,é[]\n\tauthorization{}";
 const NASTY_PATH: &str = "js \"quoted\" \\ ' $HOME {x} #; é\ninclude no.conf";
 const NASTY_WORD: &str = "s3:cr/e@t \"\\'% $HOME{}#;\n&é";
@@ -35,12 +36,12 @@ fn nats_server(version: &str) -> PathBuf {
     harness::tools::nats_server(version).unwrap()
 }
 
-/// A directory with a node's certificate for 127.0.0.1 and room for its files.
+/// A directory with a node's certificate for 127.0.0.1 and with the nodes' files.
 struct Bench {
     directory: tempfile::TempDir,
     tls: TlsFiles,
     ports: Block,
-    /// How many of them are given away.
+    /// The number of assigned ports.
     taken: AtomicU16,
 }
 
@@ -73,12 +74,12 @@ impl Bench {
         self.directory.path().join(name)
     }
 
-    /// A port that nobody else listens at, of 16: more than the nodes of one bench ever listen at together.
+    /// An unused port out of 16. The nodes of one bench never listen on more ports together.
     fn address(&self) -> SocketAddr {
         (LOOPBACK, self.ports.port(self.taken.fetch_add(1, Ordering::Relaxed))).into()
     }
 
-    /// The configuration of one of its nodes, on ports of its own.
+    /// The configuration of one node, on its own ports.
     fn nats(&self, name: &str) -> NatsConfig {
         NatsConfig {
             config: self.path(&format!("{name}.conf")),
@@ -91,7 +92,7 @@ impl Bench {
         }
     }
 
-    /// Renders and writes it.
+    /// Renders and writes a configuration.
     fn write(
         &self,
         nats: &NatsConfig,
@@ -110,7 +111,7 @@ impl Bench {
         let rendered = render(None, &values).unwrap();
         std::fs::write(&nats.config, rendered.text()).unwrap();
 
-        // What the agent reads is what it wrote.
+        // The agent reads back what it wrote.
         let facts = Facts::read(rendered.text(), &nats.config).unwrap();
         assert_eq!(losses(None, &facts), []);
         assert_eq!(facts.cluster_name.as_deref(), Some(cluster_name));
@@ -154,7 +155,7 @@ impl Server {
         Self { child, monitor: nats.monitor_listen, log }
     }
 
-    /// Asks until the answer is as hoped for.
+    /// Repeats the request until the answer is as expected.
     fn wait_for(&self, path: &str, hoped: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
         let deadline = Instant::now() + PATIENCE;
         let mut last = None;
@@ -239,8 +240,8 @@ fn an_include_is_read_wherever_the_configuration_is_read_from() {
     }
 }
 
-/// What nats-server's `-t` makes of a file: the digest of what it has read, which before 2.11 it doesn't tell; or nothing
-/// where it refuses it.
+/// The result of nats-server's `-t` for a file. It is the digest of the settings, or an empty text before 2.11. `None`:
+/// nats-server refuses the file.
 fn checked(version: &str, config: &Path) -> Option<String> {
     let output = Command::new(nats_server(version)).arg("-t").arg("-c").arg(config).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
@@ -248,12 +249,12 @@ fn checked(version: &str, config: &Path) -> Option<String> {
     output.status.success().then(|| digest.unwrap_or_default())
 }
 
-/// A string as nobody would write it and every nats-server reads it: in it nothing has a meaning.
+/// A string in hexadecimal escapes, which every nats-server reads and in which no character has a meaning.
 fn in_hexadecimal(text: &str) -> String {
     text.bytes().fold(String::new(), |escaped, byte| format!("{escaped}\\x{byte:02x}"))
 }
 
-/// Text as names from outside might be, and as they had better not be.
+/// Hostile and ordinary text for names from outside.
 fn nasty() -> impl Strategy<Value = String> {
     let pieces = [
         "a",
@@ -302,8 +303,9 @@ fn nasty() -> impl Strategy<Value = String> {
 const PLACES: [&str; 6] =
     ["PLACE-OF-NAME", "PLACE-OF-CLUSTER", "PLACE-OF-PID", "PLACE-OF-STORE", "PLACE-OF-USER", "PLACE-OF-WORD"];
 
-/// The reference is the template with placeholders, which were then replaced by hexadecimal escapes: it can have no setting
-/// but the template's. Where a nats-server reads both alike, as its digest of what it has read says, so has the other.
+/// The reference is the template with placeholders that are then replaced by hexadecimal escapes. The reference can
+/// have no settings except the template's. If nats-server's digest is the same for both texts, the rendered text has no
+/// others either.
 #[test]
 fn invariant_14_for_any_names_nats_server_reads_just_the_settings_of_the_template() {
     let cases = if soak::is_long() { 5000 } else { 64 };
@@ -354,7 +356,8 @@ fn invariant_14_for_any_names_nats_server_reads_just_the_settings_of_the_templat
     assert!(accepted > cases, "too few names are taken to show anything: {accepted} read, {refused} refused");
 }
 
-/// Two servers that only mesh if each presents what the other reads, and that say what names they read.
+/// The two servers form a cluster only if each presents what the other reads. They also report the names they have
+/// read.
 #[test]
 fn invariant_14_old_and_new_servers_read_nasty_names_as_they_are() {
     for version in VERSIONS {
@@ -394,7 +397,7 @@ fn invariant_13_a_server_without_the_credential_is_no_route() {
         let routes = nats.each_ref().map(|nats| nats.cluster_listen);
         bench.write(&nats[0], "n0", "prod", &routes[..2], Some(credential("route", "secret")));
         bench.write(&nats[1], "n1", "prod", &routes[..2], Some(credential("route", "secret")));
-        // The same CA, the same cluster, and another password.
+        // The rogue has the same CA and cluster, and another password.
         bench.write(&nats[2], "rogue", "prod", &routes, Some(credential("route", "guess")));
         let servers = nats.each_ref().map(|nats| Server::start(version, nats));
         servers[0].wait_for("/routez", |answer| answer["num_routes"].as_u64() > Some(0));

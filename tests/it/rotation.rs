@@ -1,4 +1,4 @@
-//! The daemon's life: it renews by itself, outlives its server, its configuration and its own death.
+//! The daemon's life: it renews by itself, and outlives its server, its configuration and its own death.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,14 +13,14 @@ use nats_tls_agent::config::Config;
 use nats_tls_agent::daemon::control::{Answer, ControlError, Request, ask};
 use nats_tls_agent::issue::journal::Journal;
 use nats_tls_agent::state::generation::Generations;
+use nix::sys::signal::Signal;
 use rcgen::PublicKeyData as _;
-use rustix::process::Signal;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{AGENT, metric};
 
-/// How often each node renews at least.
+/// The least number of renewals of each node.
 const ROTATIONS: usize = 5;
 const CONFIRMED: &str = "nats_tls_agent_served_confirmed_seconds";
 const SOON: Duration = Duration::from_secs(20);
@@ -28,7 +28,7 @@ const SOON: Duration = Duration::from_secs(20);
 #[tokio::test]
 async fn certificates_of_a_minute_are_renewed_again_and_again_under_traffic_that_loses_nothing() {
     let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 3).unwrap();
-    // Due as early as is allowed: every six seconds.
+    // The leaf is due as early as allowed, every six seconds.
     cluster.cluster.validity = "1m".into();
     cluster.configure().unwrap();
     cluster.set("renewal.at", "0.1").unwrap();
@@ -38,7 +38,7 @@ async fn certificates_of_a_minute_are_renewed_again_and_again_under_traffic_that
     assert!(confirmed_at_first.is_some());
     let traffic = traffic(&cluster, 2000).await;
 
-    // Of every generation that a node ever shows: when it was confirmed, and that nothing was amiss then.
+    // For each generation that a node shows: the time of its confirmation, and the absence of reasons at that time.
     let mut seen = vec![BTreeMap::<u64, (String, String)>::new(); cluster.nodes.len()];
     let deadline = Instant::now() + Duration::from_mins(3);
     while seen.iter().any(|generations| generations.len() <= ROTATIONS) {
@@ -66,7 +66,7 @@ async fn certificates_of_a_minute_are_renewed_again_and_again_under_traffic_that
     let confirmed = metric(cluster.nodes[0].metrics(), CONFIRMED).await;
     assert!(confirmed > confirmed_at_first, "{confirmed:?} after {confirmed_at_first:?}");
     assert_eq!(servers(&cluster).await, before, "a server was started anew, or a route was");
-    // Renewals and the probes that confirm them leave no trace that would call anyone out of bed.
+    // Renewals and the probes that confirm them leave no error in the log.
     for node in &cluster.nodes {
         let log = tail(&node.server_log(), usize::MAX);
         let after_boot = log.find("Trapped \"hangup\"").unwrap_or_default();
@@ -96,7 +96,7 @@ async fn a_first_boot_commits_before_nats_server_runs_and_turns_healthy_by_itsel
         node.server.take().unwrap().kill().await.unwrap();
         unhealthy(node, "nats-server isn't running").await;
     }
-    // Nothing was there to signal, and what doesn't listen yet isn't.
+    // No process existed to signal, and a server that doesn't listen yet gets no signal.
     assert!(!node.agent.log_tail(usize::MAX).contains("to reload"), "{}", node.agent.log_tail(50));
 }
 
@@ -115,14 +115,14 @@ async fn sighup_reads_agent_toml_again_and_one_that_is_wrong_changes_nothing() {
     let [first, second] = &cluster.nodes[..] else { panic!("two nodes were asked for") };
 
     cluster.cluster.configure(first, &[first, second]).unwrap();
-    first.agent.signal(Signal::HUP).unwrap();
+    first.agent.signal(Signal::SIGHUP).unwrap();
     first.meshed(&BTreeSet::from([second.name.clone()]), SOON).await.unwrap();
     let two = |status: &Value| status["state"] == "healthy" && status["peers"].as_array().map(Vec::len) == Some(2);
     let status = status_with(first, two).await;
     let (leaf, config) = (status["leaf"].clone(), std::fs::read(first.nats_config()).unwrap());
 
     set(first.agent.config(), "nats.cluster_nmae", "\"typo\"").unwrap();
-    first.agent.signal(Signal::HUP).unwrap();
+    first.agent.signal(Signal::SIGHUP).unwrap();
     eventually("the refusal in the log", SOON, async || {
         let log = first.agent.log_tail(20);
         if log.contains("the configuration in force stays") && log.contains("cluster_nmae") { Ok(()) } else { Err(log) }
@@ -132,15 +132,15 @@ async fn sighup_reads_agent_toml_again_and_one_that_is_wrong_changes_nothing() {
     let seen = first.agent.status().await.unwrap_err();
     assert!(seen.to_string().contains("exit Some(2)"), "a command reads the broken file too: {seen}");
     cluster.cluster.configure(first, &[first, second]).unwrap();
-    // Who believes that it is in force is told until it is read again.
+    // The status reports the earlier refusal until the daemon reads the corrected file.
     let status = unhealthy(first, "the configuration in force stays").await;
     assert_eq!((&status["state"], &status["leaf"]), (&Value::from("degraded"), &leaf), "{status}");
-    first.agent.signal(Signal::HUP).unwrap();
+    first.agent.signal(Signal::SIGHUP).unwrap();
     assert_eq!(status_with(first, two).await["leaf"], leaf);
     assert_eq!(std::fs::read(first.nats_config()).unwrap(), config);
 }
 
-/// The moments at which the daemon dies: right after each step of a renewal, and at fixed times after it was asked.
+/// The moments at which the daemon dies: after each step of a renewal, and at fixed times after the request.
 const STEPS: usize = 7;
 const DELAYS: [u64; 10] = [0, 5, 10, 15, 20, 25, 30, 40, 50, 60];
 
@@ -168,7 +168,7 @@ async fn invariant_02_and_11_a_daemon_killed_at_any_moment_of_a_renewal_leaves_a
         let paid = issued(&ca) - issued_before;
         assert!(paid <= 1, "{moment:?}: {paid} certificates for one renewal");
         if pending.is_some() {
-            // The same key and the same certificate go on, whether or not the request had been answered.
+            // The same key and certificate are resumed, whether or not the request had been answered.
             assert_eq!(paid, 1, "{moment:?}, with a certificate's name: {had_handle}");
             assert!(node.agent.log_tail(usize::MAX).contains("resuming"), "{moment:?}");
         }
@@ -187,10 +187,11 @@ enum Moment {
     After(Duration),
 }
 
-/// Asks the daemon for a renewal and kills it at that moment. One that comes too late kills it after the renewal.
+/// Requests a renewal from the daemon, and kills the daemon at that moment. A moment after the renewal's end kills it
+/// then.
 async fn renew_and_kill(node: &mut Node, socket: &Path, moment: Moment) {
     let request = Request::Renew { allow_loss: Vec::new() };
-    let kill = || node.agent.signal(Signal::KILL).unwrap();
+    let kill = || node.agent.signal(Signal::SIGKILL).unwrap();
     let mut steps = 0;
     let asked = ask(socket, &request, |_step| {
         if matches!(moment, Moment::Step(at) if at == steps) {
@@ -201,7 +202,7 @@ async fn renew_and_kill(node: &mut Node, socket: &Path, moment: Moment) {
     match moment {
         Moment::Step(at) => {
             let answer = asked.await;
-            // The last step's line and the result's may come together.
+            // The last step's line and the result's line may arrive together.
             let late = at + 1 == STEPS && matches!(answer, Ok(Answer::Renewed(_)));
             assert!(late || matches!(answer, Err(ControlError::Broken { .. })), "step {at}: {answer:?}");
         }
@@ -213,8 +214,8 @@ async fn renew_and_kill(node: &mut Node, socket: &Path, moment: Moment) {
     node.agent.kill().await.unwrap();
 }
 
-/// Checks that the committed configuration names a key and a certificate that belong together, as nats-server and as
-/// the certificate itself say; which generation that is.
+/// Checks that the committed configuration names a matching key and certificate, by nats-server and by the certificate
+/// itself. Returns the number of the generation.
 fn is_whole(node: &Node) -> u64 {
     let text = std::fs::read_to_string(node.nats_config()).unwrap();
     let launch = node.server.as_ref().unwrap().launch();
@@ -231,12 +232,12 @@ fn is_whole(node: &Node) -> u64 {
     Generations::of(&node.state_directory()).named_in(&text).unwrap()
 }
 
-/// How many certificates the embedded CA has issued.
+/// The number of certificates that the embedded CA has issued.
 fn issued(ca: &Path) -> usize {
     std::fs::read_dir(ca.join("issued")).unwrap().count()
 }
 
-/// The servers' ids and the ids of their routes: each start and each connection has another.
+/// The servers' ids and the ids of their routes. Each start and each connection gets a new id.
 async fn servers(cluster: &Nodes) -> Vec<(String, BTreeSet<u64>)> {
     let mut servers = Vec::new();
     for node in &cluster.nodes {
@@ -262,9 +263,9 @@ pub(crate) async fn assert_nothing_lost(traffic: Traffic) -> Tally {
     tally
 }
 
-/// SIGHUP to the agent, and waits until it has read its file again.
+/// Sends SIGHUP to the agent, and waits until it has read its file again.
 pub(crate) async fn read_again(node: &Node) {
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
     eventually("the file read again", SOON, async || {
         let log = node.agent.log_tail(30);
         if log.contains("agent.toml again") { Ok(()) } else { Err(log) }
@@ -273,7 +274,7 @@ pub(crate) async fn read_again(node: &Node) {
     .unwrap();
 }
 
-/// Waits until a status is as it is wanted.
+/// Waits until a status fulfils `wanted`.
 pub(crate) async fn status_with(node: &Node, wanted: impl Fn(&Value) -> bool) -> Value {
     eventually(&format!("{}'s status", node.name), SOON, async || {
         let status = node.agent.status().await.map_err(|failure| failure.chain())?;
@@ -283,7 +284,7 @@ pub(crate) async fn status_with(node: &Node, wanted: impl Fn(&Value) -> bool) ->
     .unwrap()
 }
 
-/// Waits until a status isn't healthy for this reason.
+/// Waits until a status is not healthy for this reason.
 pub(crate) async fn unhealthy(node: &Node, reason: &str) -> Value {
     eventually(&format!("{} to say {reason:?}", node.name), SOON, async || {
         let status = node.agent.status().await.map_err(|failure| failure.chain())?;

@@ -1,4 +1,4 @@
-//! Invariant 1: what is secret stays in the files that hold it, and those are nobody else's.
+//! Invariant 1: secrets stay in the files that hold them, and no other user can read these files.
 
 #![expect(clippy::print_stdout, reason = "what could not be tried is to be told")]
 
@@ -15,7 +15,7 @@ use harness::nodes::{Nodes, set};
 use harness::tools;
 use nats_tls_agent::conf::render::BUILT_IN;
 use nats_tls_agent::config::Config;
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 
 use crate::AGENT;
 use crate::protection::aws;
@@ -24,10 +24,10 @@ use crate::state_directory::{STRANGER, as_user, give_to_stranger, idle};
 
 const SOON: Duration = Duration::from_secs(20);
 const PASSWORD: &str = "s3cr3t/of@routes";
-/// As it stands in a route's URL.
+/// The password as it appears in a route's URL.
 const ENCODED: &str = "s3cr3t%2Fof%40routes";
 
-/// A nats-server that first writes down what anyone on the machine could see of it: its arguments and environment.
+/// A nats-server that first records its arguments and environment, which anyone on the machine can see.
 fn witness(directory: &Path, server: &Path) -> (PathBuf, PathBuf) {
     let (script, seen) = (directory.join("nats-server"), directory.join("seen"));
     let text = format!(
@@ -44,7 +44,7 @@ fn executable(file: &Path, text: &str) {
     std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Every line of a PEM block's body.
+/// The lines of a PEM block's body.
 fn body(pem: &str) -> Vec<String> {
     pem.lines().filter(|line| !line.starts_with("-----") && line.len() > 8).map(ToOwned::to_owned).collect()
 }
@@ -84,7 +84,7 @@ async fn invariant_01_neither_a_key_nor_the_password_is_in_any_log_output_argume
         &["run"],
         &["man"],
     ] {
-        // `man` takes no configuration, and says so.
+        // `man` accepts no configuration, and reports that.
         said.push(node.agent.run(arguments, Duration::from_mins(1)).await.unwrap());
         secrets.gather(&cluster);
     }
@@ -92,18 +92,18 @@ async fn invariant_01_neither_a_key_nor_the_password_is_in_any_log_output_argume
     assert!(committed.contains(ENCODED), "the test looks for something that is nowhere");
     assert!(said[2].stdout.contains("********"), "{:?}", said[2]);
 
-    // Errors quote what they stumble over: a template that uses the password wrongly, an include, a broken journal.
+    // Errors quote the faulty text: a template that misuses the password, an include, a broken journal.
     let template = cluster.directory().join("wrong.tera");
     std::fs::write(&template, "{{ cluster.credential.password }} }{\n\"{{ cluster.routes }}\" {{ tls.key }}").unwrap();
     set(node.agent.config(), "nats.template", &format!("{:?}", template.display().to_string())).unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
     unhealthy(node, "does not render").await;
     let quoting = format!(
         "{BUILT_IN}\n\"{{{{ cluster.credential.password }}}}\": [{{% for route in cluster.routes %}} \"{{{{ route }}}}\",{{% endfor %}} ]\n"
     );
     std::fs::write(&template, quoting).unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
-    // What stands there in its place shows that it would have been told.
+    node.agent.signal(Signal::SIGHUP).unwrap();
+    // The mask in the message shows that the message would otherwise contain the secret.
     unhealthy(node, "unknown field \\\"********\\\"").await;
     for arguments in [&["renew"][..], &["status", "--json"], &["doctor"], &["render", "--diff"]] {
         said.push(node.agent.run(arguments, Duration::from_mins(1)).await.unwrap());
@@ -129,7 +129,7 @@ async fn invariant_01_neither_a_key_nor_the_password_is_in_any_log_output_argume
     secrets.assert_absent("arguments and environment", &seen);
 }
 
-/// What must be nowhere.
+/// The texts that must not appear anywhere.
 #[derive(Default)]
 struct Secrets(BTreeSet<String>);
 
@@ -139,7 +139,7 @@ impl Secrets {
         self.0.extend([PASSWORD.to_owned(), ENCODED.to_owned()]);
         for node in &cluster.nodes {
             for generation in std::fs::read_dir(node.state_directory().join("generations")).unwrap() {
-                // One may be pruned meanwhile.
+                // A generation may be pruned in the meantime.
                 if let Ok(key) = std::fs::read_to_string(generation.unwrap().path().join("key.pem")) {
                     self.0.extend(body(&key));
                 }
@@ -157,7 +157,7 @@ impl Secrets {
     }
 }
 
-/// Whatever umask the agent is started with.
+/// The modes don't depend on the umask of the agent's start.
 #[tokio::test]
 async fn invariant_01_under_any_umask_no_file_is_the_worlds_and_no_secret_is_more_than_its_groups() {
     for umask in ["000", "022", "077"] {
@@ -209,7 +209,7 @@ fn walk(directory: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// Core dumps are allowed to a program that is started by this, as far as the machine allows any.
+/// A launcher that allows core dumps as far as the machine allows them.
 const AS_MUCH_AS_MAY_BE: [&str; 3] = ["sh", "-c", "ulimit -c $(ulimit -H -c); exec \"$0\" \"$@\""];
 
 #[tokio::test]
@@ -224,20 +224,20 @@ async fn invariant_01_a_running_agent_leaves_no_core_dump() {
     let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().take(2).collect::<Vec<_>>(), ["0", "0"], "{limits}");
 
-    node.agent.signal(Signal::ABORT).unwrap();
+    node.agent.signal(Signal::SIGABRT).unwrap();
     let ended = node.agent.ended(SOON).await.unwrap();
-    assert_eq!((ended.signal(), ended.core_dumped()), (Some(Signal::ABORT.as_raw()), false), "{ended}");
-    // Whether this says anything: what another process leaves when it ends like this.
+    assert_eq!((ended.signal(), ended.core_dumped()), (Some(Signal::SIGABRT as i32), false), "{ended}");
+    // A control: whether another process leaves a core dump when it ends like this.
     let mut other = std::process::Command::new(AS_MUCH_AS_MAY_BE[0]);
     other.args(&AS_MUCH_AS_MAY_BE[1..]).args(["sh", "-c", "kill -ABRT $$"]).current_dir(cluster.directory());
     let other = other.status().unwrap();
-    assert_eq!(other.signal(), Some(Signal::ABORT.as_raw()), "{other}");
+    assert_eq!(other.signal(), Some(Signal::SIGABRT as i32), "{other}");
     if !other.core_dumped() {
         println!("not shown here beyond the limits: no process of this machine leaves a core dump");
     }
 }
 
-/// Not even another process of the same user; and the daemon asks who asks it, whatever the socket's mode is.
+/// Even a process of the same user gets no access. The daemon also checks its callers, whatever the mode of the socket.
 #[tokio::test]
 async fn invariant_01_a_process_of_the_same_user_can_neither_trace_the_daemon_nor_read_its_memory() {
     let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
@@ -249,7 +249,7 @@ async fn invariant_01_a_process_of_the_same_user_can_neither_trace_the_daemon_no
     idle(node).await;
     let daemon = node.agent.pid().unwrap();
     let as_same = |program: &[&str]| run_as(STRANGER, program);
-    // What can be done to an ordinary process of that user.
+    // A control: access to an ordinary process of that user.
     let mut other = as_command(STRANGER, &["sleep", "60"]).spawn().unwrap();
     let name = format!("/proc/{}/comm", other.id());
     let is_sleep = async || match std::fs::read_to_string(&name) {
@@ -281,7 +281,7 @@ async fn invariant_01_a_process_of_the_same_user_can_neither_trace_the_daemon_no
     };
     let (code, said) = ask(STRANGER + 1);
     assert!(code == Some(1) && said.contains("could not connect"), "{said}");
-    // Were the mode lost, the credentials are still asked for.
+    // If the mode is lost, the daemon still checks the caller's credentials.
     std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o666)).unwrap();
     std::fs::set_permissions(socket.parent().unwrap(), PermissionsExt::from_mode(0o755)).unwrap();
     let (code, said) = ask(STRANGER + 1);
@@ -301,10 +301,10 @@ fn run_as(user: u32, program: &[&str]) -> std::process::Output {
     as_command(user, program).output().unwrap()
 }
 
-/// Where in a process's memory some bytes are: the mapping, and what stands around the first of them.
+/// The mappings of a process's memory that contain given bytes, with the surroundings of the first occurrence.
 fn found_in(pid: u32, needles: &[(String, Vec<u8>)]) -> Option<Vec<String>> {
     use std::os::unix::fs::FileExt as _;
-    if !rustix::process::geteuid().is_root() {
+    if !nix::unistd::geteuid().is_root() {
         println!("not run: only root may look into the daemon's memory");
         return None;
     }
@@ -319,7 +319,7 @@ fn found_in(pid: u32, needles: &[(String, Vec<u8>)]) -> Option<Vec<String>> {
         let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
         let [start, end] = [start, end].map(|address| u64::from_str_radix(address, 16).unwrap());
         let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
-        // A mapping may go meanwhile.
+        // A mapping may disappear in the meantime.
         if memory.read_exact_at(&mut bytes, start).is_err() {
             continue;
         }
@@ -337,7 +337,7 @@ fn found_in(pid: u32, needles: &[(String, Vec<u8>)]) -> Option<Vec<String>> {
     Some(found)
 }
 
-/// What a key looks like in memory: its scalar, and each whole line of its PEM text's body.
+/// The forms of a key in memory: its scalar, and each whole line of its PEM body.
 fn needles(what: &str, key: &str) -> Vec<(String, Vec<u8>)> {
     let lines = body(key);
     let der = x509_parser::pem::parse_x509_pem(key.as_bytes()).unwrap().1.contents;
@@ -353,7 +353,7 @@ fn needles(what: &str, key: &str) -> Vec<(String, Vec<u8>)> {
 async fn invariant_01_no_key_is_in_the_daemons_memory_once_a_rotation_has_settled() {
     let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
     cluster.configure().unwrap();
-    // No pass while it is looked at.
+    // No pass runs during the search.
     cluster.set("discovery.interval", "\"10m\"").unwrap();
     cluster.boot().await.unwrap();
     let node = &mut cluster.nodes[0];
@@ -368,7 +368,7 @@ async fn invariant_01_no_key_is_in_the_daemons_memory_once_a_rotation_has_settle
     let pid = node.agent.pid().unwrap();
     let Some(seen) = found_in(pid, &keys) else { return };
     assert!(seen.is_empty(), "{} copies:\n{}", seen.len(), seen.join("\n"));
-    // The search finds what is there.
+    // A control: the search finds bytes that are there.
     let cluster_name = ("the cluster's name".to_owned(), b"loopback".to_vec());
     assert!(found_in(pid, &[cluster_name]).is_some_and(|found| !found.is_empty()));
 }

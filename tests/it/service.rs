@@ -1,4 +1,4 @@
-//! What systemd hears of the daemon (sd_notify(3)), through a socket as systemd's.
+//! The daemon's notifications to systemd (sd_notify(3)), through a socket like systemd's.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use harness::cluster::Node;
 use harness::nodes::{Nodes, set};
 use harness::{eventually, tools};
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use tokio::net::UnixDatagram;
 
 use crate::AGENT;
@@ -14,7 +14,7 @@ use crate::AGENT;
 const SOON: Duration = Duration::from_secs(20);
 const WATCHDOG: Duration = Duration::from_secs(3);
 
-/// The service manager's end.
+/// The service manager's end of the socket.
 struct Manager {
     socket: UnixDatagram,
     heard: Vec<String>,
@@ -25,7 +25,7 @@ impl Manager {
         Self { socket: UnixDatagram::bind(path).unwrap(), heard: Vec::new() }
     }
 
-    /// Waits for a notification that begins so, and returns it. Those before it are in `heard`.
+    /// Waits for a notification with this beginning, and returns it. Earlier notifications are in `heard`.
     async fn hears(&mut self, beginning: &str) -> String {
         let heard = tokio::time::timeout(SOON, async {
             loop {
@@ -63,11 +63,12 @@ async fn systemd_hears_of_the_first_commit_the_state_each_reload_and_the_end_and
     let status = manager.hears("STATUS=").await;
     assert!(status.contains("degraded; certificate until ") && status.contains("generation 1"), "{status}");
     assert!(!node.nats_config().exists());
-    // The loop sleeps for longer than the watchdog waits, and is not taken for dead.
+    // The loop sleeps longer than the watchdog's time-out, and still pings in time.
     manager.hears("WATCHDOG=1").await;
     manager.hears("WATCHDOG=1").await;
-    // Nor is it ready because it was told to read its configuration, which is as bad as before.
-    node.agent.signal(Signal::HUP).unwrap();
+    // A request to read the configuration again doesn't make the daemon ready, because the configuration is still
+    // faulty.
+    node.agent.signal(Signal::SIGHUP).unwrap();
     manager.hears("RELOADING=1").await;
     manager.hears("WATCHDOG=1").await;
     assert!(!manager.heard.iter().any(|heard| heard.contains("READY")), "{:?}", manager.heard);
@@ -75,7 +76,7 @@ async fn systemd_hears_of_the_first_commit_the_state_each_reload_and_the_end_and
     let text = std::fs::read_to_string(node.agent.config()).unwrap();
     let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("template = ")).collect();
     std::fs::write(node.agent.config(), without.join("\n")).unwrap();
-    node.agent.signal(Signal::HUP).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
     let reloading = manager.hears("RELOADING=1").await;
     assert!(reloading.contains("MONOTONIC_USEC="), "{reloading}");
     manager.hears("READY=1").await;
@@ -96,7 +97,7 @@ async fn after_a_reboot_the_agent_is_ready_although_its_issuer_and_peers_are_awa
     assert!(node.nats_config().is_file(), "ready before the first commit");
     node.agent.kill().await.unwrap();
 
-    // Instance metadata can't be reached: the agent doesn't even know who it is.
+    // Instance metadata can't be reached, so the agent doesn't know its identity.
     let text = std::fs::read_to_string(node.agent.config()).unwrap();
     let (_, rest) = text.split_once("[issuer]").unwrap();
     std::fs::write(node.agent.config(), format!("[issuer]{rest}")).unwrap();

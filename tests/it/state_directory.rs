@@ -1,5 +1,5 @@
-//! A state directory that something or somebody has laid hands on: cut short, garbled, of a newer agent, of another user,
-//! with symlinks in it, or two agents at once. Whatever it is, what is served goes on being served, and it is told.
+//! A damaged state directory: files that are cut short, garbled, from a newer agent or owned by another user, symlinks,
+//! or two agents at once. In every case the served certificate stays in service, and the agent reports the fault.
 
 #![expect(clippy::print_stdout, reason = "how much was tried is to be told")]
 
@@ -21,10 +21,10 @@ use crate::AGENT;
 use crate::rotation::{status_with, unhealthy};
 
 const SOON: Duration = Duration::from_secs(20);
-/// Between two places where the journal is cut.
+/// The distance in bytes between two places where the journal is cut.
 const STEP: usize = 64;
 
-/// A node that serves, and whose agent tries again at once what failed.
+/// A node that serves, and whose agent retries failures immediately.
 async fn serving() -> Nodes {
     let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
     cluster.configure().unwrap();
@@ -34,12 +34,12 @@ async fn serving() -> Nodes {
     cluster
 }
 
-/// How many certificates the embedded CA has issued.
+/// The number of certificates that the embedded CA has issued.
 fn paid(cluster: &Nodes) -> usize {
     std::fs::read_dir(cluster.cluster.ca_directory().join("issued")).unwrap().count()
 }
 
-/// Every file below a directory but the lock, with its content and mode; of a symlink, where it points.
+/// Every file below a directory except the lock, with its content and mode. A symlink is listed with its target.
 fn contents(directory: &Path) -> BTreeMap<PathBuf, (Vec<u8>, u32)> {
     let mut all = BTreeMap::new();
     for entry in std::fs::read_dir(directory).unwrap() {
@@ -88,7 +88,8 @@ async fn invariant_11_a_journal_cut_short_anywhere_is_refused_and_kept_and_nothi
         assert_eq!(&std::fs::read(journal.path()).unwrap(), broken, "it may still be worth something");
         cluster.nodes[0].server.as_mut().unwrap().check_running().unwrap();
     }
-    // A daemon says so long before it would need the journal, serves on, and is well once the file is moved away.
+    // A daemon reports the fault long before it needs the journal, and serves on. It is healthy once the file is moved
+    // away.
     let node = &mut cluster.nodes[0];
     node.agent.start().unwrap();
     let status = unhealthy(node, "issuance.json can't be read").await;
@@ -118,7 +119,7 @@ async fn a_state_directory_of_a_newer_agent_is_refused_by_its_version_and_left_a
     assert_eq!((contents(&state), paid(&cluster)), (files, before));
 }
 
-/// Garbles one file at a time under an agent that starts, and asks for a renewal then.
+/// Garbles one file at a time before the agent starts, and then requests a renewal.
 #[tokio::test]
 async fn garbage_in_any_file_of_the_state_is_told_or_replaced_and_a_renewal_makes_all_well() {
     let mut cluster = serving().await;
@@ -143,7 +144,7 @@ async fn garbage_in_any_file_of_the_state_is_told_or_replaced_and_a_renewal_make
             let newest = node.newest_generation().unwrap();
             let path = file.strip_prefix("newest").map_or(file.clone(), |name| newest.join(name));
             let what = format!("{} bytes in {}", garbage.len(), path.display());
-            // The committed file and the one beside it that was loaded may be one, and then both are garbled.
+            // The committed file and the loaded copy beside it may be one file, and then both are garbled.
             std::fs::write(&path, garbage).unwrap();
             node.agent.start().unwrap();
             let status = status_with(node, |status| !at(status, "served.client.sha256").is_empty()).await;
@@ -155,7 +156,7 @@ async fn garbage_in_any_file_of_the_state_is_told_or_replaced_and_a_renewal_make
             let renewed = renewed.unwrap_or_else(|failure| panic!("{what}: {failure}\n{status}"));
             assert_eq!(renewed["result"], "confirmed", "{what}");
             status_with(node, is_healthy).await;
-            // nats-server would start with what is there now.
+            // nats-server would start with the files that are there now.
             node.agent.kill().await.unwrap();
             node.server.take().unwrap().kill().await.unwrap();
             cluster
@@ -164,7 +165,7 @@ async fn garbage_in_any_file_of_the_state_is_told_or_replaced_and_a_renewal_make
                 .await
                 .unwrap_or_else(|failure| panic!("{what}: {failure}"));
             assert!(paid(&cluster) <= issued + 1, "{what}");
-            // What is older than all is removed with other old ones.
+            // A file older than all others is removed together with other old files.
             if path.starts_with(&generations) && !file.starts_with("newest") && path.exists() {
                 std::fs::remove_file(&path).unwrap();
             }
@@ -217,7 +218,7 @@ async fn invariant_01_a_symlink_planted_anywhere_in_the_state_is_never_written_t
                 refused.push(what.clone());
             }
             node.server.as_mut().unwrap().check_running().unwrap();
-            // Whoever removes it finds a node that is as it was.
+            // After the symlink is removed, the node is as before.
             if std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_symlink()) {
                 std::fs::remove_file(&path).unwrap();
                 if was_there {
@@ -241,7 +242,7 @@ async fn invariant_09_of_two_agents_one_works_and_the_other_says_so() {
     let mut cluster = serving().await;
     let before = paid(&cluster);
     let busy = "another agent is at work on";
-    // Two daemons; and a renewal that can't find the daemon's socket.
+    // Two daemons, and a renewal that can't find the daemon's socket.
     let second = cluster.nodes[0].agent.run(&["run"], SOON).await.unwrap();
     assert!(second.code == Some(1) && second.stderr.contains(busy), "{second:?}");
     let config = cluster.nodes[0].agent.config().to_path_buf();
@@ -254,7 +255,7 @@ async fn invariant_09_of_two_agents_one_works_and_the_other_says_so() {
     assert_eq!(paid(&cluster), before);
     status_with(&cluster.nodes[0], is_healthy).await;
 
-    // Renewals that meet: through the daemon one after the other, without one the first alone.
+    // Simultaneous renewals: through the daemon one after the other; without a daemon at least one succeeds.
     let agent = &cluster.nodes[0].agent;
     let (one, other) = tokio::join!(agent.renew(), agent.renew());
     assert_eq!(
@@ -273,13 +274,13 @@ async fn invariant_09_of_two_agents_one_works_and_the_other_says_so() {
     assert_eq!(paid(&cluster), before + 2 + done);
 }
 
-/// A user of its own, who is nobody on this machine.
+/// A user id that belongs to nobody on this machine.
 pub(crate) const STRANGER: u32 = 64_901;
 
-/// Gives a node to a user without rights, under whom its agent then runs. Its programs are copied to where that user may
-/// run them. `false` where the tests have no right to become another user: then there is nothing to show.
+/// Gives a node to a user without rights, who then runs its agent. The programs are copied to a place where that user
+/// may run them. `false`: the tests may not become another user, and can show nothing.
 pub(crate) fn give_to_stranger(cluster: &mut Nodes) -> bool {
-    if !rustix::process::geteuid().is_root() {
+    if !nix::unistd::geteuid().is_root() {
         println!("not run: it takes root to run the agent as another user");
         return false;
     }
@@ -307,7 +308,7 @@ pub(crate) fn give_to_stranger(cluster: &mut Nodes) -> bool {
     true
 }
 
-/// What runs a program as a user without rights.
+/// The launcher that runs a program as a user without rights.
 pub(crate) fn as_user(uid: u32) -> Vec<String> {
     ["setpriv".to_owned(), format!("--reuid={uid}"), format!("--regid={uid}"), "--clear-groups".into()].to_vec()
 }
@@ -327,7 +328,7 @@ async fn a_state_of_another_user_or_that_can_not_be_read_is_told_with_the_file_a
         return;
     }
     let state = cluster.nodes[0].state_directory();
-    // The whole directory is root's.
+    // root owns the whole directory.
     std::fs::create_dir(&state).unwrap();
     for command in ["run", "renew"] {
         let answer = cluster.nodes[0].agent.run(&[command], SOON).await.unwrap();
@@ -338,7 +339,7 @@ async fn a_state_of_another_user_or_that_can_not_be_read_is_told_with_the_file_a
     assert_eq!(std::fs::read_dir(&state).unwrap().count(), 0);
     std::fs::remove_dir(&state).unwrap();
 
-    // One file is.
+    // root owns a single file.
     let node = &mut cluster.nodes[0];
     idle(node).await;
     let key = node.newest_generation().unwrap().join("key.pem");
@@ -363,7 +364,7 @@ async fn a_state_of_another_user_or_that_can_not_be_read_is_told_with_the_file_a
             assert_eq!(paid(&cluster), before, "{name}");
             assert_eq!(std::fs::read(cluster.nodes[0].nats_config()).unwrap(), config, "{name}");
         }
-        // Given back, all is well without another hand.
+        // Once the file is given back, the node is healthy without further help.
         std::os::unix::fs::chown(&file, Some(STRANGER), Some(STRANGER)).unwrap();
         let node = &mut cluster.nodes[0];
         if lock {

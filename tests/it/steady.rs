@@ -1,4 +1,4 @@
-//! What years add up to: memory, descriptors and files of an agent and its nats-server after many rotations.
+//! Growth over years: memory, descriptors and files of an agent and its nats-server after many rotations.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -17,14 +17,17 @@ use nats_tls_agent::daemon::control::{Answer, Request, ask};
 
 use crate::AGENT;
 
-/// Until allocator, caches and connection pools have what they keep.
+/// The number of rotations after which allocator, caches and connection pools no longer grow.
 const WARM: usize = 20;
-/// What an agent's memory may differ by, in KiB: the allocator's pages, not a rotation's. Over the long form's 1,000
-/// rotations 136 were measured, and a leak of 2 KiB each would be over this.
+/// The allowed difference of an agent's memory, in KiB. It covers pages of the allocator, and no growth for each
+/// rotation. Over the long form's 1,000 rotations 136 KiB were measured. A leak of 2 KiB a rotation would exceed this
+/// limit.
 const SLACK_OF_MANY: u64 = 1024;
-/// Over the few of the short form the allocator's pages are nearly all that there is to see.
+/// The allowed difference over the few rotations of the short form, which consists almost entirely of the allocator's
+/// pages.
 const SLACK_OF_FEW: u64 = 4096;
-/// How many connections more than before the SDK's pools may keep, as calls of two services meet or don't.
+/// The number of additional connections that the SDK's pools may keep, depending on whether calls of two services
+/// coincide.
 const POOLED: usize = 4;
 const SOON: Duration = Duration::from_secs(20);
 const REGION: &str = "eu-west-1";
@@ -40,7 +43,7 @@ async fn rotations_leave_the_agents_memory_and_descriptors_and_the_files_on_disk
     rotate(&socket, WARM).await;
     let (before, server_before) = (Footprint::of(node), descriptors(server(node)));
     rotate(&socket, rotations - WARM).await;
-    // What a reload leaves open for a moment, as the connections that it was confirmed through.
+    // A reload leaves descriptors open for a moment, such as the connections that confirmed the reload.
     let after = eventually("as many descriptors as before", SOON, async || {
         let (now, of_server) = (Footprint::of(node), descriptors(server(node)));
         if now.descriptors <= before.descriptors + POOLED && of_server == server_before {
@@ -65,13 +68,13 @@ async fn rotations_leave_the_agents_memory_and_descriptors_and_the_files_on_disk
     assert!(bench.double.certificates() >= rotations, "{}", bench.double.certificates());
 }
 
-/// A node of a group of one, with all of AWS before it: the SDK's part of a rotation has to leave nothing behind either.
+/// A node in a group of one, with all of AWS before it. The SDK's part of a rotation must leave nothing behind either.
 struct Bench {
     node: Node,
     double: AwsDouble,
     _imds: ImdsStub,
     _cluster: Cluster,
-    // Last, as what runs writes to it.
+    // The last field, because running processes write to it.
     _directory: tempfile::TempDir,
 }
 
@@ -98,7 +101,7 @@ impl Bench {
         ] {
             node.agent.set_env(name, &value);
         }
-        // Of a longer validity the cap would stop a thousand in a day.
+        // With a longer validity, the cap would stop a thousand rotations in a day.
         let text = format!(
             "[issuer]\nca_arn = \"{ca}\"\nvalidity = \"2m\"\n[trust]\nsecret_id = \"nats-trust\"\n\
              [discovery]\naddresses = \"ec2\"\ninterval = \"200ms\"\n"
@@ -122,7 +125,7 @@ async fn rotate(socket: &Path, times: usize) {
 
 #[derive(Debug)]
 struct Footprint {
-    /// KiB.
+    /// Resident memory in KiB.
     rss: u64,
     descriptors: usize,
     files: usize,

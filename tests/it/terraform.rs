@@ -1,4 +1,4 @@
-//! `templates/terraform`, as far as it can be looked at without AWS and without its provider.
+//! Checks `templates/terraform`, as far as possible without AWS and without its provider.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,7 +21,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The files of a folder as HCL's syntax tree in JSON, by the parser that checkov brings.
+/// The syntax tree of a folder's HCL files in JSON, from the parser that checkov includes.
 fn parsed(directory: &Path) -> Vec<Value> {
     let script = "import hcl2, json, sys; print(json.dumps([hcl2.load(open(file)) for file in sys.argv[1:]]))";
     let python = tools::checkov().unwrap().with_file_name("python");
@@ -43,7 +43,7 @@ fn blocks(files: &[Value], kind: &str) -> BTreeMap<String, Value> {
     found
 }
 
-/// A value below a block. The parser puts each in a list of one.
+/// A value below a block. The parser wraps each value in a list.
 fn at(block: &Value, path: &[&str]) -> Value {
     let only = |value: &Value| match value {
         Value::Array(list) if list.len() == 1 => list[0].clone(),
@@ -52,12 +52,12 @@ fn at(block: &Value, path: &[&str]) -> Value {
     path.iter().fold(only(block), |value, key| only(&value[key]))
 }
 
-/// The names in the place of which `templatefile` puts values.
+/// The names that `templatefile` replaces with values.
 fn placeholders(template: &str) -> BTreeSet<String> {
     template.split("${").skip(1).filter_map(|rest| rest.split('}').next()).map(ToOwned::to_owned).collect()
 }
 
-/// Each call of `templatefile` in a source: the file, and the names that it is given.
+/// Each call of `templatefile` in a source: the file, and the names of its values.
 fn template_files(source: &str) -> Vec<(String, BTreeSet<String>)> {
     let calls = source.split("templatefile(\"${path.module}/").skip(1);
     calls
@@ -83,7 +83,7 @@ fn every_template_is_given_exactly_what_it_has_a_place_for() {
     assert_eq!(seen, expected.into());
 }
 
-/// `.ci/run` says when there is no Terraform.
+/// `.ci/run` reports a missing Terraform.
 #[test]
 fn terraform_finds_the_format_its_own() {
     let Some(terraform) = tools::terraform() else {
@@ -94,7 +94,7 @@ fn terraform_finds_the_format_its_own() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// So that what the other tests look at is what a node is given.
+/// This makes sure that the other tests see what a node gets.
 #[test]
 fn terraforms_templatefile_makes_of_the_templates_what_the_tests_make_of_them() {
     let Some(terraform) = tools::terraform() else {
@@ -130,7 +130,7 @@ fn terraforms_templatefile_makes_of_the_templates_what_the_tests_make_of_them() 
     }
 }
 
-/// Terraform without what the machine is configured to.
+/// A Terraform command without this machine's configuration.
 fn command(terraform: PathBuf) -> Command {
     let mut command = Command::new(terraform);
     command.env("TF_CLI_CONFIG_FILE", "/dev/null").env("CHECKPOINT_DISABLE", "1");
@@ -182,7 +182,7 @@ fn routes_come_from_the_group_alone_and_nothing_is_open_to_everyone() {
             .collect::<Vec<_>>()
     };
     let (node, balancer) = (json!("${aws_security_group.node.id}"), json!("${aws_security_group.clients.id}"));
-    // All that EC2 takes in a description
+    // The characters that EC2 allows in a description
     // (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_SecurityGroupRuleDescription.html>).
     let is_fit = |c: char| c.is_ascii_alphanumeric() || " ._-:/()#,@[]+=&;{}!$*".contains(c);
     let mut ports = BTreeSet::new();
@@ -211,14 +211,13 @@ fn routes_come_from_the_group_alone_and_nothing_is_open_to_everyone() {
     }
 }
 
-/// The variables, by name.
 fn variables() -> BTreeMap<String, Value> {
     let files = parsed(&module());
     let blocks = files.iter().flat_map(|file| file["variable"].as_array().into_iter().flatten());
     blocks.flat_map(|block| block.as_object().unwrap().clone()).collect()
 }
 
-/// The variables alone need no provider, and so can be planned.
+/// The variables need no provider, so they can be planned without it.
 #[test]
 fn what_could_not_work_is_refused_by_its_variable() {
     let Some(terraform) = tools::terraform() else {
@@ -243,7 +242,7 @@ fn what_could_not_work_is_refused_by_its_variable() {
         plan.args(required.iter().chain(values).map(|(name, value)| format!("-var={name}={value}")));
         let output = plan.output().unwrap();
         let said = [output.stdout, output.stderr].concat();
-        // Messages are wrapped in a frame.
+        // Terraform wraps messages in a frame.
         let words = String::from_utf8(said).unwrap().replace('│', " ");
         (output.status.success(), words.split_whitespace().collect::<Vec<_>>().join(" "))
     };
@@ -289,7 +288,7 @@ fn a_node_has_imdsv2_resource_names_and_an_encrypted_disk() {
     assert_eq!(at(template, &["block_device_mappings", "ebs", "encrypted"]), json!(true));
 }
 
-/// Without it each plan fails as soon as the image is deprecated.
+/// Without the setting, each plan fails once the image is deprecated.
 #[test]
 fn an_image_that_aws_deprecates_is_found_all_the_same() {
     let images = blocks(&parsed(&module()), "data");
@@ -307,7 +306,7 @@ fn nodes_are_replaced_one_at_a_time_and_nothing_waits_for_a_hook() {
     assert!(resources.keys().all(|name| !name.starts_with("aws_autoscaling_lifecycle_hook")));
 }
 
-/// What the balancer finds unhealthy the group terminates. While a server drains its port is closed.
+/// The group terminates a node that the load balancer finds unhealthy. The port of a draining server is closed.
 #[test]
 fn a_node_that_restarts_or_reboots_is_not_taken_for_dead() {
     let drop_in = workspace().join("systemd/nats-server.service.d/50-nats-tls-agent.conf");
@@ -322,7 +321,8 @@ fn a_node_that_restarts_or_reboots_is_not_taken_for_dead() {
     assert!(number("unhealthy_threshold") <= 10, "no balancer takes more");
 }
 
-/// A node that starts before it may do something takes that for a fault; one that is to go loses it before it went.
+/// A node that starts before its permissions exist reports a fault. A node that is destroyed must keep them until it is
+/// gone.
 #[test]
 fn no_node_is_there_without_its_permissions_and_its_rules() {
     let resources = blocks(&parsed(&module()), "resource");

@@ -1,7 +1,7 @@
-//! The built agent under a wall clock that is set and a machine that sleeps: libfaketime stands before the system's clock,
-//! and not before the monotonic one.
+//! The built agent under a wall clock that is set, and on a machine that sleeps. libfaketime replaces the system's
+//! clock, but not the monotonic clock.
 //!
-//! nats-server and the clients keep the real time: a server's clock matters to it only where it verifies a peer.
+//! nats-server and the clients keep the real time. A server's clock only matters where it verifies a peer.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use harness::cluster::Node;
 use harness::nodes::{Nodes, at};
 use harness::process::tail;
 use harness::{eventually, tools};
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::time_provider::TimeProvider;
@@ -23,11 +23,11 @@ use tokio::net::TcpStream;
 use crate::AGENT;
 use crate::rotation::{assert_nothing_lost, traffic, unhealthy};
 
-/// The wall clock is looked at every ten seconds at least.
+/// The agent reads the wall clock every ten seconds at least.
 const SOON: Duration = Duration::from_secs(40);
 const DAY: Duration = Duration::from_hours(24);
 
-/// A node whose agent's clock can be set.
+/// A node whose agent has a settable clock.
 struct Bench {
     nodes: Nodes,
     offset: PathBuf,
@@ -57,7 +57,7 @@ impl Bench {
         &self.nodes.nodes[0]
     }
 
-    /// Sets the clock to the real time and this much: `+8d`, `-3h`.
+    /// Sets the clock to the real time plus this offset: `+8d`, `-3h`.
     fn set_clock(&self, offset: &str) {
         let new = self.offset.with_extension("new");
         std::fs::write(&new, offset).unwrap();
@@ -68,7 +68,7 @@ impl Bench {
         std::fs::read_dir(self.nodes.cluster.ca_directory().join("issued")).unwrap().count()
     }
 
-    /// Waits until another leaf than this one is served, and all is well.
+    /// Waits until another leaf is served and the node is healthy.
     async fn renewed_since(&self, leaf: &str) -> Value {
         eventually("the renewal", SOON, async || {
             let status = self.node().agent.status().await.map_err(|failure| failure.chain())?;
@@ -80,7 +80,7 @@ impl Bench {
         .unwrap_or_else(|failure| panic!("{failure}\n{}", self.node().agent.log_tail(20)))
     }
 
-    /// Whether a client whose clock is this much ahead of the real one accepts the server's certificate.
+    /// Whether a client whose clock is this much ahead accepts the server's certificate.
     async fn accepts(&self, ahead: Duration) -> Result<(), String> {
         let ca = std::fs::read(self.nodes.cluster.ca_directory().join("ca.pem")).unwrap();
         let mut roots = RootCertStore::empty();
@@ -101,8 +101,8 @@ impl Bench {
     }
 }
 
-/// libfaketime's shared memory outlives a process that is killed: this agent's goes before the agent does, and that of
-/// every process before it which is no longer there, whatever became of its test.
+/// libfaketime's shared memory outlives a killed process. This removes the files of this agent, before the agent ends,
+/// and of every earlier process that is gone, whatever the result of its test.
 impl Drop for Bench {
     fn drop(&mut self) {
         let own = self.node().agent.pid();
@@ -117,7 +117,7 @@ impl Drop for Bench {
     }
 }
 
-/// A client's clock.
+/// A client's clock, ahead of the real time.
 #[derive(Debug)]
 struct Ahead(Duration);
 
@@ -127,7 +127,7 @@ impl TimeProvider for Ahead {
     }
 }
 
-/// Debian's package `libfaketime`; its directory carries the machine's architecture.
+/// The library in Debian's package `libfaketime`. Its directory has the machine's architecture as its name.
 fn libfaketime() -> PathBuf {
     let architectures = std::fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
     let mut found = architectures.map(|directory| directory.join("faketime/libfaketimeMT.so.1"));
@@ -147,7 +147,7 @@ async fn a_step_over_the_certificates_end_has_it_renewed_within_seconds_and_clie
     let after = bench.renewed_since(at(&before, "leaf.sha256")).await;
     bench.accepts(8 * DAY).await.unwrap();
     assert!(at(&after, "leaf.not_before") > at(&before, "leaf.not_after"), "{after}");
-    // What has expired is cleared from the CA's directory.
+    // Expired certificates are removed from the CA's directory.
     assert!(bench.issued() <= issued + 1 && after["leaf"]["generation"] == 2, "{after}");
 }
 
@@ -164,7 +164,7 @@ async fn a_step_back_of_three_hours_is_told_and_tears_nothing_down() {
     let status = unhealthy(node, "the certificate is valid from").await;
     assert_eq!(status["state"], "degraded", "{status}");
     assert!(status["reasons"].to_string().contains("set this machine's clock"), "{status}");
-    // Passes go on, every half second, and none of them does anything.
+    // Passes go on every half second, and none of them changes anything.
     let confirmed = |status: &Value| at(status, "served.confirmed_at").to_owned();
     let seen = confirmed(&status);
     eventually("further passes", SOON, async || {
@@ -186,11 +186,11 @@ async fn a_step_back_of_three_hours_is_told_and_tears_nothing_down() {
 async fn an_agent_that_slept_over_the_renewal_or_over_the_end_renews_once_when_it_wakes() {
     let bench = Bench::start().await;
     let mut status = bench.node().healthy(SOON).await.unwrap();
-    // Six days of seven, and then two weeks.
+    // First six of the seven days pass, and then two weeks.
     for (generation, (offset, ahead)) in [(2, ("+6d", 6 * DAY)), (3, ("+20d", 20 * DAY))] {
-        bench.node().agent.signal(Signal::STOP).unwrap();
+        bench.node().agent.signal(Signal::SIGSTOP).unwrap();
         bench.set_clock(offset);
-        bench.node().agent.signal(Signal::CONT).unwrap();
+        bench.node().agent.signal(Signal::SIGCONT).unwrap();
         status = bench.renewed_since(at(&status, "leaf.sha256")).await;
         assert_eq!(status["leaf"]["generation"], generation, "{status}");
         bench.accepts(ahead).await.unwrap();

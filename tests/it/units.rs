@@ -1,4 +1,4 @@
-//! `systemd/`, as `systemd-analyze` sees it. What the units do is shown by `cargo xtask lab`, on machines that boot.
+//! Checks `systemd/` with `systemd-analyze`. `cargo xtask lab` shows the effect of the units, on machines that boot.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,10 +8,10 @@ use std::process::{Command, Output};
 use harness::tools::workspace;
 
 const AGENT: &str = "nats-tls-agent.service";
-/// The highest exposure, in tenths, that `systemd-analyze security` may find: what the unit explains.
+/// The highest exposure, in tenths, that `systemd-analyze security` may report. The unit explains its causes.
 const EXPOSURE: &str = "13";
 
-/// The units where packages put them, below a directory that stands for `/`; nothing where there is no systemd to ask.
+/// The units at their installed paths, below a directory that stands for `/`. `None`: there is no systemd to ask.
 fn installed() -> Option<tempfile::TempDir> {
     let units = Path::new("/usr/lib/systemd/system");
     if Command::new("systemd-analyze").arg("--version").output().is_err() || !units.join("sysinit.target").exists() {
@@ -66,7 +66,7 @@ fn systemd_finds_nothing_wrong_with_the_units() {
     assert!(said(&output).contains("WatchDogSeconds"), "{}", said(&output));
 }
 
-/// The check of a configuration makes the directories that nats-server's own are to be, as nats-server will.
+/// The check of a configuration makes nats-server's own directories, as nats-server itself does.
 #[test]
 fn what_nats_server_makes_when_it_checks_a_configuration_the_agents_unit_lets_it_make() {
     let directory = tempfile::tempdir().unwrap();

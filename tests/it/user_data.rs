@@ -1,4 +1,4 @@
-//! `templates/user-data`, run for real in a directory that stands for `/`, with a web server and without a package manager.
+//! Runs `templates/user-data` in a directory that stands for `/`, with a web server and without a package manager.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,26 +17,26 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 
-/// The most that EC2 takes, in bytes before base64
+/// The limit of EC2, in bytes before base64
 /// (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-add-user-data.html>).
 const LIMIT: usize = 16 * 1024;
 
 const AGENT_PACKAGE: &[u8] = b"the agent's package";
 
-// === What is run ===
+// === The user data ===
 
-/// The files that the user data writes, by path, and the commands that it runs.
+/// The files that the user data writes, by path, and the commands that the user data runs.
 struct UserData {
     files: BTreeMap<String, String>,
     commands: serde_json::Value,
 }
 
-/// What stands in the place of the placeholders.
+/// The values of the placeholders.
 #[derive(Clone)]
 struct Values {
     server: (String, String),
     agent: (String, String),
-    /// In base64: of agent.toml and of nats-server's configuration.
+    /// The base64 of more agent.toml and of more nats-server configuration.
     extra: (&'static str, &'static str),
 }
 
@@ -70,7 +70,7 @@ fn filled(values: &Values) -> String {
     fill(&template(), &values).unwrap()
 }
 
-/// As cloud-init reads it: with PyYAML, and with what is in base64 decoded.
+/// Reads the user data as cloud-init does, with PyYAML, and decodes base64.
 fn read(user_data: &str) -> UserData {
     let script = "\
 import base64, json, sys, yaml
@@ -92,24 +92,24 @@ json.dump(data, sys.stdout)
     UserData { files, commands: data["runcmd"].clone() }
 }
 
-/// agent.toml as the agent reads it, with the file that it includes elsewhere: the file has to be there.
+/// Parses agent.toml as the agent does. The included file must exist, so its path is replaced.
 fn parse(text: &str, extra: &Path) -> Config {
     let text = text.replace("/etc/nats/conf.d/extra.conf", extra.to_str().unwrap());
     Config::parse(&text, Path::new("agent.toml")).unwrap()
 }
 
-// === Where it is run ===
+// === The root directory ===
 
-/// A directory that stands for `/`, with stubs in the place of what installs and starts.
+/// A directory that stands for `/`, with stubs for the programs that install and start.
 struct Root {
     directory: tempfile::TempDir,
     is_bash: bool,
-    /// Where programs are, beside the stubs.
+    /// The directories of programs other than the stubs.
     programs: String,
 }
 
-/// Writes what it was called with; with `AGENT_TOML` as its own file a package has put one there; fails while there is
-/// a file `broken`.
+/// A stub records its arguments. An installer copies the file `own-file`, if there is one, to agent.toml, as a package
+/// does. It fails while the file `broken` exists.
 const STUB: &str = r#"#!/bin/sh
 echo "${0##*/} $*" >>"$ROOT/calls"
 case ${0##*/} in
@@ -140,7 +140,7 @@ impl Root {
         root
     }
 
-    /// As cloud-init's write_files does, and with no pause between two tries.
+    /// Writes the files as cloud-init's write_files does, but without a pause between two tries.
     fn write_files(&self, values: &Values) {
         for (path, content) in read(&filled(values)).files {
             let path = self.path(path.trim_start_matches('/'));
@@ -159,7 +159,7 @@ impl Root {
 
     async fn run(&self) -> Output {
         let path = format!("{}:{}", self.path("stubs").display(), self.programs);
-        // What /bin/sh is on Amazon Linux; on Debian it is dash.
+        // `bash --posix` is /bin/sh on Amazon Linux. On Debian /bin/sh is dash.
         let shell: &[&str] = if self.is_bash { &["/bin/bash", "--posix"] } else { &["/bin/sh"] };
         Command::new(shell[0])
             .args(&shell[1..])
@@ -181,7 +181,7 @@ impl Root {
         said
     }
 
-    /// The one line on the console.
+    /// Runs the script, which must fail. Returns the single line on the console.
     async fn fails(&self) -> String {
         let output = self.run().await;
         let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -192,14 +192,14 @@ impl Root {
         console
     }
 
-    /// The calls of the stubs since the last time.
+    /// The calls of the stubs since the previous look.
     fn calls(&self) -> Vec<String> {
         let calls = self.text("calls").replace(self.directory.path().to_str().unwrap(), "");
         drop(fs::remove_file(self.path("calls")));
         calls.lines().map(ToOwned::to_owned).collect()
     }
 
-    /// All that is there, with mode, time and content.
+    /// All files, with mode, time and content.
     fn everything(&self) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
         let (mut found, mut directories) = (BTreeMap::new(), vec![self.directory.path().to_owned()]);
         while let Some(directory) = directories.pop() {
@@ -217,9 +217,9 @@ impl Root {
     }
 }
 
-// === What it downloads from ===
+// === The downloads ===
 
-/// What a server does with one request.
+/// The server's reaction to one request.
 #[derive(Clone, Copy)]
 enum Turn {
     Serve,
@@ -227,7 +227,7 @@ enum Turn {
     CutOff,
 }
 
-/// A web server with two files, for as long as it isn't dropped.
+/// A web server for files, until it is dropped.
 struct Server {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -237,7 +237,7 @@ struct Server {
 #[derive(Default)]
 struct State {
     files: BTreeMap<String, Vec<u8>>,
-    /// What comes before serving, in order.
+    /// The reactions before normal service, in order.
     turns: Vec<Turn>,
     asked: Vec<String>,
 }
@@ -255,14 +255,14 @@ impl Server {
                 while stream.read_line(&mut request).await.is_ok_and(|length| length > 2) {}
                 let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
                 let answer = shared.lock().unwrap().answer(path);
-                // A client that goes away is none of our business.
+                // The client may close the connection at any time.
                 drop(stream.get_mut().write_all(&answer).await);
             }
         });
         Self { address, state, task }
     }
 
-    /// Puts a file there, and says its URL and digest.
+    /// Puts a file on the server, and returns its URL and digest.
     fn put(&self, name: &str, content: &[u8]) -> (String, String) {
         self.state.lock().unwrap().files.insert(format!("/{name}"), content.to_owned());
         (format!("http://{}/{name}", self.address), sha256_hex(content))
@@ -276,7 +276,7 @@ impl Server {
         std::mem::take(&mut self.state.lock().unwrap().asked)
     }
 
-    /// Both files, the package with this ending.
+    /// The values for both files. `kind` is the package's file name extension.
     fn values(&self, kind: &str) -> Values {
         let server = self.put("nats-server-v2.12.8-linux-amd64.tar.gz", &archive());
         Values { server, agent: self.put(&format!("nats-tls-agent.{kind}"), AGENT_PACKAGE), extra: ("", "") }
@@ -306,7 +306,7 @@ impl State {
     }
 }
 
-/// As nats-server's releases are: one directory with the binary in it.
+/// An archive like nats-server's releases: one directory that holds the binary.
 fn archive() -> Vec<u8> {
     let directory = tempfile::tempdir().unwrap();
     let release = directory.path().join("nats-server-v2.12.8-linux-amd64");
@@ -318,7 +318,7 @@ fn archive() -> Vec<u8> {
     output.unwrap().stdout
 }
 
-// === What is shown ===
+// === The tests ===
 
 #[test]
 fn the_user_data_fits_and_its_configuration_is_one() {
@@ -338,15 +338,15 @@ fn the_user_data_fits_and_its_configuration_is_one() {
 fn shellcheck_has_nothing_to_say() {
     let root = Root::new(&Values::examples());
     let scripts = root.path("var/lib/nats-node");
-    // Left out: that functions in conditions run without `set -e`, which is so and meant, and braces, which would be
-    // templatefile's.
+    // Two checks are left out. Functions in conditions run without `set -e`, which is intended. Braces would belong to
+    // templatefile.
     let mut shellcheck = std::process::Command::new(tools::shellcheck().unwrap());
     shellcheck.args(["--shell=sh", "--enable=all", "--exclude=SC2250,SC2310,SC2312", "--external-sources"]);
     let output = shellcheck.arg("--source-path").arg(&scripts).arg(scripts.join("setup")).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// `.ci/run` says when there is no cloud-init.
+/// `.ci/run` reports a missing cloud-init.
 #[test]
 fn cloud_init_finds_the_user_data_in_its_schema() {
     let Some(mut cloud_init) = tools::cloud_init() else {
@@ -421,11 +421,11 @@ async fn another_configuration_restarts_the_agent_and_downloads_nothing() {
     assert!(server.asked().is_empty());
 }
 
-/// Accounts and limits, and what of agent.toml has no value of its own.
+/// The extra texts hold accounts, limits, and keys of agent.toml without a variable of their own.
 #[tokio::test]
 async fn what_is_extra_stands_in_both_configurations_and_a_change_of_it_restarts_the_agent() {
     let server = Server::start().await;
-    // `client_auth = "mtls"` and `[metrics]` with `listen = "127.0.0.1:9999"`; `max_payload: 2MB`.
+    // The extra texts are `client_auth = "mtls"`, `[metrics]` with `listen = "127.0.0.1:9999"`, and `max_payload: 2MB`.
     let toml = "Y2xpZW50X2F1dGggPSAibXRscyIKW21ldHJpY3NdCmxpc3RlbiA9ICIxMjcuMC4wLjE6OTk5OSIK";
     let root = Root::new(&Values { extra: (toml, "bWF4X3BheWxvYWQ6IDJNQgo="), ..server.values("deb") });
     root.succeeds().await;
@@ -456,7 +456,7 @@ async fn a_file_that_a_package_puts_over_the_configuration_is_put_right() {
 async fn a_wrong_checksum_is_on_the_console_and_installs_nothing() {
     let server = Server::start().await;
     let mut values = server.values("deb");
-    // The second of the two, so that the first was right and is not installed either.
+    // Only the second digest is wrong, so the first file is correct and still isn't installed.
     values.agent.1 = sha256_hex(b"another");
     let root = Root::new(&values);
     let before = root.everything();
@@ -478,7 +478,7 @@ async fn a_server_that_fails_twice_is_asked_again() {
     assert_eq!(root.text("usr/local/bin/nats-server"), "the server");
 }
 
-/// An image without curl has wget.
+/// Some images have wget and no curl.
 #[tokio::test]
 async fn without_curl_wget_downloads() {
     let server = Server::start().await;
@@ -519,7 +519,7 @@ async fn a_server_that_is_gone_is_given_up_on_the_console_and_installs_nothing()
     nothing_was_done(&root, &before);
 }
 
-/// An outage of minutes is outlived, and no pause is longer than a minute.
+/// The tries outlast an outage of minutes, and no pause is longer than a minute.
 #[tokio::test]
 async fn the_pauses_between_tries_grow_to_a_minute() {
     let server = Server::start().await;
@@ -528,7 +528,7 @@ async fn the_pauses_between_tries_grow_to_a_minute() {
     let root = Root::new(&values);
     let staged = root.path("var/lib/nats-node/values");
     fs::write(&staged, root.text("var/lib/nats-node/values").replace("pause=0\n", "pause=2\n")).unwrap();
-    // What would sleep notes for how long.
+    // The stub for sleep records the lengths of the pauses.
     fs::copy(root.path("stubs/systemctl"), root.path("stubs/sleep")).unwrap();
     root.fails().await;
     let pauses = root.calls().iter().map(|call| call.replace("sleep ", "").parse().unwrap()).collect::<Vec<u64>>();
@@ -564,7 +564,7 @@ async fn what_can_not_be_installed_here_is_refused_before_anything_is_downloaded
     assert!(server.asked().is_empty());
 }
 
-/// No installer and no service was called, and what was downloaded is gone.
+/// Checks that no installer and no service was called, and that the downloads are gone.
 fn nothing_was_done(root: &Root, before: &BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)>) {
     let mut after = root.everything();
     let console = root.path("dev/console");

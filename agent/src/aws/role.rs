@@ -1,22 +1,22 @@
 //! The name of the instance's role, as instance metadata gives it.
 //!
-//! The SDK makes its next question from that answer and panics where it makes no URI (aws-config 1.13, `imds/client.rs`), so
-//! whatever answers in place of instance metadata, such as a proxy's login page, would end the agent.
+//! The SDK puts the name into the path of its next request, and panics if the path is no URI (aws-config 1.13,
+//! `imds/client.rs`). Without this check a proxy's login page in place of instance metadata would end the agent.
 
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_types::body::SdkBody;
 use http_body_util::{BodyExt as _, Limited};
 
-/// Longer than any name of a role.
+/// The largest answer that is read, in bytes: more than any name of a role.
 const MAX_ANSWER: usize = 1024;
 
-/// Whether a request asks for the name.
+/// Whether a request asks for the name of the role.
 pub(super) fn is_asked_for(uri: &str) -> bool {
     uri.trim_end_matches('/').ends_with("/latest/meta-data/iam/security-credentials")
 }
 
-/// The answer if it may be a name; else an error.
+/// The answer, if it may be the name of a role.
 pub(super) async fn checked(mut answer: HttpResponse) -> Result<HttpResponse, ConnectorError> {
     if !answer.status().is_success() {
         return Ok(answer);
@@ -31,7 +31,7 @@ pub(super) async fn checked(mut answer: HttpResponse) -> Result<HttpResponse, Co
     }
 }
 
-/// What IAM allows in a role's name
+/// Whether IAM allows a text as a role's name
 /// (<https://docs.aws.amazon.com/IAM/latest/APIReference/API_CreateRole.html>).
 fn is_name(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"_+=,.@-".contains(byte))

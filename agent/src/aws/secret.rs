@@ -1,44 +1,33 @@
 //! One secret of Secrets Manager, read whole.
 //!
-//! A secret's content never stands in an error or a log line, whatever is wrong with it.
+//! A secret's content never stands in an error or a log line.
 
 use aws_config::{Region, SdkConfig};
 use aws_sdk_secretsmanager::Client;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::{Failure, FailureKind};
+use super::{nonsense, refused};
+use crate::error::{RemoteError, RemoteErrorKind};
 
 const GET: &str = "secretsmanager:GetSecretValue";
 
-/// The largest secret that is read, in bytes: Secrets Manager's own limit
+/// The largest secret, in bytes: Secrets Manager's own limit
 /// (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_limits.html>).
 const MAX_SECRET: usize = 65_536;
 
 /// Why a secret could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    /// Secrets Manager didn't give it.
-    #[error("reading the secret {secret:?}: {call}: {reason}; {remedy}")]
-    Fetch {
-        /// Name or ARN.
-        secret: String,
-        /// The call as IAM writes it.
-        call: &'static str,
-        /// What came back.
-        reason: String,
-        /// What to do about it.
-        remedy: String,
-        /// The cause below it, if there is one.
-        #[source]
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
-    },
-    /// It holds something else than it should.
+    /// Secrets Manager didn't answer with the secret.
+    #[error(transparent)]
+    Fetch(#[from] RemoteError),
+    /// The secret's content is not usable.
     #[error("the secret {secret:?} {what}; {remedy}")]
     Content {
         /// Name or ARN.
         secret: String,
-        /// What is wrong, without a word of the content.
+        /// What is wrong. It never quotes the content.
         what: String,
         /// What to do about it.
         remedy: String,
@@ -47,13 +36,13 @@ pub enum SecretError {
 
 /// A version of a secret.
 pub struct SecretValue {
-    /// String or binary alike, as bytes.
+    /// The string or the binary content, as bytes.
     pub content: Zeroizing<Vec<u8>>,
     /// VersionId: changes with the content.
     pub version: String,
     /// CreatedDate, "that this version of the secret was created"
-    /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_GetSecretValue.html>). An answer that doesn't say is
-    /// of long ago.
+    /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_GetSecretValue.html>). Without a date the version
+    /// counts as old.
     pub created: OffsetDateTime,
 }
 
@@ -64,7 +53,7 @@ pub(crate) struct Secret {
 }
 
 impl Secret {
-    /// An ARN is called in its own Region.
+    /// `id` is a name or an ARN. An ARN is called in its own Region.
     pub(crate) fn new(aws: &SdkConfig, id: &str) -> Self {
         let mut config = aws_sdk_secretsmanager::config::Builder::from(aws);
         if let ["arn", _, "secretsmanager", region, ..] = id.split(':').collect::<Vec<_>>().as_slice() {
@@ -73,58 +62,53 @@ impl Secret {
         Self { client: Client::from_conf(config.build()), id: id.to_owned() }
     }
 
-    /// Always with the stage: a double of Secrets Manager that leaves it out returns an old version after a label moved.
+    /// The current version. The request names the stage: without a stage moto returns an old version after a label moved.
     pub(crate) async fn current(&self) -> Result<SecretValue, SecretError> {
-        self.staged("AWSCURRENT").await.map_err(|failure| self.failed(failure))
+        self.staged("AWSCURRENT").await.map_err(|error| self.failed(error))
     }
 
-    /// The version before that, as far as there is one and it may be read: the label moves with AWSCURRENT
+    /// The previous version, if it exists and may be read: its label moves with AWSCURRENT
     /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_PutSecretValue.html>).
     pub(crate) async fn previous(&self) -> Result<Option<SecretValue>, SecretError> {
         match self.staged("AWSPREVIOUS").await {
             Ok(value) => Ok(Some(value)),
-            Err(failure) if matches!(failure.kind, FailureKind::Denied | FailureKind::Permanent) => {
-                // Without it a node can still begin, and one that has a credential keeps it.
-                if failure.code.as_deref() != Some("ResourceNotFoundException") {
-                    tracing::warn!("the version AWSPREVIOUS of the secret {:?} can't be read: {failure}", self.id);
+            Err(error) if matches!(error.kind, RemoteErrorKind::Denied | RemoteErrorKind::Permanent) => {
+                // A new node can begin without the previous version, and other nodes keep the credential that they hold.
+                if error.code.as_deref() != Some("ResourceNotFoundException") {
+                    tracing::warn!("the version AWSPREVIOUS of the secret {:?} can't be read: {error}", self.id);
                 }
                 Ok(None)
             }
-            Err(failure) => Err(self.failed(failure)),
+            Err(error) => Err(self.failed(error)),
         }
     }
 
-    async fn staged(&self, stage: &str) -> Result<SecretValue, Failure> {
+    async fn staged(&self, stage: &str) -> Result<SecretValue, RemoteError> {
         let request = self.client.get_secret_value().secret_id(&self.id).version_stage(stage);
-        let answer = request.send().await.map_err(|error| Failure::sort(GET, error))?;
+        let answer = request.send().await.map_err(|error| refused(GET, error))?;
         let content = match (answer.secret_string, answer.secret_binary) {
             (Some(text), _) => Zeroizing::new(text.into_bytes()),
             (None, Some(bytes)) => Zeroizing::new(bytes.into_inner()),
-            (None, None) => return Err(Failure::nonsense(GET, "the answer holds no secret")),
+            (None, None) => return Err(nonsense(GET, "the answer holds no secret")),
         };
         if content.len() > MAX_SECRET {
-            return Err(Failure::nonsense(GET, format!("the answer is larger than {MAX_SECRET} bytes")));
+            return Err(nonsense(GET, format!("the answer is larger than {MAX_SECRET} bytes")));
         }
         let version = answer.version_id.filter(|version| !version.is_empty());
-        let version = version.ok_or_else(|| Failure::nonsense(GET, "the answer holds no VersionId"))?;
+        let version = version.ok_or_else(|| nonsense(GET, "the answer holds no VersionId"))?;
         let created = answer.created_date.and_then(|date| OffsetDateTime::from_unix_timestamp(date.secs()).ok());
         Ok(SecretValue { content, version, created: created.unwrap_or(OffsetDateTime::UNIX_EPOCH) })
     }
 
-    fn failed(&self, failure: Failure) -> SecretError {
-        let remedy = match failure.code.as_deref() {
+    fn failed(&self, error: RemoteError) -> SecretError {
+        let remedy = match error.code.as_deref() {
             Some("ResourceNotFoundException") => {
                 "check the secret's name, Region and account, and that it has a current version".into()
             }
-            _ => failure.remedy,
+            _ => error.remedy,
         };
-        SecretError::Fetch {
-            secret: self.id.clone(),
-            call: failure.call,
-            reason: failure.reason,
-            remedy,
-            source: failure.source,
-        }
+        let attempt = format!("reading the secret {:?}: {}", self.id, error.attempt);
+        SecretError::Fetch(RemoteError { attempt, remedy, ..error })
     }
 
     pub(crate) fn unfit(&self, (what, remedy): Unfit) -> SecretError {

@@ -19,7 +19,7 @@ use crate::conf::render::Rendered;
 use crate::config::Config;
 use crate::daemon::control::{Answer, ControlError, Request, ask};
 use crate::error::with_causes;
-use crate::issue::IssueErrorKind;
+use crate::error::RemoteErrorKind;
 use crate::node::Node;
 use crate::peers::{Peer, PeerSet, Sighting};
 use crate::reconcile::deployment::Apply;
@@ -123,7 +123,7 @@ const NO_GENERATION: &str = "none yet; `agent run` makes the first";
 /// The owner of the state directory decides whether nats-server can read the files there.
 fn state_directory(state: &Path) -> Check {
     let name = "state directory";
-    let user = rustix::process::geteuid().as_raw();
+    let user = nix::unistd::geteuid().as_raw();
     match std::fs::metadata(state).map(|metadata| metadata.uid()) {
         Ok(owner) if owner == user || user == 0 => Check::ok(name, format!("{}, of uid {owner}", state.display())),
         Ok(owner) => {
@@ -165,11 +165,11 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
     let (ca, bundle, sighting) = tokio::join!(parts.issuance.issuer.ca_pem(), parts.trust.fetch(), parts.peers.sight());
     let mut checks = vec![
         match &ca {
-            Err(error) if error.kind == IssueErrorKind::Absent => Check::warning("issuer", NO_CA),
+            Err(error) if error.kind == RemoteErrorKind::Absent => Check::warning("issuer", NO_CA),
             ca => Check::of("issuer", ca, |_| "it gives its CA certificate".into()),
         },
         match &bundle {
-            Err(TrustError::Issuer { source }) if source.kind == IssueErrorKind::Absent => {
+            Err(TrustError::Issuer { source }) if source.kind == RemoteErrorKind::Absent => {
                 Check::warning("trust", NO_CA)
             }
             bundle => Check::of("trust", bundle, |bundle| {
@@ -260,9 +260,9 @@ fn peers_are_whole(seen: &Sighting, node: &Node) -> Option<Check> {
 /// Whether clients and peers accept the newest certificate.
 fn certificate(newest: &Generation, now: OffsetDateTime) -> Check {
     let name = "certificate";
-    let leaf = &newest.chain.leaf;
+    let leaf = newest.chain.leaf();
     let begin = rfc3339(leaf.not_before);
-    match newest.bundle.refusal(&newest.chain.certificates(), now) {
+    match newest.bundle.refusal(newest.chain.chain(), now) {
         Some(why) => Check::failed(name, format!("clients and peers refuse the newest certificate: {why}; {RENEW}")),
         None if leaf.not_before > now => Check::failed(
             name,
@@ -311,11 +311,11 @@ fn port(
     now: OffsetDateTime,
 ) -> Check {
     match (served, newest) {
-        (Ok(served), Some(newest)) => match newest.bundle.refusal(&served.certificates, now) {
+        (Ok(served), Some(newest)) => match newest.bundle.refusal(&served.chain, now) {
             Some(why) => {
                 Check::failed(name, format!("serves a certificate that clients and peers refuse: {why}; {RENEW}"))
             }
-            None if served.sha256 == newest.chain.leaf.sha256 => Check::ok(name, "serves the newest leaf"),
+            None if served.sha256 == newest.chain.leaf().sha256 => Check::ok(name, "serves the newest leaf"),
             None => Check::failed(
                 name,
                 "serves another leaf than the newest; the daemon deploys the newest without another issuance, and its \
@@ -390,7 +390,7 @@ mod tests {
         let (ca, other, (pair, key)) = (Ca::root("ca"), Ca::root("other"), key());
         let bundle = |ca: &Ca| TrustBundle::parse(ca.pem.as_bytes(), "file", "1").unwrap();
         let issued = IssuedChain { leaf_pem: ca.leaf(&pair).pem(), chain_pem: String::new() };
-        let chain = bundle(&ca).accept(&issued, &key, &sans(), NOW).unwrap();
+        let chain = bundle(&ca).verify(&issued, &key, &sans(), NOW).unwrap().stored().clone();
         let files = crate::state::generation::Generations::of(Path::new("/state")).files(7);
         let newest = Generation { number: 7, chain, bundle: bundle(&ca), files };
         let grade = |newest: &Generation, days| {

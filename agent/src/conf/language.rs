@@ -1,10 +1,12 @@
-//! nats-server's configuration language, read far enough to ask what a file protects.
+//! Reader of nats-server's configuration language, as far as needed to see what a file protects.
 //!
-//! It follows nats-server's own lexer and parser (`conf/lex.go` and `conf/parse.go` of 2.10.26, 2.12.8 and HEAD of
-//! August 2026). Where those take something odd, such as a key without a value, this refuses it: a text that is read
-//! here is read by nats-server alike, or refused there. Of two settings with one name the later wins, whole; an
-//! `include` is the included file's settings in its place, and [`flatten`] writes them there. Variables are not resolved:
-//! a file alone doesn't tell the environment that it will meet.
+//! The reader follows nats-server's own lexer and parser (`conf/lex.go` and `conf/parse.go` of 2.10.26, 2.12.8 and HEAD
+//! of August 2026). nats-server accepts some odd texts, such as a key without a value. This reader refuses those texts.
+//! A text that is read here is therefore read alike by nats-server, or refused by nats-server.
+//!
+//! Of two settings with one name, the later replaces the earlier as a whole. An `include` means the included file's
+//! settings in its place, and [`flatten`] writes them there. Variables are not resolved, because the file alone doesn't
+//! say which environment nats-server will have.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -14,23 +16,23 @@ use zeroize::Zeroizing;
 use crate::digest::sha256_hex;
 use crate::state::durable;
 
-/// The largest text, that of all includes among it, in bytes: tens of thousands of accounts.
+/// The largest text in bytes, all includes together. Tens of thousands of accounts fit.
 pub const MAX_SIZE: u64 = 16 * 1024 * 1024;
-/// How deep includes may nest.
+/// The deepest nesting of includes.
 const MAX_INCLUDE_DEPTH: usize = 8;
-/// How many files one configuration may include: one for each of a few hundred tenants.
+/// The largest number of files that one configuration may include: several hundred tenants with a file each fit.
 const MAX_INCLUDES: usize = 1000;
-/// How deep maps and arrays may nest.
+/// The deepest nesting of maps and arrays.
 const MAX_DEPTH: usize = 32;
 
-/// A value.
+/// The value of a setting.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Value {
-    /// A string, quoted or not; a number as it is written.
+    /// A string, quoted or not, or a number as written.
     Text(Zeroizing<String>),
-    /// An unquoted `true`, `yes`, `on`, `false`, `no` or `off`.
+    /// An unquoted `true`, `yes`, `on`, `false`, `no` or `off`, in any case.
     Bool(bool),
-    /// The name of a variable.
+    /// The name of a variable, without its `$`.
     Variable(String),
     /// `[ … ]`.
     Array(Vec<Value>),
@@ -41,7 +43,7 @@ pub enum Value {
 impl std::fmt::Debug for Value {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            // It may be a password.
+            // The text may be a password.
             Self::Text(_) => formatter.write_str("Text(…)"),
             Self::Bool(on) => write!(formatter, "Bool({on})"),
             Self::Variable(name) => write!(formatter, "Variable({name})"),
@@ -52,13 +54,13 @@ impl std::fmt::Debug for Value {
 }
 
 impl Value {
-    /// The text, if it is one.
+    /// The text of a [`Value::Text`].
     #[must_use]
     pub fn as_text(&self) -> Option<&str> {
         if let Self::Text(text) = self { Some(text) } else { None }
     }
 
-    /// The map, if it is one.
+    /// The map of a [`Value::Map`].
     #[must_use]
     pub fn as_map(&self) -> Option<&Map> {
         if let Self::Map(map) = self { Some(map) } else { None }
@@ -76,13 +78,13 @@ impl std::fmt::Debug for Map {
 }
 
 impl Map {
-    /// The names as they are written, sorted, with their values.
+    /// The names as written, sorted, with their values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
-    /// The setting that goes by any of these names, which must be in lower case: nats-server ignores the case, and of
-    /// two that it takes for one setting it applies either last.
+    /// The setting under any of these names, which must be in lower case. nats-server ignores the case of names. Of two
+    /// names for one setting, nats-server applies either one last, so two are an error.
     pub fn find(&self, names: &[&str]) -> Result<Option<&Value>, ConfError> {
         let mut found = self.0.iter().filter(|(name, _)| names.contains(&name.to_lowercase().as_str()));
         match (found.next(), found.next()) {
@@ -100,35 +102,35 @@ pub enum ConfError {
     Read {
         /// The file.
         file: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// A file is larger than any configuration.
-    #[error("{} is larger than {MAX_SIZE} bytes: no configuration of nats-server", .file.display())]
+    /// A file, or all files together, exceeds [`MAX_SIZE`].
+    #[error("{} is larger than {MAX_SIZE} bytes, so it is no configuration of nats-server", .file.display())]
     TooLarge {
         /// The file.
         file: PathBuf,
     },
-    /// It isn't in the language.
+    /// The text is not in nats-server's language.
     #[error("{}:{line}: {message}", .file.display())]
     Syntax {
         /// The file.
         file: PathBuf,
         /// The line, counted from 1.
         line: usize,
-        /// What is wrong.
+        /// The fault.
         message: &'static str,
     },
-    /// One setting twice, where either may win.
+    /// One setting appears under two names, and either may win.
     #[error("{one:?} and {other:?} are one setting to nats-server, and it applies either last; remove one")]
     Ambiguous {
-        /// A name.
+        /// The first name.
         one: String,
-        /// Another.
+        /// The second name.
         other: String,
     },
-    /// The settings of an included file would mean something else in the place of its include.
+    /// Written in the place of its include, an included file's text would mean something else.
     #[error(
         "what {} includes can't be written in its place: it would be read in another way there; end each setting on a line \
          of its own", .file.display()
@@ -139,28 +141,28 @@ pub enum ConfError {
     },
 }
 
-/// Reads the text of `file`, which says where it stands and what its includes are relative to; it need not exist.
+/// Parses `text`. `file` is named in errors, and includes are relative to its directory; the file need not exist.
 pub fn parse(text: &str, file: &Path) -> Result<Map, ConfError> {
     read(text, file, 0, &mut 0).map(|(map, _)| map)
 }
 
-/// The text of `file` with what it includes in the place of each `include`, between two comments that name the included
-/// file: one text that means the same and depends on no other file.
+/// The text of `file` with each `include` replaced by the included text, between two comments that name the included
+/// file. The result means the same as `text` and depends on no other file.
 pub fn flatten(text: &str, file: &Path) -> Result<Zeroizing<String>, ConfError> {
     let (map, flat) = read(text, file, 0, &mut 0)?;
-    // What stands on the same line as an include could be read in another way after it.
+    // Text on the same line as an include may be read in another way after the replacement.
     if *flat != text && parse(&flat, file).ok() != Some(map) {
         return Err(ConfError::Inseparable { file: file.to_owned() });
     }
     Ok(flat)
 }
 
-/// How a comment begins before what was included, and after it.
+/// The beginnings of the comments before and after an included text.
 const BEGIN: &str = "# >>> ";
 const END: &str = "# <<< ";
 
-/// A flattened text without what was included, which may hold anybody's secrets: the comments around it say which file it
-/// is, and by its digest whether it is another one than before.
+/// A flattened text without the included texts, which may hold anybody's secrets. The comments around each included
+/// text remain: they name the file, and the digest shows whether its content changed.
 #[must_use]
 pub fn without_included(flat: &str) -> String {
     let mut depth = 0_usize;
@@ -176,7 +178,7 @@ pub fn without_included(flat: &str) -> String {
     shown
 }
 
-/// What a text says, and the text with what it includes in its place.
+/// The settings of a text, and the flattened text.
 fn read(
     text: &str,
     file: &Path,
@@ -202,15 +204,15 @@ fn read_file(file: &Path) -> Result<Zeroizing<String>, ConfError> {
     Ok(Zeroizing::new(text.to_owned()))
 }
 
-/// Go's `filepath.Join(directory, path)`: an absolute path goes below the directory like any other, and `..` is taken
-/// away by the text alone.
+/// Go's `filepath.Join(directory, path)`. An absolute path goes below the directory like any other path, and `..` is
+/// resolved in the text alone.
 fn join(directory: &Path, path: &str) -> PathBuf {
     let mut joined = PathBuf::new();
     for component in directory.components().chain(Path::new(path).components()) {
         match component {
             Component::RootDir if !joined.as_os_str().is_empty() => {}
             Component::CurDir => {}
-            // At the root there is no way up; in a relative path `..` stays where nothing is left to take away.
+            // `..` at the root has no effect. In a relative path, `..` stays where no component is left to remove.
             Component::ParentDir if joined.file_name().is_some() => {
                 joined.pop();
             }
@@ -221,7 +223,7 @@ fn join(directory: &Path, path: &str) -> PathBuf {
     joined
 }
 
-/// Where a map's settings are read: the rules differ a little.
+/// Where a setting stands. The separators that are allowed differ.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Top,
@@ -236,7 +238,7 @@ struct Reader<'a> {
     depth: usize,
     include_depth: usize,
     includes: &'a mut usize,
-    /// The text so far with what it includes, and up to where it is copied.
+    /// The flattened text so far. `text` is copied into it up to `copied`.
     flat: Zeroizing<String>,
     copied: usize,
 }
@@ -247,7 +249,7 @@ impl<'a> Reader<'a> {
     }
 
     fn top(&mut self, map: &mut Map) -> Result<(), ConfError> {
-        // nats-server's lexer takes a NUL for the end of the text here and there.
+        // nats-server's lexer takes a NUL for the end of the text in some places.
         if let Some(position) = self.text.find('\0') {
             self.position = position;
             return Err(self.wrong("a NUL character"));
@@ -260,7 +262,7 @@ impl<'a> Reader<'a> {
                     self.next();
                     self.settings(map, Place::Block)?;
                 }
-                // What is left of a text that lost its opening brace; nats-server lets it pass at the very end.
+                // The rest of a text that lost its opening brace. nats-server accepts it at the very end.
                 Some('}') if self.rest()[1..].trim_start().is_empty() => return Ok(()),
                 Some(_) => {
                     self.setting(map, Place::Top)?;
@@ -270,7 +272,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// To the closing brace.
+    /// Reads settings up to the closing brace, and past it.
     fn settings(&mut self, map: &mut Map, place: Place) -> Result<(), ConfError> {
         self.descend()?;
         loop {
@@ -295,7 +297,7 @@ impl<'a> Reader<'a> {
         let Some(name) = self.key()? else { return self.include(map, start) };
         self.skip_while(char::is_whitespace);
         if self.take('=') || self.take(':') {
-            // Only in a map may the value begin on a line of its own.
+            // Only in a map may the value begin on the next line.
             self.skip_while(if place == Place::Map { char::is_whitespace } else { is_blank });
         }
         match self.peek() {
@@ -308,7 +310,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// A name, or nothing where it is the keyword `include`.
+    /// Reads a name. `None` is the keyword `include`.
     fn key(&mut self) -> Result<Option<String>, ConfError> {
         match self.peek() {
             Some(quote @ ('"' | '\'')) => {
@@ -328,7 +330,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The path of an include knows no escapes. `start` is where its keyword begins.
+    /// Reads the path of an include, which has no escapes, and the file. `start` is the position of the keyword.
     fn include(&mut self, map: &mut Map, start: usize) -> Result<(), ConfError> {
         self.skip_while(is_blank);
         let path = match self.peek() {
@@ -336,7 +338,9 @@ impl<'a> Reader<'a> {
                 self.next();
                 self.until(quote)?
             }
-            Some(c) if "[{(-\\\r\n".contains(c) || c.is_numeric() => return Err(self.wrong("an include of no path")),
+            Some(c) if "[{(-\\\r\n".contains(c) || c.is_numeric() => {
+                return Err(self.wrong("an include without a path"));
+            }
             _ => {
                 let start = self.position;
                 self.skip_while(|c| !is_blank(c) && !"\r\n;}'".contains(c));
@@ -361,7 +365,7 @@ impl<'a> Reader<'a> {
             self.flat.push_str(part);
         }
         self.skip_while(is_blank);
-        // What separates it from the next setting is the end of a line now.
+        // A line end now separates the include from the next setting, so a separator after it is dropped.
         self.copied = self.position + usize::from(matches!(self.peek(), Some(';' | ',')));
         Ok(())
     }
@@ -374,14 +378,14 @@ impl<'a> Reader<'a> {
                 self.next();
                 Ok(())
             }
-            // The closing brace is for the caller to see, and so is a comment.
+            // The caller reads the closing brace and comments.
             Some('}' | '#') => Ok(()),
             Some('/') if self.rest().starts_with("//") => Ok(()),
             Some('\n' | '\r' | ';' | ',') => {
                 self.next();
                 Ok(())
             }
-            _ => Err(self.wrong("something after a value on its line")),
+            _ => Err(self.wrong("text after a value on its line")),
         }
     }
 
@@ -445,7 +449,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `(` … to a `)` on a line of its own.
+    /// Reads a block: `(` … up to a `)` on a line of its own.
     fn block(&mut self) -> Result<Value, ConfError> {
         let rest = self.rest();
         let end = rest
@@ -458,7 +462,7 @@ impl<'a> Reader<'a> {
         Ok(Value::Text(text))
     }
 
-    /// A value without quotes.
+    /// Reads an unquoted value.
     fn bare(&mut self) -> Result<Value, ConfError> {
         let start = self.position;
         let (text, has_escapes) = self.escaped(|c| is_blank(c) || "\r\n;,]}'".contains(c))?;
@@ -472,7 +476,7 @@ impl<'a> Reader<'a> {
         Ok(if has_escapes {
             Value::Text(text)
         } else if let Some(name) = text.strip_prefix('$') {
-            // Unquoted bcrypt hashes are text to nats-server too.
+            // nats-server too takes an unquoted bcrypt hash for text.
             if name.starts_with("2a$") { Value::Text(text) } else { Value::Variable(name.to_owned()) }
         } else {
             match text.to_ascii_lowercase().as_str() {
@@ -483,8 +487,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Text with its escapes undone, up to where it ends, and whether there were any. Bytes that aren't UTF-8 become
-    /// U+FFFD.
+    /// Reads text up to a character for which `ends` is true, and resolves escapes. The flag says whether the text had
+    /// any. Bytes that are not UTF-8 become U+FFFD.
     fn escaped(&mut self, ends: impl Fn(char) -> bool) -> Result<(Zeroizing<String>, bool), ConfError> {
         let mut bytes = Zeroizing::new(Vec::new());
         let mut has_escapes = false;
@@ -530,7 +534,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The text to a quote, without escapes, and past it.
+    /// Returns the text up to `quote`, without escapes, and moves past the quote.
     fn until(&mut self, quote: char) -> Result<&'a str, ConfError> {
         let start = self.position;
         let text: &'a str = self.text;
@@ -587,18 +591,18 @@ fn is_blank(character: char) -> bool {
     character == ' ' || character == '\t'
 }
 
-/// nats-server reads what begins with a digit or a minus by other rules, which end a value elsewhere than text ends.
-/// Whether that makes no difference here.
+/// Whether an unquoted value ends where text would end. nats-server reads a value that begins with a digit or a minus
+/// by other rules, and these can end the value elsewhere.
 fn number_ends_as_text_does(written: &str, next: Option<char>) -> bool {
     let Some(first) = written.chars().next() else { return true };
     if !first.is_ascii_digit() && first != '-' {
         return first != '.' && !first.is_numeric();
     }
     match written.trim_start_matches(|c: char| c.is_ascii_digit()).chars().next() {
-        // After digits alone it reads over a ']'.
+        // After digits alone, nats-server reads past a ']'.
         None => next != Some(']'),
         Some('\\') => false,
-        // Negative numbers, fractions, addresses and dates.
+        // A negative number, a fraction, an address or a date.
         Some('.' | '-') => written.chars().all(|c| c.is_ascii_alphanumeric() || ".:-".contains(c)),
         Some(other) => !other.is_numeric(),
     }
@@ -719,7 +723,7 @@ mod tests {
         }
         let read = parse("authorization { include 'conf.d/two.conf' }\ninclude: x", &file).unwrap();
         assert!(read == map([("authorization", Value::Map(map([("user", text("me"))]))), ("include", text("x"))]));
-        // Absolute ones go below the directory too, as in nats-server.
+        // An absolute path goes below the directory too, as in nats-server.
         assert!(matches!(parse(&format!("include {root}/conf.d/two.conf"), &file), Err(ConfError::Read { .. })));
         write("nats-server.conf", "include nats-server.conf");
         assert!(matches!(parse("include nats-server.conf", &file), Err(ConfError::Syntax { .. })));
@@ -743,7 +747,7 @@ mod tests {
         }
         assert!(parse(&flat, &file).unwrap() == meant);
         assert_eq!(flatten(&flat, &file).unwrap(), flat);
-        // Another content is another text, even where only the digest is shown.
+        // Another content gives another text, even where only the digest is shown.
         write("one.conf", "a: 3");
         write("two.conf", "");
         assert_ne!(without_included(&flatten(text, &file).unwrap()), shown);
@@ -752,7 +756,8 @@ mod tests {
     #[test]
     fn what_means_something_else_in_the_place_of_its_include_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        // At the end of a file nats-server lets a brace pass that was never opened; elsewhere it closes a block.
+        // At the end of a file nats-server accepts a closing brace without an opening brace. Elsewhere the brace closes
+        // a block.
         std::fs::write(directory.path().join("a.conf"), "a: 1\n}").unwrap();
         let text = "b { include a.conf\nc: 2 }";
         let flat = flatten(text, &directory.path().join("nats-server.conf"));

@@ -1,4 +1,4 @@
-//! Where a nats-server listens that runs with a given configuration.
+//! The addresses on which a nats-server with a given configuration listens.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -6,21 +6,22 @@ use std::path::PathBuf;
 use super::loss::Facts;
 use crate::config::NatsConfig;
 
-/// Where nats-server can be dialled from this machine, and where its pid stands.
+/// The addresses at which nats-server can be dialled from this machine, and its pid file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listeners {
-    /// Client port.
+    /// The client listener.
     pub client: SocketAddr,
-    /// Route port.
+    /// The route listener.
     pub route: SocketAddr,
-    /// Monitoring port.
+    /// The monitoring listener.
     pub monitor: SocketAddr,
-    /// The pid file.
+    /// The path of the pid file.
     pub pid_file: PathBuf,
 }
 
 impl Listeners {
-    /// As a configuration's text has them; what it doesn't say, or can't be read, is as `[nats]` says.
+    /// Reads the listeners from a configuration's text. What the text lacks comes from `[nats]`; so does everything if
+    /// the text can't be read.
     #[must_use]
     pub fn of(text: Option<&str>, nats: &NatsConfig) -> Self {
         let facts = text.and_then(|text| Facts::read(text, &nats.config).ok()).unwrap_or_default();
@@ -34,13 +35,13 @@ impl Listeners {
     }
 }
 
-/// `host:port`, or a port alone, as nats-server reads a listener. A host that is a name is left to `[nats]`.
+/// A listener as nats-server reads it: `host:port`, or a port alone. A host name gives `None`, and `[nats]` applies.
 fn parse(text: &str) -> Option<SocketAddr> {
     let port = || text.trim_start_matches(':').parse().ok();
     text.parse().ok().or_else(|| port().map(|port| SocketAddr::from(([0, 0, 0, 0], port))))
 }
 
-/// Where a listener can be dialled from this machine.
+/// The address at which this machine can dial a listener: an unspecified address becomes loopback.
 fn dialable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

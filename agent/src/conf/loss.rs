@@ -1,35 +1,35 @@
-//! What a configuration protects, and what a change would take away (invariant 12).
+//! What a configuration protects, and what a change of it would take away (invariant 12).
 //!
-//! nats-server reloads a configuration that drops `tls` or `jetstream` or renames the cluster without a word (seen on
-//! 2.9.10 and 2.15.1), so whoever commits one asks here first.
+//! nats-server reloads a configuration that drops `tls` or `jetstream`, or renames the cluster, without a warning (seen
+//! on 2.9.10 and 2.15.1). The committing code therefore compares the facts here first.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::conf::language::{ConfError, Map, Value, parse};
 
-/// What nats-server would do under a configuration, as far as losing it would hurt.
+/// The listeners, protections and capabilities that a configuration gives nats-server.
 ///
-/// A setting whose value is a variable counts as absent where it is a switch or a block, and a switch that takes
-/// protection away as on: the file alone doesn't say what it will be.
+/// The file alone doesn't say what a variable will be. A variable as a switch or block therefore counts as absent. A
+/// variable as a switch that takes protection away counts as on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "they are independent facts, not states")]
 pub struct Facts {
     /// `server_name`.
     pub server_name: Option<String>,
-    /// Client listener, `host:port`, or the port alone.
+    /// Client listener: `host:port`, or the port alone.
     pub listen: Option<String>,
-    /// Route listener, `host:port`, or the port alone.
+    /// Route listener: `host:port`, or the port alone.
     pub cluster_listen: Option<String>,
-    /// Monitoring listener, `host:port`, or the port alone.
+    /// Monitoring listener: `host:port`, or the port alone.
     pub monitor_listen: Option<String>,
-    /// The pid file.
+    /// The path of the pid file.
     pub pid_file: Option<String>,
-    /// Clients must use TLS: there is a certificate, and `allow_non_tls` is off.
+    /// Clients must use TLS: a certificate is configured, and `allow_non_tls` is off.
     pub client_tls: bool,
     /// Clients must present a certificate.
     pub client_verify: bool,
-    /// Routes use TLS, and the dialling end checks whom it reached.
+    /// Routes use TLS, and the dialling end verifies the other end.
     pub cluster_tls: bool,
     /// The cluster's name.
     pub cluster_name: Option<String>,
@@ -37,11 +37,11 @@ pub struct Facts {
     pub cluster_credential: bool,
     /// JetStream is on.
     pub jetstream: bool,
-    /// What says who may do what: `authorization`, `accounts`, `operator`, `trusted_keys`.
+    /// The blocks that restrict who may do what: `authorization`, `accounts`, `operator`, `trusted_keys`.
     pub authorization: BTreeSet<&'static str>,
 }
 
-/// The blocks that say who may do what, by each of their names.
+/// The blocks that restrict who may do what, each with all its names.
 const AUTHORIZATION: [(&str, &[&str]); 4] = [
     ("accounts", &["accounts"]),
     ("authorization", &["authorization"]),
@@ -50,7 +50,8 @@ const AUTHORIZATION: [(&str, &[&str]); 4] = [
 ];
 
 impl Facts {
-    /// From the text of a configuration that stands, or is to stand, in `file`; its includes are followed from there.
+    /// Reads the text of a configuration. The text stands, or will stand, in `file`; includes are relative to its
+    /// directory.
     pub fn read(text: &str, file: &Path) -> Result<Self, ConfError> {
         Self::of(&parse(text, file)?)
     }
@@ -88,12 +89,12 @@ fn is_on(map: &Map, name: &str) -> Result<bool, ConfError> {
     Ok(map.find(&[name])? == Some(&Value::Bool(true)))
 }
 
-/// Of a switch that takes protection away.
+/// Whether a switch that takes protection away is on, or may be on.
 fn may_be_on(map: &Map, name: &str) -> Result<bool, ConfError> {
     Ok(!matches!(map.find(&[name])?, None | Some(Value::Bool(false))))
 }
 
-/// There is text, or a variable that will be some.
+/// Whether a value is a text that is not empty, or a variable.
 fn is_given(value: Option<&Value>) -> bool {
     match value {
         Some(Value::Text(text)) => !text.is_empty(),
@@ -102,7 +103,7 @@ fn is_given(value: Option<&Value>) -> bool {
     }
 }
 
-/// A key pair of its own, or a list of them (`certs`, since 2.10.8).
+/// Whether the block names a key pair, or a list of key pairs (`certs`, since 2.10.8).
 fn has_certificate(tls: &Map) -> Result<bool, ConfError> {
     Ok(is_filled(tls.find(&["certs", "certificates"])?)
         || is_given(tls.find(&["cert_file"])?) && is_given(tls.find(&["key_file"])?))
@@ -130,7 +131,7 @@ fn jetstream(top: &Map) -> Result<bool, ConfError> {
     Ok(match top.find(&["jetstream"])? {
         Some(Value::Bool(on)) => *on,
         Some(Value::Text(text)) => ["enabled", "enable"].contains(&text.to_lowercase().as_str()),
-        // A block switches it on, unless it says otherwise.
+        // A block enables JetStream, unless `enabled` in it is false.
         Some(Value::Map(map)) => matches!(map.find(&["enabled", "enable"])?, None | Some(Value::Bool(true))),
         _ => false,
     })
@@ -143,7 +144,7 @@ fn authorization(top: &Map) -> Result<BTreeSet<&'static str>, ConfError> {
             None | Some(Value::Variable(_)) => false,
             Some(Value::Map(map)) if block == "authorization" => lets_in_only_some(map)?,
             Some(Value::Map(accounts)) if block == "accounts" => have_users(accounts)?,
-            // Accounts that are only named have no users.
+            // Accounts in a list of names have no users.
             Some(Value::Array(values)) => block != "accounts" && !values.is_empty(),
             Some(_) => true,
         };
@@ -154,7 +155,8 @@ fn authorization(top: &Map) -> Result<BTreeSet<&'static str>, ConfError> {
     Ok(present)
 }
 
-/// Without a user, a token or a callout everyone is let in (`configureAuthorization` in nats-server's auth.go).
+/// Whether the block restricts who may connect. Without a user, a token or a callout, nats-server lets everyone in
+/// (`configureAuthorization` in its auth.go).
 fn lets_in_only_some(block: &Map) -> Result<bool, ConfError> {
     Ok(is_given(block.find(&["user", "username"])?)
         || is_given(block.find(&["token"])?)
@@ -177,36 +179,36 @@ fn is_filled(list: Option<&Value>) -> bool {
     matches!(list, Some(Value::Array(values)) if !values.is_empty())
 }
 
-/// Something that a configuration takes away. Its `Display` says what would happen.
+/// A protection or capability that a configuration takes away. `Display` states the consequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// Clients could, or can, connect without TLS.
+    /// Clients could connect without TLS.
     ClientTls,
-    /// Routes could, or can, come up without TLS or without checking it.
+    /// Routes could come up without TLS, or without verification.
     ClusterTls,
-    /// Clients need no certificate any more.
+    /// Clients no longer need a certificate.
     ClientVerify,
     /// JetStream is switched off.
     JetStream,
-    /// The cluster gets another name, or loses its own.
+    /// The cluster gets another name, or none.
     ClusterName {
-        /// Its name until now.
+        /// The name in the configuration in force.
         before: String,
-        /// Its name from then on.
+        /// The name in the new configuration.
         after: Option<String>,
     },
-    /// Routes need no credential any more.
+    /// Routes no longer need a credential.
     ClusterCredential,
-    /// A block that says who may do what is gone: its name.
+    /// The block of this name, which restricts who may do what, is gone.
     Authorization(&'static str),
 }
 
 impl Loss {
-    /// Each name that [`Loss::name`] can give.
+    /// Every name that [`Loss::name`] returns.
     pub const NAMES: [&str; 7] =
         ["tls", "cluster-tls", "client-verify", "jetstream", "cluster-name", "cluster-credential", "authorization"];
 
-    /// Its name on the command line; it never changes.
+    /// The name on the command line. It is a contract and never changes.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -240,8 +242,8 @@ impl std::fmt::Display for Loss {
     }
 }
 
-/// What committing `after` would take from `before`, the configuration in force, if there is one. Where there is none,
-/// TLS for clients and routes is missed all the same.
+/// What committing `after` takes away from `before`, the configuration in force. Without a `before`, missing TLS for
+/// clients and routes is still a loss.
 #[must_use]
 pub fn losses(before: Option<&Facts>, after: &Facts) -> Vec<Loss> {
     let first = Facts { client_tls: true, cluster_tls: true, ..Facts::default() };
@@ -378,7 +380,8 @@ mod tests {
     #[test]
     fn invariant_12_tls_is_missed_at_the_first_commit_too() {
         assert_eq!(names(None, ""), ["tls", "cluster-tls"]);
-        // What was allowed once, or was never there, isn't asked for again at each change of a peer.
+        // A loss that was allowed once is not reported again at each change of a peer, nor is a protection that never
+        // existed.
         assert_eq!(names(Some("listen: 4222"), "listen: 4223"), Vec::<&str>::new());
     }
 

@@ -1,12 +1,15 @@
-//! Values to the text of nats-server.conf: pure, but for reading a template of the user's own, and what it includes.
+//! Renders values to the text of nats-server.conf. It reads no file except a user's template and what the text
+//! includes.
 //!
 //! # Names from outside
 //!
-//! Whatever a name holds, it stays one value (invariant 14). Every `{{ value }}` is escaped for nats-server's
-//! double-quoted strings, which know `\"`, `\\`, `\n`, `\r`, `\t` and `\xHH`, one byte each, and expand no variable
-//! (`conf/lex.go`, the same in 2.10.26, 2.12.8 and 2.15.1). Unquoted text knows the same escapes, so there too a value
-//! can't end early; but a bare `true` or `12` is not text. A single-quoted string knows none: what is escaped stays in
-//! it as it is written, wrong but harmless. So a template writes `"{{ value }}"`.
+//! Whatever a name from outside contains, it stays one value (invariant 14). Every `{{ value }}` is escaped for
+//! nats-server's double-quoted strings. They know `\"`, `\\`, `\n`, `\r`, `\t` and `\xHH` (one byte), and expand no
+//! variable (`conf/lex.go`, the same in 2.10.26, 2.12.8 and 2.15.1).
+//!
+//! Unquoted text knows the same escapes, so a value can't end early there either; but an unquoted `true` or `12` is not
+//! text. A single-quoted string knows no escapes: an escaped value keeps its backslashes there, which is wrong but
+//! harmless. A template therefore writes `"{{ value }}"`.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -14,27 +17,28 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::io::Errno;
+use nix::errno::Errno;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::conf::language::{ConfError, flatten, without_included};
-use crate::config::{ClientAuth, JetStream, NatsConfig};
+use crate::config::{ClientAuth, JetStream, NatsConfig, needs_no_escape};
 use crate::credential::ClusterCredential;
 use crate::node::Node;
 use crate::peers::PeerSet;
 use crate::state::durable;
+use crate::state::generation::TlsFiles;
 
-/// The built-in template.
+/// The text of the built-in template.
 pub const BUILT_IN: &str = include_str!("../../../templates/nats-server.conf.tera");
 
 /// The largest template, and the largest rendered text, in bytes.
 const MAX_SIZE: usize = 1024 * 1024;
 
-/// How many directories up an include climbs at least.
+/// The least number of directories that an include climbs.
 const MIN_CLIMB: usize = 8;
 
-/// What a template can use. Its field names are an interface: users' own templates rely on them.
+/// The values that a template can use. Users' templates rely on the field names, so the names are an interface.
 #[derive(Clone, Debug, Serialize)]
 pub struct Values {
     /// nats-server's `server_name`.
@@ -49,42 +53,33 @@ pub struct Values {
     pub tls: TlsFiles,
     /// Whether clients must present a certificate.
     pub client_mtls: bool,
-    /// The cluster.
+    /// The `cluster` block.
     pub cluster: ClusterValues,
-    /// JetStream, or nothing.
+    /// The `jetstream` block. `None`: JetStream is off.
     pub jetstream: Option<JetStreamValues>,
-    /// Files to include, as nats-server must be given them: it joins every path, an absolute one too, to the directory
-    /// of the including file (`conf/parse.go`), so each climbs to the root first.
+    /// Files to include, in the form that nats-server needs. It joins every path, even an absolute one, to the
+    /// directory of the including file (`conf/parse.go`). Each path here therefore climbs to the root first.
     pub include: Vec<PathBuf>,
-}
-
-/// Absolute paths of one generation's files.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// Leaf and intermediates.
-    pub cert_file: PathBuf,
-    /// Key.
-    pub key_file: PathBuf,
-    /// Trust bundle.
-    pub ca_file: PathBuf,
 }
 
 /// The `cluster` block.
 #[derive(Clone, Debug, Serialize)]
 pub struct ClusterValues {
-    /// Its name.
+    /// The cluster's name.
     pub name: String,
     /// Route listener, `host:port`.
     pub listen: String,
-    /// The routes, sorted by address, this node's own included.
+    /// The routes, sorted by address, including this node's own route.
     pub routes: Vec<Route>,
-    /// What routes must present.
+    /// The credential that routes must present.
     pub credential: Option<ClusterCredential>,
 }
 
 /// The URL of a route: `nats-route://IP:port`, or `nats-route://user:password@IP:port` where routes must present a
-/// credential. A server presents to a configured route what stands in its URL and nothing else (`sendRouteConnect`;
-/// tried on 2.10.26, 2.12.8 and 2.15.1: without it no route comes up).
+/// credential.
+///
+/// A server presents the credential in a configured route's URL and no other (`sendRouteConnect`). Without it no route
+/// comes up (tried on 2.10.26, 2.12.8 and 2.15.1).
 #[derive(Clone, Serialize, PartialEq, Eq)]
 #[serde(transparent)]
 pub struct Route(Zeroizing<String>);
@@ -97,7 +92,7 @@ impl Route {
         Self(Zeroizing::new(format!("nats-route://{}:{}@{address}", *username, *password)))
     }
 
-    /// The URL, with the credential.
+    /// The URL, including the credential.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.0
@@ -114,17 +109,17 @@ impl std::fmt::Debug for Route {
 /// The `jetstream` block.
 #[derive(Clone, Debug, Serialize)]
 pub struct JetStreamValues {
-    /// Where streams are stored.
+    /// The directory of the streams.
     pub store_dir: PathBuf,
-    /// Memory limit in nats-server's notation; to be written without quotes.
+    /// The memory limit in nats-server's notation. A template writes it without quotes.
     pub max_mem: Option<String>,
-    /// Disk limit in nats-server's notation; to be written without quotes.
+    /// The disk limit in nats-server's notation. A template writes it without quotes.
     pub max_file: Option<String>,
 }
 
 impl Values {
-    /// From the checked configuration, this node, the peers in force and the generation's files. This node's own route
-    /// is added where the peers lack it.
+    /// Values from the checked configuration, this node, the peers in force and the generation's files. This node's own
+    /// route is added where `peers` lacks it.
     pub fn new(
         nats: &NatsConfig,
         node: &Node,
@@ -134,7 +129,7 @@ impl Values {
         credential: Option<ClusterCredential>,
     ) -> Result<Self, RenderError> {
         if let Some(credential) = &credential {
-            credential.fault().map_or(Ok(()), |fault| Err(RenderError::Credential(fault)))?;
+            credential.check().map_err(RenderError::Credential)?;
         }
         let own = SocketAddr::new(node.address, nats.cluster_listen.port());
         let addresses: BTreeSet<SocketAddr> = peers.0.keys().copied().chain([own]).collect();
@@ -167,7 +162,7 @@ impl Values {
         Ok(values)
     }
 
-    /// The same shape with another user name and password.
+    /// These values with a placeholder for the credential.
     fn without_credential(&self) -> Self {
         let password = Zeroizing::new("password".to_owned());
         let credential = Some(ClusterCredential { username: "username".to_owned(), password });
@@ -183,61 +178,61 @@ impl Values {
     }
 }
 
-/// Why there is no text.
+/// Why there is no rendered text.
 #[derive(Debug, thiserror::Error)]
 pub enum RenderError {
     /// The template can't be read.
-    #[error("could not read the template {}; correct nats.template, or remove it for the built-in one", .file.display())]
+    #[error("could not read the template {}; correct nats.template, or remove it for the built-in template", .file.display())]
     Read {
         /// The template.
         file: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The template is larger than any template.
+    /// The template exceeds the limit of 1 MiB.
     #[error("the template {} is larger than {MAX_SIZE} bytes; correct nats.template", .file.display())]
     TemplateTooLarge {
         /// The template.
         file: PathBuf,
     },
     /// The template is not in the template language. The source names line and column.
-    #[error("the template {} does not parse; correct it, or remove nats.template for the built-in one", name(.file.as_deref()))]
+    #[error("the template {} does not parse; correct it, or remove nats.template for the built-in template", name(.file.as_deref()))]
     Parse {
-        /// The template; none is the built-in one.
+        /// The template. `None`: the built-in template.
         file: Option<PathBuf>,
-        /// What tera said.
+        /// tera's error.
         #[source]
         source: Box<tera::Error>,
     },
-    /// The template uses what there is not. The source names line and column.
-    #[error("the template {} does not render; correct it, or remove nats.template for the built-in one", name(.file.as_deref()))]
+    /// The template uses a value, filter or file that doesn't exist. The source names line and column.
+    #[error("the template {} does not render; correct it, or remove nats.template for the built-in template", name(.file.as_deref()))]
     Render {
-        /// The template; none is the built-in one.
+        /// The template. `None`: the built-in template.
         file: Option<PathBuf>,
-        /// What tera said.
+        /// tera's error.
         #[source]
         source: Box<tera::Error>,
     },
-    /// The text would be larger than any configuration.
+    /// The rendered text would exceed the limit of 1 MiB.
     #[error("the template {} renders more than {MAX_SIZE} bytes; look for a loop in it", name(.file.as_deref()))]
     TooLarge {
-        /// The template; none is the built-in one.
+        /// The template. `None`: the built-in template.
         file: Option<PathBuf>,
     },
-    /// A path is no text.
+    /// A path is not UTF-8.
     #[error("{} is not UTF-8, so nats-server.conf can't name it; choose another path", .0.display())]
     PathNotText(PathBuf),
-    /// An include's path would need an escape, and nats-server knows none there.
+    /// The path of an include would need an escape, and nats-server knows no escapes there.
     #[error(
         "nats.include: nats-server knows no escapes in an include, so {} can't be written; use a path without spaces, \
          quotes, backslashes and brackets", .0.display()
     )]
     Include(PathBuf),
-    /// What was rendered, or a file that it includes, isn't in nats-server's language, or can't be read.
+    /// The rendered text, or a file that it includes, can't be read or isn't in nats-server's language.
     #[error("could not read the new configuration as nats-server would, so it is not applied")]
     Unreadable(#[source] ConfError),
-    /// The cluster credential would let in nobody, or everybody.
+    /// The cluster credential would let in nobody or everybody.
     #[error("the cluster credential can't be used: it {0}; correct the secret that nats.cluster_secret_id names")]
     Credential(&'static str),
 }
@@ -246,27 +241,27 @@ fn name(file: Option<&Path>) -> String {
     file.map_or_else(|| "built into the agent".to_owned(), |file| file.display().to_string())
 }
 
-/// The text of a nats-server.conf. It may hold the cluster credential, so it is wiped and never printed whole by
-/// accident.
+/// The text of a nats-server.conf. It may hold the cluster credential, so memory is wiped after use, and `Debug` shows
+/// the length alone.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Rendered(Zeroizing<String>);
 
 impl Rendered {
-    /// What an existing file holds.
+    /// Takes the text of an existing file.
     #[must_use]
     pub fn from_text(text: Zeroizing<String>) -> Self {
         Self(text)
     }
 
-    /// The text.
+    /// The whole text, with every secret in it.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.0
     }
 
-    /// The text for people: without what it took in from included files, without the passwords in routes' URLs and the
-    /// values of settings that hold a secret, whosever they are and however old, and without the credential's in any of
-    /// the forms that a template can give it.
+    /// The text as shown to people, without secrets. Left out are the texts of included files, the passwords in routes'
+    /// URLs, and the values of all settings that hold a secret. Whose secret it is, and how old, makes no difference.
+    /// The credential's password is left out in each form that a template can give it.
     #[must_use]
     pub fn shown(&self, credential: Option<&ClusterCredential>) -> String {
         let mut found = Vec::new();
@@ -283,24 +278,24 @@ impl Rendered {
         shown
     }
 
-    /// What somebody else said of this text, without the passwords that stand in it.
+    /// Somebody else's message about this text, with the passwords of this text removed.
     #[must_use]
     pub fn hide_from(&self, said: &str) -> String {
         let mut found = Vec::new();
         for line in self.text().lines() {
             hide_passwords(line, &mut found);
         }
-        // A word of one or two letters is no secret, and without it nothing could be read any more.
+        // A word of one or two letters is no secret, and its removal would make the message unreadable.
         found.retain(|password| password.len() > 2);
         found.sort_by_key(|password| std::cmp::Reverse(password.len()));
         found.iter().fold(said.to_owned(), |said, password| said.replace(password.as_str(), HIDDEN))
     }
 }
 
-/// What stands in a password's place.
+/// The text shown in the place of a password.
 const HIDDEN: &str = "********";
 
-/// Settings that hold a secret itself and not a file's name, by each of their names (`server/opts.go`, up to 2.15.1).
+/// Settings whose value is a secret itself, not a file name, by all their names (`server/opts.go`, up to 2.15.1).
 const SECRETS: [&str; 13] = [
     "pass",
     "password",
@@ -317,8 +312,8 @@ const SECRETS: [&str; 13] = [
     "srk_password",
 ];
 
-/// One line without the passwords in it: `user:password@` or `token@` after a scheme, and the values of [`SECRETS`]. What
-/// it leaves out is `found`, as it stands there and decoded.
+/// One line with its passwords hidden: `user:password@` or `token@` after a scheme, and the values of [`SECRETS`]. Each
+/// hidden password is added to `found`; a password from a URL is added as written and decoded.
 fn hide_passwords(line: &str, found: &mut Vec<Zeroizing<String>>) -> String {
     let mut shown = String::with_capacity(line.len());
     let mut rest = line;
@@ -350,7 +345,7 @@ fn hide_passwords(line: &str, found: &mut Vec<Zeroizing<String>>) -> String {
     shown
 }
 
-/// Where the values of [`SECRETS`] stand in a line, in order, each with its quotes.
+/// The ranges of the values of [`SECRETS`] in a line, in order, including quotes.
 fn secrets_in(line: &str) -> Vec<Range<usize>> {
     let parts = |c: char| c.is_whitespace() || ",;:={}[]()".contains(c);
     let after = |at: usize, skipped: &dyn Fn(char) -> bool| line.len() - line[at..].trim_start_matches(skipped).len();
@@ -359,7 +354,7 @@ fn secrets_in(line: &str) -> Vec<Range<usize>> {
     loop {
         at = after(at, &parts);
         let rest = &line[at..];
-        // The slashes of a URL are no comment.
+        // The slashes of a URL begin no comment.
         if rest.is_empty() || rest.starts_with('#') || rest.starts_with("//") && !line[..at].ends_with(':') {
             return values;
         }
@@ -372,7 +367,7 @@ fn secrets_in(line: &str) -> Vec<Range<usize>> {
         let start = after(at, &|c| c.is_whitespace() || ":=".contains(c));
         let rest = &line[start..];
         let value = &rest[..length_of_word(rest, |c| c.is_whitespace() || ",;}".contains(c))];
-        // A user's `nkey` is public. A leaf node's is a seed, which begins with an S.
+        // A user's `nkey` is public. The `nkey` of a leaf node is a seed, which begins with an S.
         let is_public = name == "nkey" && !value.trim_start_matches(['"', '\'']).starts_with('S');
         if !value.is_empty() && !value.starts_with(['{', '[']) && !is_public {
             at = start + value.len();
@@ -381,7 +376,8 @@ fn secrets_in(line: &str) -> Vec<Range<usize>> {
     }
 }
 
-/// How long the word is that the text begins with: up to its closing quote, or to what ends it.
+/// The length of the word at the beginning of the text. A quoted word ends after its closing quote; another word ends
+/// where `ends` is true.
 fn length_of_word(text: &str, ends: impl Fn(char) -> bool) -> usize {
     let Some(quote) = text.chars().next().filter(|first| ['"', '\''].contains(first)) else {
         return text.find(ends).unwrap_or(text.len());
@@ -401,22 +397,23 @@ impl std::fmt::Debug for Rendered {
     }
 }
 
-/// The route to a peer, in its one textual form, without a credential.
+/// The URL of the route to a peer, in the only form that is ever written, without a credential.
 #[must_use]
 pub fn route(address: SocketAddr) -> String {
     format!("nats-route://{address}")
 }
 
 impl Rendered {
-    /// The text with what it includes in the place of each include, for the file that it is to be. Only then is it all that
-    /// nats-server will read: what it would take away can be seen, it is rolled back whole, and another content of an
-    /// included file is another text.
+    /// The text with each include replaced by the included text. `file` is the file that the text will be written to.
+    ///
+    /// The result is all that nats-server reads. A loss by an included file therefore shows, a roll-back restores
+    /// everything, and a changed included file gives another text.
     pub fn with_includes(&self, file: &Path) -> Result<Self, RenderError> {
         flatten(self.text(), file).map(Self).map_err(RenderError::Unreadable)
     }
 }
 
-/// Renders the template, the built-in one or the user's own. The same values give the same bytes.
+/// Renders the user's template, or the built-in template. Equal values give equal bytes.
 pub fn render(template: Option<&Path>, values: &Values) -> Result<Rendered, RenderError> {
     let source = template.map(read).transpose()?;
     render_source(template, source.as_deref().unwrap_or(BUILT_IN), values)
@@ -428,29 +425,30 @@ fn read(file: &Path) -> Result<String, RenderError> {
         std::io::ErrorKind::FileTooLarge => RenderError::TemplateTooLarge { file: file.to_owned() },
         _ => failed(error.source),
     })?;
-    let text = text.ok_or_else(|| failed(Errno::NOENT.into()))?;
+    let text = text.ok_or_else(|| failed(Errno::ENOENT.into()))?;
     String::from_utf8(text).map_err(|error| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))
 }
 
 fn render_source(template: Option<&Path>, source: &str, values: &Values) -> Result<Rendered, RenderError> {
-    // The name that tera's own messages give the template.
+    // The template's name in tera's messages.
     const NAME: &str = "nats-server.conf";
     let file = || template.map(Path::to_owned);
 
     let mut tera = tera::Tera::default();
     tera.set_escape_fn(escape);
-    tera.autoescape_on([""]); // a suffix, so every template
+    tera.autoescape_on([""]); // a suffix: the empty suffix matches every template
     tera.add_raw_template(NAME, source)
         .map_err(|source| RenderError::Parse { file: file(), source: Box::new(source) })?;
     let run = |values: &Values| {
         let context = tera::Context::from_serialize(values)?;
-        // As large as it may get from the start: a buffer that grows leaves copies of the credential behind.
+        // The buffer has its largest size from the start, because a growing buffer leaves copies of the credential
+        // behind.
         let mut output = Bounded { bytes: Zeroizing::new(Vec::with_capacity(MAX_SIZE)), full: false };
         let result = tera.render_to(NAME, &context, &mut output);
         if output.full { Ok(None) } else { result.map(|()| Some(output.bytes)) }
     };
     let bytes = run(values).map_err(|error| {
-        // tera's messages may quote a value, so the message is taken from a rendering that knows no secret.
+        // tera's message may quote a value, so the message comes from a rendering without the secret.
         let error = match &values.cluster.credential {
             None => error,
             Some(_) => run(&values.without_credential())
@@ -485,8 +483,8 @@ impl Write for &mut Bounded {
     }
 }
 
-/// Writes a value so that nats-server reads it back unchanged from between double quotes. Whatever would end an
-/// unquoted value is escaped too, and what a terminal would act on.
+/// Escapes a value so that nats-server reads the same value from between double quotes. Characters that would end an
+/// unquoted value, or that a terminal would act on, are escaped too.
 fn escape(value: &str, output: &mut dyn Write) -> std::io::Result<()> {
     for character in value.chars() {
         match character {
@@ -506,15 +504,6 @@ fn escape(value: &str, output: &mut dyn Write) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether nats-server reads a character as it is, quoted or not.
-pub(crate) fn needs_no_escape(character: char) -> bool {
-    if character.is_ascii() {
-        character.is_ascii_alphanumeric() || "-_./:@+=%~^&!?*[]".contains(character)
-    } else {
-        !character.is_control() && !character.is_whitespace()
-    }
-}
-
 /// The path by which the configuration includes a file, whatever directory it is itself read from: up to the root (more
 /// steps than there are do no harm) and down again.
 fn include_path(config: &Path, file: &Path) -> Result<PathBuf, RenderError> {
@@ -528,7 +517,7 @@ fn include_path(config: &Path, file: &Path) -> Result<PathBuf, RenderError> {
     Ok(std::iter::repeat_n(Component::ParentDir, climb).chain(down).collect())
 }
 
-/// As a URL's user information needs it: all but RFC 3986's unreserved characters (section 2.3) as `%HH`.
+/// Percent-encodes a URL's user information: all except the unreserved characters of RFC 3986, section 2.3.
 fn percent_encoded(text: &str) -> Zeroizing<String> {
     let mut encoded = Zeroizing::new(String::with_capacity(3 * text.len()));
     for byte in text.bytes() {
@@ -767,7 +756,7 @@ mod tests {
         assert!(!shown.contains("hunter2") && shown.contains("10.0.1.7:6222"), "{shown}");
     }
 
-    /// The error and its causes.
+    /// The messages of the error and of its causes.
     fn whole(error: &dyn std::error::Error) -> String {
         std::iter::successors(Some(error), |error| error.source())
             .map(ToString::to_string)
@@ -812,7 +801,7 @@ mod tests {
             ),
         ] {
             let message = whole(&render_source(None, source, &values).unwrap_err());
-            // The template itself may be quoted, and it names this one.
+            // The error may quote the template, and this template contains the word itself.
             let message = message.replace("== 'hunter2'", "");
             assert!(!message.to_lowercase().contains("hunter2") && message.contains(expected), "{message}");
         }
@@ -839,7 +828,7 @@ mod tests {
         map.find(&[last]).unwrap().unwrap()
     }
 
-    /// Text as names from outside might be, and as they had better not be.
+    /// Hostile and ordinary text for names from outside.
     fn nasty() -> impl Strategy<Value = String> {
         prop_oneof![
             "(?s).{0,40}",
@@ -933,7 +922,7 @@ mod tests {
             values.server_name.clone_from(&name);
             let source = "server_name: {{ server_name }} # {{ server_name }}\ncluster {\n name: {{ server_name }}\n}\n";
             let rendered = render_source(None, source, &values).unwrap();
-            // What can't be read, nats-server refuses.
+            // nats-server refuses a text that can't be read here.
             if let Ok(read) = parse(rendered.text(), Path::new("/a.conf")) {
                 prop_assert_eq!(names(&read), ["cluster", "server_name"]);
             }

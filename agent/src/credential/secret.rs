@@ -6,12 +6,10 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::takeover::CredentialVersion;
-use super::{ClusterCredential, CredentialSource};
+use super::{ClusterCredential, CredentialSource, CredentialVersion};
 use crate::aws::secret::{Secret, SecretError, SecretValue, Unfit};
 
-/// What routes must present, in a secret of the shape that Secrets Manager's own rotation uses:
-/// `{"username": …, "password": …}`.
+/// A secret of the shape that Secrets Manager's own rotation uses: `{"username": …, "password": …}`.
 pub struct ClusterSecret(Secret);
 
 impl ClusterSecret {
@@ -21,14 +19,14 @@ impl ClusterSecret {
         Self(Secret::new(aws, secret_id))
     }
 
-    /// The credential as it is now, and where that was made after `recently`, before it the one that it took over from.
+    /// The current version. Before it stands the previous version, where the current version was made after `recently`.
     pub async fn versions(&self, recently: OffsetDateTime) -> Result<Vec<CredentialVersion>, SecretError> {
         let version = |value: SecretValue| {
             Ok(CredentialVersion { credential: credential(&value.content)?, created: value.created })
         };
         let current = version(self.0.current().await?).map_err(|unfit| self.0.unfit(unfit))?;
         let previous = if current.created > recently { self.0.previous().await? } else { None };
-        // What can't be a credential, no node had.
+        // No node ever had a previous version that is no credential.
         let previous = previous.and_then(|value| version(value).ok());
         Ok(previous.into_iter().chain([current]).collect())
     }
@@ -41,7 +39,7 @@ impl CredentialSource for ClusterSecret {
     }
 }
 
-/// The credential in a secret.
+/// The credential in the content of a secret.
 pub fn credential(content: &[u8]) -> Result<ClusterCredential, Unfit> {
     #[derive(Deserialize)]
     struct Shape {
@@ -49,12 +47,13 @@ pub fn credential(content: &[u8]) -> Result<ClusterCredential, Unfit> {
         password: Zeroizing<String>,
     }
     let remedy = || "store {\"username\": \"…\", \"password\": \"…\"}, neither of them empty".to_owned();
-    // serde's own words may repeat a part of the content.
+    // serde's message may repeat a part of the content.
     let shape: Shape = serde_json::from_slice(content)
         .map_err(|_| ("is no JSON object with a username and a password, both text".to_owned(), remedy()))?;
     let credential = ClusterCredential { username: shape.username.to_string(), password: shape.password };
-    // It is refused now, while the one before is in force, and not when it has taken over.
-    credential.fault().map_or(Ok(credential.clone()), |fault| Err((fault.into(), remedy())))
+    // The refusal comes while the previous version is in force, and not at the takeover.
+    credential.check().map_err(|what| (what.into(), remedy()))?;
+    Ok(credential)
 }
 
 #[cfg(test)]

@@ -1,42 +1,31 @@
-//! When a new cluster credential takes over from the one before: pure.
+//! When a new cluster credential takes over from the previous version: pure.
 //!
-//! A route listener knows one credential, so between nodes that have the old one and nodes that have the new one there is no
-//! route. Were it taken over by each node when it sees it, the cluster would be split for as long as that takes. So every
-//! node takes it over at the same time, which each works out for itself: some rounds of polling after the version was made,
-//! by when everyone has it.
+//! A route listener knows one credential, so a node with the old credential has no route to a node with the new one.
+//! If each node took the new version over when it sees it, the cluster would be split until the last node saw it. So every
+//! node takes the new version over at the same time. Each node works that time out for itself: some rounds of polling after
+//! the version was made, when every node has seen it.
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::ClusterCredential;
+use super::{ClusterCredential, CredentialVersion};
 
-/// A version of the secret that holds the credential.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
-pub struct CredentialVersion {
-    /// The credential.
-    pub credential: ClusterCredential,
-    /// When the version was made, by Secrets Manager's clock.
-    #[serde(with = "time::serde::rfc3339")]
-    pub created: OffsetDateTime,
-}
-
-/// What the versions of a secret, oldest first, come to.
+/// Which version of a secret is in force, and when the next one takes over.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Succession<'a> {
-    /// The credential that is in force. Nothing was ever in force where nothing is held: then the oldest is, which is what
-    /// nodes that were there before have.
-    pub in_force: Option<&'a ClusterCredential>,
-    /// When the next one takes over.
-    pub next: Option<OffsetDateTime>,
+pub(crate) struct Succession<'a> {
+    /// The credential in force. On a node without a credential the oldest version is in force, as on the nodes that ran
+    /// before.
+    pub(crate) in_force: Option<&'a ClusterCredential>,
+    /// When the next version takes over.
+    pub(crate) next: Option<OffsetDateTime>,
 }
 
 impl<'a> Succession<'a> {
-    /// `held` is the credential that was in force last: no older one comes back after it, whatever the clock says. A
-    /// version takes over `notice` after it was made.
+    /// `versions` stand oldest first. `held` is the credential that was in force last: no older version comes back after
+    /// it, whatever the clock says. A version takes over `notice` after it was made.
     #[must_use]
-    pub fn of(
+    pub(crate) fn of(
         versions: &'a [CredentialVersion],
         held: Option<&'a ClusterCredential>,
         notice: Duration,
@@ -83,22 +72,22 @@ mod tests {
             // A first boot: at once, whenever the only version was made.
             (&[(1, 600)][..], None, 1, None),
             (&[(1, 1)], None, 1, None),
-            // In the time between, whoever boots takes what the others have.
+            // A node that boots before the takeover takes what the others have.
             (&[(1, 600), (2, 5)], None, 1, Some(10)),
             (&[(1, 600), (2, 5)], Some(1), 1, Some(10)),
             (&[(1, 600), (2, 15)], Some(1), 2, None),
             (&[(1, 600), (2, 15)], None, 2, None),
-            // One that was away for long, and knows neither.
+            // A node that was away for long and knows neither version.
             (&[(2, 600), (3, 5)], Some(1), 2, Some(10)),
-            // Twice in a short time: each in its turn.
+            // Two versions in a short time take over in turn.
             (&[(2, 10), (3, 5)], Some(1), 1, Some(5)),
             (&[(2, 16), (3, 11)], Some(1), 2, Some(4)),
             (&[(2, 20), (3, 15)], Some(2), 3, None),
-            // The secret was made anew, and has no version before.
+            // The secret was deleted and made again, without a previous version.
             (&[(2, 5)], Some(1), 1, Some(10)),
-            // What has taken over stays, though the clock was set back.
+            // A version that has taken over stays when the clock is set back.
             (&[(1, 600), (2, -60)], Some(2), 2, None),
-            // Nothing was fetched in this process, and something is known from the one before.
+            // This process has fetched nothing yet, and knows what the previous process held.
             (&[], Some(1), 1, None),
         ] {
             let (versions, held) = (versions(made), held.map(credential));
@@ -116,7 +105,7 @@ mod tests {
     }
 
     proptest! {
-        /// Nodes of one cluster that poll when they like, one of which may boot at any time.
+        /// Nodes of one cluster poll at any time, and the last node boots at any time.
         #[test]
         fn nodes_that_have_polled_within_the_notice_have_the_same_credential_at_every_moment(
             polls in proptest::collection::vec(proptest::collection::vec(1_i64..300, 40..60), 3), apart in 900_i64..2000,

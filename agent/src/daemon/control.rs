@@ -212,7 +212,7 @@ async fn converse(
     jobs: &mpsc::Sender<Job>,
 ) -> io::Result<()> {
     let peer = stream.peer_cred()?;
-    let daemon = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let daemon = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     if !may_ask((peer.uid(), peer.gid()), daemon) {
         let refusal = format!("uid {} (gid {}) may not ask this daemon; run this as {ASKERS}", peer.uid(), peer.gid());
         return answer(&mut stream, &Answer::Refused(refusal)).await;

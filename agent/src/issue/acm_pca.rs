@@ -1,9 +1,8 @@
 //! AWS Private CA.
 //!
-//! IssueCertificate returns before the certificate exists; GetCertificate answers `RequestInProgressException` until it
-//! does (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>). A certificate whose ARN
-//! is lost can't be found again and was paid for, so the caller journals what [`AcmPca::request`] returns before it
-//! collects.
+//! IssueCertificate returns before the certificate exists, and GetCertificate answers `RequestInProgressException` until
+//! then (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>). A certificate whose ARN is
+//! lost was paid for and can't be found again. So the caller journals what [`AcmPca::request`] returns before it collects.
 
 use std::time::Duration;
 
@@ -12,6 +11,9 @@ use aws_config::{Region, SdkConfig};
 use aws_sdk_acmpca::Client;
 use aws_sdk_acmpca::primitives::Blob;
 use aws_sdk_acmpca::types::{CertificateAuthorityUsageMode, SigningAlgorithm, Validity, ValidityPeriodType};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use time::OffsetDateTime;
 use tokio::sync::OnceCell;
 use x509_parser::oid_registry::{
@@ -19,25 +21,31 @@ use x509_parser::oid_registry::{
 };
 use x509_parser::x509::SubjectPublicKeyInfo;
 
-use super::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
-use crate::aws::{Failure, FailureKind};
+use super::{CertificateHandle, IssueRequest, IssuedChain, Issuer};
+use crate::aws::{nonsense, refused};
 use crate::config::CaArn;
+use crate::error::{RemoteError, RemoteErrorKind};
+use crate::x509::chain::Chain;
+use crate::x509::der;
 
 const ISSUE: &str = "acm-pca:IssueCertificate";
 const COLLECT: &str = "acm-pca:GetCertificate";
 const CA_CERTIFICATE: &str = "acm-pca:GetCertificateAuthorityCertificate";
 const DESCRIBE: &str = "acm-pca:DescribeCertificateAuthority";
 
+/// The error code of GetCertificate while the CA still signs.
+const IN_PROGRESS: &str = "RequestInProgressException";
+
 /// The longest validity that a CA in short-lived certificate mode issues
 /// (<https://docs.aws.amazon.com/privateca/latest/userguide/short-lived-certificates.html>).
-pub const SHORT_LIVED_LIMIT: Duration = Duration::from_secs(7 * DAY);
+pub(crate) const SHORT_LIVED_LIMIT: Duration = Duration::from_secs(7 * DAY);
 
 const DAY: u64 = 24 * 3600;
 
-/// The largest certificate that is accepted, in bytes of PEM: what ImportCertificateAuthorityCertificate accepts.
-const MAX_CERTIFICATE: usize = 32_768;
-/// The largest chain that is accepted, in bytes of PEM.
-const MAX_CHAIN: usize = 1024 * 1024;
+/// The longest certificate, in bytes of PEM: the limit of ImportCertificateAuthorityCertificate.
+const MAX_CERTIFICATE_BYTES: usize = 32_768;
+/// The longest chain of CA certificates, in bytes of PEM.
+const MAX_CHAIN_BYTES: usize = 1024 * 1024;
 
 /// A private CA of AWS.
 pub struct AcmPca {
@@ -51,7 +59,7 @@ pub struct AcmPca {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum UsageMode {
     ShortLived,
-    /// Not short-lived, or not allowed to ask: then IssueCertificate itself refuses what is too long.
+    /// General-purpose, or unknown because the role may not ask: IssueCertificate itself then refuses what is too long.
     NoLimitKnown,
 }
 
@@ -73,71 +81,64 @@ impl AcmPca {
         }
     }
 
-    /// Refuses before anything is asked what a short-lived CA would refuse. [`SHORT_LIVED_LIMIT`] fits every CA, so
-    /// then nothing is asked.
-    async fn check_validity(&self, validity: Duration) -> Result<(), IssueError> {
+    /// Refuses a validity that a short-lived CA would refuse, before the request. A validity up to [`SHORT_LIVED_LIMIT`]
+    /// fits every CA and needs no call.
+    async fn check_validity(&self, validity: Duration) -> Result<(), RemoteError> {
         if validity > SHORT_LIVED_LIMIT
             && *self.usage_mode.get_or_try_init(|| self.ask_usage_mode()).await? == UsageMode::ShortLived
         {
-            return Err(IssueError {
-                kind: IssueErrorKind::Permanent,
-                call: ISSUE,
-                issuer: self.name(),
-                reason: format!(
-                    "the CA is in short-lived certificate mode, which allows 7 days at most, and issuer.validity is {}",
-                    humantime::format_duration(validity)
-                ),
-                remedy: "write validity = \"7d\" or less, or name a general-purpose CA".into(),
-                source: None,
-            });
+            let reason = format!(
+                "the CA is in short-lived certificate mode, which allows 7 days at most, and issuer.validity is {}",
+                humantime::format_duration(validity)
+            );
+            let remedy = "write validity = \"7d\" or less, or name a general-purpose CA";
+            return Err(RemoteError::new(RemoteErrorKind::Permanent, self.attempt(ISSUE), reason, remedy));
         }
         Ok(())
     }
 
-    async fn ask_usage_mode(&self) -> Result<UsageMode, IssueError> {
+    async fn ask_usage_mode(&self) -> Result<UsageMode, RemoteError> {
         let request = self.client.describe_certificate_authority().certificate_authority_arn(self.ca_arn.as_str());
-        match request.send().await.map_err(|error| Failure::sort(DESCRIBE, error)) {
+        match request.send().await.map_err(|error| self.refused(DESCRIBE, error)) {
             Ok(answer) => {
                 let mode = answer.certificate_authority.and_then(|ca| ca.usage_mode);
                 let short = mode == Some(CertificateAuthorityUsageMode::ShortLivedCertificate);
                 Ok(if short { UsageMode::ShortLived } else { UsageMode::NoLimitKnown })
             }
-            Err(failure) if failure.kind == FailureKind::Denied && failure.code.is_some() => {
-                tracing::debug!("the CA's usage mode stays unknown, IssueCertificate will say: {failure}");
+            Err(error) if error.kind == RemoteErrorKind::Denied && error.code.is_some() => {
+                tracing::debug!(
+                    "the CA's usage mode stays unknown; IssueCertificate refuses what is too long: {error}"
+                );
                 Ok(UsageMode::NoLimitKnown)
             }
-            Err(failure) => Err(self.error(failure)),
+            Err(error) => Err(error),
         }
     }
 
-    async fn ask_signing_algorithm(&self) -> Result<String, IssueError> {
+    async fn ask_signing_algorithm(&self) -> Result<String, RemoteError> {
         let (certificate, _) = self.ca_certificate().await?;
-        let algorithm = signing_algorithm(&certificate).map_err(|what| IssueError {
-            kind: IssueErrorKind::Permanent,
-            call: CA_CERTIFICATE,
-            issuer: self.name(),
-            reason: what,
-            remedy: "use a CA whose key is RSA or ECDSA on P-256, P-384 or P-521".into(),
-            source: None,
+        let algorithm = signing_algorithm(&certificate).map_err(|reason| {
+            let remedy = "use a CA whose key is RSA or ECDSA on P-256, P-384 or P-521";
+            RemoteError::new(RemoteErrorKind::Permanent, self.attempt(CA_CERTIFICATE), reason, remedy)
         })?;
         Ok(algorithm.as_str().to_owned())
     }
 
-    /// The CA's certificate, and the chain above it, which a root CA doesn't have.
-    async fn ca_certificate(&self) -> Result<(String, Option<String>), IssueError> {
+    /// The CA's certificate, and the chain above it. A root CA has no chain.
+    async fn ca_certificate(&self) -> Result<(String, Option<String>), RemoteError> {
         let request =
             self.client.get_certificate_authority_certificate().certificate_authority_arn(self.ca_arn.as_str());
-        let answer = request.send().await.map_err(|error| self.error(Failure::sort(CA_CERTIFICATE, error)))?;
-        let certificate = self.pem(CA_CERTIFICATE, answer.certificate, MAX_CERTIFICATE)?;
+        let answer = request.send().await.map_err(|error| self.refused(CA_CERTIFICATE, error))?;
+        let certificate = self.pem(CA_CERTIFICATE, answer.certificate, MAX_CERTIFICATE_BYTES)?;
         let chain = answer.certificate_chain.filter(|chain| !chain.trim().is_empty());
-        let chain = chain.map(|chain| self.pem(CA_CERTIFICATE, Some(chain), MAX_CHAIN)).transpose()?;
+        let chain = chain.map(|chain| self.pem(CA_CERTIFICATE, Some(chain), MAX_CHAIN_BYTES)).transpose()?;
         Ok((certificate, chain))
     }
 
-    /// An answer counts only when it holds what it promises: a truncated one can look like success.
-    fn pem(&self, call: &'static str, text: Option<String>, limit: usize) -> Result<String, IssueError> {
+    /// The PEM of an answer. A truncated answer can look like success, so the text must hold a whole certificate.
+    fn pem(&self, call: &'static str, text: Option<String>, limit: usize) -> Result<String, RemoteError> {
         let text = text.unwrap_or_default();
-        let nonsense = |what: String| self.error(Failure::nonsense(call, what));
+        let nonsense = |what: String| nonsense(&self.attempt(call), what);
         if text.len() > limit {
             return Err(nonsense(format!("the answer's certificate has {} bytes, more than {limit}", text.len())));
         }
@@ -147,17 +148,15 @@ impl AcmPca {
         Ok(text)
     }
 
-    fn error(&self, failure: Failure) -> IssueError {
-        let kind = classify(&failure);
-        let remedy = remedy(&failure).map_or(failure.remedy, Into::into);
-        IssueError {
-            kind,
-            call: failure.call,
-            issuer: self.name(),
-            reason: failure.reason,
-            remedy,
-            source: failure.source,
-        }
+    fn attempt(&self, call: &str) -> String {
+        format!("{call} on {}", self.ca_arn.as_str())
+    }
+
+    fn refused<E>(&self, call: &str, error: SdkError<E, HttpResponse>) -> RemoteError
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        sorted(call, RemoteError { attempt: self.attempt(call), ..refused(call, error) })
     }
 }
 
@@ -167,12 +166,12 @@ impl Issuer for AcmPca {
         self.ca_arn.as_str().into()
     }
 
-    async fn prepare(&self, validity: Duration) -> Result<String, IssueError> {
+    async fn prepare(&self, validity: Duration) -> Result<String, RemoteError> {
         self.check_validity(validity).await?;
         self.signing_algorithm.get_or_try_init(|| self.ask_signing_algorithm()).await.cloned()
     }
 
-    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError> {
         let call = self
             .client
             .issue_certificate()
@@ -181,27 +180,30 @@ impl Issuer for AcmPca {
             .csr(Blob::new(request.csr_pem))
             .signing_algorithm(SigningAlgorithm::from(request.signing_algorithm))
             .validity(validity(request.validity, request.now))
-            // The SDK fills none in.
+            // The SDK adds no token of its own.
             .idempotency_token(request.idempotency_token);
-        let answer = call.send().await.map_err(|error| self.error(Failure::sort(ISSUE, error)))?;
+        let answer = call.send().await.map_err(|error| self.refused(ISSUE, error))?;
         answer
             .certificate_arn
             .filter(|arn| arn.starts_with("arn:") && arn.len() <= 2048)
             .map(CertificateHandle)
-            .ok_or_else(|| self.error(Failure::nonsense(ISSUE, "the answer holds no certificate ARN")))
+            .ok_or_else(|| nonsense(&self.attempt(ISSUE), "the answer holds no certificate ARN"))
     }
 
-    async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+    async fn collect(&self, handle: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError> {
         let call =
             self.client.get_certificate().certificate_authority_arn(self.ca_arn.as_str()).certificate_arn(&handle.0);
-        let answer = call.send().await.map_err(|error| self.error(Failure::sort(COLLECT, error)))?;
-        Ok(IssuedChain {
-            leaf_pem: self.pem(COLLECT, answer.certificate, MAX_CERTIFICATE)?,
-            chain_pem: self.pem(COLLECT, answer.certificate_chain, MAX_CHAIN)?,
-        })
+        let answer = match call.send().await {
+            Err(error) if error.code() == Some(IN_PROGRESS) => return Ok(None),
+            answer => answer.map_err(|error| self.refused(COLLECT, error))?,
+        };
+        Ok(Some(IssuedChain {
+            leaf_pem: self.pem(COLLECT, answer.certificate, MAX_CERTIFICATE_BYTES)?,
+            chain_pem: self.pem(COLLECT, answer.certificate_chain, MAX_CHAIN_BYTES)?,
+        }))
     }
 
-    async fn ca_pem(&self) -> Result<String, IssueError> {
+    async fn ca_pem(&self) -> Result<String, RemoteError> {
         let (certificate, chain) = self.ca_certificate().await?;
         let chain = chain.map(|chain| format!("{}\n", chain.trim_end())).unwrap_or_default();
         Ok(format!("{}\n{chain}", certificate.trim_end()))
@@ -216,8 +218,8 @@ fn default_template(partition: &str) -> String {
     format!("arn:{partition}:acm-pca:::template/EndEntityCertificate/V1")
 }
 
-/// `DAYS` where it can be said in days, so that PCA counts from its own clock; else the end in Unix seconds. Relative
-/// validity is a day at least
+/// Whole days as `DAYS`, so that PCA counts from its own clock. Any other length as the end in Unix seconds, because a
+/// relative validity is a day at least
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_Validity.html>).
 fn validity(length: Duration, now: OffsetDateTime) -> Validity {
     let seconds = i64::try_from(length.as_secs()).unwrap_or(i64::MAX);
@@ -232,12 +234,11 @@ fn validity(length: Duration, now: OffsetDateTime) -> Validity {
     Validity::builder().r#type(kind).value(value).build().unwrap()
 }
 
-/// The algorithm must be of the same family as the CA's key, with a hash of the curve's strength.
+/// The signature algorithm of the CA's key: of the same family, with a hash of the curve's strength.
 fn signing_algorithm(ca_pem: &str) -> Result<SigningAlgorithm, String> {
-    let (_, pem) = x509_parser::pem::parse_x509_pem(ca_pem.as_bytes())
-        .map_err(|error| format!("the CA's certificate is not PEM: {error}"))?;
-    let certificate = pem.parse_x509().map_err(|error| format!("the CA's certificate can't be read: {error}"))?;
-    for_key(certificate.public_key())
+    let ca = Chain::from_pem(ca_pem.as_bytes()).map_err(|error| format!("the CA's certificate is not PEM: {error}"))?;
+    let ca = der::read(ca.leaf()).map_err(|_| "the CA's certificate can't be read: it is not X.509 in DER")?;
+    for_key(ca.public_key())
 }
 
 fn for_key(key: &SubjectPublicKeyInfo<'_>) -> Result<SigningAlgorithm, String> {
@@ -260,38 +261,31 @@ fn for_key(key: &SubjectPublicKeyInfo<'_>) -> Result<SigningAlgorithm, String> {
     }
 }
 
-/// What PCA's own codes mean; all others as everywhere
+/// The error with the kind and the remedy of PCA's own codes
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_GetCertificate.html>).
-fn classify(failure: &Failure) -> IssueErrorKind {
-    match failure.code.as_deref() {
-        Some("RequestInProgressException") => IssueErrorKind::InProgress,
-        // This certificate will never come.
-        Some("RequestFailedException") => IssueErrorKind::Permanent,
-        // The CA is disabled or not active yet: an operator may change that, and then the same request succeeds.
-        Some("InvalidStateException") => IssueErrorKind::Unavailable,
-        _ => match failure.kind {
-            // What was issued a moment ago may not be known everywhere yet; and whatever else is said of a certificate's ARN,
-            // it is paid for.
-            FailureKind::Permanent if failure.call == COLLECT => IssueErrorKind::Absent,
-            FailureKind::Throttled => IssueErrorKind::Throttled,
-            FailureKind::Quota => IssueErrorKind::Quota,
-            FailureKind::Denied => IssueErrorKind::Denied,
-            FailureKind::Unavailable => IssueErrorKind::Unavailable,
-            FailureKind::Permanent => IssueErrorKind::Permanent,
-        },
-    }
+fn sorted(call: &str, error: RemoteError) -> RemoteError {
+    let kind = match error.code.as_deref() {
+        // The certificate will never exist.
+        Some("RequestFailedException") => RemoteErrorKind::Permanent,
+        // The CA is disabled or not active yet. An operator may change that, and then the same request succeeds.
+        Some("InvalidStateException") => RemoteErrorKind::Unavailable,
+        // A new certificate may not be known everywhere yet. The certificate is paid for, so no refusal of it is final.
+        _ if error.kind == RemoteErrorKind::Permanent && call == COLLECT => RemoteErrorKind::Absent,
+        _ => error.kind,
+    };
+    let remedy = remedy(call, kind, &error).map_or(error.remedy, Into::into);
+    RemoteError { kind, remedy, ..error }
 }
 
-fn remedy(failure: &Failure) -> Option<&'static str> {
-    let reason = failure.reason.to_ascii_lowercase().replace(['-', '_'], " ");
-    if failure.call == ISSUE && reason.contains("short lived") {
+fn remedy(call: &str, kind: RemoteErrorKind, error: &RemoteError) -> Option<&'static str> {
+    let reason = error.reason.to_ascii_lowercase().replace(['-', '_'], " ");
+    if call == ISSUE && reason.contains("short lived") {
         return Some("a CA in short-lived certificate mode allows 7 days at most: write validity = \"7d\" or less");
     }
-    match failure.code.as_deref()? {
-        "RequestInProgressException" => Some("it is asked for again"),
+    match error.code.as_deref()? {
         "RequestFailedException" => Some("a new certificate is requested; AWS CloudTrail says why this one failed"),
         "InvalidStateException" => Some("activate the CA: its status must be ACTIVE"),
-        _ if classify(failure) == IssueErrorKind::Absent => {
+        _ if kind == RemoteErrorKind::Absent => {
             Some("it is asked for again, and after five minutes a new certificate is requested")
         }
         "ResourceNotFoundException" | "InvalidArnException" => {

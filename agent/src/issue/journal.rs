@@ -1,7 +1,7 @@
-//! The journal: what was asked of the issuer and not deployed yet, and how much was asked lately.
+//! The journal: the issuance that is requested and not yet deployed, and the times of recent issuances.
 //!
-//! One file, replaced whole. It holds the private key of the certificate that is on its way, so it is as secret as a
-//! key file.
+//! The journal is one file, and each write replaces the whole file. It holds the private key of the pending
+//! certificate, so it is as secret as a key file.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,60 +16,61 @@ use crate::x509::csr::Csr;
 
 const VERSION: u32 = 1;
 const MAX_SIZE: u64 = 256 * 1024;
-/// How many issuances are remembered: beyond the cap of all leaves that live for some minutes.
+/// The largest number of remembered issuances. It exceeds the cap for every leaf that lives for some minutes.
 const MAX_REMEMBERED: usize = 20_000;
 const DAY: Duration = Duration::from_hours(24);
 
-/// The journal's file.
+/// Access to the journal's file.
 #[derive(Clone, Debug)]
 pub struct Journal {
     path: PathBuf,
 }
 
-/// What the journal says.
+/// The content of the journal.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entries {
     version: u32,
-    /// The issuance that is under way.
+    /// The pending issuance.
     pub pending: Option<Pending>,
-    /// When the certificates of the last day were issued, oldest first.
+    /// The times of issuance in the last day, in the order of issuance.
     #[serde(with = "timestamps")]
     issued: Vec<OffsetDateTime>,
 }
 
-/// What a journal of any version says.
+/// The field that a journal of every version has.
 #[derive(Deserialize)]
 struct Versioned {
     version: u32,
 }
 
-/// An issuance that is under way.
+/// A pending issuance.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pending {
-    /// Key and request.
+    /// The key and the certificate request.
     pub csr: Csr,
-    /// Who is asked, where that was noted.
+    /// The name of the issuer. Journals of older agents lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer: Option<String>,
-    /// When it was begun.
+    /// The time at which the issuance began.
     #[serde(with = "time::serde::rfc3339")]
     pub begun: OffsetDateTime,
-    /// The signature algorithm that the request names, once the issuer has said which.
+    /// The signature algorithm named in the request, once the issuer has given one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signing_algorithm: Option<String>,
-    /// The time that the last request said it was made at.
+    /// The time given in the last request.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     pub dated: Option<OffsetDateTime>,
-    /// When it was first requested without an answer. A refusal ends that, unless the issuer may still know the request.
+    /// The time of the first request without an answer. A refusal clears this field, unless the issuer may still know
+    /// the request.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     pub unheard: Option<OffsetDateTime>,
-    /// From when the certificate is valid, where it was refused for that: the issuer's clock says that it is recent when
-    /// this machine's, which was behind, has been set.
+    /// NotBefore of the certificate, where the certificate was refused because NotBefore lies ahead of this machine's
+    /// clock. Once that clock is set, this time of the issuer's clock shows that the issuance is recent.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     pub valid_from: Option<OffsetDateTime>,
-    /// The certificate's name, once the issuer has given it one.
+    /// The certificate's handle at the issuer, once the issuer has given one.
     pub handle: Option<CertificateHandle>,
 }
 
@@ -79,15 +80,15 @@ pub enum JournalError {
     /// The file can't be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A newer agent wrote it, or something else did.
+    /// A newer agent or another program wrote the file.
     #[error(
         "the journal {} can't be read ({reason}), so a certificate that was paid for may be lost with it; \
          if no newer agent wrote it, move it away and run `agent renew`", .path.display()
     )]
     Unreadable {
-        /// The journal's file.
+        /// The path of the journal.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault in the file.
         reason: String,
     },
 }
@@ -99,13 +100,13 @@ impl Journal {
         Self { path: state.join("issuance.json") }
     }
 
-    /// The file.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Reads it. One that isn't there is empty.
+    /// Reads the journal. A missing file is an empty journal.
     pub fn load(&self) -> Result<Entries, JournalError> {
         let Some(bytes) = durable::read_if_there(&self.path, MAX_SIZE)?.map(Zeroizing::new) else {
             return Ok(Entries { version: VERSION, pending: None, issued: Vec::new() });
@@ -113,7 +114,7 @@ impl Journal {
         Entries::parse(&bytes).map_err(|reason| JournalError::Unreadable { path: self.path.clone(), reason })
     }
 
-    /// Writes it.
+    /// Replaces the journal.
     pub fn store(&self, entries: &Entries) -> Result<(), JournalError> {
         let text = serde_json::to_vec(entries)
             .map(Zeroizing::new)
@@ -123,14 +124,15 @@ impl Journal {
 }
 
 impl Pending {
-    /// Nothing was asked yet.
+    /// A pending issuance of which the issuer was asked nothing yet.
     #[must_use]
     pub fn of(csr: Csr, begun: OffsetDateTime) -> Self {
         let (issuer, signing_algorithm, dated, unheard, valid_from, handle) = (None, None, None, None, None, None);
         Self { csr, issuer, begun, signing_algorithm, dated, unheard, valid_from, handle }
     }
 
-    /// Whether it was begun, or its certificate's life was, within this time. A journal, and an issuer, can name any time.
+    /// Whether the issuance, or its certificate's lifetime, began less than `within` ago. A journal or an issuer can
+    /// name any time, so the sum saturates.
     #[must_use]
     pub fn is_recent(&self, within: Duration, now: OffsetDateTime) -> bool {
         let within = time::Duration::try_from(within).unwrap_or(time::Duration::MAX);
@@ -140,11 +142,11 @@ impl Pending {
 }
 
 impl Entries {
-    /// Reads a journal's text, or says why it can't be.
+    /// Parses a journal's text. The error says what is wrong, without quoting the text.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         // serde_json's message can quote the text around a fault, and that text may be a key.
         let place = |error: serde_json::Error| format!("line {}, column {}", error.line(), error.column());
-        // Of another version nothing else need be the same.
+        // In another version, every other field may differ.
         let Versioned { version } = serde_json::from_slice(text).map_err(place)?;
         if version != VERSION {
             return Err(format!("its version is {version}, this agent's {VERSION}"));
@@ -152,7 +154,7 @@ impl Entries {
         serde_json::from_slice(text).map_err(place)
     }
 
-    /// Notes that the issuer has issued, and so has been paid.
+    /// Notes an issuance at `now`. The issuer has been paid for it.
     pub fn note_issued(&mut self, now: OffsetDateTime) {
         self.issued.retain(|at| is_of_the_day(*at, now));
         self.issued.push(now);
@@ -160,15 +162,15 @@ impl Entries {
         self.issued.drain(..surplus);
     }
 
-    /// How many certificates were issued in the day up to `now`.
+    /// The number of certificates issued in the day up to `now`.
     #[must_use]
     pub fn issued_in_a_day(&self, now: OffsetDateTime) -> usize {
         self.issued.iter().filter(|at| is_of_the_day(**at, now)).count()
     }
 }
 
-/// A clock that is set back by hours doesn't free the cap. What is dated more than a day ahead was dated by a clock that
-/// was wrong, and must not hold the cap for years.
+/// A clock that is set back by hours doesn't free the cap, so times up to a day ahead count. A time further ahead came
+/// from a wrong clock and must not hold the cap for years.
 fn is_of_the_day(at: OffsetDateTime, now: OffsetDateTime) -> bool {
     at > now - DAY && at <= now + DAY
 }
@@ -239,7 +241,7 @@ mod tests {
             (NOW - hour, None, false),
             (NOW - 100 * hour, Some(NOW - hour / 2), true),
             (NOW - 100 * hour, Some(NOW - 2 * hour), false),
-            // Nonsense holds nothing up for ever, and no time is too far away to be added to.
+            // A nonsensical time delays nothing for ever, and the addition accepts any time.
             (NOW - 100 * hour, Some(NOW + hour), false),
             (NOW - 100 * hour, Some(ends), false),
             (ends, Some(ends), true),

@@ -23,9 +23,10 @@ use rcgen::{
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
+use super::{CertificateHandle, IssueRequest, IssuedChain, Issuer};
 use crate::clock::Clock;
 use crate::digest::hex;
+use crate::error::{RemoteError, RemoteErrorKind};
 use crate::state::durable::{self, FileError};
 use crate::state::lock::Lock;
 use crate::x509::leaf::Leaf;
@@ -75,7 +76,7 @@ impl Local {
     }
 
     /// Signs a CSR. A token that was signed before keeps its leaf.
-    fn issue(&self, csr: &str, validity: Duration, now: OffsetDateTime, token: &str) -> Result<(), IssueError> {
+    fn issue(&self, csr: &str, validity: Duration, now: OffsetDateTime, token: &str) -> Result<(), RemoteError> {
         let issued = self.issued(token)?;
         let csr = self.read_csr(csr)?;
         let _lock = self.lock()?;
@@ -91,9 +92,9 @@ impl Local {
     }
 
     /// Checks the form and the signature of a CSR.
-    fn read_csr(&self, csr: &str) -> Result<CertificateSigningRequestParams, IssueError> {
+    fn read_csr(&self, csr: &str) -> Result<CertificateSigningRequestParams, RemoteError> {
         let refused = |reason: &str, source| {
-            self.fault(IssueErrorKind::Permanent, reason.to_owned(), "make a new key and CSR".to_owned(), source)
+            self.failed(RemoteErrorKind::Permanent, reason.to_owned(), "make a new key and CSR".to_owned(), source)
         };
         if csr.len() > MAX_CSR {
             return Err(refused("the CSR is longer than 32,768 bytes", None));
@@ -108,7 +109,7 @@ impl Local {
         csr: &CertificateSigningRequestParams,
         validity: Duration,
         now: OffsetDateTime,
-    ) -> Result<String, IssueError> {
+    ) -> Result<String, RemoteError> {
         let issuer = rcgen::Issuer::from_ca_cert_pem(&ca.pem, &ca.key).map_err(|error| self.crypto(error))?;
         let asked = time::Duration::try_from(validity).ok().and_then(|validity| now.checked_add(validity));
         let mut leaf = CertificateParams::default();
@@ -129,13 +130,13 @@ impl Local {
     }
 
     /// Refuses a token that was used with another key.
-    fn check_same_key(&self, file: &Path, pem: &str, csr: &CertificateSigningRequestParams) -> Result<(), IssueError> {
+    fn check_same_key(&self, file: &Path, pem: &str, csr: &CertificateSigningRequestParams) -> Result<(), RemoteError> {
         let stored = Leaf::from_pem(pem).ok().and_then(|leaf| public_key(&leaf.der));
         if stored.is_some_and(|stored| stored == csr.public_key.subject_public_key_info()) {
             return Ok(());
         }
-        Err(self.fault(
-            IssueErrorKind::Permanent,
+        Err(self.failed(
+            RemoteErrorKind::Permanent,
             format!("{} was issued for the same idempotency token and another key", file.display()),
             "make a new key and CSR".to_owned(),
             None,
@@ -155,7 +156,7 @@ impl Local {
     }
 
     /// The CA as it is on the disk, or `None` where it is not complete yet. Needs no lock.
-    fn existing(&self, now: OffsetDateTime) -> Result<Option<Authority>, IssueError> {
+    fn existing(&self, now: OffsetDateTime) -> Result<Option<Authority>, RemoteError> {
         let (key_file, certificate_file) = (self.key_file(), self.certificate_file());
         // The key is written first, so a certificate without a key is damage and no crash.
         let Some(pem) = self.read(&certificate_file)? else { return Ok(None) };
@@ -166,8 +167,8 @@ impl Local {
             return Err(self.unusable(&key_file, None));
         }
         if certificate.not_after <= now {
-            return Err(self.fault(
-                IssueErrorKind::Permanent,
+            return Err(self.failed(
+                RemoteErrorKind::Permanent,
                 format!("the CA ended on {}", certificate.not_after.date()),
                 format!("move {} away: a new CA is made in its place", self.directory.display()),
                 None,
@@ -177,7 +178,7 @@ impl Local {
     }
 
     /// The CA, made where there is none. The caller holds the lock.
-    fn authority(&self, now: OffsetDateTime) -> Result<Authority, IssueError> {
+    fn authority(&self, now: OffsetDateTime) -> Result<Authority, RemoteError> {
         if let Some(existing) = self.existing(now)? {
             return Ok(existing);
         }
@@ -194,7 +195,7 @@ impl Local {
         self.existing(now)?.ok_or_else(|| self.unusable(&self.certificate_file(), None))
     }
 
-    fn make_certificate(&self, key: &KeyPair, now: OffsetDateTime) -> Result<String, IssueError> {
+    fn make_certificate(&self, key: &KeyPair, now: OffsetDateTime) -> Result<String, RemoteError> {
         let serial = self.serial()?;
         let mut ca = CertificateParams::default();
         ca.distinguished_name = rcgen::DistinguishedName::new();
@@ -209,7 +210,7 @@ impl Local {
     }
 
     /// A positive serial number of 127 bits, 126 of them random (RFC 5280, section 4.1.2.2, allows 20 octets).
-    fn serial(&self) -> Result<SerialNumber, IssueError> {
+    fn serial(&self) -> Result<SerialNumber, RemoteError> {
         let mut bytes = [0; 16];
         aws_lc_rs::rand::fill(&mut bytes).map_err(|error| self.crypto(error))?;
         bytes[0] = bytes[0] & 0x7f | 0x40;
@@ -230,11 +231,11 @@ impl Local {
     }
 
     /// The file of a token's leaf. The token comes from the journal, so it is checked before it names a file.
-    fn issued(&self, token: &str) -> Result<PathBuf, IssueError> {
+    fn issued(&self, token: &str) -> Result<PathBuf, RemoteError> {
         let plain = token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
         if token.is_empty() || token.len() > 64 || !plain {
-            return Err(self.fault(
-                IssueErrorKind::Permanent,
+            return Err(self.failed(
+                RemoteErrorKind::Permanent,
                 format!("{token:?} is not the name of a certificate of this CA"),
                 "make a new key and CSR".to_owned(),
                 None,
@@ -244,10 +245,10 @@ impl Local {
     }
 
     /// Makes the directories, and waits until no other agent writes to the CA.
-    fn lock(&self) -> Result<Lock, IssueError> {
+    fn lock(&self) -> Result<Lock, RemoteError> {
         if self.missing == Missing::Report {
-            return Err(self.fault(
-                IssueErrorKind::Permanent,
+            return Err(self.failed(
+                RemoteErrorKind::Permanent,
                 "this command only looks at the CA".to_owned(),
                 "have `agent run` or `agent renew` use the CA".to_owned(),
                 None,
@@ -257,8 +258,8 @@ impl Local {
         let path = self.directory.join(".lock");
         let lock = Lock::wait(&path, LOCK_TIMEOUT).map_err(|error| self.file(error))?;
         lock.ok_or_else(|| {
-            self.fault(
-                IssueErrorKind::Unavailable,
+            self.failed(
+                RemoteErrorKind::Unavailable,
                 format!("another process held {} for {} s", path.display(), LOCK_TIMEOUT.as_secs()),
                 "it is tried again; find the process with `fuser` if this goes on".to_owned(),
                 None,
@@ -278,7 +279,7 @@ impl Local {
     }
 
     /// The text of a file, or `None` where there is no file. Wiped when dropped, as the file may be the key.
-    fn read(&self, path: &Path) -> Result<Option<Zeroizing<String>>, IssueError> {
+    fn read(&self, path: &Path) -> Result<Option<Zeroizing<String>>, RemoteError> {
         let Some(bytes) = durable::read_if_there(path, MAX_FILE).map_err(|error| self.file(error))? else {
             return Ok(None);
         };
@@ -288,54 +289,54 @@ impl Local {
     }
 
     /// Replaces a file of the CA itself. The caller holds the lock.
-    fn write(&self, path: &Path, mode: u32, content: &[u8]) -> Result<(), IssueError> {
+    fn write(&self, path: &Path, mode: u32, content: &[u8]) -> Result<(), RemoteError> {
         durable::replace(path, content, mode).map_err(|error| self.file(error))
     }
 
-    fn fault(
+    fn failed(
         &self,
-        kind: IssueErrorKind,
+        kind: RemoteErrorKind,
         reason: String,
         remedy: String,
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> IssueError {
-        IssueError { kind, call: "signing", issuer: self.name(), reason, remedy, source }
+    ) -> RemoteError {
+        RemoteError { source, ..RemoteError::new(kind, format!("signing on {}", self.name()), reason, remedy) }
     }
 
-    fn file(&self, error: FileError) -> IssueError {
+    fn file(&self, error: FileError) -> RemoteError {
         let (kind, remedy) = match error.source.kind() {
             std::io::ErrorKind::PermissionDenied => {
-                (IssueErrorKind::Denied, "let the agent's user own `issuer.directory` and its files")
+                (RemoteErrorKind::Denied, "let the agent's user own `issuer.directory` and its files")
             }
-            _ => (IssueErrorKind::Unavailable, "it is tried again; check the disk and `issuer.directory`"),
+            _ => (RemoteErrorKind::Unavailable, "it is tried again; check the disk and `issuer.directory`"),
         };
-        self.fault(kind, error.to_string(), remedy.to_owned(), Some(error.source.into()))
+        self.failed(kind, error.to_string(), remedy.to_owned(), Some(error.source.into()))
     }
 
-    fn crypto(&self, error: impl std::error::Error + Send + Sync + 'static) -> IssueError {
+    fn crypto(&self, error: impl std::error::Error + Send + Sync + 'static) -> RemoteError {
         let reason = "the crypto library failed".to_owned();
-        self.fault(IssueErrorKind::Permanent, reason, "make a new key and CSR".to_owned(), Some(error.into()))
+        self.failed(RemoteErrorKind::Permanent, reason, "make a new key and CSR".to_owned(), Some(error.into()))
     }
 
     /// The error for files that don't make a CA.
-    fn unusable(&self, path: &Path, source: Option<Box<dyn std::error::Error + Send + Sync>>) -> IssueError {
+    fn unusable(&self, path: &Path, source: Option<Box<dyn std::error::Error + Send + Sync>>) -> RemoteError {
         let reason = format!("{} is missing, damaged or not the other half of the CA", path.display());
         let remedy = format!(
             "restore ca.key and ca.pem from one backup, or move {} away: a new CA is made, which every node and client must then trust",
             self.directory.display()
         );
-        self.fault(IssueErrorKind::Permanent, reason, remedy, source)
+        self.failed(RemoteErrorKind::Permanent, reason, remedy, source)
     }
 
     /// Runs file and crypto work on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Self) -> Result<T, IssueError> + Send + 'static,
-    ) -> Result<T, IssueError> {
+        work: impl FnOnce(&Self) -> Result<T, RemoteError> + Send + 'static,
+    ) -> Result<T, RemoteError> {
         let ca = self.clone();
         durable::blocking(move || work(&ca)).await.unwrap_or_else(|error| {
             let (reason, remedy) = ("the work was broken off".to_owned(), "it is tried again".to_owned());
-            Err(self.fault(IssueErrorKind::Unavailable, reason, remedy, Some(error.into())))
+            Err(self.failed(RemoteErrorKind::Unavailable, reason, remedy, Some(error.into())))
         })
     }
 }
@@ -346,27 +347,27 @@ impl Issuer for Local {
         format!("the local CA in {}", self.directory.display())
     }
 
-    async fn prepare(&self, _validity: Duration) -> Result<String, IssueError> {
+    async fn prepare(&self, _validity: Duration) -> Result<String, RemoteError> {
         // The key of the CA is on P-256.
         Ok("SHA256WITHECDSA".into())
     }
 
-    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError> {
         let (csr, token) = (request.csr_pem.to_owned(), request.idempotency_token.to_owned());
         let (validity, now) = (request.validity, request.now);
         self.blocking(move |ca| ca.issue(&csr, validity, now, &token).map(|()| CertificateHandle(token))).await
     }
 
-    async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+    async fn collect(&self, handle: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError> {
         let issued = self.issued(&handle.0)?;
         self.blocking(move |ca| {
             let ca_file = ca.certificate_file();
             match (ca.read(&issued)?, ca.read(&ca_file)?) {
                 (Some(leaf_pem), Some(chain_pem)) => {
-                    Ok(IssuedChain { leaf_pem: leaf_pem.to_string(), chain_pem: chain_pem.to_string() })
+                    Ok(Some(IssuedChain { leaf_pem: leaf_pem.to_string(), chain_pem: chain_pem.to_string() }))
                 }
-                (None, _) => Err(ca.fault(
-                    IssueErrorKind::Permanent,
+                (None, _) => Err(ca.failed(
+                    RemoteErrorKind::Permanent,
                     format!("there is no {}; it has expired, or the directory is another one", issued.display()),
                     "make a new key and CSR".to_owned(),
                     None,
@@ -377,7 +378,7 @@ impl Issuer for Local {
         .await
     }
 
-    async fn ca_pem(&self) -> Result<String, IssueError> {
+    async fn ca_pem(&self) -> Result<String, RemoteError> {
         let now = self.clock.now();
         self.blocking(move |ca| match (ca.existing(now)?, ca.missing) {
             (Some(existing), _) => Ok(existing.pem),
@@ -385,8 +386,8 @@ impl Issuer for Local {
                 let _lock = ca.lock()?;
                 Ok(ca.authority(now)?.pem)
             }
-            (None, Missing::Report) => Err(ca.fault(
-                IssueErrorKind::Absent,
+            (None, Missing::Report) => Err(ca.failed(
+                RemoteErrorKind::Absent,
                 "there is no CA yet".to_owned(),
                 "`agent run` makes it".to_owned(),
                 None,
@@ -449,7 +450,7 @@ mod tests {
         IssueRequest { csr_pem: &csr.pem, validity: DAY, now, signing_algorithm, idempotency_token }
     }
 
-    async fn request(ca: &Local, csr: &Csr, now: OffsetDateTime) -> Result<CertificateHandle, IssueError> {
+    async fn request(ca: &Local, csr: &Csr, now: OffsetDateTime) -> Result<CertificateHandle, RemoteError> {
         let token = csr.idempotency_token();
         ca.request(&asked(csr, now, &token)).await
     }
@@ -467,13 +468,13 @@ mod tests {
         for algorithm in [KeyAlgorithm::EcdsaP256, KeyAlgorithm::EcdsaP384, KeyAlgorithm::Rsa2048] {
             let csr = csr(algorithm);
             let handle = request(&ca, &csr, NOW).await.unwrap();
-            let chain = ca.collect(&handle).await.unwrap();
-            let verified = bundle.accept(&chain, &csr.key, &csr.sans, NOW).unwrap();
-            assert_eq!(verified.leaf.not_before, NOW - BACKDATED);
-            assert_eq!(verified.leaf.not_after, NOW + DAY);
-            assert_eq!(verified.leaf.sans, csr.sans);
-            assert_eq!(verified.leaf.serial.len(), 32);
-            let (_, certificate) = x509_parser::parse_x509_certificate(&verified.leaf.der).unwrap();
+            let chain = ca.collect(&handle).await.unwrap().unwrap();
+            let verified = bundle.verify(&chain, &csr.key, &csr.sans, NOW).unwrap();
+            assert_eq!(verified.leaf().not_before, NOW - BACKDATED);
+            assert_eq!(verified.leaf().not_after, NOW + DAY);
+            assert_eq!(verified.leaf().sans, csr.sans);
+            assert_eq!(verified.leaf().serial.len(), 32);
+            let (_, certificate) = x509_parser::parse_x509_certificate(&verified.leaf().der).unwrap();
             let usage = certificate.key_usage().unwrap().unwrap().value;
             assert!(usage.digital_signature());
             assert_eq!(usage.key_encipherment(), algorithm == KeyAlgorithm::Rsa2048);
@@ -489,14 +490,14 @@ mod tests {
                 tokio::spawn(async move {
                     let csr = csr(KeyAlgorithm::EcdsaP256);
                     let handle = request(&ca, &csr, NOW).await.unwrap();
-                    (ca.collect(&handle).await.unwrap(), csr)
+                    (ca.collect(&handle).await.unwrap().unwrap(), csr)
                 })
             })
             .collect();
         let bundle = bundle(&ca(directory.path()), NOW).await;
         for task in first {
             let (chain, csr) = task.await.unwrap();
-            bundle.accept(&chain, &csr.key, &csr.sans, NOW).unwrap();
+            bundle.verify(&chain, &csr.key, &csr.sans, NOW).unwrap();
         }
     }
 
@@ -517,7 +518,7 @@ mod tests {
         let (ours, other) = (csr(KeyAlgorithm::EcdsaP256), csr(KeyAlgorithm::EcdsaP256));
         let token = request(&ca, &ours, NOW).await.unwrap().0;
         let error = ca.request(&asked(&other, NOW, &token)).await.unwrap_err();
-        assert_eq!(error.kind, IssueErrorKind::Permanent);
+        assert_eq!(error.kind, RemoteErrorKind::Permanent);
         assert!(error.to_string().contains("another key"), "{error}");
     }
 
@@ -529,11 +530,11 @@ mod tests {
         for token in ["", "../ca", "a/b", "a.pem", "a\0", &"a".repeat(65)] {
             assert_eq!(
                 ca.request(&asked(&csr, NOW, token)).await.unwrap_err().kind,
-                IssueErrorKind::Permanent,
+                RemoteErrorKind::Permanent,
                 "{token:?}"
             );
             let handle = CertificateHandle(token.to_owned());
-            assert_eq!(ca.collect(&handle).await.unwrap_err().kind, IssueErrorKind::Permanent, "{token:?}");
+            assert_eq!(ca.collect(&handle).await.unwrap_err().kind, RemoteErrorKind::Permanent, "{token:?}");
         }
         assert!(!ca.directory.exists());
     }
@@ -547,7 +548,7 @@ mod tests {
         let body = |pem: &str| pem.lines().rev().nth(1).unwrap().to_owned();
         csr.pem = csr.pem.replace(&body(&csr.pem), &body(&other.pem));
         let error = request(&ca(directory.path()), &csr, NOW).await.unwrap_err();
-        assert_eq!(error.kind, IssueErrorKind::Permanent);
+        assert_eq!(error.kind, RemoteErrorKind::Permanent);
         assert!(error.to_string().contains("the CSR, or its signature, is not valid"), "{error}");
     }
 
@@ -562,8 +563,8 @@ mod tests {
         let bundle = bundle(&ca, NOW).await;
         assert_eq!(std::fs::read_to_string(ca.directory.join("ca.key")).unwrap(), key);
         let csr = csr(KeyAlgorithm::EcdsaP256);
-        let chain = ca.collect(&request(&ca, &csr, NOW).await.unwrap()).await.unwrap();
-        bundle.accept(&chain, &csr.key, &csr.sans, NOW).unwrap();
+        let chain = ca.collect(&request(&ca, &csr, NOW).await.unwrap()).await.unwrap().unwrap();
+        bundle.verify(&chain, &csr.key, &csr.sans, NOW).unwrap();
     }
 
     #[tokio::test]
@@ -575,7 +576,7 @@ mod tests {
         let key = ca.directory.join("ca.key");
         std::fs::copy(other.directory.join("ca.key"), &key).unwrap();
         let error = ca.ca_pem().await.unwrap_err();
-        assert_eq!(error.kind, IssueErrorKind::Permanent);
+        assert_eq!(error.kind, RemoteErrorKind::Permanent);
         assert!(error.reason.contains(&key.display().to_string()), "{error}");
         std::fs::remove_file(&key).unwrap();
         assert!(ca.ca_pem().await.is_err(), "a certificate without its key must not be replaced silently");
@@ -600,8 +601,8 @@ mod tests {
         let old = request(&ca, &csr(KeyAlgorithm::EcdsaP256), NOW).await.unwrap();
         let live = request(&ca, &csr(KeyAlgorithm::EcdsaP256), NOW + DAY / 2).await.unwrap();
         request(&ca, &csr(KeyAlgorithm::EcdsaP256), NOW + DAY + DAY / 4).await.unwrap();
-        assert_eq!(ca.collect(&old).await.unwrap_err().kind, IssueErrorKind::Permanent);
-        ca.collect(&live).await.unwrap();
+        assert_eq!(ca.collect(&old).await.unwrap_err().kind, RemoteErrorKind::Permanent);
+        ca.collect(&live).await.unwrap().unwrap();
     }
 
     #[tokio::test]
@@ -610,7 +611,7 @@ mod tests {
         let ca = ca(directory.path());
         let end = bundle(&ca, NOW).await.anchors[0].not_after;
         let handle = request(&ca, &csr(KeyAlgorithm::EcdsaP256), end - DAY / 2).await.unwrap();
-        let leaf = Leaf::from_pem(&ca.collect(&handle).await.unwrap().leaf_pem).unwrap();
+        let leaf = Leaf::from_pem(&ca.collect(&handle).await.unwrap().unwrap().leaf_pem).unwrap();
         assert_eq!(leaf.not_after, end);
         let error = request(&ca, &csr(KeyAlgorithm::EcdsaP256), end).await.unwrap_err();
         assert!(error.to_string().contains("the CA ended on 2036-03-01"), "{error}");
@@ -621,7 +622,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("ca"), "a file").unwrap();
         let error = ca(directory.path()).ca_pem().await.unwrap_err();
-        assert_eq!(error.kind, IssueErrorKind::Unavailable);
+        assert_eq!(error.kind, RemoteErrorKind::Unavailable);
         assert!(std::error::Error::source(&error).is_some());
         assert!(error.to_string().starts_with("signing on the local CA in "), "{error}");
     }
@@ -630,16 +631,16 @@ mod tests {
     async fn a_ca_that_is_only_looked_at_is_not_made() {
         let directory = tempfile::tempdir().unwrap();
         let (ca, look) = (ca(directory.path()), ca(directory.path()).read_only());
-        let refused = |error: IssueError| (error.kind, error.reason.contains("there is no CA yet"));
-        assert_eq!(refused(look.ca_pem().await.unwrap_err()), (IssueErrorKind::Absent, true));
+        let refused = |error: RemoteError| (error.kind, error.reason.contains("there is no CA yet"));
+        assert_eq!(refused(look.ca_pem().await.unwrap_err()), (RemoteErrorKind::Absent, true));
         let error = request(&look, &csr(KeyAlgorithm::EcdsaP256), NOW).await.unwrap_err();
-        assert_eq!(error.kind, IssueErrorKind::Permanent);
+        assert_eq!(error.kind, RemoteErrorKind::Permanent);
         assert!(!ca.directory.exists());
         let pem = ca.ca_pem().await.unwrap();
         assert_eq!(look.ca_pem().await.unwrap(), pem);
         // A crash between the two files leaves this.
         std::fs::remove_file(ca.certificate_file()).unwrap();
-        assert_eq!(refused(look.ca_pem().await.unwrap_err()), (IssueErrorKind::Absent, true));
+        assert_eq!(refused(look.ca_pem().await.unwrap_err()), (RemoteErrorKind::Absent, true));
         assert!(!ca.certificate_file().exists());
     }
 

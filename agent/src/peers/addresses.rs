@@ -11,17 +11,17 @@ use aws_config::SdkConfig;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 
-use super::DiscoverError;
 use crate::config::AddressLookup;
+use crate::error::{RemoteError, RemoteErrorKind};
 use crate::node::{Node, resource_host_name};
 
 /// How long one name may take to resolve.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many names are resolved at the same time. The VPC's resolver takes 1,024 packets a second from an interface
+/// How many names are resolved at the same time. The VPC's resolver accepts 1,024 packets a second from an interface
 /// (<https://docs.aws.amazon.com/vpc/latest/userguide/AmazonDNS-concepts.html>).
 const LOOKUPS_AT_ONCE: usize = 16;
 
-/// Finds addresses of instances, and remembers them.
+/// Finds the addresses of instances, and remembers them.
 pub struct Addresses {
     node: Node,
     lookup: AddressLookup,
@@ -33,7 +33,7 @@ pub struct Addresses {
 #[derive(Default)]
 struct Known {
     addresses: BTreeMap<String, IpAddr>,
-    /// `auto` has seen this node's own name resolve to this node.
+    /// Under `auto`, this node's own name was seen to resolve to this node.
     dns_works: bool,
 }
 
@@ -51,8 +51,8 @@ impl Addresses {
         }
     }
 
-    /// The addresses of `ids`, as far as they can be found. Others than `ids` are forgotten.
-    pub async fn find(&self, ids: &[&str]) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
+    /// The addresses of `ids` that can be found. All other ids are forgotten.
+    pub async fn find(&self, ids: &[&str]) -> Result<BTreeMap<String, IpAddr>, RemoteError> {
         let mut known = self.known.lock().await;
         known.addresses.retain(|id, _| ids.contains(&id.as_str()));
         if let Some(own) = self.node.instance_id.as_deref().filter(|own| ids.contains(own)) {
@@ -71,7 +71,7 @@ impl Addresses {
             };
             let mut found = if by_dns { self.by_dns(&new).await? } else { self.by_ec2(new.clone()).await? };
             let rest: Vec<String> = new.into_iter().filter(|id| !found.contains_key(id)).collect();
-            // In a group of two launch templates one may turn resource name DNS on and the other not.
+            // A group may have two launch templates, and only one of them may turn resource name DNS on.
             if by_dns && self.lookup == AddressLookup::Auto && !rest.is_empty() {
                 match self.by_ec2(rest).await {
                     Ok(others) => found.extend(others),
@@ -83,19 +83,21 @@ impl Addresses {
         Ok(known.addresses.clone())
     }
 
-    /// Whether resource name DNS is on: whether this node's own name leads to this node.
+    /// Whether resource name DNS is on: this node's own name then resolves to this node.
     async fn own_name_resolves(&self) -> bool {
         let (Some(id), Some(region)) = (&self.node.instance_id, &self.node.region) else { return false };
         let answer = resolve(id, region).await;
         answer.is_some_and(|addresses| addresses.iter().any(|address| self.node.sans.ips.contains(address)))
     }
 
-    async fn by_dns(&self, ids: &[String]) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
-        let region = self.node.region.clone().ok_or_else(|| DiscoverError {
-            attempt: "looking up instance-id host names".into(),
-            reason: "the Region is not known, and it is a part of the names".into(),
-            remedy: "give node.region in the configuration".into(),
-            source: None,
+    async fn by_dns(&self, ids: &[String]) -> Result<BTreeMap<String, IpAddr>, RemoteError> {
+        let region = self.node.region.clone().ok_or_else(|| {
+            RemoteError::new(
+                RemoteErrorKind::Permanent,
+                "looking up instance-id host names",
+                "the Region is not known, and it is a part of the names",
+                "give node.region in the configuration",
+            )
         })?;
         let turns = Arc::new(Semaphore::new(LOOKUPS_AT_ONCE));
         let mut lookups = JoinSet::new();
@@ -111,26 +113,25 @@ impl Addresses {
     }
 
     #[cfg(feature = "ec2")]
-    async fn by_ec2(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
+    async fn by_ec2(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, RemoteError> {
         self.ec2.addresses(ids).await
     }
 
     #[cfg(not(feature = "ec2"))]
     #[expect(clippy::unused_async, reason = "the same signature with and without the feature")]
-    async fn by_ec2(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
-        Err(DiscoverError {
-            attempt: format!("finding the addresses of {}", ids.join(", ")),
-            reason: "instance-id host names do not resolve, and this build has no DescribeInstances".into(),
-            remedy: "turn on resource name DNS A records in the launch template, or use a build with the feature ec2"
-                .into(),
-            source: None,
-        })
+    async fn by_ec2(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, RemoteError> {
+        Err(RemoteError::new(
+            RemoteErrorKind::Permanent,
+            format!("finding the addresses of {}", ids.join(", ")),
+            "instance-id host names do not resolve, and this build has no DescribeInstances",
+            "turn on resource name DNS A records in the launch template, or use a build with the feature ec2",
+        ))
     }
 }
 
 async fn resolve(id: &str, region: &str) -> Option<Vec<IpAddr>> {
     let name = resource_host_name(id, region)?;
-    // With the dot it is the whole name: nothing of the resolver's search list is tried after it.
+    // The dot makes the name absolute: the resolver then leaves its search list out.
     let name = format!("{}.", name.as_str());
     let lookup = tokio::net::lookup_host((name.as_str(), 0));
     match tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await {
@@ -146,8 +147,7 @@ async fn resolve(id: &str, region: &str) -> Option<Vec<IpAddr>> {
     }
 }
 
-/// An IPv4 address before an IPv6 one, the smallest of several: the same from look-up to look-up, so that the route's
-/// text stays as it is.
+/// The smallest address, IPv4 before IPv6: every look-up chooses the same address, so that the text of the route stays.
 fn choose(addresses: Vec<IpAddr>) -> Option<IpAddr> {
     addresses.into_iter().min()
 }
@@ -161,15 +161,15 @@ mod ec2 {
     use aws_sdk_ec2::Client;
     use aws_sdk_ec2::types::{Filter, Instance};
 
-    use super::super::DiscoverError;
-    use crate::aws::Failure;
+    use crate::aws::{nonsense, refused};
+    use crate::error::RemoteError;
 
     const DESCRIBE: &str = "ec2:DescribeInstances";
 
     /// A filter takes 200 values
     /// (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html>).
     const MAX_FILTER_VALUES: usize = 200;
-    /// A page may be short; this many for 200 instances is more than any service needs.
+    /// How many pages 200 instances may take. A page may be short.
     const MAX_PAGES: usize = 50;
 
     /// Addresses from the EC2 API.
@@ -180,7 +180,7 @@ mod ec2 {
             Self(Client::new(aws))
         }
 
-        pub(super) async fn addresses(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, DiscoverError> {
+        pub(super) async fn addresses(&self, ids: Vec<String>) -> Result<BTreeMap<String, IpAddr>, RemoteError> {
             let mut found = BTreeMap::new();
             for some in ids.chunks(MAX_FILTER_VALUES) {
                 self.page_through(some, &mut found).await?;
@@ -188,17 +188,13 @@ mod ec2 {
             Ok(found)
         }
 
-        /// By filter and not by `InstanceIds`, of which one that EC2 no longer knows would fail the whole call.
-        async fn page_through(
-            &self,
-            ids: &[String],
-            found: &mut BTreeMap<String, IpAddr>,
-        ) -> Result<(), DiscoverError> {
+        /// The request filters by id. With `InstanceIds` one unknown id would fail the whole call.
+        async fn page_through(&self, ids: &[String], found: &mut BTreeMap<String, IpAddr>) -> Result<(), RemoteError> {
             let filter = Filter::builder().name("instance-id").set_values(Some(ids.to_vec())).build();
             let mut token = None;
             for _ in 0..MAX_PAGES {
                 let request = self.0.describe_instances().filters(filter.clone()).set_next_token(token);
-                let answer = request.send().await.map_err(|error| Failure::sort(DESCRIBE, error))?;
+                let answer = request.send().await.map_err(|error| refused(DESCRIBE, error))?;
                 let instances =
                     answer.reservations.unwrap_or_default().into_iter().flat_map(|r| r.instances.unwrap_or_default());
                 found.extend(instances.filter_map(|instance| address(&instance)).filter(|(id, _)| ids.contains(id)));
@@ -207,11 +203,11 @@ mod ec2 {
                     return Ok(());
                 }
             }
-            Err(Failure::nonsense(DESCRIBE, format!("more than {MAX_PAGES} pages")).into())
+            Err(nonsense(DESCRIBE, format!("more than {MAX_PAGES} pages")))
         }
     }
 
-    /// The primary private IPv4 address, or in an IPv6-only subnet the IPv6 one.
+    /// The primary private IPv4 address, or the IPv6 address in an IPv6-only subnet.
     fn address(instance: &Instance) -> Option<(String, IpAddr)> {
         let text = instance.private_ip_address().or_else(|| instance.ipv6_address())?;
         Some((instance.instance_id()?.to_owned(), text.parse().ok()?))

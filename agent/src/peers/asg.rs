@@ -9,18 +9,19 @@ use aws_sdk_autoscaling::Client;
 use tokio::sync::OnceCell;
 
 use super::addresses::Addresses;
-use super::{DiscoverError, MAX_PEERS, Peer, PeerSource, Sighting};
-use crate::aws::Failure;
+use super::{MAX_PEERS, Peer, PeerSource, Sighting};
+use crate::aws::{nonsense, refused};
 use crate::config::AddressLookup;
+use crate::error::{RemoteError, RemoteErrorKind};
 use crate::node::Node;
 
 const FIND_GROUP: &str = "autoscaling:DescribeAutoScalingInstances";
 const DESCRIBE: &str = "autoscaling:DescribeAutoScalingGroups";
 
-/// One group by its name is one record, but a page may be short or empty and still have a next one.
+/// How many pages one group may take. It is one record, but a page may be empty and still have a next page.
 const MAX_PAGES: usize = 20;
 
-/// How long it may take to see the group, with all pages and addresses: each is bounded, but there are many.
+/// How long a sighting may take in all: every call is bounded, but a sighting makes many calls.
 const SIGHT_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The peers in an Auto Scaling group.
@@ -54,18 +55,16 @@ impl Asg {
         }
     }
 
-    async fn find_group(&self) -> Result<String, DiscoverError> {
-        let unknown = |reason: String| DiscoverError {
-            attempt: "finding this instance's Auto Scaling group".into(),
-            reason,
-            remedy: "give discovery.asg_name in the configuration, or put the instance into its group".into(),
-            source: None,
+    async fn find_group(&self) -> Result<String, RemoteError> {
+        let unknown = |kind, reason: String| {
+            let remedy = "give discovery.asg_name in the configuration, or put the instance into its group";
+            RemoteError::new(kind, "finding this instance's Auto Scaling group", reason, remedy)
         };
         let Some(id) = &self.node.instance_id else {
-            return Err(unknown("the instance id is not known".into()));
+            return Err(unknown(RemoteErrorKind::Permanent, "the instance id is not known".into()));
         };
         let request = self.client.describe_auto_scaling_instances().instance_ids(id);
-        let answer = request.send().await.map_err(|error| Failure::sort(FIND_GROUP, error))?;
+        let answer = request.send().await.map_err(|error| refused(FIND_GROUP, error))?;
         answer
             .auto_scaling_instances()
             .iter()
@@ -73,12 +72,12 @@ impl Asg {
             .and_then(|instance| instance.auto_scaling_group_name())
             .filter(|name| !name.is_empty())
             .map(ToOwned::to_owned)
-            .ok_or_else(|| unknown(format!("{FIND_GROUP} knows no group of {id}")))
+            .ok_or_else(|| unknown(RemoteErrorKind::Absent, format!("{FIND_GROUP} knows no group of {id}")))
     }
 
-    /// Those of a group that are peers by their lifecycle state. This node is one in any state but a pool's: whatever
-    /// holds it there (a hook, Standby, a root volume that is being replaced), its own server is to have a configuration.
-    pub async fn members(&self, group: &str) -> Result<Vec<Member>, DiscoverError> {
+    /// The instances of a group that are peers by their lifecycle state. This node is a member in every state but a warm
+    /// pool's: its server needs a configuration in Standby, at a hook, or while its root volume is replaced.
+    pub async fn members(&self, group: &str) -> Result<Vec<Member>, RemoteError> {
         let own = self.node.instance_id.as_deref();
         let mut members = Vec::new();
         let mut exists = false;
@@ -86,7 +85,7 @@ impl Asg {
         for _ in 0..MAX_PAGES {
             let request =
                 self.client.describe_auto_scaling_groups().auto_scaling_group_names(group).set_next_token(token);
-            let answer = request.send().await.map_err(|error| Failure::sort(DESCRIBE, error))?;
+            let answer = request.send().await.map_err(|error| refused(DESCRIBE, error))?;
             for described in answer.auto_scaling_groups.unwrap_or_default() {
                 if described.auto_scaling_group_name() == Some(group) {
                     exists = true;
@@ -102,17 +101,14 @@ impl Asg {
             }
         }
         if token.is_some() {
-            return Err(Failure::nonsense(DESCRIBE, format!("more than {MAX_PAGES} pages for one group")).into());
+            return Err(nonsense(DESCRIBE, format!("more than {MAX_PAGES} pages for one group")));
         }
         if !exists {
-            return Err(DiscoverError {
-                attempt: DESCRIBE.into(),
-                reason: format!("there is no group {group:?}"),
-                remedy: "check discovery.asg_name, and the Region and account that are asked".into(),
-                source: None,
-            });
+            let remedy = "check discovery.asg_name, and the Region and account that are asked";
+            let reason = format!("there is no group {group:?}");
+            return Err(RemoteError::new(RemoteErrorKind::Absent, DESCRIBE, reason, remedy));
         }
-        // No more than one too many, for `settle` to see: beyond that nobody's address is worth a question.
+        // One member above the limit suffices for `settle` to refuse the sighting. The rest would cost look-ups.
         members.truncate(MAX_PEERS + 1);
         Ok(members)
     }
@@ -120,13 +116,13 @@ impl Asg {
 
 #[async_trait]
 impl PeerSource for Asg {
-    async fn sight(&self) -> Result<Sighting, DiscoverError> {
+    async fn sight(&self) -> Result<Sighting, RemoteError> {
         in_time(self.look()).await
     }
 }
 
 impl Asg {
-    async fn look(&self) -> Result<Sighting, DiscoverError> {
+    async fn look(&self) -> Result<Sighting, RemoteError> {
         let group = self.group.get_or_try_init(|| self.find_group()).await?;
         let members = self.members(group).await?;
         let ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
@@ -142,31 +138,25 @@ impl Asg {
     }
 }
 
-async fn in_time<T>(sight: impl Future<Output = Result<T, DiscoverError>>) -> Result<T, DiscoverError> {
+async fn in_time<T>(sight: impl Future<Output = Result<T, RemoteError>>) -> Result<T, RemoteError> {
     tokio::time::timeout(SIGHT_TIMEOUT, sight).await.unwrap_or_else(|_| {
-        Err(DiscoverError {
-            attempt: "looking at the Auto Scaling group and for its instances' addresses".into(),
-            reason: format!("it took longer than {} s", SIGHT_TIMEOUT.as_secs()),
-            remedy: "it is tried again; check the way to AWS's endpoints and to the name server".into(),
-            source: None,
-        })
+        Err(RemoteError::new(
+            RemoteErrorKind::Unavailable,
+            "looking at the Auto Scaling group and for its instances' addresses",
+            format!("it took longer than {} s", SIGHT_TIMEOUT.as_secs()),
+            "it is tried again; check the way to AWS's endpoints and to the name server",
+        ))
     })
 }
 
-impl From<Failure> for DiscoverError {
-    fn from(failure: Failure) -> Self {
-        Self { attempt: failure.call.into(), reason: failure.reason, remedy: failure.remedy, source: failure.source }
-    }
-}
-
 /// Whether an instance in this lifecycle state runs, or is about to run, a server of the cluster
-/// (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-lifecycle.html>). A state that isn't known
-/// is none: AWS adds some, and a pool of warmed or leaving instances must not become routes.
+/// (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-lifecycle.html>). An instance in an unknown
+/// state is no peer: AWS adds states, and warmed or leaving instances must not become routes.
 fn is_peer(lifecycle_state: &str) -> bool {
     matches!(lifecycle_state, "InService" | "Pending" | "Pending:Wait" | "Pending:Proceed")
 }
 
-/// Whether an instance is a peer, or this node itself and in no warm pool.
+/// Whether an instance is a peer, or is this node outside a warm pool.
 fn is_member(id: &str, lifecycle_state: &str, own: Option<&str>) -> bool {
     is_peer(lifecycle_state) || Some(id) == own && !lifecycle_state.starts_with("Warmed:")
 }
@@ -187,7 +177,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn invariant_08_a_group_that_never_comes_to_an_end_is_given_up() {
-        let error = in_time(std::future::pending::<Result<Sighting, DiscoverError>>()).await.unwrap_err();
+        let error = in_time(std::future::pending::<Result<Sighting, RemoteError>>()).await.unwrap_err();
         assert!(error.to_string().contains("it took longer than 60 s; it is tried again"), "{error}");
     }
 

@@ -1,4 +1,4 @@
-//! The other servers of the cluster, as they can be seen from here: what would be dropped is dialled first.
+//! The peers' route ports. The agent dials a peer before it drops the peer's route or an anchor.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -10,32 +10,31 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::server::probe::{Port, Prober};
-use crate::trust::VerifiedChain;
+use crate::x509::chain::{Chain, StoredChain};
 
-/// How long a peer that left the group may take to show that it still answers: time for a SYN that is lost to be sent again,
-/// after one second and after three (RFC 6298, section 2).
+/// The longest wait for a peer that left the group. The system sends a lost SYN again after one second and after three (RFC
+/// 6298, section 2).
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
-/// How many peers are dialled at the same time.
+/// The most peers dialled at the same time.
 const DIALS: usize = 32;
 
 /// The way to the peers' route ports.
 #[async_trait]
 pub trait Dial: Send + Sync {
-    /// The chains that these servers show on their route ports, each leaf first in DER; nothing for one that shows none.
-    /// `ours` is presented to them.
-    async fn served_chains(&self, ours: &VerifiedChain, peers: Vec<SocketAddr>) -> Vec<Option<Vec<Vec<u8>>>>;
+    /// The chain that each peer shows on its route port, or nothing where a peer shows none. The dialler presents `ours`.
+    async fn served_chains(&self, ours: &StoredChain, peers: Vec<SocketAddr>) -> Vec<Option<Chain>>;
 
-    /// Which of these peers still accept a connection, or can't be asked for a reason that is this machine's own.
+    /// The peers that still accept a connection, and those that a fault of this machine keeps from being asked.
     async fn answering(&self, peers: Vec<SocketAddr>) -> BTreeSet<SocketAddr>;
 }
 
 /// The real network.
 #[derive(Clone, Copy, Debug)]
-pub struct Network;
+pub(crate) struct Network;
 
 #[async_trait]
 impl Dial for Network {
-    async fn served_chains(&self, ours: &VerifiedChain, peers: Vec<SocketAddr>) -> Vec<Option<Vec<Vec<u8>>>> {
+    async fn served_chains(&self, ours: &StoredChain, peers: Vec<SocketAddr>) -> Vec<Option<Chain>> {
         let Ok(prober) = Prober::presenting(ours) else { return vec![None] };
         concurrently(peers, move |address| {
             let prober = prober.clone();

@@ -6,24 +6,24 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::task::JoinSet;
 
-use super::{DiscoverError, Peer, PeerSource, Sighting};
+use super::{Peer, PeerSource, Sighting};
 use crate::config::HostPort;
+use crate::error::{RemoteError, RemoteErrorKind};
 
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The peers that `discovery.peers` names.
-pub struct StaticList {
-    /// As configured.
-    pub peers: Vec<HostPort>,
+pub(crate) struct StaticList {
+    /// The peers as configured.
+    pub(crate) peers: Vec<HostPort>,
     /// This node's own route address, which need not be among them.
-    pub own: SocketAddr,
+    pub(crate) own: SocketAddr,
 }
 
 #[async_trait]
 impl PeerSource for StaticList {
-    /// A name is looked up each time; of several addresses the smallest is taken, so that the route's text stays the
-    /// same from look-up to look-up.
-    async fn sight(&self) -> Result<Sighting, DiscoverError> {
+    /// Looks every name up. The smallest of several addresses counts, so that the text of the route stays the same.
+    async fn sight(&self) -> Result<Sighting, RemoteError> {
         let mut seen = Sighting::default();
         let mut look_ups = JoinSet::new();
         for peer in self.peers.iter().cloned() {
@@ -39,12 +39,12 @@ impl PeerSource for StaticList {
             seen.peers.push(Peer { id: self.own.to_string(), address: self.own, state: "static".into() });
         }
         if seen.peers.len() == 1 && !seen.unresolved.is_empty() {
-            return Err(DiscoverError {
-                attempt: "looking up discovery.peers".into(),
-                reason: format!("none of {} has an address", seen.unresolved.join(", ")),
-                remedy: "check the names, and this host's resolver".into(),
-                source: None,
-            });
+            return Err(RemoteError::new(
+                RemoteErrorKind::Unavailable,
+                "looking up discovery.peers",
+                format!("none of {} has an address", seen.unresolved.join(", ")),
+                "check the names, and this host's resolver",
+            ));
         }
         Ok(seen)
     }

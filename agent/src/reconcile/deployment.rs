@@ -16,6 +16,7 @@ use crate::clock::rfc3339;
 use crate::conf::language::{ConfError, MAX_SIZE};
 use crate::conf::listeners::Listeners;
 use crate::conf::loss::{self, Facts, Loss};
+use crate::conf::rebase::rebase;
 use crate::conf::render::Rendered;
 use crate::config::NatsConfig;
 use crate::error::with_causes;
@@ -24,7 +25,7 @@ use crate::server::process::ProcessError;
 use crate::server::{Observed, Presence, Server, ServerError};
 use crate::state::durable::{self, FileError, Secrecy};
 use crate::state::generation::{Generation, Generations};
-use crate::trust::VerifiedChain;
+use crate::x509::chain::StoredChain;
 use crate::x509::leaf::Leaf;
 
 /// How long a reload may take until it is confirmed. Measured: 5 to 10 ms; a loaded machine may take seconds.
@@ -249,11 +250,11 @@ impl Apply {
     #[must_use]
     pub fn names(&self, leaf: &Leaf) -> bool {
         let committed = self.committed().ok().flatten().and_then(|text| self.named_by(&text));
-        committed.is_some_and(|committed| committed.chain.leaf.sha256 == leaf.sha256)
+        committed.is_some_and(|committed| committed.chain.leaf().sha256 == leaf.sha256)
     }
 
     /// Looks at nats-server, and compares it with what is committed.
-    pub async fn look(&mut self, ours: &VerifiedChain) -> Result<(), ApplyError> {
+    pub async fn look(&mut self, ours: &StoredChain) -> Result<(), ApplyError> {
         let ApplyParts { server, nats, .. } = &self.parts;
         let (committed, running) = (self.committed()?, read_config(&self.running_file())?);
         let listeners = |text: Option<&Rendered>| Listeners::of(text.map(Rendered::text), nats);
@@ -380,7 +381,7 @@ impl Apply {
     ) -> Result<(), ApplyError> {
         let running = read_config(&self.running_file())?;
         let Some((running, before)) = running.and_then(|text| {
-            let before = self.named_by(&text).filter(|before| before.chain.leaf.not_after > desired.now)?;
+            let before = self.named_by(&text).filter(|before| before.chain.leaf().not_after > desired.now)?;
             (text != desired.rendered).then_some((text, before))
         }) else {
             self.look(&desired.generation.chain).await?;
@@ -436,12 +437,7 @@ impl Apply {
     }
 
     /// Has nats-server load what is committed, and notes that it did where that is seen.
-    async fn reload(
-        &mut self,
-        chain: &VerifiedChain,
-        proof: Proof,
-        progress: &Progress,
-    ) -> Result<Verdict, ApplyError> {
+    async fn reload(&mut self, chain: &StoredChain, proof: Proof, progress: &Progress) -> Result<Verdict, ApplyError> {
         self.look(chain).await?;
         if matches!(self.verdict, Verdict::NoServer(_)) {
             return Ok(self.verdict.clone());
@@ -465,7 +461,7 @@ impl Apply {
     async fn signal_and_confirm(
         &mut self,
         expected: &Expected,
-        chain: &VerifiedChain,
+        chain: &StoredChain,
         proof: Proof,
         progress: &Progress,
     ) -> Result<Verdict, ApplyError> {
@@ -481,7 +477,7 @@ impl Apply {
     async fn signal_until_confirmed(
         &self,
         expected: &Expected,
-        chain: &VerifiedChain,
+        chain: &StoredChain,
         proof: Proof,
         progress: &Progress,
     ) -> Result<Verdict, ApplyError> {
@@ -549,11 +545,11 @@ impl Apply {
     fn carried(&self, generation: &Generation) -> Result<Option<Rendered>, FileError> {
         let running = read_config(&self.running_file())?;
         let running = running.filter(|text| self.parts.generations.named_in(text.text()).is_some());
-        Ok(running.map(|text| self.parts.generations.rebase(&text, generation.number)))
+        Ok(running.map(|text| rebase(&text, &self.parts.generations, generation.number)))
     }
 
     fn settings_of(&self, text: &Rendered) -> Rendered {
-        self.parts.generations.rebase(text, 0)
+        rebase(text, &self.parts.generations, 0)
     }
 
     fn named_by(&self, text: &Rendered) -> Option<Generation> {
@@ -586,8 +582,8 @@ enum Proof {
 }
 
 impl Expected {
-    fn of(digest: Option<String>, chain: &VerifiedChain) -> Self {
-        Self { digest, leaf_sha256: chain.leaf.sha256.clone() }
+    fn of(digest: Option<String>, chain: &StoredChain) -> Self {
+        Self { digest, leaf_sha256: chain.leaf().sha256.clone() }
     }
 }
 
@@ -678,9 +674,10 @@ mod tests {
     use super::*;
     use crate::server::Served;
     use crate::server::monitor::Varz;
+    use crate::x509::chain::Chain;
 
     fn leaf(sha256: &str) -> Served {
-        Served { sha256: sha256.into(), certificates: Vec::new() }
+        Served { sha256: sha256.into(), chain: Chain::new(vec![b""[..].into()]).unwrap() }
     }
 
     fn seen(change: impl FnOnce(&mut Observed)) -> Observed {

@@ -17,9 +17,10 @@ use crate::aws::secret::SecretError;
 use crate::conf::listeners::Listeners;
 use crate::config::NatsConfig;
 use crate::digest::sha256_hex;
+use crate::error::RemoteErrorKind;
 use crate::issue::journal::Journal;
 use crate::issue::local::Local;
-use crate::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
+use crate::issue::{CertificateHandle, IssueRequest, IssuedChain, Issuer};
 use crate::peers::Peer;
 use crate::peers::dial::Network;
 use crate::reconcile::deployment::ApplyParts;
@@ -31,7 +32,7 @@ use crate::server::{Observed, Presence, Served, Server, ServerError};
 use crate::state::durable::fault::{Fault, plan};
 use crate::state::generation::Generations;
 use crate::status::State;
-use crate::trust::VerifiedChain;
+use crate::x509::chain::{Chain, StoredChain};
 use crate::x509::csr::KeyAlgorithm;
 use crate::x509::leaf::Leaf;
 use crate::x509::san::Sans;
@@ -55,7 +56,7 @@ struct MoodyIssuer {
     ca: Local,
     /// Its own clock.
     clock: Clock,
-    refusals: Mutex<VecDeque<IssueErrorKind>>,
+    refusals: Mutex<VecDeque<RemoteErrorKind>>,
     in_progress: AtomicU32,
     swap_leaf: Mutex<Option<IssuedChain>>,
     requests: AtomicU32,
@@ -63,9 +64,8 @@ struct MoodyIssuer {
 }
 
 impl MoodyIssuer {
-    fn error(kind: IssueErrorKind) -> IssueError {
-        let (reason, remedy) = ("in a mood".to_owned(), "wait".to_owned());
-        IssueError { kind, call: "IssueCertificate", issuer: "the double".into(), reason, remedy, source: None }
+    fn error(kind: RemoteErrorKind) -> RemoteError {
+        RemoteError::new(kind, "IssueCertificate on the double", "in a mood", "wait")
     }
 
     fn requests(&self) -> u32 {
@@ -79,17 +79,17 @@ impl Issuer for MoodyIssuer {
         self.ca.name()
     }
 
-    async fn prepare(&self, validity: Duration) -> Result<String, IssueError> {
+    async fn prepare(&self, validity: Duration) -> Result<String, RemoteError> {
         if self.away.load(Ordering::Relaxed) {
-            return Err(Self::error(IssueErrorKind::Unavailable));
+            return Err(Self::error(RemoteErrorKind::Unavailable));
         }
         on_the_way().await;
         self.ca.prepare(validity).await
     }
 
-    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError> {
         if self.away.load(Ordering::Relaxed) {
-            return Err(Self::error(IssueErrorKind::Unavailable));
+            return Err(Self::error(RemoteErrorKind::Unavailable));
         }
         if let Some(kind) = self.refusals.lock().unwrap().pop_front() {
             return Err(Self::error(kind));
@@ -101,24 +101,24 @@ impl Issuer for MoodyIssuer {
         answer
     }
 
-    async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+    async fn collect(&self, handle: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError> {
         if self.away.load(Ordering::Relaxed) {
-            return Err(Self::error(IssueErrorKind::Unavailable));
+            return Err(Self::error(RemoteErrorKind::Unavailable));
         }
         on_the_way().await;
         let waits = self.in_progress.load(Ordering::Relaxed);
         if waits > 0 {
             self.in_progress.store(waits - 1, Ordering::Relaxed);
-            return Err(Self::error(IssueErrorKind::InProgress));
+            return Ok(None);
         }
         let swapped = self.swap_leaf.lock().unwrap().take();
         match swapped {
-            Some(other) => Ok(other),
+            Some(other) => Ok(Some(other)),
             None => self.ca.collect(handle).await,
         }
     }
 
-    async fn ca_pem(&self) -> Result<String, IssueError> {
+    async fn ca_pem(&self) -> Result<String, RemoteError> {
         self.ca.ca_pem().await
     }
 
@@ -143,13 +143,10 @@ struct SettablePeers(Mutex<Option<Vec<Peer>>>);
 
 #[async_trait]
 impl PeerSource for SettablePeers {
-    async fn sight(&self) -> Result<Sighting, DiscoverError> {
+    async fn sight(&self) -> Result<Sighting, RemoteError> {
         on_the_way().await;
-        let peers = self.0.lock().unwrap().clone().ok_or_else(|| DiscoverError {
-            attempt: "DescribeAutoScalingGroups".into(),
-            reason: "away".into(),
-            remedy: "wait".into(),
-            source: None,
+        let peers = self.0.lock().unwrap().clone().ok_or_else(|| {
+            RemoteError::new(RemoteErrorKind::Unavailable, "DescribeAutoScalingGroups", "away", "wait")
         })?;
         Ok(Sighting { peers, ..Sighting::default() })
     }
@@ -241,14 +238,14 @@ impl Server for FakeServer {
         if is_running { Ok(1) } else { Err(ProcessError::Absent("it was not started".into())) }
     }
 
-    async fn observe(&self, _chain: Option<&VerifiedChain>, _at: &Listeners, _last: Option<&Observed>) -> Observed {
+    async fn observe(&self, _chain: Option<&StoredChain>, _at: &Listeners, _last: Option<&Observed>) -> Observed {
         let Some(loaded) = self.loaded.lock().unwrap().clone() else {
             return Observed::absent("it was not started".into());
         };
         on_the_way().await;
         let heard = !self.is_deaf.load(Ordering::Relaxed);
         let leaf = self.served().filter(|_| heard).ok_or_else(|| "no leaf".to_owned());
-        let leaf = leaf.map(|leaf| Served { sha256: leaf.sha256, certificates: vec![leaf.der] });
+        let leaf = leaf.map(|leaf| Served::of(Chain::new(vec![leaf.der.into()]).unwrap()));
         Observed {
             presence: Presence::Running(1),
             varz: (!self.is_mute.load(Ordering::Relaxed)).then(|| Varz {
@@ -264,7 +261,7 @@ impl Server for FakeServer {
         }
     }
 
-    async fn reload(&self, _chain: &VerifiedChain, _at: &Listeners) -> Result<i32, ServerError> {
+    async fn reload(&self, _chain: &StoredChain, _at: &Listeners) -> Result<i32, ServerError> {
         let Some(loaded) = self.loaded.lock().unwrap().clone() else {
             return Err(ProcessError::Absent("it was not started".into()).into());
         };
@@ -650,7 +647,7 @@ async fn a_reload_that_is_not_confirmed_is_rolled_back_and_said_so() {
 async fn a_throttled_request_is_repeated_with_the_same_key_and_token() {
     let bench = Bench::new().await;
     let mut agent = bench.serving().await;
-    bench.issuer.refusals.lock().unwrap().extend([IssueErrorKind::Throttled, IssueErrorKind::Denied]);
+    bench.issuer.refusals.lock().unwrap().extend([RemoteErrorKind::Throttled, RemoteErrorKind::Denied]);
     for _ in 0..2 {
         let refused = renew(&mut agent).await;
         assert!(matches!(refused.outcome, Err(PassError::Obtain(ObtainError::Issuer(_)))), "{:?}", refused.outcome);
@@ -660,7 +657,7 @@ async fn a_throttled_request_is_repeated_with_the_same_key_and_token() {
     let pass = renew(&mut agent).await;
     assert!(matches!(pass.outcome, Ok(Verdict::Live { .. })), "{:?}", pass.outcome);
     let (newest, _) = agent.parts.apply.parts().generations.newest().unwrap();
-    assert!(newest.unwrap().chain.key == journalled);
+    assert!(*newest.unwrap().chain.key() == journalled);
     assert_eq!(bench.issuer.requests(), 2);
 }
 
@@ -669,7 +666,7 @@ async fn invariant_04_a_leaf_for_another_key_is_never_deployed() {
     let bench = Bench::new().await;
     let mut agent = bench.serving().await;
     let (newest, _) = agent.parts.apply.parts().generations.newest().unwrap();
-    let other = IssuedChain { leaf_pem: newest.unwrap().chain.cert_pem, chain_pem: String::new() };
+    let other = IssuedChain { leaf_pem: newest.unwrap().chain.chain().to_pem(), chain_pem: String::new() };
     *bench.issuer.swap_leaf.lock().unwrap() = Some(other);
     let before = bench.committed();
     let rejected = renew(&mut agent).await;
@@ -685,7 +682,7 @@ async fn invariant_11_what_is_not_ours_is_collected_again_for_minutes_before_ano
     let bench = Bench::new().await;
     let mut agent = bench.serving().await;
     let (newest, _) = agent.parts.apply.parts().generations.newest().unwrap();
-    let other = IssuedChain { leaf_pem: newest.unwrap().chain.cert_pem, chain_pem: String::new() };
+    let other = IssuedChain { leaf_pem: newest.unwrap().chain.chain().to_pem(), chain_pem: String::new() };
     let begin = bench.clock.now();
     *bench.issuer.swap_leaf.lock().unwrap() = Some(other.clone());
     let rejected = renew(&mut agent).await;
@@ -703,7 +700,7 @@ async fn invariant_11_what_is_not_ours_is_collected_again_for_minutes_before_ano
 async fn a_failed_issuance_is_tried_again_at_once_where_its_pause_ended_before_the_pass_did() {
     let bench = Bench::new().await;
     let mut agent = bench.serving().await;
-    bench.issuer.refusals.lock().unwrap().push_back(IssueErrorKind::Unavailable);
+    bench.issuer.refusals.lock().unwrap().push_back(RemoteErrorKind::Unavailable);
     renew(&mut agent).await.outcome.unwrap_err();
     agent.read_newest().unwrap();
     let over = agent.issuing.next + Duration::from_secs(1);
@@ -900,10 +897,10 @@ fn assert_whole(bench: &Bench) {
     let generations = Generations::of(&bench.state());
     let number = generations.named_in(&bench.committed()).expect("the committed configuration names a generation");
     let generation = generations.load(number).unwrap();
-    let ours = crate::x509::csr::public_key_der(&generation.chain.key).unwrap();
-    let (_, certificate) = x509_parser::parse_x509_certificate(&generation.chain.leaf.der).unwrap();
+    let ours = crate::x509::csr::public_key_der(generation.chain.key()).unwrap();
+    let (_, certificate) = x509_parser::parse_x509_certificate(&generation.chain.leaf().der).unwrap();
     assert_eq!(certificate.public_key().raw, ours, "key and certificate of generation {number} don't match");
-    assert!(generation.bundle.chains(&generation.chain.certificates(), bench.clock.now()));
+    assert!(generation.bundle.chains(generation.chain.chain(), bench.clock.now()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! A TLS handshake from outside: which leaf does a port serve?
+//! A TLS handshake from outside: it shows which chain a port serves.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,58 +7,66 @@ use std::time::Duration;
 use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::trust::VerifiedChain;
+use crate::x509::chain::{Chain, ChainError, StoredChain};
 
-/// How long a probe takes at most: on one host it takes milliseconds, to a peer a round trip or three.
-pub const TIMEOUT: Duration = Duration::from_secs(3);
+/// The longest probe. On one host a probe takes milliseconds, to a peer one to three round trips.
+const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a client port may take to greet. Thereafter it is taken for one that begins TLS at once.
+/// The longest wait for a client port's greeting. After it the port counts as a port that begins TLS at once.
 const GREETING: Duration = Duration::from_millis(1500);
 
-/// nats-server's INFO line is some hundreds of bytes; with hundreds of `connect_urls` some tens of kilobytes.
+/// nats-server's INFO line has some hundreds of bytes; with hundreds of `connect_urls` some tens of kilobytes.
 const MAX_INFO: u64 = 256 * 1024;
 
-/// Which of nats-server's two listeners.
+/// One of nats-server's two TLS listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Port {
-    /// Sends INFO in the clear, then begins TLS; with `handshake_first` begins TLS at once.
+    /// Sends INFO in the clear, then begins TLS. With `handshake_first` it begins TLS at once.
     Client,
     /// Begins TLS at once.
     Route,
 }
 
-/// Why a port showed no certificate.
+/// Why a port showed no chain.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// Our own certificate or key can't be presented.
+    /// rustls rejects the node's own certificate or key.
     #[error("could not prepare a TLS handshake with our own certificate")]
     Identity(#[source] rustls::Error),
-    /// The key isn't PEM.
-    #[error("could not prepare a TLS handshake with our own certificate")]
-    Pem(#[source] rustls::pki_types::pem::Error),
-    /// Nobody listens there, or it can't be reached.
+    /// The node's own key is damaged.
+    #[error("could not prepare a TLS handshake with our own certificate: its key is not PKCS#8 in PEM")]
+    Key,
+    /// Nobody listens at the address, or the network is down.
     #[error("could not connect to {address}")]
     Connect {
-        /// There.
+        /// The port.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// It listens, but there was no TLS.
+    /// The port listens and TLS fails.
     #[error("no TLS handshake with {address}")]
     Handshake {
-        /// There.
+        /// The port.
         address: SocketAddr,
-        /// What went wrong.
+        /// rustls' or the system's error.
         #[source]
         source: std::io::Error,
+    },
+    /// The handshake showed no usable chain.
+    #[error("{address} showed no usable certificate")]
+    Chain {
+        /// The port.
+        address: SocketAddr,
+        /// What is wrong with the chain.
+        #[source]
+        source: ChainError,
     },
     /// The handshake took too long.
     #[error("no TLS handshake with {address} within {} s", TIMEOUT.as_secs())]
@@ -72,27 +80,20 @@ pub enum ProbeError {
         /// The port.
         address: SocketAddr,
     },
-    /// The handshake showed no certificate.
-    #[error("{address} showed no certificate")]
-    Bare {
-        /// The port.
-        address: SocketAddr,
-    },
 }
 
-/// Makes handshakes that present our own leaf: the route port asks for one, and would log an error without.
+/// Makes handshakes and presents the node's own leaf. The route port asks for a client certificate, and without one
+/// nats-server logs an error.
 #[derive(Clone)]
 pub struct Prober {
     connector: tokio_rustls::TlsConnector,
 }
 
 impl Prober {
-    /// Presents this chain.
-    pub fn presenting(chain: &VerifiedChain) -> Result<Self, ProbeError> {
-        let certs = CertificateDer::pem_slice_iter(chain.cert_pem.as_bytes())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(ProbeError::Pem)?;
-        let key = PrivateKeyDer::from_pem_slice(chain.key.expose().as_bytes()).map_err(ProbeError::Pem)?;
+    /// Prepares handshakes with this key and chain.
+    pub fn presenting(ours: &StoredChain) -> Result<Self, ProbeError> {
+        let certs = ours.chain().certificates().cloned().collect();
+        let key = ours.key().to_der().ok_or(ProbeError::Key)?;
         let config = Self::config()?.with_client_auth_cert(certs, key).map_err(ProbeError::Identity)?;
         Ok(Self { connector: Arc::new(config).into() })
     }
@@ -112,8 +113,8 @@ impl Prober {
         Ok(config)
     }
 
-    /// The certificates that the port serves, leaf first, in DER.
-    pub async fn served(&self, address: SocketAddr, port: Port) -> Result<Vec<Vec<u8>>, ProbeError> {
+    /// The chain that the port serves.
+    pub async fn served(&self, address: SocketAddr, port: Port) -> Result<Chain, ProbeError> {
         let probe = async {
             match self.handshake(address, port).await {
                 Err(ProbeError::Handshake { .. }) if speaks_without_tls(address).await => {
@@ -125,24 +126,23 @@ impl Prober {
         tokio::time::timeout(TIMEOUT, probe).await.unwrap_or(Err(ProbeError::Slow { address }))
     }
 
-    async fn handshake(&self, address: SocketAddr, port: Port) -> Result<Vec<Vec<u8>>, ProbeError> {
+    async fn handshake(&self, address: SocketAddr, port: Port) -> Result<Chain, ProbeError> {
         let mut stream = TcpStream::connect(address).await.map_err(|source| ProbeError::Connect { address, source })?;
         let handshake = |source| ProbeError::Handshake { address, source };
-        // One with `handshake_first` waits for the client, so nothing comes.
+        // With `handshake_first` nats-server waits for the client and sends nothing.
         let greets = port == Port::Client && tokio::time::timeout(GREETING, stream.readable()).await.is_ok();
         if greets && !read_line(&mut stream).await.map_err(handshake)?.starts_with(b"INFO ") {
             return Err(handshake(std::io::Error::other("it doesn't greet as a nats-server")));
         }
         let name = ServerName::IpAddress(address.ip().into());
         let mut stream = self.connector.connect(name, stream).await.map_err(handshake)?;
-        let served = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let served = served.iter().map(|certificate| certificate.to_vec()).collect();
+        let served = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
         if port == Port::Route {
-            // It greets now. A connection that is gone by then would be an error in its log.
+            // nats-server sends its greeting now, and logs an error where the connection is closed already.
             let _greeting = read_line(&mut stream).await;
         }
         let _closed = stream.shutdown().await;
-        Ok(served)
+        Chain::new(served).map_err(|source| ProbeError::Chain { address, source })
     }
 }
 
@@ -166,7 +166,7 @@ async fn read_line(stream: impl AsyncRead + Unpin) -> std::io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// Accepts any certificate, as it is compared with ours afterwards; the signature that proves the key is checked.
+/// Accepts any certificate: the caller compares it with its own afterwards. The signature that proves the key is checked.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
@@ -211,26 +211,21 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::x509::csr::PrivateKeyPem;
-    use crate::x509::leaf::Leaf;
     use crate::x509::test_ca::{Ca, key};
 
-    fn chain() -> VerifiedChain {
-        let (pair, key): (_, PrivateKeyPem) = key();
-        let leaf = Ca::root("root").leaf(&pair);
-        VerifiedChain { key, leaf: Leaf::parse(leaf.der()).unwrap(), cert_pem: leaf.pem() }
+    fn stored() -> StoredChain {
+        let (pair, key) = key();
+        StoredChain::new(key, Chain::new(vec![Ca::root("root").leaf(&pair).der().clone()]).unwrap()).unwrap()
     }
 
     #[tokio::test]
     async fn a_client_port_that_waits_for_the_handshake_shows_its_certificate_too() {
-        let ours = chain();
-        let certs = ours.certificates().into_iter().map(CertificateDer::from).collect();
-        let key = PrivateKeyDer::from_pem_slice(ours.key.expose().as_bytes()).unwrap();
+        let ours = stored();
         let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(certs, key)
+            .with_single_cert(ours.chain().certificates().cloned().collect(), ours.key().to_der().unwrap())
             .unwrap();
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -241,7 +236,7 @@ mod tests {
             let _end = stream.read(&mut [0]).await;
         });
         let served = Prober::presenting(&ours).unwrap().served(address, Port::Client).await.unwrap();
-        assert_eq!(served, ours.certificates());
+        assert_eq!(&served, ours.chain());
         tls_first.await.unwrap();
     }
 

@@ -197,12 +197,13 @@ mod tests {
 
     #[test]
     fn a_server_that_exited_and_was_not_waited_for_is_absent() {
-        use rustix::process::{WaitId, WaitIdOptions, waitid};
+        use nix::sys::wait::{Id, WaitPidFlag, waitid};
         let directory = tempfile::tempdir().unwrap();
         let pid_file = directory.path().join("pid");
         let mut exited = std::process::Command::new("true").spawn().unwrap();
         std::fs::write(&pid_file, exited.id().to_string()).unwrap();
-        waitid(WaitId::Pid(Pid::from_child(&exited)), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+        let child = nix::unistd::Pid::from_raw(exited.id().try_into().unwrap());
+        waitid(Id::Pid(child), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
         let found = NatsProcess::find(&pid_file, Path::new("nats-server"), Path::new("/etc/nats.conf"));
         exited.wait().unwrap();
         assert!(matches!(found, Err(ProcessError::Absent(_))), "{found:?}");

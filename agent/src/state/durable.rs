@@ -8,11 +8,11 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use nix::fcntl::OFlag;
 use tokio::task::JoinError;
 
 /// Flags for opening a file by its own name: a symlink there is not followed, and a FIFO there is not waited for.
-const NO_DETOUR: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
+const NO_DETOUR: i32 = OFlag::O_NOFOLLOW.union(OFlag::O_NONBLOCK).bits();
 
 /// A file operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -143,7 +143,7 @@ pub(crate) fn remove_all(path: &Path) -> Result<(), FileError> {
 /// Reads a file of at most `limit` bytes; `None` where there is none. Only a regular file is read: a read from a pipe
 /// could wait for ever.
 pub(crate) fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
-    let without_waiting = OFlags::NONBLOCK.bits().cast_signed();
+    let without_waiting = OFlag::O_NONBLOCK.bits();
     let file = match OpenOptions::new().read(true).custom_flags(without_waiting).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(FileError::on("open", path))?,
@@ -280,7 +280,7 @@ mod tests {
     fn invariant_08_a_pipe_in_the_place_of_a_file_is_not_waited_for() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pipe");
-        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let error = read_if_there(&path, 3).unwrap_err();
         assert!(error.source.to_string().contains("no file"), "{error:?}");
         assert!(read_if_there(directory.path(), 3).is_err());

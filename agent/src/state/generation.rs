@@ -1,63 +1,74 @@
-//! Generations: a key, a certificate and a bundle that belong together, immutable once they have a name.
+//! Generations: a key, a certificate and a bundle that belong together. A generation never changes once it has its name.
 //!
-//! `STATE/generations/000042/{key.pem,cert.pem,ca.pem}`. The newest one is what is to be deployed; the one that the
-//! committed nats-server.conf names is what is deployed.
+//! The files are `STATE/generations/000042/{key.pem,cert.pem,ca.pem}`. The newest generation is to be deployed. The
+//! generation that the committed nats-server.conf names is deployed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::Serialize;
 use zeroize::Zeroizing;
 
-use crate::conf::render::{Rendered, TlsFiles};
 use crate::digest::sha256_hex;
 use crate::state::durable::{self, FileError, Secrecy};
 use crate::trust::{TrustBundle, VerifiedChain};
-use crate::x509::csr::{PrivateKeyPem, public_key_der};
-use crate::x509::leaf::Leaf;
+use crate::x509::chain::{Chain, StoredChain, StoredChainError};
+use crate::x509::csr::PrivateKeyPem;
 
-/// The largest file of a generation that is read back.
+/// The largest file of a generation, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// How many generations are kept beside those in use: what a roll-back could want.
+/// How many of the newest generations stay for a roll-back, beside those in use.
 const KEPT: usize = 3;
 
-/// No node gets this far: a generation each second takes thirty thousand years.
+/// No node reaches this number: at a generation a second that takes thirty thousand years.
 const LAST: u64 = 1_000_000_000_000;
 
-/// One generation, read back from the disk.
+/// A generation on the disk.
 #[derive(Clone, Debug)]
 pub struct Generation {
-    /// Counts from 1, for ever.
+    /// Counted from 1 and never used again.
     pub number: u64,
     /// Key, leaf and intermediates.
-    pub chain: VerifiedChain,
-    /// The bundle that it was made with.
+    pub chain: StoredChain,
+    /// The bundle in force when the generation was written.
     pub bundle: TrustBundle,
-    /// Where its files are.
+    /// The paths that nats-server.conf names.
     pub files: TlsFiles,
+}
+
+/// Absolute paths of one generation's files.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Leaf and intermediates.
+    pub cert_file: PathBuf,
+    /// Key.
+    pub key_file: PathBuf,
+    /// Trust bundle.
+    pub ca_file: PathBuf,
 }
 
 /// The directory of all generations.
 #[derive(Clone, Debug)]
 pub struct Generations {
     directory: PathBuf,
-    /// The digest of the key and the certificate that were last seen to belong together.
-    known: Arc<Mutex<String>>,
+    /// The chain read last, by the digest of its files. Every pass reads it, and to match an RSA key is slow.
+    known: Arc<Mutex<Option<(String, StoredChain)>>>,
 }
 
 /// Why a generation can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerationError {
-    /// A file can't be written or read.
+    /// The system can't write or read a file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A file is missing or isn't what it was written as.
+    /// A file is missing, or its content is not as written.
     #[error("{} is damaged: {reason}; it is passed over, and a new generation is made", .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the file.
         reason: String,
     },
 }
@@ -69,13 +80,14 @@ impl Generations {
         Self { directory: state.join("generations"), known: Arc::default() }
     }
 
-    fn directory_of(&self, number: u64) -> PathBuf {
+    /// The directory of a generation, or the one that it would have.
+    pub(crate) fn directory_of(&self, number: u64) -> PathBuf {
         self.directory.join(format!("{number:06}"))
     }
 
-    /// Where the files of a generation are, or would be.
+    /// The paths of a generation, whether there is such a generation or not.
     #[must_use]
-    pub fn files(&self, number: u64) -> TlsFiles {
+    pub(crate) fn files(&self, number: u64) -> TlsFiles {
         let directory = self.directory_of(number);
         TlsFiles {
             cert_file: directory.join("cert.pem"),
@@ -95,7 +107,7 @@ impl Generations {
             let entry = entry.map_err(FileError::on("list", &self.directory))?;
             let name = entry.file_name();
             let number = name.to_str().and_then(|name| name.parse().ok());
-            // What isn't written as one of ours, or is beyond any, is none.
+            // A name in another form, `.partial` for instance, is no generation.
             numbers.extend(
                 number.filter(|number| *number < LAST && self.directory_of(*number).file_name() == Some(&name)),
             );
@@ -104,7 +116,7 @@ impl Generations {
         Ok(numbers)
     }
 
-    /// The newest generation that can be read, and what is wrong with any newer one.
+    /// The newest generation that can be read, and the faults of all newer generations.
     pub fn newest(&self) -> Result<(Option<Generation>, Vec<GenerationError>), FileError> {
         let mut damaged = Vec::new();
         for number in self.numbers()?.into_iter().rev() {
@@ -116,8 +128,14 @@ impl Generations {
         Ok((None, damaged))
     }
 
-    /// Writes the next generation. It has its name only once every byte of it is on the disk.
-    pub fn write(&self, chain: &VerifiedChain, bundle: &TrustBundle) -> Result<Generation, FileError> {
+    /// Writes the next generation from a new certificate.
+    pub(crate) fn write(&self, chain: &VerifiedChain, bundle: &TrustBundle) -> Result<Generation, FileError> {
+        self.write_again(chain.stored(), bundle)
+    }
+
+    /// Writes the next generation from the certificate of an earlier generation, with another bundle. The directory gets
+    /// its name only once every byte in it is on the disk.
+    pub(crate) fn write_again(&self, chain: &StoredChain, bundle: &TrustBundle) -> Result<Generation, FileError> {
         let number = self.numbers()?.last().map_or(1, |last| last + 1);
         let files = self.files(number);
         let finished = self.directory_of(number);
@@ -125,15 +143,15 @@ impl Generations {
         durable::remove_all(&partial)?;
         let secrecy = Secrecy::of(self.directory.parent().unwrap_or(&self.directory));
         durable::create_directory(&self.directory, secrecy.directory_mode())?;
-        // A key isn't written to wherever a symlink leads.
+        // No key goes where a symlink leads.
         let own = fs::symlink_metadata(&self.directory).map_err(FileError::on("look at", &self.directory))?;
         if !own.is_dir() {
             let reason = std::io::Error::new(std::io::ErrorKind::NotADirectory, "it is a symlink; remove it");
             return Err(FileError::on("write below", &self.directory)(reason));
         }
         durable::create_directory(&partial, secrecy.directory_mode())?;
-        durable::create(&partial.join("key.pem"), chain.key.expose().as_bytes(), secrecy.file_mode())?;
-        durable::create(&partial.join("cert.pem"), chain.cert_pem.as_bytes(), 0o644)?;
+        durable::create(&partial.join("key.pem"), chain.key().expose().as_bytes(), secrecy.file_mode())?;
+        durable::create(&partial.join("cert.pem"), chain.chain().to_pem().as_bytes(), 0o644)?;
         durable::create(&partial.join("ca.pem"), bundle.to_pem().as_bytes(), 0o644)?;
         durable::create(&partial.join("source"), format!("{}\n{}\n", bundle.source, bundle.version).as_bytes(), 0o644)?;
         durable::sync_parent(&partial.join("key.pem"))?;
@@ -141,7 +159,7 @@ impl Generations {
         Ok(Generation { number, chain: chain.clone(), bundle: bundle.clone(), files })
     }
 
-    /// Reads one generation back.
+    /// Reads a generation and checks that its key is the certificate's.
     pub fn load(&self, number: u64) -> Result<Generation, GenerationError> {
         let files = self.files(number);
         let source = files.ca_file.with_file_name("source");
@@ -150,35 +168,25 @@ impl Generations {
         let damaged = |path: &Path, reason: String| GenerationError::Damaged { path: path.to_owned(), reason };
         let bundle = TrustBundle::parse(&read(&files.ca_file)?, source, version)
             .map_err(|error| damaged(&files.ca_file, error.to_string()))?;
-        let cert_pem =
-            String::from_utf8(read(&files.cert_file)?).map_err(|error| damaged(&files.cert_file, error.to_string()))?;
-        let leaf = Leaf::from_pem(&cert_pem).map_err(|error| damaged(&files.cert_file, error.to_string()))?;
-        let key = Zeroizing::new(read(&files.key_file)?);
+        let (cert, key) = (read(&files.cert_file)?, Zeroizing::new(read(&files.key_file)?));
+        let digest = sha256_hex(&Zeroizing::new([&key[..], &[0], &cert].concat()));
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, chain)) = known.as_ref().filter(|(known, _)| *known == digest) {
+            return Ok(Generation { number, chain: chain.clone(), bundle, files });
+        }
+        let chain = Chain::from_pem(&cert).map_err(|error| damaged(&files.cert_file, error.to_string()))?;
         let key = std::str::from_utf8(&key)
             .map(|text| PrivateKeyPem::new(Zeroizing::new(text.to_owned())))
             .map_err(|error| damaged(&files.key_file, error.to_string()))?;
-        if !self.belong_together(&key, &leaf) {
-            return Err(damaged(&files.key_file, "it is not the certificate's key".into()));
-        }
-        Ok(Generation { number, chain: VerifiedChain { key, leaf, cert_pem }, bundle, files })
+        let chain = StoredChain::new(key, chain).map_err(|error| match error {
+            StoredChainError::Leaf(_) => damaged(&files.cert_file, error.to_string()),
+            StoredChainError::OtherKey => damaged(&files.key_file, error.to_string()),
+        })?;
+        *known = Some((digest, chain.clone()));
+        Ok(Generation { number, chain, bundle, files })
     }
 
-    /// Whether it is the certificate's key. Once that was seen it isn't worked out again: this is asked in every pass.
-    fn belong_together(&self, key: &PrivateKeyPem, leaf: &Leaf) -> bool {
-        let pair = Zeroizing::new([key.expose().as_bytes(), &leaf.der].concat());
-        let pair = sha256_hex(&pair);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known == pair {
-            return true;
-        }
-        let belong = public_key_der(key).is_ok_and(|ours| leaf.public_key_der() == Some(ours));
-        if belong {
-            *known = pair;
-        }
-        belong
-    }
-
-    /// The generation that a configuration's text names, if it names one of these.
+    /// The generation that a configuration names, or nothing where it names files elsewhere.
     #[must_use]
     pub fn named_in(&self, text: &str) -> Option<u64> {
         let directory = format!("{}/", self.directory.to_str()?);
@@ -186,18 +194,8 @@ impl Generations {
         after.split('/').next()?.parse().ok()
     }
 
-    /// The same text, naming another generation.
-    #[must_use]
-    pub fn rebase(&self, text: &Rendered, number: u64) -> Rendered {
-        let (Some(directory), Some(named)) = (self.directory.to_str(), self.named_in(text.text())) else {
-            return text.clone();
-        };
-        let path = |number| format!("{directory}/{number:06}/");
-        Rendered::from_text(Zeroizing::new(text.text().replace(&path(named), &path(number))))
-    }
-
-    /// Removes what neither a configuration nor a roll-back could want any more.
-    pub fn prune(&self, in_use: &[u64]) -> Result<(), FileError> {
+    /// Removes every generation that is neither in use nor among the newest.
+    pub(crate) fn prune(&self, in_use: &[u64]) -> Result<(), FileError> {
         let numbers = self.numbers()?;
         let old = numbers.len().saturating_sub(KEPT);
         for number in numbers[..old].iter().filter(|number| !in_use.contains(number)) {
@@ -233,9 +231,9 @@ mod tests {
         let (validity, now) = (Duration::from_hours(1), clock.now());
         let signing_algorithm = &ca.prepare(validity).await.unwrap();
         let request = IssueRequest { csr_pem: &csr.pem, validity, now, signing_algorithm, idempotency_token: &token };
-        let issued = ca.collect(&ca.request(&request).await.unwrap()).await.unwrap();
+        let issued = ca.collect(&ca.request(&request).await.unwrap()).await.unwrap().unwrap();
         let bundle = TrustBundle::parse(ca.ca_pem().await.unwrap().as_bytes(), "ca", "7").unwrap();
-        (bundle.accept(&issued, &csr.key, &sans, clock.now()).unwrap(), bundle)
+        (bundle.verify(&issued, &csr.key, &sans, clock.now()).unwrap(), bundle)
     }
 
     #[tokio::test]
@@ -248,8 +246,8 @@ mod tests {
         let second = generations.write(&chain, &bundle).unwrap();
         let (newest, damaged) = generations.newest().unwrap();
         let newest = newest.unwrap();
-        assert!(damaged.is_empty() && newest.number == second.number && newest.chain.key == chain.key);
-        assert_eq!((&newest.chain.leaf, &newest.bundle), (&chain.leaf, &bundle));
+        assert!(damaged.is_empty() && newest.number == second.number && newest.chain.key() == chain.stored().key());
+        assert_eq!((newest.chain.leaf(), &newest.bundle), (chain.leaf(), &bundle));
 
         fs::write(&second.files.cert_file, "half a certif").unwrap();
         let passed_over = |file: &str| {
@@ -258,8 +256,8 @@ mod tests {
             assert!(damaged[0].to_string().contains(&format!("000002/{file} is damaged")), "{damaged:?}");
         };
         passed_over("cert.pem");
-        fs::write(&second.files.cert_file, &chain.cert_pem).unwrap();
-        // Nobody sees what is wrong with a key but nats-server, when it is started.
+        fs::write(&second.files.cert_file, chain.chain().to_pem()).unwrap();
+        // Otherwise only nats-server would find a fault in a key, at its start.
         let other = Csr::generate("n1", &Sans::default(), KeyAlgorithm::EcdsaP256).unwrap();
         for key in ["", "half a key", other.key.expose()] {
             fs::write(&second.files.key_file, key).unwrap();
@@ -292,16 +290,10 @@ mod tests {
     }
 
     #[test]
-    fn a_text_names_its_generation_and_can_name_another() {
+    fn a_text_names_its_generation() {
         let generations = Generations::of(Path::new("/state"));
-        let text = |number| {
-            format!(
-                "cert_file: \"/state/generations/{number}/cert.pem\"\nkey_file: \"/state/generations/{number}/key.pem\""
-            )
-        };
-        assert_eq!(generations.named_in(&text("000041")), Some(41));
+        let text = "cert_file: \"/state/generations/000041/cert.pem\"\nkey_file: \"/state/generations/000041/key.pem\"";
+        assert_eq!(generations.named_in(text), Some(41));
         assert_eq!(generations.named_in("cert_file: /elsewhere/generations/000041/cert.pem"), None);
-        let rendered = Rendered::from_text(Zeroizing::new(text("000041")));
-        assert_eq!(generations.rebase(&rendered, 42).text(), text("000042"));
     }
 }

@@ -48,7 +48,7 @@ impl Lock {
     pub(crate) fn take(state: &Path) -> Result<Self, LockError> {
         durable::create_directory(state, 0o750)?;
         let owner = std::fs::metadata(state).map_err(FileError::on("look at", state))?.uid();
-        let user = rustix::process::geteuid().as_raw();
+        let user = nix::unistd::geteuid().as_raw();
         if owner != user {
             return Err(LockError::WrongUser { state: state.to_owned(), owner, user });
         }

@@ -5,13 +5,12 @@ use std::path::PathBuf;
 
 use time::macros::datetime;
 use tokio::time::Instant;
-use zeroize::Zeroizing;
 
 use super::*;
-use crate::conf::render::TlsFiles;
 use crate::server::monitor::{RouteConnection, Varz};
-use crate::trust::{Anchor, VerifiedChain};
-use crate::x509::csr::PrivateKeyPem;
+use crate::state::generation::TlsFiles;
+use crate::trust::Anchor;
+use crate::x509::chain::{Chain, StoredChain};
 use crate::x509::leaf::Leaf;
 use crate::x509::san::Sans;
 use crate::x509::test_ca::{self, Ca};
@@ -23,7 +22,7 @@ const THEIRS: &str = "0b0b";
 
 /// A port's leaf and its DER.
 fn served(sha256: &str, der: &[u8]) -> Served {
-    Served { sha256: sha256.into(), certificates: vec![der.to_vec()] }
+    Served { sha256: sha256.into(), chain: Chain::new(vec![der.to_vec().into()]).unwrap() }
 }
 
 /// A leaf of a CA and a bundle that has it, which is valid for seven days.
@@ -43,11 +42,10 @@ fn generation(not_after: OffsetDateTime) -> Generation {
         sans: Sans::default(),
         sha256: OURS.into(),
     };
-    let key = PrivateKeyPem::new(Zeroizing::default());
     let file = || PathBuf::from("/generation");
     Generation {
         number: 7,
-        chain: VerifiedChain { key, leaf, cert_pem: String::new() },
+        chain: StoredChain::made_up(leaf),
         bundle: bundle(&[NOW + 3650 * DAY]),
         files: TlsFiles { cert_file: file(), key_file: file(), ca_file: file() },
     }

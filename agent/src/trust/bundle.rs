@@ -1,4 +1,4 @@
-//! The anchors.
+//! The trust bundle and its anchors.
 
 use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
@@ -7,35 +7,34 @@ use x509_parser::extensions::ParsedExtension;
 
 use super::{MAX_ANCHORS, MAX_BUNDLE};
 use crate::digest::sha256_hex;
-use crate::x509::der as x509;
+use crate::x509::der;
 use crate::x509::pem::{self, PemError};
 
-/// The anchors that a node accepts certificates from, as nats-server's `ca_file` holds them.
+/// The content of nats-server's `ca_file`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustBundle {
-    /// At least one, without duplicates, in the source's order.
+    /// At least one anchor, no duplicates, in the source's order.
     pub anchors: Vec<Anchor>,
-    /// Where the bundle came from: a secret's name, a file's path, `issuer`.
+    /// A secret's name, a file's path, or `issuer`.
     pub source: String,
-    /// The source's version: Secrets Manager's `VersionId`, or the content's SHA-256; with `+kept` where anchors of an
-    /// earlier bundle were kept.
+    /// Secrets Manager's `VersionId`, or the content's SHA-256. A trailing `+kept` tells of anchors of an earlier bundle.
     pub version: String,
 }
 
 /// One trusted CA certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Anchor {
-    /// DER.
+    /// The certificate itself.
     pub der: Vec<u8>,
-    /// The subject, for people.
+    /// The distinguished name, for people.
     pub subject: String,
     /// SHA-256 of the DER, hexadecimal.
     pub sha256: String,
-    /// When the CA ends.
+    /// End of validity.
     pub not_after: OffsetDateTime,
 }
 
-/// Why a bundle can't be used. One bad block refuses the whole: nats-server would skip it silently.
+/// Why a bundle can't be used. One bad block refuses the whole bundle: nats-server would skip that block silently.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
     /// Larger than any bundle.
@@ -43,10 +42,10 @@ pub enum BundleError {
         "the bundle is {size} bytes long, and at most {MAX_BUNDLE} are read; leave in it only the CAs of this cluster"
     )]
     TooLarge {
-        /// Its size in bytes.
+        /// In bytes.
         size: usize,
     },
-    /// No certificate at all.
+    /// The text has no block.
     #[error(
         "the bundle holds no certificate; put the CA's certificate there, a block that begins with \"-----BEGIN CERTIFICATE-----\""
     )]
@@ -62,11 +61,11 @@ pub enum BundleError {
     Anchor {
         /// The block, counted from 1.
         number: usize,
-        /// The line of its BEGIN, counted from 1.
+        /// The line of BEGIN, counted from 1.
         line: usize,
-        /// The subject, where it could be read.
+        /// Nothing where the subject can't be read.
         subject: Option<String>,
-        /// What is wrong.
+        /// What is wrong with the CA certificate.
         fault: AnchorFault,
     },
 }
@@ -80,7 +79,7 @@ pub enum AnchorFault {
     /// Bytes follow the certificate.
     #[error("has {count} bytes after its certificate; copy it again")]
     Trailing {
-        /// How many.
+        /// The number of bytes.
         count: usize,
     },
     /// No CA bit.
@@ -91,7 +90,7 @@ pub enum AnchorFault {
     /// The CA may not sign certificates.
     #[error("is a CA whose key usage lacks keyCertSign, so nothing can chain to it; have the CA certificate made anew")]
     KeyUsage,
-    /// Go doesn't read a certificate with a key on a curve that it doesn't know (`crypto/x509`, `parsePublicKey`).
+    /// Go rejects a certificate with a key on a curve unknown to Go (`crypto/x509`, `parsePublicKey`).
     #[error(
         "has a key of a kind that nats-server does not know, so nothing can chain to it; use a CA with an RSA key, or one on P-256, P-384 or P-521"
     )]
@@ -99,14 +98,14 @@ pub enum AnchorFault {
     /// The certificate is altered.
     #[error("is damaged: it is self-signed, and its signature does not match its content; copy it again")]
     Signature,
-    /// Go 1.23 and later, and with them nats-server, don't read such a certificate (`crypto/x509`, go1.23 notes).
+    /// Go 1.23 and later, and so nats-server, reject such a certificate (`crypto/x509`, go1.23 notes).
     #[error("has a negative serial number, so nats-server would skip it; have the CA certificate made anew")]
     Serial,
 }
 
 impl TrustBundle {
-    /// Reads a PEM bundle. Text between blocks is comment; duplicates are dropped; expired anchors are kept, since
-    /// dropping them is for whoever owns the bundle to decide.
+    /// Reads a PEM bundle. Text between blocks is comment, and duplicates are dropped. Expired anchors stay: their removal
+    /// is up to the bundle's owner.
     pub fn parse(pem: &[u8], source: &str, version: &str) -> Result<Self, BundleError> {
         if pem.len() > MAX_BUNDLE {
             return Err(BundleError::TooLarge { size: pem.len() });
@@ -132,13 +131,13 @@ impl TrustBundle {
         Ok(Self { anchors, source: source.to_owned(), version: version.to_owned() })
     }
 
-    /// The bundle as nats-server's `ca_file`: the same anchors always give the same text.
+    /// The text of nats-server's `ca_file`. The same anchors always give the same text.
     #[must_use]
     pub fn to_pem(&self) -> String {
         self.anchors.iter().map(|anchor| pem::encode(&anchor.der)).collect()
     }
 
-    /// This bundle and those anchors of `before` that are still needed (invariant 5).
+    /// Adds the anchors of `before` that are still needed (invariant 5).
     #[must_use]
     pub fn keeping(&self, before: &Self, needed: impl Fn(&Anchor) -> bool) -> Self {
         let mut bundle = self.clone();
@@ -157,13 +156,13 @@ impl TrustBundle {
 }
 
 impl Anchor {
-    /// Reads one CA certificate; on failure with its subject, where that could be read.
+    /// Reads one CA certificate. An error carries the subject where the subject can be read.
     fn parse(der: Vec<u8>) -> Result<Self, (Option<String>, AnchorFault)> {
-        let certificate = x509::read(&der).map_err(|fault| match fault {
-            x509::DerFault::Unreadable => (None, AnchorFault::Der),
-            x509::DerFault::Trailing { count, subject } => (Some(subject), AnchorFault::Trailing { count }),
+        let certificate = der::read(&der).map_err(|fault| match fault {
+            der::DerFault::Unreadable => (None, AnchorFault::Der),
+            der::DerFault::Trailing { count, subject } => (Some(subject), AnchorFault::Trailing { count }),
         })?;
-        let subject = x509::name(certificate.subject());
+        let subject = der::name(certificate.subject());
         if let Err(fault) = check(&certificate, &der) {
             return Err((Some(subject), fault));
         }
@@ -174,7 +173,7 @@ impl Anchor {
 
     /// Whether no CA is above it.
     pub(super) fn is_root(&self) -> bool {
-        x509::read(&self.der).is_ok_and(|certificate| is_self_signed(&certificate))
+        der::read(&self.der).is_ok_and(|certificate| is_self_signed(&certificate))
     }
 }
 
@@ -191,7 +190,7 @@ fn check(certificate: &X509Certificate<'_>, der: &[u8]) -> Result<(), AnchorFaul
     if certificate.tbs_certificate.raw_serial().first().is_some_and(|byte| byte & 0x80 != 0) {
         return Err(AnchorFault::Serial);
     }
-    // The algorithms that can't be verified here pass: a wrong signature alone is proof of damage.
+    // A signature of an unknown algorithm passes: only a wrong signature proves damage.
     if is_self_signed(certificate)
         && matches!(certificate.verify_signature(None), Err(X509Error::SignatureVerificationError))
     {
@@ -202,15 +201,15 @@ fn check(certificate: &X509Certificate<'_>, der: &[u8]) -> Result<(), AnchorFaul
     if has_known_algorithm(&anchor.subject_public_key_info) { Ok(()) } else { Err(AnchorFault::Algorithm) }
 }
 
-/// Whether the key, the content of a `SubjectPublicKeyInfo`, is of a kind that signatures can be verified with.
+/// Whether nats-server can verify signatures of this key. `key` is the content of a `SubjectPublicKeyInfo`.
 fn has_known_algorithm(key: &[u8]) -> bool {
     let [0x30, length, rest @ ..] = key else { return false };
     let identifier = rest.get(..usize::from(*length));
-    x509::VERIFIED.iter().any(|algorithm| identifier == Some(algorithm.public_key_alg_id().as_ref()))
+    der::VERIFIED.iter().any(|algorithm| identifier == Some(algorithm.public_key_alg_id().as_ref()))
 }
 
-/// Whether the certificate claims to be signed with its own key: by its key identifiers, or else by its names. One that
-/// a CA issued to itself when it changed its key has the same names and another authority key identifier (RFC 5280,
+/// Whether the certificate claims to be signed with its own key. Key identifiers decide, and names only without them: a CA
+/// that changes its key issues itself a certificate with equal names and another authority key identifier (RFC 5280,
 /// section 3.2).
 fn is_self_signed(certificate: &X509Certificate<'_>) -> bool {
     let (mut own, mut authority) = (None, None);
@@ -229,6 +228,8 @@ fn is_self_signed(certificate: &X509Certificate<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD;
     use proptest::prelude::*;
 
     use super::*;
@@ -359,7 +360,7 @@ mod tests {
         let (key, pem) = key();
         let text = message(&format!("{}{}", Ca::root("one").pem, pem.expose()));
         assert!(text.starts_with("block 2 (line ") && text.contains("is a private key"), "{text}");
-        let secret = aws_smithy_types::base64::encode(key.serialized_der());
+        let secret = BASE64_STANDARD.encode(key.serialized_der());
         for broken in [pem.expose().replace("-----\n", "-----"), pem.expose().replacen("-----", "----", 1)] {
             assert!(!format!("{:?}", parse(&broken).unwrap_err()).contains(&secret[..20]));
         }
@@ -387,7 +388,7 @@ mod tests {
         assert_eq!(before.keeping(&before, |_| true), before);
     }
 
-    /// Certificates are slow to make, and the properties need many.
+    /// Made once: certificates are slow to make, and each property runs many cases.
     static SOME: std::sync::LazyLock<Vec<Ca>> = std::sync::LazyLock::new(|| {
         let root = Ca::root_with("root", |params| params.use_authority_key_identifier_extension = true);
         let below = ["a", "b", "c"].map(|name| root.below(name));
@@ -411,9 +412,9 @@ mod tests {
             bytes[position] = byte;
             if let Ok(bundle) = TrustBundle::parse(&bytes, "file", "1") {
                 prop_assert_eq!(bundle.anchors.len(), SOME.len());
-                // Damage shows where a certificate is signed with its own key.
+                // A self-signed certificate shows its own damage.
                 let identity = |der: &[u8]| {
-                    let ca = x509::read(der).ok()?;
+                    let ca = der::read(der).ok()?;
                     Some((ca.subject().as_raw().to_owned(), ca.public_key().raw.to_owned()))
                 };
                 prop_assert_eq!(identity(&bundle.anchors[0].der), identity(&SOME[0].der));

@@ -1,5 +1,5 @@
-//! Where trust bundles come from.
+//! The sources of trust bundles.
 
-pub mod file;
-pub mod issuer;
+pub(crate) mod file;
+pub(crate) mod issuer;
 pub mod secrets_manager;

@@ -1,20 +1,22 @@
 //! Key pair and CSR.
 //!
-//! Every issuance has a key of its own, made here and never sent anywhere: what leaves the node is the CSR.
+//! Every issuance has its own key. The key is made here and stays on the node: only the CSR leaves.
 
 use rcgen::{
     CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, RsaKeySize, SanType,
+    PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, PublicKeyData, RsaKeySize, SanType,
 };
+use rustls::pki_types::PrivateKeyDer;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::x509::pem;
 use crate::x509::san::Sans;
 
 /// An X.520 common name is at most 64 characters (RFC 5280, appendix A.1, ub-common-name).
 const MAX_COMMON_NAME: usize = 64;
 
-/// The leaf's key.
+/// The algorithm of the leaf's key.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeyAlgorithm {
@@ -46,22 +48,27 @@ impl std::fmt::Display for KeyAlgorithm {
     }
 }
 
-/// A private key in PKCS#8 PEM, wiped from memory when dropped and never printed.
+/// A private key, PKCS#8 in PEM. It is wiped from memory when dropped and never printed.
 #[derive(Clone, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(transparent)]
 pub struct PrivateKeyPem(Zeroizing<String>);
 
 impl PrivateKeyPem {
-    /// Takes ownership of PEM text.
+    /// Takes the text as it is; [`public_key_der`] tells whether it is a key.
     #[must_use]
     pub fn new(pem: Zeroizing<String>) -> Self {
         Self(pem)
     }
 
-    /// The PEM text, for the file that only nats-server reads and for signing.
+    /// The PEM text, for the file that nats-server reads.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// The key in DER, for signing and for TLS; nothing where the text is damaged.
+    pub(crate) fn to_der(&self) -> Option<PrivateKeyDer<'static>> {
+        pem::private_key(&self.0).map(PrivateKeyDer::Pkcs8)
     }
 }
 
@@ -71,45 +78,45 @@ impl std::fmt::Debug for PrivateKeyPem {
     }
 }
 
-/// A key, and the request that has it signed.
+/// A key and the request for its certificate.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Csr {
-    /// The key.
+    /// Stays on the node.
     pub key: PrivateKeyPem,
     /// The key's algorithm.
     pub algorithm: KeyAlgorithm,
-    /// The PKCS#10 request in PEM.
+    /// PKCS#10 in PEM.
     pub pem: String,
-    /// What the request asks to be named.
+    /// The names and addresses in the request.
     pub sans: Sans,
 }
 
-/// Why no key or CSR could be made.
+/// Why there is no key or CSR.
 #[derive(Debug, thiserror::Error)]
 pub enum CsrError {
     /// The key could not be made.
     #[error("could not make a {algorithm} key")]
     Key {
-        /// Of this algorithm.
+        /// The key's algorithm.
         algorithm: KeyAlgorithm,
-        /// What the crypto library said.
+        /// The crypto library's error.
         #[source]
         source: rcgen::Error,
     },
     /// The request could not be made.
     #[error("could not make a CSR for {node}")]
     Request {
-        /// For this node.
+        /// The node's name.
         node: String,
-        /// What the crypto library said.
+        /// The crypto library's error.
         #[source]
         source: rcgen::Error,
     },
 }
 
 impl Csr {
-    /// Makes a fresh key and a CSR with the node's names and addresses, for both server and client use: routes need
-    /// both usages. RSA takes up to seconds of CPU time: call it where blocking is allowed.
+    /// Makes a new key and a CSR with the node's names and addresses. The CSR asks for both usages, server and client:
+    /// routes need both. An RSA key takes up to seconds of CPU time: call this where blocking is allowed.
     pub fn generate(name: &str, sans: &Sans, algorithm: KeyAlgorithm) -> Result<Self, CsrError> {
         let key = match algorithm {
             KeyAlgorithm::EcdsaP256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256),
@@ -134,8 +141,8 @@ impl Csr {
         Ok(Self { key, algorithm, pem, sans: sans.clone() })
     }
 
-    /// The idempotency token: the CSR's hash, so that a repeated request is the same request and a new key is never
-    /// answered with an old key's certificate. 1 to 36 characters
+    /// The CSR's hash. So a repeated request is the same request, and a new key never gets an old key's certificate. The
+    /// service takes 1 to 36 characters
     /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>).
     #[must_use]
     pub fn idempotency_token(&self) -> String {
@@ -143,15 +150,10 @@ impl Csr {
         token.truncate(36);
         token
     }
-
-    /// The public key as a `SubjectPublicKeyInfo` in DER, read back from the private key.
-    pub fn public_key_der(&self) -> Result<Vec<u8>, CsrError> {
-        public_key_der(&self.key).map_err(|source| CsrError::Key { algorithm: self.algorithm, source })
-    }
 }
 
-/// The `SubjectPublicKeyInfo` in DER that belongs to a private key.
+/// The `SubjectPublicKeyInfo` in DER of a private key.
 pub fn public_key_der(key: &PrivateKeyPem) -> Result<Vec<u8>, rcgen::Error> {
-    use rcgen::PublicKeyData;
-    Ok(KeyPair::from_pem(key.expose())?.subject_public_key_info())
+    let der = key.to_der().ok_or(rcgen::Error::CouldNotParseKeyPair)?;
+    Ok(KeyPair::try_from(&der)?.subject_public_key_info())
 }

@@ -1,12 +1,12 @@
-//! Reading X.509 certificates.
+//! X.509 certificates in DER.
 
 use rustls::pki_types::SignatureVerificationAlgorithm;
 use webpki::aws_lc_rs as algorithms;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::x509::X509Name;
 
-/// What signs certificates here: what webpki and Go verify alike. webpki's own list has ML-DSA too, which no nats-server
-/// built before Go 1.27 can verify.
+/// The signature algorithms that webpki and Go both verify. webpki's own list also has ML-DSA, which a nats-server built
+/// before Go 1.27 can't verify.
 pub(crate) static VERIFIED: &[&dyn SignatureVerificationAlgorithm] = &[
     algorithms::ECDSA_P256_SHA256,
     algorithms::ECDSA_P256_SHA384,
@@ -30,21 +30,16 @@ pub(crate) static VERIFIED: &[&dyn SignatureVerificationAlgorithm] = &[
     algorithms::RSA_PSS_2048_8192_SHA512_LEGACY_KEY,
 ];
 
-/// The deepest nesting outside of extensions is that of a name: certificate, content, name, set, attribute, value. An
-/// attribute's value may hold more.
+/// Outside extensions a name nests deepest: certificate, content, name, set, attribute, value. The value may nest
+/// further.
 const MAX_DEPTH: usize = 16;
 
-/// Why bytes are not one certificate.
+/// Why bytes are not exactly one certificate.
 pub(crate) enum DerFault {
     /// Not X.509 in DER.
     Unreadable,
     /// Bytes follow the certificate.
-    Trailing {
-        /// How many.
-        count: usize,
-        /// The certificate's subject.
-        subject: String,
-    },
+    Trailing { count: usize, subject: String },
 }
 
 /// Reads exactly one certificate.
@@ -60,11 +55,11 @@ pub(crate) fn read(der: &[u8]) -> Result<X509Certificate<'_>, DerFault> {
     }
 }
 
-/// Whether every constructed element is filled exactly by whole elements. The parser above takes a name that breaks off
-/// for a shorter one; Go doesn't read such a certificate at all.
+/// Whether complete elements fill every constructed element exactly. x509-parser reads a truncated name as a shorter
+/// name; Go rejects such a certificate.
 fn well_formed(mut der: &[u8], depth: usize) -> bool {
     while let [tag, length, rest @ ..] = der {
-        // The shortest form of each length (X.690, section 10.1), up to two bytes.
+        // DER allows only the shortest form of a length (X.690, section 10.1). Two bytes suffice here.
         let (length, rest) = match (*length, rest) {
             (short @ ..=0x7f, rest) => (usize::from(short), rest),
             (0x81, [length, rest @ ..]) if *length > 0x7f => (usize::from(*length), rest),
@@ -81,7 +76,7 @@ fn well_formed(mut der: &[u8], depth: usize) -> bool {
     der.is_empty()
 }
 
-/// A distinguished name on one line, without control characters: it is shown on terminals and written to logs.
+/// A distinguished name on one line. Terminals and logs show it, so control characters are replaced.
 pub(crate) fn name(name: &X509Name<'_>) -> String {
     name.to_string().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(512).collect()
 }

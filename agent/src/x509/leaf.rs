@@ -1,4 +1,4 @@
-//! A leaf's facts.
+//! What a leaf says.
 
 use std::net::IpAddr;
 
@@ -10,20 +10,20 @@ use super::pem::{self, PemError};
 use crate::digest::{hex, sha256_hex};
 use crate::x509::san::{DnsName, Sans};
 
-/// A leaf's facts, read from the certificate itself.
+/// A parsed leaf.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leaf {
-    /// DER.
+    /// The certificate itself.
     pub der: Vec<u8>,
-    /// Serial number, hexadecimal without leading zeros.
+    /// Hexadecimal, without leading zeros.
     pub serial: String,
     /// The issuer's distinguished name.
     pub issuer: String,
-    /// Start of validity. PCA sets it an hour before issuance.
+    /// PCA sets it an hour before issuance.
     pub not_before: OffsetDateTime,
     /// End of validity.
     pub not_after: OffsetDateTime,
-    /// Names and addresses. Other kinds of SAN, and names that are no host names, are left out.
+    /// Host names and addresses. Every other kind of SAN is left out.
     pub sans: Sans,
     /// SHA-256 of the DER, hexadecimal.
     pub sha256: String,
@@ -35,7 +35,7 @@ pub enum LeafError {
     /// The PEM text is damaged.
     #[error("could not read the certificate's PEM text")]
     Pem(#[source] PemError),
-    /// There is no certificate.
+    /// The text has no block.
     #[error("there is no certificate in the PEM text; it needs a block \"-----BEGIN CERTIFICATE-----\"")]
     Empty,
     /// Not an X.509 certificate.
@@ -44,8 +44,8 @@ pub enum LeafError {
 }
 
 impl Leaf {
-    /// Reads a certificate in DER.
-    pub fn parse(der: &[u8]) -> Result<Self, LeafError> {
+    /// Reads exactly one certificate.
+    pub(crate) fn parse(der: &[u8]) -> Result<Self, LeafError> {
         let certificate = der::read(der).map_err(|_| LeafError::Der)?;
         let mut sans = Sans::default();
         let names = certificate.subject_alternative_name().map_err(|_| LeafError::Der)?;
@@ -68,20 +68,19 @@ impl Leaf {
         })
     }
 
-    /// Its public key as a `SubjectPublicKeyInfo` in DER.
-    #[must_use]
-    pub fn public_key_der(&self) -> Option<Vec<u8>> {
+    /// The `SubjectPublicKeyInfo` in DER.
+    pub(crate) fn public_key_der(&self) -> Option<Vec<u8>> {
         der::read(&self.der).ok().map(|certificate| certificate.public_key().raw.to_owned())
     }
 
-    /// Reads the first certificate of PEM text; the whole text must be sound.
+    /// Reads the first certificate of PEM text. One damaged block refuses the whole text.
     pub fn from_pem(pem: &str) -> Result<Self, LeafError> {
         let blocks = pem::certificates(pem.as_bytes()).map_err(LeafError::Pem)?;
         Self::parse(&blocks.first().ok_or(LeafError::Empty)?.der)
     }
 }
 
-/// Four or sixteen octets (RFC 5280, section 4.2.1.6).
+/// An address has four or sixteen octets (RFC 5280, section 4.2.1.6).
 fn address(octets: &[u8]) -> Option<IpAddr> {
     <[u8; 4]>::try_from(octets).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
 }

@@ -1,26 +1,28 @@
-//! PEM, read strictly (RFC 7468).
+//! The only reader of PEM in the agent, and it is strict (RFC 7468).
 //!
-//! Go's reader, and with it nats-server, skips a block that it can't read, and a block that is skipped is a CA lost
-//! without a word (seen on nats-server 2.9.10 and 2.15.1). Here every line either belongs to a whole block or is
-//! comment that can't be mistaken for a part of one.
+//! Go's reader, and so nats-server, skips a block that it can't read. A skipped block is a CA lost without a word (seen on
+//! nats-server 2.9.10 and 2.15.1). Here every line belongs to a complete block or is a comment, and no damage turns a line
+//! of a block into a comment.
 
-use aws_smithy_types::base64;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use zeroize::Zeroizing;
 
-/// The only label that is read.
+/// The label of every block that [`certificates`] accepts.
 const CERTIFICATE: &str = "CERTIFICATE";
 
-/// One block's content.
+/// One decoded block. Its content is not parsed yet.
 #[derive(Debug)]
 pub(crate) struct Block {
     /// Counted from 1.
     pub(crate) number: usize,
-    /// The line of its BEGIN, counted from 1.
+    /// The line of BEGIN, counted from 1.
     pub(crate) line: usize,
-    /// What the base64 text stands for. Not looked at.
     pub(crate) der: Vec<u8>,
 }
 
-/// What is wrong with PEM text, and where. No content is quoted: it may be a private key.
+/// A fault in PEM text, and its place. The text is never quoted: it may be a private key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("block {number} (line {line}) {fault}")]
 pub struct PemError {
@@ -28,7 +30,7 @@ pub struct PemError {
     pub number: usize,
     /// The line, counted from 1.
     pub line: usize,
-    /// What is wrong.
+    /// What is wrong there.
     pub fault: PemFault,
 }
 
@@ -41,31 +43,31 @@ pub enum PemFault {
     /// END without BEGIN.
     #[error("ends and has no \"-----BEGIN CERTIFICATE-----\": its beginning is missing; copy it whole")]
     Unopened,
-    /// A boundary line that is not written as one.
+    /// A line that was BEGIN or END and is damaged.
     #[error(
         "has a damaged BEGIN or END line; it must read \"-----BEGIN CERTIFICATE-----\" or \"-----END CERTIFICATE-----\" and nothing else"
     )]
     Boundary,
-    /// A body outside any block.
+    /// Base64 of a certificate outside any block.
     #[error("has neither BEGIN nor END line, and looks like a certificate; add the two lines, or remove it")]
     Stray,
     /// The body is not base64.
     #[error("is damaged: what stands between BEGIN and END is not base64; copy it again")]
     Base64,
-    /// A block of some other kind.
+    /// A block with another label.
     #[error("is a {label:?} and not a \"CERTIFICATE\"; remove it, or convert it with `openssl x509`")]
     Label {
-        /// Its label.
+        /// The label found.
         label: String,
     },
-    /// A private key where only public things belong.
+    /// A private key in a file of certificates, which others can read.
     #[error(
         "is a private key; remove it, and replace that key wherever it is used: who can read this can impersonate its owner"
     )]
     PrivateKey,
 }
 
-/// Reads every block. Text between blocks is comment.
+/// Reads every certificate. Text between blocks is comment.
 pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<Block>, PemError> {
     let mut blocks: Vec<Block> = Vec::new();
     let mut open: Option<(usize, Vec<u8>)> = None;
@@ -80,11 +82,7 @@ pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<Block>, PemError> {
             (Line::Begin(label), None) => return Err(fault(line, PemFault::Label { label: label.to_owned() })),
             (Line::Begin(_), Some((begin, _))) => return Err(fault(begin, PemFault::Unclosed)),
             (Line::End(CERTIFICATE), Some((begin, body))) => {
-                let der = std::str::from_utf8(&body)
-                    .ok()
-                    .and_then(|body| base64::decode(body).ok())
-                    .filter(|der| !der.is_empty())
-                    .ok_or_else(|| fault(begin, PemFault::Base64))?;
+                let der = decode(&body).ok_or_else(|| fault(begin, PemFault::Base64))?;
                 blocks.push(Block { number, line: begin, der });
             }
             (Line::End(_), None) => return Err(fault(line, PemFault::Unopened)),
@@ -103,10 +101,23 @@ pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<Block>, PemError> {
     }
 }
 
-/// One block, as RFC 7468, section 2, has generators write it: lines of 64 characters, LF.
+/// Reads one private key in PKCS#8, as the agent writes it: one block and nothing around it.
+///
+/// It tells no reason for a failure: a reason could quote the key.
+pub(crate) fn private_key(pem: &str) -> Option<PrivatePkcs8KeyDer<'static>> {
+    let body = pem.trim().strip_prefix("-----BEGIN PRIVATE KEY-----")?.strip_suffix("-----END PRIVATE KEY-----")?;
+    let body: Zeroizing<Vec<u8>> = Zeroizing::new(body.lines().flat_map(str::bytes).collect());
+    decode(&body).map(Into::into)
+}
+
+fn decode(body: &[u8]) -> Option<Vec<u8>> {
+    BASE64_STANDARD.decode(body).ok().filter(|der| !der.is_empty())
+}
+
+/// Writes one block in the form of RFC 7468, section 2: lines of 64 characters, LF.
 pub(crate) fn encode(der: &[u8]) -> String {
     let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
-    for (index, character) in base64::encode(der).chars().enumerate() {
+    for (index, character) in BASE64_STANDARD.encode(der).chars().enumerate() {
         if index > 0 && index % 64 == 0 {
             text.push('\n');
         }
@@ -116,11 +127,11 @@ pub(crate) fn encode(der: &[u8]) -> String {
     text
 }
 
-/// A line, by what it does to blocks.
+/// A line, by its effect on blocks.
 enum Line<'a> {
     Begin(&'a str),
     End(&'a str),
-    /// Was a boundary once.
+    /// A boundary before it was damaged.
     Damaged,
     Text,
 }
@@ -135,7 +146,7 @@ impl<'a> Line<'a> {
                 .filter(|label| (1..=40).contains(&label.len()) && label.bytes().all(|byte| plain(&byte)))
         };
         let holds = |part: &[u8]| line.windows(part.len()).any(|window| window == part);
-        // A rule of dashes is comment: no damage makes a boundary into one.
+        // A line of dashes alone is comment: no damage turns a boundary into such a line.
         let is_rule = line.iter().all(|byte| *byte == b'-');
         if let Some(label) = label(b"-----BEGIN ") {
             Self::Begin(label)
@@ -149,7 +160,25 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Whether the line begins a certificate in base64: a DER SEQUENCE with a length of two bytes.
+/// Whether the line starts a certificate in base64. "MII" is a DER SEQUENCE whose length takes two bytes.
 fn is_body(line: &[u8]) -> bool {
     line.starts_with(b"MII") && line.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::x509::test_ca::key;
+
+    #[test]
+    fn a_private_key_is_read_whole_or_not_at_all() {
+        let (pair, pem) = key();
+        let text = pem.expose();
+        assert_eq!(private_key(text).unwrap().secret_pkcs8_der(), pair.serialized_der());
+        let other = text.replace("PRIVATE KEY", "EC PRIVATE KEY");
+        let twice = format!("{text}{text}");
+        for damaged in ["", &text[1..], &text[..text.len() - 2], &text.replacen("MIG", "M%G", 1), &other, &twice] {
+            assert!(private_key(damaged).is_none());
+        }
+    }
 }

@@ -1,18 +1,18 @@
-//! Subject alternative names: what a leaf can be dialled by.
+//! Subject alternative names: the names and addresses that clients and peers dial.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// A host name that can stand in a certificate (RFC 1123, section 2.1; RFC 5280, section 4.2.1.6), in lower case and
-/// without a trailing dot.
+/// A host name as certificates hold it (RFC 1123, section 2.1; RFC 5280, section 4.2.1.6). It is in lower case and has no
+/// trailing dot.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(try_from = "String", into = "String")]
 pub struct DnsName(String);
 
 impl DnsName {
-    /// The name.
+    /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -45,7 +45,7 @@ impl From<DnsName> for String {
     }
 }
 
-/// The subject alternative names of a leaf: every name and address that a peer or a client may dial.
+/// The subject alternative names of a leaf.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 pub struct Sans {
     /// Host names.
@@ -55,9 +55,8 @@ pub struct Sans {
 }
 
 impl Sans {
-    /// Whether each of `asked` is among these.
-    #[must_use]
-    pub fn cover(&self, asked: &Self) -> bool {
+    /// Whether these contain every name and address of `asked`.
+    pub(crate) fn cover(&self, asked: &Self) -> bool {
         asked.dns.is_subset(&self.dns) && asked.ips.is_subset(&self.ips)
     }
 }

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::x509::csr::PrivateKeyPem;
 use crate::x509::san::{DnsName, Sans};
 
-/// When all of it is valid.
+/// Every default certificate is valid now.
 pub(crate) const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
 
 /// A CA with its key.
@@ -43,7 +43,7 @@ impl Ca {
         Self { pem: certificate.pem(), der: certificate.der().to_vec(), params, key }
     }
 
-    /// Another certificate of this CA for the key of `ca`.
+    /// This CA signs another certificate for the key of `ca`.
     pub(crate) fn again(&self, ca: &Self, change: impl FnOnce(&mut CertificateParams)) -> Self {
         let mut params = ca.params.clone();
         change(&mut params);
@@ -68,7 +68,7 @@ impl Ca {
         Issuer::from_params(&self.params, &self.key)
     }
 
-    /// A leaf for `key` with the names of [`sans`], for both uses, valid now.
+    /// A leaf for `key` with the names of [`sans`] and both usages.
     pub(crate) fn leaf(&self, key: &KeyPair) -> Certificate {
         self.leaf_with(key, |_| ())
     }
@@ -89,14 +89,14 @@ impl Ca {
     }
 }
 
-/// A leaf's key in both forms.
+/// One leaf's key, in both forms.
 pub(crate) fn key() -> (KeyPair, PrivateKeyPem) {
     let key = KeyPair::generate().unwrap();
     let pem = PrivateKeyPem::new(Zeroizing::new(key.serialize_pem()));
     (key, pem)
 }
 
-/// What [`Ca::leaf`] names.
+/// The names and addresses that [`Ca::leaf`] carries.
 pub(crate) fn sans() -> Sans {
     Sans { dns: [DnsName::try_from("n1.nats.internal".to_owned()).unwrap()].into(), ips: [[10, 0, 1, 5].into()].into() }
 }

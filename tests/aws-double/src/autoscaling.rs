@@ -1,4 +1,4 @@
-//! Amazon EC2 Auto Scaling.
+//! Amazon EC2 Auto Scaling, as its documentation describes it.
 
 use time::OffsetDateTime;
 
@@ -28,8 +28,8 @@ pub struct Member {
 }
 
 impl Fleet {
-    /// DescribeAutoScalingGroups: the groups of these names, or all; 50 a page if not asked otherwise, 100 at most. Names
-    /// that aren't known are left out. A group lists the instances that are not terminated yet, without addresses
+    /// DescribeAutoScalingGroups. Returns the groups with these names, or all groups: 50 a page by default, 100 at
+    /// most. Unknown names are omitted. A group lists its instances until they are terminated, without addresses
     /// (<https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_DescribeAutoScalingGroups.html>).
     ///
     /// # Errors
@@ -47,8 +47,8 @@ impl Fleet {
         page(groups.collect(), self.autoscaling_paging, asked, next_token, "InvalidNextToken")
     }
 
-    /// DescribeAutoScalingInstances: these instances, or all; 50 a page at most. "If you specify an ID that does not exist,
-    /// it is ignored with no error"
+    /// DescribeAutoScalingInstances. Returns these instances, or all instances, at most 50 a page. "If you specify an
+    /// ID that does not exist, it is ignored with no error"
     /// (<https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_DescribeAutoScalingInstances.html>).
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Amazon EC2: DescribeInstances.
+//! Amazon EC2: the operation DescribeInstances.
 
 use std::net::IpAddr;
 
@@ -18,16 +18,15 @@ pub struct Described {
     pub id: String,
     /// `instanceState`: `running` or `terminated`.
     pub state: &'static str,
-    /// `privateIpAddress` or `ipv6Address`; a terminated instance has none.
+    /// `privateIpAddress` or `ipv6Address`. A terminated instance has no address.
     pub address: Option<IpAddr>,
 }
 
 impl Fleet {
     /// DescribeInstances, by ids and by the filter `instance-id`. "If you specify an instance ID that is not valid, an
-    /// error is returned"; a filter leaves out what it doesn't find
-    /// (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html>). An instance that has just been
-    /// launched "might not have propagated"
-    /// (<https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>).
+    /// error is returned". A filter omits unknown ids
+    /// (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html>). A new instance "might not
+    /// have propagated" (<https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>).
     ///
     /// # Errors
     /// `RequestLimitExceeded`, `InvalidInstanceID.NotFound`, `InvalidNextToken`.

@@ -1,32 +1,32 @@
-//! What can go wrong with a call.
+//! Faults of calls, and the script that assigns them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::pca::Defect;
 
-/// The calls that are known here.
+/// The calls that this model knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operation {
-    /// Private CA.
+    /// A call of Private CA.
     IssueCertificate,
-    /// Private CA.
+    /// A call of Private CA.
     GetCertificate,
-    /// Private CA.
+    /// A call of Private CA.
     GetCertificateAuthorityCertificate,
-    /// Private CA.
+    /// A call of Private CA.
     DescribeCertificateAuthority,
-    /// Secrets Manager.
+    /// A call of Secrets Manager.
     GetSecretValue,
-    /// Auto Scaling.
+    /// A call of Auto Scaling.
     DescribeAutoScalingInstances,
-    /// Auto Scaling.
+    /// A call of Auto Scaling.
     DescribeAutoScalingGroups,
-    /// EC2.
+    /// A call of EC2.
     DescribeInstances,
 }
 
-/// How a service's requests, answers and errors look.
+/// The wire protocol of a service's requests, answers and errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
     /// AWS JSON 1.1 (<https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html>).
@@ -49,7 +49,7 @@ impl Operation {
         Self::DescribeInstances,
     ];
 
-    /// Its name in the API.
+    /// The operation's name in the API.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -77,56 +77,58 @@ impl Operation {
     }
 }
 
-/// What happens to a call.
+/// The fault of one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The service refuses with this code: status 400.
+    /// The service answers with this error code and status 400.
     Error(&'static str),
-    /// Too many requests, by the service's own code. `ThrottlingException`
+    /// The service throttles the call, with its own error code. `ThrottlingException`
     /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/CommonErrors.html>), `Throttling`
     /// (<https://docs.aws.amazon.com/autoscaling/ec2/APIReference/CommonErrors.html>) or `RequestLimitExceeded`
     /// (<https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-errors.html>).
     Throttled,
-    /// The role may not: `AccessDeniedException`, `AccessDenied`, `UnauthorizedOperation` of the same pages.
+    /// The role lacks the permission: `AccessDeniedException`, `AccessDenied` or `UnauthorizedOperation` of the same
+    /// pages.
     Denied,
-    /// The caller's clock is wrong: `InvalidSignatureException` and, in the query protocol, `SignatureDoesNotMatch` with
-    /// these words (<https://docs.aws.amazon.com/IAM/latest/UserGuide/signature-v4-troubleshooting.html>); `RequestExpired`
-    /// (<https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-errors.html>).
+    /// The caller's clock is wrong. The codes are `InvalidSignatureException` and, in the query protocol,
+    /// `SignatureDoesNotMatch` with this message
+    /// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/signature-v4-troubleshooting.html>). EC2 answers
+    /// `RequestExpired` (<https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-errors.html>).
     WrongClock,
-    /// The service, or a load balancer before it, fails with this status and a page that names no code.
+    /// The service, or a load balancer in front of it, answers with this status and a page without an error code.
     Status(u16),
-    /// The answer comes that much later.
+    /// The answer is delayed by this time.
     Delay(Duration),
-    /// The request is taken, nothing is done, and no answer ever comes.
+    /// The service takes the request, does nothing, and never answers.
     Hang,
-    /// What is asked for is done, and no answer ever comes.
+    /// The service performs the request, and never answers.
     LoseAnswer,
-    /// The connection is reset as soon as the request is there; nothing is done.
+    /// The connection is reset as soon as the request arrives, and nothing is done.
     Reset,
-    /// What is asked for is done, and the connection ends in the middle of the answer.
+    /// The service performs the request, and the connection ends in the middle of the answer.
     Truncated,
-    /// What is asked for is done, and half of the answer comes as if it were whole.
+    /// The service performs the request, and half of the answer arrives as if it were the whole.
     Half,
-    /// What is asked for is done, and the answer is true, and larger than anybody should read.
+    /// The service performs the request. The answer is correct, but too large for any reader.
     Huge,
-    /// 200, and a page of some proxy.
+    /// A proxy answers with status 200 and an HTML page.
     Html,
-    /// What is asked for is done, and the answer is true, by a content type that is none of the service's.
+    /// The service performs the request. The answer is correct, but has a foreign content type.
     ContentType,
-    /// 200, the right content type, and a body that is nothing.
+    /// The answer has status 200, the right content type, and an empty body.
     Empty,
-    /// GetCertificate returns a certificate with a defect.
+    /// GetCertificate returns a certificate with this defect.
     Certificate(Defect),
-    /// GetCertificate's answer has no chain.
+    /// GetCertificate returns no chain.
     ChainMissing,
-    /// The chain of GetCertificate's answer stands upside down, twice, with a stranger before it.
+    /// GetCertificate returns the chain in reverse order, twice, preceded by an unrelated certificate.
     ChainOutOfOrder,
 }
 
-/// Longer than any answer that is documented.
+/// The size of a huge answer in bytes, larger than every documented answer.
 pub const HUGE: usize = 9 * 1024 * 1024;
 
-/// What happens to the calls of each operation: first the faults that are there for one call each, then the standing one.
+/// The faults of each operation's calls: first the queued faults, for one call each, then the standing fault.
 #[derive(Debug, Default)]
 pub(crate) struct Script {
     once: BTreeMap<Operation, VecDeque<Option<Fault>>>,

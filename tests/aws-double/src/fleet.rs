@@ -1,4 +1,4 @@
-//! Instances and their groups: what Auto Scaling and EC2 answer about, each as late as it is.
+//! Instances and their groups, on which the answers of Auto Scaling and EC2 depend, each with its own lag.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,12 +8,12 @@ use time::{Duration, OffsetDateTime};
 use crate::ServiceError;
 use crate::quota::TokenBucket;
 
-/// How lists are cut into pages. There is a next page as long as there is a token, however few records a page holds
-/// (<https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_DescribeAutoScalingGroups.html>,
+/// The division of lists into pages. A token means that another page follows, even if the page holds few records or
+/// none (<https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_DescribeAutoScalingGroups.html>,
 /// <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html>).
 #[derive(Clone, Copy, Debug)]
 pub struct Paging {
-    /// The most records in a page, whatever is asked for.
+    /// The largest number of records in a page, whatever the request asks for.
     pub at_most: usize,
     /// Whether the first page is empty.
     pub empty_first: bool,
@@ -28,18 +28,19 @@ impl Default for Paging {
 /// Instances and groups in one account and Region.
 #[derive(Debug)]
 pub struct Fleet {
-    /// How far Auto Scaling's answers lag behind. An instance that is new isn't in them yet, one that is gone still is. No
-    /// page of Auto Scaling's promises or bounds this; it launches and terminates through EC2, whose answers do lag
-    /// (<https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>), so a client has to bear it.
+    /// The lag of Auto Scaling's answers. A new instance is still missing in them, and a terminated instance is still
+    /// listed. No page on Auto Scaling promises or bounds the lag. Auto Scaling launches and terminates through EC2,
+    /// whose answers lag (<https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>), so a client
+    /// must expect it.
     pub autoscaling_lag: Duration,
-    /// How far EC2's answers lag behind: "The Amazon EC2 API follows an eventual consistency model"
+    /// The lag of EC2's answers: "The Amazon EC2 API follows an eventual consistency model"
     /// (<https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>).
     pub ec2_lag: Duration,
     /// Auto Scaling's pages.
     pub autoscaling_paging: Paging,
     /// EC2's pages.
     pub ec2_paging: Paging,
-    /// Calls of DescribeInstances with a filter or paging: a bucket of 100, refilled with 20 a second
+    /// The quota for DescribeInstances with a filter or paging: a bucket of 100, refilled with 20 a second
     /// (<https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html>). Auto Scaling documents no figures.
     pub describe_instances_quota: TokenBucket,
     pub(crate) region: String,
@@ -50,13 +51,13 @@ pub struct Fleet {
 /// An instance, with its history.
 #[derive(Clone, Debug)]
 pub struct Instance {
-    /// `i-…`.
+    /// The instance id, `i-…`.
     pub id: String,
-    /// Its primary private address.
+    /// The primary private address.
     pub address: IpAddr,
-    /// The group that it is in.
+    /// The group of the instance.
     pub group: String,
-    /// Since when it has which lifecycle state; the first one is its launch.
+    /// The lifecycle states with their times. The first entry is the launch.
     history: Vec<(OffsetDateTime, String)>,
 }
 
@@ -64,15 +65,16 @@ pub struct Instance {
 pub const TERMINATED: &str = "Terminated";
 
 impl Instance {
-    /// Its lifecycle state at a time
-    /// (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-lifecycle.html>); none before its launch.
+    /// The lifecycle state at a time
+    /// (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-lifecycle.html>). `None` before the
+    /// launch.
     #[must_use]
     pub fn state_at(&self, at: OffsetDateTime) -> Option<&str> {
         let last = self.history.iter().rev().find(|(since, _)| *since <= at);
         last.map(|(_, state)| state.as_str())
     }
 
-    /// Since when it is terminated.
+    /// The time of termination.
     pub(crate) fn terminated_at(&self) -> Option<OffsetDateTime> {
         self.history.iter().find(|(_, state)| state == TERMINATED).map(|(since, _)| *since)
     }
@@ -83,7 +85,7 @@ impl Instance {
 }
 
 impl Fleet {
-    /// Without groups, and without lag.
+    /// A fleet without groups, and without lag.
     #[must_use]
     pub fn new(region: &str) -> Self {
         Self {
@@ -103,7 +105,7 @@ impl Fleet {
         self.groups.insert(name.into());
     }
 
-    /// Deletes a group. Its instances are nobody's then.
+    /// Deletes a group. Its instances then belong to no group.
     pub fn delete_group(&mut self, name: &str) {
         self.groups.remove(name);
     }
@@ -115,7 +117,7 @@ impl Fleet {
         self.instances.insert(id.into(), Instance { id: id.into(), address, group: group.into(), history });
     }
 
-    /// Moves an instance to a lifecycle state: any text, as AWS adds some now and then.
+    /// Moves an instance to a lifecycle state. Any text is accepted, because AWS adds states.
     pub fn set_state(&mut self, id: &str, state: &str, now: OffsetDateTime) {
         if let Some(instance) = self.instances.get_mut(id) {
             instance.history.push((now, state.into()));
@@ -127,19 +129,19 @@ impl Fleet {
         self.set_state(id, TERMINATED, now);
     }
 
-    /// Forgets instances that were terminated before a time, so that a long simulation doesn't carry them along.
+    /// Removes instances that were terminated before a time, to bound the memory of a long simulation.
     pub fn forget_terminated_before(&mut self, before: OffsetDateTime) {
         self.instances.retain(|_, instance| instance.terminated_at().is_none_or(|at| at >= before));
     }
 
-    /// An instance.
+    /// The instance with this id.
     #[must_use]
     pub fn instance(&self, id: &str) -> Option<&Instance> {
         self.instances.get(id)
     }
 }
 
-/// Cuts a page out of a list; the token of the next one.
+/// Cuts a page out of a list, and returns the token of the next page.
 pub(crate) fn page<T>(
     items: Vec<T>,
     paging: Paging,

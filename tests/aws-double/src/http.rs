@@ -1,4 +1,4 @@
-//! An account that the real SDK talks to: plain HTTP on a loopback address, with a script of faults.
+//! An account served to the real SDK: plain HTTP on a loopback address, with a script of faults.
 //!
 //! Signatures are not checked.
 
@@ -23,23 +23,23 @@ use crate::{Account, ServiceError};
 
 const MAX_REQUEST: usize = 1024 * 1024;
 
-/// A call that came by, however it ended.
+/// A recorded call, whatever its result.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// Which.
+    /// The operation.
     pub operation: Operation,
-    /// When.
+    /// The time of the call.
     pub at: OffsetDateTime,
     /// The request's body.
     pub request: String,
-    /// Status and body of the answer, once there is one; of a huge one without its filling.
+    /// Status and body of the answer, once there is an answer. The padding of a huge answer is left out.
     pub answer: Option<(u16, String)>,
-    /// What happened to it.
+    /// The fault that the script assigned.
     pub fault: Option<Fault>,
 }
 
 impl Call {
-    /// A text member of the request, in the protocols that are JSON.
+    /// A text member of the request, for the JSON protocols.
     #[must_use]
     pub fn asked(&self, member: &str) -> Option<String> {
         let object: serde_json::Value = serde_json::from_str(&self.request).ok()?;
@@ -47,7 +47,7 @@ impl Call {
     }
 }
 
-/// An account on an address; gone when dropped.
+/// An account served on an address until it is dropped.
 #[derive(Debug)]
 pub struct AwsDouble {
     address: SocketAddr,
@@ -63,10 +63,10 @@ struct Shared {
 }
 
 impl AwsDouble {
-    /// Serves an account there; port 0 is any.
+    /// Serves an account on `address`. Port 0 means any free port.
     ///
     /// # Errors
-    /// When nobody can listen there.
+    /// The address can't be bound.
     pub async fn start(address: SocketAddr, account: Account) -> std::io::Result<Self> {
         let shared = Arc::new(Mutex::new(Shared { account, script: Script::default(), calls: Vec::new() }));
         let mut double = Self { address, shared, server: None };
@@ -74,40 +74,40 @@ impl AwsDouble {
         Ok(double)
     }
 
-    /// `AWS_ENDPOINT_URL`.
+    /// The value for `AWS_ENDPOINT_URL`.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Changes the account, or asks it something, at this moment.
+    /// Changes or reads the account at the current time.
     pub fn account<T>(&self, look: impl FnOnce(&mut Account, OffsetDateTime) -> T) -> T {
         look(&mut lock(&self.shared).account, now())
     }
 
-    /// What happens to an operation's calls from now on; with `None`, nothing.
+    /// Sets the standing fault of an operation's calls. `None` removes it.
     pub fn set_fault(&self, operation: Operation, fault: Option<Fault>) {
         lock(&self.shared).script.set(operation, fault);
     }
 
-    /// What happens to an operation's next calls, one after the other, before the standing fault.
+    /// Queues faults for an operation's next calls. They come before the standing fault.
     pub fn queue_faults(&self, operation: Operation, faults: impl IntoIterator<Item = Option<Fault>>) {
         lock(&self.shared).script.queue(operation, faults);
     }
 
-    /// AWS is gone: connections are closed, new ones refused.
+    /// Makes AWS unreachable: connections are closed, and new connections are refused.
     pub async fn cut(&mut self) {
         if let Some(server) = self.server.take() {
             server.abort();
-            // Its end is a cancellation; once it has come, the port is closed.
+            // The task ends by cancellation, and the port is closed after that.
             drop(server.await);
         }
     }
 
-    /// AWS is back.
+    /// Makes AWS reachable again.
     ///
     /// # Errors
-    /// When nobody can listen there.
+    /// The address can't be bound.
     pub async fn restore(&mut self) -> std::io::Result<()> {
         if self.server.is_none() {
             let listener = TcpListener::bind(self.address).await?;
@@ -125,7 +125,7 @@ impl AwsDouble {
         lock(&self.shared).calls.iter().filter(|call| call.operation == operation).cloned().collect()
     }
 
-    /// How many certificates were paid for.
+    /// The number of paid certificates.
     #[must_use]
     pub fn certificates(&self) -> usize {
         lock(&self.shared).account.pca.paid().len()
@@ -140,7 +140,7 @@ impl Drop for AwsDouble {
     }
 }
 
-/// A task that panicked left notes that are still true.
+/// A poisoned lock is used on, because the notes of a task that panicked are still correct.
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,12 +1,14 @@
-//! AWS as its documentation describes it: Private CA, Secrets Manager, Auto Scaling and EC2, as far as the agent calls
-//! them, in one account and Region.
+//! A model of AWS as its documentation describes it. It covers the agent's calls to Private CA, Secrets Manager, Auto
+//! Scaling and EC2, in one account and Region.
 //!
-//! [`Account`] is pure: it does no I/O, never waits, and takes the time of every call as an argument, so that a simulation
-//! can run a year of it in seconds. What the documentation says and a convenient double leaves out is what it is for:
-//! issuance takes time, validity is honoured and limited, a token is remembered for five minutes, calls are throttled,
-//! pages are short, and answers lag behind. Each rule names the page that it follows.
+//! [`Account`] is pure: it does no I/O, never waits, and takes the time of every call as an argument. A simulation can
+//! run a year of it in seconds.
 //!
-//! [`http::AwsDouble`] is an account that the real SDK talks to, on a loopback address, with a script of faults.
+//! The model includes documented behaviour that a convenient double omits. Issuance takes time, and validity is
+//! honoured and limited. A token is remembered for five minutes. Calls are throttled, pages are short, and answers lag
+//! behind. Each rule names its source page.
+//!
+//! [`http::AwsDouble`] serves an account to the real SDK on a loopback address, with a script of faults.
 
 pub mod autoscaling;
 pub mod ec2;
@@ -22,7 +24,7 @@ use fleet::Fleet;
 use pca::Pca;
 use secrets::Secrets;
 
-/// The account's id in every ARN: the one that AWS's documentation uses.
+/// The account id in every ARN, taken from AWS's documentation.
 pub const ACCOUNT_ID: &str = "111122223333";
 
 /// One account in one Region.
@@ -37,25 +39,25 @@ pub struct Account {
 }
 
 impl Account {
-    /// An empty account, with the quotas that AWS gives at first.
+    /// An empty account with AWS's initial quotas.
     #[must_use]
     pub fn new(region: &str) -> Self {
         Self { pca: Pca::new(region), secrets: Secrets::new(region), fleet: Fleet::new(region) }
     }
 }
 
-/// A service's refusal, as its wire protocol carries it.
+/// A service's error answer, as its wire protocol carries it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct ServiceError {
-    /// `ThrottlingException` and the like.
+    /// The error code, for instance `ThrottlingException`.
     pub code: &'static str,
-    /// The service's own words.
+    /// The service's message.
     pub message: String,
 }
 
 impl ServiceError {
-    /// A refusal.
+    /// An error answer with this code and message.
     #[must_use]
     pub fn new(code: &'static str, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }

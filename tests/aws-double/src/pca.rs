@@ -1,4 +1,4 @@
-//! AWS Private CA.
+//! AWS Private CA, as its documentation describes it.
 
 mod sign;
 mod validity;
@@ -30,9 +30,8 @@ pub const CERTIFICATES_PER_CA: usize = 1_000_000;
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>).
 pub const MAX_CSR: usize = 32_768;
 
-/// How many calls a second an account may make
-/// (<https://docs.aws.amazon.com/general/latest/gr/pca.html>); beyond, `ThrottlingException`
-/// (<https://docs.aws.amazon.com/privateca/latest/userguide/PcaLimits.html>).
+/// The number of calls a second that an account may make (<https://docs.aws.amazon.com/general/latest/gr/pca.html>).
+/// Further calls get `ThrottlingException` (<https://docs.aws.amazon.com/privateca/latest/userguide/PcaLimits.html>).
 #[derive(Clone, Debug)]
 pub struct Quotas {
     /// IssueCertificate: 25.
@@ -56,7 +55,7 @@ impl Default for Quotas {
     }
 }
 
-/// What a CA issues
+/// The certificates that a CA may issue
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_CertificateAuthority.html>).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UsageMode {
@@ -68,7 +67,7 @@ pub enum UsageMode {
 }
 
 impl UsageMode {
-    /// As the API writes it.
+    /// The API's spelling.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -78,24 +77,24 @@ impl UsageMode {
     }
 }
 
-/// How a CA is doing, and so what it can do
+/// The status of a CA, which decides what the CA can do
 /// (<https://docs.aws.amazon.com/privateca/latest/userguide/PcaUpdateStatus.html>).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// It has no certificate yet.
+    /// The CA has no certificate yet.
     PendingCertificate,
-    /// It issues.
+    /// The CA issues certificates.
     Active,
-    /// An administrator has switched it off.
+    /// An administrator has disabled the CA.
     Disabled,
-    /// Its certificate has ended.
+    /// The CA's certificate has expired.
     Expired,
-    /// It is deleted, and can be restored for a while.
+    /// The CA is deleted, and can be restored for some time.
     Deleted,
 }
 
 impl Status {
-    /// As the API writes it.
+    /// The API's spelling.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -108,12 +107,12 @@ impl Status {
     }
 }
 
-/// The CA's own key.
+/// The algorithm of the CA's key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CaKey {
     /// `RSA_2048`.
     Rsa2048,
-    /// `EC_prime256v1`: the cheapest to sign with.
+    /// `EC_prime256v1`, with the cheapest signatures.
     #[default]
     EcPrime256v1,
     /// `EC_secp384r1`.
@@ -121,7 +120,7 @@ pub enum CaKey {
 }
 
 impl CaKey {
-    /// As the API writes it.
+    /// The API's spelling.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -131,7 +130,7 @@ impl CaKey {
         }
     }
 
-    /// A signing algorithm that the key can be used with, as the API writes it.
+    /// A signing algorithm for this key, in the API's spelling.
     #[must_use]
     pub fn signing_algorithm(self) -> &'static str {
         match self {
@@ -141,7 +140,7 @@ impl CaKey {
         }
     }
 
-    /// What a signing algorithm that this key can be used with ends in.
+    /// The suffix of every signing algorithm for this key.
     fn family(self) -> &'static str {
         match self {
             Self::Rsa2048 => "RSA",
@@ -150,23 +149,23 @@ impl CaKey {
     }
 }
 
-/// A CA that is to be.
+/// The properties of a new CA.
 #[derive(Clone, Debug)]
 pub struct CaSettings {
-    /// Its subject.
+    /// The common name of the CA's subject.
     pub common_name: String,
-    /// What it issues.
+    /// The certificates that the CA may issue.
     pub usage_mode: UsageMode,
-    /// Its key.
+    /// The algorithm of the CA's key.
     pub key: CaKey,
-    /// How long its certificate is valid.
+    /// The lifetime of the CA's certificate.
     pub lifetime: Duration,
-    /// The CA above it, by ARN; without one it is a root.
+    /// The ARN of the parent CA. `None`: the CA is a root.
     pub parent: Option<String>,
 }
 
 impl CaSettings {
-    /// A root for ten years, for general purposes.
+    /// A general-purpose root with a lifetime of ten years.
     #[must_use]
     pub fn root(common_name: &str) -> Self {
         Self {
@@ -179,14 +178,14 @@ impl CaSettings {
     }
 }
 
-/// A CA.
+/// A CA with its certificate and everything it has issued.
 #[derive(Debug)]
 pub struct Authority {
     arn: String,
     settings: CaSettings,
     issuer: Issuer<'static, KeyPair>,
     pem: String,
-    /// The CAs above it in PEM, up to the root; empty for a root.
+    /// The CAs above this CA in PEM, up to the root. A root has none.
     above: String,
     not_before: OffsetDateTime,
     not_after: OffsetDateTime,
@@ -196,7 +195,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Its status then: EXPIRED once its certificate has ended.
+    /// The status at `now`. It is EXPIRED once the CA's certificate has expired.
     #[must_use]
     pub fn status(&self, now: OffsetDateTime) -> Status {
         if self.not_after <= now && matches!(self.status, Status::Active | Status::Disabled) {
@@ -206,31 +205,31 @@ impl Authority {
         }
     }
 
-    /// Its certificate in PEM.
+    /// The CA's certificate in PEM.
     #[must_use]
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// What it was made with.
+    /// The settings that the CA was created with.
     #[must_use]
     pub fn settings(&self) -> &CaSettings {
         &self.settings
     }
 
-    /// End of its certificate.
+    /// NotAfter of the CA's certificate.
     #[must_use]
     pub fn not_after(&self) -> OffsetDateTime {
         self.not_after
     }
 
-    /// Begin of its certificate.
+    /// NotBefore of the CA's certificate.
     #[must_use]
     pub fn not_before(&self) -> OffsetDateTime {
         self.not_before
     }
 
-    /// Its own certificate and those above it, as GetCertificate returns a chain.
+    /// The CA's certificate and the certificates above it, in GetCertificate's order.
     fn chain(&self) -> String {
         format!("{}{}", self.pem, self.above)
     }
@@ -246,32 +245,32 @@ pub struct IssueCertificate<'a> {
     pub csr: &'a str,
     /// `SigningAlgorithm`.
     pub signing_algorithm: &'a str,
-    /// `TemplateArn`; the default is EndEntityCertificate/V1, the only one that is known here.
+    /// `TemplateArn`. The default is EndEntityCertificate/V1, and this model knows no other template.
     pub template: Option<&'a str>,
-    /// `Validity`: when the certificate ends.
+    /// `Validity`: the end of the certificate.
     pub validity: Validity,
-    /// `ValidityNotBefore`, which only takes ABSOLUTE: when it begins, in Unix seconds.
+    /// `ValidityNotBefore`: the beginning of the certificate in Unix seconds. The API accepts only ABSOLUTE here.
     pub not_before: Option<i64>,
     /// `IdempotencyToken`.
     pub token: Option<&'a str>,
 }
 
-/// A certificate that was paid for.
+/// A certificate that an account has paid for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paid {
     /// The certificate's ARN.
     pub arn: String,
     /// The CA's ARN.
     pub authority: String,
-    /// When.
+    /// The time of the request.
     pub at: OffsetDateTime,
-    /// SHA-256 of the public key that the CSR holds.
+    /// SHA-256 of the public key in the CSR.
     pub key: [u8; 32],
     /// The idempotency token of the request.
     pub token: Option<String>,
 }
 
-/// What GetCertificate returns: the leaf, and the chain from its issuer to the root, in PEM
+/// GetCertificate's answer: the leaf, and the chain from its issuer to the root, in PEM
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_GetCertificate.html>).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Collected {
@@ -292,11 +291,11 @@ struct Certificate {
 /// Private CA in one account and Region.
 #[derive(Debug)]
 pub struct Pca {
-    /// How long a certificate takes from its request on. GetCertificate answers `RequestInProgressException` meanwhile.
+    /// The time from a request to its certificate. Until then GetCertificate answers `RequestInProgressException`.
     pub issuance_takes: Duration,
-    /// How many calls it takes.
+    /// The request quotas.
     pub quotas: Quotas,
-    /// How many certificates one CA issues.
+    /// The number of certificates that one CA issues at most.
     pub certificates_per_ca: usize,
     region: String,
     authorities: BTreeMap<String, Authority>,
@@ -305,7 +304,7 @@ pub struct Pca {
 }
 
 impl Pca {
-    /// Without CAs. Certificates are there at once until [`Pca::issuance_takes`] says otherwise.
+    /// Private CA without CAs. Certificates exist at once unless [`Pca::issuance_takes`] is set.
     #[must_use]
     pub fn new(region: &str) -> Self {
         Self {
@@ -319,10 +318,10 @@ impl Pca {
         }
     }
 
-    /// Makes a CA that is ACTIVE; its ARN. Its certificate is dated back as all are.
+    /// Makes an ACTIVE CA and returns its ARN. The CA's certificate is backdated like every certificate.
     ///
     /// # Errors
-    /// When there is no such parent, or the crypto library fails.
+    /// The parent doesn't exist, or the crypto library fails.
     pub fn create_authority(&mut self, settings: CaSettings, now: OffsetDateTime) -> Result<String, ServiceError> {
         let number = self.authorities.len() + 1;
         let arn = format!(
@@ -352,16 +351,16 @@ impl Pca {
     /// Changes a CA's status, as UpdateCertificateAuthority and DeleteCertificateAuthority do.
     ///
     /// # Errors
-    /// When there is no such CA.
+    /// The CA doesn't exist.
     pub fn set_status(&mut self, authority: &str, status: Status) -> Result<(), ServiceError> {
         self.authority_mut(authority)?.status = status;
         Ok(())
     }
 
-    /// A CA.
+    /// The CA with this ARN.
     ///
     /// # Errors
-    /// When there is none of this ARN.
+    /// The CA doesn't exist.
     pub fn authority(&self, arn: &str) -> Result<&Authority, ServiceError> {
         self.authorities.get(arn).ok_or_else(|| no_authority(arn))
     }
@@ -370,20 +369,21 @@ impl Pca {
         self.authorities.get_mut(arn).ok_or_else(|| no_authority(arn))
     }
 
-    /// Every certificate that was paid for, oldest first. A repeated request within a token's life pays for none.
+    /// Every paid certificate, in the order of payment. A repeated request within the token's lifetime adds none.
     #[must_use]
     pub fn paid(&self) -> &[Paid] {
         &self.paid
     }
 
-    /// IssueCertificate: the certificate's ARN.
+    /// IssueCertificate. Returns the certificate's ARN.
     ///
-    /// Only an ACTIVE CA issues (<https://docs.aws.amazon.com/privateca/latest/userguide/PcaUpdateStatus.html>). The
-    /// same token within five minutes is the same certificate; whether it also is for another CSR the documentation
-    /// leaves open, and here it is, as the reading that hurts.
+    /// Only an ACTIVE CA issues (<https://docs.aws.amazon.com/privateca/latest/userguide/PcaUpdateStatus.html>).
+    ///
+    /// The same token within five minutes gives the same certificate. The documentation doesn't say whether that holds
+    /// for another CSR too. This model assumes that it holds, because that reading is the harmful one.
     ///
     /// # Errors
-    /// As the page of the operation lists them, and `ThrottlingException`.
+    /// The errors on the operation's page, and `ThrottlingException`.
     pub fn issue_certificate(
         &mut self,
         request: &IssueCertificate<'_>,
@@ -433,14 +433,14 @@ impl Pca {
         Ok(arn)
     }
 
-    /// GetCertificate: `RequestInProgressException` until the certificate exists
+    /// GetCertificate. The error is `RequestInProgressException` until the certificate exists
     /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_GetCertificate.html>).
     ///
-    /// What was issued can be fetched while the CA is DISABLED or EXPIRED: the table of
-    /// <https://docs.aws.amazon.com/privateca/latest/userguide/PcaUpdateStatus.html> takes only issuing away.
+    /// An issued certificate can be fetched while the CA is DISABLED or EXPIRED. The table of
+    /// <https://docs.aws.amazon.com/privateca/latest/userguide/PcaUpdateStatus.html> only excludes issuing.
     ///
     /// # Errors
-    /// As the page of the operation lists them, and `ThrottlingException`.
+    /// The errors on the operation's page, and `ThrottlingException`.
     pub fn get_certificate(
         &mut self,
         authority: &str,
@@ -462,10 +462,10 @@ impl Pca {
         Ok(Collected { certificate: found.pem.clone(), chain: authority.chain() })
     }
 
-    /// The certificate of a request as it must not be: signed by the same CA for the same CSR, with a defect.
+    /// A defective certificate for a request: signed by the same CA for the same CSR, with `defect`.
     ///
     /// # Errors
-    /// When there is no such certificate, or the crypto library fails.
+    /// The certificate doesn't exist, or the crypto library fails.
     pub fn defective(&self, certificate: &str, defect: Defect, now: OffsetDateTime) -> Result<String, ServiceError> {
         let found = self.certificates.get(certificate).ok_or_else(|| no_certificate(certificate))?;
         let authority = self.authority(&found.authority)?;
@@ -476,12 +476,12 @@ impl Pca {
             .map_err(|error| ServiceError::new("InternalFailure", error.to_string()))
     }
 
-    /// GetCertificateAuthorityCertificate: the CA's certificate, and the chain above it, which "does not include your
-    /// private CA certificate. If this is a root CA, the value will be null"
+    /// GetCertificateAuthorityCertificate. Returns the CA's certificate and the chain above it. That chain "does not
+    /// include your private CA certificate. If this is a root CA, the value will be null"
     /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_GetCertificateAuthorityCertificate.html>).
     ///
     /// # Errors
-    /// As that page lists them, and `ThrottlingException`.
+    /// The errors on the operation's page, and `ThrottlingException`.
     pub fn get_certificate_authority_certificate(
         &mut self,
         authority: &str,
@@ -538,7 +538,7 @@ fn validation(what: &str) -> ServiceError {
     ServiceError::new("ValidationException", what)
 }
 
-/// 1 to 36 characters of `[\u0009\u000A\u000D\u0020-\u00FF]`
+/// Checks for 1 to 36 characters of `[\u0009\u000A\u000D\u0020-\u00FF]`
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>).
 fn check_token(token: Option<&str>) -> Result<(), ServiceError> {
     match token {
@@ -549,8 +549,8 @@ fn check_token(token: Option<&str>) -> Result<(), ServiceError> {
     }
 }
 
-/// The CSR with a good signature and a subject or a SAN; a signing algorithm of the family of the CA's key; the template
-/// that is known here.
+/// Checks the CSR's signature, that the CSR has a subject or a SAN, that the signing algorithm fits the CA's key, and
+/// the template.
 fn check_request(
     request: &IssueCertificate<'_>,
     authority: &Authority,

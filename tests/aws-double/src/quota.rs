@@ -1,13 +1,14 @@
-//! Request rates: the token bucket, and what it let through.
+//! Request rates: a token bucket, and counts of its decisions.
 
 use time::OffsetDateTime;
 
-/// A token bucket: a call takes a token, and without one it is throttled.
+/// A token bucket. Each call takes a token, and a call without a token is throttled.
 ///
 /// EC2 documents its buckets, with capacity and refill rate
 /// (<https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html>). Private CA documents a "quota for the
 /// number of requests per second" for each action
-/// (<https://docs.aws.amazon.com/privateca/latest/userguide/PcaLimits.html>): a bucket that holds one second of it.
+/// (<https://docs.aws.amazon.com/privateca/latest/userguide/PcaLimits.html>). The model uses a bucket that holds the
+/// quota of one second.
 #[derive(Clone, Debug)]
 pub struct TokenBucket {
     capacity: f64,
@@ -26,13 +27,13 @@ impl TokenBucket {
         Self { capacity, per_second: f64::from(per_second), tokens: capacity, at: None, accepted: 0, throttled: 0 }
     }
 
-    /// As many a second, and no more at once.
+    /// A bucket that refills with `rate` tokens a second and holds as many.
     #[must_use]
     pub fn per_second(rate: u32) -> Self {
         Self::new(rate, rate)
     }
 
-    /// Whether a call at this time goes through. Time that runs backwards brings no tokens.
+    /// Takes a token for a call at `now`. `false`: the call is throttled. A clock that runs backwards adds no tokens.
     pub fn take(&mut self, now: OffsetDateTime) -> bool {
         let passed = self.at.map_or(0.0, |at| (now - at).as_seconds_f64().max(0.0));
         self.at = Some(self.at.map_or(now, |at| at.max(now)));
@@ -47,13 +48,13 @@ impl TokenBucket {
         goes
     }
 
-    /// How many calls went through.
+    /// The number of accepted calls.
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.accepted
     }
 
-    /// How many calls were throttled.
+    /// The number of throttled calls.
     #[must_use]
     pub fn throttled(&self) -> u64 {
         self.throttled

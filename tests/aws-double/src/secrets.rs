@@ -1,4 +1,4 @@
-//! AWS Secrets Manager.
+//! AWS Secrets Manager, as its documentation describes it.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use crate::{ACCOUNT_ID, ServiceError};
 /// (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_limits.html>).
 pub const MAX_SECRET: usize = 65_536;
 
-/// What a version holds: `SecretString` or `SecretBinary`
+/// The content of a version: `SecretString` or `SecretBinary`
 /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_GetSecretValue.html>).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// Text.
+    /// A `SecretString`.
     Text(String),
-    /// Bytes.
+    /// A `SecretBinary`.
     Binary(Vec<u8>),
 }
 
@@ -40,7 +40,7 @@ pub struct SecretValue {
 #[derive(Debug)]
 struct Secret {
     arn: String,
-    /// Oldest first.
+    /// The versions in the order of creation.
     versions: Vec<Version>,
     deleted: bool,
 }
@@ -55,26 +55,27 @@ struct Version {
 /// Secrets Manager in one account and Region.
 #[derive(Debug)]
 pub struct Secrets {
-    /// How long readers go on seeing the version before. The API documents no bound; its best practices speak of retries.
+    /// The time for which readers still see the previous version. The API documents no bound; its best practices advise
+    /// retries.
     pub lag: Duration,
     region: String,
     by_name: BTreeMap<String, Secret>,
 }
 
 impl Secrets {
-    /// Without secrets, and without lag.
+    /// Secrets Manager without secrets, and without lag.
     #[must_use]
     pub fn new(region: &str) -> Self {
         Self { lag: Duration::ZERO, region: region.into(), by_name: BTreeMap::new() }
     }
 
-    /// CreateSecret, or PutSecretValue: "Secrets Manager automatically moves the staging label AWSCURRENT to this version.
-    /// If this operation moves the staging label AWSCURRENT from another version to this version, then it also moves
-    /// AWSPREVIOUS to the version that AWSCURRENT was removed from"
-    /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_PutSecretValue.html>). Its version's id.
+    /// CreateSecret or PutSecretValue. Returns the new version's id. "Secrets Manager automatically moves the staging
+    /// label AWSCURRENT to this version. If this operation moves the staging label AWSCURRENT from another version to
+    /// this version, then it also moves AWSPREVIOUS to the version that AWSCURRENT was removed from"
+    /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_PutSecretValue.html>).
     ///
     /// # Errors
-    /// `InvalidParameterException` for a value that is too long.
+    /// `InvalidParameterException` for a value above [`MAX_SECRET`].
     pub fn put(&mut self, name: &str, content: Content, now: OffsetDateTime) -> Result<String, ServiceError> {
         let length = match &content {
             Content::Text(text) => text.len(),
@@ -90,7 +91,8 @@ impl Secrets {
         Ok(id)
     }
 
-    /// DeleteSecret with a recovery window: until it is restored, reading it is an `InvalidRequestException`
+    /// DeleteSecret with a recovery window, or RestoreSecret. A read of a deleted secret gives
+    /// `InvalidRequestException`
     /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_DeleteSecret.html>).
     pub fn set_deleted(&mut self, name: &str, deleted: bool) {
         if let Some(secret) = self.by_name.get_mut(name) {
@@ -98,12 +100,12 @@ impl Secrets {
         }
     }
 
-    /// GetSecretValue: by name or ARN; "If you don't specify either a VersionStage or VersionId, Secrets Manager returns
-    /// the AWSCURRENT version"
+    /// GetSecretValue, by name or ARN. "If you don't specify either a VersionStage or VersionId, Secrets Manager
+    /// returns the AWSCURRENT version"
     /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_GetSecretValue.html>).
     ///
     /// # Errors
-    /// As that page lists them.
+    /// The errors on the operation's page.
     pub fn get_secret_value(
         &self,
         secret_id: &str,

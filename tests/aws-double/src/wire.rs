@@ -1,4 +1,4 @@
-//! HTTP whose connections can be reset, and answers that break off: what doubles of services are made from.
+//! HTTP with connections that can be reset and answers that break off, for doubles of services.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -15,20 +15,20 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-/// Resets the connection that a request came by.
+/// Resets the connection of a request.
 #[derive(Clone, Debug, Default)]
 pub struct Reset(Arc<Notify>);
 
 impl Reset {
-    /// From now on there is no connection, and so no answer.
+    /// Resets the connection, and never returns, so that no answer is sent.
     pub async fn connection(&self) {
         self.0.notify_one();
         std::future::pending::<()>().await;
     }
 }
 
-/// Answers every request, which has its sender's [`std::net::SocketAddr`] among its extensions. Connections end when this
-/// future is dropped.
+/// Answers every request. Each request has its sender's [`std::net::SocketAddr`] among its extensions. Dropping this
+/// future ends all connections.
 pub async fn serve<A, F>(listener: TcpListener, answer: A)
 where
     A: Fn(Request<Incoming>, Reset) -> F + Clone + Send + Sync + 'static,
@@ -54,17 +54,17 @@ where
     });
     let mut connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     tokio::select! {
-        // A client that goes away is none of our business.
+        // The client may close the connection at any time.
         _ = &mut connection => {}
         () = reset.0.notified() => {
             let stream = connection.into_parts().io.into_inner();
-            // Closed with nothing to linger for, a connection is reset.
+            // Zero linger time makes the close a reset.
             drop(stream.set_zero_linger());
         }
     }
 }
 
-/// One chunk, after which the connection may break.
+/// A body of one chunk, after which the connection may break.
 #[derive(Debug)]
 pub struct Body {
     chunk: Option<Bytes>,
@@ -72,7 +72,7 @@ pub struct Body {
 }
 
 impl Body {
-    /// A response of these bytes.
+    /// A response with these bytes.
     #[must_use]
     pub fn of(bytes: Bytes) -> Response<Self> {
         let length = bytes.len();
@@ -81,7 +81,7 @@ impl Body {
         response
     }
 
-    /// A response of this text, or of its first half as far as it comes.
+    /// A response with this text, or with its first half if `breaks_off` is set.
     #[must_use]
     pub fn respond(mut text: String, breaks_off: bool) -> Response<Self> {
         let length = text.len();
@@ -94,7 +94,7 @@ impl Body {
     }
 }
 
-/// The answer breaks off here.
+/// The error by which an answer breaks off.
 #[derive(Debug, thiserror::Error)]
 #[error("the script says to break off")]
 pub struct BrokenOff;

@@ -1,5 +1,5 @@
-//! What AWS and instance metadata answer, through the real SDK and the product's own HTTP client, and as far as our code
-//! reads it. A server on a loopback address, in the same thread, answers every call with the input.
+//! Answers of AWS and of instance metadata, read through the real SDK and the product's own HTTP client. A server on a
+//! loopback address, in the same thread, answers every call with the input.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,8 +9,9 @@ use aws_credential_types::provider::ProvideCredentials as _;
 use nats_tls_agent::aws::AwsSettings;
 use nats_tls_agent::config::{AddressLookup, CaArn};
 use nats_tls_agent::credential::secret::{self, ClusterSecret};
+use nats_tls_agent::error::RemoteError;
 use nats_tls_agent::issue::acm_pca::AcmPca;
-use nats_tls_agent::issue::{CertificateHandle, IssueError, IssueRequest, Issuer as _};
+use nats_tls_agent::issue::{CertificateHandle, IssueRequest, Issuer as _};
 use nats_tls_agent::node::Node;
 use nats_tls_agent::peers::PeerSource as _;
 use nats_tls_agent::peers::asg::Asg;
@@ -25,9 +26,9 @@ use crate::logged;
 
 const CA: &str = "arn:aws:acm-pca:eu-west-1:123456789012:certificate-authority/11111111-2222-3333-4444-555555555555";
 
-/// This node's instance id, and that of the one peer that is known.
+/// The instance ids of this node and of the only known peer.
 const IDS: [&str; 2] = ["i-0123456789abcdef0", "i-0123456789abcdef1"];
-/// A group of these two: what EC2 is asked about.
+/// A group of these two instances. The agent asks EC2 about them.
 const GROUP: &str = "<DescribeAutoScalingGroupsResponse><DescribeAutoScalingGroupsResult><AutoScalingGroups><member>\
     <AutoScalingGroupName>group</AutoScalingGroupName><Instances>\
     <member><InstanceId>i-0123456789abcdef0</InstanceId><LifecycleState>InService</LifecycleState></member>\
@@ -36,40 +37,40 @@ const GROUP: &str = "<DescribeAutoScalingGroupsResponse><DescribeAutoScalingGrou
 const CREDENTIALS: &str = "{\"Code\": \"Success\", \"Type\": \"AWS-HMAC\", \"AccessKeyId\": \"id\", \
     \"SecretAccessKey\": \"key\", \"Token\": \"token\", \"LastUpdated\": \"2026-01-01T00:00:00Z\", \
     \"Expiration\": \"2099-01-01T00:00:00Z\"}";
-/// Where every service is asked.
+/// The path of every request to an AWS service.
 const SERVICES: &str = "/";
-/// Where instance metadata has the name of the role.
+/// The path of the role's name in instance metadata.
 const ROLE: &str = "/latest/meta-data/iam/security-credentials/";
-/// And the credentials of the role that it names here.
+/// The path of the credentials of the role named `role`.
 const ROLE_CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/role";
 
-/// How an answer comes.
+/// The way in which an answer arrives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Delivery {
-    /// Its length is announced, and all of it comes.
+    /// The answer's length is announced, and the whole answer arrives.
     #[default]
     Whole,
-    /// Its length is announced, and the connection ends one byte before.
+    /// The answer's length is announced, and the connection ends one byte earlier.
     Short,
-    /// It ends where the connection does.
+    /// The end of the connection ends the answer.
     Endless,
-    /// In chunks, with the last one.
+    /// The answer arrives in chunks, including the last chunk.
     Chunks,
-    /// In chunks, without the last one.
+    /// The answer arrives in chunks, without the last chunk.
     ChunksWithoutEnd,
-    /// It is all of what is sent, head included.
+    /// The input is the whole answer, including its head.
     Raw,
 }
 
 const DELIVERIES: [Delivery; 6] =
     [Delivery::Whole, Delivery::Short, Delivery::Endless, Delivery::Chunks, Delivery::ChunksWithoutEnd, Delivery::Raw];
 
-/// What is answered next.
+/// The next answer.
 #[derive(Debug, Default)]
 struct Script {
-    /// To questions for this path; all of AWS's services have the same.
+    /// The path that the answer applies to. All AWS services share one path.
     path: &'static str,
-    /// Whether Auto Scaling lists [`GROUP`] before it comes to what is scripted.
+    /// Whether Auto Scaling lists [`GROUP`] before it sends the scripted answer.
     knows_group: bool,
     status: u16,
     delivery: Delivery,
@@ -83,7 +84,7 @@ fn lock(script: &Shared) -> MutexGuard<'_, Script> {
 }
 
 impl Script {
-    /// The bytes that answer a request, and whether another one may follow.
+    /// The bytes that answer a request, and whether another request may follow.
     fn answer(&self, request: &str) -> (Vec<u8>, bool) {
         let path = request.split(' ').nth(1).unwrap_or_default();
         let is_scripted = path.trim_end_matches('/') == self.path.trim_end_matches('/');
@@ -126,7 +127,7 @@ fn respond(status: u16, delivery: Delivery, body: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// One request after the other, until one side has enough.
+/// Serves one request after the other, until one side closes.
 async fn connection(mut stream: TcpStream, script: Shared) -> std::io::Result<()> {
     let mut read = Vec::new();
     loop {
@@ -218,7 +219,7 @@ thread_local! {
     static BENCH: Bench = Bench::new();
 }
 
-/// The first byte says which call is answered, with which status and how, the rest is the body.
+/// Fuzzes one call. The first byte selects the call, the status and the delivery; the rest is the answer's body.
 pub fn aws(input: &[u8]) {
     let Some((mode, body)) = input.split_first() else { return };
     BENCH.with(|bench| {
@@ -228,7 +229,7 @@ pub fn aws(input: &[u8]) {
 }
 
 impl Bench {
-    /// Sets what is answered; which call it is for.
+    /// Sets the next answer, and returns the number of the call that it is for.
     fn arrange(&self, mode: u8, body: &[u8]) -> u8 {
         let (which, how) = (mode % 12, usize::from(mode / 12));
         let path = match which {
@@ -236,7 +237,7 @@ impl Bench {
             11 => ROLE_CREDENTIALS,
             _ => SERVICES,
         };
-        // The client of instance metadata repeats what looks like a passing fault, after a pause that nobody here needs.
+        // The metadata client repeats a fault that looks temporary, after a pause that would only cost time here.
         let (status, delivery) = match which {
             10 | 11 => ([200, 403, 404, 200][how % 4], Delivery::Whole),
             _ => ([200, 400, 403, 500][how % 4], DELIVERIES[how / 4]),
@@ -263,11 +264,11 @@ async fn call(bench: &Bench, which: u8, body: &[u8]) {
             Err(error) => logged(&error),
         },
         4 => match bench.pca.collect(&CertificateHandle("arn".into())).await {
-            Ok(chain) => assert!(chain.leaf_pem.contains("BEGIN CERTIFICATE")),
+            Ok(chain) => assert!(chain.is_none_or(|chain| chain.leaf_pem.contains("BEGIN CERTIFICATE"))),
             Err(error) => logged(&error),
         },
         5 => drop(bench.pca.ca_pem().await.inspect_err(|error| logged(error))),
-        // What it learns of the CA it keeps, so each of these has a new one.
+        // The issuer keeps what it learns about the CA, so each call has a new issuer.
         6 => match ask(&pca(&bench.config)).await {
             Ok(handle) => assert!(!handle.0.is_empty()),
             Err(error) => logged(&error),
@@ -275,14 +276,14 @@ async fn call(bench: &Bench, which: u8, body: &[u8]) {
         8 => {
             let asg = Asg::new(&bench.config, node(), Some("group".into()), AddressLookup::Ec2, 6222);
             match asg.sight().await {
-                // Nobody gets in who was not asked about, and this node's address is its own.
+                // No peer is listed that wasn't asked about, and this node keeps its own address.
                 Ok(seen) => assert!(seen.peers.iter().all(|peer| {
                     IDS.contains(&peer.id.as_str()) && (peer.id != IDS[0] || peer.address.ip() == node().address)
                 })),
                 Err(error) => logged(&error),
             }
         }
-        // It keeps the group that it has found.
+        // The source keeps the group that it has found, so each call has a new source.
         9 => {
             let asg = Asg::new(&bench.config, node(), None, AddressLookup::Ec2, 6222);
             drop(asg.sight().await.inspect_err(|error| logged(error)));
@@ -295,7 +296,7 @@ async fn call(bench: &Bench, which: u8, body: &[u8]) {
                 Err(error) => logged(&error),
             }
         }
-        // Secrets' contents without the JSON around them.
+        // The content of a secret, without the surrounding JSON.
         _ => {
             for key in [None, Some("bundle")] {
                 drop(secrets_manager::pem(Zeroizing::new(body.to_vec()), key));
@@ -308,7 +309,7 @@ async fn call(bench: &Bench, which: u8, body: &[u8]) {
 }
 
 /// What comes of a request, all of whose calls get the same answer.
-async fn ask(issuer: &AcmPca) -> Result<CertificateHandle, IssueError> {
+async fn ask(issuer: &AcmPca) -> Result<CertificateHandle, RemoteError> {
     let validity = std::time::Duration::from_hours(8 * 24);
     let prepared = issuer.prepare(validity).await;
     let request = IssueRequest {
@@ -338,7 +339,7 @@ mod tests {
         std::fs::read(corpus.join(name)).unwrap()
     }
 
-    /// What comes of a seed's own answer.
+    /// The result of a seed's own answer.
     fn with<T>(name: &str, ask: impl AsyncFnOnce(&Bench) -> T) -> T {
         BENCH.with(|bench| {
             let input = seed(name);
@@ -375,7 +376,7 @@ mod tests {
         let seen = with("ec2-instances", async |bench| asg(bench, Some("group".into())).sight().await).unwrap();
         let addresses: Vec<_> = seen.peers.iter().map(|peer| peer.address.ip().to_string()).collect();
         assert_eq!((addresses, seen.unresolved), (vec!["10.0.1.5".to_owned(), "10.0.1.6".to_owned()], Vec::new()));
-        // EC2 is asked next, and the answer is no longer one to that question.
+        // EC2 is asked next, and the answer doesn't fit that question.
         let error = with("asg-no-group", async |bench| asg(bench, None).sight().await).unwrap_err();
         assert!(error.attempt.contains("DescribeInstances"), "{error}");
     }

@@ -1,8 +1,10 @@
-//! Trust bundles, and chains that are to be accepted.
+//! Trust bundles, and the verification of chains.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use nats_tls_agent::issue::IssuedChain;
 use nats_tls_agent::trust::TrustBundle;
 use nats_tls_agent::x509::csr::{PrivateKeyPem, public_key_der};
@@ -20,7 +22,7 @@ use crate::logged;
 const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
 const OWN: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 1, 5));
 
-/// A sound chain, made once a process: leaf, intermediate and root in DER, and the leaf's key.
+/// A valid chain, made once a process: leaf, intermediate and root in DER, and the leaf's key.
 struct Sound {
     der: [Vec<u8>; 3],
     key: PrivateKeyPem,
@@ -53,13 +55,13 @@ static SOUND: LazyLock<Sound> = LazyLock::new(|| {
 });
 
 fn pem(der: &[u8]) -> String {
-    let text = aws_smithy_types::base64::encode(der);
+    let text = BASE64_STANDARD.encode(der);
     let lines: Vec<&str> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
-/// What an issuer returns. With an even first byte the rest are edits of a sound chain, four bytes each; with an odd one
-/// they are leaf, chain and bundle as text, with a NUL between them.
+/// Fuzzes an issuer's answer. If the first byte is even, the rest are edits of a valid chain, four bytes each. If it is
+/// odd, the rest is leaf, chain and bundle as text, with a NUL between them.
 pub fn chain(input: &[u8]) {
     let Some((mode, rest)) = input.split_first() else { return };
     let (mut leaf_pem, mut chain_pem, mut bundle) = (String::new(), String::new(), String::new());
@@ -79,14 +81,14 @@ pub fn chain(input: &[u8]) {
     }
     let sound_root = || TrustBundle::parse(pem(&SOUND.der[2]).as_bytes(), "sound", "1").unwrap();
     let bundle = TrustBundle::parse(bundle.as_bytes(), "fuzzed", "1").unwrap_or_else(|_| sound_root());
-    match bundle.accept(&IssuedChain { leaf_pem, chain_pem }, &SOUND.key, &SOUND.sans, NOW) {
-        Ok(accepted) => {
+    match bundle.verify(&IssuedChain { leaf_pem, chain_pem }, &SOUND.key, &SOUND.sans, NOW) {
+        Ok(verified) => {
             // Nothing that is signed can have been changed.
-            let (_, leaf) = x509_parser::parse_x509_certificate(&accepted.leaf.der).unwrap();
+            let (_, leaf) = x509_parser::parse_x509_certificate(&verified.leaf().der).unwrap();
             let (_, sound) = x509_parser::parse_x509_certificate(&SOUND.der[0]).unwrap();
             assert_eq!(leaf.tbs_certificate.as_ref(), sound.tbs_certificate.as_ref());
             assert_eq!(leaf.public_key().raw, public_key_der(&SOUND.key).unwrap());
-            assert!(bundle.chains(&accepted.certificates(), NOW));
+            assert!(bundle.chains(verified.chain(), NOW));
         }
         Err(rejected) => {
             logged(&rejected);
@@ -110,7 +112,7 @@ fn edited(edits: &[u8]) -> [Vec<u8>; 3] {
     der
 }
 
-/// A trust bundle's PEM: what is read is written and read again alike.
+/// Fuzzes a trust bundle in PEM: a parsed bundle is written and parsed again with the same result.
 pub fn trust_bundle(input: &[u8]) {
     match TrustBundle::parse(input, "fuzzed", "1") {
         Ok(bundle) => {

@@ -1,7 +1,8 @@
-//! What is fuzzed: everything that reads what comes from outside, one function a target.
+//! Fuzz targets for everything that reads external input, one function each.
 //!
-//! A target panics where the product would, and where what it promises of an input doesn't hold. libFuzzer drives them
-//! from `libfuzzer/`, a workspace of its own; the ordinary tests replay the corpus and some thousand mutations of it.
+//! A target panics where the product would panic, and where a promise about an input doesn't hold. libFuzzer drives the
+//! targets from `libfuzzer/`, a separate workspace. The ordinary tests replay the corpus and some thousand mutations of
+//! it.
 
 #![allow(
     clippy::expect_used,
@@ -25,7 +26,8 @@ use nats_tls_agent::config::{Config, NatsConfig};
 use nats_tls_agent::daemon::control;
 use nats_tls_agent::error::with_causes;
 use nats_tls_agent::issue::journal::Entries;
-use nats_tls_agent::node::{IdentityDocument, addresses_in, host_name_in, resource_host_name};
+use nats_tls_agent::node::metadata::{IdentityDocument, addresses_in, host_name_in};
+use nats_tls_agent::node::resource_host_name;
 use nats_tls_agent::server::monitor::{Routez, Varz};
 use zeroize::Zeroizing;
 
@@ -33,10 +35,10 @@ pub use crate::aws::aws;
 pub use crate::certificates::{chain, trust_bundle};
 pub use crate::rendering::rendering;
 
-/// A target.
+/// A function that reads one input.
 pub type Target = fn(&[u8]);
 
-/// All targets by their names, which are those of their corpora and of libFuzzer's binaries.
+/// All targets by name. The corpora and libFuzzer's binaries have the same names.
 pub const TARGETS: [(&str, Target); 10] = [
     ("aws", aws),
     ("chain", chain),
@@ -50,13 +52,13 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("trust_bundle", trust_bundle),
 ];
 
-/// An error as it is logged: one line.
+/// Formats an error as it is logged, which must give one line.
 fn logged(error: &dyn std::error::Error) {
     let text = with_causes(error);
     assert!(!text.is_empty() && !text.contains('\n'), "{text:?}");
 }
 
-/// `agent.toml`.
+/// Fuzzes `agent.toml`.
 pub fn configuration(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     match Config::parse(text, Path::new("/etc/nats-tls-agent/agent.toml")) {
@@ -65,7 +67,7 @@ pub fn configuration(input: &[u8]) {
     }
 }
 
-/// A line to the control socket, and one that it answers with.
+/// Fuzzes a line to the control socket, and a line of its answer.
 pub fn control(input: &[u8]) {
     if let Ok(request) = serde_json::from_slice::<control::Request>(input) {
         let line = serde_json::to_vec(&request).unwrap();
@@ -79,7 +81,7 @@ pub fn control(input: &[u8]) {
     }
 }
 
-/// Answers of instance metadata: what is made of them can stand in a certificate.
+/// Fuzzes answers of instance metadata. The parsed names can appear in a certificate.
 pub fn imds(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     match IdentityDocument::parse(text) {
@@ -97,7 +99,7 @@ pub fn imds(input: &[u8]) {
     }
 }
 
-/// The journal of issuances.
+/// Fuzzes the journal of issuances.
 pub fn journal(input: &[u8]) {
     match Entries::parse(input) {
         Ok(mut entries) => {
@@ -113,7 +115,7 @@ pub fn journal(input: &[u8]) {
     }
 }
 
-/// What nats-server's monitoring port says.
+/// Fuzzes the answers of nats-server's monitoring port.
 pub fn monitoring(input: &[u8]) {
     if let Ok(varz) = serde_json::from_slice::<Varz>(input) {
         assert_eq!(varz, varz.clone());
@@ -125,8 +127,8 @@ pub fn monitoring(input: &[u8]) {
     }
 }
 
-/// A nats-server configuration, as the agent reads one that it didn't write. Includes are left to the unit tests: they
-/// would read any file of this machine.
+/// Fuzzes a nats-server configuration, as the agent reads a foreign configuration. Includes are left to the unit tests,
+/// because an include could read any file of this machine.
 pub fn nats_conf(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     if text.to_ascii_lowercase().contains("include") {
@@ -140,7 +142,7 @@ pub fn nats_conf(input: &[u8]) {
         assert!(losses(Some(&facts), &facts).iter().all(|loss| !loss.name().is_empty()));
     }
     let _somewhere = Listeners::of(Some(text), &NatsConfig::default());
-    // What is shown to people is never longer than the truth by more than its masks, and never panics.
+    // Masking the secrets of any text never panics.
     let rendered = Rendered::from_text(Zeroizing::new(text.to_owned()));
     let _shown = (rendered.shown(None), rendered.hide_from(text));
 }

@@ -1,15 +1,16 @@
-//! Any names in: the rendered configuration has just the settings that the template has, with the values as they are.
+//! Fuzzes names: the rendered configuration has exactly the template's settings, with unchanged values.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use nats_tls_agent::conf::language::{self, Map, Value};
-use nats_tls_agent::conf::render::{TlsFiles, Values, render};
+use nats_tls_agent::conf::render::{Values, render};
 use nats_tls_agent::config::NatsConfig;
 use nats_tls_agent::credential::ClusterCredential;
 use nats_tls_agent::node::Node;
 use nats_tls_agent::peers::{Peer, PeerSet};
+use nats_tls_agent::state::generation::TlsFiles;
 use nats_tls_agent::x509::san::Sans;
 use zeroize::Zeroizing;
 
@@ -44,7 +45,7 @@ fn read(values: &Values) -> Map {
     language::parse(rendered.text(), Path::new(FILE)).expect("what is rendered is read back")
 }
 
-/// The names at the top and in each block.
+/// The names of settings at the top and in each block.
 fn names(map: &Map) -> Vec<Vec<String>> {
     let mut all = vec![map.iter().map(|(name, _)| name.to_owned()).collect()];
     for (_, value) in map.iter() {
@@ -59,7 +60,7 @@ fn text<'a>(map: &'a Map, place: &[&str]) -> Option<&'a str> {
     block.find(&[last]).ok()??.as_text()
 }
 
-/// The first six bytes are the lengths of six names, which follow; what is left over is the last one's.
+/// Fuzzes the rendering of six names. The first six bytes are their lengths, and the rest belongs to the last name.
 pub fn rendering(input: &[u8]) {
     let Some((lengths, mut rest)) = input.split_at_checked(6) else { return };
     let mut names_in = [const { String::new() }; 6];
@@ -69,7 +70,7 @@ pub fn rendering(input: &[u8]) {
     }
     names_in[5].push_str(&String::from_utf8_lossy(rest));
     let names_in = names_in.each_ref().map(String::as_str);
-    // A credential that would let in nobody, or everybody, is refused before.
+    // A credential that lets in nobody or everybody is refused beforehand.
     let Some(values) = values(names_in) else { return };
     let map = read(&values);
     assert_eq!(names(&map), *PLAIN);

@@ -1,6 +1,7 @@
-//! Every target's corpus, and mutations of it, without libFuzzer: the short form that every test run has.
+//! Replays every target's corpus and mutations of it without libFuzzer. Every test run includes this short form.
 //!
-//! The seed is printed where a target fails, with the input; `FUZZ_SEED` replays it, `FUZZ_MUTATIONS` sets how many.
+//! A failing target prints the seed and the input. `FUZZ_SEED` replays a seed, and `FUZZ_MUTATIONS` sets the number of
+//! mutations.
 
 #![allow(
     clippy::panic,
@@ -14,7 +15,7 @@ use std::path::Path;
 use fuzzing::{TARGETS, Target};
 
 const MUTATIONS: usize = 2000;
-/// What readers of text stumble over.
+/// Tokens that are difficult for readers of text.
 const TOKENS: [&str; 20] = [
     "\"",
     "\\",
@@ -49,7 +50,7 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
     files.iter().map(|file| std::fs::read(file).unwrap()).collect()
 }
 
-/// Tells of an input that made a target panic.
+/// Prints the input that made a target panic.
 struct Told<'a>(&'a str, u64, &'a [u8]);
 
 impl Drop for Told<'_> {

@@ -1,4 +1,5 @@
-//! Publishers that count a message as sent when JetStream has acknowledged it, and ask for it again at the end.
+//! Publishers that count a message as sent once JetStream has acknowledged it. At the end they read every such message
+//! back.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,29 +17,29 @@ use crate::traffic::{Connection, Endpoint};
 use crate::{Failure, eventually};
 
 const STREAM: &str = "ACKNOWLEDGED";
-/// Until the meta group and then the stream's group have elected their leaders.
+/// The time in which first the meta group and then the stream's group elect their leaders.
 const ELECTED_WITHIN: Duration = Duration::from_mins(1);
-/// A publisher that gets no acknowledgement in this time sends the same message again.
+/// A publisher without an acknowledgement in this time sends the same message again.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(2);
 const READ_WITHIN: Duration = Duration::from_mins(1);
-/// Between two messages of one publisher.
+/// The pause between two messages of one publisher.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// A publisher on each server, each message stored by three servers before it is acknowledged.
+/// One publisher on each server. Three servers store each message before it is acknowledged.
 #[derive(Debug)]
 pub struct Acknowledged {
     publishers: Vec<Publisher>,
     stop: watch::Sender<bool>,
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Messages that were acknowledged.
+    /// Acknowledged messages.
     pub acknowledged: u64,
-    /// Those of them that the stream doesn't hold.
+    /// Acknowledged messages that the stream doesn't hold.
     pub lost: u64,
-    /// Of each publisher's client, in order: how often it lost its connection.
+    /// The number of lost connections of each publisher's client, in order.
     pub disconnects: Vec<u64>,
 }
 
@@ -51,7 +52,7 @@ struct Publisher {
 }
 
 impl Acknowledged {
-    /// Makes the stream, once the cluster can, and a publisher for each endpoint.
+    /// Makes the stream as soon as the cluster can, and a publisher for each endpoint.
     pub async fn start(endpoints: &[Endpoint]) -> Result<Self, Failure> {
         let (stop, stopped) = watch::channel(false);
         let mut started = Self { publishers: Vec::new(), stop };
@@ -69,19 +70,19 @@ impl Acknowledged {
         Ok(started)
     }
 
-    /// How many messages were acknowledged so far.
+    /// The number of messages acknowledged so far.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.counts().iter().sum()
     }
 
-    /// The same of each publisher, in order.
+    /// The same number for each publisher, in order.
     #[must_use]
     pub fn counts(&self) -> Vec<u64> {
         self.publishers.iter().map(|publisher| publisher.acknowledged.load(Ordering::Relaxed)).collect()
     }
 
-    /// Waits until every replica of the stream holds all of it, so that the next server may die.
+    /// Waits until every replica of the stream is complete, so that the next server may die.
     pub async fn replicated(&self, within: Duration) -> Result<(), Failure> {
         eventually("three current replicas of the stream", within, async || {
             let info = self.stream().await.map_err(|failure| failure.chain())?;
@@ -97,7 +98,8 @@ impl Acknowledged {
         .await
     }
 
-    /// Stops the publishers, reads the stream from its beginning, and deletes it: the next one begins with none.
+    /// Stops the publishers, reads the stream from its beginning, and deletes it, so that the next run begins without a
+    /// stream.
     pub async fn stop(mut self) -> Result<Outcome, Failure> {
         self.stop.send_replace(true);
         for publisher in &mut self.publishers {
@@ -164,7 +166,8 @@ async fn create_stream(context: &Context) -> Result<(), Failure> {
     .await
 }
 
-/// One message after the other, each until it is acknowledged. A repeated one has the same id, so it is stored once
+/// Publishes one message after the other, and repeats each until it is acknowledged. A repeated message has the same
+/// id, so it is stored once
 /// (<https://docs.nats.io/using-nats/developer/develop_jetstream/model_deep_dive#message-deduplication>).
 async fn publish(context: Context, index: usize, acknowledged: Arc<AtomicU64>, mut stopped: watch::Receiver<bool>) {
     let subject = format!("{}.{index}", STREAM.to_lowercase());

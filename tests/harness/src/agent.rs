@@ -1,10 +1,10 @@
-//! The built agent, as a daemon and for one command.
+//! The built agent, as a daemon and as a single command.
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -26,10 +26,10 @@ pub struct Agent {
     daemon: Option<Process>,
 }
 
-/// What one command answered.
+/// The answer of one command.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// The exit status; `None` when a signal ended it.
+    /// The exit status. `None`: a signal ended the command.
     pub code: Option<i32>,
     /// Standard output.
     pub stdout: String,
@@ -38,7 +38,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Standard output as one JSON value.
+    /// Standard output, parsed as one JSON value.
     pub fn json(&self) -> Result<Value, Failure> {
         serde_json::from_str(self.stdout.trim()).map_err(|error| {
             Failure::new(format!(
@@ -53,12 +53,12 @@ impl Answer {
 }
 
 impl Agent {
-    /// An agent that doesn't run yet. A test passes `env!("CARGO_BIN_EXE_agent")` as its binary.
+    /// An agent without a process yet. A test passes `env!("CARGO_BIN_EXE_agent")` as its binary.
     pub fn new(binary: impl Into<PathBuf>, config: impl Into<PathBuf>, log: impl Into<PathBuf>) -> Self {
         let environment = [
-            // Off EC2 nobody answers at the metadata address, and asking costs seconds.
+            // Outside EC2 nothing answers at the metadata address, and each request costs seconds.
             ("AWS_EC2_METADATA_DISABLED", "true"),
-            // What whoever runs the tests has for AWS is no node's.
+            // A node must not use the AWS settings of the person who runs the tests.
             ("AWS_CONFIG_FILE", "/dev/null"),
             ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
             ("NO_COLOR", "1"),
@@ -74,30 +74,30 @@ impl Agent {
         }
     }
 
-    /// Sets a variable for the daemon and every command; the last value of a name counts.
+    /// Sets a variable for the daemon and every command. The last value of a name applies.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// [`Agent::env`] for an agent that is part of something already.
+    /// [`Agent::env`] for an agent behind a reference.
     pub fn set_env(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
-    /// Has every process from now on started by this program and its arguments, such as strace or setpriv; by nothing
-    /// else where it is empty.
+    /// Starts every later process through this program and its arguments, such as strace or setpriv. An empty launcher
+    /// means a direct start.
     pub fn set_launcher(&mut self, launcher: Vec<String>) {
         self.launcher = launcher;
     }
 
-    /// Sends the daemon a signal: SIGHUP has it read its configuration again.
+    /// Sends a signal to the daemon. SIGHUP makes the daemon read its configuration again.
     pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
         self.daemon.as_ref().ok_or_else(|| Failure::new("the agent was not started"))?.signal(signal)
     }
 
-    /// Its configuration file.
+    /// The path of the configuration file.
     #[must_use]
     pub fn config(&self) -> &Path {
         &self.config
@@ -116,12 +116,12 @@ impl Agent {
         Ok(())
     }
 
-    /// Fails when the daemon isn't running, with the end of its log if it ended by itself.
+    /// Fails if the daemon isn't running. If the daemon ended by itself, the failure contains the end of its log.
     pub fn check_running(&mut self) -> Result<(), Failure> {
         self.daemon.as_mut().ok_or_else(|| Failure::new("the agent was not started"))?.check_running()
     }
 
-    /// The daemon's process id, while it runs.
+    /// The daemon's process id, while the daemon runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.daemon.as_ref().and_then(Process::pid)
@@ -132,25 +132,25 @@ impl Agent {
         self.take()?.ended(within).await
     }
 
-    /// SIGTERM, and waits for the end.
+    /// Sends SIGTERM, and waits for the end.
     pub async fn stop(&mut self) -> Result<ExitStatus, Failure> {
         self.take()?.stop(STOP_WITHIN).await
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL, and waits for the end.
     pub async fn kill(&mut self) -> Result<ExitStatus, Failure> {
         self.take()?.kill().await
     }
 
-    /// `agent status --json`; its exit status is 1 where the state isn't healthy.
+    /// The output of `agent status --json`. The command exits with 1 if the state isn't healthy.
     pub async fn status(&self) -> Result<Value, Failure> {
         self.run(&["status", "--json"], STATUS_WITHIN).await?.json()
     }
 
-    /// `agent renew --json`.
+    /// The output of `agent renew --json`.
     ///
     /// # Errors
-    /// When it doesn't exit with 0, with all that it said.
+    /// The command exits with another code than 0. The failure contains its output.
     pub async fn renew(&self) -> Result<Value, Failure> {
         let answer = self.run(&["renew", "--json"], RENEW_WITHIN).await?;
         if answer.code == Some(0) {
@@ -162,7 +162,7 @@ impl Agent {
         }
     }
 
-    /// Runs one command to its end; `--config` is added.
+    /// Runs one command to its end, with `--config` added.
     pub async fn run(&self, arguments: &[&str], within: Duration) -> Result<Answer, Failure> {
         let mut command = self.command(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -201,8 +201,8 @@ impl Agent {
     }
 }
 
-/// A variable that would reach an agent from the tests' own environment: AWS settings, and proxies, through which no
-/// loopback address is found.
+/// Whether a variable of the tests' own environment must not reach an agent: AWS settings, and proxies, which can't
+/// reach a loopback address.
 fn is_strange(variable: &str) -> bool {
     variable.starts_with("AWS_") || variable.to_ascii_lowercase().ends_with("_proxy")
 }

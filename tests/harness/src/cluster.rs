@@ -1,5 +1,5 @@
-//! A cluster of nodes on loopback, each with an address of its own as a host has, an agent and a nats-server. Left to
-//! themselves they share the embedded CA's directory and a static list of peers.
+//! A cluster of nodes on loopback. Each node has its own address, as a host has, an agent and a nats-server. By default
+//! the nodes share the embedded CA's directory and a static list of peers.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -19,23 +19,23 @@ use crate::{Failure, eventually};
 /// A node's first pass signs a certificate and runs `nats-server -t`.
 const COMMIT_WITHIN: Duration = Duration::from_secs(30);
 
-/// What all nodes have in common.
+/// The common properties of all nodes.
 #[derive(Debug)]
 pub struct Cluster {
     directory: PathBuf,
     agent: PathBuf,
     nats_server: PathBuf,
-    /// How long a leaf lives, as `issuer.validity` writes it.
+    /// The lifetime of a leaf, in the notation of `issuer.validity`.
     pub validity: String,
-    /// Whether clients must present a certificate too.
+    /// Whether clients must present a certificate.
     pub client_mtls: bool,
     block: Block,
-    /// A socket's path has 107 bytes at most (unix(7)), and a clone may lie deep.
+    /// A socket's path has 107 bytes at most (unix(7)), and the path of a clone may be long.
     sockets: TempDir,
 }
 
 impl Cluster {
-    /// A cluster without nodes, which keeps all but its sockets in `directory`.
+    /// A cluster without nodes. Everything except its sockets is in `directory`.
     pub fn new(directory: &Path, agent: &Path, nats_server: &Path) -> Result<Self, Failure> {
         let sockets = tempfile::Builder::new()
             .prefix("nats-tls-agent-")
@@ -52,18 +52,18 @@ impl Cluster {
         })
     }
 
-    /// Where the embedded CA is.
+    /// The directory of the embedded CA.
     #[must_use]
     pub fn ca_directory(&self) -> PathBuf {
         self.directory.join("ca")
     }
 
-    /// Node `n{number}`, counted from 1, with its directory and no process. Its agent's configuration isn't written yet.
+    /// Makes node `n{number}`, counted from 1, with a directory, without processes and without an agent configuration.
     pub fn node(&self, number: u8) -> Result<Node, Failure> {
         self.node_at(&format!("n{number}"), self.block.host(number))
     }
 
-    /// A node with a name and a loopback address that come from elsewhere.
+    /// Makes a node with the given name and loopback address.
     pub fn node_at(&self, name: &str, address: Ipv4Addr) -> Result<Node, Failure> {
         let name = name.to_owned();
         let directory = self.directory.join(&name);
@@ -80,14 +80,14 @@ impl Cluster {
         })
     }
 
-    /// Writes a node's `agent.toml` for these peers, the node itself among them.
+    /// Writes a node's `agent.toml` for these peers, which include the node itself.
     pub fn configure(&self, node: &Node, peers: &[&Node]) -> Result<(), Failure> {
         let config = self.config(node, peers.iter().map(|peer| peer.route().to_string()));
         write(node.agent.config(), &config)
     }
 
-    /// Writes a node's `agent.toml`: the tables of `text`, and what says where things are on this machine. The rest is
-    /// left to the agent's defaults.
+    /// Writes a node's `agent.toml`: the tables of `text`, and the paths and ports of this machine. Everything else has
+    /// the agent's defaults.
     pub fn configure_with(&self, node: &Node, text: &str) -> Result<(), Failure> {
         write(node.agent.config(), &format!("{text}\n{}", self.machine(node, "")))
     }
@@ -117,7 +117,7 @@ impl Cluster {
         text + &self.machine(node, &format!("cluster_name = \"loopback\"\nclient_auth = \"{client_auth}\"\n"))
     }
 
-    /// Ports, paths and JetStream's limits on this machine, and `nats`: further lines of that table.
+    /// Ports, paths and JetStream's limits on this machine, followed by `nats`, more lines for the table `[nats]`.
     fn machine(&self, node: &Node, nats: &str) -> String {
         let store = path(&node.directory.join("jetstream"));
         let mut text = String::new();
@@ -136,53 +136,53 @@ impl Cluster {
     }
 }
 
-/// One node.
+/// A node: an agent and a nats-server at one address.
 #[derive(Debug)]
 pub struct Node {
     /// `server_name`.
     pub name: String,
-    /// Its own loopback address.
+    /// The node's own loopback address.
     pub address: Ipv4Addr,
-    /// Its agent.
+    /// The agent.
     pub agent: Agent,
-    /// Its nats-server, once started.
+    /// The nats-server, once it is started.
     pub server: Option<NatsServer>,
     directory: PathBuf,
     ports: [u16; 5],
 }
 
 impl Node {
-    /// Client listener.
+    /// The client listener.
     #[must_use]
     pub fn client(&self) -> SocketAddr {
         SocketAddr::from((self.address, self.ports[0]))
     }
 
-    /// Route listener.
+    /// The route listener.
     #[must_use]
     pub fn route(&self) -> SocketAddr {
         SocketAddr::from((self.address, self.ports[1]))
     }
 
-    /// Monitoring listener.
+    /// The monitoring listener.
     #[must_use]
     pub fn monitor(&self) -> SocketAddr {
         SocketAddr::from((self.address, self.ports[2]))
     }
 
-    /// The agent's metrics.
+    /// The listener of the agent's metrics.
     #[must_use]
     pub fn metrics(&self) -> SocketAddr {
         SocketAddr::from((self.address, self.ports[3]))
     }
 
-    /// Where the node's way to AWS may listen.
+    /// The address for the node's gateway to AWS.
     #[must_use]
     pub fn gateway(&self) -> SocketAddr {
         SocketAddr::from((self.address, self.ports[4]))
     }
 
-    /// The commit point.
+    /// The path of nats-server.conf. A rename to this path is the commit.
     #[must_use]
     pub fn nats_config(&self) -> PathBuf {
         self.directory.join("nats-server.conf")
@@ -224,7 +224,7 @@ impl Node {
         .await?
     }
 
-    /// Waits until the agent calls itself healthy; its status then.
+    /// Waits until the agent reports the state healthy, and returns the status.
     pub async fn healthy(&self, within: Duration) -> Result<Value, Failure> {
         eventually(&format!("{} healthy", self.name), within, async || {
             let status = self.agent.status().await.map_err(|failure| failure.chain())?;
@@ -237,7 +237,7 @@ impl Node {
         .await
     }
 
-    /// Waits until its nats-server has routes with exactly these servers.
+    /// Waits until nats-server has routes to exactly these servers.
     pub async fn meshed(&self, with: &BTreeSet<String>, within: Duration) -> Result<(), Failure> {
         let server = self.server.as_ref().ok_or_else(|| Failure::new(format!("{} has no nats-server", self.name)))?;
         eventually(&format!("{}'s routes", self.name), within, async || {
@@ -247,8 +247,8 @@ impl Node {
         .await
     }
 
-    /// Where and how a client reaches it: over TLS, trusting the bundle of the newest generation, with the node's own
-    /// leaf as its certificate where `with_certificate`.
+    /// The endpoint for a client: over TLS, with the bundle of the newest generation as its trust. If
+    /// `with_certificate` is set, the client presents the node's own leaf.
     pub fn endpoint(&self, with_certificate: bool) -> Result<Endpoint, Failure> {
         let generation = self.newest_generation()?;
         let certificate = with_certificate.then(|| (generation.join("cert.pem"), generation.join("key.pem")));
@@ -256,7 +256,7 @@ impl Node {
         Ok(Endpoint { address: self.client(), others: Vec::new(), tls: Some(tls) })
     }
 
-    /// The directory of the newest generation: their names are numbers of one width.
+    /// The directory of the newest generation. The names are numbers of equal width.
     pub fn newest_generation(&self) -> Result<PathBuf, Failure> {
         let generations = self.state_directory().join("generations");
         let cannot = || Failure::new(format!("could not find a generation in {}", generations.display()));
@@ -289,7 +289,7 @@ fn write(path: &Path, text: &str) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("could not write {}", path.display())).because(error))
 }
 
-/// A TOML basic string: JSON's escapes are among TOML's.
+/// A TOML basic string. TOML knows all of JSON's escapes.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }

@@ -1,4 +1,4 @@
-//! An Auto Scaling group of moto's, with a real nats-server and an agent on the address of each instance.
+//! An Auto Scaling group in moto. A real nats-server and an agent run on the address of each instance.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -24,31 +24,31 @@ pub const SECRET: &str = "nats-trust";
 const CONVERGE_WITHIN: Duration = Duration::from_mins(1);
 const LOG_LINES: usize = 15;
 
-/// Where a node learns who it is, and gets its credentials.
+/// The source of a node's identity and credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// `[node]`, and the environment.
+    /// `[node]` and the environment.
     Given,
-    /// Instance metadata alone.
+    /// Instance metadata only.
     Metadata,
 }
 
-/// AWS, the group, and its nodes.
+/// AWS, the group and its nodes.
 ///
-/// Where a test ends by a panic, the ends of all logs are printed.
+/// If a test panics, the ends of all logs are printed.
 #[derive(Debug)]
 pub struct Fleet {
-    /// Its instances, as far as they run.
+    /// The instances that run.
     pub nodes: Vec<FleetNode>,
-    /// AWS.
+    /// The double of AWS.
     pub moto: Moto,
     /// The CA that signs.
     pub ca: Ca,
-    /// Further lines of `[issuer]`.
+    /// More lines for `[issuer]`.
     pub issuer: String,
-    /// Lines of `[discovery]`.
+    /// The lines of `[discovery]`.
     pub discovery: String,
-    /// Lines of `[renewal]`.
+    /// The lines of `[renewal]`.
     pub renewal: String,
     identity: Identity,
     cluster: Cluster,
@@ -56,21 +56,21 @@ pub struct Fleet {
     directory: TempDir,
 }
 
-/// An instance with what runs on it.
+/// An instance and its processes.
 #[derive(Debug)]
 pub struct FleetNode {
-    /// Agent and nats-server.
+    /// The agent and the nats-server.
     pub node: Node,
-    /// What moto says of it.
+    /// The instance in moto.
     pub instance: Instance,
-    /// Its way to AWS.
+    /// The gateway to AWS.
     pub gateway: Gateway,
-    /// Its metadata, where that is its identity.
+    /// The metadata service, if the node's identity comes from metadata.
     pub imds: Option<ImdsStub>,
 }
 
 impl Fleet {
-    /// AWS with a CA and a trust bundle, and a group of `size` instances. Nothing runs on them yet.
+    /// Makes AWS with a CA and a trust bundle, and a group of `size` instances. Nothing runs on them yet.
     pub async fn launch(agent: &Path, size: usize, identity: Identity) -> Result<Self, Failure> {
         let directory = tempfile::tempdir().map_err(|error| Failure::new("no directory for a fleet").because(error))?;
         let cluster = Cluster::new(directory.path(), agent, &tools::nats_server(tools::NATS_SERVER)?)?;
@@ -92,7 +92,7 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// Makes an instance a node. Nothing runs on it yet.
+    /// Makes an instance a node. Nothing runs on the node yet.
     pub async fn add(&mut self, instance: Instance) -> Result<&mut FleetNode, Failure> {
         let IpAddr::V4(address) = instance.address else {
             return Err(Failure::new(format!("{} is no IPv4 address", instance.address)));
@@ -113,13 +113,13 @@ impl Fleet {
         self.nodes.last_mut().ok_or_else(|| Failure::new("nothing was added"))
     }
 
-    /// Writes a node's configuration, starts its agent, and once that has committed, its nats-server.
+    /// Writes a node's configuration and starts its agent. After the agent's first commit, starts its nats-server.
     pub async fn start(&mut self, index: usize) -> Result<(), Failure> {
         self.boot(index)?;
         self.serve(index).await
     }
 
-    /// The same for all nodes, as instances of one launch boot: at the same time.
+    /// Starts all nodes at the same time, as instances of one launch boot.
     pub async fn start_all(&mut self) -> Result<(), Failure> {
         for index in 0..self.nodes.len() {
             self.boot(index)?;
@@ -145,7 +145,7 @@ impl Fleet {
         self.cluster.start_server(node).await
     }
 
-    /// The machine of a node is gone: agent and nats-server die, and with the node goes its place here.
+    /// Simulates the loss of a node's machine: agent and nats-server are killed, and the node is removed here.
     pub async fn die(&mut self, index: usize) -> Result<(), Failure> {
         let mut dead = self.nodes.remove(index).node;
         dead.agent.kill().await?;
@@ -161,8 +161,8 @@ impl Fleet {
         self.nodes.iter().map(|member| member.node.route()).collect()
     }
 
-    /// Waits until each node is healthy, names all as peers with a route that is up, renders just their addresses, and
-    /// its nats-server has routes with all others. The statuses then, in the nodes' order.
+    /// Waits until each node is healthy, lists all nodes as peers with a route that is up, and renders exactly their
+    /// addresses. Its nats-server must have routes to all others. Returns the statuses in the nodes' order.
     pub async fn converged(&self) -> Result<Vec<Value>, Failure> {
         let names: BTreeSet<String> = self.nodes.iter().map(|member| member.instance.id.clone()).collect();
         let mut statuses = Vec::new();
@@ -185,26 +185,26 @@ impl Fleet {
         Ok(statuses)
     }
 
-    /// A client of a node, which trusts moto's CA and nothing else.
+    /// A client endpoint of a node. The client trusts moto's CA and nothing else.
     #[must_use]
     pub fn endpoint(&self, index: usize) -> Endpoint {
         let tls = ClientTls { ca: self.ca_file.clone(), certificate: None };
         Endpoint { address: self.nodes[index].node.client(), others: Vec::new(), tls: Some(tls) }
     }
 
-    /// From each of the first `count` nodes to the next one of them.
+    /// Pairs from each of the first `count` nodes to the next of them, in a ring.
     #[must_use]
     pub fn ring(&self, count: usize) -> Vec<(Endpoint, Endpoint)> {
         (0..count).map(|index| (self.endpoint(index), self.endpoint((index + 1) % count))).collect()
     }
 
-    /// How many certificates were paid for, all nodes together.
+    /// The number of paid certificates of all nodes.
     #[must_use]
     pub fn certificates(&self) -> usize {
         self.nodes.iter().map(|member| member.gateway.certificates()).sum()
     }
 
-    /// Kills what runs, and only then removes what it may be writing to.
+    /// Kills the processes, and then removes the files they may be writing to.
     pub async fn end(mut self) -> Result<(), Failure> {
         for FleetNode { node, .. } in &mut self.nodes {
             if node.agent.pid().is_some() {
@@ -246,7 +246,7 @@ impl Drop for Fleet {
     }
 }
 
-/// The ids of a status' peers whose route is so.
+/// The ids of the peers in a status whose route has this state.
 #[must_use]
 pub fn peers(status: &Value, route: &str) -> BTreeSet<String> {
     let peers = status["peers"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -1,31 +1,31 @@
-//! A nats-server whose signals go astray: a process of that name stands before a real server, is what the pid file names,
-//! and does with SIGHUP as it is told.
+//! A nats-server whose signals go astray. A process of that name stands before a real server. The pid file names this
+//! process, and the process treats SIGHUP as it is told.
 //!
-//! The real server always reloads within milliseconds, so what can't be had from it is had here: it serves, and the
-//! signal that it is sent is lost, late or deadly. That signals can be lost is documented: nats-server reads them from a
-//! Go channel, and "package signal will not block sending to c" (<https://pkg.go.dev/os/signal#Notify>).
+//! A real server always reloads within milliseconds. This front makes the other cases: the server serves, and its
+//! signal is lost, late or deadly. Lost signals are documented: nats-server reads them from a Go channel, and "package
+//! signal will not block sending to c" (<https://pkg.go.dev/os/signal#Notify>).
 
 use std::path::{Path, PathBuf};
 
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use tokio::process::Command;
 
 use crate::cluster::Node;
 use crate::process::{Process, tail};
 use crate::{Failure, eventually};
 
-/// What becomes of a SIGHUP.
+/// The treatment of a SIGHUP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {
-    /// The server behind gets it.
+    /// The server behind gets the signal.
     Passes,
-    /// Nobody gets it.
+    /// Nobody gets the signal.
     Ignores,
-    /// The server behind gets it after thirty seconds.
+    /// The server behind gets the signal after thirty seconds.
     Dawdles,
-    /// The server behind is killed by it, and so is the one in front.
+    /// The signal kills the server behind and the front.
     Dies,
-    /// The server behind is stopped, and one under its own pid takes its place, as a unit's restart does.
+    /// The server behind is stopped, and a server under its own pid takes its place, as after a unit's restart.
     IsReplaced,
 }
 
@@ -41,9 +41,9 @@ impl Mood {
     }
 }
 
-/// The agent knows nats-server by the name of its executable and by the `-c` of its command line, so this is a copy of
-/// the shell under that name, with these arguments after its script: `SERVER -c CONFIG PID_FILE MOOD_FILE`. What it starts
-/// ends with it.
+/// The agent recognises nats-server by the name of its executable and by the `-c` of its command line. The front is
+/// therefore a copy of the shell under that name. Its arguments after the script are `SERVER -c CONFIG PID_FILE
+/// MOOD_FILE`. The processes that it starts end with it.
 const SCRIPT: &str = r#"
 behind() { setpriv --pdeathsig KILL "$1" -c "$3" & child=$!; }
 hang_up() {
@@ -65,7 +65,7 @@ echo $$ > "$pid_file"
 while kill -0 "$child" 2>/dev/null; do wait "$child"; done
 "#;
 
-/// The process in front, and the server behind it. Both end when this is dropped.
+/// The front and the server behind it. Both end when this value is dropped.
 #[derive(Debug)]
 pub struct Front {
     process: Process,
@@ -73,7 +73,7 @@ pub struct Front {
 }
 
 impl Front {
-    /// Starts a server behind a front, on the configuration that the node's agent has committed, and waits until it
+    /// Starts a server behind a front, on the configuration that the node's agent has committed. Waits until the server
     /// serves and the pid file names the front.
     pub async fn start(node: &Node, server: &Path) -> Result<Self, Failure> {
         let cannot = |error| Failure::new("could not set a front before nats-server").because(error);
@@ -98,24 +98,24 @@ impl Front {
         Ok(front)
     }
 
-    /// Tells it what to do with the next SIGHUP.
+    /// Sets the treatment of the next SIGHUP.
     pub fn is(&self, mood: Mood) -> Result<(), Failure> {
         std::fs::write(&self.mood, format!("{}\n", mood.word()))
             .map_err(|error| Failure::new("could not set the front's mood").because(error))
     }
 
-    /// Its process id, until its end was noticed.
+    /// The front's process id, until its end is noticed.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process.pid()
     }
 
-    /// Fails when it has ended.
+    /// Fails if the front has ended.
     pub fn check_running(&mut self) -> Result<(), Failure> {
         self.process.check_running()
     }
 
-    /// Sends it a signal, such as SIGKILL, which ends the server behind it too.
+    /// Sends the front a signal. SIGKILL ends the server behind it too.
     pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
         self.process.signal(signal)
     }

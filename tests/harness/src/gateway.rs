@@ -1,9 +1,11 @@
-//! One node's way to AWS: each call passes through, is noted, and can be held up, answered otherwise or cut off.
+//! One node's gateway to AWS. Each call passes through and is recorded. A call can also be held, answered otherwise or
+//! cut off.
 //!
-//! It adds the one promise of ACM PCA that moto doesn't keep: "Idempotency tokens for IssueCertificate time out after five
-//! minutes. Therefore, if you call IssueCertificate multiple times with the same idempotency token within five minutes,
-//! AWS Private CA recognizes that you are requesting only one certificate and will issue only one"
-//! (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>). No test takes five minutes.
+//! The gateway adds one promise of ACM PCA that moto doesn't keep: "Idempotency tokens for IssueCertificate time out
+//! after five minutes. Therefore, if you call IssueCertificate multiple times with the same idempotency token within
+//! five minutes, AWS Private CA recognizes that you are requesting only one certificate and will issue only one"
+//! (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>). No test takes five minutes,
+//! so tokens don't expire here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -27,57 +29,58 @@ use crate::{Failure, eventually};
 const BODY_LIMIT: usize = 8 * 1024 * 1024;
 const ISSUE: &str = "IssueCertificate";
 
-/// A call that came by, however it ended.
+/// A recorded call, whatever its result.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// `IssueCertificate` and the like.
+    /// The operation, for instance `IssueCertificate`.
     pub operation: String,
     /// The request's body.
     pub request: String,
-    /// Status and body of the answer, once there is one.
+    /// Status and body of the answer, once there is an answer.
     pub answer: Option<(u16, String)>,
-    /// Whether AWS was asked: what the gateway answers by itself costs nothing.
+    /// Whether the call reached AWS. An answer of the gateway itself costs nothing.
     pub passed: bool,
 }
 
 impl Call {
-    /// A member of the request, in the protocols that are JSON.
+    /// A text member of the request, for the JSON protocols.
     #[must_use]
     pub fn asked(&self, member: &str) -> Option<String> {
         text(&self.request, member)
     }
 
-    /// A member of the answer, in the protocols that are JSON.
+    /// A text member of the answer, for the JSON protocols.
     #[must_use]
     pub fn answered(&self, member: &str) -> Option<String> {
         text(&self.answer.as_ref()?.1, member)
     }
 }
 
-/// What is done to a call.
+/// A rule for the calls of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// It waits in front of AWS until the rule is gone.
+    /// The call waits in front of AWS until the rule is removed.
     Hold,
-    /// AWS does what is asked, and the answer never comes.
+    /// AWS performs the request, and its answer is lost.
     LoseAnswer,
 }
 
-/// What every call is answered with, in place of AWS's own answer.
+/// An answer that replaces AWS's own answer to every call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Too many requests. `ThrottlingException`
+    /// The service throttles the call. The code is `ThrottlingException`
     /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/CommonErrors.html>), `Throttling`
     /// (<https://docs.aws.amazon.com/autoscaling/ec2/APIReference/CommonErrors.html>) or `RequestLimitExceeded`
     /// (<https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-errors.html>).
     Throttled,
-    /// The role may not: `AccessDeniedException`, `AccessDenied`, `UnauthorizedOperation` of the same pages.
+    /// The role lacks the permission: `AccessDeniedException`, `AccessDenied` or `UnauthorizedOperation` of the same
+    /// pages.
     Denied,
-    /// 200, and a page of some proxy.
+    /// A proxy answers with status 200 and an HTML page.
     Nonsense,
 }
 
-/// The way, on an address of the node's own; gone when dropped.
+/// The gateway on the node's own address. It is closed when this value is dropped.
 #[derive(Debug)]
 pub struct Gateway {
     address: SocketAddr,
@@ -90,7 +93,7 @@ pub struct Gateway {
 #[derive(Debug, Default)]
 struct State {
     calls: Vec<Call>,
-    /// PCA's memory: the answer to an idempotency token.
+    /// PCA's memory of idempotency tokens: the answer to each token.
     issued: BTreeMap<String, String>,
 }
 
@@ -102,7 +105,7 @@ struct Rules {
 }
 
 impl Gateway {
-    /// Listens there, and passes on to `upstream`: `http://127.0.0.1:PORT`.
+    /// Listens on `address`, and passes calls on to `upstream`, which is `http://127.0.0.1:PORT`.
     pub async fn start(address: SocketAddr, upstream: &str) -> Result<Self, Failure> {
         let upstream = upstream.trim_start_matches("http://").to_owned();
         let (state, rules) = (Arc::default(), watch::Sender::default());
@@ -111,22 +114,22 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// `AWS_ENDPOINT_URL`.
+    /// The value for `AWS_ENDPOINT_URL`.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// AWS is gone: connections are closed, new ones refused.
+    /// Makes AWS unreachable: connections are closed, and new connections are refused.
     pub async fn cut(&mut self) {
         if let Some(server) = self.server.take() {
             server.abort();
-            // Its end is a cancellation; once it has come, the port is closed.
+            // The task ends by cancellation, and the port is closed after that.
             drop(server.await);
         }
     }
 
-    /// AWS is back.
+    /// Makes AWS reachable again.
     pub async fn restore(&mut self) -> Result<(), Failure> {
         if self.server.is_none() {
             let listener = TcpListener::bind(self.address)
@@ -139,12 +142,12 @@ impl Gateway {
         Ok(())
     }
 
-    /// From now on, or with `None` no longer.
+    /// Sets the fault of every later call. `None` removes it.
     pub fn set_fault(&self, fault: Option<Fault>) {
         self.rules.send_modify(|rules| rules.fault = fault);
     }
 
-    /// From now on, for one operation. What is held goes on once there is no rule.
+    /// Sets the rule for one operation. Held calls go on once the rule is removed.
     pub fn set_rule(&self, operation: &str, rule: Option<Rule>) {
         self.rules.send_modify(|rules| {
             for (of, set) in [(Rule::Hold, &mut rules.held), (Rule::LoseAnswer, &mut rules.lost)] {
@@ -163,20 +166,20 @@ impl Gateway {
         lock(&self.state).calls.iter().filter(|call| call.operation == operation).cloned().collect()
     }
 
-    /// All that came by, in order.
+    /// All calls, in order.
     #[must_use]
     pub fn every_call(&self) -> Vec<Call> {
         lock(&self.state).calls.clone()
     }
 
-    /// How many certificates were paid for: requests that AWS itself was asked and answered with success.
+    /// The number of paid certificates: requests that reached AWS and succeeded.
     #[must_use]
     pub fn certificates(&self) -> usize {
         let paid = |call: &Call| call.passed && call.answer.as_ref().is_some_and(|(status, _)| *status == 200);
         self.calls(ISSUE).iter().filter(|call| paid(call)).count()
     }
 
-    /// Waits until `count` calls of an operation have come by, and the last of them is held or answered.
+    /// Waits until `count` calls of an operation have arrived, and the last of them is held or answered.
     pub async fn reached(&self, operation: &str, count: usize, within: Duration) -> Result<(), Failure> {
         eventually(&format!("call {count} of {operation}"), within, async || {
             let calls = self.calls(operation);
@@ -206,13 +209,13 @@ struct Passage {
 }
 
 async fn serve(listener: TcpListener, passage: Passage) {
-    // Connections end with the server: the set is dropped with this task.
+    // Dropping this task drops the set, and so ends the connections.
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         let passage = passage.clone();
         connections.spawn(async move {
             let answer = service_fn(|request| passage.clone().answer(request));
-            // A client that goes away, as one that is killed, is none of our business.
+            // The client may close the connection or be killed at any time.
             drop(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await);
         });
     }
@@ -233,7 +236,7 @@ impl Passage {
             state.calls.push(call);
             state.calls.len() - 1
         };
-        // The sender lives as long as the gateway, and this task no longer.
+        // The sender lives as long as the gateway, and longer than this task.
         drop(self.rules.wait_for(|rules| !rules.held.contains(&operation)).await);
         let rules = self.rules.borrow().clone();
         let token = (operation == ISSUE).then(|| self::text(&text, "IdempotencyToken")).flatten();
@@ -305,7 +308,7 @@ impl Fault {
     }
 }
 
-/// `ACMPrivateCA.IssueCertificate` in a header, or `Action=DescribeInstances` in a form.
+/// The name of the operation, from `ACMPrivateCA.IssueCertificate` in a header or `Action=DescribeInstances` in a form.
 fn operation(target: Option<&str>, body: &str) -> String {
     let action = || body.split('&').find_map(|pair| pair.strip_prefix("Action="));
     let name = target.map_or_else(action, |target| target.rsplit('.').next());
@@ -323,7 +326,7 @@ fn response(status: u16, body: String) -> Response<Full<Bytes>> {
     answer
 }
 
-/// A task that panicked left notes that are still true.
+/// A poisoned lock is used on, because the notes of a task that panicked are still correct.
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }

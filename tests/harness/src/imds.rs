@@ -1,15 +1,17 @@
 //! Instance metadata, version 2.
 //!
-//! Follows the EC2 user guide: sessions and their headers in "Use the Instance Metadata Service to access instance
-//! metadata"
-//! (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html>), the paths in
-//! "Instance metadata categories"
-//! (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-metadata.html>), the document in "Instance identity
-//! documents" (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.html>), credentials in
-//! "Retrieve security credentials from instance metadata"
-//! (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html>) and the lifecycle
-//! state in "Retrieve the target lifecycle state through instance metadata"
-//! (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/retrieving-target-lifecycle-state-through-imds.html>).
+//! The EC2 user guide has the rules:
+//!
+//! - sessions and their headers: "Use the Instance Metadata Service to access instance metadata"
+//!   (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html>);
+//! - paths: "Instance metadata categories"
+//!   (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-metadata.html>);
+//! - the document: "Instance identity documents"
+//!   (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.html>);
+//! - credentials: "Retrieve security credentials from instance metadata"
+//!   (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html>);
+//! - lifecycle state: "Retrieve the target lifecycle state through instance metadata"
+//!   (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/retrieving-target-lifecycle-state-through-imds.html>).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -27,34 +29,34 @@ use crate::Failure;
 
 const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const TOKEN: &str = "x-aws-ec2-metadata-token";
-/// Six hours, the longest that IMDS grants.
+/// Six hours in seconds, the longest session that IMDS grants.
 const LONGEST_TTL: u32 = 21_600;
 
 const MAC: &str = "02:29:96:8f:6a:2d";
 const AMI: &str = "ami-5fb8c835";
 const INSTANCE_TYPE: &str = "t3.micro";
 
-/// What instance metadata says.
+/// The facts that instance metadata serves.
 #[derive(Clone, Debug)]
 pub struct InstanceFacts {
-    /// `i-…`.
+    /// The instance id, `i-…`.
     pub instance_id: String,
     /// The Region.
     pub region: String,
-    /// Addresses of the primary interface; the first IPv4 one is the primary.
+    /// The addresses of the primary interface. The first IPv4 address is the primary address.
     pub addresses: Vec<IpAddr>,
     /// The private DNS host name.
     pub local_hostname: String,
-    /// The role of the instance's profile, if it has one.
+    /// The role of the instance profile, if the instance has a profile.
     pub role: Option<String>,
     /// `autoscaling/target-lifecycle-state`, if the instance is in a group.
     pub lifecycle_state: Option<String>,
-    /// The user data that it was launched with.
+    /// The user data of the launch.
     pub user_data: Option<String>,
 }
 
 impl InstanceFacts {
-    /// An instance in service, with a profile.
+    /// An instance in service, with an instance profile.
     #[must_use]
     pub fn new(instance_id: &str, region: &str, address: IpAddr) -> Self {
         let domain = if region == "us-east-1" { "ec2.internal".into() } else { format!("{region}.compute.internal") };
@@ -70,17 +72,17 @@ impl InstanceFacts {
     }
 }
 
-/// What instance metadata answers, to one instance.
+/// The metadata service of one instance.
 #[derive(Debug)]
 pub struct Metadata {
-    /// About which instance.
+    /// The facts of the instance.
     pub facts: InstanceFacts,
     tokens: Vec<String>,
     asked: Vec<String>,
     refused: Vec<String>,
 }
 
-/// How instance metadata can be out of order.
+/// A fault of instance metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// `HttpEndpoint: disabled`: every request is answered with 403.
@@ -89,24 +91,24 @@ pub enum Fault {
     Status(u16),
     /// Every request with a token is answered with 200 and this text.
     Answer(String),
-    /// The request is taken, and no answer ever comes.
+    /// The service takes the request, and never answers.
     Hang,
     /// The connection is reset.
     Reset,
     /// The connection ends in the middle of the answer.
     Truncated,
-    /// The answer is longer than anybody should read.
+    /// The answer is too long for any reader.
     Huge,
 }
 
-/// What is asked of instance metadata.
+/// A kind of request to instance metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// A session.
+    /// A request for a session token.
     Token,
-    /// Which instance this is.
+    /// A request for the instance's identity.
     Identity,
-    /// What its profile allows it to be.
+    /// A request for the credentials of the instance profile.
     Credentials,
 }
 
@@ -124,7 +126,7 @@ impl Question {
 
 const HUGE: usize = 9 * 1024 * 1024;
 
-/// Instance metadata on a free loopback port, gone when dropped.
+/// Instance metadata on a free loopback port, until this value is dropped.
 #[derive(Debug)]
 pub struct ImdsStub {
     address: SocketAddr,
@@ -140,7 +142,7 @@ struct State {
 }
 
 impl ImdsStub {
-    /// Serves the facts.
+    /// Serves the facts of an instance.
     pub async fn start(facts: InstanceFacts) -> Result<Self, Failure> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .await
@@ -152,34 +154,34 @@ impl ImdsStub {
         Ok(Self { address, state, server })
     }
 
-    /// `AWS_EC2_METADATA_SERVICE_ENDPOINT`.
+    /// The value for `AWS_EC2_METADATA_SERVICE_ENDPOINT`.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// From now on, or with `None` no longer.
+    /// Sets the fault of later requests. `None` removes it.
     pub fn set_fault(&self, fault: Option<Fault>) {
         lock(&self.state).fault = fault;
     }
 
-    /// From now on, for one kind of question alone, the token's too; with `None` no longer.
+    /// Sets the fault of one kind of request, which may be the token's. `None` removes it.
     pub fn set_fault_of(&self, question: Question, fault: Option<Fault>) {
         lock(&self.state).only = fault.map(|fault| (question, fault));
     }
 
-    /// Changes what is served.
+    /// Changes the served facts.
     pub fn change(&self, change: impl FnOnce(&mut InstanceFacts)) {
         change(&mut lock(&self.state).metadata.facts);
     }
 
-    /// The paths that were asked for with a valid token, in order.
+    /// The paths requested with a valid token, in order.
     #[must_use]
     pub fn asked(&self) -> Vec<String> {
         lock(&self.state).metadata.asked.clone()
     }
 
-    /// What was asked for as version 1 does: without a valid token.
+    /// The paths requested without a valid token, as in version 1.
     #[must_use]
     pub fn refused(&self) -> Vec<String> {
         lock(&self.state).metadata.refused.clone()
@@ -210,7 +212,7 @@ async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
                 let only = state.only.clone().filter(|(of, _)| *of == question).map(|(_, fault)| fault);
                 let holds = |fault: &Fault| question != Question::Token || *fault == Fault::Disabled;
                 let fault = only.or(state.fault.clone().filter(holds));
-                // Without a session nobody gets further than to be refused.
+                // A request without a session gets a 401, whatever the fault. Only `Disabled` comes first.
                 let is_refused = answer.0 == StatusCode::UNAUTHORIZED;
                 (answer, fault.filter(|fault| !is_refused || *fault == Fault::Disabled))
             };
@@ -241,17 +243,17 @@ async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
     .await;
 }
 
-/// Status, headers and body.
+/// Status, headers and body of an answer.
 pub type Answer = (StatusCode, HeaderMap, String);
 
 impl Metadata {
-    /// About this instance, without a session yet.
+    /// The metadata of this instance, without a session.
     #[must_use]
     pub fn new(facts: InstanceFacts) -> Self {
         Self { facts, tokens: Vec::new(), asked: Vec::new(), refused: Vec::new() }
     }
 
-    /// Answers as version 2 does: to a session alone.
+    /// Answers as version 2 does, that is, only within a session.
     pub fn answer<B>(&mut self, request: &Request<B>) -> Answer {
         if request.uri().path() == "/latest/api/token" {
             return self.token(request);
@@ -286,8 +288,8 @@ impl Metadata {
 }
 
 impl InstanceFacts {
-    /// A category's value, or what is below it: one name a line, with a slash after that of a directory. The version of the
-    /// path is `latest` or a date.
+    /// The value of a category, or the names below it. Names stand one a line, and a directory's name ends with a
+    /// slash. The version in the path is `latest` or a date.
     fn find(&self, path: &str) -> Option<String> {
         let (version, path) = path.strip_prefix('/')?.split_once('/')?;
         let is_date = version.len() == 10 && version.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
@@ -304,7 +306,7 @@ impl InstanceFacts {
         (!names.is_empty()).then(|| names.into_iter().collect::<Vec<_>>().join("\n"))
     }
 
-    /// All that is known, by path below the version.
+    /// All known categories, by their path below the version.
     fn categories(&self) -> Vec<(String, String)> {
         let lines = |v4: bool| {
             let some: Vec<String> =
@@ -356,7 +358,7 @@ impl InstanceFacts {
     }
 }
 
-/// The access key id is the one that AWS's own documentation uses. They don't expire while a test runs.
+/// The access key id comes from AWS's own documentation. The credentials don't expire during a test.
 fn credentials() -> String {
     json!({
         "Code": "Success",

@@ -1,5 +1,5 @@
-//! What the tests and the demo stand on: real nats-servers of pinned versions, the built agent as a process, clusters of
-//! both on loopback, and counted NATS traffic.
+//! The base of the tests and the demo. It has real nats-servers of pinned versions, the built agent as a process,
+//! clusters of both on loopback, and counted NATS traffic.
 //!
 //! Everything here is bounded in time and cleans up when dropped.
 
@@ -27,11 +27,11 @@ pub mod traffic;
 use std::error::Error;
 use std::time::Duration;
 
-/// Reads async-nats' subscriptions.
+/// The trait by which async-nats' subscriptions are read.
 pub use futures_util::StreamExt;
 use tokio::time::Instant;
 
-/// What was attempted and what came back; the cause is the `source`.
+/// The message says what was attempted and what came back. The cause is the `source`.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
@@ -46,14 +46,14 @@ impl Failure {
         Self { message: message.into(), source: None }
     }
 
-    /// The same failure with its cause.
+    /// This failure with its cause.
     #[must_use]
     pub fn because(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.source = Some(cause.into());
         self
     }
 
-    /// The message and every cause after it, in one line.
+    /// The message and all its causes, in one line.
     #[must_use]
     pub fn chain(&self) -> String {
         let mut text = self.message.clone();
@@ -66,13 +66,13 @@ impl Failure {
     }
 }
 
-/// How often a condition is looked at again.
+/// The pause between two looks at a condition.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Looks until the probe succeeds; its last answer, why it is not so yet, is in the failure.
+/// Repeats the probe until it succeeds. The failure contains the probe's last reason.
 ///
 /// # Errors
-/// When `within` has passed, the probe in flight included.
+/// `within` has passed. That includes the probe in flight.
 pub async fn eventually<T>(
     what: &str,
     within: Duration,

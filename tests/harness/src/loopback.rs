@@ -1,7 +1,8 @@
-//! Loopback ports and addresses that no other test, in this process or another, uses at the same time.
+//! Loopback ports and addresses that no other test uses at the same time, in this process or another.
 //!
-//! A block is reserved by an advisory lock on a file, which the kernel releases when its holder ends, however it ends.
-//! Ports lie below the range that Linux gives to outgoing connections (32768 and up), so that none of those is in the way.
+//! An advisory lock on a file reserves a block. The kernel releases the lock when its holder ends, for any reason.
+//! Ports lie below the range that Linux gives to outgoing connections (32768 and up), so no outgoing connection blocks
+//! a port.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -13,8 +14,8 @@ const FIRST_PORT: u16 = 20_000;
 const PORTS: u16 = 16;
 const BLOCKS: u8 = u8::MAX;
 
-/// A reserved block: up to 16 ports, and the loopback network `127.100.BLOCK.0/24` for nodes that should look like
-/// hosts of their own, each with the same ports. Free again when dropped.
+/// A reserved block: up to 16 ports, and the loopback network `127.100.BLOCK.0/24`. Nodes on that network look like
+/// separate hosts with the same ports. Dropping the block frees it.
 #[derive(Debug)]
 pub struct Block {
     number: u8,
@@ -22,10 +23,10 @@ pub struct Block {
 }
 
 impl Block {
-    /// The next block that nobody has and whose ports are free.
+    /// Reserves the next block that is unreserved and whose ports are free.
     ///
     /// # Errors
-    /// When the lock files can't be made, or all 255 blocks are taken.
+    /// The lock files can't be made, or all 255 blocks are reserved.
     pub fn reserve() -> Result<Self, Failure> {
         Self::reserve_in(&lock_directory())
     }
@@ -33,7 +34,7 @@ impl Block {
     fn reserve_in(locks: &Path) -> Result<Self, Failure> {
         let cannot = |path: &Path| Failure::new(format!("could not reserve ports by a lock on {}", path.display()));
         std::fs::create_dir_all(locks).map_err(|error| cannot(locks).because(error))?;
-        // Another start for each process, so that ports rest a while before they are used again.
+        // Each process starts at another block, so that a port rests before it is used again.
         let start = std::process::id().wrapping_mul(7) % u32::from(BLOCKS);
         for number in (0..BLOCKS).map(|n| u8::try_from((u32::from(n) + start) % u32::from(BLOCKS)).unwrap_or(n)) {
             let path = locks.join(number.to_string());
@@ -60,7 +61,7 @@ impl Block {
         )))
     }
 
-    /// One of the block's ports, `index` from 0 to 15; a higher one begins again at 0.
+    /// Port `index` of the block, from 0 to 15. A higher index wraps around.
     #[must_use]
     pub fn port(&self, index: u16) -> u16 {
         FIRST_PORT + u16::from(self.number) * PORTS + index % PORTS
@@ -72,13 +73,13 @@ impl Block {
         Ipv4Addr::new(127, 100, self.number, number)
     }
 
-    /// Programs that know nothing of our locks may listen there.
+    /// Programs that ignore these locks may listen on the ports.
     fn is_free(&self) -> bool {
         (0..PORTS).all(|index| TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port(index)))).is_ok())
     }
 }
 
-/// Ports of 127.0.0.1, reserved as long as this lives.
+/// Ports of 127.0.0.1, reserved until this value is dropped.
 #[derive(Debug)]
 pub struct Ports {
     blocks: Vec<Block>,
@@ -86,13 +87,13 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// The ports, as many as were asked for.
+    /// The ports, as many as requested.
     #[must_use]
     pub fn numbers(&self) -> &[u16] {
         &self.numbers
     }
 
-    /// The blocks that they come from.
+    /// The blocks of the ports.
     #[must_use]
     pub fn blocks(&self) -> &[Block] {
         &self.blocks
@@ -110,9 +111,9 @@ pub fn free_ports(count: usize) -> Result<Ports, Failure> {
     Ok(ports)
 }
 
-/// One for each user, so that nobody is kept out by another's files.
+/// Each user has a directory, so that no user's files block another user.
 fn lock_directory() -> PathBuf {
-    std::env::temp_dir().join(format!("nats-tls-agent-ports-{}", rustix::process::getuid().as_raw()))
+    std::env::temp_dir().join(format!("nats-tls-agent-ports-{}", nix::unistd::getuid().as_raw()))
 }
 
 #[cfg(test)]
@@ -132,7 +133,7 @@ mod tests {
         assert_eq!(distinct.len(), 8 * 20);
     }
 
-    /// `flock(1)`, of util-linux, is the other process.
+    /// `flock(1)` of util-linux is the other process.
     #[test]
     fn another_process_keeps_its_block_until_it_ends() {
         let locks = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
-//! Moto, the AWS of the tests: real signatures, Auto Scaling groups, secrets, over AWS's own wire protocols.
+//! Moto, the AWS of the tests: real signatures, Auto Scaling groups and secrets, over AWS's own wire protocols.
 //!
-//! What it is not good for: every leaf lives 365 days whatever was asked, idempotency tokens are ignored and nothing is
-//! ever in progress. Tests of those semantics script their own answers.
+//! Moto ignores some semantics: every leaf lives 365 days, idempotency tokens are ignored, and no request is ever in
+//! progress. Tests of those semantics script their own answers.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -15,14 +15,14 @@ use tokio::process::Command;
 use crate::process::{Process, tail};
 use crate::{Failure, eventually, tools};
 
-/// Moto's first answer comes after all of boto has been imported.
+/// Moto answers first after it has imported all of boto.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
 const COMMAND_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// The Region that moto's resources are made in.
+/// The Region of moto's resources.
 pub const REGION: &str = "eu-west-1";
 
-/// A running moto, killed when dropped.
+/// A running moto, which is killed when dropped.
 #[derive(Debug)]
 pub struct Moto {
     endpoint: String,
@@ -34,20 +34,20 @@ pub struct Moto {
 /// An instance of an Auto Scaling group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
-    /// `i-…`.
+    /// The instance id, `i-…`.
     pub id: String,
-    /// Its private address, a loopback one.
+    /// The private address, which is a loopback address.
     pub address: IpAddr,
-    /// Its lifecycle state.
+    /// The lifecycle state.
     pub state: String,
 }
 
 /// An active root CA.
 #[derive(Clone, Debug)]
 pub struct Ca {
-    /// Its ARN.
+    /// The CA's ARN.
     pub arn: String,
-    /// Its certificate.
+    /// The CA's certificate in PEM.
     pub pem: String,
 }
 
@@ -64,7 +64,7 @@ impl Moto {
     /// Starts moto on a free loopback port and waits until it answers.
     ///
     /// # Errors
-    /// When moto is not installed, ends, or doesn't answer within a minute.
+    /// Moto is not installed, ends, or doesn't answer within a minute.
     pub async fn start() -> Result<Self, Failure> {
         let python = tools::moto_python()?;
         let directory =
@@ -78,7 +78,7 @@ impl Moto {
             let text = tail(&log, 20);
             let url = text.split_whitespace().find_map(|word| word.strip_prefix("http://127.0.0.1:"));
             let port: u16 = url.and_then(|port| port.parse().ok()).ok_or(text.clone())?;
-            // Werkzeug announces the port when it listens already.
+            // Werkzeug announces the port once it listens.
             let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
             tokio::net::TcpStream::connect(address).await.map_err(|error| error.to_string())?;
             Ok(format!("http://{address}"))
@@ -87,18 +87,18 @@ impl Moto {
         Ok(Self { endpoint, python, _process: process, _directory: directory })
     }
 
-    /// The endpoint of every service: `AWS_ENDPOINT_URL`.
+    /// The endpoint of every service, the value for `AWS_ENDPOINT_URL`.
     #[must_use]
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
-    /// An Auto Scaling group of `size` instances with loopback addresses, all in service.
+    /// Launches an Auto Scaling group of `size` instances with loopback addresses, all in service.
     pub async fn launch(&self, group: &str, size: usize) -> Result<Vec<Instance>, Failure> {
         instances(&self.run(&["launch", group, &size.to_string()], b"").await?)
     }
 
-    /// Sets the group's desired capacity. Moto starts and ends instances at once.
+    /// Sets the group's desired capacity. Moto starts and terminates instances immediately.
     pub async fn resize(&self, group: &str, size: usize) -> Result<Vec<Instance>, Failure> {
         instances(&self.run(&["resize", group, &size.to_string()], b"").await?)
     }
@@ -108,7 +108,7 @@ impl Moto {
         instances(&self.run(&["instances", group], b"").await?)
     }
 
-    /// Ends an instance without a replacement.
+    /// Terminates an instance without a replacement.
     pub async fn terminate(&self, instance: &str) -> Result<(), Failure> {
         self.run(&["terminate", instance], b"").await.map(drop)
     }
@@ -118,34 +118,34 @@ impl Moto {
         self.run(&["standby", group, instance], b"").await.map(drop)
     }
 
-    /// Takes instances out of the group, which neither ends nor replaces them.
+    /// Detaches instances from the group. They are neither terminated nor replaced.
     pub async fn detach(&self, group: &str, instances: &[&str]) -> Result<(), Failure> {
         self.run(&[&["detach", group], instances].concat(), b"").await.map(drop)
     }
 
-    /// Takes instances into the group.
+    /// Attaches instances to the group.
     pub async fn attach(&self, group: &str, instances: &[&str]) -> Result<(), Failure> {
         self.run(&[&["attach", group], instances].concat(), b"").await.map(drop)
     }
 
-    /// The PEM of a certificate that was issued.
+    /// The PEM of an issued certificate.
     pub async fn certificate(&self, ca: &Ca, arn: &str) -> Result<String, Failure> {
         text(&self.run(&["certificate", &ca.arn, arn], b"").await?, "pem")
     }
 
-    /// A root CA that is active; `usage_mode` is `GENERAL_PURPOSE` or `SHORT_LIVED_CERTIFICATE`.
+    /// Makes an active root CA. `usage_mode` is `GENERAL_PURPOSE` or `SHORT_LIVED_CERTIFICATE`.
     pub async fn create_ca(&self, name: &str, usage_mode: &str) -> Result<Ca, Failure> {
         let ca = self.run(&["create-ca", name, "--usage-mode", usage_mode], b"").await?;
         Ok(Ca { arn: text(&ca, "arn")?, pem: text(&ca, "pem")? })
     }
 
-    /// A new current version of a secret string.
+    /// Makes a secret string the current version of a secret.
     pub async fn put_secret(&self, name: &str, content: &str) -> Result<SecretVersion, Failure> {
         let secret = self.run(&["put-secret", name], content.as_bytes()).await?;
         Ok(SecretVersion { arn: text(&secret, "arn")?, version: text(&secret, "version")? })
     }
 
-    /// A new current version of a binary secret.
+    /// Makes binary content the current version of a secret.
     pub async fn put_binary_secret(&self, name: &str, content: &[u8]) -> Result<SecretVersion, Failure> {
         let secret = self.run(&["put-secret", name, "--binary"], content).await?;
         Ok(SecretVersion { arn: text(&secret, "arn")?, version: text(&secret, "version")? })

@@ -1,4 +1,4 @@
-//! A real nats-server.
+//! A real nats-server as a process.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::process::Command;
@@ -22,12 +22,12 @@ const STOP_WITHIN: Duration = Duration::from_secs(15);
 const MONITOR_WITHIN: Duration = Duration::from_secs(5);
 const MONITOR_LIMIT: usize = 4 * 1024 * 1024;
 
-/// What to start, and what its configuration says about where it can be found.
+/// The files of a nats-server to start, and the listeners that its configuration names.
 #[derive(Clone, Debug)]
 pub struct Launch {
-    /// The binary.
+    /// The path of the binary.
     pub binary: PathBuf,
-    /// Its configuration (`-c`).
+    /// The path of the configuration (`-c`).
     pub config: PathBuf,
     /// `pid_file` of the configuration.
     pub pid_file: PathBuf,
@@ -35,7 +35,7 @@ pub struct Launch {
     pub client: SocketAddr,
     /// The monitoring listener of the configuration, plain HTTP.
     pub monitor: SocketAddr,
-    /// Where its output goes.
+    /// The path of the log.
     pub log: PathBuf,
 }
 
@@ -47,15 +47,15 @@ pub struct NatsServer {
 }
 
 impl NatsServer {
-    /// Starts it and waits until its pid file names it and its client port answers: only then is it safe to signal.
+    /// Starts the server. Waits until its pid file names it and its client port answers; only then is a signal safe.
     ///
     /// # Errors
-    /// When it ends by itself or isn't ready within 15 seconds, with the end of its log.
+    /// The server ends by itself, or isn't ready within 15 seconds. The failure contains the end of its log.
     pub async fn start(launch: Launch) -> Result<Self, Failure> {
         let mut process =
             Process::spawn("nats-server", Command::new(&launch.binary).arg("-c").arg(&launch.config), &launch.log)?;
         let ready = eventually("nats-server's start", READY_WITHIN, async || {
-            // An end is an answer too, and there is no use in waiting further.
+            // A server that has ended makes further waiting useless.
             if let Err(ended) = process.check_running() {
                 return Ok(Err(ended));
             }
@@ -70,63 +70,63 @@ impl NatsServer {
         Ok(Self { process, launch })
     }
 
-    /// Its process id, until its end was noticed.
+    /// The process id, until the end is noticed.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process.pid()
     }
 
-    /// What it was started with.
+    /// The files and listeners that the server was started with.
     #[must_use]
     pub fn launch(&self) -> &Launch {
         &self.launch
     }
 
-    /// Fails when it has ended, with the end of its log.
+    /// Fails if the server has ended, with the end of its log.
     pub fn check_running(&mut self) -> Result<(), Failure> {
         self.process.check_running()
     }
 
-    /// SIGHUP.
+    /// Sends SIGHUP, which reloads the configuration.
     pub fn reload(&self) -> Result<(), Failure> {
-        self.process.signal(Signal::HUP)
+        self.process.signal(Signal::SIGHUP)
     }
 
-    /// SIGUSR2: lame duck mode.
+    /// Sends SIGUSR2, which starts lame duck mode.
     pub fn lame_duck(&self) -> Result<(), Failure> {
-        self.process.signal(Signal::USR2)
+        self.process.signal(Signal::SIGUSR2)
     }
 
-    /// Any other signal, such as SIGSTOP for a server that hangs.
+    /// Sends any other signal, such as SIGSTOP for a server that hangs.
     pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
         self.process.signal(signal)
     }
 
-    /// SIGTERM, and waits for the end.
+    /// Sends SIGTERM, and waits for the end.
     pub async fn stop(self) -> Result<ExitStatus, Failure> {
         self.process.stop(STOP_WITHIN).await
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL, and waits for the end.
     pub async fn kill(self) -> Result<ExitStatus, Failure> {
         self.process.kill().await
     }
 
-    /// `/varz`.
+    /// The answer to `/varz`.
     pub async fn varz(&self) -> Result<Value, Failure> {
         monitor(self.launch.monitor, "/varz").await
     }
 
-    /// The names of the servers that it has routes with. A route pool counts once.
+    /// The names of the servers to which this server has routes. A route pool counts once.
     pub async fn routes(&self) -> Result<BTreeSet<String>, Failure> {
         Ok(remote_names(&monitor(self.launch.monitor, "/routez").await?))
     }
 }
 
-/// Asks a monitoring listener over plain HTTP.
+/// Reads a path of a monitoring listener over plain HTTP.
 ///
 /// # Errors
-/// When there is no answer within 5 seconds, or it is no JSON of at most 4 MiB.
+/// No answer arrives within 5 seconds, or the answer isn't JSON of at most 4 MiB.
 pub async fn monitor(address: SocketAddr, path: &str) -> Result<Value, Failure> {
     let asked = tokio::time::timeout(MONITOR_WITHIN, async { get(TcpStream::connect(address).await?, path).await });
     let cannot = |cause: Box<dyn std::error::Error + Send + Sync>| {
@@ -135,10 +135,10 @@ pub async fn monitor(address: SocketAddr, path: &str) -> Result<Value, Failure> 
     asked.await.map_err(|late| cannot(late.into()))?.map_err(cannot)
 }
 
-/// Asks over a connection that there is, as to a listener in another network namespace.
+/// Reads a path over an existing connection, for instance to a listener in another network namespace.
 ///
 /// # Errors
-/// When there is no answer within 5 seconds, or it is no JSON of at most 4 MiB.
+/// No answer arrives within 5 seconds, or the answer isn't JSON of at most 4 MiB.
 pub async fn monitor_over(stream: TcpStream, path: &str) -> Result<Value, Failure> {
     let cannot = |cause: Box<dyn std::error::Error + Send + Sync>| {
         Failure::new(format!("could not get {path} of nats-server's monitoring")).because(cause)
@@ -147,7 +147,7 @@ pub async fn monitor_over(stream: TcpStream, path: &str) -> Result<Value, Failur
     asked.await.map_err(|late| cannot(late.into()))?.map_err(cannot)
 }
 
-/// The names of the servers that an answer to `/routez` names. A route pool counts once.
+/// The names of the servers in an answer to `/routez`. A route pool counts once.
 #[must_use]
 pub fn remote_names(answer: &Value) -> BTreeSet<String> {
     let routes = answer["routes"].as_array().map(Vec::as_slice).unwrap_or_default();

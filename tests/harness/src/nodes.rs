@@ -1,4 +1,4 @@
-//! Nodes of a cluster as a test wants them: made in one go, in a directory of their own that goes with them.
+//! Nodes of a cluster for a test, made together in a temporary directory.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,21 +10,22 @@ use tempfile::TempDir;
 use crate::cluster::{Cluster, Node};
 use crate::{Failure, tools};
 
-/// Pooled routes, and with them a node's first healthy pass, take a second where a peer was dialled too early.
+/// Routes of a pool take a second if a peer was dialled too early, and so does a node's first healthy pass.
 const BOOT_WITHIN: Duration = Duration::from_secs(30);
 
-/// A cluster and its nodes; all processes end and all files go when this is dropped.
+/// A cluster and its nodes. All processes end and all files are removed when this value is dropped.
 #[derive(Debug)]
 pub struct Nodes {
     /// The nodes, `n1` first.
     pub nodes: Vec<Node>,
-    /// What they have in common.
+    /// The common properties of the nodes.
     pub cluster: Cluster,
     directory: TempDir,
 }
 
 impl Nodes {
-    /// Nodes without processes, on the pinned nats-server of this version. A test passes `env!("CARGO_BIN_EXE_agent")`.
+    /// Makes nodes without processes, on the pinned nats-server of this version. A test passes
+    /// `env!("CARGO_BIN_EXE_agent")`.
     pub fn new(agent: impl AsRef<Path>, version: &str, count: u8) -> Result<Self, Failure> {
         let directory =
             tempfile::tempdir().map_err(|error| Failure::new("could not make a directory for nodes").because(error))?;
@@ -33,7 +34,7 @@ impl Nodes {
         Ok(Self { nodes, cluster, directory })
     }
 
-    /// The directory of all their files.
+    /// The directory of all files of the nodes.
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.directory.path()
@@ -45,13 +46,13 @@ impl Nodes {
         self.nodes.iter().try_for_each(|node| self.cluster.configure(node, &peers))
     }
 
-    /// Sets a key of every node's `agent.toml`, see [`set`].
+    /// Sets a key in every node's `agent.toml`, see [`set`].
     pub fn set(&self, key: &str, value: &str) -> Result<(), Failure> {
         self.nodes.iter().try_for_each(|node| set(node.agent.config(), key, value))
     }
 
-    /// Starts every agent, waits for its first commit, starts every nats-server on it, and waits until all nodes are
-    /// healthy and have routes to each other.
+    /// Starts every agent, waits for its first commit, and starts every nats-server. Waits until all nodes are healthy
+    /// and have routes to each other.
     pub async fn boot(&mut self) -> Result<(), Failure> {
         for node in &mut self.nodes {
             node.agent.start()?;
@@ -70,7 +71,7 @@ impl Nodes {
         Ok(())
     }
 
-    /// A healthy cluster with the settings as [`Cluster`] writes them.
+    /// Makes a healthy cluster with the settings that [`Cluster`] writes.
     pub async fn start(agent: impl AsRef<Path>, version: &str, count: u8) -> Result<Self, Failure> {
         let mut nodes = Self::new(agent, version, count)?;
         nodes.configure()?;
@@ -79,7 +80,7 @@ impl Nodes {
     }
 }
 
-/// Sets a key, `table.key`, of an `agent.toml` that [`Cluster::configure`] wrote, one key a line; `value` is TOML.
+/// Sets the key `table.key` in an `agent.toml` that [`Cluster::configure`] wrote with one key a line. `value` is TOML.
 pub fn set(config: &Path, key: &str, value: &str) -> Result<(), Failure> {
     let cannot = |error| Failure::new(format!("could not set {key} in {}", config.display())).because(error);
     let text = std::fs::read_to_string(config).map_err(cannot)?;
@@ -102,7 +103,7 @@ fn with(text: &str, key: &str, value: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The value under a path of keys such as `served.client.sha256`, as text; empty where there is none.
+/// The value under a path of keys such as `served.client.sha256`, as text. A missing value gives an empty text.
 #[must_use]
 pub fn at<'a>(value: &'a Value, path: &str) -> &'a str {
     path.split('.').fold(value, |value, key| &value[key]).as_str().unwrap_or_default()

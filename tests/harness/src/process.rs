@@ -1,20 +1,21 @@
-//! A child process with its output in a file, killed at the latest when dropped.
+//! A child process with its output in a file. Dropping it kills the process.
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Failure;
 
-/// nats-server's signal channel holds one signal, so a SIGTERM right after a burst of others may be lost (`NATS.md`).
+/// nats-server's signal channel holds one signal, so a SIGTERM right after other signals may be lost (`NATS.md`).
 const REPEAT_SIGTERM: Duration = Duration::from_millis(500);
 
-/// Ctrl-C, or the SIGTERM of whoever waits for us no longer.
+/// Returns on Ctrl-C, or on the SIGTERM of a caller that no longer waits.
 pub async fn asked_to_end() {
     let terminated = async {
         match signal(SignalKind::terminate()) {
@@ -28,7 +29,7 @@ pub async fn asked_to_end() {
     }
 }
 
-/// A running child.
+/// A running child process.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -37,8 +38,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts the command with standard output and error appended to `log`, and no standard input. It stays in the
-    /// caller's process group, so that whoever ends the group ends it too.
+    /// Starts the command with standard output and error appended to `log`, and without standard input. The child stays
+    /// in the caller's process group, so a signal to the group reaches the child.
     pub fn spawn(name: &str, command: &mut Command, log: &Path) -> Result<Self, Failure> {
         let open = || {
             OpenOptions::new()
@@ -57,19 +58,19 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, log: log.to_path_buf() })
     }
 
-    /// The process id, until its end was noticed.
+    /// The process id, until the end is noticed.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
-    /// Where its output is.
+    /// The path of the output.
     #[must_use]
     pub fn log(&self) -> &Path {
         &self.log
     }
 
-    /// Fails when the process has ended, with the end of its log.
+    /// Fails if the process has ended, with the end of its log.
     pub fn check_running(&mut self) -> Result<(), Failure> {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
@@ -80,25 +81,25 @@ impl Process {
         }
     }
 
-    /// Sends a signal; the process is our own child and not yet reaped, so the id can't be another's.
+    /// Sends a signal. The process is a child that isn't reaped yet, so its id can't belong to another process.
     pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
         let pid = self
             .pid()
-            .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
+            .and_then(|pid| Some(Pid::from_raw(i32::try_from(pid).ok()?)))
             .ok_or_else(|| Failure::new(format!("could not signal {}: it has ended", self.name)))?;
-        rustix::process::kill_process(pid, signal)
+        kill(pid, signal)
             .map_err(|error| Failure::new(format!("could not send {signal:?} to {}", self.name)).because(error))
     }
 
-    /// SIGTERM until it ends.
+    /// Sends SIGTERM until the process ends.
     ///
     /// # Errors
-    /// When it still runs after `within`; it is killed then.
+    /// The process still runs after `within`. It is then killed.
     pub async fn stop(mut self, within: Duration) -> Result<ExitStatus, Failure> {
         let asked = async {
             loop {
                 if self.pid().is_some() {
-                    self.signal(Signal::TERM)?;
+                    self.signal(Signal::SIGTERM)?;
                 }
                 if let Ok(ended) = tokio::time::timeout(REPEAT_SIGTERM, self.child.wait()).await {
                     return self.status(ended);
@@ -113,10 +114,10 @@ impl Process {
         Err(failure)
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until the process ends by itself.
     ///
     /// # Errors
-    /// When it still runs after `within`; it is killed then.
+    /// The process still runs after `within`. It is then killed.
     pub async fn ended(mut self, within: Duration) -> Result<ExitStatus, Failure> {
         if let Ok(ended) = tokio::time::timeout(within, self.child.wait()).await {
             return self.status(ended);
@@ -126,10 +127,10 @@ impl Process {
         Err(failure)
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Sends SIGKILL, and waits for the end.
     pub async fn kill(mut self) -> Result<ExitStatus, Failure> {
         if self.pid().is_some() {
-            self.signal(Signal::KILL)?;
+            self.signal(Signal::SIGKILL)?;
         }
         let ended = self.child.wait().await;
         self.status(ended)
@@ -140,7 +141,7 @@ impl Process {
     }
 }
 
-/// The last lines of a log; of a log that can't be read, why.
+/// The last lines of a log, or the reason why the log can't be read.
 #[must_use]
 pub fn tail(log: &Path, lines: usize) -> String {
     match std::fs::read(log) {

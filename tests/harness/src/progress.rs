@@ -1,4 +1,4 @@
-//! What happens now: one line that moves on a terminal, one plain line for each finished step elsewhere.
+//! The current step: a line that changes on a terminal, or a plain line for each finished step elsewhere.
 
 use std::future::Future;
 use std::io::{IsTerminal as _, Write as _};
@@ -10,27 +10,27 @@ use crate::Failure;
 
 const REDRAW: Duration = Duration::from_millis(100);
 
-/// Seconds to a tenth.
+/// Seconds, to a tenth.
 #[must_use]
 pub fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 
-/// Where steps are shown.
+/// The output for steps.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
     moving: bool,
 }
 
 impl Progress {
-    /// On standard output; it moves where that is a terminal that can erase a line.
+    /// Shows steps on standard output. The line changes if that is a terminal that can erase a line.
     #[must_use]
     pub fn on_standard_output() -> Self {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         Self { moving: std::io::stdout().is_terminal() && !dumb }
     }
 
-    /// Shows a step until it is done. `now` is asked again and again for what it has come to.
+    /// Shows a step until it is done. `now` is called repeatedly for the state of the step.
     #[expect(clippy::print_stdout, reason = "that is where it is shown")]
     pub async fn step<T>(
         &self,
@@ -45,9 +45,9 @@ impl Progress {
             tokio::select! {
                 done = &mut work => break done,
                 _ = redraw.tick(), if self.moving => {
-                    // Without wrapping, or what went over the edge could not be erased.
+                    // Wrapping is off, because wrapped text could not be erased.
                     print!("\r\x1b[2K\x1b[?7l  {what} … {} {}\x1b[?7h", seconds(begun.elapsed()), now());
-                    // A terminal that takes no more text must not stop the work.
+                    // A terminal that accepts no more text must not stop the work.
                     _ = std::io::stdout().flush();
                 }
             }

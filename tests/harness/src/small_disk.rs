@@ -1,4 +1,4 @@
-//! A disk of a megabyte that a test can fill: tmpfs(5), which answers `ENOSPC` as any file system does.
+//! A disk of one megabyte that a test can fill. It is a tmpfs(5), which answers `ENOSPC` as every file system does.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,17 +8,17 @@ use crate::Failure;
 const OPTIONS: &str = "size=1m,mode=0700";
 const CHUNK: [u8; 4096] = [0; 4096];
 
-/// Mounted over a directory, and unmounted when dropped.
+/// A small disk over a directory, unmounted when dropped.
 #[derive(Debug)]
 pub struct SmallDisk {
     directory: PathBuf,
 }
 
 impl SmallDisk {
-    /// Mounts it over a directory, which is made.
+    /// Makes the directory and mounts the disk over it.
     ///
     /// # Errors
-    /// Only root may mount.
+    /// The caller is not root, and only root may mount.
     pub fn mount(directory: &Path) -> Result<Self, Failure> {
         let cannot = || Failure::new(format!("could not mount a small disk on {}", directory.display()));
         std::fs::create_dir_all(directory).map_err(|error| cannot().because(error))?;
@@ -30,7 +30,7 @@ impl SmallDisk {
         Ok(Self { directory: directory.to_owned() })
     }
 
-    /// Leaves not one byte free.
+    /// Fills the disk completely.
     pub fn fill(&self) -> Result<(), Failure> {
         use std::io::Write as _;
         let cannot = |error| Failure::new(format!("could not fill {}", self.directory.display())).because(error);
@@ -44,7 +44,7 @@ impl SmallDisk {
         }
     }
 
-    /// As it was before [`SmallDisk::fill`].
+    /// Undoes [`SmallDisk::fill`].
     pub fn free(&self) -> Result<(), Failure> {
         std::fs::remove_file(self.ballast())
             .map_err(|error| Failure::new(format!("could not free {}", self.directory.display())).because(error))
@@ -57,7 +57,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: a process that is about to be killed may have a file open there.
+        // The unmount is lazy, because a process that is about to be killed may have a file open.
         drop(Command::new("umount").arg("--lazy").arg(&self.directory).status());
     }
 }

@@ -1,43 +1,44 @@
-//! Every system call by which a process changes a file or signals another, from `strace(1)`; and the same process killed,
-//! or refused, at any one of them.
+//! Records every system call by which a process changes a file or signals another process, with `strace(1)`. The same
+//! process can then be killed or refused at any one of these calls.
 //!
-//! A [`Point`] is a call on a path, and the how-manieth it is: strace counts only calls that touch the path (`-P`), for
-//! each thread apart. So a point is the same one in every run, whatever else the process's threads do meanwhile.
+//! A [`Point`] is a call on a path, with its ordinal. strace counts only calls that touch the path (`-P`), separately
+//! for each thread. A point is therefore the same in every run, whatever other threads do.
 //!
-//! `SIGKILL` and errors are injected on entering the call (`--inject`), and the call isn't made: a death at a point is a
-//! death before it, and so after the one before. The process is the caller's own child (`-D`), and lives on without
-//! strace once that is told to end.
+//! strace injects `SIGKILL` and errors on entry to the call (`--inject`), and the call isn't made. A death at a point
+//! is thus a death before the point's call and after the previous call. The process is the caller's own child (`-D`).
+//! When strace is told to end, the process lives on without strace.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::{Failure, eventually};
 
-/// What changes files, or what another process does. `?`: not every architecture has it.
+/// Calls that change files or affect another process. `?` marks calls that some architectures lack.
 const CALLS: &str = "?open,?creat,openat,write,writev,?pwrite64,ftruncate,fallocate,fsync,fdatasync,?rename,renameat,\
      ?renameat2,?link,linkat,?symlink,symlinkat,?unlink,unlinkat,?rmdir,?mkdir,mkdirat,?chmod,fchmod,fchmodat,\
      ?fchmodat2,?chown,?lchown,fchown,fchownat,?kill,?tgkill,pidfd_send_signal";
-/// Calls that only open a file where they don't create it.
+/// Calls that open a file, and may create it.
 const OPENS: [&str; 3] = ["open", "creat", "openat"];
 const SIGNALS: [&str; 3] = ["kill", "tgkill", "pidfd_send_signal"];
-/// How long strace takes to write its last lines, or to let go.
+/// The time in which strace writes its last lines, or lets go.
 const SOON: Duration = Duration::from_secs(10);
 
-/// One call of the traced process.
+/// A call of the traced process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Call {
     thread: u32,
     name: String,
     paths: Vec<PathBuf>,
-    /// Whether it changes something.
+    /// Whether the call changes something.
     changes: bool,
-    /// Whether it is seen to have failed.
+    /// Whether the trace shows that the call failed.
     has_failed: bool,
-    /// The mode that it asks for, where it creates something.
+    /// The requested mode, if the call creates something.
     mode: Option<u32>,
 }
 
@@ -48,44 +49,44 @@ pub struct Recording {
     calls: Vec<Call>,
 }
 
-/// A place in a run.
+/// A point in a run: a call on a path, with its ordinal.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Point {
     /// The system call.
     pub call: String,
-    /// What it changes; empty for a signal.
+    /// The path that the call changes. A signal has an empty path.
     pub path: PathBuf,
-    /// The how-manieth call of its name on that path, from 1.
+    /// The ordinal among the calls of this name on this path, from 1.
     pub ordinal: u32,
-    /// For a fault that stays: what fails from here on.
+    /// The calls that fail from this point on, for a fault that stays.
     since: Since,
 }
 
-/// From which call on each of the main thread's calls fails, so that the fault begins at a point and stays.
+/// For each call of the main thread, the ordinal from which the call fails. The fault thus begins at a point and stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Since {
-    /// A full disk: what allocates nothing goes on.
+    /// The calls that fail on a full disk. Calls that allocate nothing still succeed.
     full: Vec<(String, u32)>,
-    /// A read-only one: nothing goes on but reading.
+    /// The calls that fail on a read-only disk. Only reading still succeeds.
     read_only: Vec<(String, u32)>,
-    /// The paths that a full disk's calls are counted on.
+    /// The paths on which a full disk's calls are counted.
     paths: Vec<PathBuf>,
-    /// The same of a read-only disk: without those that are also read.
+    /// The paths on which a read-only disk's calls are counted. Paths that are also read are left out.
     written: Vec<PathBuf>,
 }
 
-/// What happens at a point.
+/// The effect at a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// The process dies.
+    /// The process is killed.
     Kill,
-    /// This one call fails, with `ENOSPC` or `EROFS`.
+    /// This call alone fails, with `ENOSPC` or `EROFS`.
     Once(Errno),
-    /// It fails, and so does every call after it.
+    /// This call and every later call fail.
     From(Errno),
 }
 
-/// Why a call fails.
+/// The error of a failing call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Errno {
     /// The disk is full.
@@ -119,7 +120,7 @@ impl std::fmt::Display for Point {
     }
 }
 
-/// Fails where strace can't be run, with what to install.
+/// Fails if strace can't be run, and names the package to install.
 pub fn present() -> Result<(), Failure> {
     let version = std::process::Command::new("strace").arg("--version").output();
     version.map(drop).map_err(|error| {
@@ -128,14 +129,13 @@ pub fn present() -> Result<(), Failure> {
     })
 }
 
-/// What to start a process under so that `output` gets all its changes.
+/// The launcher that records all changes of a process in `output`.
 #[must_use]
 pub fn recording(output: &Path) -> Vec<String> {
     launcher(output, &format!("trace={CALLS}"))
 }
 
-/// What to start a process under so that it meets `effect` at `point`. The trace in `output` is of the calls that were
-/// counted.
+/// The launcher that makes a process meet `effect` at `point`. The trace in `output` contains the counted calls.
 #[must_use]
 pub fn injecting(output: &Path, point: &Point, effect: Effect) -> Vec<String> {
     let at = |what: String| (vec![(point.call.clone(), format!("{what}:when={}", point.ordinal))], vec![&point.path]);
@@ -159,8 +159,8 @@ pub fn injecting(output: &Path, point: &Point, effect: Effect) -> Vec<String> {
     arguments
 }
 
-/// `-b execve` leaves the programs that it starts alone; `-I1` lets [`release`] end strace; a death by a signal that isn't
-/// traced would not be told.
+/// The strace command line. `-b execve` detaches from the programs that the process starts. `-I1` lets [`release`] end
+/// strace. The trace includes SIGKILL, because strace reports no death by a signal that isn't traced.
 fn launcher(output: &Path, trace: &str) -> Vec<String> {
     let output = output.display().to_string();
     let arguments =
@@ -168,29 +168,27 @@ fn launcher(output: &Path, trace: &str) -> Vec<String> {
     arguments.map(ToOwned::to_owned).to_vec()
 }
 
-/// Has strace let go of a process, which goes on undisturbed.
+/// Makes strace detach from a process, which continues undisturbed.
 pub async fn release(pid: u32) -> Result<(), Failure> {
     let status = format!("/proc/{pid}/status");
     eventually("strace letting go", SOON, async || {
         let text = std::fs::read_to_string(&status).map_err(|error| format!("{status}: {error}"))?;
         let tracer = text.lines().find_map(|line| line.strip_prefix("TracerPid:")?.trim().parse().ok()).unwrap_or(0);
-        match Pid::from_raw(tracer) {
-            None => Ok(()),
-            Some(tracer) => {
-                // It may have ended by itself meanwhile.
-                let _gone = kill_process(tracer, Signal::TERM);
-                Err(format!("strace is process {tracer:?}"))
-            }
+        if tracer == 0 {
+            return Ok(());
         }
+        // It may have ended by itself meanwhile.
+        let _gone = kill(Pid::from_raw(tracer), Signal::SIGTERM);
+        Err(format!("strace is process {tracer}"))
     })
     .await
 }
 
-/// Waits until the trace of a process that has ended is complete: whether `SIGKILL` ended it.
+/// Waits until the trace of an ended process is complete. Returns whether `SIGKILL` ended the process.
 pub async fn was_killed(output: &Path) -> Result<bool, Failure> {
     eventually("the end of the trace", SOON, async || {
         let text = std::fs::read_to_string(output).map_err(|error| error.to_string())?;
-        // The main thread is reported last.
+        // strace reports the main thread last.
         let main = text.lines().find_map(of_thread).map(|(main, _)| main);
         let ends = |how: &str| {
             let is_end = |(thread, rest): (u32, &str)| Some(thread) == main && rest.starts_with(&format!("+++ {how}"));
@@ -219,14 +217,14 @@ impl Recording {
         let text = std::fs::read_to_string(output)
             .map_err(|error| Failure::new(format!("could not read {}", output.display())).because(error))?;
         let calls: Vec<Call> = text.lines().filter_map(Call::parse).collect();
-        // A process's own id is its main thread's.
+        // A process's id is the id of its main thread.
         let main = text.lines().find_map(of_thread).map(|(main, _)| main);
         let main = main.ok_or_else(|| Failure::new(format!("{} is no trace: {text}", output.display())))?;
         Ok(Self { main, calls })
     }
 
-    /// Every change to what lies below `roots`, but for `others`, and every signal, in order. Of threads beside the main one, whose number
-    /// and share of work vary from run to run, the first of each kind.
+    /// Every change below `roots`, except to `others`, and every signal, in order. The number and work of threads other
+    /// than the main thread vary between runs, so only the first call of each kind counts for them.
     #[must_use]
     pub fn points(&self, roots: &[&Path], others: &[&Path]) -> Vec<Point> {
         let is_ours = |path: &Path| roots.iter().any(|root| path.starts_with(root)) && !others.contains(&path);
@@ -253,8 +251,9 @@ impl Recording {
         points
     }
 
-    /// What a power cut would lose at a moment when it must be on the disk: a file that gets its name before its content is
-    /// flushed, and names that are not flushed when `commit` gets its own, when a signal is sent, or at the end.
+    /// The data that a power cut would lose although it must be on the disk. One kind is a file that gets its name
+    /// before its content is flushed. Another kind is a name that isn't flushed when `commit` gets its name, when a
+    /// signal is sent, or at the end.
     #[must_use]
     pub fn unflushed(&self, roots: &[&Path], others: &[&Path], commit: &Path) -> Vec<String> {
         let is_ours = |path: &Path| roots.iter().any(|root| path.starts_with(root)) && !others.contains(&path);
@@ -294,7 +293,7 @@ impl Recording {
         wrong
     }
 
-    /// What was created below `roots`, by the names that it came to have, each with the mode that was asked for then.
+    /// The files created below `roots`, under their final names, each with the requested mode.
     #[must_use]
     pub fn created(&self, roots: &[&Path]) -> Vec<(PathBuf, u32)> {
         let mut created = Vec::<(PathBuf, u32)>::new();
@@ -305,7 +304,7 @@ impl Recording {
                     for (path, _) in &mut created {
                         let below = path.strip_prefix(from).map(Path::to_path_buf);
                         if let Ok(below) = below {
-                            // What is joined with nothing gets a slash.
+                            // A path joined with an empty path gets a trailing slash.
                             *path = if below.as_os_str().is_empty() { to.clone() } else { to.join(below) };
                         }
                     }
@@ -317,7 +316,7 @@ impl Recording {
         created
     }
 
-    /// The calls that give something below `roots` another mode or owner.
+    /// The calls that change the mode or owner of something below `roots`.
     #[must_use]
     pub fn reowned(&self, roots: &[&Path]) -> Vec<String> {
         let is_it = |call: &&Call| call.name.contains("chmod") || call.name.contains("chown");
@@ -338,7 +337,7 @@ impl Recording {
         let count = |path: &PathBuf, is_it: &dyn Fn(&Call) -> bool| {
             ours().filter(|call| call.paths.contains(path) && is_it(call)).count()
         };
-        // What is opened only to be flushed isn't read.
+        // A file that is opened only to be flushed doesn't count as read.
         let is_read = |path: &PathBuf| {
             let opened = count(path, &|call| OPENS.contains(&call.name.as_str()) && !call.changes);
             opened > count(path, &|call| call.name == "fsync")
@@ -367,7 +366,7 @@ impl Recording {
 }
 
 impl Point {
-    /// The first call of a name on a path, on which alone a fault stays too.
+    /// The first call of a name on a path. A fault that stays affects this call alone.
     #[must_use]
     pub fn first(call: &str, path: &Path) -> Self {
         let (calls, paths) = (vec![(call.to_owned(), 1)], vec![path.to_path_buf()]);
@@ -375,7 +374,7 @@ impl Point {
         Self { call: call.to_owned(), path: path.to_path_buf(), ordinal: 1, since }
     }
 
-    /// The same point with other paths.
+    /// This point with renamed paths.
     #[must_use]
     pub fn renamed(&self, rename: impl Fn(&Path) -> PathBuf) -> Self {
         let all = |paths: &[PathBuf]| paths.iter().map(|path| rename(path)).collect();
@@ -387,7 +386,7 @@ impl Point {
         }
     }
 
-    /// Whether a fault can begin here and stay: in the main thread, whose calls are counted.
+    /// Whether a fault can begin at this point and stay. That needs the main thread, whose calls are counted.
     #[must_use]
     pub fn can_stay(&self, errno: Errno) -> bool {
         let calls = if errno == Errno::Full { &self.since.full } else { &self.since.read_only };
@@ -396,7 +395,7 @@ impl Point {
     }
 }
 
-/// How often each call is among the points: `fsync 21, openat 12 …`.
+/// The number of points for each call: `fsync 21, openat 12 …`.
 #[must_use]
 pub fn by_call(points: &[Point]) -> String {
     let names: BTreeSet<&str> = points.iter().map(|point| point.call.as_str()).collect();
@@ -410,7 +409,7 @@ pub fn by_call(points: &[Point]) -> String {
 }
 
 impl Call {
-    /// Reads a line of a trace. What was interrupted by another thread's line is read where it began.
+    /// Parses a line of a trace. A call that another thread's line interrupts is read from its first line.
     fn parse(line: &str) -> Option<Self> {
         let (thread, rest) = of_thread(line)?;
         let (name, arguments) = rest.split_once('(')?;
@@ -428,13 +427,13 @@ impl Call {
         })
     }
 
-    /// What the call changes: of two names the one that is staged or new.
+    /// The path that the call changes. Of two paths, the staged or new path counts.
     fn target(&self) -> Option<PathBuf> {
         if self.name.starts_with("link") { self.paths.last().cloned() } else { self.paths.first().cloned() }
     }
 }
 
-/// The mode is the last argument of a call that creates.
+/// The mode, which is the last argument of a call that creates.
 fn mode(name: &str, arguments: &str) -> Option<u32> {
     let creates = name.starts_with("mkdir") || name == "creat" || arguments.contains("O_CREAT");
     let end = arguments.find(") ").or(arguments.find(" <unfinished"))?;
@@ -442,14 +441,14 @@ fn mode(name: &str, arguments: &str) -> Option<u32> {
     u32::from_str_radix(last, 8).ok()
 }
 
-/// A line's thread, and the rest of it.
+/// A line's thread id and the rest of the line.
 fn of_thread(line: &str) -> Option<(u32, &str)> {
     let (thread, rest) = line.split_once(' ')?;
     Some((thread.parse().ok()?, rest.trim_start()))
 }
 
-/// The absolute paths among a call's arguments, its descriptors' (`11</path>`) among them. The content of a `write` is
-/// none, nor is the directory behind `AT_FDCWD`.
+/// The absolute paths in a call's arguments, including those of descriptors (`11</path>`). The content of a `write` and
+/// the directory behind `AT_FDCWD` don't count.
 fn paths(name: &str, arguments: &str) -> Vec<PathBuf> {
     let mut rest = arguments;
     let mut found = Vec::new();

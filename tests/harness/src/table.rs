@@ -1,6 +1,6 @@
-//! Rows to text in columns: pure.
+//! Formats rows as text in columns.
 
-/// Columns as wide as their widest cell, two spaces apart, a line under the head.
+/// A table whose columns are as wide as their widest cell and two spaces apart, with a line under the head.
 #[must_use]
 pub fn render<const N: usize>(head: &[String; N], rows: &[[String; N]]) -> String {
     let widths: [usize; N] = std::array::from_fn(|column| {

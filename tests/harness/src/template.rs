@@ -2,10 +2,10 @@
 
 use crate::Failure;
 
-/// Puts each value in the place of its `${name}`; a `$${` stays as `${`.
+/// Replaces each `${name}` with its value. A `$${` becomes `${`.
 ///
 /// # Errors
-/// When the template has a name that there is no value for, or a value has no place in it.
+/// The template has a name without a value, or a value has no place in the template.
 pub fn fill(template: &str, values: &[(&str, &str)]) -> Result<String, Failure> {
     let mut filled = String::with_capacity(template.len());
     let mut used = vec![false; values.len()];

@@ -1,58 +1,58 @@
-//! The tools that `cargo xtask setup` puts under `target/tools`, by version.
+//! The tools that `cargo xtask setup` installs under `target/tools`, by version.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Failure;
 
-/// The pinned nats-servers, oldest first: one of each supported line.
+/// The pinned nats-servers, oldest first: one version of each supported release line.
 pub const NATS_SERVER_VERSIONS: [&str; 3] = ["2.10.26", "2.12.8", "2.15.1"];
 
-/// The newest of them, which everything runs on that doesn't ask for another.
+/// The newest pinned version, and the default everywhere.
 pub const NATS_SERVER: &str = "2.15.1";
 
-/// Names another directory of tools than `target/tools`.
+/// The variable that names a tools directory other than `target/tools`.
 pub const DIRECTORY_VARIABLE: &str = "NATS_TLS_AGENT_TOOLS";
 
-/// The workspace's root.
+/// The root of the workspace.
 #[must_use]
 pub fn workspace() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest.ancestors().nth(2).unwrap_or(manifest).to_path_buf()
 }
 
-/// Where the tools are.
+/// The directory of the tools.
 #[must_use]
 pub fn directory() -> PathBuf {
     std::env::var_os(DIRECTORY_VARIABLE).map_or_else(|| workspace().join("target/tools"), PathBuf::from)
 }
 
-/// The nats-server of a version.
+/// The nats-server binary of a version.
 pub fn nats_server(version: &str) -> Result<PathBuf, Failure> {
     present(directory().join(format!("nats-server-{version}/bin/nats-server")))
 }
 
-/// The Python that has moto.
+/// The Python interpreter of moto's environment.
 pub fn moto_python() -> Result<PathBuf, Failure> {
     present(directory().join("moto/bin/python"))
 }
 
-/// The AWS command line.
+/// The binary of the AWS command line.
 pub fn aws() -> Result<PathBuf, Failure> {
     present(directory().join("aws/bin/aws"))
 }
 
-/// shellcheck.
+/// The shellcheck binary.
 pub fn shellcheck() -> Result<PathBuf, Failure> {
     present(directory().join("shellcheck/bin/shellcheck"))
 }
 
-/// checkov, which reads Terraform.
+/// The binary of checkov, which checks Terraform files.
 pub fn checkov() -> Result<PathBuf, Failure> {
     present(directory().join("checkov/bin/checkov"))
 }
 
-/// cloud-init as `.ci/run` unpacks it on Debian, or as it is installed: a command that its arguments follow.
+/// The command that runs cloud-init, before its arguments. cloud-init is unpacked by `.ci/run` on Debian, or installed.
 #[must_use]
 pub fn cloud_init() -> Option<Command> {
     let unpacked = directory().join("cloud-init/usr");
@@ -64,14 +64,14 @@ pub fn cloud_init() -> Option<Command> {
     in_path("cloud-init").map(Command::new)
 }
 
-/// Prometheus's promtool, as `.ci/run` unpacks it on Debian, or as it is installed.
+/// Prometheus's promtool, unpacked by `.ci/run` on Debian, or installed.
 #[must_use]
 pub fn promtool() -> Option<PathBuf> {
     let unpacked = directory().join("prometheus/usr/bin/promtool");
     if unpacked.is_file() { Some(unpacked) } else { in_path("promtool") }
 }
 
-/// Terraform, where it is installed.
+/// The installed Terraform, if there is one.
 #[must_use]
 pub fn terraform() -> Option<PathBuf> {
     in_path("terraform")

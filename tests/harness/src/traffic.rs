@@ -1,5 +1,5 @@
-//! Counted NATS traffic: every message is numbered and carries the time it was sent at, so that each one lost, delivered
-//! twice or late is seen.
+//! Counted NATS traffic. Every message carries a number and its time of sending, so each lost, duplicate or late
+//! message is noticed.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,43 +17,44 @@ use tokio::time::Instant;
 use crate::{Failure, eventually};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// From the first message to the first one received, the interest's way through the cluster included.
+/// The time from the first message to its first receipt. Interest must spread through the cluster in this time.
 const INTEREST_WITHIN: Duration = Duration::from_secs(15);
-/// How long after the last message that arrived nothing more is expected.
+/// The silence after the last received message that ends the wait for more messages.
 const QUIET: Duration = Duration::from_secs(3);
-/// How often a publisher sends the messages that are due.
+/// The interval in which a publisher sends the messages that are due.
 const TICK: Duration = Duration::from_millis(5);
-/// The number of a message that only looks whether the subscriber hears us.
+/// The number of a message that only tests whether the subscriber receives.
 const PROBE: u64 = u64::MAX;
 
-/// A nats-server as a client sees it.
+/// A nats-server from a client's view.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    /// Its client listener; its IP is looked for among the SANs.
+    /// The client listener. The client looks for its IP address among the SANs.
     pub address: SocketAddr,
-    /// Those that the client goes to when it has lost this one; with none it stays and waits.
+    /// The servers that the client tries after it has lost this server. Without others the client waits for this
+    /// server.
     pub others: Vec<SocketAddr>,
-    /// How to reach it over TLS; `None` for a server without.
+    /// The client's side of TLS. `None`: the server has no TLS.
     pub tls: Option<ClientTls>,
 }
 
 /// A client's side of TLS, in PEM files.
 #[derive(Clone, Debug)]
 pub struct ClientTls {
-    /// The anchors that it trusts, and no others.
+    /// The only anchors that the client trusts.
     pub ca: PathBuf,
-    /// Chain and key to present.
+    /// The chain and the key that the client presents.
     pub certificate: Option<(PathBuf, PathBuf)>,
 }
 
-/// Publishers and subscribers at work.
+/// Running publishers and subscribers.
 #[derive(Debug)]
 pub struct Traffic {
     pairs: Vec<Pair>,
     stop: watch::Sender<bool>,
 }
 
-/// A count so far.
+/// The counts so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Messages published.
@@ -62,20 +63,20 @@ pub struct Progress {
     pub received: u64,
 }
 
-/// What came of it all.
+/// The result of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Messages published.
     pub sent: u64,
     /// Different messages received.
     pub received: u64,
-    /// Messages received again.
+    /// Messages received more than once.
     pub duplicates: u64,
-    /// Times that a client lost its connection.
+    /// The number of connections that clients lost.
     pub disconnects: u64,
-    /// Times that a client connected again.
+    /// The number of times that clients connected again.
     pub reconnects: u64,
-    /// From publish to receipt.
+    /// The times from publish to receipt.
     pub latency: Latency,
 }
 
@@ -87,14 +88,14 @@ impl Tally {
     }
 }
 
-/// Times from publish to receipt.
+/// The distribution of times from publish to receipt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Latency {
-    /// Half of the messages were at least as fast.
+    /// The median.
     pub p50: Duration,
-    /// 99 of 100 messages were at least as fast.
+    /// The 99th percentile.
     pub p99: Duration,
-    /// The slowest.
+    /// The longest time.
     pub max: Duration,
 }
 
@@ -109,8 +110,8 @@ struct Pair {
 }
 
 impl Traffic {
-    /// Starts a publisher on each pair's first server and a subscriber on its second, `rate` messages a second for all
-    /// together, and returns once every subscriber hears its publisher.
+    /// Starts a publisher on each pair's first server and a subscriber on its second server. `rate` is the number of
+    /// messages a second for all pairs together. Returns once every subscriber receives from its publisher.
     pub async fn start(pairs: &[(Endpoint, Endpoint)], rate: u32) -> Result<Self, Failure> {
         let (stop, stopped) = watch::channel(false);
         let mut started = Self { pairs: Vec::new(), stop };
@@ -122,7 +123,7 @@ impl Traffic {
         Ok(started)
     }
 
-    /// The count so far.
+    /// The counts so far.
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.pairs.iter().fold(Progress::default(), |sum, pair| Progress {
@@ -131,10 +132,10 @@ impl Traffic {
         })
     }
 
-    /// Stops the publishers, waits for what is on its way until nothing has come for three seconds, and counts.
+    /// Stops the publishers, waits until nothing has arrived for three seconds, and counts.
     ///
     /// # Errors
-    /// When a publisher could not go on.
+    /// A publisher has failed.
     pub async fn stop(mut self) -> Result<Tally, Failure> {
         self.stop.send_replace(true);
         for pair in &mut self.pairs {
@@ -214,7 +215,7 @@ impl Drop for Pair {
     }
 }
 
-/// A client, and how often it lost its server.
+/// A client, and the number of times that it lost its server.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) client: Client,
@@ -222,7 +223,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// How often it lost its server.
+    /// The number of times that the client lost its server.
     pub(crate) fn disconnects(&self) -> u64 {
         self.disconnects.load(Ordering::Relaxed)
     }
@@ -234,7 +235,7 @@ impl Connection {
             .connection_timeout(CONNECT_WITHIN)
             .ignore_discovered_servers()
             .retain_servers_order()
-            // Far above what a stall of seconds piles up, so that no message is dropped on our side of the socket.
+            // The capacity far exceeds the backlog of a stall of seconds, so this client drops no message.
             .subscription_capacity(1 << 20)
             .event_callback(move |event| {
                 let counted = Arc::clone(&counted);
@@ -291,7 +292,7 @@ async fn publish(
     }
 }
 
-/// How many messages are to be sent by then.
+/// The number of messages to be sent in this time.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "both are small and positive")]
 fn due(elapsed: Duration, rate: f64) -> u64 {
     (elapsed.as_secs_f64() * rate) as u64
@@ -344,13 +345,13 @@ impl Received {
     }
 }
 
-/// The nearest-rank percentile of sorted values; zero of none.
+/// The nearest-rank percentile of sorted values. Without values it is zero.
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
-/// A thread that panicked left a count that is still true.
+/// A poisoned lock is used on, because the count of a thread that panicked is still correct.
 fn lock(received: &Mutex<Received>) -> std::sync::MutexGuard<'_, Received> {
     received.lock().unwrap_or_else(PoisonError::into_inner)
 }

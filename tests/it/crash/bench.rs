@@ -242,7 +242,7 @@ impl Bench {
             let served = self.served().await?;
             let known = self.generations().numbers().map_err(|error| error.to_string())?;
             let known = known.into_iter().filter_map(|number| self.generations().load(number).ok());
-            check(known.into_iter().any(|generation| generation.chain.leaf.sha256 == served), || {
+            check(known.into_iter().any(|generation| generation.chain.leaf().sha256 == served), || {
                 format!("it serves {served}, which is of no generation")
             })?;
         }
@@ -259,11 +259,11 @@ impl Bench {
             let number = self.generations().named_in(&text).ok_or(format!("{} names none: {text}", file.display()))?;
             let generation = self.generations().load(number).map_err(|error| format!("{error}"))?;
             let key =
-                nats_tls_agent::x509::csr::public_key_der(&generation.chain.key).map_err(|error| error.to_string())?;
+                nats_tls_agent::x509::csr::public_key_der(generation.chain.key()).map_err(|error| error.to_string())?;
             let (_, certificate) =
-                x509_parser::parse_x509_certificate(&generation.chain.leaf.der).map_err(|error| error.to_string())?;
+                x509_parser::parse_x509_certificate(&generation.chain.leaf().der).map_err(|error| error.to_string())?;
             check(certificate.public_key().raw == key, || format!("key and certificate of {number} don't match"))?;
-            let chains = generation.bundle.chains(&generation.chain.certificates(), Clock::System.now());
+            let chains = generation.bundle.chains(generation.chain.chain(), Clock::System.now());
             check(chains, || format!("the certificate of {number} doesn't chain to its bundle"))?;
             Ok::<_, String>(Some(generation))
         };
@@ -281,7 +281,9 @@ impl Bench {
         }
         self.start_server().await?;
         let served = self.served().await?;
-        check(served == generation.chain.leaf.sha256, || format!("{served} is served after a start, not what is named"))
+        check(served == generation.chain.leaf().sha256, || {
+            format!("{served} is served after a start, not what is named")
+        })
     }
 
     async fn start_server(&mut self) -> Result<(), String> {
@@ -297,7 +299,7 @@ impl Bench {
         let mut leaves = BTreeSet::new();
         for (address, port) in [(self.node().client(), Port::Client), (self.node().route(), Port::Route)] {
             let served = prober.served(address, port).await.map_err(|error| error.to_string())?;
-            leaves.extend(served.first().map(|leaf| nats_tls_agent::digest::sha256_hex(leaf)));
+            leaves.insert(nats_tls_agent::digest::sha256_hex(served.leaf()));
         }
         check(leaves.len() == 1, || format!("two leaves are served: {leaves:?}"))?;
         leaves.pop_first().ok_or("no leaf is served".into())
@@ -337,7 +339,7 @@ impl Bench {
         let leaf = status.leaf.map(|leaf| leaf.sha256).unwrap_or_default();
         check(self.served().await? == leaf, || format!("{leaf} isn't served"))?;
         let named = self.is_whole()?.ok_or("there is no configuration")?;
-        check(named.chain.leaf.sha256 == leaf, || "an older generation is named".into())
+        check(named.chain.leaf().sha256 == leaf, || "an older generation is named".into())
     }
 
     /// At most one certificate was paid for, at a first boot exactly one; it is what is served; and nothing is left over.
@@ -350,7 +352,7 @@ impl Bench {
         for file in new {
             let pem = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
             let leaf = Leaf::from_pem(&pem).map_err(|error| error.to_string())?;
-            check(leaf.sha256 == named.chain.leaf.sha256, || "what was paid for isn't what is served".into())?;
+            check(leaf.sha256 == named.chain.leaf().sha256, || "what was paid for isn't what is served".into())?;
         }
         let journal = Journal::of(&self.node().state_directory()).load().map_err(|error| error.to_string())?;
         check(journal.pending.is_none(), || "the journal holds a request still".into())?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 
 use super::gate::{Gate, Gates, Passage};
 use super::world::{Setup, World};
@@ -52,7 +52,7 @@ fn signal() -> Vec<Trial> {
         })
     };
     let frozen = |world: &World, on: bool| {
-        world.node.server.as_ref().unwrap().signal(if on { Signal::STOP } else { Signal::CONT }).unwrap();
+        world.node.server.as_ref().unwrap().signal(if on { Signal::SIGSTOP } else { Signal::SIGCONT }).unwrap();
     };
     vec![
         pid_file("no pid file", vec!["there is no", ".pid", "serves TLS"], || None),

@@ -14,7 +14,7 @@ use harness::imds::{ImdsStub, InstanceFacts};
 use harness::nodes::set;
 use harness::traffic::Traffic;
 use harness::{Failure, eventually, tools};
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -281,7 +281,7 @@ impl World {
                 self.node.agent.stop().await?;
                 self.node.agent.start()?;
             }
-            Trigger::HangUp => self.node.agent.signal(Signal::HUP)?,
+            Trigger::HangUp => self.node.agent.signal(Signal::SIGHUP)?,
             Trigger::NewPeer => {
                 let number = self.last_peer.fetch_add(1, Ordering::Relaxed) + 1;
                 self.double.account(|aws, now| {

@@ -1,14 +1,14 @@
-//! The control groups of the instances. Each has one to itself: systemd takes the one that it is started in for the root of
-//! all, and what another systemd has below it for its own.
+//! The control groups of the instances. Each instance has its own, because systemd treats its own group as the root. It
+//! also takes over the groups of any other systemd below that root.
 
 use std::path::{Path, PathBuf};
 
 use harness::Failure;
 
-/// Ours among those of others.
+/// The lab's own control group.
 const NAME: &str = "nats-tls-agent-lab";
 
-/// Makes a control group for an instance; where it is, in every hierarchy that systemd uses.
+/// Makes a control group for an instance. Returns its path in every hierarchy that systemd uses.
 pub(crate) fn create(instance: &str) -> Result<Vec<PathBuf>, Failure> {
     let groups: Vec<PathBuf> = own()?.into_iter().map(|group| group.join(NAME).join(instance)).collect();
     for group in &groups {
@@ -19,7 +19,8 @@ pub(crate) fn create(instance: &str) -> Result<Vec<PathBuf>, Failure> {
     Ok(groups)
 }
 
-/// Removes the control groups of all instances, of an earlier lab too. They must be empty, as they are once nobody lives.
+/// Removes the control groups of all instances, including those of an earlier lab. A group is empty once its processes
+/// have ended.
 pub(crate) fn clear() -> Result<(), Failure> {
     for group in own()? {
         let group = group.join(NAME);
@@ -30,7 +31,7 @@ pub(crate) fn clear() -> Result<(), Failure> {
     Ok(())
 }
 
-/// From the leaves up: files in there go with their directory.
+/// Removes directories from the leaves up. The kernel removes the files with their directory.
 fn clear_below(group: &Path) -> std::io::Result<()> {
     let Ok(entries) = std::fs::read_dir(group) else { return Ok(()) };
     for entry in entries {
@@ -42,7 +43,7 @@ fn clear_below(group: &Path) -> std::io::Result<()> {
     std::fs::remove_dir(group)
 }
 
-/// The control groups that this process is in.
+/// The control groups of this process.
 fn own() -> Result<Vec<PathBuf>, Failure> {
     let file = "/proc/self/cgroup";
     let text =
@@ -52,7 +53,7 @@ fn own() -> Result<Vec<PathBuf>, Failure> {
     Ok(found.into_iter().map(|path| root.join(path)).collect())
 }
 
-/// The lines of version 2 and of systemd's own hierarchy of version 1 (cgroups(7)), below where systemd mounts them.
+/// The paths of version 2 and of systemd's own hierarchy of version 1 (cgroups(7)), below systemd's mount points.
 fn paths(text: &str, hybrid: bool) -> Vec<String> {
     let path = |line: &str| {
         let (_, rest) = line.split_once(':')?;

@@ -1,4 +1,4 @@
-//! Children of a process, which this kernel may not list in one file.
+//! The children of a process. This kernel may lack the single file that lists them.
 
 /// The children, each with its `/proc/PID/status` (proc_pid_status(5)).
 pub(crate) fn of(parent: u32) -> impl Iterator<Item = (u32, String)> {
@@ -9,7 +9,7 @@ pub(crate) fn of(parent: u32) -> impl Iterator<Item = (u32, String)> {
     with_status.filter(move |(_, status)| last(status, "PPid") == parent)
 }
 
-/// The last value of a field: of one with a value for every namespace, the innermost one's.
+/// The last value of a field. If the field has a value for each namespace, the last value is the innermost namespace's.
 pub(crate) fn last<'a>(status: &'a str, field: &str) -> &'a str {
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     line.unwrap_or_default().split_whitespace().last().unwrap_or_default()

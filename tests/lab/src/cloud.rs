@@ -1,4 +1,4 @@
-//! AWS of the lab: an account with a CA, a trust bundle, a cluster credential and an Auto Scaling group.
+//! AWS for the lab: an account with a CA, a trust bundle, a cluster credential and an Auto Scaling group.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -14,28 +14,26 @@ use time::Duration;
 use crate::downloads::Download;
 use crate::network::HUB;
 
-/// The Region of it all.
 pub(crate) const REGION: &str = "eu-west-1";
-/// Where instances find AWS.
+/// The port on which instances reach AWS.
 pub(crate) const ENDPOINT_PORT: u16 = 4566;
 
 const GROUP: &str = "nats";
 const TRUST: &str = "nats/trust-bundle";
 const CREDENTIAL: &str = "nats/cluster-credential";
-/// Between IssueCertificate and the certificate. AWS gives no figure; about as long as the SDK's waiter lets pass before it
-/// looks for the first time.
+/// The time between IssueCertificate and the certificate. AWS gives no figure. The value is about the time after which
+/// the SDK's waiter polls first.
 const ISSUANCE: Duration = Duration::seconds(1);
 
-/// The account.
 pub(crate) struct Cloud {
     double: AwsDouble,
     ca_arn: String,
-    /// The CA's certificate, for clients.
+    /// The CA's certificate for clients.
     pub(crate) ca_file: PathBuf,
 }
 
 impl Cloud {
-    /// Sets the account up, and serves it on the hub.
+    /// Sets up the account, and serves it on the hub.
     pub(crate) async fn start(directory: &Path) -> Result<Self, Failure> {
         let cannot = |what: &str| Failure::new(format!("could not {what} the account"));
         let mut account = Account::new(REGION);
@@ -60,7 +58,7 @@ impl Cloud {
         Ok(Self { double, ca_arn, ca_file })
     }
 
-    /// An instance comes into the group.
+    /// Adds an instance to the group.
     pub(crate) fn launch(&self, id: &str, address: IpAddr) {
         self.double.account(|account, now| account.fleet.launch(GROUP, id, address, "InService", now));
     }
@@ -75,12 +73,12 @@ impl Cloud {
         self.double.account(|account, now| account.fleet.terminate(id, now));
     }
 
-    /// How many certificates were paid for.
+    /// The number of paid certificates.
     pub(crate) fn certificates(&self) -> usize {
         self.double.certificates()
     }
 
-    /// `templates/user-data`, as Terraform fills it in.
+    /// Fills in `templates/user-data` as Terraform does.
     pub(crate) fn user_data(&self, template: &str, server: &Download, agent: &Download) -> Result<String, Failure> {
         let values = [
             ("nats_server_url", server.url.as_str()),

@@ -1,4 +1,4 @@
-//! Programs of the machine that do something and end.
+//! Runs programs of this machine to their end.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::Stdio;
 use harness::Failure;
 use tokio::process::Command;
 
-/// Runs a program; what it printed, if it succeeded.
+/// Runs a program. Returns its output if the program succeeded.
 pub(crate) async fn run<S: AsRef<OsStr>>(
     program: &str,
     arguments: impl IntoIterator<Item = S>,
@@ -15,7 +15,7 @@ pub(crate) async fn run<S: AsRef<OsStr>>(
     finish(Command::new(program).args(arguments)).await
 }
 
-/// The same, in a directory that its relative paths begin at.
+/// Like [`run`], in a directory where the program's relative paths begin.
 pub(crate) async fn run_in<S: AsRef<OsStr>>(
     directory: &Path,
     program: &str,

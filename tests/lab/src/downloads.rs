@@ -1,4 +1,4 @@
-//! Where user data downloads from: files by name, over plain HTTP. Their SHA-256 is what they are trusted by.
+//! The download server of the user data: files by name, over plain HTTP. The SHA-256 makes a file trusted.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,19 +14,19 @@ use tokio::task::JoinHandle;
 
 use crate::network::HUB;
 
-/// A file that is offered.
+/// A file on the download server.
 #[derive(Clone, Debug)]
 pub(crate) struct Download {
-    /// Where.
+    /// The URL of the file.
     pub(crate) url: String,
-    /// Of its content, hexadecimal.
+    /// The SHA-256 of the content, in hexadecimal.
     pub(crate) sha256: String,
     path: String,
     content: Bytes,
 }
 
 impl Download {
-    /// Reads a file, to be offered under its own name.
+    /// Reads a file. The server offers it under its own name.
     pub(crate) fn of(file: &Path) -> Result<Self, Failure> {
         let content = std::fs::read(file)
             .map_err(|error| Failure::new(format!("could not read {}", file.display())).because(error))?;
@@ -37,7 +37,7 @@ impl Download {
     }
 }
 
-/// Serves the files until it is dropped.
+/// The download server, which runs until it is dropped.
 pub(crate) struct Downloads(JoinHandle<()>);
 
 impl Downloads {

@@ -1,8 +1,8 @@
-//! Where the lab runs: in mount, network and process namespaces of its own, by unshare(1).
+//! The lab's enclosure: its own mount, network and process namespaces, made by unshare(1).
 //!
-//! So nothing can be left behind. Whatever the lab dies of, with its first process die all others in there, and the kernel
-//! takes mounts, interfaces and namespaces away. What there is beside that are files below the lab's directory and empty
-//! control groups, which the next start removes.
+//! Nothing can be left behind. When the lab's first process ends, for any reason, all its other processes end. The
+//! kernel then removes mounts, interfaces and namespaces. Only files below the lab's directory and empty control groups
+//! remain, and the next start removes them.
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -18,14 +18,14 @@ use tokio::process::{Child, Command};
 use crate::image::remove;
 use crate::{cgroup, children, command};
 
-/// Says to this program that it is inside.
+/// The option by which this program knows that it runs inside.
 pub(crate) const INSIDE: &str = "--inside";
 
 const STARTED_WITHIN: Duration = Duration::from_secs(10);
 const ENDED_WITHIN: Duration = Duration::from_mins(1);
 const GONE_WITHIN: Duration = Duration::from_secs(20);
 
-/// Starts this program anew inside, waits until it has ended, and takes away what it left.
+/// Starts this program again inside, waits until it ends, and removes what it left.
 pub(crate) async fn run(lab: &Path) -> Result<ExitCode, Failure> {
     clear(lab).await?;
     let own = std::env::current_exe().map_err(|error| Failure::new("could not find this program").because(error))?;
@@ -34,7 +34,7 @@ pub(crate) async fn run(lab: &Path) -> Result<ExitCode, Failure> {
         .arg(own)
         .args(std::env::args_os().skip(1))
         .arg(INSIDE)
-        // Its end tells the lab to end, whether we asked for it or were killed.
+        // The end of this pipe tells the lab to end, both on request and after this program was killed.
         .stdin(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
@@ -70,22 +70,22 @@ async fn watch(inside: &mut Child) -> Result<ExitCode, Failure> {
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// Removes what no namespace takes with it, once the last process of a lab that was killed is gone.
+/// Removes what no namespace removes, once the last process of a killed lab is gone.
 async fn clear(lab: &Path) -> Result<(), Failure> {
     let gone = async || cgroup::clear().map_err(|failure| failure.chain());
     eventually("the end of an earlier lab", GONE_WITHIN, gone).await?;
     remove(&lab.join("instances"))
 }
 
-/// From inside: the lab's first process as the rest of the machine sees it, and what comes when the lab is to end.
+/// The view from inside: the pid of the lab's first process outside, and the pipe that signals the lab's end.
 pub(crate) struct Inside {
-    /// For nsenter.
+    /// The pid for nsenter.
     pub(crate) pid: u32,
     lifeline: BufReader<pipe::Receiver>,
 }
 
 impl Inside {
-    /// Arrives.
+    /// Reads the first process's pid from outside, and mounts `/run`.
     pub(crate) async fn enter() -> Result<Self, Failure> {
         let cannot = || Failure::new("could not read what is said to the lab");
         let lifeline = std::io::stdin().as_fd().try_clone_to_owned().and_then(pipe::Receiver::from_owned_fd);
@@ -95,12 +95,12 @@ impl Inside {
         let pid = line.trim().parse();
         let pid =
             pid.map_err(|_| Failure::new(format!("{INSIDE} is for the lab itself; start it by cargo xtask lab")))?;
-        // For network namespaces by name, and for what systemd-nspawn keeps under /run/systemd.
+        // The mount is for named network namespaces, and for systemd-nspawn's files under /run/systemd.
         command::run("mount", ["-t", "tmpfs", "-o", "mode=755", "lab", "/run"]).await?;
         Ok(Self { pid, lifeline })
     }
 
-    /// Waits until the lab is to end: by Ctrl-C, by SIGTERM, or as whoever started it is gone.
+    /// Waits for the end of the lab: Ctrl-C, SIGTERM, or the end of the process that started it.
     pub(crate) async fn asked_to_end(&mut self) {
         let mut nothing = [0];
         tokio::select! {

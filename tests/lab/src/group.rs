@@ -1,4 +1,4 @@
-//! The Auto Scaling group: its instances, and all that they need around them.
+//! The Auto Scaling group: its instances, and everything around them.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -23,14 +23,12 @@ use crate::network;
 use crate::timeline::{FIELDS, Timeline};
 
 const CONVERGE_WITHIN: Duration = Duration::from_mins(4);
-/// How often an instance is looked at again: a look starts programs, which it notices.
+/// The pause between two looks at an instance. A look starts programs, which load the instance.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// The group, with all of AWS that is around it.
+/// The group with all AWS services around it.
 pub(crate) struct Group {
-    /// Its instances.
     pub(crate) instances: Vec<Instance>,
-    /// The account that it is in.
     pub(crate) cloud: Cloud,
     metadata: MetadataService,
     names: Names,
@@ -41,7 +39,7 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// An empty group. `template` is the user data that it launches with.
+    /// Makes an empty group. `template` is the user data of new instances.
     pub(crate) async fn start(lab: &Path, template: &str, server: Download, agent: Download) -> Result<Self, Failure> {
         let work = lab.join("instances");
         std::fs::create_dir_all(&work)
@@ -61,7 +59,7 @@ impl Group {
         })
     }
 
-    /// Scales out by one: an instance is launched, as its launch template says, and boots.
+    /// Scales out by one: launches an instance by the launch template, and boots it.
     pub(crate) async fn launch(&mut self) -> Result<(), Failure> {
         self.launched += 1;
         let mut instance = Instance::prepare(self.launched, &self.lab).await?;
@@ -78,7 +76,7 @@ impl Group {
         booted
     }
 
-    /// Scales in: Auto Scaling says so, the instance is shut down, and what belongs to it goes.
+    /// Scales in: Auto Scaling announces the termination, the instance shuts down, and its resources are removed.
     pub(crate) async fn terminate(&mut self, index: usize) -> Result<(), Failure> {
         let instance = &mut self.instances[index];
         self.cloud.set_state(&instance.id, "Terminating");
@@ -91,13 +89,13 @@ impl Group {
         Ok(())
     }
 
-    /// The instances' ids, which are their servers' names.
+    /// The ids of the instances, which are also the names of their servers.
     pub(crate) fn ids(&self) -> BTreeSet<String> {
         self.instances.iter().map(|instance| instance.id.clone()).collect()
     }
 
-    /// Waits until every node is healthy, names exactly these peers with a route that is up, and has routes with all others;
-    /// when which of them came to what. `done` is how many have come to it.
+    /// Waits until every node is healthy, lists exactly the other instances as peers with a route that is up, and has
+    /// routes to all. Returns the timelines of the nodes. `done` counts the nodes that are ready.
     pub(crate) async fn converged(&self, done: &AtomicUsize) -> Result<Vec<Timeline>, Failure> {
         let ids = self.ids();
         done.store(0, Ordering::Relaxed);
@@ -109,7 +107,8 @@ impl Group {
         try_join_all(watched).await
     }
 
-    /// Asks every instance for what a status doesn't tell: the way to AWS and to the peers, and the machine's other units.
+    /// Checks on every instance what a status doesn't cover: the way to AWS and to the peers, and the machine's other
+    /// units.
     pub(crate) async fn sound(&self) -> Result<(), Failure> {
         let asked = self.instances.iter().map(async |instance| {
             instance.run(["bash", "--login", "-c", "agent doctor"]).await?;
@@ -119,18 +118,18 @@ impl Group {
         try_join_all(asked).await.map(drop)
     }
 
-    /// A client of an instance, which trusts the group's CA and nothing else.
+    /// A client endpoint of an instance. The client trusts the group's CA and nothing else.
     pub(crate) fn endpoint(&self, index: usize) -> Endpoint {
         let tls = ClientTls { ca: self.cloud.ca_file.clone(), certificate: None };
         Endpoint { address: self.instances[index].clients(), others: Vec::new(), tls: Some(tls) }
     }
 
-    /// What there is to say of all instances when something went wrong.
+    /// The diagnostics of all instances, for a failure.
     pub(crate) async fn last_words(&self) -> String {
         join_all(self.instances.iter().map(Instance::last_words)).await.join("\n")
     }
 
-    /// Pulls all plugs.
+    /// Cuts the power of all instances.
     pub(crate) async fn end(mut self) -> Result<(), Failure> {
         try_join_all(self.instances.iter_mut().map(Instance::kill)).await.map(drop)
     }
@@ -168,14 +167,14 @@ async fn look(
         return Err(format!("{}: {}", status["state"], status["reasons"]));
     }
     timeline.healthy.get_or_insert_with(now);
-    // As of the agent's last look, which may be half a minute ago.
+    // The list dates from the agent's last look, up to half a minute ago.
     if harness::fleet::peers(&status, "up") != *ids {
         return Err(format!("not all up: {}", status["peers"]));
     }
     if routes == *others { Ok(()) } else { Err(format!("routes with {routes:?} in place of {others:?}")) }
 }
 
-/// Since when both ports are known to show the newest leaf, if they do.
+/// The time since which both ports are known to serve the newest leaf, if they do.
 fn confirmed_at(status: &Value) -> Option<OffsetDateTime> {
     let leaf = status["leaf"]["sha256"].as_str()?;
     let served = &status["served"];

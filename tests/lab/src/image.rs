@@ -1,6 +1,6 @@
-//! The image that instances are launched from: a Debian root with systemd and cloud-init, made once by debootstrap.
+//! The image of the instances: a Debian root with systemd and cloud-init, made once by debootstrap.
 //!
-//! On a real image of Debian's for EC2 most of this is there; what it lacks in comparison is a kernel, sshd and the like.
+//! Debian's real image for EC2 includes most of this, and also a kernel, sshd and more.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -15,14 +15,15 @@ use crate::cloud::{ENDPOINT_PORT, REGION};
 use crate::command::run;
 use crate::network::{HUB, METADATA, RESOLVER};
 
-/// What user data needs of an image. debootstrap knows nothing of virtual packages, hence the backend of cffi by its name.
+/// The packages that the user data needs. debootstrap doesn't know virtual packages, so the backend of cffi is listed
+/// by name.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,cloud-init,python3-cffi-backend,iproute2,ca-certificates,curl,procps";
 
-/// How an instance knows that it is one: "If you see a UUID that starts with ec2, you're running on an EC2 instance"
-/// (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/identify_ec2_instances.html>). Not by DMI, which is this machine's.
-/// Without it cloud-init wouldn't know that instance metadata wants a session.
+/// The mark by which an instance recognises EC2: "If you see a UUID that starts with ec2, you're running on an EC2
+/// instance" (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/identify_ec2_instances.html>). DMI shows this
+/// machine's data instead. Without the UUID, cloud-init wouldn't know that instance metadata requires a session.
 const HYPERVISOR_UUID: &str = "ec2e1916-9099-7caf-fd21-012345abcdef\n";
-/// No directory can be made in sysfs, so the services of cloud-init that look there are shown one with it.
+/// No directory can be made in sysfs. The services of cloud-init that read the UUID therefore see a substitute.
 const HYPERVISOR: &str = "[Service]
 TemporaryFileSystem=/sys:ro
 BindReadOnlyPaths=/sys/class /sys/devices /sys/fs /etc/lab/hypervisor:/sys/hypervisor
@@ -30,7 +31,7 @@ BindReadOnlyPaths=/sys/class /sys/devices /sys/fs /etc/lab/hypervisor:/sys/hyper
 
 const BOOTSTRAP_WITHIN: Duration = Duration::from_mins(30);
 
-/// Makes the image's root, unless it is there. Only a finished one has its stamp.
+/// Makes the image's root if it is missing. The stamp marks a finished root.
 pub(crate) async fn ready(directory: &Path, progress: &Progress) -> Result<(), Failure> {
     let (root, stamp, log) = (directory.join("root"), directory.join("root.stamp"), directory.join("debootstrap.log"));
     let suite = suite()?;
@@ -53,7 +54,7 @@ async fn bootstrap(root: &Path, stamp: &Path, suite: &str, mirror: &str, log: &P
         drop(std::fs::remove_file(old));
     }
     remove(root)?;
-    // What it mounts into the root goes with it, also where it is killed.
+    // The mounts in the root end with the namespace, even if debootstrap is killed.
     let mut command = Command::new("unshare");
     command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "debootstrap"]);
     command.args(["--variant=minbase", &format!("--include={PACKAGES}"), suite]).arg(root).arg(mirror);
@@ -69,7 +70,7 @@ async fn bootstrap(root: &Path, stamp: &Path, suite: &str, mirror: &str, log: &P
     }
 }
 
-/// The release of the machine itself: its tools and the image's fit each other.
+/// The release of this machine, so that its tools fit the image.
 fn suite() -> Result<String, Failure> {
     let file = "/etc/os-release";
     let text =
@@ -78,7 +79,7 @@ fn suite() -> Result<String, Failure> {
     name.map(ToOwned::to_owned).ok_or_else(|| Failure::new(format!("{file} names no VERSION_CODENAME of Debian's")))
 }
 
-/// Where this machine has its own packages from.
+/// The mirror of this machine's own packages.
 async fn mirror() -> Result<String, Failure> {
     let uris = run("apt-get", ["--print-uris", "download", "base-files"]).await?;
     mirror_in(&uris).ok_or_else(|| {
@@ -86,15 +87,15 @@ async fn mirror() -> Result<String, Failure> {
     })
 }
 
-/// Of `'http://mirror/debian/pool/main/b/base-files/… `: what is before the pool.
+/// The part before the pool, of `'http://mirror/debian/pool/main/b/base-files/… `.
 fn mirror_in(uris: &str) -> Option<String> {
     let uri = uris.lines().find_map(|line| line.strip_prefix('\''))?;
     uri.split_once("/pool/").map(|(mirror, _)| mirror.to_owned())
 }
 
-/// What makes a Debian root an image for this group: cloud-init looks for EC2, and the services find the lab's AWS.
+/// Turns a Debian root into an image for this group: cloud-init detects EC2, and the services find the lab's AWS.
 async fn configure(root: &Path) -> Result<(), Failure> {
-    // cloud-init's search for where it runs is told the answer; that it is EC2 it sees from the hypervisor's UUID.
+    // cloud-init is enabled without its own detection. The hypervisor's UUID shows it that the platform is EC2.
     write(&root.join("etc/cloud/ds-identify.cfg"), "policy: enabled\n")?;
     write(&root.join("etc/lab/hypervisor/uuid"), HYPERVISOR_UUID)?;
     for service in ["cloud-init-local.service", "cloud-init.service"] {
@@ -106,22 +107,23 @@ async fn configure(root: &Path) -> Result<(), Failure> {
          # Nobody logs in, and the one locale is the C library's own.\nssh_genkeytypes: []\nlocale: C.UTF-8\n"
     );
     write(&root.join("etc/cloud/cloud.cfg.d/90-lab.cfg"), &cloud)?;
-    // The one thing that differs from a real instance: AWS's services are elsewhere. Instance metadata is where it is.
+    // The only difference from a real instance: the endpoint of AWS's services. Instance metadata has its usual
+    // address.
     let endpoint = format!("http://{HUB}:{ENDPOINT_PORT}");
     let drop_in = format!("[Service]\nEnvironment=AWS_ENDPOINT_URL={endpoint}\n");
     write(&root.join("etc/systemd/system/nats-tls-agent.service.d/lab.conf"), &drop_in)?;
-    // The same for who looks inside, or asks `agent doctor`.
+    // The same endpoint for shells and for `agent doctor`.
     write(&root.join("etc/profile.d/lab.sh"), &format!("export AWS_ENDPOINT_URL={endpoint}\n"))?;
     replace(&root.join("etc/resolv.conf"), &format!("nameserver {RESOLVER}\nsearch {REGION}.compute.internal\n"))?;
-    // The journal on the disk, where it outlives a reboot and can be read from outside.
+    // The journal is on the disk, so it outlives a reboot and can be read from outside.
     write(&root.join("etc/systemd/journald.conf.d/lab.conf"), "[Journal]\nStorage=persistent\nSyncIntervalSec=1s\n")?;
-    // Empty: each instance gets an id of its own at its first boot (machine-id(5)).
+    // The file is empty, so each instance gets its own id at its first boot (machine-id(5)).
     replace(&root.join("etc/machine-id"), "")?;
     drop(std::fs::remove_file(root.join("etc/hostname")));
     let enable = ["enable", "--quiet", "cloud-init-local", "cloud-init", "cloud-config", "cloud-final"];
     let root_option = format!("--root={}", root.display());
     run("systemctl", [root_option.as_str()].into_iter().chain(enable)).await?;
-    // What takes seconds and is of no use here: package lists of a mirror that can't be reached, consoles.
+    // Units that take seconds and are useless here: consoles, and package lists of an unreachable mirror.
     for unit in ["apt-daily.timer", "apt-daily-upgrade.timer", "console-getty.service"] {
         let mask = root.join("etc/systemd/system").join(unit);
         if !mask.is_symlink() {
@@ -138,13 +140,13 @@ fn write(path: &Path, text: &str) -> Result<(), Failure> {
     written.map_err(|error| Failure::new(format!("could not write {}", path.display())).because(error))
 }
 
-/// Not through a link, which leads out of the image.
+/// Replaces a file, and never writes through a link, which would lead out of the image.
 fn replace(path: &Path, text: &str) -> Result<(), Failure> {
     drop(std::fs::remove_file(path));
     write(path, text)
 }
 
-/// Removes a directory, if it is there.
+/// Removes a directory if it exists.
 pub(crate) fn remove(directory: &Path) -> Result<(), Failure> {
     match std::fs::remove_dir_all(directory) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

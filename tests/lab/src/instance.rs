@@ -1,6 +1,7 @@
-//! An instance: a machine that boots the image, by systemd-nspawn.
+//! An instance: a machine that boots the image with systemd-nspawn.
 //!
-//! Its disk is the image with a layer of its own above. The layer is the instance's as an EBS volume is: a reboot keeps it.
+//! Its disk is the image with a separate layer above. The layer belongs to the instance like an EBS volume, so a reboot
+//! keeps it.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,7 +11,7 @@ use std::time::Duration;
 use harness::nats_server::{monitor_over, remote_names};
 use harness::process::{Process, tail};
 use harness::{Failure, eventually};
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use time::OffsetDateTime;
 use tokio::process::Command;
@@ -18,37 +19,36 @@ use tokio::process::Command;
 use crate::command::{run, run_in};
 use crate::{cgroup, children, network};
 
-/// How systemd-nspawn with `--keep-unit` says that the machine wants to be started again (`nspawn.c`).
+/// The exit code by which systemd-nspawn with `--keep-unit` requests another start of the machine (`nspawn.c`).
 const REBOOT: i32 = 133;
 const LEADER_WITHIN: Duration = Duration::from_secs(20);
-/// A node that is shut down sends its clients elsewhere first, for a minute at most; then everything else ends.
+/// A node that shuts down first sends its clients elsewhere, for a minute at most. Then everything else ends.
 const OFF_WITHIN: Duration = Duration::from_secs(200);
-/// nats-server's monitoring, as the agent configures it.
+/// nats-server's monitoring listener, as the agent configures it.
 const MONITOR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8222);
-/// What clients connect to.
+/// The port of clients.
 const CLIENTS: u16 = 4222;
 
-/// A machine with its disk.
+/// A machine and its disk.
 pub(crate) struct Instance {
-    /// `i-…`, which is the name of its network namespace too.
+    /// The instance id `i-…`, which is also the name of the network namespace.
     pub(crate) id: String,
-    /// Its private address.
     pub(crate) address: Ipv4Addr,
-    /// When it was last switched on.
+    /// The time of the last boot.
     pub(crate) booted: OffsetDateTime,
     directory: PathBuf,
     machine: Option<Machine>,
 }
 
-/// What runs while it is switched on.
+/// The processes of a machine that is switched on.
 struct Machine {
     nspawn: Process,
-    /// Its first process, as the lab sees it.
+    /// The machine's first process, by its pid in the lab.
     leader: u32,
 }
 
 impl Instance {
-    /// A machine that is switched off: a fresh disk over the image, and its cable.
+    /// Makes a machine that is switched off: a fresh disk over the image, and a network cable.
     pub(crate) async fn prepare(number: u8, lab: &Path) -> Result<Self, Failure> {
         let id = id(number);
         let directory = lab.join("instances").join(&id);
@@ -57,7 +57,7 @@ impl Instance {
             std::fs::create_dir_all(&path)
                 .map_err(|error| Failure::new(format!("could not make {}", path.display())).because(error))?;
         }
-        // By paths from here, as a comma or a colon in the way to here would be read as part of the options.
+        // Paths are relative, because a comma or colon in an absolute path would be read as part of the options.
         let options = format!("lowerdir=root,upperdir=instances/{id}/upper,workdir=instances/{id}/work");
         let target = format!("instances/{id}/root");
         run_in(lab, "mount", ["-t", "overlay", "overlay", "-o", &options, &target]).await?;
@@ -66,7 +66,7 @@ impl Instance {
         Ok(Self { id, address, booted, directory, machine: None })
     }
 
-    /// Switches it on.
+    /// Switches the machine on.
     pub(crate) async fn boot(&mut self) -> Result<(), Failure> {
         let groups = cgroup::create(&self.id)?;
         let nspawn = [
@@ -82,7 +82,8 @@ impl Instance {
         ];
         let mut command = Command::new("sh");
         command
-            // Into its control groups before systemd-nspawn begins, which makes more below where it is.
+            // The shell enters the control groups before systemd-nspawn starts, because that makes more groups below
+            // its own.
             .args([
                 "-c",
                 "for group in $GROUPS_TO_ENTER; do echo $$ >\"$group/cgroup.procs\" || exit; done; exec \"$@\"",
@@ -112,7 +113,7 @@ impl Instance {
         Ok(())
     }
 
-    /// Reboots it, as its operator or EC2's RebootInstances does, and switches it on again as soon as it is off.
+    /// Reboots the machine, as its operator or EC2's RebootInstances does, and starts it again once it is off.
     pub(crate) async fn reboot(&mut self) -> Result<(), Failure> {
         self.run(["systemctl", "--no-block", "reboot"]).await?;
         let machine = self.machine.take().ok_or_else(|| self.off())?;
@@ -123,10 +124,10 @@ impl Instance {
         self.boot().await
     }
 
-    /// Shuts it down as EC2 does: the button, and then the operating system's own way down.
+    /// Shuts the machine down as EC2 does: the power button, and then the operating system's own shutdown.
     pub(crate) async fn power_off(&mut self) -> Result<(), Failure> {
         let machine = self.machine.take().ok_or_else(|| self.off())?;
-        machine.nspawn.signal(Signal::TERM)?;
+        machine.nspawn.signal(Signal::SIGTERM)?;
         let ended = machine.nspawn.ended(OFF_WITHIN).await?;
         if ended.success() {
             Ok(())
@@ -135,7 +136,7 @@ impl Instance {
         }
     }
 
-    /// Pulls the plug.
+    /// Cuts the power of the machine.
     pub(crate) async fn kill(&mut self) -> Result<(), Failure> {
         match self.machine.take() {
             Some(machine) => machine.nspawn.kill().await.map(drop),
@@ -143,48 +144,48 @@ impl Instance {
         }
     }
 
-    /// Runs a command inside, as root; what it printed, if it succeeded.
+    /// Runs a command inside, as root. Returns its output if the command succeeded.
     pub(crate) async fn run<const N: usize>(&self, command: [&str; N]) -> Result<String, Failure> {
         run("nsenter", self.enter()?.iter().map(String::as_str).chain(command)).await
     }
 
-    /// The arguments of an nsenter that goes inside.
+    /// The arguments of an nsenter into the machine.
     pub(crate) fn enter(&self) -> Result<[String; 3], Failure> {
         let machine = self.machine.as_ref().ok_or_else(|| self.off())?;
         Ok([format!("--target={}", machine.leader), "--all".into(), "--".into()])
     }
 
-    /// `agent status --json`, which ends with 1 where the node isn't healthy.
+    /// The output of `agent status --json`, which exits with 1 if the node isn't healthy.
     pub(crate) async fn status(&self) -> Result<Value, Failure> {
         let text = self.run(["sh", "-c", "agent status --json || [ $? -eq 1 ]"]).await?;
         serde_json::from_str(&text)
             .map_err(|error| Failure::new(format!("{}: agent status is no JSON: {text}", self.id)).because(error))
     }
 
-    /// The names of the servers that its nats-server has routes with.
+    /// The names of the servers to which this nats-server has routes.
     pub(crate) async fn routes(&self) -> Result<BTreeSet<String>, Failure> {
         let connected = network::connect(&self.id, MONITOR).await?;
         Ok(remote_names(&monitor_over(connected, "/routez").await?))
     }
 
-    /// Its journal, of all boots, as JSON lines with these fields.
+    /// The journal of all boots, as JSON lines with these fields.
     pub(crate) async fn journal(&self, fields: &str) -> Result<String, Failure> {
         let directory = format!("--directory={}", self.root().join("var/log/journal").display());
         let fields = format!("--output-fields={fields}");
         run("journalctl", [directory.as_str(), "--quiet", "--no-pager", "--output=json", &fields]).await
     }
 
-    /// Where its clients connect.
+    /// The address of the client listener.
     pub(crate) fn clients(&self) -> SocketAddr {
         (self.address, CLIENTS).into()
     }
 
-    /// Its disk.
+    /// The root of the disk.
     pub(crate) fn root(&self) -> PathBuf {
         self.directory.join("root")
     }
 
-    /// What there is to say of it when something went wrong.
+    /// The diagnostics of the instance, for a failure.
     pub(crate) async fn last_words(&self) -> String {
         let directory = format!("--directory={}", self.root().join("var/log/journal").display());
         let journal = run("journalctl", [directory.as_str(), "--quiet", "--no-pager", "--lines=60"]).await;
@@ -201,12 +202,12 @@ impl Instance {
     }
 }
 
-/// An instance id: 17 digits, as EC2's are.
+/// An instance id with 17 hexadecimal digits, as in EC2.
 fn id(number: u8) -> String {
     format!("i-01ab{number:013x}")
 }
 
-/// The time that the timelines begin at.
+/// The current time, from which timelines count.
 #[expect(clippy::disallowed_methods, reason = "the journals that it is compared with have the machine's own time")]
 pub(crate) fn now() -> OffsetDateTime {
     OffsetDateTime::now_utc()
@@ -217,7 +218,7 @@ fn leader_of(nspawn: u32) -> Option<u32> {
     children::of(nspawn).find(|(_, status)| is_leader(status)).map(|(pid, _)| pid)
 }
 
-/// Whether a child of systemd-nspawn is 1 to itself, and systemd already.
+/// Whether a child of systemd-nspawn has pid 1 in its namespace and is already systemd.
 fn is_leader(status: &str) -> bool {
     children::last(status, "NSpid") == "1" && children::last(status, "Name") == "systemd"
 }

@@ -1,8 +1,8 @@
-//! An Auto Scaling group on one machine: instances that boot a Debian root with systemd-nspawn, each in a network namespace
-//! of its own, and read the real user data from instance metadata. Doubles of AWS answer them, and nothing else is made up:
-//! cloud-init installs the real packages, systemd starts the real units.
+//! An Auto Scaling group on one machine. Its instances boot a Debian root with systemd-nspawn, each in its own network
+//! namespace, and read the real user data from instance metadata. Doubles of AWS answer the instances. Everything else
+//! is real: cloud-init installs the real packages, and systemd starts the real units.
 //!
-//! First the group boots, then it scales out and in, reboots and upgrades, each under counted traffic.
+//! The group boots, and then scales out and in, reboots and upgrades. Every step runs under counted traffic.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
 
@@ -31,6 +31,7 @@ use clap::Parser;
 use harness::process::asked_to_end;
 use harness::progress::{Progress, seconds};
 use harness::{Failure, tools};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::time::Instant;
 
 use crate::downloads::Download;
@@ -38,9 +39,9 @@ use crate::enclosure::Inside;
 use crate::group::Group;
 use crate::story::Story;
 
-/// The exit code where there can be no lab, as of `cargo xtask lab`.
+/// The exit code for a machine that can't hold the lab, also used by `cargo xtask lab`.
 const SKIPPED: u8 = 3;
-/// How many instances the group has at first.
+/// The initial number of instances.
 const SIZE: usize = 5;
 
 #[derive(Parser)]
@@ -49,7 +50,7 @@ struct Options {
     /// The agent's package, a .deb
     #[arg(long, value_name = "FILE")]
     package: PathBuf,
-    /// The package that it is upgraded to
+    /// The package of the upgrade
     #[arg(long, value_name = "FILE")]
     upgrade: PathBuf,
     /// Leave the group up until Ctrl-C, and say how to look inside
@@ -70,7 +71,7 @@ async fn main() -> ExitCode {
     })
 }
 
-/// From outside: the image, and then the lab in namespaces of its own.
+/// Runs outside: makes the image, and starts the lab in its own namespaces.
 async fn open(lab: &Path) -> Result<ExitCode, Failure> {
     let _lock = lock(lab)?;
     if let Some(obstacle) = obstacle::found(lab).await {
@@ -85,7 +86,7 @@ async fn open(lab: &Path) -> Result<ExitCode, Failure> {
     enclosure::run(lab).await
 }
 
-/// Held by whatever of the lab lives, also where its first process was killed.
+/// The lab's lock. Every living part of the lab holds it, even after the first process was killed.
 fn lock(lab: &Path) -> Result<File, Failure> {
     let path = lab.join("lock");
     let cannot = || Failure::new(format!("could not lock {}", path.display()));
@@ -98,11 +99,11 @@ fn lock(lab: &Path) -> Result<File, Failure> {
         }
         Err(std::fs::TryLockError::Error(error)) => return Err(cannot().because(error)),
     }
-    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).map_err(|error| cannot().because(error))?;
+    fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|error| cannot().because(error))?;
     Ok(file)
 }
 
-/// From inside: everything, until it is over or was to end.
+/// Runs inside: the whole lab, until it is over or is told to end.
 async fn play(options: &Options, lab: &Path) -> Result<ExitCode, Failure> {
     let mut inside = Inside::enter().await?;
     let mut group = None;
@@ -135,7 +136,7 @@ async fn play(options: &Options, lab: &Path) -> Result<ExitCode, Failure> {
     Ok(code)
 }
 
-/// As a shell tells of SIGINT.
+/// The exit code of a shell after SIGINT.
 fn interrupted() -> ExitCode {
     eprintln!("\ninterrupted");
     ExitCode::from(130)
@@ -185,7 +186,7 @@ async fn perform(options: &Options, lab: &Path, stage: &mut Option<Group>) -> Re
     Ok(all_good)
 }
 
-/// nats-server as its releases are packed: an archive with a directory that holds the one binary.
+/// Packs nats-server as its releases are packed: an archive with a directory that holds the single binary.
 async fn nats_server_archive(lab: &Path) -> Result<PathBuf, Failure> {
     let (binary, version) = (tools::nats_server(tools::NATS_SERVER)?, tools::NATS_SERVER);
     let archive = lab.join(format!("nats-server-v{version}.tar.gz"));

@@ -1,7 +1,7 @@
-//! Instance metadata for all instances at its one address: who is asking shows by the address that the question comes from,
-//! as on EC2, where the hypervisor answers each instance about itself.
+//! Instance metadata for all instances, at its usual address. The source address of a request identifies the instance.
+//! On EC2 the hypervisor answers each instance about itself.
 //!
-//! What is answered, and which pages that follows, is in [`harness::imds`].
+//! [`harness::imds`] has the answers and their source pages.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,14 +18,14 @@ use crate::network::METADATA;
 
 type Instances = Arc<Mutex<BTreeMap<IpAddr, Metadata>>>;
 
-/// Instance metadata, gone when dropped.
+/// The metadata service, which runs until it is dropped.
 pub(crate) struct MetadataService {
     instances: Instances,
     server: JoinHandle<()>,
 }
 
 impl MetadataService {
-    /// Listens where instances ask.
+    /// Listens on the address that instances use.
     pub(crate) async fn start() -> Result<Self, Failure> {
         let listener = TcpListener::bind((METADATA, 80))
             .await
@@ -36,12 +36,12 @@ impl MetadataService {
         Ok(Self { instances, server: tokio::spawn(wire::serve(listener, answer)) })
     }
 
-    /// From now on there is an instance with that address.
+    /// Adds an instance with this address.
     pub(crate) fn launch(&self, address: IpAddr, facts: InstanceFacts) {
         self.instances.lock().unwrap_or_else(PoisonError::into_inner).insert(address, Metadata::new(facts));
     }
 
-    /// What Auto Scaling is about to make of an instance.
+    /// Sets the target lifecycle state of an instance, as Auto Scaling announces it.
     pub(crate) fn set_lifecycle_state(&self, address: IpAddr, state: &str) {
         if let Some(metadata) = self.instances.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&address) {
             metadata.facts.lifecycle_state = Some(state.into());

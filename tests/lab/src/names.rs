@@ -1,4 +1,4 @@
-//! The VPC's resolver: resource names of the instances, by dnsmasq.
+//! The VPC's resolver: the resource names of the instances, served by dnsmasq.
 //!
 //! `i-….REGION.compute.internal` resolves to the instance's private address where the launch template turns resource name
 //! DNS A records on (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-naming.html>).
@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use harness::Failure;
 use harness::process::Process;
-use rustix::process::Signal;
+use nix::sys::signal::Signal;
 use tokio::process::Command;
 
 use crate::network::RESOLVER;
 
-/// A resolver, and the directory of hosts files that it watches.
+/// A resolver, and the directory of hosts files that the resolver watches.
 pub(crate) struct Names {
     dnsmasq: Process,
     directory: PathBuf,
@@ -21,7 +21,7 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Starts the resolver, which knows no name yet.
+    /// Starts the resolver without names.
     pub(crate) fn start(directory: &Path, region: &str) -> Result<Self, Failure> {
         let hosts = directory.join("hosts");
         std::fs::create_dir_all(&hosts).map_err(|error| Failure::new("no directory for names").because(error))?;
@@ -36,18 +36,18 @@ impl Names {
         Ok(Self { dnsmasq, directory: hosts, domain: format!("{region}.compute.internal") })
     }
 
-    /// A name for an instance that is launched.
+    /// Adds the name of a launched instance.
     pub(crate) fn add(&self, id: &str, address: Ipv4Addr) -> Result<(), Failure> {
         let file = self.directory.join(id);
         let hosts = format!("{address} {id}.{}\n", self.domain);
         std::fs::write(file, hosts).map_err(|error| Failure::new(format!("could not name {id}")).because(error))
     }
 
-    /// The instance is gone.
+    /// Removes the name of an instance.
     pub(crate) fn remove(&self, id: &str) -> Result<(), Failure> {
         std::fs::remove_file(self.directory.join(id))
             .map_err(|error| Failure::new(format!("could not take the name of {id} away")).because(error))?;
-        // It watches for files that come, and not for those that go.
-        self.dnsmasq.signal(Signal::HUP)
+        // dnsmasq watches for new files only, so it needs a signal here.
+        self.dnsmasq.signal(Signal::SIGHUP)
     }
 }

@@ -1,23 +1,22 @@
-//! The network of the instances: a bridge with AWS's own addresses on it, a network namespace an instance.
+//! The network of the instances: a bridge with AWS's own addresses, and a network namespace for each instance.
 //!
-//! The lab is in a network namespace itself, the hub, so that all of this ends with it.
+//! The lab itself runs in a network namespace, the hub, so the whole network ends with the lab.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use harness::Failure;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use nix::sched::{CloneFlags, setns};
 use tokio::sync::oneshot;
 
 use crate::command::run;
 
-/// The hub on the instances' subnet: what is neither instance metadata nor DNS is here.
+/// The hub's address on the instances' subnet. Everything except instance metadata and DNS is here.
 pub(crate) const HUB: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-/// Instance metadata
+/// The address of instance metadata
 /// (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html>).
 pub(crate) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-/// The VPC's resolver: "the Route 53 Resolver […] can also be reached at 169.254.169.253"
+/// The address of the VPC's resolver: "the Route 53 Resolver […] can also be reached at 169.254.169.253"
 /// (<https://docs.aws.amazon.com/vpc/latest/userguide/AmazonDNS-concepts.html>).
 pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
 
@@ -34,7 +33,7 @@ pub(crate) fn path(namespace: &str) -> String {
     format!("/run/netns/{namespace}")
 }
 
-/// Makes the hub of the network namespace that this process is in.
+/// Turns the network namespace of this process into the hub.
 pub(crate) async fn raise() -> Result<(), Failure> {
     ip("link set lo up").await?;
     ip(&format!("link add {BRIDGE} type bridge")).await?;
@@ -44,7 +43,7 @@ pub(crate) async fn raise() -> Result<(), Failure> {
     ip(&format!("link set {BRIDGE} up")).await
 }
 
-/// Makes an instance's network namespace, with a cable to the bridge. It survives the instance's reboot.
+/// Makes an instance's network namespace, with a cable to the bridge. The namespace survives a reboot of the instance.
 pub(crate) async fn attach(namespace: &str, number: u8) -> Result<(), Failure> {
     let (port, address) = (format!("node{number}"), address(number));
     ip(&format!("netns add {namespace}")).await?;
@@ -56,7 +55,7 @@ pub(crate) async fn attach(namespace: &str, number: u8) -> Result<(), Failure> {
     ip(&format!("-n {namespace} route add default via {HUB}")).await
 }
 
-/// Takes the namespace away, and with it the cable.
+/// Removes the namespace together with the cable.
 pub(crate) async fn detach(namespace: &str) -> Result<(), Failure> {
     ip(&format!("netns delete {namespace}")).await
 }
@@ -65,20 +64,20 @@ async fn ip(arguments: &str) -> Result<(), Failure> {
     run("ip", arguments.split(' ')).await.map(drop)
 }
 
-/// Connects to a listener inside an instance, as from its loopback interface. A socket stays in the namespace that it was
-/// made in, so a thread that goes there and ends is enough.
+/// Connects to a listener inside an instance, as from its loopback interface. A socket stays in the namespace in which
+/// it was made, so a thread enters the namespace, connects and ends.
 pub(crate) async fn connect(namespace: &str, address: SocketAddr) -> Result<tokio::net::TcpStream, Failure> {
     let (path, (sender, connected)) = (path(namespace), oneshot::channel());
     let cannot = || Failure::new(format!("could not connect to {address} in {namespace}"));
     std::thread::spawn(move || {
         let connect = || {
             let namespace = std::fs::File::open(path)?;
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
             let stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN)?;
             stream.set_nonblocking(true)?;
             Ok::<_, std::io::Error>(stream)
         };
-        // Nobody may be waiting any longer.
+        // The receiver may be gone.
         drop(sender.send(connect()));
     });
     let stream = connected.await.map_err(|gone| cannot().because(gone))?;

@@ -1,4 +1,4 @@
-//! What befalls the group under traffic, and what its clients noticed.
+//! Events that the group goes through under traffic, and their effect on clients.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,42 +14,42 @@ use tokio::time::Instant;
 use crate::group::Group;
 use crate::timeline::{self, Timeline};
 
-/// Messages of core NATS a second, all publishers together.
+/// The rate of core NATS messages a second, for all publishers together.
 const RATE: u32 = 500;
-/// How many messages of each client must be acknowledged before and after an event, so that it lies amid traffic.
+/// The number of acknowledged messages of each client before and after an event, so that the event lies amid traffic.
 const AMID: u64 = 50;
 const AMID_WITHIN: Duration = Duration::from_mins(1);
 const RESTART_WITHIN: Duration = Duration::from_mins(2);
 const PACKAGE: &str = "nats-tls-agent";
-/// Where the next package is on the instance that is upgraded.
+/// The path of the next package on the upgraded instance.
 const UPGRADE: &str = "/root/upgrade.deb";
-/// As the user data puts it there.
+/// The path at which the user data installs nats-server.
 const NATS_SERVER: &str = "/usr/local/bin/nats-server";
 const CONFIG: &str = "/var/lib/nats-tls-agent/nats-server.conf";
 
-/// An event and its price.
+/// An event, and its effect on clients.
 pub(crate) struct Story {
     event: String,
     took: Duration,
-    /// JetStream's three servers had each of them before it was counted.
+    /// Messages that all three JetStream servers had stored before they were counted.
     acknowledged: u64,
     acknowledged_lost: u64,
     sent: u64,
     sent_lost: u64,
-    /// Clients of the instance that went away, and had to connect again.
+    /// Reconnects of clients of the instance that went away.
     moved: u64,
-    /// Clients of the others that lost their connection.
+    /// Lost connections of clients of the other instances.
     disturbed: u64,
 }
 
 impl Story {
-    /// Whether nobody lost a message, and nobody a connection that wasn't to the machine that went away.
+    /// Whether no message was lost, and no connection except those to the instance that went away.
     pub(crate) fn is_good(&self) -> bool {
         self.acknowledged_lost + self.sent_lost + self.disturbed == 0 && self.acknowledged > 0 && self.sent > 0
     }
 }
 
-/// One more instance, which boots and joins.
+/// Adds an instance, which boots and joins.
 pub(crate) async fn scale_out(group: &mut Group, progress: &Progress) -> Result<(Story, String), Failure> {
     let mut joined = String::new();
     let story = under_traffic(group, progress, "scale out by one", None, async |group, done| {
@@ -67,7 +67,7 @@ fn render_last(group: &Group, timelines: &[Timeline]) -> String {
     timeline::render(&last.into_iter().collect::<Vec<_>>())
 }
 
-/// An instance goes for good.
+/// Terminates an instance for good.
 pub(crate) async fn terminate(group: &mut Group, progress: &Progress, index: usize) -> Result<Story, Failure> {
     under_traffic(group, progress, "terminate one", Some(index), async |group, done| {
         group.terminate(index).await?;
@@ -76,7 +76,7 @@ pub(crate) async fn terminate(group: &mut Group, progress: &Progress, index: usi
     .await
 }
 
-/// An instance goes and comes back with its disk, and so with its certificate.
+/// Reboots an instance. It comes back with its disk, and so with its certificate.
 pub(crate) async fn reboot(group: &mut Group, progress: &Progress, index: usize) -> Result<Story, Failure> {
     let (paid, leaf) = (group.cloud.certificates(), leaf(&group.instances[index].status().await?));
     let story = under_traffic(group, progress, "reboot one", Some(index), async |group, done| {
@@ -89,7 +89,7 @@ pub(crate) async fn reboot(group: &mut Group, progress: &Progress, index: usize)
     Ok(story)
 }
 
-/// A certificate is renewed out of turn: nats-server loads it, and no client notices.
+/// Renews a certificate early. nats-server loads the certificate, and no client is disturbed.
 pub(crate) async fn renew(group: &mut Group, progress: &Progress, index: usize) -> Result<Story, Failure> {
     let before = leaf(&group.instances[index].status().await?);
     let story = under_traffic(group, progress, "renew a certificate", None, async |group, done| {
@@ -103,7 +103,7 @@ pub(crate) async fn renew(group: &mut Group, progress: &Progress, index: usize) 
     Ok(story)
 }
 
-/// The agent's next package is installed on an instance: the agent starts anew, nats-server doesn't notice.
+/// Installs the agent's next package on an instance. The agent restarts, and nats-server is not affected.
 pub(crate) async fn upgrade(
     group: &mut Group,
     progress: &Progress,
@@ -119,7 +119,7 @@ pub(crate) async fn upgrade(
     let story = under_traffic(group, progress, "upgrade the package on one", None, async |group, done| {
         let instance = &group.instances[index];
         instance.run(["dpkg", "--install", UPGRADE]).await?;
-        // Its script doesn't wait for the agent.
+        // The package's script doesn't wait for the agent.
         eventually("another process of the agent", RESTART_WITHIN, async || {
             let pid = pid_of(instance, "nats-tls-agent").await.map_err(|failure| failure.chain())?;
             if pid != "0" && pid != before.0 { Ok(()) } else { Err(pid) }
@@ -136,8 +136,8 @@ pub(crate) async fn upgrade(
     Ok(story)
 }
 
-/// The agent's package is removed from an instance and installed again: nats-server serves on all the while, and the agent
-/// finds everything as it left it.
+/// Removes the agent's package from an instance and installs it again. nats-server serves throughout, and the agent
+/// finds its files unchanged.
 pub(crate) async fn remove(group: &mut Group, progress: &Progress, index: usize) -> Result<Story, Failure> {
     let instance = &group.instances[index];
     let (server, leaf) = (pid_of(instance, "nats-server").await?, leaf(&instance.status().await?));
@@ -157,8 +157,8 @@ pub(crate) async fn remove(group: &mut Group, progress: &Progress, index: usize)
     Ok(story)
 }
 
-/// Runs an event amid traffic. Every instance has a publisher whose messages JetStream acknowledges; core NATS, which
-/// promises nothing to clients of a machine that goes away, runs between all that stay.
+/// Runs an event amid traffic. Every instance has a publisher whose messages JetStream acknowledges. Core NATS runs
+/// between all instances that stay, because it promises nothing to the clients of a machine that goes away.
 async fn under_traffic(
     group: &mut Group,
     progress: &Progress,
@@ -168,8 +168,8 @@ async fn under_traffic(
 ) -> Result<Story, Failure> {
     let staying: Vec<_> =
         (0..group.instances.len()).filter(|index| Some(*index) != going).map(|index| group.endpoint(index)).collect();
-    // The one that goes is the last, as the first is the one that asks for the stream.
-    // Its client goes elsewhere, as through a load balancer.
+    // The leaving client is the last, because the first client requests the stream. It reconnects elsewhere, as through
+    // a load balancer.
     let others: Vec<_> = staying.iter().map(|endpoint| endpoint.address).collect();
     let leaving = going.map(|index| Endpoint { others, ..group.endpoint(index) });
     let all: Vec<_> = staying.iter().cloned().chain(leaving).collect();
@@ -201,7 +201,7 @@ async fn under_traffic(
     })
 }
 
-/// Waits for more messages of every client to be acknowledged, the one that had to move included.
+/// Waits for more acknowledged messages of every client, including the client that moved.
 async fn amid(clients: &Acknowledged) -> Result<(), Failure> {
     let before = clients.counts();
     eventually("acknowledged messages of every client", AMID_WITHIN, async || {
@@ -229,7 +229,7 @@ fn same<T: PartialEq + std::fmt::Display>(what: &str, before: &T, after: &T) -> 
     if before == after { Ok(()) } else { Err(Failure::new(format!("{what}: {before}, {after}"))) }
 }
 
-/// The table of all of them.
+/// A table of all events.
 pub(crate) fn render(stories: &[Story]) -> String {
     let head =
         ["event", "seconds", "acknowledged", "lost", "core NATS", "lost", "reconnects of its clients", "of others"];

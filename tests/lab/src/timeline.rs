@@ -1,42 +1,42 @@
-//! What happened on an instance from the moment that it was switched on.
+//! The events on an instance since it was switched on.
 
 use harness::table;
 use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 
-/// The fields of the journal that are read.
+/// The fields that are read from the journal.
 pub(crate) const FIELDS: &str = "MESSAGE,SYSLOG_IDENTIFIER,_PID,NATS_TLS_AGENT_STEP";
 
-/// When what was done, as far as it is known.
+/// The times of the steps, as far as they are known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Timeline {
-    /// By the instance's journal.
+    /// The times in the instance's journal.
     logged: Logged,
-    /// By `agent status`, which says since when the leaf is known to be served on both ports.
+    /// The time in `agent status` since which both ports are known to serve the leaf.
     pub(crate) confirmed: Option<OffsetDateTime>,
-    /// nats-server's monitoring told the lab of routes with all others.
+    /// The time at which the lab saw routes to all others in nats-server's monitoring.
     pub(crate) meshed: Option<OffsetDateTime>,
-    /// `agent status` told the lab that all is well.
+    /// The time at which the lab saw a healthy `agent status`.
     pub(crate) healthy: Option<OffsetDateTime>,
 }
 
-/// What a journal says.
+/// The times in a journal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Logged {
-    /// systemd's first message.
+    /// The first message of systemd.
     boot: Option<OffsetDateTime>,
-    /// cloud-init comes to the commands of the user data.
+    /// cloud-init starts the commands of the user data.
     user_data: Option<OffsetDateTime>,
-    /// They have installed the agent.
+    /// The commands have installed the agent.
     package: Option<OffsetDateTime>,
     /// The agent has accepted its certificate.
     certificate: Option<OffsetDateTime>,
-    /// The agent has put nats-server's configuration into place.
+    /// The agent has put nats-server's configuration in place.
     committed: Option<OffsetDateTime>,
 }
 
 impl Timeline {
-    /// Reads a journal: JSON lines, of which the first of a kind counts.
+    /// Reads a journal of JSON lines. The first entry of each kind counts.
     pub(crate) fn read(&mut self, journal: &str) {
         for (at, entry) in journal.lines().filter_map(entry) {
             if let Some(mark) = self.logged.mark(&entry) {
@@ -45,7 +45,7 @@ impl Timeline {
         }
     }
 
-    /// Seconds since it was switched on; a dash where something wasn't seen.
+    /// Seconds since the machine was switched on. A dash means that the step wasn't seen.
     fn cells(&self, booted: OffsetDateTime) -> [String; 8] {
         let Logged { boot, user_data, package, certificate, committed } = self.logged;
         let all = [boot, user_data, package, certificate, committed, self.confirmed, self.meshed, self.healthy];
@@ -54,7 +54,7 @@ impl Timeline {
 }
 
 impl Logged {
-    /// Which of them an entry is about.
+    /// The step that an entry belongs to.
     fn mark(&mut self, entry: &Value) -> Option<&mut Option<OffsetDateTime>> {
         let text = |field: &str| entry[field].as_str().unwrap_or_default();
         let message = text("MESSAGE");
@@ -75,7 +75,7 @@ impl Logged {
     }
 }
 
-/// One line: when, and what. Times are in microseconds
+/// One line: its time and its content. Times are in microseconds
 /// (<https://systemd.io/JOURNAL_EXPORT_FORMATS/#journal-json-format>).
 fn entry(line: &str) -> Option<(OffsetDateTime, Value)> {
     let entry: Value = serde_json::from_str(line).ok()?;
@@ -83,12 +83,12 @@ fn entry(line: &str) -> Option<(OffsetDateTime, Value)> {
     Some((OffsetDateTime::from_unix_timestamp_nanos(micros * 1000).ok()?, entry))
 }
 
-/// Seconds to a tenth.
+/// Seconds, to a tenth.
 fn seconds(duration: Duration) -> String {
     format!("{:.1}", duration.as_seconds_f64())
 }
 
-/// The timelines of instances, by id and the moment that each was switched on.
+/// A table of timelines. Each instance has its id and the time at which it was switched on.
 pub(crate) fn render(instances: &[(String, OffsetDateTime, Timeline)]) -> String {
     let head = [
         "seconds since its start",

@@ -15,11 +15,11 @@ use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_runtime_api::http::StatusCode;
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::error::ErrorMetadata;
-use nats_tls_agent::aws::secret::SecretError;
-use nats_tls_agent::aws::{Failure, FailureKind};
+use nats_tls_agent::aws::{self, secret::SecretError};
 use nats_tls_agent::clock::Clock;
-use nats_tls_agent::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
-use nats_tls_agent::peers::{DiscoverError, Peer, PeerSource, Sighting};
+use nats_tls_agent::error::{RemoteError, RemoteErrorKind};
+use nats_tls_agent::issue::{CertificateHandle, IssueRequest, IssuedChain, Issuer};
+use nats_tls_agent::peers::{Peer, PeerSource, Sighting};
 use nats_tls_agent::trust::{TrustBundle, TrustError, TrustSource};
 use time::OffsetDateTime;
 use tokio::sync::OnceCell;
@@ -317,7 +317,7 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    async fn know_authority(&self) -> Result<(), IssueError> {
+    async fn know_authority(&self) -> Result<(), RemoteError> {
         let read = |inside: &mut Inside, now| {
             let authority = inside.authorities[inside.signing].clone();
             let answer = inside.pca.get_certificate_authority_certificate(&authority, now);
@@ -325,7 +325,7 @@ impl Access {
             answer
         };
         let answer = self.cloud.call(self.caller, self.draw(), Service::Pca, read).await;
-        answer.map(drop).map_err(|error| refused(CA_CERTIFICATE, &error))
+        answer.map(drop).map_err(|error| refused_by_pca(CA_CERTIFICATE, &error))
     }
 
     fn draw(&self) -> fastrand::Rng {
@@ -337,43 +337,29 @@ const ISSUE: &str = "acm-pca:IssueCertificate";
 const COLLECT: &str = "acm-pca:GetCertificate";
 const CA_CERTIFICATE: &str = "acm-pca:GetCertificateAuthorityCertificate";
 
-/// What the agent's own code makes of a refusal that comes through the SDK.
-fn failure(call: &'static str, error: &ServiceError) -> Failure {
+/// The error code of GetCertificate while the CA still signs.
+const IN_PROGRESS: &str = "RequestInProgressException";
+
+/// What the agent makes of a refusal that comes through the SDK.
+fn refused(call: &str, error: &ServiceError) -> RemoteError {
     let meta = ErrorMetadata::builder().code(error.code).message(&error.message).build();
     let status = StatusCode::try_from(400).unwrap_or_else(|_error| unreachable!("400 is a status"));
-    Failure::sort(call, SdkError::service_error(meta, HttpResponse::new(status, SdkBody::empty())))
+    aws::refused(call, SdkError::service_error(meta, HttpResponse::new(status, SdkBody::empty())))
 }
 
-/// Private CA's part of that, which `issue::acm_pca` has for itself; a test holds the two together.
-fn kind(failure: &Failure) -> IssueErrorKind {
-    match failure.code.as_deref() {
-        Some("RequestInProgressException") => IssueErrorKind::InProgress,
-        Some("RequestFailedException") => IssueErrorKind::Permanent,
-        Some("InvalidStateException") => IssueErrorKind::Unavailable,
-        _ => match failure.kind {
-            FailureKind::Permanent if failure.call == COLLECT => IssueErrorKind::Absent,
-            FailureKind::Throttled => IssueErrorKind::Throttled,
-            FailureKind::Quota => IssueErrorKind::Quota,
-            FailureKind::Denied => IssueErrorKind::Denied,
-            FailureKind::Unavailable => IssueErrorKind::Unavailable,
-            FailureKind::Permanent => IssueErrorKind::Permanent,
-        },
-    }
+/// The error of Private CA: `issue::acm_pca` sorts its codes in the same way, and a test compares the two.
+fn refused_by_pca(call: &str, error: &ServiceError) -> RemoteError {
+    let refused = refused(call, error);
+    let kind = match error.code {
+        "RequestFailedException" => RemoteErrorKind::Permanent,
+        "InvalidStateException" => RemoteErrorKind::Unavailable,
+        _ if refused.kind == RemoteErrorKind::Permanent && call == COLLECT => RemoteErrorKind::Absent,
+        _ => refused.kind,
+    };
+    RemoteError { kind, attempt: format!("{call} on the double"), ..refused }
 }
 
-fn refused(call: &'static str, error: &ServiceError) -> IssueError {
-    let failure = failure(call, error);
-    IssueError {
-        kind: kind(&failure),
-        call,
-        issuer: "the double".into(),
-        reason: failure.reason,
-        remedy: failure.remedy,
-        source: failure.source,
-    }
-}
-
-/// `discover::asg` has its own of these, and that test holds these together too.
+/// `peers::asg` has the same rule, and a test compares the two.
 fn is_peer(lifecycle_state: &str) -> bool {
     matches!(lifecycle_state, "InService" | "Pending" | "Pending:Wait" | "Pending:Proceed")
 }
@@ -384,12 +370,12 @@ impl Issuer for Access {
         "the double".into()
     }
 
-    async fn prepare(&self, _validity: Duration) -> Result<String, IssueError> {
+    async fn prepare(&self, _validity: Duration) -> Result<String, RemoteError> {
         self.knows_authority.get_or_try_init(|| self.know_authority()).await?;
         Ok("SHA256WITHECDSA".into())
     }
 
-    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError> {
         let token = request.idempotency_token;
         let validity = Validity::Days(i64::try_from(request.validity.as_secs() / 86_400).unwrap_or(7));
         let issue = |inside: &mut Inside, now| {
@@ -421,14 +407,14 @@ impl Issuer for Access {
         {
             // Paid for, and nobody knows: the same token is to bring the same certificate.
             tokio::time::sleep(Duration::from_secs(10)).await;
-            return Err(refused(ISSUE, &ServiceError::new("RequestTimeout", "the answer was lost")));
+            return Err(refused_by_pca(ISSUE, &ServiceError::new("RequestTimeout", "the answer was lost")));
         }
-        let (arn, _) = answer.map_err(|error| refused(ISSUE, &error))?;
+        let (arn, _) = answer.map_err(|error| refused_by_pca(ISSUE, &error))?;
         self.cloud.inside().unheard.remove(token);
         Ok(CertificateHandle(arn))
     }
 
-    async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+    async fn collect(&self, handle: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError> {
         let collect = |inside: &mut Inside, now| {
             let authority = handle.0.split("/certificate/").next().unwrap_or_default().to_owned();
             let answer = inside.pca.get_certificate(&authority, &handle.0, now);
@@ -436,12 +422,15 @@ impl Issuer for Access {
             answer
         };
         let answer = self.cloud.call(self.caller, self.draw(), Service::Pca, collect).await;
-        let chain = answer.map_err(|error| refused(COLLECT, &error))?;
-        Ok(IssuedChain { leaf_pem: chain.certificate, chain_pem: chain.chain })
+        match answer {
+            Ok(chain) => Ok(Some(IssuedChain { leaf_pem: chain.certificate, chain_pem: chain.chain })),
+            Err(error) if error.code == IN_PROGRESS => Ok(None),
+            Err(error) => Err(refused_by_pca(COLLECT, &error)),
+        }
     }
 
-    async fn ca_pem(&self) -> Result<String, IssueError> {
-        Err(refused(CA_CERTIFICATE, &ServiceError::new("AccessDeniedException", "not asked")))
+    async fn ca_pem(&self) -> Result<String, RemoteError> {
+        Err(refused_by_pca(CA_CERTIFICATE, &ServiceError::new("AccessDeniedException", "not asked")))
     }
 
     fn spare_issuances_a_day(&self) -> u32 {
@@ -454,8 +443,7 @@ impl TrustSource for Access {
     async fn fetch(&self) -> Result<TrustBundle, TrustError> {
         let read = |inside: &mut Inside, now| inside.secrets.get_secret_value(BUNDLE, None, Some("AWSCURRENT"), now);
         let value = self.cloud.call(self.caller, self.draw(), Service::Secrets, read).await.map_err(|error| {
-            let Failure { call, reason, remedy, source, .. } = failure("secretsmanager:GetSecretValue", &error);
-            TrustError::Secret(SecretError::Fetch { secret: BUNDLE.into(), call, reason, remedy, source })
+            TrustError::Secret(SecretError::Fetch(refused("secretsmanager:GetSecretValue", &error)))
         })?;
         let text = match value.content {
             Content::Text(text) => text,
@@ -468,13 +456,13 @@ impl TrustSource for Access {
 
 #[async_trait]
 impl PeerSource for Access {
-    async fn sight(&self) -> Result<Sighting, DiscoverError> {
+    async fn sight(&self) -> Result<Sighting, RemoteError> {
         let cluster = self.caller.cluster;
         let describe = |inside: &mut Inside, now| {
             let fleet = &inside.groups[cluster];
             let (groups, _) = fleet.describe_auto_scaling_groups(&[group(cluster)], None, None, now)?;
             let members = groups.into_iter().flat_map(|group| group.instances);
-            // The addresses are those that `discover::addresses` would find.
+            // The addresses are those that `peers::addresses` would find.
             let members = members.filter(|member| is_peer(&member.state));
             let peer = |member: aws_double::autoscaling::Member| {
                 let address = SocketAddr::new(fleet.instance(&member.id)?.address, ROUTE_PORT);
@@ -483,8 +471,7 @@ impl PeerSource for Access {
             Ok(members.filter_map(peer).collect::<Vec<_>>())
         };
         let answer = self.cloud.call(self.caller, self.draw(), Service::AutoScaling, describe).await;
-        let peers =
-            answer.map_err(|error| DiscoverError::from(failure("autoscaling:DescribeAutoScalingGroups", &error)))?;
+        let peers = answer.map_err(|error| refused("autoscaling:DescribeAutoScalingGroups", &error))?;
         Ok(Sighting { peers, unresolved: Vec::new(), group: Some(group(cluster)) })
     }
 }
@@ -545,10 +532,12 @@ mod tests {
             for operation in [Operation::GetCertificate, Operation::GetCertificateAuthorityCertificate] {
                 double.set_fault(operation, Some(Fault::Error(code)));
             }
-            let theirs = issuer.collect(&CertificateHandle("arn".into())).await.unwrap_err();
-            assert_eq!(refused(COLLECT, &error).kind, theirs.kind, "{code}");
+            match issuer.collect(&CertificateHandle("arn".into())).await {
+                Ok(collected) => assert_eq!((collected, code), (None, IN_PROGRESS)),
+                Err(theirs) => assert_eq!(refused_by_pca(COLLECT, &error).kind, theirs.kind, "{code}"),
+            }
             let theirs = issuer.ca_pem().await.unwrap_err();
-            assert_eq!(refused(CA_CERTIFICATE, &error).kind, theirs.kind, "{code}");
+            assert_eq!(refused_by_pca(CA_CERTIFICATE, &error).kind, theirs.kind, "{code}");
         }
     }
 

@@ -12,7 +12,8 @@ use nats_tls_agent::digest::sha256_hex;
 use nats_tls_agent::server::monitor::Varz;
 use nats_tls_agent::server::process::ProcessError;
 use nats_tls_agent::server::{Observed, Presence, Served, Server, ServerError};
-use nats_tls_agent::trust::{TrustBundle, VerifiedChain};
+use nats_tls_agent::trust::TrustBundle;
+use nats_tls_agent::x509::chain::{Chain, StoredChain};
 use nats_tls_agent::x509::leaf::Leaf;
 use time::OffsetDateTime;
 
@@ -44,8 +45,8 @@ struct Process {
 pub(crate) struct Loaded {
     digest: String,
     pub(crate) leaf: Leaf,
-    /// As it is shown in a handshake, leaf first.
-    pub(crate) chain: Vec<Vec<u8>>,
+    /// As shown in a handshake.
+    pub(crate) chain: Chain,
     pub(crate) bundle: TrustBundle,
 }
 
@@ -109,8 +110,9 @@ fn read(config: &Path) -> Result<Loaded, String> {
         return Err("the key file holds no key".into());
     }
     let leaf = Leaf::from_pem(&cert).map_err(|error| error.to_string())?;
+    let chain = Chain::from_pem(cert.as_bytes()).map_err(|error| error.to_string())?;
     let bundle = TrustBundle::parse(bundle.as_bytes(), "loaded", "1").map_err(|error| error.to_string())?;
-    Ok(Loaded { digest: digest(&text), chain: vec![leaf.der.clone()], leaf, bundle })
+    Ok(Loaded { digest: digest(&text), chain, leaf, bundle })
 }
 
 fn setting(text: &str, name: &str) -> Option<String> {
@@ -136,12 +138,12 @@ impl Server for NatsServer {
         if self.loaded().is_some() { Ok(PID) } else { Err(ProcessError::Absent("it does not run".into())) }
     }
 
-    async fn observe(&self, _ours: Option<&VerifiedChain>, _at: &Listeners, _last: Option<&Observed>) -> Observed {
+    async fn observe(&self, _ours: Option<&StoredChain>, _at: &Listeners, _last: Option<&Observed>) -> Observed {
         let process = self.process();
         let (Some(loaded), Some(load_time)) = (&process.loaded, process.load_time) else {
             return Observed::absent("it does not run".into());
         };
-        let served = Served { sha256: loaded.leaf.sha256.clone(), certificates: loaded.chain.clone() };
+        let served = Served::of(loaded.chain.clone());
         Observed {
             presence: Presence::Running(PID),
             varz: Some(Varz {
@@ -157,7 +159,7 @@ impl Server for NatsServer {
         }
     }
 
-    async fn reload(&self, _ours: &VerifiedChain, _at: &Listeners) -> Result<i32, ServerError> {
+    async fn reload(&self, _ours: &StoredChain, _at: &Listeners) -> Result<i32, ServerError> {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(2..10))).await;
         if self.loaded().is_none() {
             return Err(ProcessError::Absent("it does not run".into()).into());

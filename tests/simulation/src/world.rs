@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use nats_tls_agent::clock::Clock;
 use nats_tls_agent::peers::dial::Dial;
-use nats_tls_agent::trust::VerifiedChain;
+use nats_tls_agent::x509::chain::{Chain, StoredChain};
 use time::OffsetDateTime;
 
 use crate::Tell;
@@ -236,7 +236,7 @@ impl World {
 
 #[async_trait]
 impl Dial for World {
-    async fn served_chains(&self, _ours: &VerifiedChain, peers: Vec<SocketAddr>) -> Vec<Option<Vec<Vec<u8>>>> {
+    async fn served_chains(&self, _ours: &StoredChain, peers: Vec<SocketAddr>) -> Vec<Option<Chain>> {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(2..10))).await;
         let books = self.books();
         let chain = |peer| Some(books.nodes.get(peer)?.server.loaded()?.chain.clone());

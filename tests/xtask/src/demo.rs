@@ -1,12 +1,14 @@
-//! `cargo xtask demo`: sets up and builds, and then becomes the demo itself.
+//! `cargo xtask demo`: sets up, builds, and then becomes the demo itself.
 
 use std::process::ExitCode;
 
-use crate::{Failure, both, cargo, setup};
+use crate::setup::{self, Job};
+use crate::{Failure, both, cargo};
 
-/// Fetches and builds at the same time.
+/// Provides the packages, and then fetches and builds at the same time.
 pub(crate) fn run(nodes: u8, keep: bool) -> Result<ExitCode, Failure> {
-    // The workspace's: their dependencies have the features that they have in the tests' build, and nothing is compiled twice.
+    setup::provide(&[Job::Demo])?;
+    // The whole workspace gives the dependencies the features of the tests' build, so that nothing is compiled twice.
     let programs = ["--workspace", "--bin", "agent", "--bin", "demo"];
     both(|| cargo::build("agent and demo", programs), setup::for_demo)?;
     let mut demo = cargo::built("demo")?;

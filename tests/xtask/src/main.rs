@@ -1,13 +1,16 @@
 //! The workspace's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask soak`, `cargo xtask package`,
 //! `cargo xtask lab`, `cargo xtask deny`, `cargo xtask setup`.
 //!
-//! Each brings the set-up that it needs. A machine with Rust, a C compiler and Python is enough.
+//! Each brings the set-up that it needs. As root, a Debian or Ubuntu with Rust and Python is enough: what else is missing is
+//! installed. Elsewhere the set-up names what to install.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
 
 mod cargo;
 mod demo;
 mod deny;
+#[cfg(test)]
+mod documents;
 mod lab;
 mod package;
 mod setup;
@@ -30,23 +33,25 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Fetch the pinned nats-servers, moto and cargo-nextest into target/tools
+    /// Install the packages that tests, packages and lab need, and fetch the pinned tools into target/tools
+    ///
+    /// As root on Debian or Ubuntu it installs what is missing. Elsewhere it names what is missing and ends with 1.
     Setup,
-    /// Set up, then run every test
+    /// Set up, build, and run every test
     Test {
-        /// For `cargo nextest run`, in place of everything: `cargo xtask test -- -E 'test(traffic)'`
+        /// Arguments for `cargo nextest run`, which then runs alone: `cargo xtask test -- -E 'test(traffic)'`
         #[arg(last = true)]
         nextest: Vec<String>,
     },
-    /// Run for an hour and more: the long form of every test that has one, a simulated year, every fuzz target. Prints the figures
+    /// Run for an hour and more: the tests' long forms, a simulated year, every fuzz target. Print the figures
     Soak(soak::Soak),
     /// Build the .deb and the .rpm for this machine's architecture, and check both
     Package {
-        /// Of the packages: the same files under a higher one are an upgrade
+        /// Revision of the packages: the same files under a higher revision are an upgrade
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         revision: u32,
     },
-    /// Boot an Auto Scaling group of machines on this one, which takes root on Debian; elsewhere it ends with 3
+    /// Boot an Auto Scaling group on this machine, as root on Debian; elsewhere it ends with 3
     Lab {
         /// Leave the group up until Ctrl-C, and say how to look inside
         #[arg(long)]
@@ -56,7 +61,7 @@ enum Task {
     Deny,
     /// Watch a cluster on loopback rotate its certificates and replace a node, under counted traffic
     Demo {
-        /// How many nodes
+        /// Number of nodes
         #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=20))]
         nodes: u8,
         /// Leave the cluster up until Ctrl-C, and say how to connect
@@ -67,7 +72,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
-        Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
+        Task::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Task::Test { nextest } => test::run(&nextest),
         Task::Soak(soak) => soak::run(&soak),
         Task::Package { revision } => package::run(revision),
@@ -81,7 +86,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// What was attempted, what came back and what to do next, in one text.
+/// The attempt, its result and what to do next, in one text.
 #[derive(Debug)]
 pub(crate) struct Failure(String);
 
@@ -101,7 +106,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Runs `one` and `other` at the same time; the failure of `one` comes first.
+/// Runs `one` and `other` at the same time. The failure of `one` comes first.
 pub(crate) fn both<A: Send>(
     one: impl FnOnce() -> Result<A, Failure> + Send,
     other: impl FnOnce() -> Result<(), Failure> + Send,
@@ -114,12 +119,15 @@ pub(crate) fn both<A: Send>(
     })
 }
 
-/// A running stopwatch, for people to read.
+/// A running stopwatch.
 #[derive(Clone, Copy)]
 pub(crate) struct Stopwatch(Instant);
 
 impl Stopwatch {
-    #[expect(clippy::disallowed_methods, reason = "it is only shown, and tokio would be all that xtask compiles")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "no test sets this clock, and tokio would be all that xtask compiles"
+    )]
     pub(crate) fn start() -> Self {
         Self(Instant::now())
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask package`: the .deb and the .rpm, both of one tree of files, and what is checked of them.
+//! `cargo xtask package`: builds the .deb and the .rpm from the same tree of files, and checks both.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,17 +6,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
+use crate::setup::{self, Job};
 use crate::step::{Step, conclude, step};
-use crate::{Failure, cargo, setup};
+use crate::{Failure, cargo};
 
-/// Of Amazon Linux 2023; Ubuntu 22.04 has 2.35, Debian 12 has 2.36.
+/// The glibc of Amazon Linux 2023. Ubuntu 22.04 has 2.35, and Debian 12 has 2.36.
 const GLIBC: (u32, u32) = (2, 34);
 
-/// Files of the repository, and where they are put. `agent/Cargo.toml` says with which modes, and that all of etc/ is
+/// Files of the repository, and where the packages put them. `agent/Cargo.toml` has their modes, and marks all of etc/ as
 /// configuration.
 ///
-/// nats-server's unit is in /etc: a unit that an operator has there wins, ours is put beside it, and no package of
-/// nats-server, whose unit is in /usr/lib, has a file of the same name.
+/// nats-server's unit is in /etc. An operator's unit there wins, and ours is put beside it. A package of nats-server has its
+/// unit in /usr/lib, so the names don't collide.
 const FILES: [(&str, &str); 13] = [
     ("systemd/nats-tls-agent.service", "usr/lib/systemd/system/nats-tls-agent.service"),
     ("systemd/sysusers.conf", "usr/lib/sysusers.d/nats-tls-agent.conf"),
@@ -31,12 +32,13 @@ const FILES: [(&str, &str); 13] = [
     ("templates/user-data", "usr/share/doc/nats-tls-agent/examples/user-data"),
     ("templates/iam", "usr/share/doc/nats-tls-agent/examples/iam"),
     ("templates/prometheus", "usr/share/doc/nats-tls-agent/examples/prometheus"),
-    ("docs/runbook.md", "usr/share/doc/nats-tls-agent/runbook.md"),
-    ("docs/design.md", "usr/share/doc/nats-tls-agent/design.md"),
+    // As they lie here, so that their links lead somewhere.
+    ("docs", "usr/share/doc/nats-tls-agent/docs"),
     ("README.md", "usr/share/doc/nats-tls-agent/README.md"),
+    ("SECURITY.md", "usr/share/doc/nats-tls-agent/SECURITY.md"),
 ];
 
-/// In one package only: dpkg wants a copyright file and has overrides for lintian, rpm has a directory of licences.
+/// Files of one package only: dpkg has a copyright file and overrides for lintian, and rpm has a directory of licences.
 const IN_ONE: [&str; 3] = [
     "/usr/share/doc/nats-tls-agent/copyright",
     "/usr/share/lintian/overrides/nats-tls-agent",
@@ -51,14 +53,15 @@ pub(crate) struct Packages {
     pub(crate) rpm: PathBuf,
 }
 
-/// Builds both, and checks them as far as this machine can.
+/// Provides the packages of the system, builds both packages, and checks them as far as this machine can.
 pub(crate) fn run(revision: u32) -> Result<ExitCode, Failure> {
+    setup::provide(&[Job::Package])?;
     let packages = build(revision)?;
     same_files(&packages)?;
     let mut steps = check(&packages);
     match cannot_install() {
         None => {
-            // Only to upgrade to, so not where the packages are.
+            // The newer package is only the target of an upgrade, so it lies elsewhere.
             let newer = package(revision + 1, &directory().join("newer"))?;
             steps.push(install(&packages, &newer));
         }
@@ -68,19 +71,19 @@ pub(crate) fn run(revision: u32) -> Result<ExitCode, Failure> {
     Ok(conclude(&steps))
 }
 
-/// Builds both. A second revision compiles nothing anew.
+/// Builds both packages. A second revision compiles nothing anew.
 pub(crate) fn build(revision: u32) -> Result<Packages, Failure> {
     setup::for_packages()?;
     lay_out(&compile()?)?;
     package(revision, &directory())
 }
 
-/// Where the packages and what they are made of are.
+/// The directory of the packages and of the files that they hold.
 fn directory() -> PathBuf {
     cargo::workspace().join("target/packages")
 }
 
-/// The release build against the glibc that is the oldest to run on.
+/// Makes the release build against the oldest glibc that the agent runs on.
 fn compile() -> Result<PathBuf, Failure> {
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let (major, minor) = GLIBC;
@@ -102,7 +105,7 @@ fn compile() -> Result<PathBuf, Failure> {
     }
 }
 
-/// The highest of the versions that `readelf --version-info` lists.
+/// The highest version that `readelf --version-info` lists.
 fn highest_glibc(versions: &str) -> Option<(u32, u32)> {
     let named = versions.split("GLIBC_").skip(1).filter_map(|rest| {
         let mut numbers =
@@ -112,7 +115,7 @@ fn highest_glibc(versions: &str) -> Option<(u32, u32)> {
     named.max()
 }
 
-/// target/packages/root: the tree of files that both packages hold.
+/// Fills target/packages/root, the tree of files that both packages hold.
 fn lay_out(binary: &Path) -> Result<(), Failure> {
     let root = directory().join("root");
     if root.exists() {
@@ -127,7 +130,7 @@ fn lay_out(binary: &Path) -> Result<(), Failure> {
 
     let agent = root.join("usr/bin/agent");
     copy(binary, &agent)?;
-    // A panic is told with its place in the source, which is no symbol.
+    // A panic names its place in the source without symbols.
     run_command(Command::new("strip").arg(&agent))?;
     let mut pages = vec![String::new()];
     pages.extend(commands(&output(Command::new(&agent).arg("man"))?));
@@ -154,14 +157,14 @@ fn commands(page: &str) -> Vec<String> {
     references.map(str::to_owned).collect()
 }
 
-/// The configuration with every key in a comment: no default is the right CA.
+/// The configuration with every key in a comment: no default CA is right.
 fn unconfigured(configuration: &str) -> String {
     let is_key = |line: &str| line.starts_with(|first: char| first.is_ascii_lowercase());
     let comment = |line: &str| format!("{}{line}\n", if is_key(line) { "#" } else { "" });
     configuration.lines().map(comment).collect()
 }
 
-/// Both packages of what is laid out.
+/// Makes both packages from the tree of files.
 fn package(revision: u32, into: &Path) -> Result<Packages, Failure> {
     let version = env!("CARGO_PKG_VERSION");
     let architecture = std::env::consts::ARCH;
@@ -186,7 +189,7 @@ fn package(revision: u32, into: &Path) -> Result<Packages, Failure> {
     Ok(packages)
 }
 
-/// Every file of one is in the other, with the same mode and content.
+/// Checks that both packages hold the same files, with the same modes and contents.
 fn same_files(packages: &Packages) -> Result<(), Failure> {
     if !setup::is_in_path("rpm") || !setup::is_in_path("dpkg-deb") {
         println!(
@@ -203,7 +206,7 @@ fn same_files(packages: &Packages) -> Result<(), Failure> {
     Err(Failure::new(format!("the packages differ in {differing:?}; see the two lists of assets in agent/Cargo.toml")))
 }
 
-/// Mode and SHA-256 of each file that both packages should have.
+/// Mode and SHA-256 of each file that both packages should hold.
 type Files = BTreeMap<String, String>;
 
 fn files_of_deb(deb: &Path) -> Result<Files, Failure> {
@@ -234,7 +237,7 @@ fn files_of_rpm(rpm: &Path) -> Result<Files, Failure> {
     Ok(in_both(files.collect()))
 }
 
-/// By one name: zsh looks at different places.
+/// Keeps the shared files. zsh looks in different places, so its file gets the same name here.
 fn in_both(files: Vec<(String, u32, String)>) -> Files {
     let shared = files.into_iter().filter(|(name, ..)| !IN_ONE.contains(&name.as_str()));
     let named = shared.map(|(name, mode, digest)| {
@@ -248,14 +251,14 @@ fn installation() -> PathBuf {
     cargo::workspace().join("tests/xtask/src/package/installation")
 }
 
-/// What others' tools say of the packages and of the scripts.
+/// Has the tools of others check the packages and the scripts.
 fn check(packages: &Packages) -> Vec<Step> {
     let sources = cargo::workspace().join("agent/packages");
     let mut steps = Vec::new();
     let scripts = ["postinst", "prerm", "postrm"].map(|script| sources.join(script));
     steps.push(step("shellcheck", setup::shellcheck().args(scripts).arg(installation())));
     let mut lintian = Command::new("lintian");
-    // As root it warns of being root.
+    // lintian warns a root that doesn't say so.
     lintian.args(["--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0"]).arg(&packages.deb);
     let mut rpmlint = Command::new("rpmlint");
     rpmlint.arg("--config").arg(sources.join("rpmlint.toml")).arg(&packages.rpm);
@@ -269,15 +272,15 @@ fn check(packages: &Packages) -> Vec<Step> {
     steps
 }
 
-/// Installs, upgrades, removes and purges, in a file system that is thrown away.
+/// Installs, upgrades, removes and purges the packages in a file system that is thrown away.
 fn install(packages: &Packages, newer: &Packages) -> Step {
-    // What it mounts ends with it.
+    // The mounts end with the script.
     let alone = ["--mount", "--fork", "--kill-child", "sh"];
     let files = [&packages.deb, &newer.deb, &packages.rpm, &newer.rpm];
     step("installation", Command::new("unshare").args(alone).arg(installation()).args(files))
 }
 
-/// Why nothing can be installed here even in a file system that is thrown away.
+/// Why this machine can't install even into a file system that is thrown away.
 fn cannot_install() -> Option<&'static str> {
     if !setup::is_in_path("unshare")
         || !setup::is_in_path("dpkg")
@@ -286,15 +289,14 @@ fn cannot_install() -> Option<&'static str> {
     {
         return Some("it takes unshare, dpkg, rpm and systemd, as on Debian");
     }
-    let user = Command::new("id").arg("-u").output().ok()?;
-    if user.stdout != b"0\n" {
+    if !nix::unistd::geteuid().is_root() {
         return Some("it takes root");
     }
     (!can_unshare(&["--mount"]))
         .then_some("no mount namespace can be made here, as in a container without that privilege")
 }
 
-/// Whether this machine lets its root make such namespaces.
+/// Whether root can make such namespaces on this machine.
 pub(crate) fn can_unshare(namespaces: &[&str]) -> bool {
     let mut tried = Command::new("unshare");
     tried.args(namespaces).arg("true").stdin(Stdio::null()).stderr(Stdio::null());
@@ -335,7 +337,7 @@ fn write(file: &Path, content: &str) -> Result<(), Failure> {
     make().map_err(|error| Failure::new(format!("could not write {}", file.display())).because(error))
 }
 
-/// Runs a command that says itself what is amiss.
+/// Runs a command that reports its own errors.
 fn run_command(command: &mut Command) -> Result<(), Failure> {
     match command.status() {
         Ok(status) if status.success() => Ok(()),

@@ -1,5 +1,5 @@
-//! `cargo xtask soak`: the long form of whatever has one, and the figures of it all. An hour and more, where
-//! `cargo xtask test` takes minutes.
+//! `cargo xtask soak`: the long form of every test that has a long form, and their figures. It takes an hour and more,
+//! where `cargo xtask test` takes minutes.
 
 use std::fs;
 use std::io::Write as _;
@@ -9,10 +9,11 @@ use std::thread;
 
 use clap::{Args, ValueEnum};
 
+use crate::setup::{self, Job};
 use crate::step::{Step, conclude, step};
-use crate::{Failure, cargo, setup};
+use crate::{Failure, cargo};
 
-/// What can be run alone.
+/// A part that can run alone.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
     /// Every test that has a long form
@@ -23,7 +24,7 @@ pub(crate) enum Part {
     Fuzz,
 }
 
-/// What is run, and how long what has no end of its own goes on.
+/// Which parts run, and how long those without an end of their own run.
 #[derive(Args)]
 pub(crate) struct Soak {
     /// What to run; everything by default
@@ -43,15 +44,17 @@ pub(crate) struct Soak {
     fuzz: u32,
 }
 
-/// Runs it all: the tests alone, as some measure something; then the simulation, which knows no time but its own, beside the
-/// fuzz targets. A part that fails keeps none after it from running.
+/// Runs all parts. The tests run alone, as some of them measure time. The simulation has a clock of its own, so it runs
+/// beside the fuzz targets. The next part runs whether a part passes or fails.
 pub(crate) fn run(soak: &Soak) -> Result<ExitCode, Failure> {
     let is_wanted = |part| soak.parts.is_empty() || soak.parts.contains(&part);
+    let jobs = [(Part::Tests, Job::Test), (Part::Fuzz, Job::Fuzz)].into_iter().filter(|(part, _)| is_wanted(*part));
+    setup::provide(&jobs.map(|(_, job)| job).collect::<Vec<_>>())?;
     let figures = cargo::workspace().join("target/soak/figures.tsv");
     begin(&figures)?;
     let mut steps = Vec::new();
     if is_wanted(Part::Tests) {
-        setup::everything()?;
+        setup::for_tests()?;
         let mut tests = cargo::command(["nextest", "run", "--locked", "--workspace", "--profile", "soak"]);
         tests.env("NATS_TLS_AGENT_SOAK", "1").env("NATS_TLS_AGENT_FIGURES", &figures);
         steps.push(step("tests in their long form", &mut tests));
@@ -69,7 +72,7 @@ pub(crate) fn run(soak: &Soak) -> Result<ExitCode, Failure> {
     Ok(conclude(&steps))
 }
 
-/// The simulated fleet, optimised: a year of a thousand nodes is millions of passes.
+/// Runs the simulated fleet, optimised: a year of a thousand nodes is millions of passes.
 fn simulate(soak: &Soak, figures: &Path) -> Vec<Step> {
     let mut build = cargo::command(["build", "--release", "--locked", "--package", "simulation"]);
     let build = step("simulation's build", &mut build);
@@ -84,7 +87,7 @@ fn simulate(soak: &Soak, figures: &Path) -> Vec<Step> {
     vec![build, step("simulated fleet", &mut simulate)]
 }
 
-/// Every fuzz target by libFuzzer. A corpus that grows is kept under `target`, and goes on from there the next time.
+/// Runs every fuzz target by libFuzzer. The corpus under `target` grows, and the next run starts from it.
 fn fuzz(seconds: u32, figures: &Path) -> Result<Vec<Step>, Failure> {
     let workspace = cargo::workspace();
     let mut build = cargo::command(["build", "--release", "--locked"]);
@@ -106,7 +109,7 @@ fn fuzz(seconds: u32, figures: &Path) -> Result<Vec<Step>, Failure> {
         command.stdout(Stdio::null()).stderr(fs::File::create(&log).map_err(cannot)?);
         let mut step = step(&format!("fuzz {target}"), &mut command);
         let said = fs::read_to_string(&log).unwrap_or_default();
-        // One that ran no input found nothing because it looked at nothing.
+        // A target that ran no input has shown nothing.
         step.passed &= executed(&said) > 0;
         if !step.passed {
             println!(
@@ -124,13 +127,13 @@ fn fuzz(seconds: u32, figures: &Path) -> Result<Vec<Step>, Failure> {
     Ok(steps)
 }
 
-/// libFuzzer's `-print_final_stats`: `stat::number_of_executed_units: N`.
+/// N of libFuzzer's `-print_final_stats`: `stat::number_of_executed_units: N`.
 fn executed(log: &str) -> u64 {
     let line = log.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
     line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
-/// Where cargo put it: below the host's triple, as its configuration names a target.
+/// The built target, which is below the host's triple: the configuration of cargo there names a target.
 fn binary(target: &str) -> Result<PathBuf, Failure> {
     let directory = cargo::workspace().join("target/fuzz");
     let triples = names_in(&directory)?.into_iter().map(|triple| directory.join(triple).join("release").join(target));
@@ -153,7 +156,7 @@ fn begin(figures: &Path) -> Result<(), Failure> {
     begun.map_err(|error| Failure::new(format!("could not begin {}", figures.display())).because(error))
 }
 
-/// The figures as a plain table: a line each, in the order of their names.
+/// The figures as a plain table: a line for each figure, sorted by name.
 fn table(figures: &str) -> String {
     let mut lines: Vec<(&str, &str)> = figures.lines().filter_map(|line| line.split_once('\t')).collect();
     lines.sort_unstable();

@@ -1,26 +1,29 @@
-//! `cargo xtask test`: everything, set-up included, with one exit code for all of it.
+//! `cargo xtask test`: set-up, build and every test, with one exit code.
 
 use std::process::ExitCode;
 
+use crate::setup::{self, Job};
 use crate::step::{conclude, step};
-use crate::{Failure, both, cargo, setup};
+use crate::{Failure, both, cargo};
 
-/// Runs all parts, or with arguments for nextest its run alone. A part that fails doesn't keep the next ones from
-/// running, except that nothing runs that couldn't be built.
+/// Runs all parts, or with arguments for nextest the tests alone. The next part runs whether a part passes or fails, but
+/// a build that fails is the end.
 pub(crate) fn run(nextest: &[String]) -> Result<ExitCode, Failure> {
-    // Fetching is mostly waiting, so it costs the build little.
+    // Before the build, which takes minutes: a missing package is told at once.
+    setup::provide(&[Job::Test])?;
+    // A fetch is mostly waiting, so it costs the build little.
     let build = || Ok(step("build", &mut cargo::command(["test", "--locked", "--workspace", "--no-run"])));
-    let mut steps = vec![both(build, setup::everything)?];
+    let mut steps = vec![both(build, setup::for_tests)?];
     let mut tests = cargo::command(["nextest", "run", "--locked", "--workspace"]);
     if !steps[0].passed {
         return Ok(conclude(&steps));
     }
     if nextest.is_empty() {
-        // The whole workspace, so that only what lies above aws-sdk-ec2 is checked anew.
+        // The whole workspace keeps the other features, so that only what depends on aws-sdk-ec2 is checked anew.
         let without_ec2 = ["check", "--locked", "--workspace", "--all-targets", "--no-default-features"];
         steps.push(step("check without ec2", &mut cargo::command(without_ec2)));
     }
-    // Last, so that its count is what a run ends with.
+    // The tests come last, so that a run ends with their count.
     steps.push(step("tests", tests.args(nextest)));
     Ok(conclude(&steps))
 }
@@ -31,7 +34,7 @@ mod tests {
 
     use super::*;
 
-    /// `cargo test --doc` would take a minute to find nothing, and so isn't run.
+    /// `cargo test --doc` is not part of a run: it would take a minute to find nothing.
     #[test]
     fn no_comment_holds_code_that_only_a_documentation_test_would_run() {
         let mut directories = ["agent", "tests"].map(|name| cargo::workspace().join(name)).to_vec();
@@ -40,7 +43,7 @@ mod tests {
             for entry in std::fs::read_dir(directory).unwrap() {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
-                    // What was built of the fuzz targets is none of ours.
+                    // The build of the fuzz targets holds the sources of others.
                     directories.extend((!path.ends_with("target")).then_some(path));
                 } else if path.extension().is_some_and(|extension| extension == "rs") {
                     fences += fences_of(&path);
@@ -50,7 +53,7 @@ mod tests {
         assert!(fences >= 4, "{fences} fences");
     }
 
-    /// How many there are, each of which must be text.
+    /// The number of fences, each of which must be text.
     fn fences_of(path: &Path) -> usize {
         let source = std::fs::read_to_string(path).unwrap();
         let comments = source.lines().filter_map(|line| line.trim().strip_prefix("//"));

@@ -8,21 +8,19 @@ use tokio::io::AsyncReadExt;
 use crate::digest::sha256_hex;
 use crate::trust::{FETCH_TIMEOUT, MAX_BUNDLE, TrustBundle, TrustError, TrustSource};
 
-/// Reads the bundle from a PEM file anew each time.
+/// Each fetch reads the PEM file again.
 #[derive(Clone, Debug)]
-pub struct File {
+pub(crate) struct File {
     path: PathBuf,
 }
 
 impl File {
-    /// A bundle at `path`.
-    #[must_use]
-    pub fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(path: PathBuf) -> Self {
         Self { path }
     }
 
     async fn read(&self) -> std::io::Result<Vec<u8>> {
-        // A pipe would block in `open` until somebody writes to it.
+        // The `open` of a pipe blocks until another process writes to the pipe.
         if !tokio::fs::metadata(&self.path).await?.is_file() {
             return Err(std::io::Error::other("it is not a regular file"));
         }

@@ -17,8 +17,6 @@ pub(crate) struct FromIssuer {
 }
 
 impl FromIssuer {
-    /// The bundle of this issuer.
-    #[must_use]
     pub(crate) fn new(issuer: Arc<dyn Issuer>) -> Self {
         Self { issuer }
     }
@@ -42,7 +40,8 @@ impl TrustSource for FromIssuer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain};
+    use crate::error::{RemoteError, RemoteErrorKind};
+    use crate::issue::{CertificateHandle, IssueRequest, IssuedChain};
 
     /// An issuer that answers `ca_pem` after a while, with a certificate or a refusal.
     struct FakeIssuer {
@@ -50,15 +49,8 @@ mod tests {
         pem: Option<String>,
     }
 
-    fn denied() -> IssueError {
-        IssueError {
-            kind: IssueErrorKind::Denied,
-            call: "GetCertificateAuthorityCertificate",
-            issuer: "fake".into(),
-            reason: "denied".into(),
-            remedy: "allow it".into(),
-            source: None,
-        }
+    fn denied() -> RemoteError {
+        RemoteError::new(RemoteErrorKind::Denied, "GetCertificateAuthorityCertificate on fake", "denied", "allow it")
     }
 
     #[async_trait]
@@ -67,19 +59,19 @@ mod tests {
             "fake".into()
         }
 
-        async fn prepare(&self, _: std::time::Duration) -> Result<String, IssueError> {
+        async fn prepare(&self, _: std::time::Duration) -> Result<String, RemoteError> {
             Err(denied())
         }
 
-        async fn request(&self, _: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+        async fn request(&self, _: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError> {
             Err(denied())
         }
 
-        async fn collect(&self, _: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+        async fn collect(&self, _: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError> {
             Err(denied())
         }
 
-        async fn ca_pem(&self) -> Result<String, IssueError> {
+        async fn ca_pem(&self) -> Result<String, RemoteError> {
             tokio::time::sleep(self.after).await;
             self.pem.clone().ok_or_else(denied)
         }

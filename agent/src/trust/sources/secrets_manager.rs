@@ -10,7 +10,7 @@ use crate::trust::{TrustBundle, TrustError, TrustSource};
 
 const BEGIN_CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
 
-/// A trust bundle in a secret: PEM as string or binary, or a JSON object of which one value is the PEM.
+/// A trust bundle in a secret: PEM as string or binary, or a JSON object with the PEM as one value.
 pub struct SecretsManager {
     secret: Secret,
     json_key: Option<String>,
@@ -23,7 +23,7 @@ impl SecretsManager {
         Self { secret: Secret::new(aws, secret_id), json_key }
     }
 
-    /// The bundle's PEM, as the current version of the secret holds it.
+    /// The bundle's PEM in the current version of the secret.
     pub async fn pem(&self) -> Result<SecretValue, SecretError> {
         let SecretValue { content, version, created } = self.secret.current().await?;
         let content = pem(content, self.json_key.as_deref()).map_err(|unfit| self.secret.unfit(unfit))?;
@@ -41,7 +41,8 @@ impl TrustSource for SecretsManager {
     }
 }
 
-/// The PEM in a secret: all of it, or the named or only fitting value of a JSON object.
+/// The PEM in a secret: the whole content, or a value of a JSON object. `json_key` names that value; otherwise only one value
+/// may hold a certificate.
 pub fn pem(content: Zeroizing<Vec<u8>>, json_key: Option<&str>) -> Result<Zeroizing<Vec<u8>>, Unfit> {
     let is_json = content.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
     if !is_json {
@@ -53,7 +54,7 @@ pub fn pem(content: Zeroizing<Vec<u8>>, json_key: Option<&str>) -> Result<Zeroiz
             )),
         };
     }
-    // Values that aren't text can't be the bundle, and are none of our business.
+    // A bundle is text, so every other kind of value is ignored.
     let object: std::collections::BTreeMap<String, Text> = serde_json::from_slice(&content).map_err(|_| {
         (
             "begins like a JSON object but is none".to_owned(),
@@ -86,7 +87,7 @@ pub fn pem(content: Zeroizing<Vec<u8>>, json_key: Option<&str>) -> Result<Zeroiz
     Ok(Zeroizing::new(text.as_bytes().to_vec()))
 }
 
-/// A JSON value, kept only if it is text.
+/// A JSON value. Only text is kept.
 struct Text(Option<Zeroizing<String>>);
 
 impl<'de> Deserialize<'de> for Text {

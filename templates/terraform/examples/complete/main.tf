@@ -1,4 +1,4 @@
-# A cluster of three nodes on Amazon Linux 2023, with a network of its own. The two packages are uploaded from this machine.
+# A cluster of three nodes on Amazon Linux 2023, with its own network. The two packages are uploaded from this machine.
 
 terraform {
   required_version = ">= 1.9"
@@ -20,11 +20,11 @@ module "nats" {
 
   name   = var.name
   vpc_id = aws_vpc.this.id
-  # By the association, so that there is a way out before there is a node.
+  # The reference to the association makes the route exist before the nodes.
   subnet_ids         = aws_route_table_association.private[*].subnet_id
   client_cidr_blocks = [aws_vpc.this.cidr_block]
   client_dns_name    = "${var.name}.internal"
-  # So that `terraform destroy` is kept from nothing but the CA, of which ../../README.md tells.
+  # `terraform destroy` then meets no obstacle except the CA (../../README.md).
   deletion_protection = false
 
   ami_id             = var.ami_id
@@ -33,7 +33,7 @@ module "nats" {
   agent_url          = "https://${aws_s3_bucket.packages.bucket_regional_domain_name}/${aws_s3_object.packages["agent"].key}"
   agent_sha256       = filesha256(var.agent_package)
 
-  # To log in with `aws ssm start-session`. The agent doesn't need it.
+  # Allows logging in with `aws ssm start-session`. The agent doesn't need this policy.
   additional_policy_arns = ["arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore"]
 }
 

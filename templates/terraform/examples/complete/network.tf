@@ -3,13 +3,13 @@
 resource "aws_vpc" "this" {
   #checkov:skip=CKV2_AWS_11:An example; flow logs cost, and say nothing about what it shows.
   cidr_block = "10.0.0.0/16"
-  # Both, for instance-id host names.
+  # Instance-id host names need both attributes.
   enable_dns_support   = true
   enable_dns_hostnames = true
   tags                 = { Name = var.name }
 }
 
-# Nothing uses it; without rules nothing could.
+# Nothing uses this group. Without rules it allows nothing.
 resource "aws_default_security_group" "this" {
   vpc_id = aws_vpc.this.id
 }

@@ -1,5 +1,5 @@
-# The two packages, in a bucket that this VPC can read without a signature: a presigned URL would end within a week, and with it
-# the launching of nodes.
+# The two packages, in a bucket that this VPC can read without a signature. A presigned URL ends within a week, and then
+# no node could be launched.
 
 locals {
   packages = {
@@ -34,7 +34,7 @@ resource "aws_s3_bucket_public_access_block" "packages" {
   restrict_public_buckets = true
 }
 
-# A policy that is bound to one VPC endpoint isn't public
+# A policy that is bound to one VPC endpoint doesn't count as public
 # (https://docs.aws.amazon.com/AmazonS3/latest/userguide/access-control-block-public-access.html).
 resource "aws_s3_bucket_policy" "packages" {
   #checkov:skip=CKV_AWS_70:Any principal, but through this VPC's endpoint only.
@@ -54,7 +54,7 @@ resource "aws_s3_bucket_policy" "packages" {
   depends_on = [aws_s3_bucket_public_access_block.packages]
 }
 
-# The digest is in the key: another file is another URL, and so a new launch template.
+# The key contains the digest. Another file therefore gives another URL, and so a new launch template.
 resource "aws_s3_object" "packages" {
   for_each = local.packages
 
@@ -63,6 +63,6 @@ resource "aws_s3_object" "packages" {
   source      = each.value
   source_hash = filesha256(each.value)
 
-  # Nodes are started once these are there, and then have to be able to read them.
+  # The module starts nodes once the packages are there, and the nodes must then be able to read them.
   depends_on = [aws_s3_bucket_policy.packages]
 }

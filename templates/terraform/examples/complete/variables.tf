@@ -4,12 +4,12 @@ variable "region" {
 }
 
 variable "availability_zones" {
-  description = "Three of its Availability Zones."
+  description = "Three Availability Zones of the Region."
   type        = list(string)
 }
 
 variable "name" {
-  description = "What everything is called by."
+  description = "The name of everything."
   type        = string
   default     = "nats"
 }

@@ -1,4 +1,4 @@
-//! Answers, whole and spoilt.
+//! Answers, complete and corrupted.
 
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
@@ -11,23 +11,23 @@ use crate::wire::Body;
 /// A proxy's login page.
 const LOGIN: &str = "<html><body>Please log in to use the network.</body></html>";
 
-/// What is said of a signature that is older than five minutes.
+/// The message about a signature that is older than five minutes.
 const SIGNATURE_EXPIRED: &str =
     "Signature expired: 20260301T110000Z is now earlier than 20260301T115500Z (20260301T120000Z - 5 min.)";
 
-/// What is sent.
+/// An answer as it is sent.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) text: String,
     content_type: &'static str,
-    /// Whitespace before the text.
+    /// The number of white-space bytes before the text.
     filling: usize,
     breaks_off: bool,
 }
 
 impl Answer {
-    /// Of success.
+    /// A successful answer.
     pub(super) fn of(protocol: Protocol, text: String) -> Self {
         let content_type = match protocol {
             Protocol::Json => "application/x-amz-json-1.1",
@@ -41,12 +41,12 @@ impl Answer {
         Self { status, text, content_type: "text/html", filling: 0, breaks_off: false }
     }
 
-    /// A service's refusal, by the statuses of the "Common Errors" pages: 400, and 500 for `InternalFailure`
+    /// An error answer. The "Common Errors" pages give the status: 400, and 500 for `InternalFailure`
     /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/CommonErrors.html>,
-    /// <https://docs.aws.amazon.com/autoscaling/ec2/APIReference/CommonErrors.html>). Of EC2 it is documented only that
-    /// a client's errors are of the 400 series and the server's of the 500 series
-    /// (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html>); that RequestLimitExceeded comes
-    /// with a 503 is what AWS's own SDK for Python waits for (`botocore/data/_retry.json`).
+    /// <https://docs.aws.amazon.com/autoscaling/ec2/APIReference/CommonErrors.html>). EC2's documentation only says
+    /// that client errors are in the 400 series and server errors in the 500 series
+    /// (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html>). AWS's SDK for Python expects
+    /// RequestLimitExceeded with a 503 (`botocore/data/_retry.json`).
     pub(super) fn error(protocol: Protocol, error: &ServiceError) -> Self {
         let ServiceError { code, message } = error;
         let text = match protocol {
@@ -70,7 +70,7 @@ impl Answer {
         Self { status, ..Self::of(protocol, text) }
     }
 
-    /// What comes in place of the service's answer, where the fault is one that keeps the service from seeing the call.
+    /// The answer of a fault that keeps the call from the service. `None` for every other fault.
     pub(super) fn in_place(protocol: Protocol, fault: &Fault) -> Option<Self> {
         let with = |code, words| Some(Self::error(protocol, &ServiceError::new(code, words)));
         let refused = |code| with(code, "as the script says");
@@ -92,7 +92,7 @@ impl Answer {
         }
     }
 
-    /// The answer as it arrives.
+    /// The answer with the fault applied.
     pub(super) fn spoilt(mut self, fault: Option<&Fault>) -> Self {
         match fault {
             Some(Fault::Truncated) => self.breaks_off = true,
@@ -119,7 +119,7 @@ impl Answer {
     }
 }
 
-/// XML text.
+/// Escapes text for XML.
 pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -1,6 +1,6 @@
 //! The request of the query protocols: `Action=…&AutoScalingGroupNames.member.1=…`.
 
-/// A form's pairs.
+/// The name-value pairs of a form.
 #[derive(Debug)]
 pub(super) struct Form(Vec<(String, String)>);
 

@@ -1,8 +1,10 @@
-//! From a request's text to the model, and back to an answer's.
+//! Translates a request's text into a call of the model, and its result into an answer's text.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
@@ -15,7 +17,7 @@ use crate::pca::{Collected, IssueCertificate, Pca, Validity};
 use crate::secrets::Content;
 use crate::{Account, ServiceError};
 
-/// Does what is asked.
+/// Performs a request.
 pub(super) fn perform(
     account: &mut Account,
     operation: Operation,
@@ -88,7 +90,7 @@ pub(super) fn perform(
     Ok(Answer::of(operation.protocol(), text))
 }
 
-/// A request of AWS JSON.
+/// A request in AWS JSON.
 struct Request<'a>(&'a Value);
 
 impl<'a> Request<'a> {
@@ -104,7 +106,7 @@ impl<'a> Request<'a> {
 
 fn issue(pca: &mut Pca, request: &Request<'_>, now: OffsetDateTime) -> Result<Value, ServiceError> {
     let no_csr = |_| ServiceError::new("MalformedCSRException", "the CSR is no base64");
-    let csr = aws_smithy_types::base64::decode(request.text("Csr")?).map_err(no_csr)?;
+    let csr = BASE64_STANDARD.decode(request.text("Csr")?).map_err(no_csr)?;
     let validity = &request.0["Validity"];
     let validity = validity["Type"]
         .as_str()
@@ -148,7 +150,7 @@ fn collect(
     Ok(json!({"Certificate": certificate, "CertificateChain": chain}))
 }
 
-/// The certificates of a chain, last first.
+/// The certificates of a chain in reverse order.
 fn upside_down(chain: &str) -> String {
     const END: &str = "-----END CERTIFICATE-----";
     let parts: Vec<&str> = chain.split_inclusive(END).filter(|part| part.contains(END)).map(str::trim).collect();
@@ -179,7 +181,7 @@ fn secret(account: &Account, request: &Request<'_>, now: OffsetDateTime) -> Resu
     let value = account.secrets.get_secret_value(request.text("SecretId")?, version, stage, now)?;
     let (member, content) = match value.content {
         Content::Text(text) => ("SecretString", text),
-        Content::Binary(bytes) => ("SecretBinary", aws_smithy_types::base64::encode(bytes)),
+        Content::Binary(bytes) => ("SecretBinary", BASE64_STANDARD.encode(bytes)),
     };
     let mut answer = json!({
         "ARN": value.arn,

@@ -1,4 +1,4 @@
-//! Certificates, as a CA signs them and as none should.
+//! Signs certificates: correct certificates as a CA signs them, and defective certificates for tests.
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
@@ -8,28 +8,28 @@ use time::{Duration, OffsetDateTime};
 
 use super::{Authority, CaKey, CaSettings};
 
-/// What is wrong with a certificate.
+/// The defect of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Defect {
-    /// It is for another key than the CSR's.
+    /// The certificate is for another key than the CSR's.
     OtherKey,
-    /// It names nobody.
+    /// The certificate has no SAN.
     NoSan,
-    /// It names all but the first.
+    /// The certificate lacks all SANs except the first.
     MissingSan,
-    /// It has no extended key usage: for TLS, any use.
+    /// The certificate has no extended key usage. For TLS that means any usage.
     NoExtendedKeyUsage,
-    /// It is for servers only.
+    /// The certificate is for servers only.
     ServerAuthOnly,
-    /// It has ended.
+    /// The certificate has expired.
     Expired,
-    /// It has not begun.
+    /// The certificate is not valid yet.
     NotYetValid,
-    /// A CA signed it that nobody knows, under the name of the one that was asked.
+    /// An unknown CA with the same name as the requested CA has signed the certificate.
     OtherAuthority,
 }
 
-/// A CA's key and its certificate in PEM.
+/// Makes a CA's key and its certificate in PEM.
 pub(super) fn authority(
     settings: &CaSettings,
     parent: Option<&Authority>,
@@ -55,7 +55,7 @@ pub(super) fn authority(
     Ok((Issuer::new(params, key), certificate.pem()))
 }
 
-/// A CSR whose signature is good.
+/// Parses a CSR and verifies its signature.
 pub(super) fn parse(csr: &str) -> Result<CertificateSigningRequestParams, rcgen::Error> {
     CertificateSigningRequestParams::from_pem(csr)
 }
@@ -69,10 +69,12 @@ pub(super) fn key_digest(csr: &CertificateSigningRequestParams) -> [u8; 32] {
     key
 }
 
-/// A leaf by the template EndEntityCertificate/V1: subject and subject alternative names of the CSR; CA:FALSE; key usage
-/// digitalSignature and keyEncipherment; extended key usage serverAuth and clientAuth; both key identifiers
-/// (<https://docs.aws.amazon.com/privateca/latest/userguide/template-definitions.html>). What else the CSR asks for has no
-/// part in it.
+/// Signs a leaf by the template EndEntityCertificate/V1
+/// (<https://docs.aws.amazon.com/privateca/latest/userguide/template-definitions.html>).
+///
+/// Subject and subject alternative names come from the CSR, and nothing else of the CSR is used. The template adds
+/// CA:FALSE, key usage digitalSignature and keyEncipherment, extended key usage serverAuth and clientAuth, and both key
+/// identifiers.
 pub(super) fn leaf(
     authority: &Authority,
     csr: &CertificateSigningRequestParams,

@@ -174,7 +174,7 @@ fn what_the_api_would_refuse_is_refused_by_the_same_name() {
     let (_, csr) = csr();
     let good = IssueCertificate { signing_algorithm: "SHA384WITHECDSA", ..asked(&ca, &csr) };
     let long = "t".repeat(37);
-    // One character in the middle of the signature's base64.
+    // The position of one character within the signature's base64.
     let at = csr.len() - 60;
     let forged = format!("{}{}{}", &csr[..at], if &csr[at..=at] == "A" { "B" } else { "A" }, &csr[at + 1..]);
     for (request, code) in [

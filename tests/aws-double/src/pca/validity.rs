@@ -1,4 +1,4 @@
-//! When a certificate ends.
+//! The end of a certificate's validity.
 
 use time::{Date, Duration, Month, OffsetDateTime, PrimitiveDateTime, Time};
 
@@ -9,21 +9,21 @@ use crate::ServiceError;
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_Validity.html>).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validity {
-    /// UTCTime (`YYMMDDHHMMSS`) or GeneralizedTime (`YYYYMMDDHHMMSS`) as a number. A two-digit year from 50 on is of the
-    /// last century.
+    /// A UTCTime (`YYMMDDHHMMSS`) or GeneralizedTime (`YYYYMMDDHHMMSS`) as a number. Two-digit years from 50 on belong
+    /// to the last century.
     EndDate(i64),
-    /// Unix seconds.
+    /// A time in Unix seconds.
     Absolute(i64),
-    /// From the moment of issuance on.
+    /// Days from the moment of issuance.
     Days(i64),
-    /// From the moment of issuance on.
+    /// Calendar months from the moment of issuance.
     Months(i64),
-    /// From the moment of issuance on.
+    /// Calendar years from the moment of issuance.
     Years(i64),
 }
 
 impl Validity {
-    /// From `Type` and `Value`.
+    /// Parses `Type` and `Value` of the API.
     #[must_use]
     pub fn parse(kind: &str, value: i64) -> Option<Self> {
         Some(match kind {
@@ -37,9 +37,9 @@ impl Validity {
     }
 }
 
-/// "The minimum validity duration for a certificate using relative time (DAYS) is one day. The minimum validity for a
-/// certificate using absolute time (ABSOLUTE or END_DATE) is one second"
-/// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_Validity.html>). Certificates count whole seconds.
+/// The end of a certificate that is issued at `now`, in whole seconds. "The minimum validity duration for a certificate
+/// using relative time (DAYS) is one day. The minimum validity for a certificate using absolute time (ABSOLUTE or
+/// END_DATE) is one second" (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_Validity.html>).
 pub(super) fn end(validity: Validity, now: OffsetDateTime) -> Result<OffsetDateTime, ServiceError> {
     let now = now.replace_nanosecond(0).unwrap_or(now);
     let relative = |value: i64| if value >= 1 { Ok(value) } else { Err(validation("the value must be 1 at least")) };
@@ -73,7 +73,7 @@ fn end_date(value: i64) -> Option<OffsetDateTime> {
     Some(PrimitiveDateTime::new(date.ok()?, time.ok()?).assume_utc())
 }
 
-/// The same day of a later month, or the last one that it has.
+/// The same day of a later month, or the last day of that month.
 fn add_months(now: OffsetDateTime, months: i64) -> Option<OffsetDateTime> {
     let sum = i64::from(now.year()) * 12 + i64::from(u8::from(now.month())) - 1;
     let sum = sum.checked_add(months)?;

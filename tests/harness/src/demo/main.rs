@@ -17,22 +17,22 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-/// Messages a second, all publishers together.
+/// The rate of messages a second, for all publishers together.
 const RATE: u32 = 2000;
-/// How many messages must arrive before and after each event, so that the event lies amid traffic.
+/// The number of messages that must arrive before and after each event, so that the event lies amid traffic.
 const AMID: u64 = 1000;
 const SETTLE_WITHIN: Duration = Duration::from_secs(30);
 
 #[derive(Parser)]
 #[command(about = "The demo itself; cargo xtask demo builds all that it needs and starts it")]
 struct Options {
-    /// How many nodes
+    /// The number of nodes
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=20))]
     nodes: u8,
     /// Leave the cluster up until Ctrl-C, and say how to connect
     #[arg(long)]
     keep: bool,
-    /// The agent's binary; default the one built beside this program
+    /// The agent's binary; by default the binary beside this program
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
 }
@@ -45,7 +45,7 @@ async fn main() -> ExitCode {
     })
 }
 
-/// Plays, reports, and takes everything away again.
+/// Runs the demo, reports, and removes everything.
 async fn run(options: Options) -> Result<ExitCode, Failure> {
     let agent = options.agent.map_or_else(built_agent, Ok)?;
     let mut stage = Stage::new(&agent)?;
@@ -85,7 +85,7 @@ fn built_agent() -> Result<PathBuf, Failure> {
     }
 }
 
-/// The cluster, and what was seen of it. The directory goes last.
+/// The cluster, and the observations of it. The directory is dropped last.
 struct Stage {
     nodes: Vec<Node>,
     killed: Vec<Node>,
@@ -95,7 +95,7 @@ struct Stage {
     directory: TempDir,
 }
 
-/// What the table says of a node.
+/// The table's data about a node.
 struct Row {
     node: String,
     remark: String,
@@ -134,7 +134,7 @@ impl Stage {
         self.rotate(&traffic).await?;
         let rotation = self.stop(traffic).await?;
 
-        // Whoever is connected to a machine that dies may lose what is on its way there. What is shown is that nobody else does.
+        // Clients of a dying machine may lose messages in flight. The demo shows that no other client does.
         println!("\nReplacement, with clients on every node but the one that dies");
         let doomed = self.nodes.pop().ok_or_else(|| Failure::new("there is no node to kill"))?;
         let traffic = self.traffic().await?;
@@ -144,7 +144,7 @@ impl Stage {
         Ok(Report { rows: std::mem::take(&mut self.rows), rotation, replacement, took: begun.elapsed() })
     }
 
-    /// As on a new machine: the agent commits first, and only then is there something for nats-server to start on.
+    /// Raises nodes as on a new machine: nats-server can start only after the agent's first commit.
     async fn raise(&mut self, count: u8) -> Result<(), Failure> {
         self.nodes = (1..=count).map(|number| self.cluster.node(number)).collect::<Result<_, _>>()?;
         self.configure()?;
@@ -177,7 +177,7 @@ impl Stage {
         Ok(())
     }
 
-    /// `agent renew` on one node after the other.
+    /// Runs `agent renew` on one node after the other.
     async fn rotate(&mut self, traffic: &Traffic) -> Result<(), Failure> {
         for node in &self.nodes {
             let row = self.rows.iter_mut().find(|row| row.node == node.name);
@@ -188,7 +188,7 @@ impl Stage {
         self.progress.step("more messages over what is there now", || count(traffic), amid(traffic)).await
     }
 
-    /// Kills a node as a machine dies, and brings up another one under a new name and address.
+    /// Kills a node as a machine dies, and brings up a node under a new name and address.
     async fn replace(&mut self, mut doomed: Node, number: u8, traffic: &Traffic) -> Result<(), Failure> {
         let (progress, cluster) = (&self.progress, &self.cluster);
         let (name, nodes) = (doomed.name.clone(), &mut self.nodes);
@@ -214,7 +214,7 @@ impl Stage {
             new.agent.start()?;
             new.committed().await?;
             cluster.start_server(new).await?;
-            // A static list is read at start; the nats-servers go on.
+            // The agent reads a static list at its start. The nats-servers keep running.
             for node in survivors {
                 node.agent.stop().await?;
                 node.agent.start()?;
@@ -237,7 +237,7 @@ impl Stage {
         peers.iter().try_for_each(|node| self.cluster.configure(node, &peers))
     }
 
-    /// From each node to the next one.
+    /// Traffic from each node to the next.
     async fn traffic(&self) -> Result<Traffic, Failure> {
         let endpoints = self.nodes.iter().map(|node| node.endpoint(false)).collect::<Result<Vec<_>, _>>()?;
         let next = endpoints.iter().cycle().skip(1);
@@ -270,7 +270,7 @@ impl Stage {
         self.nodes.iter().chain(&self.killed).map(of).collect::<Vec<_>>().join("\n")
     }
 
-    /// Kills what runs, and only then removes what it may be writing to.
+    /// Kills the processes, and then removes the files they may be writing to.
     async fn clear(mut self) -> Result<(), Failure> {
         for node in &mut self.nodes {
             if node.agent.pid().is_some() {
@@ -292,7 +292,7 @@ impl Row {
         Self { node, remark, first_serial, serial, rotations: Vec::new(), confirmed_by: String::new() }
     }
 
-    /// One rotation, timed as whoever types the command sees it.
+    /// Rotates one certificate, and measures the time that the command's user sees.
     async fn renew(&mut self, node: &Node) -> Result<(), Failure> {
         let begun = Instant::now();
         let answer = node.agent.renew().await?;
@@ -317,7 +317,7 @@ impl Row {
     }
 }
 
-/// What came of it.
+/// The results of the demo.
 struct Report {
     rows: Vec<Row>,
     rotation: Tally,
@@ -355,7 +355,7 @@ fn tally(name: &str, tally: &Tally) -> [String; 9] {
     [name.to_owned(), sent, received, lost, duplicates, reconnects, p50, p99, max]
 }
 
-/// Waits until each node has routes with all others.
+/// Waits until each node has routes to all others.
 async fn meshed(nodes: &[Node]) -> Result<(), Failure> {
     for node in nodes {
         let others: BTreeSet<String> =
@@ -392,7 +392,7 @@ fn plain(value: &Value) -> String {
     }
 }
 
-/// The first 16 characters tell serials apart, and leave a line for the rest.
+/// The first 16 characters distinguish serials, and leave room for the rest of the line.
 fn short(serial: &str) -> String {
     match serial.char_indices().nth(16) {
         Some((end, _)) => format!("{}…", &serial[..end]),

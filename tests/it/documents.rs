@@ -1,4 +1,4 @@
-//! The README and the other documents, held against the code.
+//! The documents, held against the code: keys, defaults, command lines, metrics, permissions, messages, tests and links.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,29 @@ use nats_tls_agent::daemon::metrics;
 use nats_tls_agent::status::Status;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const DOCUMENTS: [&str; 3] = ["README.md", "docs/design.md", "docs/runbook.md"];
+/// With this variable the generated table is written anew, and not compared.
+const UPDATE: &str = "UPDATE_DOCS";
+/// A newcomer reads it in one go.
+const MOST_LINES_OF_README: usize = 250;
+
+/// Every document of the repository, by its path in it.
+fn documents() -> Vec<String> {
+    let built = ["target", ".git"];
+    let mut found = Vec::new();
+    let mut directories = vec![workspace()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.extend((!built.iter().any(|name| path.ends_with(name))).then_some(path));
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                found.push(path.strip_prefix(workspace()).unwrap().display().to_string());
+            }
+        }
+    }
+    found.sort_unstable();
+    found
+}
 
 fn read(file: &str) -> String {
     let path = workspace().join(file);
@@ -55,15 +77,19 @@ fn rows(markdown: &str) -> Vec<Vec<&str>> {
     table.skip(1).map(|line| line.trim_matches('|').split('|').map(str::trim).collect()).collect()
 }
 
-/// The texts between backticks, outside code blocks.
-fn quoted(markdown: &str) -> Vec<&str> {
+/// The lines outside code blocks.
+fn prose(markdown: &str) -> impl Iterator<Item = &str> {
     let mut inside = false;
-    let prose = markdown.lines().filter(|line| {
-        let fence = line.starts_with("```");
+    markdown.lines().filter(move |line| {
+        let fence = line.trim_start().starts_with("```");
         inside ^= fence;
         !fence && !inside
-    });
-    prose.flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
+    })
+}
+
+/// The texts between backticks, outside code blocks.
+fn quoted(markdown: &str) -> Vec<&str> {
+    prose(markdown).flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
 }
 
 fn parse(text: &str) -> Config {
@@ -134,8 +160,8 @@ fn joined(source: &str) -> String {
 #[test]
 fn the_documents_configurations_are_read() {
     let mut count = 0;
-    for document in DOCUMENTS {
-        for block in blocks(&read(document), "toml") {
+    for document in documents() {
+        for block in blocks(&read(&document), "toml") {
             parse(&block);
             count += 1;
         }
@@ -158,9 +184,9 @@ fn what_the_template_configuration_calls_a_default_is_one() {
 }
 
 #[test]
-fn the_readme_lists_exactly_the_keys_that_there_are_with_their_defaults() {
-    let readme = read("README.md");
-    let table = rows(section(&readme, "## Configure"));
+fn the_documents_list_exactly_the_keys_that_there_are_with_their_defaults() {
+    let document = read("docs/configuration.md");
+    let table = rows(section(&document, "## Keys"));
     let listed: BTreeMap<&str, &str> = table.iter().map(|row| (row[0].trim_matches('`'), row[1])).collect();
     let tables = known("");
     let mut expected: BTreeSet<String> = tables.iter().flat_map(|table| known(table)).collect();
@@ -172,7 +198,7 @@ fn the_readme_lists_exactly_the_keys_that_there_are_with_their_defaults() {
     for (key, value) in defaults {
         assert_eq!(listed[key.as_str()], format!("`{value}`"), "{key}");
     }
-    // And no key that isn't in the template, or isn't a default there, has one in the README.
+    // And every key is in the template, but for those that no EC2 instance needs.
     let all = keys(&template(true));
     let off_aws = ["issuer.directory", "trust.file", "discovery.peers"];
     let table = ["nats.jetstream", "nats.jetstream.max_mem", "nats.jetstream.max_file"];
@@ -182,10 +208,28 @@ fn the_readme_lists_exactly_the_keys_that_there_are_with_their_defaults() {
 }
 
 #[test]
+fn the_readme_has_the_keys_that_matter_as_the_table_of_all_keys_has_them() {
+    let (readme, document) = (read("README.md"), read("docs/configuration.md"));
+    let all = rows(section(&document, "## Keys"));
+    let all: BTreeMap<&str, &str> = all.iter().map(|row| (row[0], row[1])).collect();
+    let matter = rows(section(&readme, "## The keys that matter"));
+    for row in &matter {
+        assert_eq!(all.get(row[0]), Some(&row[1]), "{}", row[0]);
+    }
+    assert!((10..=14).contains(&matter.len()), "{} keys are not a dozen", matter.len());
+}
+
+#[test]
+fn the_readme_is_short() {
+    let lines = read("README.md").lines().count();
+    assert!(lines <= MOST_LINES_OF_README, "{lines} lines; move the text to docs/");
+}
+
+#[test]
 fn the_documents_command_lines_are_the_agents() {
     let mut count = 0;
-    for document in DOCUMENTS {
-        for block in blocks(&read(document), "sh") {
+    for document in documents() {
+        for block in blocks(&read(&document), "sh") {
             for line in block.lines() {
                 let line = line.split(" #").next().unwrap_or_default();
                 let words = line.split_whitespace().skip_while(|word| *word != "agent");
@@ -199,29 +243,34 @@ fn the_documents_command_lines_are_the_agents() {
         }
     }
     assert!(count >= 8, "{count} command lines");
-    for command in quoted(&read("README.md")).into_iter().filter(|text| text.starts_with("agent ")) {
-        let words = command.replace("SHELL", "bash");
-        let help = Cli::try_parse_from(words.split_whitespace());
-        let shown = help.is_err_and(|error| error.kind() != clap::error::ErrorKind::DisplayHelp);
-        assert!(!shown, "{command}");
+    let mut count = 0;
+    for document in documents() {
+        for command in quoted(&read(&document)).into_iter().filter(|text| text.starts_with("agent ")) {
+            let words = command.replace("SHELL", "bash");
+            let help = Cli::try_parse_from(words.split_whitespace());
+            let shown = help.is_err_and(|error| error.kind() != clap::error::ErrorKind::DisplayHelp);
+            assert!(!shown, "{document}: {command}");
+            count += 1;
+        }
     }
+    assert!(count >= 40, "{count} commands in the prose");
 }
 
 #[test]
-fn the_readme_names_every_loss() {
-    let readme = read("README.md");
-    let named: BTreeSet<&str> = quoted(section(&readme, "### Changes that take something away")).into_iter().collect();
+fn the_documents_name_every_loss() {
+    let document = read("docs/operations.md");
+    let named: BTreeSet<&str> = quoted(section(&document, "## Changes that take something away")).into_iter().collect();
     for name in <LossName as clap::ValueEnum>::value_variants() {
         let name = clap::ValueEnum::to_possible_value(name).unwrap();
         assert!(named.contains(name.get_name()), "{}", name.get_name());
     }
 }
 
-/// The README's own sample of a status is served, so that it is one.
+/// The document's own sample of a status is served, so that it is one.
 #[tokio::test]
-async fn the_readme_lists_exactly_the_metrics_that_are_served() {
-    let readme = read("README.md");
-    let sample = blocks(section(&readme, "### Status"), "json").remove(0);
+async fn the_documents_list_exactly_the_metrics_that_are_served() {
+    let document = read("docs/operations.md");
+    let sample = blocks(section(&document, "## Status"), "json").remove(0);
     let status: Status = serde_json::from_str(&sample).unwrap();
     let again: serde_json::Value = serde_json::to_value(&status).unwrap();
     assert_eq!(again, serde_json::from_str::<serde_json::Value>(&sample).unwrap());
@@ -238,11 +287,11 @@ async fn the_readme_lists_exactly_the_metrics_that_are_served() {
 
     let types = answer.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let served: BTreeSet<&str> = types.filter_map(|line| line.split(' ').next()).collect();
-    let table = rows(section(&readme, "### Metrics"));
+    let table = rows(section(&document, "## Metrics"));
     let listed: BTreeSet<&str> = table.iter().map(|row| row[0].trim_matches('`')).collect();
     assert_eq!(listed, served);
-    for document in DOCUMENTS {
-        for name in quoted(&read(document)).into_iter().filter(|text| text.starts_with("nats_tls_agent_")) {
+    for document in documents() {
+        for name in quoted(&read(&document)).into_iter().filter(|text| text.starts_with("nats_tls_agent_")) {
             let name = name.split(['{', ' ']).next().unwrap_or_default();
             assert!(served.contains(name), "{document}: {name}");
         }
@@ -252,8 +301,8 @@ async fn the_readme_lists_exactly_the_metrics_that_are_served() {
 #[test]
 fn the_documents_json_is_json() {
     let mut count = 0;
-    for document in DOCUMENTS {
-        for block in blocks(&read(document), "json") {
+    for document in documents() {
+        for block in blocks(&read(&document), "json") {
             serde_json::from_str::<serde_json::Value>(&block).unwrap_or_else(|error| panic!("{error}\n{block}"));
             count += 1;
         }
@@ -263,9 +312,9 @@ fn the_documents_json_is_json() {
 
 /// The policy allows the calls that the code makes, under the names that it gives them.
 #[test]
-fn the_readme_lists_exactly_the_permissions_that_the_code_needs() {
-    let readme = read("README.md");
-    let table = rows(section(&readme, "### Permissions"));
+fn the_documents_list_exactly_the_permissions_that_the_code_needs() {
+    let document = read("docs/install.md");
+    let table = rows(section(&document, "## Permissions"));
     let listed: BTreeSet<&str> = table.iter().map(|row| row[0].trim_matches('`')).collect();
     let services = ["acm-pca:", "secretsmanager:", "autoscaling:", "ec2:"];
     let sources = sources();
@@ -299,50 +348,104 @@ fn tests_of(source: &str) -> Vec<&str> {
     found
 }
 
-#[test]
-fn every_test_that_a_promise_names_is_there_and_what_is_not_yet_shown_is_said_so() {
-    let readme = read("README.md");
-    let promises = rows(section(&readme, "## Promises"));
-    let numbers: Vec<String> = promises.iter().map(|row| row[0].to_owned()).collect();
-    assert_eq!(numbers, (1..=14).map(|number: u32| number.to_string()).collect::<Vec<_>>());
+/// Where a source's tests run: `unit` beside the agent's code, else the directory below `tests`.
+fn tier(source: &Path) -> String {
+    let parts: Vec<_> = source.strip_prefix(workspace()).unwrap().iter().map(|part| part.to_str().unwrap()).collect();
+    if parts[0] == "agent" { "unit".to_owned() } else { parts[1].to_owned() }
+}
 
+/// Every test of an invariant: its number, its name, its tier.
+fn tests_of_invariants() -> BTreeSet<(u32, String, String)> {
+    let mut found = BTreeSet::new();
+    for (path, text) in sources() {
+        for name in tests_of(&text).into_iter().filter(|name| name.starts_with("invariant_")) {
+            let numbers = numbers_of(name);
+            assert!(!numbers.is_empty(), "{}: {name} has no number", path.display());
+            found.extend(numbers.iter().map(|number| (number.parse().unwrap(), name.to_owned(), tier(&path))));
+        }
+    }
+    found
+}
+
+/// The invariants of the document, by number, with what stands under each.
+fn invariants(document: &str) -> BTreeMap<u32, &str> {
+    let headings = document.lines().filter(|line| line.starts_with("### "));
+    let numbered = headings.map(|heading| {
+        let number = heading[4..].split('.').next().unwrap_or_default();
+        (number.parse().unwrap_or_else(|_| panic!("{heading:?} has no number")), section(document, heading))
+    });
+    numbered.collect()
+}
+
+#[test]
+fn every_invariant_has_a_test_and_every_test_that_one_names_is_there() {
+    let document = read("docs/invariants.md");
+    let invariants = invariants(&document);
+    assert_eq!(invariants.keys().copied().collect::<Vec<_>>(), (1..=14).collect::<Vec<_>>());
+
+    let numbered = tests_of_invariants();
     let sources = sources();
     let tests: BTreeSet<&str> = sources.iter().flat_map(|(_, text)| tests_of(text)).collect();
-    for row in &promises {
-        let named: Vec<&str> = row[2].split('`').skip(1).step_by(2).collect();
-        for name in &named {
-            assert!(tests.contains(name), "promise {}: there is no test {name}", row[0]);
+    for (number, text) in invariants {
+        let also = text.split_once("Also shown by").map(|(_, names)| names.split('.').next().unwrap_or_default());
+        for name in also.map(quoted).unwrap_or_default() {
+            assert!(tests.contains(name), "invariant {number}: there is no test {name}");
         }
-        assert!(!named.is_empty() || row[2] == "not yet", "promise {}: name a test, or say \"not yet\"", row[0]);
-        if row[2] == "not yet" {
-            let number = format!("{:0>2}", row[0]);
-            let there =
-                tests.iter().find(|name| name.starts_with("invariant_") && numbers_of(name).contains(&&*number));
-            assert_eq!(there, None, "promise {} is shown by a test now; name it", row[0]);
-        }
+        let is_shown = numbered.iter().any(|(of, ..)| *of == number);
+        let is_open = text.contains("No test shows it yet.");
+        assert!(is_shown != is_open, "invariant {number}: write a test, or say \"No test shows it yet.\"; not both");
     }
 }
 
-/// Whoever adds a test of a promise has to tell of it, and a function that is called like one and never run is found.
+/// Both ways: a test that came, went or was renamed changes the table. [`UPDATE`] writes it.
 #[test]
-fn every_test_of_an_invariant_is_named_by_a_promise_or_one_of_the_others_of_its_number() {
-    let readme = read("README.md");
-    let promises = rows(section(&readme, "## Promises"));
-    let named: BTreeSet<&str> = promises.iter().flat_map(|row| row[2].split('`').skip(1).step_by(2)).collect();
-    let open = promises.iter().filter(|row| row[2].ends_with("and others of that number"));
-    let open: Vec<String> = open.map(|row| format!("{:0>2}", row[0])).collect();
+fn the_table_of_the_invariants_tests_is_that_of_the_sources() {
+    const FILE: &str = "docs/invariants.md";
+    const BEGIN: &str = "<!-- generated: begin -->\n";
+    const END: &str = "<!-- generated: end -->\n";
+    let tests = tests_of_invariants();
+    assert!(tests.len() > 100, "{} tests of invariants", tests.len());
+    let mut table = "| invariant | test | tier |\n| --- | --- | --- |\n".to_owned();
+    table.extend(tests.iter().map(|(number, name, tier)| format!("| {number} | `{name}` | {tier} |\n")));
+
+    let document = read(FILE);
+    let (before, rest) = document.split_once(BEGIN).unwrap_or_else(|| panic!("{FILE} has no {BEGIN:?}"));
+    let (kept, after) = rest.split_once(END).unwrap_or_else(|| panic!("{FILE} has no {END:?}"));
+    if std::env::var_os(UPDATE).is_some() {
+        std::fs::write(workspace().join(FILE), [before, BEGIN, &table, END, after].concat()).unwrap();
+        return;
+    }
+    let (kept, made): (BTreeSet<&str>, BTreeSet<&str>) = (kept.lines().collect(), table.lines().collect());
+    let (gone, new): (Vec<_>, Vec<_>) = (kept.difference(&made).collect(), made.difference(&kept).collect());
+    assert!(
+        gone.is_empty() && new.is_empty(),
+        "{FILE} differs from the sources; run with {UPDATE}=1. No longer there: {gone:#?}. Not in the table: {new:#?}"
+    );
+    assert_eq!(rest.split_once(END).unwrap().0, table, "the rows of {FILE} are in another order; run with {UPDATE}=1");
+}
+
+/// A function that is called like a test of an invariant and never run is found.
+#[test]
+fn what_is_called_like_a_test_of_an_invariant_is_one() {
     let mut count = 0;
     for (path, text) in sources() {
         let tests = tests_of(&text);
         let functions = text.lines().filter_map(|line| line.trim().trim_start_matches("async ").strip_prefix("fn "));
         for name in functions.filter_map(|rest| rest.split('(').next()).filter(|name| name.starts_with("invariant_")) {
             assert!(tests.contains(&name), "{}: {name} is called like a test and is none", path.display());
-            let is_one_of_others = numbers_of(name).iter().any(|number| open.iter().any(|open| open == number));
-            assert!(named.contains(name) || is_one_of_others, "{}: no promise names {name}", path.display());
             count += 1;
         }
     }
     assert!(count > 100, "{count} tests of invariants");
+}
+
+#[test]
+fn an_invariant_has_that_one_name_in_the_documents() {
+    for document in documents() {
+        let text = read(&document).to_lowercase();
+        let mut words = text.split(|character: char| !character.is_alphabetic());
+        assert!(!words.any(|word| word.starts_with("promise")), "{document} says \"promise\"");
+    }
 }
 
 /// `invariant_02_and_11_…` is of 02 and 11.
@@ -376,27 +479,31 @@ fn the_runbook_quotes_messages_that_there_are() {
 
 /// The names under which a document's headings are linked to.
 fn anchors(markdown: &str) -> BTreeSet<String> {
-    markdown.lines().filter(|line| line.starts_with('#')).map(anchor).collect()
+    prose(markdown).filter(|line| line.starts_with('#')).map(anchor).collect()
 }
 
 #[test]
 fn the_documents_links_lead_somewhere() {
-    for document in DOCUMENTS {
-        let text = read(document);
-        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+    let mut count = 0;
+    for document in documents() {
+        let text = read(&document);
+        let prose = prose(&text).collect::<Vec<_>>().join("\n");
+        for link in prose.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if link.starts_with("http") {
                 continue;
             }
             let (file, fragment) = link.split_once('#').map_or((link, None), |(file, name)| (file, Some(name)));
-            let path = workspace().join(document).parent().unwrap().join(file);
+            let path = workspace().join(&document).parent().unwrap().join(file);
             let anchors = match file {
                 "" => anchors(&text),
-                _ if fragment.is_some() => anchors(&std::fs::read_to_string(&path).unwrap()),
+                _ if fragment.is_some() => anchors(&std::fs::read_to_string(&path).unwrap_or_default()),
                 _ => BTreeSet::new(),
             };
             assert!(path.exists() && fragment.is_none_or(|name| anchors.contains(name)), "{document}: {link}");
+            count += 1;
         }
     }
+    assert!(count > 100, "{count} links");
 }
 
 /// As GitHub makes an anchor of a heading.
