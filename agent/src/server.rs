@@ -281,11 +281,11 @@ impl Server for NatsServer {
             Err(ProcessError::Absent(why)) => {
                 let (client, route) = served_at_both(chain, at).await;
                 let seen = match &client {
-                    Ok(_) => "serves TLS",
-                    Err(ProbeError::Plain { .. }) => "speaks NATS without TLS",
+                    Ok(_) => "serves TLS: check nats.pid_file and nats.listen",
+                    Err(ProbeError::Plain { .. }) => "speaks NATS without TLS: check nats.pid_file and nats.listen",
                     Err(_) => return Observed { client: told(client), route: told(route), ..Observed::absent(why) },
                 };
-                Presence::Foreign(format!("{why}, and yet {} {seen}: check nats.pid_file and nats.listen", at.client))
+                Presence::Foreign(format!("{why}, and yet {} {seen}", at.client))
             }
             Err(error) => Presence::Foreign(with_causes(&error)),
         };

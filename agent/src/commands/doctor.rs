@@ -118,7 +118,7 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What is said of everything that the first generation brings.
+/// The finding before the first generation.
 const NO_GENERATION: &str = "none yet; `agent run` makes the first";
 
 /// The owner of the state directory decides whether nats-server can read the files there.

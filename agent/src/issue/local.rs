@@ -86,7 +86,7 @@ impl Local {
         }
         self.prune(now);
         let pem = self.sign(&ca, &csr, validity, now)?;
-        // The lock makes the staged name ours alone. One name for every token leaves no half-written file behind for good.
+        // The lock makes the staged name ours alone. One name for all tokens: the next leaf replaces what a crash left.
         let staged = self.issued_directory().join(".new");
         durable::replace_through(&staged, &issued, pem.as_bytes(), 0o644).map_err(|error| self.file(error))
     }
@@ -158,7 +158,7 @@ impl Local {
     /// The CA as it is on the disk, or `None` where it is not complete yet. Needs no lock.
     fn existing(&self, now: OffsetDateTime) -> Result<Option<Authority>, RemoteError> {
         let (key_file, certificate_file) = (self.key_file(), self.certificate_file());
-        // The key is written first, so the key of a certificate that is there is there too.
+        // The key is written first, so a certificate without a key is damage and no crash.
         let Some(pem) = self.read(&certificate_file)? else { return Ok(None) };
         let key = self.read(&key_file)?.ok_or_else(|| self.unusable(&key_file, None))?;
         let key = KeyPair::from_pem(&key).map_err(|error| self.unusable(&key_file, Some(error.into())))?;
@@ -217,7 +217,7 @@ impl Local {
         Ok(SerialNumber::from_slice(&bytes))
     }
 
-    /// Removes expired leaves, for which no journal asks any more. A leaf that can't be removed stays until the next time.
+    /// Removes expired leaves, as no journal asks for them any more. A leaf that can't be removed stays until the next time.
     fn prune(&self, now: OffsetDateTime) {
         let entries = std::fs::read_dir(self.issued_directory()).into_iter().flatten();
         for file in entries.filter_map(|entry| Some(entry.ok()?.path())) {
@@ -273,7 +273,7 @@ impl Local {
             return Ok(());
         }
         durable::create_directory(&issued, 0o700)?;
-        // A CA that a power cut takes away is another CA afterwards.
+        // After a power cut that loses the directory, the next agent would make another CA.
         durable::sync_parent(&issued)?;
         durable::sync_parent(&self.directory)
     }
