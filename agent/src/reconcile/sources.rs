@@ -43,10 +43,10 @@ struct Pace {
 }
 
 /// A source that is asked again and again, with its last good answer.
-struct Polled<S: ?Sized, T> {
+pub(super) struct Polled<S: ?Sized, T> {
     source: Arc<S>,
     pace: Pace,
-    retry: Retry,
+    pub(super) retry: Retry,
     last_good: T,
 }
 
@@ -81,13 +81,13 @@ impl<S: ?Sized, T> Polled<S, T> {
 }
 
 /// The peers in force, and the group that they are in.
-struct KnownPeers {
+pub(super) struct KnownPeers {
     set: PeerSet,
     group: Option<String>,
 }
 
 /// The credential in force, and the versions that its secret holds.
-struct KnownCredential {
+pub(super) struct KnownCredential {
     in_force: Option<ClusterCredential>,
     versions: Vec<CredentialVersion>,
 }
@@ -111,13 +111,13 @@ pub(super) struct Seams {
 pub(super) struct Sources {
     clock: Clock,
     dial: Arc<dyn Dial>,
-    peers: Polled<dyn PeerSource, KnownPeers>,
+    pub(super) peers: Polled<dyn PeerSource, KnownPeers>,
     /// Where the peers in force differ from the last sighting.
     kept_peers: Vec<Kept>,
     trust: Polled<dyn TrustSource, Option<TrustBundle>>,
     /// Subjects of the anchors that the source no longer has.
     kept_anchors: Vec<String>,
-    credential: Option<Polled<dyn CredentialSource, KnownCredential>>,
+    pub(super) credential: Option<Polled<dyn CredentialSource, KnownCredential>>,
     /// What the file of last good answers holds.
     remembered: LastGood,
     file: LastGoodFile,
