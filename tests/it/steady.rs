@@ -14,7 +14,7 @@ use harness::nodes::set;
 use harness::{eventually, soak, tools};
 use nats_tls_agent::config::Config;
 use nats_tls_agent::daemon::control::ask;
-use nats_tls_agent::daemon::protocol::{Answer, Request};
+use nats_tls_agent::daemon::protocol::{Answer, RenewalResult, Request};
 
 use crate::AGENT;
 
@@ -120,7 +120,7 @@ impl Bench {
 async fn rotate(socket: &Path, times: usize) {
     for _rotation in 0..times {
         let answer = ask(socket, &Request::Renew { allow_loss: Vec::new() }, |_step| {}).await.unwrap();
-        assert!(matches!(&answer, Answer::Renewed(renewed) if renewed.result == "confirmed"), "{answer:?}");
+        assert!(matches!(&answer, Answer::Renewed(renewed) if renewed.result == RenewalResult::Confirmed), "{answer:?}");
     }
 }
 

@@ -45,7 +45,7 @@ pub enum LeafError {
 
 impl Leaf {
     /// Reads exactly one certificate.
-    pub(crate) fn parse(der: &[u8]) -> Result<Self, LeafError> {
+    pub fn parse(der: &[u8]) -> Result<Self, LeafError> {
         let certificate = der::read(der).map_err(|_| LeafError::Der)?;
         let mut sans = Sans::default();
         let names = certificate.subject_alternative_name().map_err(|_| LeafError::Der)?;

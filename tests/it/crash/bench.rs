@@ -207,19 +207,17 @@ impl Bench {
             let answer = match (ready, scenario) {
                 (true, Scenario::Renewal) => {
                     let asked = ask(&socket, &Request::Renew { allow_loss: Vec::new() }, |_| {}).await;
-                    asked.map_err(|error| format!("{error}"))
+                    Some(asked.map_err(|error| format!("{error}")))
                 }
-                (ready, _) => Ok(Answer::Refused(if ready { String::new() } else { "it has ended".into() })),
+                (true, _) => None,
+                (false, _) => Some(Err("it has ended".into())),
             };
             if effect == Some(Effect::Kill) {
                 node.agent.ended(SOON).await.map_err(chain)?;
             }
             let log = std::fs::read(&log).map_err(|error| error.to_string())?;
             let log = String::from_utf8_lossy(&log[usize::try_from(before).unwrap_or(0)..]).into_owned();
-            let is_refused = match &answer {
-                Ok(Answer::Refused(reason)) => !reason.is_empty(),
-                answer => answer.is_err(),
-            };
+            let is_refused = matches!(&answer, Some(Ok(Answer::Refused(_)) | Err(_)));
             (format!("{log}\n{answer:?}"), is_refused)
         };
         Ok(Run { trace, said, is_refused })
