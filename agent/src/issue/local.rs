@@ -684,7 +684,7 @@ mod tests {
         assert!(key.is_none_or(|key| std::fs::read(directory.join("ca/ca.key")).unwrap() == key), "{point}");
         let bundle = bundle(&ca(directory), Clock::System.now()).await;
         for Issued { csr, chain } in [&issued, &other] {
-            bundle.accept(chain, &csr.key, &csr.sans, Clock::System.now()).unwrap();
+            bundle.verify(chain, &csr.key, &csr.sans, Clock::System.now()).unwrap();
         }
         let files = std::fs::read_dir(directory.join("ca/issued")).unwrap();
         let mut files: Vec<_> = files.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap()).collect();
