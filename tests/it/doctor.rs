@@ -92,7 +92,7 @@ async fn start_by_hand(node: &Node, config: &Path) -> NatsServer {
     let launch = Launch {
         binary: tools::nats_server(tools::NATS_SERVER).unwrap(),
         config: config.to_owned(),
-        pid_file: node.pid_file().display(),
+        pid_file: node.pid_file(),
         client: node.client(),
         monitor: node.monitor(),
         log: node.server_log(),
