@@ -82,10 +82,10 @@ async fn doctor_changes_nothing_where_nothing_is_made_yet() {
 /// A nats-server without TLS on the ports of the node, started by hand with `-c config`.
 async fn start_by_hand(node: &Node, config: &Path) -> NatsServer {
     let text = format!(
-        "listen: \"{}\"\nhttp: \"{}\"\npid_file: {:?}\ncluster {{ name: loopback, listen: \"{}\" }}\n",
+        "listen: \"{}\"\nhttp: \"{}\"\npid_file: \"{}\"\ncluster {{ name: loopback, listen: \"{}\" }}\n",
         node.client(),
         node.monitor(),
-        node.pid_file(),
+        node.pid_file().display(),
         node.route()
     );
     std::fs::write(config, text).unwrap();
