@@ -10,7 +10,7 @@
 //!
 //! One module a stage, in this order. Only [`reconcile`] knows the order.
 
-// The doubles name this crate from outside; the simulation compiles the same files.
+// The files of the crate `doubles` are compiled into the unit tests too, and name this crate from outside.
 #[cfg(test)]
 extern crate self as nats_tls_agent;
 
