@@ -10,6 +10,10 @@
 //!
 //! One module a stage, in this order. Only [`reconcile`] knows the order.
 
+// The files of the crate `doubles` are compiled into the unit tests too, and name this crate from outside.
+#[cfg(test)]
+extern crate self as nats_tls_agent;
+
 pub mod aws;
 pub mod cli;
 pub mod clock;
@@ -19,6 +23,9 @@ pub mod config;
 pub mod credential;
 pub mod daemon;
 pub mod digest;
+#[cfg(test)]
+#[path = "../../tests/doubles/src/lib.rs"]
+pub mod doubles;
 pub mod error;
 pub mod issue;
 pub mod node;

@@ -1,8 +1,11 @@
-//! AWS as the nodes of the fleet reach it: the double's semantics and quotas, behind a network that is slow, and now and
-//! then away.
+//! AWS as the nodes of the fleet reach it.
+//!
+//! `aws-double` answers, with the semantics and the quotas of the services' documentation. Before it stands a network that is
+//! slow, and outages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +18,7 @@ use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_runtime_api::http::StatusCode;
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::error::ErrorMetadata;
+use doubles::moody_issuer::{Call, Mood, Moods, Visit};
 use nats_tls_agent::aws::secret::SecretError;
 use nats_tls_agent::aws::{Failure, FailureKind};
 use nats_tls_agent::clock::Clock;
@@ -22,12 +26,12 @@ use nats_tls_agent::issue::{CertificateHandle, IssueError, IssueErrorKind, Issue
 use nats_tls_agent::peers::{DiscoverError, Peer, PeerSource, Sighting};
 use nats_tls_agent::trust::{TrustBundle, TrustError, TrustSource};
 use time::OffsetDateTime;
-use tokio::sync::OnceCell;
 
 use crate::meters::Calls;
 
-/// A certificate whose ARN was lost can't be found again but by repeating the request while Private CA remembers its token.
-/// An agent whose repeats were refused so often meanwhile can do nothing more.
+/// How many refused repeats of a request make a second payment unavoidable.
+///
+/// A certificate whose ARN was lost is found by repeating the request, for as long as Private CA remembers the token.
 pub const REPEATS: u32 = 15;
 
 const REGION: &str = "eu-west-1";
@@ -35,7 +39,7 @@ const BUNDLE: &str = "nats/trust";
 /// Where every node's routes listen.
 pub(crate) const ROUTE_PORT: u16 = 6222;
 
-/// What a call needs that an outage can take away.
+/// A service that an outage can take away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Service {
     /// Private CA.
@@ -46,29 +50,16 @@ pub(crate) enum Service {
     AutoScaling,
 }
 
-/// How a service is away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mood {
-    /// It can't be reached, or answers 503.
-    Away,
-    /// A policy is wrong.
-    Denied,
-    /// Somebody else in the account uses up the quota.
-    Throttled,
-    /// Half of the certificates are issued without the answer that says so.
-    Lossy,
-}
-
-/// A time at which services are away.
+/// A time in which services are in a mood.
 #[derive(Clone, Debug)]
 pub(crate) struct Outage {
     /// Its first moment.
     pub(crate) begin: OffsetDateTime,
     /// Its end.
     pub(crate) end: OffsetDateTime,
-    /// In which way.
+    /// The mood.
     pub(crate) mood: Mood,
-    /// Which services.
+    /// The services.
     pub(crate) services: Vec<Service>,
 }
 
@@ -82,22 +73,22 @@ struct Inside {
     pca: Pca,
     secrets: Secrets,
     groups: Vec<Fleet>,
-    /// CAs by their age; the last one may not sign yet.
+    /// CAs by their age. The last CA may not sign yet.
     authorities: Vec<String>,
     signing: usize,
     /// CAs whose certificates are in the bundle.
     trusted: Vec<usize>,
     outages: Vec<Outage>,
-    /// Certificates whose ARN reached nobody yet, by their request's token.
+    /// Certificates whose ARN reached no agent yet, by their request's token.
     unheard: BTreeMap<String, Unheard>,
-    /// Payments for a key that one was made for before, and that no agent can avoid.
+    /// Second payments for a key that no agent can avoid.
     unavoidable: usize,
-    /// Who is at the door in this millisecond.
+    /// The calls that wait for an answer in this millisecond.
     arrivals: BTreeSet<Arrival>,
     calls: Calls,
 }
 
-/// Who calls, for the order at the door.
+/// A calling node. Its number orders the calls of one millisecond.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Caller {
     pub(crate) number: u64,
@@ -132,12 +123,12 @@ impl Cloud {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Which outages there are from now on, of those that aren't over yet too.
+    /// Replaces all outages, current outages included.
     pub(crate) fn plan(&self, outages: Vec<Outage>) {
         self.inside().outages = outages;
     }
 
-    /// Another root CA in short-lived mode; its number.
+    /// Makes another root CA in short-lived mode, and returns its number.
     pub(crate) fn create_authority(&self, now: OffsetDateTime) -> usize {
         let mut inside = self.inside();
         let number = inside.authorities.len();
@@ -149,18 +140,18 @@ impl Cloud {
         number
     }
 
-    /// From now on this CA signs.
+    /// Has this CA sign from now on.
     pub(crate) fn sign_with(&self, authority: usize) {
         self.inside().signing = authority;
     }
 
-    /// The bundle is these CAs' certificates from now on.
+    /// Makes the bundle of these CAs' certificates.
     pub(crate) fn trust(&self, authorities: &[usize], now: OffsetDateTime) {
         let mut inside = self.inside();
         let arns = authorities.iter().filter_map(|number| inside.authorities.get(*number).cloned());
         let arns: Vec<_> = arns.collect();
         let text = arns.iter().filter_map(|arn| Some(inside.pca.authority(arn).ok()?.pem().to_owned())).collect();
-        // A few kilobytes are never too long for a secret.
+        // The limit of a secret is 64 KiB, and the bundle has a few.
         let _version = inside.secrets.put(BUNDLE, Content::Text(text), now);
         inside.trusted = authorities.to_vec();
     }
@@ -178,7 +169,7 @@ impl Cloud {
         }
     }
 
-    /// It has booted, if its group hasn't given it up meanwhile.
+    /// Puts an instance in service, unless its group gave the instance up during the boot.
     pub(crate) fn boot(&self, cluster: usize, id: &str) {
         let now = self.clock.now();
         if let Some(fleet) = self.inside().groups.get_mut(cluster)
@@ -199,55 +190,66 @@ impl Cloud {
         read(&mut self.inside().calls)
     }
 
-    /// How many certificates were paid for; how many of them for a key that one was paid for before; and how many of those
-    /// could not be avoided.
+    /// Counts the certificates paid for, the second payments for a key, and the unavoidable second payments.
     pub(crate) fn paid(&self) -> (usize, usize, usize) {
         let inside = self.inside();
         let keys: BTreeSet<_> = inside.pca.paid().iter().map(|paid| paid.key).collect();
         (inside.pca.paid().len(), inside.pca.paid().len() - keys.len(), inside.unavoidable)
     }
 
-    /// One call: there and back again. Of those that arrive in the same millisecond the lowest number goes first, so that
-    /// a run is the same however the runtime orders its tasks.
-    async fn call<T>(
+    /// Takes a call to a service. A refusal may take time.
+    async fn visit(&self, mut rng: fastrand::Rng, service: Service) -> Visit {
+        tokio::time::sleep(Duration::from_millis(rng.u64(5..60))).await;
+        let mood = match self.inside().mood(service, self.clock.now()) {
+            Some(Mood::Throttled) if rng.f64() >= 0.9 => None,
+            mood => mood,
+        };
+        match mood {
+            Some(Mood::Away) => tokio::time::sleep(Duration::from_millis(rng.u64(10..8_000))).await,
+            Some(Mood::Throttled) => self.inside().calls.throttled += 1,
+            _ => {}
+        }
+        Visit { mood, back: Duration::from_millis(rng.u64(5..60)) }
+    }
+
+    /// Answers a call that has arrived. Of the calls of one millisecond the lowest number goes first, so that a run is the
+    /// same however the runtime orders its tasks.
+    async fn answer<T>(
         &self,
         caller: Caller,
-        mut rng: fastrand::Rng,
         service: Service,
         answer: impl FnOnce(&mut Inside, OffsetDateTime) -> Result<T, ServiceError>,
     ) -> Result<T, ServiceError> {
-        tokio::time::sleep(Duration::from_millis(rng.u64(5..60))).await;
-        let arrived = self.clock.now();
-        let mood = self.inside().mood(service, arrived);
-        match mood {
-            Some(Mood::Away) => {
-                tokio::time::sleep(Duration::from_millis(rng.u64(10..8_000))).await;
-                return Err(ServiceError::new("ServiceUnavailable", "away"));
-            }
-            Some(Mood::Denied) => return Err(ServiceError::new("AccessDeniedException", "a policy is wrong")),
-            Some(Mood::Throttled) if rng.f64() < 0.9 => {
-                self.inside().calls.throttled += 1;
-                return Err(ServiceError::new("ThrottlingException", "Rate exceeded"));
-            }
-            _ => {}
-        }
-        let place = Place::take(self, (arrived, caller.number, service));
+        let place = Place::take(self, (self.clock.now(), caller.number, service));
         tokio::time::sleep(Duration::from_millis(1)).await;
         while !place.is_first() {
             tokio::task::yield_now().await;
         }
-        let now = self.clock.now();
-        let answer = answer(&mut self.inside(), now);
-        drop(place);
-        tokio::time::sleep(Duration::from_millis(rng.u64(5..60))).await;
+        answer(&mut self.inside(), self.clock.now())
+    }
+
+    /// A whole call: there, answered or refused, and back again.
+    async fn call<T>(
+        &self,
+        caller: Caller,
+        rng: fastrand::Rng,
+        service: Service,
+        answer: impl FnOnce(&mut Inside, OffsetDateTime) -> Result<T, ServiceError>,
+    ) -> Result<T, ServiceError> {
+        let visit = self.visit(rng, service).await;
+        if let Some(refusal) = visit.mood.as_ref().and_then(Mood::refusal) {
+            return Err(ServiceError::new(refusal.code, refusal.message));
+        }
+        let answer = self.answer(caller, service, answer).await;
+        tokio::time::sleep(visit.back).await;
         answer
     }
 }
 
 impl Inside {
-    /// A certificate was paid for, and its ARN is on its way.
+    /// Notes that a certificate was paid for, and that its ARN is on its way.
     fn note_paid(&mut self, token: &str, now: OffsetDateTime) {
-        let before = self.unheard.insert(token.into(), Unheard { paid: now, repeats: 0 });
+        let before = self.unheard.insert(token.into(), Unheard { paid: now, repeats: 0, can_be_lost: false });
         self.unavoidable += usize::from(before.is_some_and(|unheard| unheard.repeats >= REPEATS));
     }
 
@@ -259,21 +261,23 @@ impl Inside {
 
     fn mood(&self, service: Service, now: OffsetDateTime) -> Option<Mood> {
         let is_on = |outage: &&Outage| outage.begin <= now && now < outage.end && outage.services.contains(&service);
-        self.outages.iter().find(is_on).map(|outage| outage.mood)
+        self.outages.iter().find(is_on).map(|outage| outage.mood.clone())
     }
 }
 
-/// A certificate whose ARN reached nobody yet.
+/// A certificate whose ARN reached no agent yet.
 struct Unheard {
     paid: OffsetDateTime,
-    /// How often the request was repeated and refused while Private CA remembered its token.
+    /// How many repeats of the request were refused while Private CA remembered the token.
     repeats: u32,
+    /// Whether the last request paid for the certificate, and Private CA loses answers.
+    can_be_lost: bool,
 }
 
-/// When a call arrives, and whose it is: a node calls each service once at a time.
+/// The time, the caller's number and the service of a call. A node has one call of each service at a time.
 type Arrival = (OffsetDateTime, u64, Service);
 
-/// A place in the queue at the door, given up when its owner is killed.
+/// A call's place in the order of its millisecond, given up when the caller is killed.
 struct Place<'a> {
     cloud: &'a Cloud,
     at: Arrival,
@@ -309,25 +313,14 @@ fn group(cluster: usize) -> String {
 pub(crate) struct Access {
     pub(crate) cloud: Arc<Cloud>,
     pub(crate) caller: Caller,
-    /// Its own: how soon a key is made decides which of a pass's calls draws first.
+    /// Random numbers of this access alone: the time that a key takes decides which call of a pass draws first.
     pub(crate) rng: Mutex<fastrand::Rng>,
-    /// Whether the CA's certificate was read, which says how the CA signs. `AcmPca` reads it before the first request of
-    /// a process that doesn't know that from the journal, and again until it comes.
-    pub(crate) knows_authority: OnceCell<()>,
+    /// Whether the CA's certificate was read, which says how the CA signs. `AcmPca` reads the certificate before the first
+    /// request of a process, until a read succeeds, unless the journal has the answer.
+    pub(crate) knows_authority: AtomicBool,
 }
 
 impl Access {
-    async fn know_authority(&self) -> Result<(), IssueError> {
-        let read = |inside: &mut Inside, now| {
-            let authority = inside.authorities[inside.signing].clone();
-            let answer = inside.pca.get_certificate_authority_certificate(&authority, now);
-            inside.calls.note_authority(now, answer.as_ref().err());
-            answer
-        };
-        let answer = self.cloud.call(self.caller, self.draw(), Service::Pca, read).await;
-        answer.map(drop).map_err(|error| refused(CA_CERTIFICATE, &error))
-    }
-
     fn draw(&self) -> fastrand::Rng {
         self.rng.lock().unwrap_or_else(PoisonError::into_inner).fork()
     }
@@ -337,14 +330,14 @@ const ISSUE: &str = "acm-pca:IssueCertificate";
 const COLLECT: &str = "acm-pca:GetCertificate";
 const CA_CERTIFICATE: &str = "acm-pca:GetCertificateAuthorityCertificate";
 
-/// What the agent's own code makes of a refusal that comes through the SDK.
+/// The agent's own view of a refusal that comes through the SDK.
 fn failure(call: &'static str, error: &ServiceError) -> Failure {
     let meta = ErrorMetadata::builder().code(error.code).message(&error.message).build();
     let status = StatusCode::try_from(400).unwrap_or_else(|_error| unreachable!("400 is a status"));
     Failure::sort(call, SdkError::service_error(meta, HttpResponse::new(status, SdkBody::empty())))
 }
 
-/// Private CA's part of that, which `issue::acm_pca` has for itself; a test holds the two together.
+/// The meaning of Private CA's refusals. `issue::acm_pca` has a private copy, and a test below compares the two.
 fn kind(failure: &Failure) -> IssueErrorKind {
     match failure.code.as_deref() {
         Some("RequestInProgressException") => IssueErrorKind::InProgress,
@@ -373,19 +366,66 @@ fn refused(call: &'static str, error: &ServiceError) -> IssueError {
     }
 }
 
-/// `discover::asg` has its own of these, and that test holds these together too.
+/// Whether an instance in this state is a peer. `peers::asg` has a private copy, and a test below compares the two.
 fn is_peer(lifecycle_state: &str) -> bool {
     matches!(lifecycle_state, "InService" | "Pending" | "Pending:Wait" | "Pending:Proceed")
 }
 
+/// Outages as a [`MoodyIssuer`](doubles::moody_issuer::MoodyIssuer) meets them.
 #[async_trait]
-impl Issuer for Access {
+impl Moods for Access {
+    async fn there(&self, call: Call) -> Visit {
+        if call == Call::Prepare && self.knows_authority.load(Ordering::Relaxed) {
+            return Visit::default();
+        }
+        self.cloud.visit(self.draw(), Service::Pca).await
+    }
+
+    async fn loses(&self, token: &str, is_answered: bool) -> bool {
+        if !is_answered {
+            self.cloud.inside().note_refused(token, self.cloud.clock.now());
+            return false;
+        }
+        let can_be_lost = self.cloud.inside().unheard.get(token).is_some_and(|unheard| unheard.can_be_lost);
+        if can_be_lost && self.draw().f64() < 0.5 {
+            // The certificate is paid for, and no agent knows: a repeat with the same token must bring the same certificate.
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            return true;
+        }
+        self.cloud.inside().unheard.remove(token);
+        false
+    }
+}
+
+/// Private CA without network and outages: it signs with its quotas and tokens.
+pub(crate) struct PrivateCa(pub(crate) Arc<Access>);
+
+impl PrivateCa {
+    async fn answer<T>(
+        &self,
+        answer: impl FnOnce(&mut Inside, OffsetDateTime) -> Result<T, ServiceError>,
+    ) -> Result<T, ServiceError> {
+        self.0.cloud.answer(self.0.caller, Service::Pca, answer).await
+    }
+}
+
+#[async_trait]
+impl Issuer for PrivateCa {
     fn name(&self) -> String {
         "the double".into()
     }
 
     async fn prepare(&self, _validity: Duration) -> Result<String, IssueError> {
-        self.knows_authority.get_or_try_init(|| self.know_authority()).await?;
+        if !self.0.knows_authority.load(Ordering::Relaxed) {
+            let read = |inside: &mut Inside, now| {
+                let authority = inside.authorities[inside.signing].clone();
+                let answer = inside.pca.get_certificate_authority_certificate(&authority, now);
+                inside.calls.note_authority(now, answer.as_ref().err());
+                answer
+            };
+            self.answer(read).await.map_err(|error| refused(CA_CERTIFICATE, &error))?;
+            self.0.knows_authority.store(true, Ordering::Relaxed);
+        }
         Ok("SHA256WITHECDSA".into())
     }
 
@@ -410,22 +450,13 @@ impl Issuer for Access {
             if is_paid {
                 inside.note_paid(token, now);
             }
-            Ok((answer?, is_paid && inside.mood(Service::Pca, now) == Some(Mood::Lossy)))
+            let can_be_lost = is_paid && inside.mood(Service::Pca, now) == Some(Mood::Lossy);
+            if let Some(unheard) = inside.unheard.get_mut(token) {
+                unheard.can_be_lost = can_be_lost;
+            }
+            answer
         };
-        let answer = self.cloud.call(self.caller, self.draw(), Service::Pca, issue).await;
-        if answer.is_err() {
-            self.cloud.inside().note_refused(token, self.cloud.clock.now());
-        }
-        if let Ok((_, true)) = &answer
-            && self.draw().f64() < 0.5
-        {
-            // Paid for, and nobody knows: the same token is to bring the same certificate.
-            tokio::time::sleep(Duration::from_secs(10)).await;
-            return Err(refused(ISSUE, &ServiceError::new("RequestTimeout", "the answer was lost")));
-        }
-        let (arn, _) = answer.map_err(|error| refused(ISSUE, &error))?;
-        self.cloud.inside().unheard.remove(token);
-        Ok(CertificateHandle(arn))
+        self.answer(issue).await.map(CertificateHandle).map_err(|error| refused(ISSUE, &error))
     }
 
     async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError> {
@@ -435,8 +466,7 @@ impl Issuer for Access {
             inside.calls.note_get(now, answer.as_ref().err());
             answer
         };
-        let answer = self.cloud.call(self.caller, self.draw(), Service::Pca, collect).await;
-        let chain = answer.map_err(|error| refused(COLLECT, &error))?;
+        let chain = self.answer(collect).await.map_err(|error| refused(COLLECT, &error))?;
         Ok(IssuedChain { leaf_pem: chain.certificate, chain_pem: chain.chain })
     }
 
@@ -444,6 +474,7 @@ impl Issuer for Access {
         Err(refused(CA_CERTIFICATE, &ServiceError::new("AccessDeniedException", "not asked")))
     }
 
+    /// As many as `AcmPca` allows.
     fn spare_issuances_a_day(&self) -> u32 {
         12
     }
@@ -474,7 +505,7 @@ impl PeerSource for Access {
             let fleet = &inside.groups[cluster];
             let (groups, _) = fleet.describe_auto_scaling_groups(&[group(cluster)], None, None, now)?;
             let members = groups.into_iter().flat_map(|group| group.instances);
-            // The addresses are those that `discover::addresses` would find.
+            // `peers::addresses` would find these addresses.
             let members = members.filter(|member| is_peer(&member.state));
             let peer = |member: aws_double::autoscaling::Member| {
                 let address = SocketAddr::new(fleet.instance(&member.id)?.address, ROUTE_PORT);
@@ -497,6 +528,7 @@ mod tests {
     use aws_double::Account;
     use aws_double::fault::{Fault, Operation};
     use aws_double::http::AwsDouble;
+    use doubles::moody_issuer::LOST;
     use nats_tls_agent::config::{AddressLookup, CaArn};
     use nats_tls_agent::issue::acm_pca::AcmPca;
     use nats_tls_agent::node::Node;
@@ -505,7 +537,7 @@ mod tests {
 
     use super::*;
 
-    /// Whatever may come of a call here, and what else the API's pages name.
+    /// Every code that a call here can get, and the other codes of the API's pages.
     const CODES: [&str; 14] = [
         "AccessDeniedException",
         "InternalFailure",
@@ -549,6 +581,11 @@ mod tests {
             assert_eq!(refused(COLLECT, &error).kind, theirs.kind, "{code}");
             let theirs = issuer.ca_pem().await.unwrap_err();
             assert_eq!(refused(CA_CERTIFICATE, &error).kind, theirs.kind, "{code}");
+        }
+        let moods = [Mood::Away, Mood::Denied, Mood::Throttled, Mood::InProgress];
+        for refusal in moods.iter().filter_map(Mood::refusal).chain([LOST]) {
+            assert!(CODES.contains(&refusal.code), "{refusal:?}");
+            assert_eq!(refused(COLLECT, &ServiceError::new(refusal.code, "")).kind, refusal.kind, "{refusal:?}");
         }
     }
 

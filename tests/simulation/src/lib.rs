@@ -37,7 +37,6 @@ mod meters;
 mod node;
 mod report;
 mod scenario;
-mod server;
 mod world;
 
 use std::sync::Arc;

@@ -1,12 +1,15 @@
-//! One node's life: its agent, started again whenever it dies, and its nats-server.
+//! The life of one node: an agent that is started again whenever it dies, and a nats-server.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use doubles::fake_server::{FakeServer, Loaded, Pace, Witness};
+use doubles::moody_issuer::{Moods, MoodyIssuer};
 use nats_tls_agent::config::{NatsConfig, RenewalConfig};
 use nats_tls_agent::issue::journal::Journal;
 use nats_tls_agent::issue::{Issuance, Issuer};
@@ -22,22 +25,21 @@ use nats_tls_agent::state::generation::Generations;
 use nats_tls_agent::trust::TrustSource;
 use nats_tls_agent::x509::csr::KeyAlgorithm;
 use nats_tls_agent::x509::san::Sans;
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::cloud::{Access, Caller, ROUTE_PORT};
-use crate::server::NatsServer;
+use crate::cloud::{Access, Caller, PrivateCa, ROUTE_PORT};
 use crate::world::{Seen, World, next};
 
 /// How long a certificate lives.
 pub const VALIDITY: Duration = Duration::from_hours(7 * 24);
-/// A pass with an issuance in it takes about so long; a kill hits some moment of it.
+/// Milliseconds that a pass with an issuance takes. A kill hits a random moment of a pass.
 const PASS: u64 = 700;
 
 /// How often a node is disturbed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Disturbances {
-    /// Of passes, this share is killed at a random await; of those in which a certificate is under way, ten times as many.
+    /// The share of passes that are killed at a random await; ten times as many where a certificate is due.
     pub(crate) killed: f64,
     /// Mean time between restarts of the agent.
     pub(crate) agent_restart: Duration,
@@ -45,7 +47,7 @@ pub(crate) struct Disturbances {
     pub(crate) server_restart: Duration,
 }
 
-/// What a node is told from outside.
+/// An order to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     /// `agent renew`.
@@ -60,7 +62,7 @@ pub(crate) struct Node {
     pub(crate) cluster: usize,
     pub(crate) orders: mpsc::UnboundedSender<Order>,
     address: SocketAddr,
-    server: Arc<NatsServer>,
+    server: Arc<FakeServer>,
     directory: PathBuf,
     begun: tokio::time::Instant,
     tasks: [JoinHandle<()>; 2],
@@ -81,7 +83,9 @@ impl Node {
         let directory = world.directory.join(&id);
         std::fs::create_dir_all(&directory)?;
         world.cloud.launch(caller.cluster, &id, address.ip());
-        let server = Arc::new(NatsServer::new(Arc::clone(world), caller, directory.join("nats-server.conf")));
+        let witness = Box::new(Bookkeeper { world: Arc::clone(world), caller });
+        let config = directory.join("nats-server.conf");
+        let server = Arc::new(FakeServer::new(config, world.clock, Pace::Measured, witness));
         let shown =
             Seen { cluster: caller.cluster, server: Arc::clone(&server), anchors: std::collections::BTreeSet::new() };
         world.join(address, shown);
@@ -106,7 +110,7 @@ impl Node {
         Ok(Self { id, cluster: caller.cluster, orders, address, server, directory, begun, tasks })
     }
 
-    /// It leaves its group, stops answering, and is gone with its disk.
+    /// Takes the node out of its group, stops it, and removes its disk.
     pub(crate) async fn terminate(self, world: &World, leaving: Duration) {
         world.cloud.set_state(self.cluster, &self.id, "Terminating:Wait");
         tokio::time::sleep(leaving).await;
@@ -114,7 +118,7 @@ impl Node {
         world.cloud.set_state(self.cluster, &self.id, "Terminated");
     }
 
-    /// Ends its life, and looks at what it leaves.
+    /// Ends the node's life, and counts what it leaves.
     pub(crate) fn stop(&self, world: &World) {
         for task in &self.tasks {
             task.abort();
@@ -136,6 +140,26 @@ fn files_below(directory: &Path) -> usize {
     entries.map(|entry| if entry.path().is_dir() { files_below(&entry.path()) } else { 1 }).sum()
 }
 
+/// Writes what a node's server does into the world's books.
+struct Bookkeeper {
+    world: Arc<World>,
+    caller: Caller,
+}
+
+impl Witness for Bookkeeper {
+    fn told_to_reload(&self) {
+        self.world.note_reload(self.caller);
+    }
+
+    fn loaded(&self, server: &FakeServer, before: Option<&Loaded>, now: &Loaded) {
+        self.world.note_load(self.caller, server, before, now);
+    }
+
+    fn found_broken(&self, reader: &'static str, fault: &str) {
+        self.world.broken(&format!("invariant 2: {reader} of node {}: {fault}", self.caller.number));
+    }
+}
+
 type Alive = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 struct Life {
@@ -144,20 +168,22 @@ struct Life {
     id: String,
     address: SocketAddr,
     directory: PathBuf,
-    server: Arc<NatsServer>,
+    server: Arc<FakeServer>,
     disturbances: Disturbances,
     rng: fastrand::Rng,
 }
 
 impl Life {
-    /// A process of the agent: what an earlier one remembered in memory is gone.
+    /// A process of the agent. What an earlier process had in memory is gone.
     fn agent(&mut self) -> Reconciler {
         let world = &self.world;
         let (caller, rng) = (self.caller, &mut self.rng);
         let mut access = || {
             let (cloud, rng) = (Arc::clone(&world.cloud), std::sync::Mutex::new(rng.fork()));
-            Arc::new(Access { cloud, caller, rng, knows_authority: OnceCell::new() })
+            Arc::new(Access { cloud, caller, rng, knows_authority: AtomicBool::new(false) })
         };
+        let private_ca = access();
+        let signer = Arc::new(PrivateCa(Arc::clone(&private_ca)));
         let (interval, default) = (world.interval(), RenewalConfig::default());
         Reconciler::new(Parts {
             node: Identity {
@@ -168,7 +194,8 @@ impl Life {
                 sans: Sans { ips: [self.address.ip()].into(), ..Sans::default() },
             },
             issuance: Issuance {
-                issuer: access() as Arc<dyn Issuer>,
+                issuer: Arc::new(MoodyIssuer::new(signer, world.clock, private_ca as Arc<dyn Moods>))
+                    as Arc<dyn Issuer>,
                 journal: Journal::of(&self.directory),
                 clock: world.clock,
                 validity: VALIDITY,
@@ -192,7 +219,7 @@ impl Life {
         })
     }
 
-    /// nats-server dies now and then, and systemd starts it again.
+    /// Stops nats-server now and then, and starts it again as systemd does.
     fn server_restarts(&self, boot: Duration) -> impl Future<Output = ()> + Send + use<> {
         let (world, server, mut rng) = (Arc::clone(&self.world), Arc::clone(&self.server), self.rng.clone());
         let mean = self.disturbances.server_restart;
@@ -206,7 +233,7 @@ impl Life {
                 server.stop();
                 world.count(|counts| counts.server_restarts += 1);
                 tokio::time::sleep(Duration::from_millis(rng.u64(200..5_000))).await;
-                server.start();
+                start(&server);
             }
         }
     }
@@ -221,7 +248,7 @@ impl Life {
         }
     }
 
-    /// Until it is killed or told to restart.
+    /// One process of the agent, until it is killed or told to restart.
     async fn process(&mut self, orders: &mut mpsc::UnboundedReceiver<Order>) {
         let mut agent = self.agent();
         let clock = self.world.clock;
@@ -231,13 +258,13 @@ impl Life {
         loop {
             let Some(pass) = self.pass(&mut agent, &wanted, is_due).await else { return };
             wanted = Wanted::default();
-            // In an outage each pass tries again, and nothing new is to be seen of a death in it.
+            // Every pass of an outage tries again; more deaths in such passes show nothing new.
             let renewal = &pass.status.renewal;
             is_due = renewal.next.is_some_and(|next| next <= pass.next) && renewal.attempts == 0;
             if matches!(pass.outcome, Ok(Verdict::NoServer(_))) {
-                // Its unit waits for a configuration.
+                // The unit of nats-server waits for a configuration.
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                self.server.start();
+                start(&self.server);
             }
             let until = pass.next.min(restart);
             tokio::select! {
@@ -254,15 +281,15 @@ impl Life {
         }
     }
 
-    /// One pass, or nothing where it was killed at some await of it: what `SIGKILL` leaves of a pass.
+    /// One pass; nothing where the pass was killed at an await, as by `SIGKILL`.
     async fn pass(&mut self, agent: &mut Reconciler, wanted: &Wanted, is_due: bool) -> Option<Pass> {
         self.world.count(|counts| counts.passes += 1);
         let share = self.disturbances.killed * if is_due { 10.0 } else { 1.0 };
         let progress = Progress::default();
         let passing = agent.pass(wanted, &progress);
         let pass = if self.rng.f64() < share {
-            // By the clock and not by the number of awaits, which the thread that makes the key has a part in. All of
-            // a pass's time is spent in awaits, so one of them it is that the kill hits.
+            // The kill comes by the clock: the number of awaits depends on the thread that makes the key. All of a pass's
+            // time is spent in awaits, so the kill hits an await.
             let killed = tokio::time::sleep(Duration::from_millis(self.rng.u64(0..PASS)));
             tokio::select! {
                 biased;
@@ -283,7 +310,14 @@ impl Life {
     }
 }
 
-/// A task with random numbers of its own, so that what it draws doesn't depend on which task the runtime polls first.
+/// Starts a server that doesn't run, if there is a configuration.
+fn start(server: &FakeServer) {
+    if server.loaded().is_none() && server.config.exists() {
+        server.start();
+    }
+}
+
+/// A task with random numbers of its own. The order in which the runtime polls tasks doesn't change what a task draws.
 struct Seeded {
     seed: u64,
     future: Alive,

@@ -1,12 +1,13 @@
-//! What befalls a fleet: the plan that a seed makes, and the operator who acts on it.
+//! The events of a run: the plan that a seed makes, and the operator who acts on it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use doubles::moody_issuer::Mood;
 use time::OffsetDateTime;
 
-use crate::cloud::{Caller, Mood, Outage, Service, root};
+use crate::cloud::{Caller, Outage, Service, root};
 use crate::node::{Disturbances, Node, Order};
 use crate::world::{World, next};
 
@@ -14,15 +15,15 @@ const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 
-/// How long AWS may be away without a certificate's ending: of weekly certificates that are renewed at 0.67 of their
-/// lives, 55 h are left.
+/// How long AWS may be away without a certificate's expiring. A weekly certificate is renewed at 0.67 of its life, with
+/// 55 h left.
 pub const AUTONOMY: Duration = Duration::from_hours(55);
 /// The product's own `discovery.interval`.
 pub(crate) const RUSH_INTERVAL: Duration = Duration::from_secs(30);
 const MOODS: [Mood; 4] = [Mood::Away, Mood::Denied, Mood::Throttled, Mood::Lossy];
 const ALL: [Service; 3] = [Service::Pca, Service::Secrets, Service::AutoScaling];
 
-/// The nodes, and who runs them.
+/// The nodes and their operator.
 pub(crate) struct Fleet {
     world: Arc<World>,
     rng: fastrand::Rng,
@@ -49,7 +50,7 @@ impl Fleet {
         }
     }
 
-    /// All clusters, within `spread` of each other.
+    /// Launches all clusters within `spread`.
     pub(crate) fn boot(&mut self, clusters: &[usize], spread: Duration) {
         for (cluster, size) in clusters.iter().enumerate() {
             for _ in 0..*size {
@@ -59,7 +60,7 @@ impl Fleet {
         }
     }
 
-    /// One node makes way for another, which comes first or last, as the group has it.
+    /// Replaces a node. The new node comes before or after the old node goes, as Auto Scaling groups do.
     async fn replace(&mut self, number: u64) {
         let Some(old) = self.nodes.remove(&number) else { return };
         let (cluster, boot) = (old.cluster, Duration::from_secs(self.rng.u64(10..90)));
@@ -82,7 +83,7 @@ impl Fleet {
 
     fn order_all(&self, order: Order) {
         for node in self.nodes.values() {
-            // A node that has just gone takes no orders.
+            // A node that has just ended takes no orders.
             let _gone = node.orders.send(order);
         }
     }
@@ -93,8 +94,10 @@ impl Fleet {
         }
     }
 
-    /// A new root into the bundle; when every agent holds it, it signs; when no server shows a leaf of the old one any more
-    /// (or, by an operator in a hurry, at once), the old root out of the bundle.
+    /// Adds a new root to the bundle: the first of a rollover's three steps.
+    ///
+    /// The new root signs when every agent holds it. The old root leaves the bundle when no server shows a leaf of it, or
+    /// a day later where the operator is in a hurry.
     fn add_root(&mut self) -> usize {
         let now = self.world.clock.now();
         let new = self.world.cloud.create_authority(now);
@@ -108,7 +111,7 @@ impl Fleet {
         std::mem::replace(&mut self.signing, new)
     }
 
-    /// Weeks and months, with whatever the seed has in store.
+    /// Lives through weeks and months as the seed plans them.
     pub(crate) async fn live(&mut self, plan: &Year) {
         let world = Arc::clone(&self.world);
         let (clock, end) = (world.clock, world.clock.now() + plan.length);
@@ -117,7 +120,7 @@ impl Fleet {
         let pause = plan.length.mul_f64(0.4);
         let (begun, mut told) = (clock.now(), 0);
         while clock.now() < end {
-            // What the operator waits for is looked at every few hours.
+            // The operator looks every few hours.
             let look = clock.now() + 3 * HOUR;
             clock.sleep_until(replacement.min(look).min(end)).await;
             if clock.now() >= replacement {
@@ -142,7 +145,7 @@ impl Fleet {
             Rollover::Due(at) if now >= at => Rollover::Added(self.add_root()),
             Rollover::Added(new) if self.world.is_held_by_all(&root(new)) => {
                 let old = self.switch(new);
-                // Half of them don't wait for the last leaf: then the agents keep the old anchor by themselves.
+                // Half of the operators are in a hurry: then the agents keep the old anchor by themselves.
                 Rollover::Switched(old, self.rng.bool().then_some(now + DAY))
             }
             Rollover::Switched(old, hurry) => {
@@ -157,7 +160,7 @@ impl Fleet {
         }
     }
 
-    /// The events that make everybody act at once, one after the other, at the product's own pace.
+    /// Lives through the events at which all nodes act at once, at the product's own interval.
     pub(crate) async fn rush(&mut self, plan: &Rush) {
         let world = Arc::clone(&self.world);
         let pause = |phase: &'static str, time: Duration| {
@@ -167,7 +170,7 @@ impl Fleet {
         let calm = 6 * HOUR;
         pause("boot", 10 * MINUTE).await;
 
-        // Calm days are walked through with long strides, to the hours in which all of them are due and AWS is away.
+        // Calm days pass at a long interval, up to the outage in which every certificate falls due.
         world.set_interval(calm);
         self.order_all(Order::Restart);
         let away = world.clock.now() + (4 * DAY + 2 * HOUR);
@@ -221,7 +224,7 @@ impl Fleet {
     }
 }
 
-/// The phase in which everybody is told to act now, by hand: its reloads are shown, and nothing is promised of them.
+/// The phase in which an operator tells all nodes to renew. Its reloads are shown, and no promise is made of them.
 pub const ORDERED: &str = "everyone's `agent renew`";
 
 enum Rollover {
@@ -244,22 +247,25 @@ impl Year {
         self.node_life / u32::try_from(nodes.max(1)).unwrap_or(u32::MAX)
     }
 
-    /// Within this time clusters come into being: not on one day, as then a whole fleet would be due on one day for ever.
+    /// The time in which clusters boot. A fleet that boots on one day would be due on one day for ever.
     pub(crate) fn boot(&self) -> Duration {
         self.length / 50
     }
 
-    /// Outages of every mood and length up to [`AUTONOMY`], with time in between to recover from each.
+    /// Outages of every mood and of every length up to [`AUTONOMY`], with time to recover between them.
     pub(crate) fn outages(&self, begin: OffsetDateTime, seed: u64) -> Vec<Outage> {
         let mut rng = fastrand::Rng::with_seed(seed ^ 0x006f_7574);
         let (mut outages, end) = (Vec::new(), begin + self.length);
         let mut at = begin + self.boot() + DAY + DAY.mul_f64(rng.f64() * 3.0);
         while at < end {
-            // The first is the longest that the promise allows; of the others most are short.
+            // The first is the longest that the promise allows. Most of the others are short.
             let (mood, length) = if outages.is_empty() {
                 (Mood::Away, AUTONOMY)
             } else {
-                (MOODS[rng.usize(0..MOODS.len())], MINUTE.mul_f64((AUTONOMY.as_secs_f64() / 60.0).powf(rng.f64())))
+                (
+                    MOODS[rng.usize(0..MOODS.len())].clone(),
+                    MINUTE.mul_f64((AUTONOMY.as_secs_f64() / 60.0).powf(rng.f64())),
+                )
             };
             let mut services = ALL.to_vec();
             if !outages.is_empty() && rng.bool() {

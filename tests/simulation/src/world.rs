@@ -1,4 +1,4 @@
-//! Everything that the nodes of a fleet share: the time, AWS, each other, and the books that are kept of them.
+//! Everything that the nodes of a fleet share: the time, AWS, the other nodes, and the books of the run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use doubles::fake_server::{FakeServer, Loaded};
 use nats_tls_agent::clock::Clock;
 use nats_tls_agent::peers::dial::Dial;
 use nats_tls_agent::trust::VerifiedChain;
@@ -16,9 +17,8 @@ use time::OffsetDateTime;
 use crate::Tell;
 use crate::cloud::{Caller, Cloud};
 use crate::meters::{Reloads, Share};
-use crate::server::{Loaded, NatsServer};
 
-/// How many broken promises are told in full.
+/// How many broken promises are shown in full.
 const TOLD: usize = 20;
 
 pub(crate) struct World {
@@ -30,11 +30,11 @@ pub(crate) struct World {
     interval: AtomicU64,
 }
 
-/// One node, as the others see it.
+/// A node as the other nodes see it.
 #[derive(Clone)]
 pub(crate) struct Seen {
     pub(crate) cluster: usize,
-    pub(crate) server: Arc<NatsServer>,
+    pub(crate) server: Arc<FakeServer>,
     /// The anchors of the last pass's status.
     pub(crate) anchors: BTreeSet<String>,
 }
@@ -48,7 +48,7 @@ struct Books {
     broken: Vec<String>,
 }
 
-/// What is counted.
+/// The counts of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) passes: u64,
@@ -63,7 +63,7 @@ pub(crate) struct Counts {
     pub(crate) least_left: Option<Duration>,
     pub(crate) most_files: usize,
     pub(crate) broken: u64,
-    /// Loads in sight of a peer whose anchor was taken out of the bundle before the node was launched.
+    /// Loads beside a peer whose anchor left the bundle before the node was launched.
     pub(crate) came_too_late: u64,
 }
 
@@ -87,7 +87,7 @@ impl World {
         self.interval.store(interval.as_secs(), Ordering::Relaxed);
     }
 
-    /// What happens now, for the reloads' books.
+    /// Names the phase that begins, for the counts of reloads.
     pub(crate) fn begin_phase(&self, name: &str) {
         (self.tell)(name);
         name.clone_into(&mut self.books().phase);
@@ -101,7 +101,7 @@ impl World {
         self.books().figures.clone()
     }
 
-    /// A promise that was not kept.
+    /// Notes a broken promise.
     pub(crate) fn broken(&self, what: &str) {
         let now = self.clock.now();
         let mut books = self.books();
@@ -119,7 +119,7 @@ impl World {
         self.books().nodes.insert(address, node);
     }
 
-    /// A node that is gone answers nobody any more.
+    /// Removes a node, which answers no peer from now on.
     pub(crate) fn leave(&self, address: SocketAddr) {
         let gone = self.books().nodes.remove(&address);
         if let Some(loaded) = gone.and_then(|gone| gone.server.loaded()) {
@@ -133,22 +133,23 @@ impl World {
         }
     }
 
-    /// Whether every node's agent holds this anchor, or, negated, whether none does.
+    /// Whether every node's agent holds this anchor.
     pub(crate) fn is_held_by_all(&self, anchor: &str) -> bool {
         self.books().nodes.values().all(|node| node.anchors.contains(anchor))
     }
 
+    /// Whether no node's agent holds this anchor.
     pub(crate) fn is_held_by_none(&self, anchor: &str) -> bool {
         self.books().nodes.values().all(|node| !node.anchors.contains(anchor))
     }
 
-    /// Whether no server presents a leaf of this issuer any more.
+    /// Whether no server shows a leaf of this issuer.
     pub(crate) fn is_served_by_none(&self, issuer: &str) -> bool {
         let served = |node: &Seen| node.server.loaded().is_some_and(|loaded| loaded.leaf.issuer == issuer);
         !self.books().nodes.values().any(served)
     }
 
-    /// A leaf that ended while it was served is what must never be.
+    /// Notes a broken promise where a leaf has expired while a server shows it.
     fn check_alive(&self, served: &Loaded) {
         if served.leaf.not_after <= self.clock.now() {
             let sans = served.leaf.sans.ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -156,8 +157,8 @@ impl World {
         }
     }
 
-    /// A server loaded something, in place of what it had before.
-    pub(crate) fn note_load(&self, caller: Caller, server: &NatsServer, before: Option<&Loaded>, loaded: &Loaded) {
+    /// Notes that a server loaded a configuration in place of `before`.
+    pub(crate) fn note_load(&self, caller: Caller, server: &FakeServer, before: Option<&Loaded>, loaded: &Loaded) {
         let now = self.clock.now();
         if let Some(before) = before {
             self.check_alive(before);
@@ -173,12 +174,12 @@ impl World {
         self.check_trust(caller, server, loaded);
     }
 
-    /// Invariant 5: this server and each other one of its cluster can shake hands at any time. All chains here are a leaf
-    /// right below its root.
+    /// Invariant 5: this server and each other server of its cluster can shake hands at any time. Every chain here is a leaf
+    /// directly below its root.
     ///
-    /// Nobody can give an anchor that the source no longer has to a node that was launched since: to take it from a peer
-    /// would be to trust whoever answers there. Such pairs, of an operator in a hurry, are counted.
-    fn check_trust(&self, caller: Caller, server: &NatsServer, loaded: &Loaded) {
+    /// A node that is launched after an anchor left the source can't get that anchor: to take it from a peer would be to
+    /// trust whoever answers there. An operator in a hurry makes such pairs, and they are counted.
+    fn check_trust(&self, caller: Caller, server: &FakeServer, loaded: &Loaded) {
         let peers: Vec<_> =
             self.books().nodes.values().filter(|node| node.cluster == caller.cluster).cloned().collect();
         for peer in peers {
@@ -188,7 +189,7 @@ impl World {
                 if one.bundle.anchors.iter().any(|anchor| anchor.subject == *issuer) {
                     continue;
                 }
-                if !server.has_held(issuer) && !self.cloud.is_trusted(issuer) {
+                if !server.has_trusted(issuer) && !self.cloud.is_trusted(issuer) {
                     self.count(|counts| counts.came_too_late += 1);
                     continue;
                 }
@@ -209,7 +210,7 @@ impl World {
         books.reloads.entry(caller.cluster).or_default().note(now, caller.number, size, &phase);
     }
 
-    /// Every node's served leaf must be alive at the end too.
+    /// Checks every served leaf at the end of the run.
     pub(crate) fn check_all(&self) {
         let loaded: Vec<_> = self.books().nodes.values().map(|node| node.server.loaded()).collect();
         for served in loaded.iter().flatten() {
@@ -221,7 +222,7 @@ impl World {
         self.books().nodes.values().filter(|node| node.server.loaded().is_none()).count()
     }
 
-    /// The worst share of one cluster in one window, by what happened then.
+    /// The worst share of one cluster in one window, by phase.
     pub(crate) fn worst_reloads(&self) -> BTreeMap<String, Share> {
         let mut worst = BTreeMap::<String, Share>::new();
         for reloads in self.books().reloads.values() {
@@ -254,7 +255,7 @@ impl Dial for World {
     }
 }
 
-/// When a thing happens that happens once in `mean` on average.
+/// The next time of an event that happens once in `mean` on average.
 pub(crate) fn next(rng: &mut fastrand::Rng, now: OffsetDateTime, mean: Duration) -> OffsetDateTime {
     let wait = mean.mul_f64(-(1.0 - rng.f64()).ln());
     now + wait.min(Duration::from_hours(24 * 3650))

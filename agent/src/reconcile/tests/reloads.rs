@@ -1,4 +1,4 @@
-//! Reloads that go wrong, and roll-backs that do.
+//! Reloads that fail, and roll-backs that fail.
 
 use super::*;
 
@@ -11,7 +11,7 @@ async fn a_server_that_dies_of_the_signal_is_told_so_and_its_next_start_comes_to
     let died = renew(&mut agent).await.outcome.unwrap_err();
     let PassError::Apply(ApplyError::RolledBack { reason, confirmed: false }) = &died else { panic!("{died:?}") };
     assert!(reason.contains("(pid 1) ended when it was told to reload"), "{reason}");
-    // Should the new one be what kills it, its next start is with the old one.
+    // The new configuration may be what kills the server, so the next start reads the old configuration.
     assert_eq!(bench.committed(), before);
     bench.server.dies.store(false, Ordering::Relaxed);
     bench.server.start();
@@ -31,7 +31,7 @@ async fn invariant_10_a_server_that_accepts_no_client_is_not_signalled_and_nothi
         "{:?}",
         waits.outcome
     );
-    // It has refused nothing: whoever starts it anew starts it with the new certificate.
+    // The server refused no configuration, so the next start reads the new certificate.
     assert!(bench.committed().contains("generations/000002"));
     assert_eq!((bench.server.reloads(), waits.status.state), (0, State::Failing));
     bench.server.is_deaf.store(false, Ordering::Relaxed);
@@ -55,7 +55,7 @@ async fn invariant_02_a_disk_that_is_full_at_any_point_of_a_roll_back_leaves_a_w
         let error = failed.outcome.unwrap_err();
         if let PassError::Apply(ApplyError::NotRolledBack { .. }) = error {
             barred += 1;
-            let said = failed.status.reasons.concat();
+            let said = reasons(&failed.status);
             assert!(said.contains("did not come to serve") && said.contains("can't be put back"), "{said}");
             assert_eq!(failed.status.state, State::Degraded, "what served serves on");
         }
@@ -66,21 +66,22 @@ async fn invariant_02_a_disk_that_is_full_at_any_point_of_a_roll_back_leaves_a_w
     }
 }
 
-/// A change that a node which serves is to take up, and what must have come of it in the end.
+/// A change to a serving node, and its expected outcome.
 struct Change {
     renew: bool,
     faults: &'static [Fault],
-    /// How many points of the disk it passes at least.
+    /// How many points of the disk the change passes at least.
     floor: u32,
     begin: fn(&mut Bench, more: &str),
-    /// Makes good what stood in its way.
+    /// Removes the obstacle that `begin` put up.
     heal: fn(&Bench),
     is_done: fn(&Bench, &Pass) -> bool,
 }
 
 impl Change {
-    /// Crashes, or has the disk full, at each point of it. After every other crash nats-server is started anew from what is
-    /// there, else it goes on; then a new process of the agent has to end what the last one began.
+    /// Crashes, or fills the disk, at each point of the change. A new process of the agent must complete the change.
+    ///
+    /// After every other crash nats-server starts anew from the files on the disk; otherwise it runs on.
     async fn suffer_everywhere(&self) {
         let elsewhere = tempfile::tempdir().unwrap();
         let more = Local::new(elsewhere.path().to_owned(), Clock::steppable(START)).ca_pem().await.unwrap();
@@ -98,7 +99,7 @@ impl Change {
         }
     }
 
-    /// `None` where there are fewer points.
+    /// Returns `None` where the change has fewer points.
     async fn suffer(&self, fault: Fault, points: u32, more: &str, at: &str) -> Option<Bench> {
         let mut bench = Bench::new().await;
         bench.serving().await;
@@ -140,7 +141,7 @@ async fn invariant_02_a_crash_at_any_point_of_a_roll_back_leaves_a_whole_and_the
     change.suffer_everywhere().await;
 }
 
-/// It is committed for nats-server's next start, after the new certificate alone: two commits.
+/// Two commits: the new certificate alone, and then the setting for nats-server's next start.
 fn that_waits_for_a_restart(faults: &'static [Fault]) -> Change {
     Change {
         renew: true,
@@ -209,12 +210,12 @@ async fn a_setting_that_waits_survives_a_look_without_monitoring_and_goes_on_hol
     pass(&mut agent).await;
     bench.server.is_mute.store(true, Ordering::Relaxed);
     let unheard = pass(&mut agent).await;
-    assert!(unheard.status.warnings.iter().any(|warning| warning.contains("monitoring port")), "{:?}", unheard.status);
+    assert!(warns(&unheard.status, "monitoring port"), "{:?}", unheard.status);
     bench.server.is_mute.store(false, Ordering::Relaxed);
     for _ in 0..2 {
         let renewed = renew(&mut agent).await;
         assert!(matches!(renewed.outcome, Ok(Verdict::Live { .. })), "{:?}", renewed.outcome);
-        let waits = renewed.status.warnings.iter().any(|warning| warning.contains("takes server_name only at a start"));
+        let waits = warns(&renewed.status, "takes server_name only at a start");
         assert!(waits && renewed.status.state == State::Healthy, "{:?}", renewed.status);
     }
 }
@@ -223,7 +224,7 @@ async fn a_setting_that_waits_survives_a_look_without_monitoring_and_goes_on_hol
 async fn a_setting_that_was_taken_back_waits_no_longer_though_the_reload_was_rolled_back() {
     let bench = Bench::new().await;
     let mut agent = bench.serving().await;
-    let waits = |pass: &Pass| pass.status.warnings.iter().any(|warning| warning.contains("only at a start"));
+    let waits = |pass: &Pass| warns(&pass.status, "only at a start");
     agent.parts.node.name = "another".into();
     assert!(waits(&pass(&mut agent).await));
     agent.parts.node.name = "i-1".into();
@@ -237,7 +238,7 @@ async fn a_setting_that_was_taken_back_waits_no_longer_though_the_reload_was_rol
 async fn a_change_that_is_taken_after_one_that_waited_ends_the_waiting() {
     let bench = Bench::new().await;
     let mut agent = bench.serving().await;
-    // It takes longer than anybody waits, and has loaded it then.
+    // The reload takes longer than the agent waits, and succeeds then.
     bench.server.ignores.store(true, Ordering::Relaxed);
     *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3, 4]));
     agent.discovery.next = OffsetDateTime::UNIX_EPOCH;
@@ -271,7 +272,7 @@ async fn a_roll_back_is_told_while_the_next_attempt_waits_for_its_turn() {
     let mut bench = Bench::new().await;
     bench.interval = Duration::from_secs(30);
     let mut agent = bench.serving().await;
-    // Half past is nobody's turn who is the first of its cluster.
+    // The first of its cluster has its turn in the first ten seconds of a minute.
     bench.clock.sleep_until(START + Duration::from_secs(20)).await;
     bench.server.ignores.store(true, Ordering::Relaxed);
     renew(&mut agent).await.outcome.unwrap_err();

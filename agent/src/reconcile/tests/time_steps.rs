@@ -1,4 +1,4 @@
-//! Clocks that are wrong, that are set, and certificates of every length.
+//! Wrong clocks, clocks that are set, and certificates of every lifetime.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn days(days: i64) -> time::Duration {
     time::Duration::days(days)
 }
 
-/// A peer that joins is found within an hour: what is asked in intervals still is.
+/// Asserts that a peer that joins is found within an hour, so the sources are still polled.
 async fn assert_alert(bench: &Bench, agent: &mut Reconciler) {
     *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3, 9]));
     let hour = bench.clock.now() + Duration::from_hours(1);
@@ -31,15 +31,15 @@ async fn a_clock_that_is_set_back_tears_nothing_down_issues_nothing_and_puts_not
         let (before, served) = (bench.committed(), bench.server.served());
         bench.clock.step(-back);
         let stepped = pass(&mut agent).await;
-        // The signer dates back by a minute only, so this one's time has not come.
+        // The embedded CA dates a leaf back by one minute, so the leaf is not valid yet.
         assert_eq!(stepped.status.state, State::Degraded);
-        let told = stepped.status.reasons.concat();
+        let told = reasons(&stepped.status);
         assert!(told.contains("the certificate is valid from 2026-03-01") && told.contains("clock"), "{told}");
         let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_mins(90)).await;
         assert_eq!((bench.committed(), bench.server.served()), (before, served), "{:?}", pass.status.reasons);
         assert_eq!((bench.server.reloads(), bench.issuer.requests()), (1, 2));
         assert_alert(&bench, &mut agent).await;
-        // And with the clock set again all is as it was.
+        // With the clock set right the node is as before.
         bench.clock.step(back);
         let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(1)).await;
         assert_eq!((pass.status.state, bench.issuer.requests()), (State::Healthy, 2), "{:?}", pass.status.reasons);
@@ -54,7 +54,7 @@ async fn a_node_whose_clock_was_years_ahead_heals_when_it_is_set() {
     let ahead = pass(&mut agent).await;
     assert_eq!(ahead.status.state, State::Healthy, "{:?}", ahead.status.reasons);
     bench.clock.step(-days(3 * 365));
-    // What it serves is valid in three years: it asks for one that is valid now.
+    // The served leaf becomes valid in three years, so the agent asks for a leaf that is valid now.
     let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(1)).await;
     assert_eq!((pass.status.state, bench.issuer.requests()), (State::Healthy, 3), "{:?}", pass.status.reasons);
     assert!(bench.server.served().unwrap().not_before < bench.clock.now());
@@ -83,8 +83,8 @@ async fn a_clock_that_is_set_forward_by_hours_is_no_reason_for_anything_and_by_d
     }
 }
 
-/// Days that a clock is set over look as days that have passed, to the cap too: one certificate for each such step is what
-/// can't be told from what is due. Hours look as nothing.
+/// A step of the clock over days looks like the passing of days, to the cap too. So each such step may cost a certificate
+/// that looks due. A step of hours costs no certificate.
 #[tokio::test(start_paused = true)]
 async fn invariant_11_a_clock_that_is_set_to_and_fro_all_day_issues_none_for_hours_and_one_a_step_for_weeks() {
     for (by, at_most) in [(hours(3), 1), (days(8), 1 + 2 * 12)] {
@@ -107,7 +107,7 @@ async fn invariant_11_a_clock_that_is_set_to_and_fro_all_day_issues_none_for_hou
 
 #[tokio::test(start_paused = true)]
 async fn invariant_11_a_first_boot_with_the_clock_behind_waits_for_the_clock_with_one_certificate() {
-    // Less than a lifetime, so that the clock's being set looks like the passing of time; and more.
+    // The steps are shorter than a lifetime, where the step looks like the passing of time, and longer.
     for behind in [hours(3), days(2), days(20), days(20 * 365)] {
         let bench = Bench::between(Clock::steppable(START - behind), Clock::starting_at(START)).await;
         let mut agent = bench.agent();
@@ -123,7 +123,7 @@ async fn invariant_11_a_first_boot_with_the_clock_behind_waits_for_the_clock_wit
                 waits.outcome
             );
             assert_eq!(waits.status.state, State::Failing);
-            let told = waits.status.reasons.concat();
+            let told = reasons(&waits.status);
             assert!(told.contains("is valid from") && told.contains("set this machine's clock"), "{told}");
             bench.clock.sleep_until(waits.next).await;
         }
@@ -141,14 +141,14 @@ async fn invariant_11_a_first_boot_with_the_clock_behind_waits_for_the_clock_wit
     }
 }
 
-/// The certificate is expired when it comes. It can't be told from one of an issuer that is wrong, so the cap is what holds.
+/// The certificate is expired when it comes, as from an issuer that is wrong. So only the cap stops the agent.
 #[tokio::test(start_paused = true)]
 async fn invariant_11_a_first_boot_with_the_clock_a_month_ahead_stops_at_the_cap_and_heals_when_it_is_set() {
     let bench = Bench::between(Clock::steppable(START + days(30)), Clock::starting_at(START)).await;
     let mut agent = bench.agent();
     loop {
         let waits = pass(&mut agent).await;
-        let told = waits.status.reasons.concat();
+        let told = reasons(&waits.status);
         assert!(told.contains("was valid until") || told.contains("the cap is 12"), "{told}");
         if told.contains("the cap is 12") {
             break;
@@ -175,7 +175,7 @@ async fn certificates_of_a_minute_are_renewed_every_time_and_none_expires() {
     assert!((42..=53).contains(&bench.issuer.requests()), "{} issued", bench.issuer.requests());
 }
 
-/// Ten years of naps would take minutes, so the clock is set.
+/// Ten years of sleep would take minutes of real time, so the test sets the clock.
 #[tokio::test(start_paused = true)]
 async fn certificates_of_ten_years_are_renewed_in_their_seventh() {
     let bench = Bench { validity: 3650 * DAY, ..Bench::new().await };
@@ -197,7 +197,7 @@ async fn invariant_05_an_anchor_is_kept_for_a_served_leaf_whose_time_the_clock_s
         let bench = Bench::new().await;
         *bench.peers.0.lock().unwrap() = Some(peers(&[1]));
         let mut agent = bench.serving().await;
-        bench.issuer.away.store(true, Ordering::Relaxed);
+        bench.moods.is_away.store(true, Ordering::Relaxed);
         bench.clock.step(step);
         let elsewhere = tempfile::tempdir().unwrap();
         let other = Local::new(elsewhere.path().to_owned(), bench.clock).ca_pem().await.unwrap();

@@ -1,0 +1,295 @@
+//! nats-server 2.15.1, as docs/nats-server.md measured it. The sections below are those of that page.
+//!
+//! - A start and a SIGHUP read the configuration and the files that it names; nothing else reads them (§1).
+//! - `-t` refuses a configuration that names a missing file, a file without a key, or a chain or bundle that can't be read (§4).
+//! - A SIGHUP with another `server_name` is refused, and the server keeps what it had (§4).
+//! - `/varz` reports the digest that `-t` prints; before 2.11 there is none (§4). The double's digest is of the text.
+//! - `config_load_time` moves with each load; the server's id changes with each start (§4).
+//! - Every listener shows the leaf of the loaded configuration until the next load (§1).
+//! - A server that accepts no client is starting or draining, and a signal could kill or hang it (§4 "Signals", §5).
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use nats_tls_agent::clock::Clock;
+use nats_tls_agent::conf::listeners::Listeners;
+use nats_tls_agent::digest::sha256_hex;
+use nats_tls_agent::server::monitor::Varz;
+use nats_tls_agent::server::probe::ProbeError;
+use nats_tls_agent::server::process::ProcessError;
+use nats_tls_agent::server::{Observed, Presence, Served, Server, ServerError};
+use nats_tls_agent::trust::{TrustBundle, VerifiedChain};
+use nats_tls_agent::x509::leaf::Leaf;
+use time::OffsetDateTime;
+
+/// The process id of every double.
+const PID: i32 = 1;
+/// Milliseconds that `nats-server -t` takes.
+const VALIDATION: Range<u64> = 3..20;
+/// Milliseconds between SIGHUP and the new certificate: 7 were measured.
+const RELOAD: Range<u64> = 2..10;
+
+/// How long a call takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// No time, and the caller is polled twice: a test can stop the caller before the call or after it.
+    Polled,
+    /// As long as a real nats-server takes, drawn from the thread's random numbers.
+    Measured,
+}
+
+impl Pace {
+    async fn begin(self, milliseconds: Range<u64>) {
+        match self {
+            Self::Polled => tokio::task::yield_now().await,
+            Self::Measured => tokio::time::sleep(Duration::from_millis(fastrand::u64(milliseconds))).await,
+        }
+    }
+
+    async fn end(self) {
+        if self == Self::Polled {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Hears what a server does.
+pub trait Witness: Send + Sync {
+    /// The server was told to reload.
+    fn told_to_reload(&self) {}
+
+    /// The server loaded a configuration in place of `before`.
+    fn loaded(&self, _server: &FakeServer, _before: Option<&Loaded>, _now: &Loaded) {}
+
+    /// A configuration that the server read names what is missing or unusable (invariant 2).
+    fn found_broken(&self, reader: &'static str, fault: &str);
+}
+
+/// What a server has in memory.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub text: String,
+    /// The leaf of `cert_file`.
+    pub leaf: Leaf,
+    /// The DER that a handshake shows, leaf first.
+    pub chain: Vec<Vec<u8>>,
+    /// The anchors of `ca_file`.
+    pub bundle: TrustBundle,
+}
+
+impl Loaded {
+    /// Reads a configuration and the files that it names.
+    fn read(config: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(config).map_err(|error| error.to_string())?;
+        let file = |name: &str| {
+            let path = setting(&text, name).ok_or_else(|| format!("the configuration has no {name}"))?;
+            std::fs::read_to_string(&path).map_err(|error| format!("{name} {path}: {error}"))
+        };
+        let (cert, key, bundle) = (file("cert_file")?, file("key_file")?, file("ca_file")?);
+        if !key.contains("PRIVATE KEY") {
+            return Err("the key file holds no key".into());
+        }
+        let leaf = Leaf::from_pem(&cert).map_err(|error| error.to_string())?;
+        let bundle = TrustBundle::parse(bundle.as_bytes(), "loaded", "1").map_err(|error| error.to_string())?;
+        Ok(Self { chain: vec![leaf.der.clone()], leaf, bundle, text })
+    }
+}
+
+/// The value of a setting that stands on a line of its own.
+#[must_use]
+pub fn setting(text: &str, name: &str) -> Option<String> {
+    let value = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": "))?;
+    Some(value.trim_matches('"').to_owned())
+}
+
+/// One node's nats-server.
+pub struct FakeServer {
+    /// The file of `-c`.
+    pub config: PathBuf,
+    /// Whether a reload loads nothing.
+    pub ignores: AtomicBool,
+    /// Whether `-t` refuses every configuration.
+    pub refuses: AtomicBool,
+    /// Whether the process ends at a SIGHUP.
+    pub dies: AtomicBool,
+    /// Whether the process runs and accepts no client: it starts, drains or hangs.
+    pub is_deaf: AtomicBool,
+    /// Whether the version is below 2.11, which reports no digest.
+    pub is_old: AtomicBool,
+    /// Whether the monitoring port doesn't answer.
+    pub is_mute: AtomicBool,
+    clock: Clock,
+    pace: Pace,
+    witness: Box<dyn Witness>,
+    process: Mutex<Process>,
+    reloads: AtomicU32,
+}
+
+#[derive(Default)]
+struct Process {
+    starts: u64,
+    loaded: Option<Arc<Loaded>>,
+    load_time: Option<OffsetDateTime>,
+    /// The anchors of every bundle that any start or reload loaded.
+    trusted: BTreeSet<String>,
+}
+
+impl FakeServer {
+    /// A server that doesn't run yet.
+    #[must_use]
+    pub fn new(config: PathBuf, clock: Clock, pace: Pace, witness: Box<dyn Witness>) -> Self {
+        let off = || AtomicBool::new(false);
+        Self {
+            config,
+            ignores: off(),
+            refuses: off(),
+            dies: off(),
+            is_deaf: off(),
+            is_old: off(),
+            is_mute: off(),
+            clock,
+            pace,
+            witness,
+            process: Mutex::default(),
+            reloads: AtomicU32::new(0),
+        }
+    }
+
+    fn process(&self) -> MutexGuard<'_, Process> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the running server has loaded; nothing where none runs.
+    #[must_use]
+    pub fn loaded(&self) -> Option<Arc<Loaded>> {
+        self.process().loaded.clone()
+    }
+
+    /// The leaf that the listeners show.
+    #[must_use]
+    pub fn served(&self) -> Option<Leaf> {
+        self.loaded().map(|loaded| loaded.leaf.clone())
+    }
+
+    /// Whether any bundle that the server loaded holds this anchor.
+    #[must_use]
+    pub fn has_trusted(&self, anchor: &str) -> bool {
+        self.process().trusted.contains(anchor)
+    }
+
+    /// How many times the server was told to reload.
+    #[must_use]
+    pub fn reloads(&self) -> u32 {
+        self.reloads.load(Ordering::Relaxed)
+    }
+
+    /// Starts the server with the committed configuration, in place of the server that runs.
+    pub fn start(&self) {
+        self.process().starts += 1;
+        if let Some(read) = self.read(&self.config, "a start") {
+            self.load(read);
+        }
+    }
+
+    /// Ends the server.
+    pub fn stop(&self) {
+        self.process().loaded = None;
+    }
+
+    fn read(&self, config: &Path, reader: &'static str) -> Option<Loaded> {
+        Loaded::read(config).inspect_err(|fault| self.witness.found_broken(reader, fault)).ok()
+    }
+
+    fn load(&self, read: Loaded) {
+        let now = Arc::new(read);
+        let before = {
+            let mut process = self.process();
+            let time = self.clock.now();
+            // Two loads of a real server are never in the same nanosecond; under paused time they are.
+            let is_same = process.load_time == Some(time);
+            process.load_time = Some(if is_same { time + Duration::from_nanos(1) } else { time });
+            process.trusted.extend(now.bundle.anchors.iter().map(|anchor| anchor.subject.clone()));
+            process.loaded.replace(Arc::clone(&now))
+        };
+        self.witness.loaded(self, before.as_deref(), &now);
+    }
+
+    fn digest_of(&self, text: &str) -> Option<String> {
+        let is_old = self.is_old.load(Ordering::Relaxed);
+        (!is_old).then(|| format!("sha256:{}", sha256_hex(text.as_bytes())))
+    }
+}
+
+#[async_trait]
+impl Server for FakeServer {
+    async fn validate(&self, candidate: &Path) -> Result<Option<String>, ServerError> {
+        self.pace.begin(VALIDATION).await;
+        let Some(read) = self.read(candidate, "-t") else {
+            return Err(ServerError::Refused { message: "a file is missing or can't be read".into() });
+        };
+        if self.refuses.load(Ordering::Relaxed) {
+            return Err(ServerError::Refused { message: "in a mood".into() });
+        }
+        Ok(self.digest_of(&read.text))
+    }
+
+    async fn observe(&self, _chain: &VerifiedChain, _at: &Listeners, _last: Option<&Observed>) -> Observed {
+        let seen = {
+            let process = self.process();
+            process.loaded.clone().zip(process.load_time).map(|(loaded, time)| (loaded, time, process.starts))
+        };
+        let Some((loaded, config_load_time, starts)) = seen else {
+            return Observed::absent("it does not run".into());
+        };
+        self.pace.end().await;
+        let served = if self.is_deaf.load(Ordering::Relaxed) {
+            Err("no leaf".to_owned())
+        } else {
+            Ok(Served { sha256: loaded.leaf.sha256.clone(), certificates: loaded.chain.clone() })
+        };
+        Observed {
+            presence: Presence::Running(PID),
+            varz: (!self.is_mute.load(Ordering::Relaxed)).then(|| Varz {
+                version: "2.15.1".into(),
+                server_id: format!("start {starts}"),
+                config_load_time,
+                config_digest: self.digest_of(&loaded.text),
+            }),
+            routez: None,
+            client: served.clone(),
+            route: served,
+            asked: tokio::time::Instant::now(),
+        }
+    }
+
+    async fn reload(&self, _chain: &VerifiedChain, _at: &Listeners) -> Result<i32, ServerError> {
+        self.pace.begin(RELOAD).await;
+        let Some(loaded) = self.loaded() else {
+            return Err(ProcessError::Absent("it does not run".into()).into());
+        };
+        if self.is_deaf.load(Ordering::Relaxed) {
+            let address = ([127, 0, 0, 1], 4222).into();
+            return Err(ServerError::NotListening { pid: PID, address, source: ProbeError::Slow { address } });
+        }
+        self.reloads.fetch_add(1, Ordering::Relaxed);
+        self.witness.told_to_reload();
+        if self.dies.load(Ordering::Relaxed) {
+            self.stop();
+            return Ok(PID);
+        }
+        if !self.ignores.load(Ordering::Relaxed)
+            && let Some(read) = self.read(&self.config, "a reload")
+            && setting(&loaded.text, "server_name") == setting(&read.text, "server_name")
+        {
+            self.load(read);
+        }
+        self.pace.end().await;
+        Ok(PID)
+    }
+}

@@ -1,0 +1,246 @@
+//! An issuer that signs for real, and has the moods of AWS Private CA.
+//!
+//! Behind it stands another issuer, which signs: the embedded CA in the reconciler's tests, the double of Private CA with
+//! its quotas and tokens in the simulation. The moods follow Private CA's API pages:
+//!
+//! - GetCertificate answers `RequestInProgressException` until the certificate exists
+//!   (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_GetCertificate.html>).
+//! - Every call can be throttled or denied, or can find no service
+//!   (<https://docs.aws.amazon.com/privateca/latest/APIReference/CommonErrors.html>).
+//! - The answer to IssueCertificate can be lost when the certificate is paid for already. The same request with the same
+//!   token names the same certificate for five minutes
+//!   (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>).
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use nats_tls_agent::clock::Clock;
+use nats_tls_agent::issue::{CertificateHandle, IssueError, IssueErrorKind, IssueRequest, IssuedChain, Issuer};
+
+/// How a service meets a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mood {
+    /// The service can't be reached, or answers 503.
+    Away,
+    /// A policy is wrong.
+    Denied,
+    /// Somebody else in the account uses up the quota.
+    Throttled,
+    /// Some certificates are issued, and the answer that says so is lost.
+    Lossy,
+    /// The certificate doesn't exist yet.
+    InProgress,
+    /// GetCertificate answers with a chain that nobody asked for.
+    Mistaken(IssuedChain),
+}
+
+/// A service's refusal, and what the agent must take it for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The error's code on the wire.
+    pub code: &'static str,
+    /// The service's words.
+    pub message: &'static str,
+    /// The meaning for the agent's next step.
+    pub kind: IssueErrorKind,
+}
+
+/// No answer came, so the SDK gave up.
+pub const LOST: Refusal =
+    Refusal { code: "RequestTimeout", message: "the answer was lost", kind: IssueErrorKind::Unavailable };
+
+impl Mood {
+    /// The refusal in this mood; nothing where the service takes the call.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Refusal> {
+        let (code, message, kind) = match self {
+            Self::Away => ("ServiceUnavailable", "away", IssueErrorKind::Unavailable),
+            Self::Denied => ("AccessDeniedException", "a policy is wrong", IssueErrorKind::Denied),
+            Self::Throttled => ("ThrottlingException", "Rate exceeded", IssueErrorKind::Throttled),
+            Self::InProgress => ("RequestInProgressException", "not signed yet", IssueErrorKind::InProgress),
+            Self::Lossy | Self::Mistaken(_) => return None,
+        };
+        Some(Refusal { code, message, kind })
+    }
+}
+
+/// A call of an issuer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// [`Issuer::prepare`].
+    Prepare,
+    /// [`Issuer::request`].
+    Request,
+    /// [`Issuer::collect`].
+    Collect,
+}
+
+impl Call {
+    /// The name that a refusal shows. Preparation is a part of IssueCertificate: most issuers make no call for it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Prepare | Self::Request => "IssueCertificate",
+            Self::Collect => "GetCertificate",
+        }
+    }
+}
+
+/// What a call meets at the issuer.
+#[derive(Clone, Debug, Default)]
+pub struct Visit {
+    /// The mood that the call meets, if any.
+    pub mood: Option<Mood>,
+    /// How long the answer is on its way back.
+    pub back: Duration,
+}
+
+/// Decides in which mood a call meets the issuer, and lets the time pass that the call takes.
+#[async_trait]
+pub trait Moods: Send + Sync {
+    /// Takes a call to the issuer.
+    async fn there(&self, call: Call) -> Visit;
+
+    /// Decides whether the answer to IssueCertificate is lost. Hears of every request, answered or refused.
+    async fn loses(&self, token: &str, is_answered: bool) -> bool;
+}
+
+/// The issuer.
+pub struct MoodyIssuer {
+    signer: Arc<dyn Issuer>,
+    clock: Clock,
+    moods: Arc<dyn Moods>,
+    requests: AtomicU32,
+}
+
+impl MoodyIssuer {
+    /// An issuer that has `signer` sign, at the time of `clock`: a CA's clock is its own.
+    #[must_use]
+    pub fn new(signer: Arc<dyn Issuer>, clock: Clock, moods: Arc<dyn Moods>) -> Self {
+        Self { signer, clock, moods, requests: AtomicU32::new(0) }
+    }
+
+    /// How many requests the signer had, repeated ones included.
+    #[must_use]
+    pub fn requests(&self) -> u32 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    async fn visit(&self, call: Call) -> Result<Visit, IssueError> {
+        let visit = self.moods.there(call).await;
+        match visit.mood.as_ref().and_then(Mood::refusal) {
+            Some(refusal) => Err(self.refused(call, refusal)),
+            None => Ok(visit),
+        }
+    }
+
+    fn refused(&self, call: Call, Refusal { message, kind, .. }: Refusal) -> IssueError {
+        let (reason, remedy) = (message.to_owned(), "wait".to_owned());
+        IssueError { kind, call: call.name(), issuer: self.signer.name(), reason, remedy, source: None }
+    }
+
+    async fn ask(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+        let visit = self.visit(Call::Request).await?;
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let answer = self.signer.request(&IssueRequest { now: self.clock.now(), ..request.clone() }).await;
+        come_back(&visit).await;
+        answer
+    }
+}
+
+async fn come_back(visit: &Visit) {
+    if !visit.back.is_zero() {
+        tokio::time::sleep(visit.back).await;
+    }
+}
+
+#[async_trait]
+impl Issuer for MoodyIssuer {
+    fn name(&self) -> String {
+        self.signer.name()
+    }
+
+    async fn prepare(&self, validity: Duration) -> Result<String, IssueError> {
+        let visit = self.visit(Call::Prepare).await?;
+        let answer = self.signer.prepare(validity).await;
+        come_back(&visit).await;
+        answer
+    }
+
+    async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, IssueError> {
+        let answer = self.ask(request).await;
+        if self.moods.loses(request.idempotency_token, answer.is_ok()).await {
+            return Err(self.refused(Call::Request, LOST));
+        }
+        answer
+    }
+
+    async fn collect(&self, handle: &CertificateHandle) -> Result<IssuedChain, IssueError> {
+        let visit = self.visit(Call::Collect).await?;
+        let answer = match &visit.mood {
+            Some(Mood::Mistaken(chain)) => Ok(chain.clone()),
+            _ => self.signer.collect(handle).await,
+        };
+        come_back(&visit).await;
+        answer
+    }
+
+    async fn ca_pem(&self) -> Result<String, IssueError> {
+        self.signer.ca_pem().await
+    }
+
+    /// As many as `AcmPca` allows.
+    fn spare_issuances_a_day(&self) -> u32 {
+        12
+    }
+}
+
+/// Moods that a test sets. Every call takes a poll on its way, at which a test can stop the caller.
+#[derive(Debug, Default)]
+pub struct SetMoods {
+    /// Whether the issuer is away.
+    pub is_away: AtomicBool,
+    /// The moods that the next requests meet, one each.
+    pub requests: Mutex<VecDeque<Mood>>,
+    /// How many collections find the certificate in progress.
+    pub in_progress: AtomicU32,
+    /// The chain that the next collection gets in place of its own.
+    pub mistaken: Mutex<Option<IssuedChain>>,
+}
+
+impl SetMoods {
+    fn of_a_request(&self) -> Option<Mood> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    fn of_a_collection(&self) -> Option<Mood> {
+        let waits = self.in_progress.load(Ordering::Relaxed);
+        if waits > 0 {
+            self.in_progress.store(waits - 1, Ordering::Relaxed);
+            return Some(Mood::InProgress);
+        }
+        self.mistaken.lock().unwrap_or_else(PoisonError::into_inner).take().map(Mood::Mistaken)
+    }
+}
+
+#[async_trait]
+impl Moods for SetMoods {
+    async fn there(&self, call: Call) -> Visit {
+        tokio::task::yield_now().await;
+        let mood = match call {
+            _ if self.is_away.load(Ordering::Relaxed) => Some(Mood::Away),
+            Call::Prepare => None,
+            Call::Request => self.of_a_request(),
+            Call::Collect => self.of_a_collection(),
+        };
+        Visit { mood, back: Duration::ZERO }
+    }
+
+    /// No answer is lost, but with a caller that is stopped at this poll.
+    async fn loses(&self, _token: &str, _is_answered: bool) -> bool {
+        tokio::task::yield_now().await;
+        false
+    }
+}
