@@ -1,35 +1,36 @@
 //! A fleet of the real agent on virtual time.
 //!
-//! What runs is the agent's own reconciler, schedule, issuance, journal, acceptance and commit, on a state directory for
-//! each node; AWS is `aws-double` with its quotas, and nats-server a double that does what was measured of it. One thread,
-//! one clock that jumps from timer to timer, and a seed: the same seed is the same run.
+//! The agent's own reconciler, schedule, issuance, journal, acceptance and commit run, on a state directory for each node.
+//! AWS is `aws-double` with its quotas, and nats-server is `doubles::fake_server`. There is one thread, one clock that jumps
+//! from timer to timer, and a seed: the same seed gives the same run.
 //!
 //! # Two scenarios
 //!
-//! **A year.** Clusters of five with weekly certificates. AWS is away, throttles, denies or loses answers for anything
-//! up to [`AUTONOMY`]; agents are killed at random awaits and restarted, nats-servers restart, instances are replaced, and
-//! the CA rolls over, half of the times by an operator who takes the old root away too soon. A year of a thousand nodes at the
-//! product's `discovery.interval` of 30 s would be 10⁹ passes, nearly all of which find nothing to do, so here the interval
-//! is hours long (and the bundle, which is polled every tenth round, days): what an interval spreads is spread over
-//! that much more, so quotas and reloads are judged in the other scenario. In the same measure the longest pause between two
-//! failures of the bundle or of discovery is longer; issuance is tried again every few minutes as ever.
+//! **A year.** Clusters of five with weekly certificates. AWS is away, throttles, denies or loses answers for up to
+//! [`AUTONOMY`]. Agents are killed at random awaits and restarted, nats-servers restart, instances are replaced, and the CA
+//! rolls over. In half of the rollovers the operator takes the old root away too soon.
 //!
-//! **Rush hour.** Clusters of five and of a hundred at the real 30 s, through what makes everybody act at once: a boot of all,
-//! the end of an outage in which every certificate fell due, a root added and taken away, everyone's `agent renew`, a scale-out
-//! by a fifth and a scale-in. The calm days before the outage alone are walked through with long intervals.
+//! A year of a thousand nodes at the product's `discovery.interval` of 30 s would be 10⁹ passes, and nearly all would find
+//! nothing to do. So the interval here is hours, and the bundle, which is polled every tenth round, is polled every few days.
+//! The interval spreads the nodes' work in the same measure, so the other scenario judges quotas and reloads. The longest pause
+//! between two failures of the bundle or of discovery grows with the interval. Issuance is repeated every few minutes as ever.
+//!
+//! **Rush hour.** Clusters of five and of a hundred at the real 30 s, at the events that make all nodes act at once: a boot of
+//! all nodes, the end of an outage in which every certificate fell due, a root added and taken away, an `agent renew` of all
+//! nodes, a scale-out by a fifth and a scale-in. Only the calm days before the outage have a long interval.
 //!
 //! # What is promised
 //!
-//! - No certificate ends while it is served, as long as no outage is longer than [`AUTONOMY`].
+//! - No certificate expires while it is served, as long as no outage is longer than [`AUTONOMY`].
 //! - Every node comes to serve.
-//! - Private CA is never called above its quota for longer than [`JITTER_WINDOW`], in which a thousand throttled nodes
-//!   have drawn apart. What they meet first is the narrowest quota: each process reads the CA's certificate once.
-//! - Never more than a third of a cluster, rounded up, reloads in the same ten seconds by itself: one node of three. When
-//!   everybody is told to renew by hand, everybody does so at once; that share is shown, and nothing is promised of it.
-//! - No key is paid for twice, but where the answer was lost with the process that waited for it, and Private CA refused
-//!   each of [`REPEATS`] repeats and more until it had forgotten the token.
-//! - What a configuration names is whole at every start and reload (invariant 2), and no two servers of a cluster ever stop
-//!   trusting each other (invariant 5).
+//! - Calls of Private CA exceed a quota for [`JITTER_WINDOW`] at most: by then a thousand throttled nodes have drawn apart. The
+//!   first quota that nodes meet is the narrowest: each process reads the CA's certificate once.
+//! - At most a third of a cluster, rounded up, reloads by itself in the same ten seconds: one node of three. When an operator
+//!   tells all nodes to renew, all reload at once. That share is shown, and no promise is made of it.
+//! - No key is paid for twice, with one exception: the answer was lost with the process that waited for it, and Private CA
+//!   refused at least [`REPEATS`] repeats until it had forgotten the token.
+//! - A configuration names a complete set of files at every start and reload (invariant 2).
+//! - No two servers of a cluster ever stop trusting each other (invariant 5).
 //! - No state directory holds more than [`MOST_FILES`] files.
 
 mod cloud;
@@ -56,20 +57,20 @@ pub use node::VALIDITY;
 pub use report::{Figures, Report};
 pub use scenario::{AUTONOMY, ORDERED, Rush, Year};
 
-/// How long calls may arrive above the quota after everybody began at once. A thousand nodes that boot in one second have
-/// 50 seconds of the narrowest quota before them, and were seen above it for 65; three hundred for 14.
+/// How long calls may exceed a quota after all nodes began at once. A thousand nodes that boot in one second need the
+/// narrowest quota for 50 seconds, and exceeded it for 65. Three hundred nodes exceeded it for 14.
 pub const JITTER_WINDOW: Duration = Duration::from_secs(90);
-/// Files in a state directory: four generations of four, and a handful.
+/// The most files in a state directory: four generations of four files, and eight other files.
 pub const MOST_FILES: usize = 24;
-/// When every fleet begins.
+/// The time at which every run begins.
 const START: OffsetDateTime = datetime!(2027-01-01 00:00 UTC);
 /// Servers of a cluster in the year.
 const CLUSTER: usize = 5;
 
-/// Hears how far a run has come, a line at a time.
+/// Receives the progress of a run, one line at a time.
 pub type Tell = fn(&str);
 
-/// A year, or as many days, of as many nodes.
+/// Runs so many nodes for so many days.
 ///
 /// # Errors
 /// When there is no place for state directories.
@@ -91,7 +92,7 @@ pub fn year(nodes: usize, days: u32, interval: Duration, seed: u64, tell: Tell) 
     })
 }
 
-/// The hours when everybody acts at once, for clusters of these sizes.
+/// Runs clusters of these sizes through the hours in which all nodes act at once.
 ///
 /// # Errors
 /// When there is no place for state directories.
@@ -119,7 +120,7 @@ pub fn rush_clusters(nodes: usize) -> Vec<usize> {
     clusters
 }
 
-/// Sets up a world, has it live, and reads its books.
+/// Makes a world, lives through the scenario, and reports the figures.
 #[expect(clippy::disallowed_methods, reason = "how long a run takes is a figure of it")]
 fn run(
     scenario: &'static str,
@@ -140,7 +141,7 @@ fn run(
         let fleet = live(&world).await;
         if world.unserved() > 0 {
             world.begin_phase("end");
-            // What an outage held up comes with its end, after a pause of the length that failures have come to.
+            // Nodes that an outage held up come to serve after its end and the pause between two failures.
             world.cloud.plan(Vec::new());
             let given_up = world.clock.now() + world.interval() + Duration::from_mins(30);
             while world.unserved() > 0 && world.clock.now() < given_up {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use simulation::Report;
 
-/// Names the file that figures are gathered in, a line each: name, tab, value. `harness::soak` has it for the tests.
+/// Names the file to which figures are appended, one line each: name, tab, value. `harness::soak` reads the same variable.
 const FIGURES: &str = "NATS_TLS_AGENT_FIGURES";
 
 #[derive(Parser)]
@@ -34,7 +34,7 @@ struct Arguments {
     /// Nodes of the rush hour: three in a cluster, a third in clusters of five, the rest in clusters of a hundred
     #[arg(long, default_value_t = 300)]
     rush_nodes: usize,
-    /// The same seed is the same run; a random one by default
+    /// Seed of the run, random by default; the same seed gives the same run
     #[arg(long)]
     seed: Option<u64>,
 }
@@ -50,7 +50,7 @@ fn tell(progress: &str) {
     eprintln!("{progress}");
 }
 
-/// Appends all of a report's figures.
+/// Appends the figures of a report to a file.
 fn gather(report: &Report, file: &OsStr) -> std::io::Result<()> {
     let line = |(name, value): (String, String)| format!("simulation: {}: {name}\t{value}\n", report.scenario);
     let lines: String = report.rows().into_iter().map(line).collect();

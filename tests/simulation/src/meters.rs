@@ -1,4 +1,4 @@
-//! What is counted while a fleet lives.
+//! Counters of calls and reloads.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -6,19 +6,19 @@ use std::time::Duration;
 use aws_double::ServiceError;
 use time::OffsetDateTime;
 
-/// IssueCertificate calls a second
+/// The quota of IssueCertificate calls a second
 /// (<https://docs.aws.amazon.com/general/latest/gr/pca.html>).
 pub(crate) const ISSUE_QUOTA: u32 = 25;
-/// GetCertificate calls a second, from the same page.
+/// The quota of GetCertificate calls a second, from the same page.
 pub(crate) const GET_QUOTA: u32 = 75;
-/// GetCertificateAuthorityCertificate calls a second, from the same page.
+/// The quota of GetCertificateAuthorityCertificate calls a second, from the same page.
 pub(crate) const AUTHORITY_QUOTA: u32 = 20;
-/// Seconds above a quota that lie closer together than this belong to one time above it.
+/// Two seconds above a quota belong to the same episode where fewer seconds lie between them.
 const ONE_EPISODE: i64 = 60;
 /// The window in which reloads of one cluster are counted together.
 pub(crate) const RELOAD_WINDOW: Duration = Duration::from_secs(10);
 
-/// The calls of Private CA that arrived.
+/// The calls that arrived at Private CA.
 #[derive(Debug, Default)]
 pub(crate) struct Calls {
     pub(crate) throttled: u64,
@@ -68,9 +68,9 @@ struct Rate {
     worst_second: u32,
     minute: i64,
     in_minute: u32,
-    /// Calls that went through in a minute of the clock.
+    /// The most accepted calls in a minute of the clock.
     worst_minute: u32,
-    /// First and last second of the present time above the quota.
+    /// First and last second of the current episode above the quota.
     above: Option<(i64, i64)>,
     longest: i64,
 }
@@ -110,23 +110,23 @@ pub(crate) struct Reloads {
     worst: BTreeMap<String, Share>,
 }
 
-/// Some of a cluster.
+/// A part of a cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
-    /// So many nodes.
+    /// The nodes of the part.
     pub nodes: usize,
-    /// Of so many.
+    /// The nodes of the cluster.
     pub of: usize,
 }
 
 impl Share {
-    /// How many nodes have their turn together: a third, rounded up.
+    /// How many nodes have their turn at the same time: a third, rounded up.
     #[must_use]
     pub fn turn(self) -> usize {
         self.of.div_ceil(3)
     }
 
-    /// The one that is more of a turn: two of three are worse than two of five.
+    /// The larger of two shares, measured in turns: two of three are worse than two of five.
     pub(crate) fn worse(self, other: Self) -> Self {
         if other.nodes * self.turn().max(1) > self.nodes * other.turn().max(1) { other } else { self }
     }

@@ -1,4 +1,4 @@
-//! What a run comes to: its figures as a table, and the promises that were not kept.
+//! The result of a run: its figures as a table, and the broken promises.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use crate::scenario::ORDERED;
 use crate::world::World;
 use crate::{JITTER_WINDOW, MOST_FILES};
 
-/// A run's figures: the same for the same seed.
+/// The figures of a run, the same for the same seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Figures {
     /// Days of all nodes together.
@@ -24,50 +24,50 @@ pub struct Figures {
     pub server_restarts: u64,
     /// Instances replaced.
     pub replacements: u64,
-    /// CAs that took over from another.
+    /// CAs that took over from another CA.
     pub rollovers: u64,
-    /// Loads beside a peer whose anchor had been taken out of the bundle before the node was launched.
+    /// Loads beside a peer whose anchor left the bundle before the node was launched.
     pub came_too_late: u64,
     /// Certificates paid for.
     pub issued: usize,
-    /// Of these, for a key that one was paid for before, where the agent could have avoided it.
+    /// Second payments for a key that the agent could have avoided.
     pub paid_twice: usize,
-    /// And where it could not.
+    /// Second payments for a key that no agent could have avoided.
     pub paid_unavoidably: usize,
-    /// Certificates that took over from another in a running nats-server.
+    /// Certificates that replaced another certificate in a running nats-server.
     pub rotated: u64,
     /// Reloads.
     pub reloads: u64,
     /// Calls of Private CA that were throttled.
     pub throttled: u64,
-    /// The longest time above a quota.
+    /// The longest episode above a quota.
     pub above_quota: Duration,
     /// The most certificates issued in a minute.
     pub worst_minute: u32,
     /// The most IssueCertificate calls in a second.
     pub worst_second: u32,
-    /// The least that was left of a certificate when the next one was served.
+    /// The shortest time that a certificate had left when its successor was served.
     pub least_left: Option<Duration>,
-    /// The worst share of a cluster that reloaded in ten seconds, by what happened then.
+    /// The worst share of a cluster that reloaded in ten seconds, by phase.
     pub reloading: BTreeMap<String, Share>,
     /// The most files in a state directory.
     pub most_files: usize,
-    /// How often a promise was broken.
+    /// How many times a promise was broken.
     pub broken: u64,
 }
 
-/// A run.
+/// The report of a run.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Which scenario.
+    /// The scenario.
     pub scenario: &'static str,
-    /// What it began with.
+    /// The seed.
     pub seed: u64,
-    /// How long it took.
+    /// The real time that the run took.
     pub took: Duration,
-    /// Its figures.
+    /// The figures.
     pub figures: Figures,
-    /// The first promises that were not kept, in words.
+    /// The first broken promises, in words.
     pub broken: Vec<String>,
 }
 
@@ -124,7 +124,7 @@ impl Report {
         self.broken.is_empty()
     }
 
-    /// One line to quote.
+    /// The report in one line.
     #[must_use]
     pub fn summary(&self) -> String {
         let Figures { node_days, passes, issued, .. } = &self.figures;
@@ -137,7 +137,7 @@ impl Report {
         )
     }
 
-    /// Everything that there is to show: what it is, and how much.
+    /// Every figure with its name.
     #[must_use]
     pub fn rows(&self) -> Vec<(String, String)> {
         let figures = &self.figures;

@@ -1,4 +1,4 @@
-//! The short form of the simulation: the same code, a smaller fleet.
+//! The simulation with a small fleet.
 
 #![expect(clippy::print_stdout, reason = "a test, which tells what it tried")]
 
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use simulation::{Report, Share, rush_hour, year};
 
-/// Found by nobody, changed by nobody: a failure is printed with the seed that repeats it.
+/// An arbitrary seed. A failure prints the seed that repeats it.
 const SEED: u64 = 3;
 
 fn assert_kept(report: &Report) {
@@ -20,7 +20,7 @@ fn invariant_07_a_simulated_fleet_outlives_a_month_of_outages_crashes_replacemen
     assert_kept(&report);
     let figures = &report.figures;
     assert!(figures.node_days >= 10 * 25 && figures.rollovers >= 1 && figures.killed > 0, "{report}");
-    // Nobody renews much sooner than every four days, nor late.
+    // A node renews every four to five days.
     assert!(figures.issued >= 10 * 28 / 5 && figures.issued <= 10 * 28 / 3, "{report}");
 }
 
