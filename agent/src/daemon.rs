@@ -138,7 +138,7 @@ impl Daemon {
                 Awakened::Timer => {}
                 Awakened::Job(asked) => job = asked,
                 Awakened::HangUp => {
-                    self.systemd.reloading();
+                    Systemd::reloading();
                     self.read_again(&mut reconciler);
                 }
             }

@@ -233,7 +233,7 @@ impl Reconciler {
             Ok(()) => self.deployment.observe(self.newest.as_ref()).await,
             Err(error) => Err(error.into()),
         };
-        self.deployment.show(observed.err());
+        self.deployment.show(observed.err().as_ref());
         self.damaged.splice(0..0, because);
         self.status()
     }

@@ -347,13 +347,12 @@ impl TrustStatus {
 /// Why nats-server doesn't serve what is committed, if it doesn't.
 fn not_served(standing: &Standing, observed: &Observed) -> Option<Reason> {
     match (standing, &observed.presence) {
-        (Standing::Served(_), _) => None,
         (Standing::NotServed(mismatch), _) => Some(Reason::CommittedNotServed(mismatch.clone())),
         (Standing::NoServer { why }, _) | (Standing::NothingCommitted, Presence::Absent(why)) => {
             Some(Reason::ServerNotRunning { why: why.clone() })
         }
-        (Standing::NothingCommitted, _) => None,
         (Standing::Unseen, _) => Some(Reason::ServerNotLookedAt),
+        (Standing::Served(_) | Standing::NothingCommitted, _) => None,
     }
 }
 

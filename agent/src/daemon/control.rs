@@ -241,7 +241,8 @@ mod tests {
                 while let Some(Job { wanted, answers }) = job.recv().await {
                     assert!(wanted.renew);
                     let _gone = answers.send(Answer::Step(Step::Committed { generation: 7 }));
-                    let _gone = answers.send(Answer::Refused(Refusal::NoRequest { why: format!("{:?}", wanted.allow_loss) }));
+                    let _gone =
+                        answers.send(Answer::Refused(Refusal::NoRequest { why: format!("{:?}", wanted.allow_loss) }));
                 }
             });
             daemon

@@ -66,7 +66,7 @@ impl Systemd {
     }
 
     /// The configuration is read again. [`Systemd::reloaded`] ends it.
-    pub(crate) fn reloading(&self) {
+    pub(crate) fn reloading() {
         // systemd 253 and later want to know when.
         match NotifyState::monotonic_usec_now() {
             Ok(now) => notify(&[NotifyState::Reloading, now]),

@@ -204,7 +204,6 @@ impl Deployment {
         match outcome {
             // A change that waits for its turn has not been tried again.
             Ok(_) if self.turn.is_some() => {}
-            Ok(Standing::NotServed(_) | Standing::Unseen) => {}
             Ok(Standing::Served(_) | Standing::NoServer { .. } | Standing::NothingCommitted) => {
                 self.retry.succeed(now, now);
             }
@@ -213,13 +212,13 @@ impl Deployment {
                 self.retry.fail(now, retry_min, retry_max, error.into());
             }
             // What keeps a certificate or an answer away is counted where it is met.
-            Err(_) => {}
+            Ok(Standing::NotServed(_) | Standing::Unseen) | Err(_) => {}
         }
     }
 
     /// Shows a failed observation, without a failure counted.
-    pub(super) fn show(&mut self, failed: Option<DeployError>) {
-        self.retry.reason = failed.as_ref().map(Reason::from);
+    pub(super) fn show(&mut self, failed: Option<&DeployError>) {
+        self.retry.reason = failed.map(Reason::from);
     }
 
     /// Why the last deployment failed.

@@ -99,7 +99,7 @@ impl Loaded {
         let chain = Chain::from_pem(cert.as_bytes()).map_err(|error| error.to_string())?;
         let leaf = Leaf::parse(chain.leaf()).map_err(|error| error.to_string())?;
         let bundle = TrustBundle::parse(bundle.as_bytes(), "loaded", "1").map_err(|error| error.to_string())?;
-        Ok(Self { chain, leaf, bundle, text })
+        Ok(Self { text, leaf, chain, bundle })
     }
 }
 

@@ -17,10 +17,11 @@ use nats_tls_agent::node::Node as Identity;
 use nats_tls_agent::peers::PeerSource;
 use nats_tls_agent::peers::dial::Dial;
 use nats_tls_agent::progress::Progress;
-use nats_tls_agent::reconcile::deployment::{Apply, ApplyParts, Verdict};
+use nats_tls_agent::reconcile::commit_point::{CommitParts, CommitPoint};
 use nats_tls_agent::reconcile::{Parts, Pass, Reconciler, Wanted};
 use nats_tls_agent::schedule::earliest;
 use nats_tls_agent::server::Server;
+use nats_tls_agent::server::standing::Standing;
 use nats_tls_agent::state::generation::Generations;
 use nats_tls_agent::trust::TrustSource;
 use nats_tls_agent::x509::csr::KeyAlgorithm;
@@ -206,7 +207,7 @@ impl Life {
             peers: access() as Arc<dyn PeerSource>,
             dial: Arc::clone(world) as Arc<dyn Dial>,
             credential: None,
-            apply: Apply::new(ApplyParts {
+            commit_point: CommitPoint::new(CommitParts {
                 server: Arc::clone(&self.server) as Arc<dyn Server>,
                 nats: NatsConfig { config: self.directory.join("nats-server.conf"), ..NatsConfig::default() },
                 generations: Generations::of(&self.directory),
@@ -215,6 +216,7 @@ impl Life {
             clock: world.clock,
             renewal: RenewalConfig { retry_max: default.retry_max.max(interval / 6), ..default },
             interval,
+            second_selves: Vec::new(),
             allowed_losses: Vec::new(),
         })
     }
@@ -261,7 +263,7 @@ impl Life {
             // Every pass of an outage tries again; more deaths in such passes show nothing new.
             let renewal = &pass.status.renewal;
             is_due = renewal.next.is_some_and(|next| next <= pass.next) && renewal.attempts == 0;
-            if matches!(pass.outcome, Ok(Verdict::NoServer(_))) {
+            if matches!(pass.outcome, Ok(Standing::NoServer { .. })) {
                 // The unit of nats-server waits for a configuration.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 start(&self.server);
