@@ -1,4 +1,4 @@
-//! The commands, one file each, and what they share: how a person is answered.
+//! The commands, one file each. They ask and print, and decide little.
 
 pub mod doctor;
 pub mod render;
@@ -6,7 +6,6 @@ pub mod renew;
 pub mod run;
 pub mod status;
 
-use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use crate::config::ConfigError;
@@ -14,6 +13,7 @@ use crate::daemon::DaemonError;
 use crate::daemon::control::ControlError;
 use crate::daemon::protocol::Refusal;
 use crate::error::with_causes;
+use crate::output::{OutputError, abbreviated};
 use crate::reconcile::PassError;
 use crate::state::durable::FileError;
 use crate::state::lock::LockError;
@@ -49,15 +49,12 @@ pub enum CommandError {
     /// The daemon is of another version.
     #[error("the daemon answered something else than was asked; restart it, so that it is this version")]
     OtherAnswer,
-    /// Signals can't be received, or output can't be written.
-    #[error("could not {action}")]
-    System {
-        /// What was tried.
-        action: &'static str,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
+    /// The output can't be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// The runtime can't be started.
+    #[error("could not start the runtime")]
+    Runtime(#[source] std::io::Error),
 }
 
 impl CommandError {
@@ -83,114 +80,5 @@ impl CommandError {
     #[must_use]
     pub fn render(&self) -> String {
         abbreviated(&with_causes(self))
-    }
-}
-
-/// How many hexadecimal digits tell a person one digest from another.
-const DIGITS: usize = 12;
-
-/// The text with each whole SHA-256 digest (`sha256:…`) cut to its first digits.
-#[must_use]
-pub fn abbreviated(text: &str) -> String {
-    const MARK: &str = "sha256:";
-    let mut parts = text.split(MARK);
-    let mut short = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        short.push_str(MARK);
-        let digits = part.bytes().take_while(u8::is_ascii_hexdigit).count();
-        if digits == 64 {
-            short.push_str(&part[..DIGITS]);
-            short.push('…');
-            short.push_str(&part[digits..]);
-        } else {
-            short.push_str(part);
-        }
-    }
-    short
-}
-
-/// Writes to standard output. A reader that has gone is no error.
-pub fn print(text: &str) -> Result<(), CommandError> {
-    let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(CommandError::System { action: "write to standard output", source: error })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Writes a value as one JSON document.
-pub fn print_json<T: serde::Serialize>(value: &T) -> Result<(), CommandError> {
-    let mut text = serde_json::to_string_pretty(value)
-        .map_err(|error| CommandError::System { action: "write JSON", source: error.into() })?;
-    text.push('\n');
-    print(&text)
-}
-
-/// Colours, for a terminal that wants them (<https://no-color.org>).
-#[derive(Clone, Copy, Debug)]
-pub struct Paint(bool);
-
-impl Paint {
-    /// For standard output.
-    #[must_use]
-    pub fn stdout() -> Self {
-        Self::on(&std::io::stdout())
-    }
-
-    /// For standard error.
-    #[must_use]
-    pub fn stderr() -> Self {
-        Self::on(&std::io::stderr())
-    }
-
-    fn on(stream: &impl IsTerminal) -> Self {
-        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self(stream.is_terminal() && !refused)
-    }
-
-    /// Whether there are any.
-    #[must_use]
-    pub fn is_on(self) -> bool {
-        self.0
-    }
-
-    /// Good.
-    #[must_use]
-    pub fn green(self, text: &str) -> String {
-        self.paint("32", text)
-    }
-
-    /// Worth a look.
-    #[must_use]
-    pub fn yellow(self, text: &str) -> String {
-        self.paint("33", text)
-    }
-
-    /// Bad.
-    #[must_use]
-    pub fn red(self, text: &str) -> String {
-        self.paint("31", text)
-    }
-
-    fn paint(self, code: &str, text: &str) -> String {
-        if self.0 { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_whole_digest_is_cut_and_anything_else_stays() {
-        let [ours, theirs] = ["0123456789abcdef", "fedcba9876543210"].map(|digits| digits.repeat(4));
-        let text = format!("the loaded configuration is sha256:{theirs}, not sha256:{ours}");
-        let short = "the loaded configuration is sha256:fedcba987654…, not sha256:0123456789ab…";
-        assert_eq!(abbreviated(&text), short);
-        for stays in ["", "healthy", "sha256:", "sha256:0123456789ab…", &format!("sha256:{ours}0"), &ours] {
-            assert_eq!(abbreviated(stays), stays);
-        }
     }
 }

@@ -29,6 +29,7 @@ pub mod doubles;
 pub mod error;
 pub mod issue;
 pub mod node;
+pub mod output;
 pub mod peers;
 pub mod progress;
 pub mod reason;

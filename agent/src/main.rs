@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use nats_tls_agent::cli::{Cli, Command, JsonArg};
-use nats_tls_agent::commands::{self, CommandError, Paint, print};
+use nats_tls_agent::commands::{self, CommandError};
 use nats_tls_agent::config::Config;
+use nats_tls_agent::output::{OutputError, Paint, print};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(execute(cli)),
-        Err(source) => Err(CommandError::System { action: "start the runtime", source }),
+        Err(source) => Err(CommandError::Runtime(source)),
     };
     result.unwrap_or_else(|error| {
         let _closed = writeln!(std::io::stderr(), "{}: {}", Paint::stderr().red("error"), error.render());
@@ -86,7 +87,7 @@ fn print_manual(command: Option<&str>) -> Result<ExitCode, CommandError> {
     let mut text = Vec::new();
     let page = clap_mangen::Man::new(page).source(concat!("agent ", env!("CARGO_PKG_VERSION")));
     let rendered = page.render(&mut text);
-    rendered.map_err(|source| CommandError::System { action: "write the manual page", source })?;
+    rendered.map_err(OutputError)?;
     print(&String::from_utf8_lossy(&text))?;
     Ok(ExitCode::SUCCESS)
 }

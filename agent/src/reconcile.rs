@@ -7,6 +7,7 @@
 pub mod commit_point;
 mod deployment;
 mod issuing;
+mod pass;
 mod report;
 mod retry;
 mod sources;
@@ -15,34 +16,33 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use self::commit_point::{CommitPoint, DeployError};
+use self::commit_point::CommitPoint;
 use self::deployment::{Deployment, Order};
 use self::issuing::Issuing;
+pub use self::pass::{PassError, Wanted};
 use self::sources::{Seams, Sources};
 use crate::clock::Clock;
 use crate::conf::loss::Loss;
-use crate::conf::render::{RenderError, Rendered, Values, render};
+use crate::conf::render::{Rendered, Values, render};
 use crate::config::RenewalConfig;
 use crate::credential::{ClusterCredential, CredentialSource};
 use crate::error::with_causes;
-use crate::issue::journal::JournalError;
 use crate::issue::{Issuance, Issued, ObtainError};
 use crate::node::Node;
 use crate::peers::PeerSource;
 use crate::peers::dial::Dial;
 use crate::progress::{Progress, Step};
-use crate::reason::{Code, Reason};
+use crate::reason::Reason;
 use crate::server::process::ProcessError;
 use crate::server::standing::{Mismatch, Standing};
 use crate::server::{Presence, ServerError};
 use crate::state::durable::FileError;
-use crate::state::generation::{Generation, GenerationError, TlsFiles};
+use crate::state::generation::{Generation, TlsFiles};
 use crate::state::last_good::LastGoodFile;
 use crate::status::{LeafStatus, Status};
-use crate::trust::{RejectedChain, TrustSource};
+use crate::trust::TrustSource;
 
 /// The seams, and what is known of the node.
 pub struct Parts {
@@ -70,71 +70,6 @@ pub struct Parts {
     pub second_selves: Vec<String>,
     /// Losses that the command line allows for as long as this process lives.
     pub allowed_losses: Vec<Loss>,
-}
-
-/// What a pass is asked for beyond the ordinary.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
-pub struct Wanted {
-    /// A new certificate, whether or not one is due.
-    pub renew: bool,
-    /// Losses that are meant, by their names.
-    #[serde(default)]
-    pub allow_loss: Vec<Loss>,
-}
-
-/// Why a pass ended before its end.
-#[derive(Debug, thiserror::Error)]
-pub enum PassError {
-    /// No certificate.
-    #[error(transparent)]
-    Obtain(#[from] ObtainError),
-    /// The certificate that came isn't accepted.
-    #[error("the issued certificate is not accepted")]
-    Rejected(#[from] RejectedChain),
-    /// The journal.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// A file.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// A generation.
-    #[error(transparent)]
-    Generation(#[from] GenerationError),
-    /// The template.
-    #[error(transparent)]
-    Render(#[from] RenderError),
-    /// The configuration isn't in force.
-    #[error(transparent)]
-    Deploy(#[from] DeployError),
-    /// An earlier failure, or something that is missing, is waited for.
-    #[error("{0}")]
-    Waits(Reason),
-}
-
-impl PassError {
-    /// Whether the way from a generation to a server that serves it failed. That way is tried again at its own pace, and
-    /// never leads to an issuance.
-    fn is_of_deployment(&self) -> bool {
-        matches!(self, Self::Journal(_) | Self::File(_) | Self::Generation(_) | Self::Render(_) | Self::Deploy(_))
-    }
-}
-
-impl From<&PassError> for Reason {
-    fn from(error: &PassError) -> Self {
-        let code = match error {
-            PassError::Waits(reason) => return reason.clone(),
-            PassError::Obtain(error) => return error.into(),
-            PassError::Journal(error) => return error.into(),
-            PassError::File(error) => return error.into(),
-            PassError::Generation(error) => return error.into(),
-            PassError::Deploy(error) => return error.into(),
-            PassError::Rejected(_) => Code::CertificateRejected,
-            PassError::Render(RenderError::Unreadable(_)) => Code::ConfigurationUnreadable,
-            PassError::Render(RenderError::Credential(_)) => Code::CredentialInvalid,
-            PassError::Render(_) => Code::TemplateUnusable,
-        };
-        Self::failed(code, error)
-    }
 }
 
 /// What a pass leaves behind.

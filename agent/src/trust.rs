@@ -7,7 +7,7 @@
 //!
 //! Here the issuer's answer is checked once. Only a [`VerifiedChain`] becomes a new generation.
 
-mod bundle;
+pub(crate) mod bundle;
 pub mod sources;
 mod verify;
 
@@ -19,15 +19,9 @@ use async_trait::async_trait;
 use crate::error::RemoteError;
 
 pub use bundle::TrustBundle;
-pub(crate) use bundle::{Anchor, BundleError};
+pub(crate) use bundle::{BundleError, MAX_BUNDLE};
 pub(crate) use verify::RejectedChain;
 pub use verify::{Refusal, VerifiedChain};
-
-/// The largest bundle, in bytes of PEM. Secrets Manager's own limit is 65,536 bytes; a file may be larger.
-pub(crate) const MAX_BUNDLE: usize = 1024 * 1024;
-
-/// The most anchors in a bundle. nats-server tries every anchor at each handshake.
-pub(crate) const MAX_ANCHORS: usize = 200;
 
 /// The longest wait for a source's answer.
 pub(crate) const FETCH_TIMEOUT: Duration = Duration::from_secs(30);

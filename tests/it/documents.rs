@@ -9,6 +9,7 @@ use nats_tls_agent::cli::Cli;
 use nats_tls_agent::conf::loss::Loss;
 use nats_tls_agent::config::Config;
 use nats_tls_agent::daemon::metrics;
+use nats_tls_agent::reason::Code;
 use nats_tls_agent::status::Status;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -456,6 +457,25 @@ fn numbers_of(test: &str) -> Vec<&str> {
         .take_while(|part| *part == "and" || part.bytes().all(|b| b.is_ascii_digit()))
         .filter(|part| *part != "and")
         .collect()
+}
+
+/// The names in the backticks of the runbook's headings that are written as a code is.
+fn codes_in_headings(runbook: &str) -> BTreeSet<&str> {
+    let headings = runbook.lines().filter(|line| line.starts_with("### "));
+    let quotes = headings.flat_map(|heading| heading.split('`').skip(1).step_by(2));
+    let is_code =
+        |quote: &&str| quote.contains('_') && quote.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    quotes.filter(is_code).collect()
+}
+
+#[test]
+fn the_runbooks_headings_carry_every_code_of_a_reason_and_no_other() {
+    let runbook = read("docs/runbook.md");
+    let codes: BTreeSet<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
+    let found = codes_in_headings(&runbook);
+    let missing: Vec<_> = codes.difference(&found).collect();
+    let unknown: Vec<_> = found.difference(&codes).collect();
+    assert!(missing.is_empty() && unknown.is_empty(), "no heading has {missing:?}; no reason has {unknown:?}");
 }
 
 /// A heading or a table's first cell in the runbook quotes a message: what stands between its gaps is in the sources.

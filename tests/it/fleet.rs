@@ -404,7 +404,7 @@ async fn says(member: &FleetNode, list: &str, parts: &[&str], state: &str) -> Va
     eventually(&format!("{}: {list} with {parts:?}", member.node.name), SOON, async || {
         let status = member.node.agent.status().await.map_err(|failure| failure.chain())?;
         let lines = status[list].as_array().into_iter().flatten();
-        let mut lines = lines.filter_map(Value::as_str);
+        let mut lines = lines.filter_map(|line| line["text"].as_str());
         let said = lines.any(|line| parts.iter().all(|part| line.contains(part)));
         if said && status["state"] == state { Ok(status) } else { Err(format!("{} {}", status["state"], status[list])) }
     })

@@ -43,7 +43,7 @@ async fn a_daemon_that_waits_for_instance_metadata_says_so_and_goes_on_with_the_
     let node = &cluster.nodes[0];
     // Until the daemon listens, the reason begins with that.
     let is_told = |status: &Value| match &status["reasons"].as_array().unwrap()[..] {
-        [Value::String(reason)] => reason.starts_with("asked instance metadata"),
+        [reason] => reason["code"] == "metadata_unavailable",
         _ => false,
     };
     let status = eventually("the reason", GIVEN_UP_WITHIN, async || match node.agent.status().await {

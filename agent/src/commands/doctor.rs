@@ -12,7 +12,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
-use super::{CommandError, Paint, abbreviated, print, print_json};
+use super::CommandError;
 use crate::clock::{Clock, rfc3339};
 use crate::conf::listeners::Listeners;
 use crate::conf::render::Rendered;
@@ -21,6 +21,7 @@ use crate::daemon::control::{ControlError, ask};
 use crate::daemon::protocol::{Answer, Request};
 use crate::error::{RemoteErrorKind, with_causes};
 use crate::node::Node;
+use crate::output::{Paint, abbreviated, print, print_json};
 use crate::peers::{Peer, PeerSet, Sighting};
 use crate::reason::Reason;
 use crate::reconcile::commit_point::CommitPoint;

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use similar::TextDiff;
 
-use super::{CommandError, Paint, print};
+use super::CommandError;
 use crate::conf::render::Rendered;
 use crate::config::Config;
+use crate::output::{Paint, print};
 use crate::reconcile::Reconciler;
 use crate::wiring::wire;
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{CommandError, Paint, abbreviated, print, print_json};
+use super::CommandError;
 use crate::clock::rfc3339;
 use crate::conf::loss::Loss;
 use crate::config::Config;
@@ -16,6 +16,7 @@ use crate::daemon::control::{ControlError, ask};
 use crate::daemon::protocol::{Answer, RenewalResult, Renewed, RenewedLeaf, Request};
 use crate::daemon::renewal;
 use crate::error::with_causes;
+use crate::output::{Paint, abbreviated, print, print_json};
 use crate::progress::{Progress, Step};
 use crate::reconcile::{Reconciler, Wanted};
 use crate::state::lock::Lock;

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 
 use time::OffsetDateTime;
 
-use super::{CommandError, DIGITS, Paint, abbreviated, print, print_json};
+use super::CommandError;
 use crate::clock::{Clock, rfc3339};
 use crate::config::Config;
 use crate::daemon::control::{ControlError, ask};
 use crate::daemon::protocol::{Answer, Request};
+use crate::output::{DIGITS, Paint, abbreviated, print, print_json};
 use crate::reason::Reason;
 use crate::reconcile::Reconciler;
 use crate::status::{PeerStatus, Route, ServedLeaf, State, Status};

@@ -5,8 +5,8 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::commit_point::{CommitPoint, DeployError, Desired, Observation};
+use super::pass::{PassError, Wanted};
 use super::retry::Retry;
-use super::{PassError, Wanted};
 use crate::clock::Clock;
 use crate::conf::loss::Loss;
 use crate::conf::render::Rendered;

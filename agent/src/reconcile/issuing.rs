@@ -2,7 +2,7 @@
 
 use time::OffsetDateTime;
 
-use super::PassError;
+use super::pass::PassError;
 use super::retry::Retry;
 use crate::clock::Clock;
 use crate::config::RenewalConfig;

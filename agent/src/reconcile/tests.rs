@@ -24,13 +24,13 @@ use crate::issue::local::Local;
 use crate::issue::{IssuedChain, Issuer};
 use crate::peers::dial::Network;
 use crate::peers::{Peer, Sighting};
-use crate::reconcile::commit_point::CommitParts;
+use crate::reconcile::commit_point::{CommitParts, DeployError};
 use crate::schedule::earliest;
 use crate::server::{Server, ServerError};
 use crate::state::durable::fault::{Fault, plan};
 use crate::state::generation::Generations;
 use crate::status::State;
-use crate::trust::{TrustBundle, TrustError};
+use crate::trust::{RejectedChain, TrustBundle, TrustError};
 use crate::x509::csr::KeyAlgorithm;
 use crate::x509::san::Sans;
 

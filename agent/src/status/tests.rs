@@ -11,7 +11,7 @@ use crate::reason::Code;
 use crate::server::monitor::{RouteConnection, Varz};
 use crate::server::standing::{Evidence, Mismatch};
 use crate::state::generation::TlsFiles;
-use crate::trust::Anchor;
+use crate::trust::bundle::Anchor;
 use crate::x509::chain::{Chain, StoredChain};
 use crate::x509::leaf::Leaf;
 use crate::x509::san::Sans;

@@ -5,10 +5,15 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::error::X509Error;
 use x509_parser::extensions::ParsedExtension;
 
-use super::{MAX_ANCHORS, MAX_BUNDLE};
 use crate::digest::sha256_hex;
 use crate::x509::der;
 use crate::x509::pem::{self, PemError};
+
+/// The largest bundle, in bytes of PEM. Secrets Manager's own limit is 65,536 bytes; a file may be larger.
+pub(crate) const MAX_BUNDLE: usize = 1024 * 1024;
+
+/// The most anchors in a bundle. nats-server tries every anchor at each handshake.
+pub(crate) const MAX_ANCHORS: usize = 200;
 
 /// The content of nats-server's `ca_file`.
 #[derive(Clone, Debug, PartialEq, Eq)]

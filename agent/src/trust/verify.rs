@@ -9,7 +9,7 @@ use webpki::{EndEntityCert, KeyUsage, RequiredEkuNotFoundContext, VerifiedPath};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ExtendedKeyUsage;
 
-use super::{Anchor, TrustBundle};
+use super::bundle::{Anchor, TrustBundle};
 use crate::clock::rfc3339;
 use crate::issue::IssuedChain;
 use crate::x509::chain::{Chain, ChainError, MAX_CERTIFICATES, StoredChain, StoredChainError};

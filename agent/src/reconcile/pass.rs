@@ -1,0 +1,78 @@
+//! What a pass is asked for, and why it ended before its end.
+
+use serde::{Deserialize, Serialize};
+
+use super::commit_point::DeployError;
+use crate::conf::loss::Loss;
+use crate::conf::render::RenderError;
+use crate::issue::ObtainError;
+use crate::issue::journal::JournalError;
+use crate::reason::{Code, Reason};
+use crate::state::durable::FileError;
+use crate::state::generation::GenerationError;
+use crate::trust::RejectedChain;
+
+/// What a pass is asked for beyond the ordinary.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub struct Wanted {
+    /// A new certificate, whether or not one is due.
+    pub renew: bool,
+    /// Losses that are meant, by their names.
+    #[serde(default)]
+    pub allow_loss: Vec<Loss>,
+}
+
+/// Why a pass ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    /// No certificate.
+    #[error(transparent)]
+    Obtain(#[from] ObtainError),
+    /// The certificate that came isn't accepted.
+    #[error("the issued certificate is not accepted")]
+    Rejected(#[from] RejectedChain),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A generation.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    /// The template.
+    #[error(transparent)]
+    Render(#[from] RenderError),
+    /// The configuration isn't in force.
+    #[error(transparent)]
+    Deploy(#[from] DeployError),
+    /// An earlier failure, or something that is missing, is waited for.
+    #[error("{0}")]
+    Waits(Reason),
+}
+
+impl PassError {
+    /// Whether the way from a generation to a server that serves it failed. That way is tried again at its own pace, and
+    /// never leads to an issuance.
+    pub(super) fn is_of_deployment(&self) -> bool {
+        matches!(self, Self::Journal(_) | Self::File(_) | Self::Generation(_) | Self::Render(_) | Self::Deploy(_))
+    }
+}
+
+impl From<&PassError> for Reason {
+    fn from(error: &PassError) -> Self {
+        let code = match error {
+            PassError::Waits(reason) => return reason.clone(),
+            PassError::Obtain(error) => return error.into(),
+            PassError::Journal(error) => return error.into(),
+            PassError::File(error) => return error.into(),
+            PassError::Generation(error) => return error.into(),
+            PassError::Deploy(error) => return error.into(),
+            PassError::Rejected(_) => Code::CertificateRejected,
+            PassError::Render(RenderError::Unreadable(_)) => Code::ConfigurationUnreadable,
+            PassError::Render(RenderError::Credential(_)) => Code::CredentialInvalid,
+            PassError::Render(_) => Code::TemplateUnusable,
+        };
+        Self::failed(code, error)
+    }
+}
