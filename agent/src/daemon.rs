@@ -6,7 +6,7 @@
 pub mod control;
 pub mod metrics;
 pub mod protocol;
-pub mod renewal;
+pub(crate) mod renewal;
 pub(crate) mod systemd;
 
 use std::path::PathBuf;

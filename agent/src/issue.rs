@@ -9,7 +9,7 @@
 
 pub mod acm_pca;
 pub mod journal;
-pub mod local;
+pub(crate) mod local;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -39,5 +39,5 @@ pub mod server;
 pub mod state;
 pub mod status;
 pub mod trust;
-pub mod wiring;
+pub(crate) mod wiring;
 pub mod x509;

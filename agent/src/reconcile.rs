@@ -199,7 +199,7 @@ impl Reconciler {
         self.issuing.retry.heed_step_back(now);
         self.deployment.heed_step_back(now);
         self.read_newest()?;
-        if wanted.renew {
+        if wanted.renew && self.newest.is_none() {
             self.refuse_foreign_server().await?;
         }
         let is_committed = |newest: &Generation| self.deployment.commit_point.names(newest.chain.leaf());
@@ -228,7 +228,8 @@ impl Reconciler {
         refused.map_or(Ok(standing), Err)
     }
 
-    /// Nobody pays for a certificate that nats-server could not be told to load.
+    /// Nobody pays for a first certificate that nats-server could not be told to load. Later certificates are kept, and
+    /// deployed once the right nats-server is found.
     async fn refuse_foreign_server(&mut self) -> Result<(), PassError> {
         match self.deployment.commit_point.find_server() {
             Ok(_) => return Ok(()),

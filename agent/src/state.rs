@@ -1,6 +1,6 @@
 //! The state directory: what lies in it, and how it is written.
 
-pub mod durable;
+pub(crate) mod durable;
 pub mod generation;
 pub(crate) mod last_good;
-pub mod lock;
+pub(crate) mod lock;

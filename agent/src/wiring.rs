@@ -58,7 +58,7 @@ impl WiringError {
 }
 
 /// Works out who this node is, and puts the real thing behind each seam. Calls no AWS API but instance metadata.
-pub async fn wire(config: &Config, allowed_losses: Vec<Loss>) -> Result<Parts, WiringError> {
+pub(crate) async fn wire(config: &Config, allowed_losses: Vec<Loss>) -> Result<Parts, WiringError> {
     // The SDK's set-up makes futures of many kilobytes, which every caller's would contain.
     let node = Box::pin(identify(&config.node, needs(config))).await?;
     Ok(wire_around(node, config, allowed_losses, Purpose::Run).await)
@@ -74,7 +74,7 @@ pub(crate) async fn wire_to_look(config: &Config) -> Result<Parts, WiringError> 
 /// doesn't say who this is.
 ///
 /// [`Reconciler::inspect`]: crate::reconcile::Reconciler::inspect
-pub async fn wire_to_inspect(config: &Config) -> Parts {
+pub(crate) async fn wire_to_inspect(config: &Config) -> Parts {
     // What can't be read is what the inspection itself will name.
     let newest = Generations::of(&config.state_directory).newest().ok().and_then(|(newest, _)| newest);
     let certified = newest.map(|newest| newest.chain.leaf().sans.clone()).unwrap_or_default();
@@ -157,7 +157,7 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
 
 /// nats-server and the commit point: what there is of a node without knowing which it is.
 #[must_use]
-pub fn commit_point(config: &Config) -> CommitPoint {
+pub(crate) fn commit_point(config: &Config) -> CommitPoint {
     CommitPoint::new(CommitParts {
         server: Arc::new(NatsServer::new(&config.nats)),
         nats: config.nats.clone(),

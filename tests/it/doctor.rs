@@ -80,7 +80,7 @@ async fn doctor_changes_nothing_where_nothing_is_made_yet() {
 }
 
 /// A nats-server without TLS on the ports of the node, started by hand with `-c config`.
-async fn start_by_hand(node: &Node, config: &Path) -> NatsServer {
+pub(crate) async fn start_by_hand(node: &Node, config: &Path) -> NatsServer {
     let text = format!(
         "listen: \"{}\"\nhttp: \"{}\"\npid_file: \"{}\"\ncluster {{ name: loopback, listen: \"{}\" }}\n",
         node.client(),

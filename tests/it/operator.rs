@@ -7,6 +7,7 @@ use harness::{eventually, tools};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::doctor::start_by_hand;
 use crate::{AGENT, metric};
 
 /// Instance metadata is asked several times before it is given up.
@@ -153,4 +154,60 @@ async fn a_renewal_that_could_not_be_deployed_says_that_its_certificate_is_kept(
     set(node.agent.config(), "nats.template", &format!("{:?}", template.display().to_string())).unwrap();
     let failed = node.agent.run(&["renew"], SOON).await.unwrap();
     assert!(failed.code == Some(1) && failed.stderr.contains("is kept as generation 2"), "{failed:?}");
+}
+
+/// No daemon has looked at nats-server, so each command looks. A certificate that this server could not be told to load is
+/// not paid for.
+#[tokio::test]
+async fn status_and_renew_look_at_a_server_that_was_started_by_hand_before_the_first_certificate() {
+    let cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    cluster.configure().unwrap();
+    let node = &cluster.nodes[0];
+    let codes = |status: &Value| {
+        let reasons = status["reasons"].as_array().unwrap().iter();
+        reasons.map(|reason| reason["code"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+
+    let absent = node.agent.run(&["status", "--json"], SOON).await.unwrap().json().unwrap();
+    assert_eq!(codes(&absent), ["agent_not_running", "no_certificate", "server_not_running"], "{absent}");
+
+    let server = start_by_hand(node, &cluster.directory().join("other.conf")).await;
+    let status = node.agent.run(&["status", "--json"], SOON).await.unwrap().json().unwrap();
+    assert_eq!(codes(&status), ["agent_not_running", "no_certificate", "committed_not_served"], "{status}");
+    let expected = format!("-c {}", node.nats_config().display());
+    assert!(status["reasons"][2]["text"].as_str().unwrap().contains(&expected), "{status}");
+
+    let refused = node.agent.run(&["renew", "--json"], SOON).await.unwrap();
+    let told = refused.json().unwrap();
+    assert_eq!((refused.code, &told["code"]), (Some(1), &"server_foreign".into()), "{refused:?}");
+    assert!(told["error"].as_str().unwrap().contains(&expected), "{told}");
+    assert!(!node.state_directory().join("generations").exists());
+    let issued = std::fs::read_dir(cluster.cluster.ca_directory().join("issued"));
+    assert_eq!(issued.map_or(0, Iterator::count), 0);
+
+    // A server without a pid file shows itself on its port.
+    std::fs::remove_file(node.pid_file()).unwrap();
+    let refused = node.agent.run(&["renew", "--json"], SOON).await.unwrap();
+    let told = refused.json().unwrap();
+    assert_eq!((refused.code, &told["code"]), (Some(1), &"committed_not_served".into()), "{refused:?}");
+    drop(server);
+}
+
+#[tokio::test]
+async fn a_static_peer_that_is_this_node_under_another_port_is_a_warning() {
+    let cluster = Nodes::start(AGENT, tools::NATS_SERVER, 1).await.unwrap();
+    let node = &cluster.nodes[0];
+    let warned = |status: &Value| {
+        let warnings = status["warnings"].as_array().unwrap().iter();
+        warnings.filter(|warning| warning["code"] == "peer_is_this_node").count()
+    };
+    assert_eq!(warned(&node.healthy(SOON).await.unwrap()), 0);
+    let second = format!("{}:1", node.address);
+    set(node.agent.config(), "discovery.peers", &format!("[\"{}\", \"{second}\"]", node.route())).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
+    let status = eventually("the warning", SOON, async || {
+        let status = node.agent.status().await.map_err(|failure| failure.chain())?;
+        if warned(&status) == 1 && status["state"] == "healthy" { Ok(status) } else { Err(status.to_string()) }
+    });
+    assert!(status.await.unwrap()["warnings"].to_string().contains(&second));
 }

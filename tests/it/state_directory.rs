@@ -147,7 +147,13 @@ async fn garbage_in_any_file_of_the_state_is_told_or_replaced_and_a_renewal_make
             // The committed file and the loaded copy beside it may be one file, and then both are garbled.
             std::fs::write(&path, garbage).unwrap();
             node.agent.start().unwrap();
-            let status = status_with(node, |status| !at(status, "served.client.sha256").is_empty()).await;
+            // Until the first pass is done, the command itself looks at what is served.
+            let is_daemons = |status: &Value| {
+                let mut reasons = status["reasons"].as_array().into_iter().flatten();
+                !reasons.any(|reason| ["agent_not_running", "first_pass_under_way"].contains(&at(reason, "code")))
+            };
+            let is_served = |status: &Value| !at(status, "served.client.sha256").is_empty();
+            let status = status_with(node, |status| is_served(status) && is_daemons(status)).await;
             let issued = paid(&cluster);
             let node = &mut cluster.nodes[0];
             node.agent.check_running().unwrap();

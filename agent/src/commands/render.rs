@@ -10,11 +10,11 @@ use crate::conf::render::Rendered;
 use crate::config::Config;
 use crate::output::{Paint, print};
 use crate::reconcile::Reconciler;
-use crate::wiring::wire;
+use crate::wiring::wire_to_look;
 
 /// Prints the configuration, or how it differs from the committed one. No password is shown.
 pub async fn render(config: &Config, diff: bool) -> Result<ExitCode, CommandError> {
-    let mut reconciler = Reconciler::new(wire(config, Vec::new()).await?);
+    let mut reconciler = Reconciler::new(wire_to_look(config).await?);
     let (committed, desired) = reconciler.desired().await?;
     let hide = |rendered: &Rendered| rendered.shown(reconciler.credential());
     let same = committed.as_ref() == Some(&desired);

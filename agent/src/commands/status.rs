@@ -14,7 +14,7 @@ use crate::output::{DIGITS, Paint, abbreviated, print, print_json};
 use crate::reason::Reason;
 use crate::reconcile::Reconciler;
 use crate::status::{PeerStatus, Route, ServedLeaf, State, Status};
-use crate::wiring::{wire, wire_to_inspect};
+use crate::wiring::{wire_to_inspect, wire_to_look};
 
 /// Asks the daemon; where none runs, or it doesn't know yet, looks at what is on the disk and served, and says so.
 pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
@@ -38,7 +38,7 @@ pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandErro
 
 /// The status without the daemon's word; `because` is why there is none.
 async fn inspect(config: &Config, because: Reason) -> Result<Status, CommandError> {
-    match wire(config, Vec::new()).await {
+    match wire_to_look(config).await {
         Err(error) if error.may_pass() => {
             let mut reconciler = Reconciler::new(wire_to_inspect(config).await);
             Ok(reconciler.inspect(vec![because, Reason::from(&error)]).await)

@@ -10,7 +10,7 @@ use crate::server::standing::Standing;
 use crate::status::Status;
 
 /// Makes one pass with a new certificate. `before` is the status of the pass before, if there was a pass.
-pub async fn renew(
+pub(crate) async fn renew(
     reconciler: &mut Reconciler,
     before: Option<&Status>,
     wanted: Wanted,
