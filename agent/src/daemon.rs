@@ -24,7 +24,7 @@ use crate::conf::loss::Loss;
 use crate::config::{Config, RenewalConfig};
 use crate::progress::Progress;
 use crate::reason::{Reason, Told};
-use crate::reconcile::{Pass, Reconciler, Wanted};
+use crate::reconcile::{Pass, PassRequest, Reconciler};
 use crate::schedule::backoff;
 use crate::state::lock::{Lock, LockError};
 use crate::status::{State, Status};
@@ -122,7 +122,7 @@ impl Daemon {
             let before = self.status.borrow().clone();
             let pass = match job.take() {
                 Some(job) => serve(&mut reconciler, before.as_ref(), job).await,
-                None => reconciler.pass(&Wanted::default(), &Progress::default()).await,
+                None => reconciler.pass(&PassRequest::default(), &Progress::default()).await,
             };
             log(before.as_ref(), &pass.status);
             let (next, clock) = (pass.next, reconciler.clock());

@@ -156,7 +156,7 @@ pub struct Issuance {
 }
 
 impl Issuance {
-    /// Resumes the issuance under way, or begins an issuance. The caller calls `settle` when the certificate is safe in a
+    /// Resumes the issuance under way, or begins an issuance. The caller calls `forget` when the certificate is safe in a
     /// generation, or when it can never be.
     pub(crate) async fn obtain(&self, node: &Node, progress: &Progress) -> Result<Issued, ObtainError> {
         let mut entries = self.journal.load()?;
@@ -193,7 +193,7 @@ impl Issuance {
     }
 
     /// Forgets the issuance under way: its certificate is in a generation, or is unusable.
-    pub(crate) fn settle(&self) -> Result<(), JournalError> {
+    pub(crate) fn forget(&self) -> Result<(), JournalError> {
         let mut entries = self.journal.load()?;
         entries.pending = None;
         self.journal.store(&entries)
@@ -212,7 +212,7 @@ impl Issuance {
 
     /// Forgets the issuance under way, once its wrong certificate has been collected again for [`GIVE_UP_AFTER`].
     pub(crate) fn give_up(&self) -> Result<(), JournalError> {
-        if self.is_tried_enough(&self.journal.load()?) { self.settle() } else { Ok(()) }
+        if self.is_tried_enough(&self.journal.load()?) { self.forget() } else { Ok(()) }
     }
 
     fn is_tried_enough(&self, entries: &Entries) -> bool {
@@ -220,7 +220,7 @@ impl Issuance {
         entries.pending.as_ref().is_none_or(|pending| !is_within(GIVE_UP_AFTER, pending.begun, now))
     }
 
-    /// Whether an issuance is under way: begun and not settled.
+    /// Whether an issuance is under way: begun and not forgotten.
     #[must_use]
     pub(crate) fn is_under_way(&self) -> bool {
         self.journal.load().is_ok_and(|entries| entries.pending.is_some())

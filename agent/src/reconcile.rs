@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 use self::commit_point::CommitPoint;
 use self::deployment::{Deployment, Order};
 use self::issuing::Issuing;
-pub use self::pass::{PassError, Wanted};
+pub use self::pass::{PassError, PassRequest};
 use self::sources::{Seams, Sources};
 use crate::clock::Clock;
 use crate::conf::loss::Loss;
@@ -129,7 +129,7 @@ impl Reconciler {
     }
 
     /// One pass. Its failure is in the outcome and in the status; what was in force before stays in force.
-    pub async fn pass(&mut self, wanted: &Wanted, progress: &Progress) -> Pass {
+    pub async fn pass(&mut self, wanted: &PassRequest, progress: &Progress) -> Pass {
         let outcome = self.reconcile(wanted, progress).await;
         self.deployment.note_outcome(&outcome);
         let now = self.clock.now();
@@ -189,11 +189,11 @@ impl Reconciler {
         let generations = &self.deployment.commit_point.parts().generations;
         let (newest, _) = generations.newest()?;
         let files = newest.map_or_else(|| generations.files(1), |generation| generation.files);
-        self.sources.look(&self.node).await;
+        self.sources.preview(&self.node).await;
         Ok((self.deployment.commit_point.committed()?, self.render(files)?))
     }
 
-    async fn reconcile(&mut self, wanted: &Wanted, progress: &Progress) -> Result<Standing, PassError> {
+    async fn reconcile(&mut self, wanted: &PassRequest, progress: &Progress) -> Result<Standing, PassError> {
         let now = self.clock.now();
         self.sources.heed_step_back(now);
         self.issuing.retry.heed_step_back(now);
@@ -279,7 +279,7 @@ impl Reconciler {
         Ok(refused)
     }
 
-    async fn deploy(&mut self, wanted: &Wanted, progress: &Progress) -> Result<Standing, PassError> {
+    async fn deploy(&mut self, wanted: &PassRequest, progress: &Progress) -> Result<Standing, PassError> {
         let Some(generation) = &self.newest else {
             return Err(PassError::Waits(Reason::NoCertificate));
         };

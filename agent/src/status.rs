@@ -150,13 +150,13 @@ pub struct PeerStatus {
     /// Its lifecycle state.
     pub state: String,
     /// Whether there is a route to it.
-    pub route: Route,
+    pub route: RouteState,
 }
 
 /// Whether there is a route to a peer.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
-pub enum Route {
+pub enum RouteState {
     /// There is; of this node itself: its nats-server runs.
     Up,
     /// There is none.
@@ -165,7 +165,7 @@ pub enum Route {
     Unknown,
 }
 
-impl std::fmt::Display for Route {
+impl std::fmt::Display for RouteState {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str(match self {
             Self::Up => "up",
@@ -266,7 +266,7 @@ impl Status {
         }
         let peers = routes(&findings);
         let mut others = peers.iter().filter(|peer| !findings.node.is_own(peer)).peekable();
-        if is_there && others.peek().is_some() && others.all(|peer| peer.route == Route::Down) {
+        if is_there && others.peek().is_some() && others.all(|peer| peer.route == RouteState::Down) {
             warnings.push(Reason::NoRoute);
         }
         let served = |port: &Result<Served, String>| {
@@ -401,11 +401,11 @@ fn routes(findings: &Findings) -> Vec<PeerStatus> {
     let uncertain = remotes.iter().flatten().filter(|(name, from)| could_be_any(name, from)).count();
 
     let route = |peer: &Peer| match (&remotes, &observed.presence) {
-        (_, Presence::Running(_)) if is_self(peer) => Route::Up,
-        _ if is_self(peer) => Route::Down,
-        (Some(_), _) if is_seen(peer) || uncertain >= unseen => Route::Up,
-        (Some(_), _) if uncertain == 0 => Route::Down,
-        _ => Route::Unknown,
+        (_, Presence::Running(_)) if is_self(peer) => RouteState::Up,
+        _ if is_self(peer) => RouteState::Down,
+        (Some(_), _) if is_seen(peer) || uncertain >= unseen => RouteState::Up,
+        (Some(_), _) if uncertain == 0 => RouteState::Down,
+        _ => RouteState::Unknown,
     };
     let statuses = peers().map(|peer| PeerStatus {
         id: peer.id.clone(),

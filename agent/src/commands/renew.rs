@@ -18,7 +18,7 @@ use crate::daemon::renewal;
 use crate::error::with_causes;
 use crate::output::{Paint, abbreviated, print, print_json};
 use crate::progress::{Progress, Step};
-use crate::reconcile::{Reconciler, Wanted};
+use crate::reconcile::{PassRequest, Reconciler};
 use crate::state::lock::Lock;
 use crate::wiring::wire;
 
@@ -61,7 +61,7 @@ async fn renew_alone(config: &Config, allow_loss: Vec<Loss>, steps: &mut StepPri
     let _lock = Lock::take(&config.state_directory)?;
     let mut reconciler = Reconciler::new(wire(config, Vec::new()).await?);
     let (sender, mut receiver) = mpsc::unbounded_channel();
-    let wanted = Wanted { renew: true, allow_loss };
+    let wanted = PassRequest { renew: true, allow_loss };
     let renewing = renewal::renew(&mut reconciler, None, wanted, Progress::to(sender));
     tokio::pin!(renewing);
     loop {

@@ -13,7 +13,7 @@ use crate::daemon::protocol::{Answer, Request};
 use crate::output::{DIGITS, Paint, abbreviated, print, print_json};
 use crate::reason::Reason;
 use crate::reconcile::Reconciler;
-use crate::status::{PeerStatus, Route, ServedLeaf, State, Status};
+use crate::status::{PeerStatus, RouteState, ServedLeaf, State, Status};
 use crate::wiring::{wire_to_inspect, wire_to_look};
 
 /// Asks the daemon; where none runs, or it doesn't know yet, looks at what is on the disk and served, and says so.
@@ -101,9 +101,9 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
     for peer in &status.peers {
         let route = if status.node.is_own(peer) { "self".to_owned() } else { peer.route.to_string() };
         let route = match peer.route {
-            Route::Up => paint.green(&route),
-            Route::Down => paint.red(&route),
-            Route::Unknown => route,
+            RouteState::Up => paint.green(&route),
+            RouteState::Down => paint.red(&route),
+            RouteState::Unknown => route,
         };
         line("peer", &format!("{:<width$}  {}  {route}", name(peer), peer.state));
     }
@@ -174,9 +174,9 @@ mod tests {
             leaf: Some(leaf),
             trust: None,
             peers: vec![
-                peer("10.0.1.1:6222", "10.0.1.1:6222", Route::Up),
-                peer("n2:6222", "10.0.1.2:6222", Route::Down),
-                peer("other:6222", "10.0.1.3:6222", Route::Unknown),
+                peer("10.0.1.1:6222", "10.0.1.1:6222", RouteState::Up),
+                peer("n2:6222", "10.0.1.2:6222", RouteState::Down),
+                peer("other:6222", "10.0.1.3:6222", RouteState::Unknown),
             ],
             renewal: RenewalStatus::default(),
             nats: NatsStatus { pid: Some(4711), version: Some("2.15.1".into()), config_digest: None },

@@ -70,7 +70,7 @@ pub struct ClusterValues {
     /// Route listener, `host:port`.
     pub listen: String,
     /// The routes, sorted by address, including this node's own route.
-    pub routes: Vec<Route>,
+    pub routes: Vec<RouteUrl>,
     /// The credential that routes must present.
     pub credential: Option<ClusterCredential>,
 }
@@ -82,9 +82,9 @@ pub struct ClusterValues {
 /// comes up (tried on 2.10.26, 2.12.8 and 2.15.1).
 #[derive(Clone, Serialize, PartialEq, Eq)]
 #[serde(transparent)]
-pub struct Route(Zeroizing<String>);
+pub struct RouteUrl(Zeroizing<String>);
 
-impl Route {
+impl RouteUrl {
     fn new(address: SocketAddr, credential: Option<&ClusterCredential>) -> Self {
         let Some(credential) = credential else { return Self(Zeroizing::new(route(address))) };
         let username = percent_encoded(&credential.username);
@@ -99,10 +99,10 @@ impl Route {
     }
 }
 
-impl std::fmt::Debug for Route {
+impl std::fmt::Debug for RouteUrl {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let address = self.0.rsplit(['@', '/']).next().unwrap_or_default();
-        write!(formatter, "Route({address})")
+        write!(formatter, "RouteUrl({address})")
     }
 }
 
@@ -143,7 +143,7 @@ impl Values {
             cluster: ClusterValues {
                 name: cluster_name.to_owned(),
                 listen: nats.cluster_listen.to_string(),
-                routes: addresses.into_iter().map(|address| Route::new(address, credential.as_ref())).collect(),
+                routes: addresses.into_iter().map(|address| RouteUrl::new(address, credential.as_ref())).collect(),
                 credential,
             },
             jetstream: match &nats.jetstream {
@@ -166,7 +166,7 @@ impl Values {
     fn without_credential(&self) -> Self {
         let password = Zeroizing::new("password".to_owned());
         let credential = Some(ClusterCredential { username: "username".to_owned(), password });
-        let routes = vec![Route(Zeroizing::new("nats-route://…".to_owned())); self.cluster.routes.len()];
+        let routes = vec![RouteUrl(Zeroizing::new("nats-route://…".to_owned())); self.cluster.routes.len()];
         Self { cluster: ClusterValues { routes, credential, ..self.cluster.clone() }, ..self.clone() }
     }
 
@@ -713,7 +713,7 @@ mod tests {
         for known in [&THREE[..], &["10.0.1.7:6222", "10.0.0.9:6222"]] {
             let values =
                 Values::new(&NatsConfig::default(), &node("10.0.1.5"), "prod", &peers(known), tls(), None).unwrap();
-            assert_eq!(values.cluster.routes.iter().map(Route::url).collect::<Vec<_>>(), expected);
+            assert_eq!(values.cluster.routes.iter().map(RouteUrl::url).collect::<Vec<_>>(), expected);
         }
     }
 
@@ -888,7 +888,7 @@ mod tests {
             values.jetstream.as_mut().unwrap().store_dir = PathBuf::from(&path);
             values.cluster.credential = Some(credential(&username, &password));
             let address = "10.0.1.5:6222".parse().unwrap();
-            values.cluster.routes = vec![Route::new(address, values.cluster.credential.as_ref())];
+            values.cluster.routes = vec![RouteUrl::new(address, values.cluster.credential.as_ref())];
 
             let file = Path::new("/var/lib/nats-tls-agent/nats-server.conf");
             let expected = parse(render(None, &plain).unwrap().text(), file).unwrap();

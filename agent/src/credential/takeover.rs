@@ -13,7 +13,7 @@ use super::{ClusterCredential, CredentialVersion};
 
 /// Which version of a secret is in force, and when the next one takes over.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Succession<'a> {
+pub(crate) struct Takeover<'a> {
     /// The credential in force. On a node without a credential the oldest version is in force, as on the nodes that ran
     /// before.
     pub(crate) in_force: Option<&'a ClusterCredential>,
@@ -21,7 +21,7 @@ pub(crate) struct Succession<'a> {
     pub(crate) next: Option<OffsetDateTime>,
 }
 
-impl<'a> Succession<'a> {
+impl<'a> Takeover<'a> {
     /// `versions` stand oldest first. `held` is the credential that was in force last: no older version comes back after
     /// it, whatever the clock says. A version takes over `notice` after it was made.
     #[must_use]
@@ -91,17 +91,13 @@ mod tests {
             (&[], Some(1), 1, None),
         ] {
             let (versions, held) = (versions(made), held.map(credential));
-            let succession = Succession::of(&versions, held.as_ref(), NOTICE, NOW);
-            assert_eq!(succession.in_force, Some(&credential(in_force)), "{made:?} {held:?}");
-            assert_eq!(
-                succession.next,
-                next.map(|minutes| NOW + time::Duration::minutes(minutes)),
-                "{made:?} {held:?}"
-            );
+            let takeover = Takeover::of(&versions, held.as_ref(), NOTICE, NOW);
+            assert_eq!(takeover.in_force, Some(&credential(in_force)), "{made:?} {held:?}");
+            assert_eq!(takeover.next, next.map(|minutes| NOW + time::Duration::minutes(minutes)), "{made:?} {held:?}");
         }
-        assert_eq!(Succession::of(&[], None, NOTICE, NOW), Succession { in_force: None, next: None });
+        assert_eq!(Takeover::of(&[], None, NOTICE, NOW), Takeover { in_force: None, next: None });
         let never = CredentialVersion { credential: credential(2), created: datetime!(9999-12-31 23:59 UTC) };
-        assert!(Succession::of(&[never], Some(&credential(1)), NOTICE, NOW).next.is_some());
+        assert!(Takeover::of(&[never], Some(&credential(1)), NOTICE, NOW).next.is_some());
     }
 
     proptest! {
@@ -128,7 +124,7 @@ mod tests {
                     if second >= *next {
                         (*versions, *next) = (seen(second), second + pauses.next().copied().unwrap_or(1));
                     }
-                    *held = Succession::of(versions, held.as_ref(), NOTICE, at(second)).in_force.cloned();
+                    *held = Takeover::of(versions, held.as_ref(), NOTICE, at(second)).in_force.cloned();
                     in_force.extend(held.as_ref().map(|held: &ClusterCredential| held.password.to_string()));
                 }
                 prop_assert_eq!(in_force.len(), 1, "at second {}: {:?}", second, in_force);

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::protocol::{ASKERS, Answer, Refusal, Request};
 use crate::progress::Step;
-use crate::reconcile::Wanted;
+use crate::reconcile::PassRequest;
 use crate::state::durable::{self, FileError};
 use crate::status::Status;
 
@@ -34,7 +34,7 @@ const STATUS_WITHIN: Duration = Duration::from_secs(10);
 /// What the daemon's loop receives of a `renew`.
 pub struct Job {
     /// What is wanted.
-    pub wanted: Wanted,
+    pub wanted: PassRequest,
     /// Where the answers go.
     pub answers: mpsc::UnboundedSender<Answer>,
 }
@@ -169,7 +169,7 @@ async fn converse(
         }
         Ok(Request::Renew { allow_loss }) => {
             let (answers, mut answered) = mpsc::unbounded_channel();
-            if jobs.send(Job { wanted: Wanted { renew: true, allow_loss }, answers }).await.is_err() {
+            if jobs.send(Job { wanted: PassRequest { renew: true, allow_loss }, answers }).await.is_err() {
                 return answer(&mut stream, &Answer::Refused(Refusal::Stopping)).await;
             }
             while let Some(line) = answered.recv().await {

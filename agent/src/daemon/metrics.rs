@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-use crate::status::{Route, State, Status};
+use crate::status::{RouteState, State, Status};
 
 const MAX_CLIENTS: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -117,7 +117,7 @@ fn registry(status: &Status) -> Registry {
     let by_state = [State::Healthy, State::Degraded, State::Failing]
         .map(|state| (state.to_string(), (status.state == state).into()));
     family("state", "1 for the state that the node is in", "state", by_state.into());
-    let by_route = [Route::Up, Route::Down, Route::Unknown].map(|route| {
+    let by_route = [RouteState::Up, RouteState::Down, RouteState::Unknown].map(|route| {
         let count = status.peers.iter().filter(|peer| peer.route == route).count();
         (route.to_string(), i64::try_from(count).unwrap_or(i64::MAX))
     });
@@ -180,7 +180,7 @@ mod tests {
                 source: "issuer".into(),
                 version: "1".into(),
             }),
-            peers: vec![peer(Route::Up), peer(Route::Up), peer(Route::Unknown)],
+            peers: vec![peer(RouteState::Up), peer(RouteState::Up), peer(RouteState::Unknown)],
             renewal: RenewalStatus { next: Some(datetime!(1970-01-01 00:00:03 UTC)), attempts: 0, last_error: None },
             ..first_pass()
         }

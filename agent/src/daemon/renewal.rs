@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::protocol::{Refusal, RenewalResult, Renewed, RenewedLeaf};
 use crate::progress::Progress;
 use crate::reason::{Code, Reason, Told};
-use crate::reconcile::{Pass, Reconciler, Wanted};
+use crate::reconcile::{Pass, PassRequest, Reconciler};
 use crate::server::standing::Standing;
 use crate::status::Status;
 
@@ -13,7 +13,7 @@ use crate::status::Status;
 pub(crate) async fn renew(
     reconciler: &mut Reconciler,
     before: Option<&Status>,
-    wanted: Wanted,
+    wanted: PassRequest,
     progress: Progress,
 ) -> (Pass, Result<Renewed, Refusal>) {
     let started = Instant::now();

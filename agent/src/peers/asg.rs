@@ -108,7 +108,7 @@ impl Asg {
             let reason = format!("there is no group {group:?}");
             return Err(RemoteError::new(RemoteErrorKind::Absent, DESCRIBE, reason, remedy));
         }
-        // One member above the limit suffices for `settle` to refuse the sighting. The rest would cost look-ups.
+        // One member above the limit suffices for `PeerSet::after` to refuse the sighting. The rest would cost look-ups.
         members.truncate(MAX_PEERS + 1);
         Ok(members)
     }
@@ -117,12 +117,12 @@ impl Asg {
 #[async_trait]
 impl PeerSource for Asg {
     async fn sight(&self) -> Result<Sighting, RemoteError> {
-        in_time(self.look()).await
+        in_time(self.sighting()).await
     }
 }
 
 impl Asg {
-    async fn look(&self) -> Result<Sighting, RemoteError> {
+    async fn sighting(&self) -> Result<Sighting, RemoteError> {
         let group = self.group.get_or_try_init(|| self.find_group()).await?;
         let members = self.members(group).await?;
         let ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::commit_point::{CommitPoint, DeployError, Desired, Observation};
-use super::pass::{PassError, Wanted};
+use super::pass::{PassError, PassRequest};
 use super::retry::Retry;
 use crate::clock::Clock;
 use crate::conf::loss::Loss;
@@ -37,7 +37,7 @@ pub(super) struct Order<'a> {
     /// The configuration, or why there is none.
     pub(super) rendered: Result<Rendered, PassError>,
     /// What somebody asked for.
-    pub(super) wanted: &'a Wanted,
+    pub(super) wanted: &'a PassRequest,
     /// Losses that the command line of the daemon allows.
     pub(super) allowed_losses: &'a [Loss],
     /// This node's place in the order of peers.
@@ -129,7 +129,7 @@ impl Deployment {
         }
         if !is_committed || self.seen.standing.is_not_served() {
             // The turn is skipped once: a failure is tried again at its own pace.
-            let is_ordinary = *wanted == Wanted::default() && !std::mem::take(&mut self.skips_turn);
+            let is_ordinary = *wanted == PassRequest::default() && !std::mem::take(&mut self.skips_turn);
             if is_ordinary && self.waits_for_turn(now, rank) {
                 return Ok(self.seen.standing.clone());
             }
@@ -166,12 +166,12 @@ impl Deployment {
         &mut self,
         error: PassError,
         generation: &Generation,
-        wanted: &Wanted,
+        wanted: &PassRequest,
         progress: &Progress,
     ) -> PassError {
         let reason = Reason::from(&error);
         let is_told = self.retry.reason.as_ref().is_some_and(|told| told.code() == reason.code());
-        if *wanted == Wanted::default() && is_told && self.clock.now() < self.retry.next {
+        if *wanted == PassRequest::default() && is_told && self.clock.now() < self.retry.next {
             self.retry.reason = Some(reason.clone());
             return PassError::Waits(reason);
         }

@@ -111,7 +111,7 @@ impl Issuing {
     ///
     /// An issuer that returns leaves that are due at once is asked again after a tenth of the validity.
     pub(super) fn note_written(&mut self) -> Result<(), PassError> {
-        self.issuance.settle()?;
+        self.issuance.forget()?;
         let now = self.clock.now();
         self.retry.succeed(now, now + self.issuance.validity / 10);
         Ok(())

@@ -14,7 +14,7 @@ use crate::trust::RejectedChain;
 
 /// What a pass is asked for beyond the ordinary.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
-pub struct Wanted {
+pub struct PassRequest {
     /// A new certificate, whether or not one is due.
     pub renew: bool,
     /// Losses that are meant, by their names.

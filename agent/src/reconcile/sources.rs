@@ -11,7 +11,7 @@ use super::retry::Retry;
 use crate::aws::secret::SecretError;
 use crate::clock::Clock;
 use crate::config::RenewalConfig;
-use crate::credential::takeover::Succession;
+use crate::credential::takeover::Takeover;
 use crate::credential::{ClusterCredential, CredentialSource, CredentialVersion};
 use crate::error::RemoteError;
 use crate::node::Node;
@@ -202,7 +202,7 @@ impl Sources {
     }
 
     /// Asks discovery and the credential's source, and remembers nothing.
-    pub(super) async fn look(&mut self, node: &Node) {
+    pub(super) async fn preview(&mut self, node: &Node) {
         let notice = self.notice();
         let (sighting, credential) = tokio::join!(self.peers.source.sight(), async {
             Some(self.credential.as_ref()?.source.fetch(self.clock.now() - notice).await)
@@ -294,16 +294,16 @@ impl Sources {
         if let Some(versions) = polled.note(fetched, now, Reason::credential) {
             polled.last_good.versions = versions;
         }
-        let in_force = self.succession(now).and_then(|succession| succession.in_force.cloned());
+        let in_force = self.takeover(now).and_then(|takeover| takeover.in_force.cloned());
         let Some(polled) = &mut self.credential else { return false };
         let has_taken_over = polled.last_good.in_force.is_some() && in_force != polled.last_good.in_force;
         polled.last_good.in_force = in_force;
         has_taken_over
     }
 
-    fn succession(&self, now: OffsetDateTime) -> Option<Succession<'_>> {
+    fn takeover(&self, now: OffsetDateTime) -> Option<Takeover<'_>> {
         let KnownCredential { in_force, versions } = &self.credential.as_ref()?.last_good;
-        Some(Succession::of(versions, in_force.as_ref(), self.notice(), now))
+        Some(Takeover::of(versions, in_force.as_ref(), self.notice(), now))
     }
 
     /// How long after a credential's version was made the credential takes over.
@@ -378,9 +378,9 @@ impl Sources {
         if !self.kept_anchors.is_empty() {
             warnings.push(Reason::AnchorsKept { subjects: self.kept_anchors.clone() });
         }
-        match self.succession(now) {
+        match self.takeover(now) {
             None => warnings.push(Reason::CredentialMissing),
-            Some(succession) => warnings.extend(succession.next.map(|at| Reason::CredentialTakesOver { at })),
+            Some(takeover) => warnings.extend(takeover.next.map(|at| Reason::CredentialTakesOver { at })),
         }
         warnings
     }
@@ -388,11 +388,11 @@ impl Sources {
     /// When the sources are worth another question.
     pub(super) fn times(&self, now: OffsetDateTime) -> Vec<OffsetDateTime> {
         let mut times = vec![self.peers.retry.next, self.trust.retry.next];
-        if let (Some(polled), Some(succession)) = (&self.credential, self.succession(now)) {
+        if let (Some(polled), Some(takeover)) = (&self.credential, self.takeover(now)) {
             times.push(polled.retry.next);
             // A credential whose time came after the last look takes over in the next pass.
-            let is_over = succession.in_force != polled.last_good.in_force.as_ref();
-            times.extend(succession.next.into_iter().chain(is_over.then_some(now)));
+            let is_over = takeover.in_force != polled.last_good.in_force.as_ref();
+            times.extend(takeover.next.into_iter().chain(is_over.then_some(now)));
         }
         times
     }

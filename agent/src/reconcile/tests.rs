@@ -183,10 +183,10 @@ impl Bench {
     /// A node after its first boot: committed, server started, certificate seen served.
     async fn serving(&self) -> Reconciler {
         let mut agent = self.agent();
-        let pass = agent.pass(&Wanted::default(), &Progress::default()).await;
+        let pass = agent.pass(&PassRequest::default(), &Progress::default()).await;
         assert!(matches!(pass.outcome, Ok(Standing::NoServer { .. })), "{:?}", pass.outcome);
         self.server.start();
-        let pass = agent.pass(&Wanted::default(), &Progress::default()).await;
+        let pass = agent.pass(&PassRequest::default(), &Progress::default()).await;
         assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
         agent
     }
@@ -194,7 +194,7 @@ impl Bench {
     /// Makes passes as the daemon does, until `until`, and returns the last pass.
     async fn live(&self, agent: &mut Reconciler, until: OffsetDateTime) -> Pass {
         loop {
-            let pass = agent.pass(&Wanted::default(), &Progress::default()).await;
+            let pass = agent.pass(&PassRequest::default(), &Progress::default()).await;
             if pass.next >= until {
                 self.clock.sleep_until(until).await;
                 return pass;
@@ -236,11 +236,11 @@ fn warns(status: &Status, text: &str) -> bool {
 }
 
 async fn pass(agent: &mut Reconciler) -> Pass {
-    agent.pass(&Wanted::default(), &Progress::default()).await
+    agent.pass(&PassRequest::default(), &Progress::default()).await
 }
 
 async fn renew(agent: &mut Reconciler) -> Pass {
-    agent.pass(&Wanted { renew: true, ..Wanted::default() }, &Progress::default()).await
+    agent.pass(&PassRequest { renew: true, ..PassRequest::default() }, &Progress::default()).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -666,13 +666,13 @@ async fn a_change_that_everyone_sees_waits_for_this_nodes_turn_and_a_renewal_tha
 
 /// Runs a renewal with a fault at the given point of the disk. Returns `None` where the renewal has fewer points.
 async fn renew_with(agent: Reconciler, points: u32, fault: Fault) -> Option<Result<(Reconciler, Pass), ()>> {
-    pass_with(agent, Wanted { renew: true, ..Wanted::default() }, points, fault).await
+    pass_with(agent, PassRequest { renew: true, ..PassRequest::default() }, points, fault).await
 }
 
 /// Runs any pass with a fault at the given point of the disk.
 async fn pass_with(
     agent: Reconciler,
-    wanted: Wanted,
+    wanted: PassRequest,
     points: u32,
     fault: Fault,
 ) -> Option<Result<(Reconciler, Pass), ()>> {

@@ -294,7 +294,7 @@ fn what_is_served_is_told_unless_no_server_runs() {
 /// What nats-server says of its routes, and what follows for each peer but ourselves.
 #[test]
 fn each_peer_has_the_route_that_nats_server_shows() {
-    use Route::{Down, Unknown, Up};
+    use RouteState::{Down, Unknown, Up};
     let of_addresses = [("10.0.1.2:6222", "10.0.1.2:6222"), ("10.0.1.3:6222", "10.0.1.3:6222")];
     let of_instances = [("i-2", "10.0.1.2:6222"), ("i-3", "10.0.1.3:6222")];
     let cases = [
@@ -353,9 +353,9 @@ fn each_peer_has_the_route_that_nats_server_shows() {
 #[test]
 fn our_own_row_is_up_while_our_server_runs() {
     for (presence, route) in [
-        (Presence::Running(1), Route::Up),
-        (Presence::Absent("it is gone".into()), Route::Down),
-        (Presence::Foreign("it runs sleep".into()), Route::Down),
+        (Presence::Running(1), RouteState::Up),
+        (Presence::Absent("it is gone".into()), RouteState::Down),
+        (Presence::Foreign("it runs sleep".into()), RouteState::Down),
     ] {
         let mut findings = healthy();
         findings.observed.presence = presence;

@@ -18,7 +18,7 @@ use nats_tls_agent::peers::PeerSource;
 use nats_tls_agent::peers::dial::Dial;
 use nats_tls_agent::progress::Progress;
 use nats_tls_agent::reconcile::commit_point::{CommitParts, CommitPoint};
-use nats_tls_agent::reconcile::{Parts, Pass, Reconciler, Wanted};
+use nats_tls_agent::reconcile::{Parts, Pass, PassRequest, Reconciler};
 use nats_tls_agent::schedule::earliest;
 use nats_tls_agent::server::Server;
 use nats_tls_agent::server::standing::Standing;
@@ -255,11 +255,11 @@ impl Life {
         let mut agent = self.agent();
         let clock = self.world.clock;
         let restart = next(&mut self.rng, clock.now(), self.disturbances.agent_restart);
-        let mut wanted = Wanted::default();
+        let mut wanted = PassRequest::default();
         let mut is_due = true;
         loop {
             let Some(pass) = self.pass(&mut agent, &wanted, is_due).await else { return };
-            wanted = Wanted::default();
+            wanted = PassRequest::default();
             // Every pass of an outage tries again; more deaths in such passes show nothing new.
             let renewal = &pass.status.renewal;
             is_due = renewal.next.is_some_and(|next| next <= pass.next) && renewal.attempts == 0;
@@ -284,7 +284,7 @@ impl Life {
     }
 
     /// One pass; nothing where the pass was killed at an await, as by `SIGKILL`.
-    async fn pass(&mut self, agent: &mut Reconciler, wanted: &Wanted, is_due: bool) -> Option<Pass> {
+    async fn pass(&mut self, agent: &mut Reconciler, wanted: &PassRequest, is_due: bool) -> Option<Pass> {
         self.world.count(|counts| counts.passes += 1);
         let share = self.disturbances.killed * if is_due { 10.0 } else { 1.0 };
         let progress = Progress::default();

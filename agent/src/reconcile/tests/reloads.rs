@@ -104,7 +104,7 @@ impl Change {
         let mut bench = Bench::new().await;
         bench.serving().await;
         (self.begin)(&mut bench, more);
-        let wanted = Wanted { renew: self.renew, ..Wanted::default() };
+        let wanted = PassRequest { renew: self.renew, ..PassRequest::default() };
         let ended = pass_with(bench.agent(), wanted, points, fault).await?;
         assert_whole(&bench);
         (self.heal)(&bench);
