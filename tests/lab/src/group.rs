@@ -148,7 +148,12 @@ async fn watch(instance: &Instance, ids: &BTreeSet<String>) -> Result<Timeline, 
     });
     seen.await?;
     timeline.read(&instance.journal(FIELDS).await?);
-    Ok(timeline)
+    // Every first boot has a reason, at least that nats-server doesn't run yet.
+    if timeline.has_code() {
+        Ok(timeline)
+    } else {
+        Err(Failure::new(format!("no entry in the journal of {} has NATS_TLS_AGENT_CODE", instance.id)))
+    }
 }
 
 async fn look(

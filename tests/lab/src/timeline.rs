@@ -5,7 +5,7 @@ use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 
 /// The fields that are read from the journal.
-pub(crate) const FIELDS: &str = "MESSAGE,SYSLOG_IDENTIFIER,_PID,NATS_TLS_AGENT_STEP";
+pub(crate) const FIELDS: &str = "MESSAGE,SYSLOG_IDENTIFIER,_PID,NATS_TLS_AGENT_STEP,NATS_TLS_AGENT_CODE";
 
 /// The times of the steps, as far as they are known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,8 @@ struct Logged {
     certificate: Option<OffsetDateTime>,
     /// The agent has put nats-server's configuration in place.
     committed: Option<OffsetDateTime>,
+    /// The first entry with the code of a reason or of a warning.
+    coded: Option<OffsetDateTime>,
 }
 
 impl Timeline {
@@ -45,9 +47,14 @@ impl Timeline {
         }
     }
 
+    /// Whether an entry has the code of a reason or of a warning in a field of its own.
+    pub(crate) fn has_code(&self) -> bool {
+        self.logged.coded.is_some()
+    }
+
     /// Seconds since the machine was switched on. A dash means that the step wasn't seen.
     fn cells(&self, booted: OffsetDateTime) -> [String; 8] {
-        let Logged { boot, user_data, package, certificate, committed } = self.logged;
+        let Logged { boot, user_data, package, certificate, committed, coded: _ } = self.logged;
         let all = [boot, user_data, package, certificate, committed, self.confirmed, self.meshed, self.healthy];
         all.map(|at| at.map_or_else(|| "-".to_owned(), |at| seconds(at - booted)))
     }
@@ -62,6 +69,9 @@ impl Logged {
             "issued" => return Some(&mut self.certificate),
             "committed" => return Some(&mut self.committed),
             _ => {}
+        }
+        if !text("NATS_TLS_AGENT_CODE").is_empty() {
+            return Some(&mut self.coded);
         }
         if text("_PID") == "1" {
             Some(&mut self.boot)
@@ -136,6 +146,10 @@ mod tests {
             "no JSON\n".to_owned(),
         ];
         let mut timeline = Timeline::default();
+        assert!(!timeline.has_code());
+        let warning = r#""_PID": "120", "MESSAGE": "routes need", "NATS_TLS_AGENT_CODE": "credential_missing""#;
+        timeline.read(&line(7_050, warning));
+        assert!(timeline.has_code());
         timeline.read(&journal.concat());
         let start = OffsetDateTime::from_unix_timestamp(START).unwrap();
         timeline.meshed = Some(start + Duration::milliseconds(8_250));
