@@ -1,8 +1,9 @@
 //! AWS Private CA.
 //!
-//! IssueCertificate returns before the certificate exists, and GetCertificate answers `RequestInProgressException` until
-//! then (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>). A certificate whose ARN is
-//! lost was paid for and can't be found again. So the caller journals what [`AcmPca::request`] returns before it collects.
+//! IssueCertificate returns before the certificate exists. GetCertificate answers `RequestInProgressException` until
+//! the certificate exists (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>). A
+//! certificate whose ARN is lost was paid for and can't be found again. So the caller journals what [`AcmPca::request`]
+//! returns before it collects.
 
 use std::time::Duration;
 
@@ -59,7 +60,8 @@ pub struct AcmPca {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum UsageMode {
     ShortLived,
-    /// General-purpose, or unknown because the role may not ask: IssueCertificate itself then refuses what is too long.
+    /// The mode is general-purpose, or unknown because the role may not ask. In that case IssueCertificate itself
+    /// refuses a validity that is too long.
     NoLimitKnown,
 }
 

@@ -128,7 +128,7 @@ impl Journal {
 }
 
 impl Pending {
-    /// A pending issuance of which the issuer was asked nothing yet.
+    /// A pending issuance that was not requested from the issuer yet.
     #[must_use]
     pub fn of(csr: Csr, begun: OffsetDateTime) -> Self {
         let (issuer, signing_algorithm, dated, unheard, valid_from, handle) = (None, None, None, None, None, None);
@@ -245,7 +245,7 @@ mod tests {
             (NOW - hour, None, false),
             (NOW - 100 * hour, Some(NOW - hour / 2), true),
             (NOW - 100 * hour, Some(NOW - 2 * hour), false),
-            // A nonsensical time delays nothing for ever, and the addition accepts any time.
+            // A nonsensical time must not delay the issuance for ever, and the addition accepts any time.
             (NOW - 100 * hour, Some(NOW + hour), false),
             (NOW - 100 * hour, Some(ends), false),
             (ends, Some(ends), true),

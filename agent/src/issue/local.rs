@@ -69,7 +69,7 @@ impl Local {
         Self { directory, clock, missing: Missing::Make }
     }
 
-    /// The same CA for a command that changes nothing. It reads what is there, makes no CA and signs nothing.
+    /// The same CA for a command that changes nothing. It reads an existing CA, makes no CA and signs nothing.
     #[must_use]
     pub(crate) fn read_only(self) -> Self {
         Self { missing: Missing::Report, ..self }
@@ -158,7 +158,7 @@ impl Local {
     /// The CA as it is on the disk, or `None` where it is not complete yet. Needs no lock.
     fn existing(&self, now: OffsetDateTime) -> Result<Option<Authority>, RemoteError> {
         let (key_file, certificate_file) = (self.key_file(), self.certificate_file());
-        // The key is written first, so a certificate without a key is damage and no crash.
+        // The key is written first, so a crash never leaves a certificate without a key. This state is damage.
         let Some(pem) = self.read(&certificate_file)? else { return Ok(None) };
         let key = self.read(&key_file)?.ok_or_else(|| self.unusable(&key_file, None))?;
         let key = KeyPair::from_pem(&key).map_err(|error| self.unusable(&key_file, Some(error.into())))?;
