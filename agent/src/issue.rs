@@ -57,7 +57,7 @@ pub trait Issuer: Send + Sync {
     fn name(&self) -> String;
 
     /// Checks that the issuer can do what it will be asked for, and returns the signature algorithm of its requests. The
-    /// journal keeps the algorithm, so that a repeated request takes one call alone.
+    /// journal keeps the algorithm, so that a repeated request takes a single call.
     async fn prepare(&self, validity: Duration) -> Result<String, RemoteError>;
 
     /// Requests a certificate. The answer names the certificate, which may not exist yet.
@@ -143,7 +143,7 @@ pub enum ObtainError {
 pub struct Issuance {
     /// The CA that signs.
     pub issuer: Arc<dyn Issuer>,
-    /// The issuance under way, and the issuances of the last day.
+    /// The issuance under way, and the times of the issuances in the last day.
     pub journal: Journal,
     /// The source of the time.
     pub clock: Clock,

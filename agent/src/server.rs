@@ -190,8 +190,8 @@ pub trait Server: Send + Sync {
 
     /// Observes the running server. Handshakes present `chain`; without a chain they present no certificate.
     ///
-    /// The method never fails: a part that can't be observed holds the reason. The ports are probed again only once the
-    /// handshakes of `last` are no longer valid.
+    /// The method never fails: a part that can't be observed holds the reason. While the
+    /// handshakes of `last` are valid, the ports are not probed again.
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed;
 
     /// Tells the running server to read its configuration again, and returns the pid.

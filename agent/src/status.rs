@@ -395,7 +395,7 @@ fn routes(findings: &Findings) -> Vec<PeerStatus> {
 
     let ids: BTreeSet<&str> = peers().map(|peer| peer.id.as_str()).collect();
     let ips: BTreeSet<IpAddr> = peers().map(|peer| peer.address.ip()).collect();
-    // A remote that is named by an instance id, and is no peer, has left the group. So it is none of the unseen peers.
+    // A remote that is named by an instance id, and is no peer, has left the group. So the remote can't be an unseen peer.
     let could_be_any =
         |name: &str, from: &BTreeSet<IpAddr>| !ids.contains(name) && from.is_disjoint(&ips) && !name.starts_with("i-");
     let uncertain = remotes.iter().flatten().filter(|(name, from)| could_be_any(name, from)).count();

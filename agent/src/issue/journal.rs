@@ -60,7 +60,7 @@ pub struct Pending {
     /// The time at which the issuance began.
     #[serde(with = "time::serde::rfc3339")]
     pub begun: OffsetDateTime,
-    /// The signature algorithm named in the request, once the issuer has given one.
+    /// The signature algorithm named in the request, once the issuer has given the algorithm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signing_algorithm: Option<String>,
     /// The time given in the last request.
@@ -74,7 +74,7 @@ pub struct Pending {
     /// clock. Once that clock is set, this time of the issuer's clock shows that the issuance is recent.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     pub valid_from: Option<OffsetDateTime>,
-    /// The certificate's handle at the issuer, once the issuer has given one.
+    /// The certificate's handle at the issuer, once the issuer has given the handle.
     pub handle: Option<CertificateHandle>,
 }
 

@@ -1,5 +1,4 @@
-//! The nats-server process: found by its pid file and recognised. Only a recognised process is signalled (invariant
-//! 10).
+//! The nats-server process. The agent finds it by its pid file, and signals only a recognised process (invariant 10).
 //!
 //! A pid file outlives its process, and another process may have the number by now. So the agent opens a pidfd before
 //! it inspects the process, and the signal goes through the same pidfd. Where the number is reused in between, the
