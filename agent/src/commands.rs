@@ -1,4 +1,4 @@
-//! The commands, one file each. They ask and print, and decide little.
+//! The commands, one file each. A command asks other modules and prints their answer.
 
 pub mod doctor;
 pub mod render;
@@ -22,31 +22,31 @@ use crate::wiring::WiringError;
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// The configuration.
+    /// The configuration can't be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// This node, or what it depends on, can't be worked out.
+    /// The identity of this node can't be found.
     #[error(transparent)]
     Assemble(#[from] WiringError),
-    /// Another writer.
+    /// The lock of the state directory can't be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// A file.
+    /// A file can't be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The control socket.
+    /// The control socket failed.
     #[error(transparent)]
     Control(#[from] ControlError),
     /// The daemon can't run.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
-    /// A pass.
+    /// A pass failed.
     #[error(transparent)]
     Pass(#[from] PassError),
-    /// The daemon said no.
+    /// The daemon refused the request.
     #[error("{0}")]
     Refused(Refusal),
-    /// The daemon is of another version.
+    /// The daemon gave another kind of answer, as a daemon of another version may.
     #[error("the daemon answered something else than was asked; restart it, so that it is this version")]
     OtherAnswer,
     /// The output can't be written.
@@ -58,7 +58,7 @@ pub enum CommandError {
 }
 
 impl CommandError {
-    /// 2 for what only an edit can mend, 1 for the rest.
+    /// 2 for an error that only an edit of the configuration can mend, 1 for any other error.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
@@ -67,7 +67,7 @@ impl CommandError {
         }
     }
 
-    /// The code of a refusal.
+    /// The code of a refusal. Other errors have no code.
     #[must_use]
     pub fn code(&self) -> Option<&str> {
         match self {

@@ -57,7 +57,7 @@ pub trait Issuer: Send + Sync {
     fn name(&self) -> String;
 
     /// Checks that the issuer can do what it will be asked for, and returns the signature algorithm of its requests. The
-    /// journal keeps the algorithm, so that a repeated request takes one call alone.
+    /// journal keeps the algorithm, so that a repeated request takes a single call.
     async fn prepare(&self, validity: Duration) -> Result<String, RemoteError>;
 
     /// Requests a certificate. The answer names the certificate, which may not exist yet.
@@ -70,7 +70,7 @@ pub trait Issuer: Send + Sync {
     /// The CA's own certificate and the chain above it, in PEM: the trust anchors of `trust.kind = "issuer"`.
     async fn ca_pem(&self) -> Result<String, RemoteError>;
 
-    /// How many certificates a day may be requested beyond those of the schedule: the most that an accident costs.
+    /// How many certificates a day may be requested beyond the certificates of the schedule. An accident costs no more.
     fn spare_issuances_a_day(&self) -> u32;
 }
 
@@ -143,7 +143,7 @@ pub enum ObtainError {
 pub struct Issuance {
     /// The CA that signs.
     pub issuer: Arc<dyn Issuer>,
-    /// The issuance under way, and the issuances of the last day.
+    /// The issuance under way, and the times of the issuances in the last day.
     pub journal: Journal,
     /// The source of the time.
     pub clock: Clock,
@@ -156,14 +156,14 @@ pub struct Issuance {
 }
 
 impl Issuance {
-    /// Resumes the issuance under way, or begins an issuance. The caller calls `forget` when the certificate is safe in a
-    /// generation, or when it can never be.
+    /// Resumes the issuance under way, or begins an issuance. The caller ends the issuance when the certificate is safe
+    /// in a generation, or is unusable.
     pub(crate) async fn obtain(&self, node: &Node, progress: &Progress) -> Result<Issued, ObtainError> {
         let mut entries = self.journal.load()?;
         let now = self.clock.now();
         let issuer = self.issuer.name();
         let fits = |pending: &Pending| {
-            // Older agents noted no issuer. Their issuer is taken to be this one.
+            // Older agents noted no issuer. Their issuer counts as the present issuer.
             pending.issuer.as_ref().is_none_or(|asked| *asked == issuer)
                 && pending.csr.sans == node.sans
                 && pending.csr.algorithm == self.algorithm
@@ -199,8 +199,8 @@ impl Issuance {
         self.journal.store(&entries)
     }
 
-    /// Notes when the certificate of the issuance under way becomes valid, where this machine's clock is behind. Once the
-    /// clock is set, the certificate is still collected, and not taken for an old one.
+    /// Notes when the certificate of the issuance under way becomes valid, where this machine's clock is behind. Once
+    /// the clock is set, this time shows that the issuance is recent, and the certificate is still collected.
     pub(crate) fn note_valid_from(&self, time: OffsetDateTime) -> Result<(), JournalError> {
         let mut entries = self.journal.load()?;
         match &mut entries.pending {
@@ -220,7 +220,7 @@ impl Issuance {
         entries.pending.as_ref().is_none_or(|pending| !is_within(GIVE_UP_AFTER, pending.begun, now))
     }
 
-    /// Whether an issuance is under way: begun and not forgotten.
+    /// Whether an issuance is under way: begun and not ended.
     #[must_use]
     pub(crate) fn is_under_way(&self) -> bool {
         self.journal.load().is_ok_and(|entries| entries.pending.is_some())
@@ -239,8 +239,9 @@ impl Issuance {
         let now = self.clock.now();
         let may_be_known = pending.unheard.is_some_and(|unheard| is_within(TOKEN_HOLDS, unheard, now));
         pending.unheard.get_or_insert(now);
-        // A request that is repeated while the token holds is the same to the byte, and its end may be a time. After that
-        // PCA has forgotten the token. A time far ahead comes from a clock that was set back.
+        // A request that is repeated while PCA remembers the token is the same to the byte. The end of validity may be
+        // a time, so that time stays too. Later PCA has forgotten the token, and the request has the present time. So
+        // has a request whose time lies far ahead because the clock was set back.
         let dated = pending.dated.filter(|dated| is_within(TOKEN_HOLDS, *dated, now)).unwrap_or(now);
         pending.dated = Some(dated);
         entries.pending = Some(pending.clone());
@@ -297,8 +298,8 @@ impl Issuance {
         }
     }
 
-    /// Forgets an issuance that can never succeed, so that the next pass begins another one, under the cap. All other
-    /// issuances are resumed.
+    /// Forgets an issuance that can never succeed, so that the next pass begins another issuance, under the cap. All
+    /// other issuances are resumed.
     fn give_up_if_permanent(&self, entries: &mut Entries, error: RemoteError) -> Result<ObtainError, JournalError> {
         let is_over = match error.kind {
             RemoteErrorKind::Permanent => true,
@@ -475,7 +476,7 @@ mod tests {
         assert_eq!((issuer.prepared.load(Ordering::Relaxed), issuer.asked.lock().unwrap().len()), (1, 3));
     }
 
-    /// Makes passes as the reconciler does, until `until`. Returns the number of requests in them.
+    /// Makes passes as the reconciler does, until `until`. Returns the number of requests in these passes.
     async fn fail_until(until: Duration, issuance: &Issuance, clock: Clock, asked: impl Fn() -> usize) -> usize {
         let (before, shortest) = (asked(), Duration::from_secs(5));
         for failures in 1.. {

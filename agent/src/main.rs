@@ -1,4 +1,4 @@
-//! Parse, call, print the error chain once, exit code.
+//! The entry point: parses the command line, calls the command, prints its error chain once and sets the exit code.
 
 use std::alloc::System;
 use std::io::Write;
@@ -16,13 +16,13 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use zeroizing_alloc::ZeroAlloc;
 
-/// Whatever is freed is wiped. A key passes through buffers that are not ours to wipe, and that grow: of PEM and base64, of
-/// JSON, of the system's reads.
+/// Wipes all memory when it is freed. A key passes through growing buffers that belong to libraries: of PEM, of base64,
+/// of JSON, of file reads. The agent can't wipe those buffers itself.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
-    // Every file names its own mode at creation; this only takes everything from the world.
+    // Every file gets its mode at creation. The umask takes all rights from other users, as a second guard.
     nix::sys::stat::umask(nix::sys::stat::Mode::S_IRWXO);
     keep_memory_private();
     let cli = Cli::parse();
@@ -39,11 +39,12 @@ fn main() -> ExitCode {
     })
 }
 
-/// Keys are in this process's memory: it leaves no core dump, and no other process of the same user may look into it.
+/// The memory of this process holds keys. So the process leaves no core dump, and no other process of the same user may
+/// read its memory.
 fn keep_memory_private() {
     use nix::sys::prctl::set_dumpable;
     use nix::sys::resource::{Resource, setrlimit};
-    // Neither can fail for a value that only takes away; were it so, the agent is still worth running.
+    // Neither call can fail, because each only gives up a right. The agent runs on in any case.
     let _kept = set_dumpable(false);
     let _kept = setrlimit(Resource::RLIMIT_CORE, 0, 0);
 }
@@ -72,10 +73,10 @@ async fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
     }
 }
 
-/// `agent-COMMAND(1)`, or without a command `agent(1)`, which refers to those.
+/// Prints `agent-COMMAND(1)`. Without a command it prints `agent(1)`, which refers to the pages of the commands.
 fn print_manual(command: Option<&str>) -> Result<ExitCode, CommandError> {
     let mut whole = Cli::command().disable_help_subcommand(true);
-    // Only then a command knows the name that it is called by.
+    // A subcommand has its complete name only after this call.
     whole.build();
     let page = match command {
         None => whole,
@@ -92,8 +93,9 @@ fn print_manual(command: Option<&str>) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Logs go to standard error: the daemon's in full, a command's only if something is amiss. `RUST_LOG` overrules. Where
-/// standard error is the journal, they go there with their fields, which the text says too.
+/// Sends the log to standard error: from level `info` for the daemon, and from level `error` for the other commands.
+/// `RUST_LOG` overrules the level. Where standard error is the journal, entries go to the journal with their fields.
+/// Elsewhere an entry is its message alone, which repeats what the fields say.
 fn start_log(is_daemon: bool) {
     let default = if is_daemon { "info" } else { "error" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
@@ -103,8 +105,8 @@ fn start_log(is_daemon: bool) {
             "message" => write!(writer, "{value:?}"),
             _ => Ok(()),
         });
-        // A log that can't be written, as on a full disk, would be told on the same standard error by `eprintln!`, which
-        // panics where that fails.
+        // Where the log can't be written, as on a full disk, the layer would report the failure with `eprintln!`. That
+        // macro writes to the same standard error, and panics where the write fails.
         let layer = tracing_subscriber::fmt::layer().log_internal_errors(false);
         let layer = layer.with_writer(std::io::stderr).with_target(false);
         layer.fmt_fields(message_alone).with_ansi(Paint::stderr().is_on())
@@ -115,7 +117,7 @@ fn start_log(is_daemon: bool) {
     tracing_subscriber::registry().with(filter).with(journal).with(text).init();
 }
 
-/// Whether standard error is the stream that systemd says it is: `JOURNAL_STREAM`, systemd.exec(5).
+/// Whether standard error is the stream to the journal that systemd names in `JOURNAL_STREAM`, systemd.exec(5).
 fn is_journal() -> bool {
     let named = std::env::var("JOURNAL_STREAM").ok();
     let own = nix::sys::stat::fstat(std::io::stderr()).ok().map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));

@@ -1,4 +1,4 @@
-//! How a person or a program is answered on standard output.
+//! Answers on standard output, to a person or a program.
 
 use std::io::{IsTerminal, Write};
 
@@ -7,10 +7,10 @@ use std::io::{IsTerminal, Write};
 #[error("could not write to standard output")]
 pub struct OutputError(#[source] pub std::io::Error);
 
-/// How many hexadecimal digits tell a person one digest from another.
+/// The number of hexadecimal digits by which a person distinguishes digests.
 pub(crate) const DIGITS: usize = 12;
 
-/// The text with each whole SHA-256 digest (`sha256:…`) cut to its first digits.
+/// The text with each complete SHA-256 digest (`sha256:…`) cut to its first digits.
 #[must_use]
 pub fn abbreviated(text: &str) -> String {
     const MARK: &str = "sha256:";
@@ -30,7 +30,7 @@ pub fn abbreviated(text: &str) -> String {
     short
 }
 
-/// Writes to standard output. A reader that has gone is no error.
+/// Writes to standard output. A reader that closed the pipe is no error.
 pub fn print(text: &str) -> Result<(), OutputError> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -46,18 +46,18 @@ pub fn print_json<T: serde::Serialize>(value: &T) -> Result<(), OutputError> {
     print(&text)
 }
 
-/// Colours, for a terminal that wants them (<https://no-color.org>).
+/// Colours, for a terminal whose user wants colours (<https://no-color.org>).
 #[derive(Clone, Copy, Debug)]
 pub struct Paint(pub(crate) bool);
 
 impl Paint {
-    /// For standard output.
+    /// The colours of standard output.
     #[must_use]
     pub fn stdout() -> Self {
         Self::on(&std::io::stdout())
     }
 
-    /// For standard error.
+    /// The colours of standard error.
     #[must_use]
     pub fn stderr() -> Self {
         Self::on(&std::io::stderr())
@@ -68,25 +68,25 @@ impl Paint {
         Self(stream.is_terminal() && !refused)
     }
 
-    /// Whether there are any.
+    /// Whether the output has colours.
     #[must_use]
     pub fn is_on(self) -> bool {
         self.0
     }
 
-    /// Good.
+    /// Colours a text about success.
     #[must_use]
     pub fn green(self, text: &str) -> String {
         self.paint("32", text)
     }
 
-    /// Worth a look.
+    /// Colours a text about a warning.
     #[must_use]
     pub fn yellow(self, text: &str) -> String {
         self.paint("33", text)
     }
 
-    /// Bad.
+    /// Colours a text about a failure.
     #[must_use]
     pub fn red(self, text: &str) -> String {
         self.paint("31", text)

@@ -1,4 +1,5 @@
-//! The server seam: everything that the agent does to nats-server, and everything that the agent sees of it.
+//! The server seam: everything that the agent does to nats-server, and everything that the agent observes of
+//! nats-server.
 
 pub mod monitor;
 pub mod probe;
@@ -28,16 +29,16 @@ use crate::x509::chain::{Chain, StoredChain};
 /// The oldest nats-server that the agent works with: 2.10 is the first version with pooled routes.
 pub const OLDEST: (u32, u32) = (2, 10);
 
-/// The limit for `nats-server -t`. It takes milliseconds, and more on a machine that boots.
+/// The limit for `nats-server -t`. The command takes milliseconds, and longer while the machine boots.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_OUTPUT: u64 = 64 * 1024;
 
 /// Whether nats-server runs, by its pid file and its process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// Nobody has looked yet.
+    /// The agent has not observed nats-server yet.
     Unseen,
-    /// nats-server doesn't run: normal before its first start.
+    /// nats-server doesn't run, as before its first start. The text says how the agent knows.
     Absent(String),
     /// nats-server runs with this pid.
     Running(i32),
@@ -55,7 +56,7 @@ pub struct Served {
 }
 
 impl Served {
-    /// Takes the chain of a handshake.
+    /// The chain of a handshake, with the digest of its leaf.
     #[must_use]
     pub fn of(chain: Chain) -> Self {
         Self { sha256: sha256_hex(chain.leaf()), chain }
@@ -65,10 +66,10 @@ impl Served {
 /// How long a handshake stays valid evidence while `/varz` reports no newer load.
 const HANDSHAKE_STANDS: Duration = Duration::from_mins(5);
 
-/// nats-server as seen from outside.
+/// One observation of nats-server from outside.
 #[derive(Clone, Debug)]
 pub struct Observed {
-    /// The process.
+    /// Whether nats-server runs.
     pub presence: Presence,
     /// The answer to `/varz`, if monitoring answers.
     pub varz: Option<Varz>,
@@ -83,13 +84,13 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Nobody has looked yet.
+    /// The value before the first observation.
     #[must_use]
     pub fn unseen() -> Self {
         Self { presence: Presence::Unseen, ..Self::absent(String::new()) }
     }
 
-    /// nats-server doesn't run.
+    /// The observation of a nats-server that doesn't run.
     #[must_use]
     pub fn absent(why: String) -> Self {
         let none = || Err("nats-server isn't running".to_owned());
@@ -103,13 +104,13 @@ impl Observed {
         }
     }
 
-    /// How many of the three ports answered as a nats-server does.
+    /// The number of ports, of three, that answered as a nats-server does.
     pub(crate) fn ports_seen(&self) -> u8 {
         u8::from(self.client.is_ok()) + u8::from(self.route.is_ok()) + u8::from(self.varz.is_some())
     }
 
-    /// Whether the last handshakes still tell what the ports serve: the server and its loaded configuration are the same,
-    /// and the handshakes were good and are recent. Each handshake is a line or two in the log of nats-server.
+    /// Whether the last handshakes still show what the ports serve. The server and its loaded configuration must be the
+    /// same, and the handshakes successful and recent. Each handshake writes a line or two to the log of nats-server.
     fn still_holds(&self, presence: &Presence, varz: Option<&Varz>) -> bool {
         self.presence == *presence
             && varz.is_some()
@@ -134,7 +135,7 @@ pub enum ServerError {
         #[source]
         source: std::io::Error,
     },
-    /// The binary didn't end.
+    /// The binary did not end within the limit.
     #[error("{} {arguments} did not end within {} s", .server.display(), COMMAND_TIMEOUT.as_secs())]
     Slow {
         /// The binary.
@@ -142,7 +143,7 @@ pub enum ServerError {
         /// The arguments.
         arguments: String,
     },
-    /// The binary is no nats-server, or an old version.
+    /// The binary is another program, or an old nats-server.
     #[error("{} is {found:?}; the agent needs nats-server {}.{} or later: install one, or set nats.server to its path", .server.display(), OLDEST.0, OLDEST.1)]
     Version {
         /// The binary.
@@ -156,7 +157,7 @@ pub enum ServerError {
          names: {message}"
     )]
     Refused {
-        /// What nats-server printed, without the time.
+        /// The output of nats-server, without the time.
         message: String,
     },
     /// There is no process to signal, or the process is not ours.
@@ -184,16 +185,16 @@ pub trait Server: Send + Sync {
     /// Has the binary of the server check a configuration, and returns the digest that it prints (from 2.11 on).
     async fn validate(&self, candidate: &Path) -> Result<Option<String>, ServerError>;
 
-    /// The pid of the nats-server that runs with our configuration. Reads the pid file and `/proc`, and asks nobody.
+    /// The pid of the nats-server that runs with our configuration. Only the pid file and `/proc` are read.
     fn find(&self, at: &Listeners) -> Result<i32, ProcessError>;
 
-    /// Looks at the running server. Handshakes present `chain`; without a chain they present no certificate.
+    /// Observes the running server. Handshakes present `chain`; without a chain they present no certificate.
     ///
-    /// Never fails: every part that can't be seen holds the reason. The ports are not probed again while the handshakes of
-    /// `last` are still valid.
+    /// The method never fails: a part that can't be observed holds the reason. While the
+    /// handshakes of `last` are valid, the ports are not probed again.
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed;
 
-    /// Tells the running server to read its configuration again; returns its pid.
+    /// Tells the running server to read its configuration again, and returns the pid.
     async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<i32, ServerError>;
 }
 
@@ -204,7 +205,7 @@ pub struct NatsServer {
 }
 
 impl NatsServer {
-    /// As `[nats]` describes it.
+    /// The nats-server that `[nats]` describes.
     #[must_use]
     pub fn new(nats: &NatsConfig) -> Self {
         Self { binary: nats.server.clone(), config: nats.config.clone() }

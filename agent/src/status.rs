@@ -1,4 +1,4 @@
-//! What the last pass found: the status that operators and scripts read.
+//! The status that operators and scripts read: the findings of the last pass.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -16,16 +16,16 @@ use crate::server::{Observed, Presence, Served};
 use crate::state::generation::Generation;
 use crate::trust::TrustBundle;
 
-/// An anchor that ends within this time is worth a warning: a CA rollover takes preparation.
+/// An anchor that ends within this time makes a warning, because a CA rollover takes preparation.
 const ANCHOR_WARNING: time::Duration = time::Duration::days(365);
 
-/// How the node is doing.
+/// The state of a node in one word.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// A valid certificate is served, and everything works.
     Healthy,
-    /// A valid certificate is served, or ready for nats-server to start with, and something needs attention.
+    /// A valid certificate is served, or ready for nats-server to start with. Something else needs attention.
     Degraded,
     /// There is no valid certificate, or nats-server runs and serves none.
     Failing,
@@ -41,115 +41,115 @@ impl std::fmt::Display for State {
     }
 }
 
-/// The contract of `agent status --json`.
+/// The status of a node. Its fields are the contract of `agent status --json`.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct Status {
-    /// How the node is doing.
+    /// The state of the node.
     pub state: State,
-    /// Why it isn't healthy.
+    /// Why the node isn't healthy.
     pub reasons: Vec<Told>,
-    /// What leaves it healthy and is worth knowing.
+    /// Findings that need attention and leave the state as it is.
     pub warnings: Vec<Told>,
-    /// Who it is.
+    /// The identity of the node.
     pub node: NodeStatus,
     /// The newest leaf.
     pub leaf: Option<LeafStatus>,
-    /// What nats-server serves.
+    /// What nats-server serves, if it runs.
     pub served: Option<ServedStatus>,
-    /// What it trusts.
+    /// The trust anchors of the node.
     pub trust: Option<TrustStatus>,
-    /// The cluster.
+    /// The servers of the cluster, this node included.
     pub peers: Vec<PeerStatus>,
-    /// When the next leaf is due.
+    /// When the next leaf is due, and the failures so far.
     pub renewal: RenewalStatus,
-    /// The server.
+    /// The nats-server of the node.
     pub nats: NatsStatus,
 }
 
-/// Who the node is.
+/// The identity of a node.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 pub struct NodeStatus {
     /// `server_name`.
     pub name: String,
-    /// IP SANs, the one that peers dial first.
+    /// The IP SANs. The first address is the address that peers dial.
     pub addresses: Vec<IpAddr>,
-    /// DNS SANs.
+    /// The DNS SANs.
     pub dns_names: Vec<String>,
 }
 
 /// The newest leaf.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct LeafStatus {
-    /// Hexadecimal.
+    /// The serial number, hexadecimal.
     pub serial: String,
-    /// Start of validity.
+    /// The start of validity.
     #[serde(with = "time::serde::rfc3339")]
     pub not_before: OffsetDateTime,
-    /// End of validity.
+    /// The end of validity.
     #[serde(with = "time::serde::rfc3339")]
     pub not_after: OffsetDateTime,
-    /// Distinguished name.
+    /// The issuer's distinguished name.
     pub issuer: String,
-    /// Names, then addresses.
+    /// The SANs: DNS names, then addresses.
     pub sans: Vec<String>,
-    /// Hexadecimal.
+    /// SHA-256 of the leaf's DER, hexadecimal.
     pub sha256: String,
-    /// The generation that it is in.
+    /// The generation that holds the leaf.
     pub generation: u64,
 }
 
 /// What nats-server serves.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct ServedStatus {
-    /// On the client port.
+    /// The leaf on the client port, if a certificate was seen.
     pub client: Option<ServedLeaf>,
-    /// On the route port.
+    /// The leaf on the route port, if a certificate was seen.
     pub route: Option<ServedLeaf>,
-    /// When it was last seen to be what was committed.
+    /// When the committed leaf was last seen served.
     #[serde(with = "time::serde::rfc3339::option")]
     pub confirmed_at: Option<OffsetDateTime>,
 }
 
-/// One port's leaf.
+/// The leaf that a port serves.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct ServedLeaf {
-    /// Hexadecimal.
+    /// SHA-256 of the leaf's DER, hexadecimal.
     pub sha256: String,
 }
 
-/// What the node trusts.
+/// The trust bundle in force.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct TrustStatus {
-    /// The anchors.
+    /// The trust anchors of the bundle.
     pub anchors: Vec<AnchorStatus>,
-    /// Where they came from.
+    /// The source of the bundle.
     pub source: String,
-    /// The source's version.
+    /// The version that the source gave the bundle.
     pub version: String,
 }
 
-/// One anchor.
+/// A trust anchor.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct AnchorStatus {
-    /// Distinguished name.
+    /// The distinguished name.
     pub subject: String,
-    /// Hexadecimal.
+    /// SHA-256 of the DER, hexadecimal.
     pub sha256: String,
-    /// When it ends.
+    /// The end of validity.
     #[serde(with = "time::serde::rfc3339")]
     pub not_after: OffsetDateTime,
 }
 
-/// One server of the cluster, this one included.
+/// A server of the cluster. This node is a server of the cluster too.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct PeerStatus {
-    /// Instance id, or the static peer as configured.
+    /// The instance id, or the static peer as configured.
     pub id: String,
-    /// Its route address.
+    /// The route address.
     pub address: String,
-    /// Its lifecycle state.
+    /// The lifecycle state in the group, or `static` for a static peer.
     pub state: String,
-    /// Whether there is a route to it.
+    /// Whether there is a route to the peer.
     pub route: RouteState,
 }
 
@@ -157,11 +157,11 @@ pub struct PeerStatus {
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum RouteState {
-    /// There is; of this node itself: its nats-server runs.
+    /// There is a route. For this node itself: its nats-server runs.
     Up,
-    /// There is none.
+    /// There is no route. For this node itself: its nats-server doesn't run.
     Down,
-    /// nats-server doesn't say, or not clearly enough.
+    /// nats-server reports nothing, or too little to decide.
     Unknown,
 }
 
@@ -175,37 +175,37 @@ impl std::fmt::Display for RouteState {
     }
 }
 
-/// When the next leaf is due.
+/// When the next leaf is due, and the failures so far.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 pub struct RenewalStatus {
-    /// Then.
+    /// When the next leaf is due.
     #[serde(with = "time::serde::rfc3339::option")]
     pub next: Option<OffsetDateTime>,
-    /// Failures in a row.
+    /// The number of failures in a row.
     pub attempts: u32,
-    /// The last of them.
+    /// The last failure.
     pub last_error: Option<String>,
 }
 
-/// The server.
+/// The nats-server of a node.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 pub struct NatsStatus {
-    /// Its process.
+    /// The pid of the process, if it runs.
     pub pid: Option<i32>,
-    /// Its version.
+    /// The version, as the monitoring port reports it.
     pub version: Option<String>,
-    /// The digest of what it has loaded.
+    /// The digest of the loaded configuration, from nats-server 2.11 on.
     pub config_digest: Option<String>,
 }
 
-/// What a status is made from.
+/// The findings of a pass, from which the status is made.
 #[derive(Clone, Debug)]
 pub struct Findings {
-    /// The time.
+    /// The time of the pass.
     pub now: OffsetDateTime,
-    /// Who the node is.
+    /// The identity of the node.
     pub node: NodeStatus,
-    /// Instance id, where there is one: peers are known by it.
+    /// The instance id of a node on EC2. Discovery on EC2 names peers by their instance ids.
     pub instance_id: Option<String>,
     /// The newest generation.
     pub generation: Option<Generation>,
@@ -213,22 +213,22 @@ pub struct Findings {
     pub bundle: Option<TrustBundle>,
     /// The peers in force.
     pub peers: PeerSet,
-    /// What was seen of nats-server.
+    /// The last observation of nats-server.
     pub observed: Observed,
-    /// Where the committed configuration stands.
+    /// Whether nats-server serves the committed configuration.
     pub standing: Standing,
-    /// When it last was.
+    /// When nats-server was last seen to serve the committed configuration.
     pub confirmed_at: Option<OffsetDateTime>,
-    /// When the next leaf is due, and what went wrong with it.
+    /// When the next leaf is due, and the failures so far.
     pub renewal: RenewalStatus,
-    /// What the stages report.
+    /// The failures that the stages report.
     pub faults: Vec<Reason>,
-    /// What is worth knowing.
+    /// The warnings that the stages report.
     pub warnings: Vec<Reason>,
 }
 
 impl Status {
-    /// Sums the findings up. Pure.
+    /// The status that follows from the findings. The function is pure.
     #[must_use]
     pub fn of(findings: Findings) -> Self {
         let Findings { now, observed, generation, bundle, .. } = &findings;
@@ -296,7 +296,7 @@ impl Status {
 }
 
 impl NodeStatus {
-    /// What a node says of itself.
+    /// The identity of a node, with the address that peers dial first.
     #[must_use]
     pub fn of(node: &Node) -> Self {
         let others = node.sans.ips.iter().copied().filter(|ip| *ip != node.address);
@@ -316,7 +316,7 @@ impl NodeStatus {
 }
 
 impl LeafStatus {
-    /// What is said of a generation's leaf.
+    /// The leaf of a generation.
     #[must_use]
     pub fn of(generation: &Generation) -> Self {
         let leaf = generation.chain.leaf();
@@ -344,7 +344,7 @@ impl TrustStatus {
     }
 }
 
-/// Why nats-server doesn't serve what is committed, if it doesn't.
+/// Why nats-server doesn't serve the committed configuration. `None` where it does, or where nothing is committed.
 fn not_served(standing: &Standing, observed: &Observed) -> Option<Reason> {
     match (standing, &observed.presence) {
         (Standing::NotServed(mismatch), _) => Some(Reason::CommittedNotServed(mismatch.clone())),
@@ -369,7 +369,7 @@ fn refused(findings: &Findings) -> Vec<Reason> {
     others.collect()
 }
 
-/// Each reason once: a reason that another reason tells among its causes says nothing more.
+/// Each reason once. A reason that another reason names among its causes is left out.
 fn told_once(reasons: &[Reason]) -> Vec<Told> {
     let once = reasons.iter().enumerate().filter(|(index, reason)| {
         !reasons.iter().any(|other| other.tells(reason)) && !reasons[..*index].contains(reason)
@@ -377,8 +377,8 @@ fn told_once(reasons: &[Reason]) -> Vec<Told> {
     once.map(|(_, reason)| reason.into()).collect()
 }
 
-/// Which peers nats-server has a route to. It names a remote by its server name, and by its address where this node
-/// dialled. A remote of another name that dialled from another address can only be counted.
+/// The peers, each with whether nats-server has a route to it. nats-server reports the server name of a remote, and the
+/// peer's route address where this node dialled. Any other remote can't be matched to a peer, and is counted.
 fn routes(findings: &Findings) -> Vec<PeerStatus> {
     let Findings { node, observed, .. } = findings;
     let peers = || findings.peers.0.values();
@@ -395,7 +395,7 @@ fn routes(findings: &Findings) -> Vec<PeerStatus> {
 
     let ids: BTreeSet<&str> = peers().map(|peer| peer.id.as_str()).collect();
     let ips: BTreeSet<IpAddr> = peers().map(|peer| peer.address.ip()).collect();
-    // Whoever has an instance id for its name and is no peer has left the group, and is none of the unseen.
+    // A remote that is named by an instance id, and is no peer, has left the group. So the remote can't be an unseen peer.
     let could_be_any =
         |name: &str, from: &BTreeSet<IpAddr>| !ids.contains(name) && from.is_disjoint(&ips) && !name.starts_with("i-");
     let uncertain = remotes.iter().flatten().filter(|(name, from)| could_be_any(name, from)).count();

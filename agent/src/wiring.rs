@@ -1,4 +1,4 @@
-//! From the checked configuration to the parts of a reconciler: which real thing stands behind each seam.
+//! Makes the parts of a reconciler from the checked configuration: the real implementation of each seam.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,10 +31,10 @@ use crate::trust::sources::file::File;
 use crate::trust::sources::issuer::FromIssuer;
 use crate::trust::sources::secrets_manager::SecretsManager;
 
-/// Why the parts can't be put together.
+/// Why the parts can't be made.
 #[derive(Debug, thiserror::Error)]
 pub enum WiringError {
-    /// Who this node is.
+    /// The identity of this node can't be found.
     #[error(transparent)]
     Identity(#[from] IdentityError),
 }
@@ -57,31 +57,30 @@ impl WiringError {
     }
 }
 
-/// Works out who this node is, and puts the real thing behind each seam. Calls no AWS API but instance metadata.
+/// Finds the identity of this node, and makes the real parts. Instance metadata is the only AWS API that it calls.
 pub(crate) async fn wire(config: &Config, allowed_losses: Vec<Loss>) -> Result<Parts, WiringError> {
-    // The SDK's set-up makes futures of many kilobytes, which every caller's would contain.
+    // The SDK's set-up makes futures of many kilobytes. Without the box the future of every caller would contain them.
     let node = Box::pin(identify(&config.node, needs(config))).await?;
     Ok(wire_around(node, config, allowed_losses, Purpose::Run).await)
 }
 
-/// The same for a command that changes nothing: an embedded CA that is missing stays missing.
+/// As [`wire`], for a command that changes nothing: a missing embedded CA stays missing.
 pub(crate) async fn wire_to_look(config: &Config) -> Result<Parts, WiringError> {
     let node = Box::pin(identify(&config.node, needs(config))).await?;
     Ok(wire_around(node, config, Vec::new(), Purpose::Look).await)
 }
 
-/// The parts around the node that the newest certificate names: for [`Reconciler::inspect`] while instance metadata
-/// doesn't say who this is.
+/// The parts for [`Reconciler::inspect`] while instance metadata doesn't answer. The newest certificate names the node.
 ///
 /// [`Reconciler::inspect`]: crate::reconcile::Reconciler::inspect
 pub(crate) async fn wire_to_inspect(config: &Config) -> Parts {
-    // What can't be read is what the inspection itself will name.
+    // The inspection itself reports a generation that can't be read.
     let newest = Generations::of(&config.state_directory).newest().ok().and_then(|(newest, _)| newest);
     let certified = newest.map(|newest| newest.chain.leaf().sans.clone()).unwrap_or_default();
     wire_around(as_certified(&config.node, &certified), config, Vec::new(), Purpose::Look).await
 }
 
-/// What the parts are for.
+/// Whether the parts may change anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     Run,
@@ -90,7 +89,7 @@ enum Purpose {
 
 async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, purpose: Purpose) -> Parts {
     let clock = Clock::System;
-    // Only where AWS is used, and with a Region: the SDK would else look for one in instance metadata.
+    // The SDK is set up only where AWS is used, and with a Region: else the SDK asks instance metadata for the Region.
     let region = match &config.issuer.kind {
         IssuerKind::AcmPca { ca_arn, .. } => node.region.clone().or_else(|| Some(ca_arn.region().to_owned())),
         IssuerKind::Local { .. } => node.region.clone(),
@@ -155,7 +154,7 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
     }
 }
 
-/// nats-server and the commit point: what there is of a node without knowing which it is.
+/// nats-server and the commit point: the part that doesn't depend on the identity of the node.
 #[must_use]
 pub(crate) fn commit_point(config: &Config) -> CommitPoint {
     CommitPoint::new(CommitParts {
@@ -166,8 +165,8 @@ pub(crate) fn commit_point(config: &Config) -> CommitPoint {
     })
 }
 
-/// Static peers that have an address of this node and another port than its route listener: each would be a second row
-/// of this node.
+/// Static peers with an address of this node and another port than its route listener. Each would be a second row of
+/// this node in the status.
 fn second_selves(config: &Config, node: &Node) -> Vec<String> {
     let DiscoveryKind::Static { peers } = &config.discovery.kind else { return Vec::new() };
     let port = config.nats.cluster_listen.port();

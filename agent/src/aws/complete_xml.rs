@@ -1,8 +1,8 @@
-//! An XML answer that breaks off is no answer.
+//! An XML answer that breaks off is an error.
 //!
-//! The SDK's parser takes the end of the text for the end of every element that is still open, so half a list of
-//! instances is read as a short list. Where the length of an answer isn't announced, as behind some proxies, nothing else
-//! shows that the rest is missing.
+//! The SDK's parser takes the end of the text for the end of every open element. So half a list of instances is read as
+//! a short list. Some proxies don't announce the length of an answer, and then only this check shows that the rest is
+//! missing.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -19,9 +19,9 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 /// A body that fails at its end if it is XML and its root element isn't closed.
 pub(super) struct CompleteXml {
     body: Pin<Box<Limited<SdkBody>>>,
-    /// Its beginning, as far as the root element's name may reach.
+    /// The beginning of the body, up to where the name of the root element may end.
     head: Vec<u8>,
-    /// Its last bytes.
+    /// The last bytes of the body.
     tail: Vec<u8>,
 }
 
@@ -31,7 +31,7 @@ impl CompleteXml {
     }
 
     fn note(&mut self, bytes: &[u8]) {
-        // Whitespace may come first, of any length.
+        // The text may begin with any amount of whitespace.
         let bytes = if self.head.is_empty() { bytes.trim_ascii_start() } else { bytes };
         let room = (4 * LONGEST_NAME).saturating_sub(self.head.len()).min(bytes.len());
         self.head.extend_from_slice(&bytes[..room]);

@@ -1,4 +1,4 @@
-//! The name of the instance's role, as instance metadata gives it.
+//! Checks the name of the instance's role in the answer of instance metadata.
 //!
 //! The SDK puts the name into the path of its next request, and panics if the path is no URI (aws-config 1.13,
 //! `imds/client.rs`). Without this check a proxy's login page in place of instance metadata would end the agent.
@@ -8,7 +8,7 @@ use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_types::body::SdkBody;
 use http_body_util::{BodyExt as _, Limited};
 
-/// The largest answer that is read, in bytes: more than any name of a role.
+/// The largest answer that is read, in bytes. Every name of a role is shorter.
 const MAX_ANSWER: usize = 1024;
 
 /// Whether a request asks for the name of the role.
@@ -16,7 +16,7 @@ pub(super) fn is_asked_for(uri: &str) -> bool {
     uri.trim_end_matches('/').ends_with("/latest/meta-data/iam/security-credentials")
 }
 
-/// The answer, if it may be the name of a role.
+/// The answer unchanged, if its text may be the name of a role.
 pub(super) async fn checked(mut answer: HttpResponse) -> Result<HttpResponse, ConnectorError> {
     if !answer.status().is_success() {
         return Ok(answer);

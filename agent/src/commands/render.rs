@@ -1,4 +1,4 @@
-//! `agent render`: the configuration that would be applied, without applying it.
+//! `agent render`: shows the configuration that the agent would apply, and applies nothing.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ use crate::output::{Paint, print};
 use crate::reconcile::Reconciler;
 use crate::wiring::wire_to_look;
 
-/// Prints the configuration, or how it differs from the committed one. No password is shown.
+/// Prints the configuration, or its difference from the committed configuration. No password is shown.
 pub async fn render(config: &Config, diff: bool) -> Result<ExitCode, CommandError> {
     let mut reconciler = Reconciler::new(wire_to_look(config).await?);
     let (committed, desired) = reconciler.desired().await?;

@@ -1,4 +1,4 @@
-//! `agent renew`: through the running daemon if there is one, else by itself under the lock.
+//! `agent renew`: through the daemon if a daemon runs, else by itself under the lock.
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -22,7 +22,7 @@ use crate::reconcile::{PassRequest, Reconciler};
 use crate::state::lock::Lock;
 use crate::wiring::wire;
 
-/// What `--json` prints of a renewal that failed.
+/// The `--json` output of a renewal that failed.
 #[derive(Serialize)]
 struct Failed<'a> {
     result: &'static str,
@@ -31,7 +31,7 @@ struct Failed<'a> {
     error: String,
 }
 
-/// Renews, shows each step on a terminal, and ends with the old and the new certificate, or with why there is none.
+/// Renews, and shows each step on a terminal. Prints the old and the new certificate, or the reason of a failure.
 pub async fn renew(config: &Config, allow_loss: Vec<Loss>, json: bool) -> Result<ExitCode, CommandError> {
     match (renewed(config, allow_loss, json).await, json) {
         (Ok(renewed), true) => print_json(&renewed)?,
@@ -96,7 +96,7 @@ fn describe(renewed: &Renewed) -> String {
     )
 }
 
-/// In milliseconds below a second, else in seconds.
+/// A duration in milliseconds below a second, else in seconds.
 fn duration(duration: Duration) -> String {
     if duration < Duration::from_secs(1) {
         format!("{} ms", duration.as_millis())
@@ -105,7 +105,7 @@ fn duration(duration: Duration) -> String {
     }
 }
 
-/// Shows steps as they are done, on a terminal: `renew` takes seconds, and a person is looking.
+/// Shows each finished step where standard error is a terminal: `renew` takes seconds, and a person waits.
 struct StepPrinter {
     shown: bool,
     started: Instant,

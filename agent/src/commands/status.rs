@@ -1,4 +1,4 @@
-//! `agent status`: how this node is doing.
+//! `agent status`: the state of this node.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -16,7 +16,8 @@ use crate::reconcile::Reconciler;
 use crate::status::{PeerStatus, RouteState, ServedLeaf, State, Status};
 use crate::wiring::{wire_to_inspect, wire_to_look};
 
-/// Asks the daemon; where none runs, or it doesn't know yet, looks at what is on the disk and served, and says so.
+/// Prints the daemon's status. Where no daemon runs, or its first pass is under way, the command inspects the disk and
+/// nats-server itself, and the reasons say so.
 pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
     let status = match ask(&config.control_socket, &Request::Status, |_| {}).await {
         Ok(Answer::Status(status)) => *status,
@@ -36,7 +37,7 @@ pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandErro
     Ok(if status.state == State::Healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The status without the daemon's word; `because` is why there is none.
+/// The status without a daemon. `because` is the reason why the daemon has no status.
 async fn inspect(config: &Config, because: Reason) -> Result<Status, CommandError> {
     match wire_to_look(config).await {
         Err(error) if error.may_pass() => {
@@ -91,7 +92,7 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
     let nats = &status.nats;
     let version = nats.version.as_deref().unwrap_or("unknown version");
     line("nats", &nats.pid.map_or("not running".to_owned(), |pid| format!("pid {pid}, {version}")));
-    // A static peer that is given by its address has it for its id.
+    // The id of a static peer that is given by its address is the address.
     let named = || status.peers.iter().filter(|peer| peer.id != peer.address);
     let id = named().map(|peer| peer.id.len()).max().unwrap_or_default();
     let name = |peer: &PeerStatus| {
@@ -110,7 +111,7 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
     text
 }
 
-/// Which leaf the ports show, beside the newest one.
+/// Which leaf the ports serve, compared with the newest leaf.
 fn what_is_served(status: &Status) -> String {
     let Some(served) = &status.served else { return "nothing, nats-server isn't running".into() };
     let leaf = |port: &Option<ServedLeaf>| match port {
@@ -124,7 +125,7 @@ fn what_is_served(status: &Status) -> String {
     if client == route { client } else { format!("{client} on the client port, {route} on the route port") }
 }
 
-/// A distance in time, in its two largest units.
+/// A span of time, in its two largest units.
 fn relative(distance: time::Duration) -> String {
     let seconds = distance.whole_seconds().unsigned_abs();
     let units = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
@@ -198,7 +199,7 @@ mod tests {
         };
         let confirmed = "the leaf above, last confirmed 2026-03-01T12:00:00Z (in 0s)";
         assert_eq!(told(Some("0a"), Some("0a"), Some(NOW)), confirmed);
-        // After a roll-back that was never preceded by a confirmation of this process.
+        // A roll-back, and this process has confirmed no leaf before.
         assert_eq!(told(Some("0b"), Some("0b"), None), "another leaf, sha256:0b0b0b0b0b0b…");
         assert_eq!(told(Some("0a"), None, None), "the leaf above on the client port, nothing on the route port");
         let absent = Status { served: None, ..sample() };

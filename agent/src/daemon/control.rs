@@ -1,7 +1,8 @@
 //! The control socket: how `agent renew` and `agent status` reach the running daemon.
 //!
-//! One line of JSON asks, lines of JSON answer, the last of them with the result. Only root and the daemon's own user and
-//! primary group may ask (mode 0660, and the peer's credentials are checked); a request is small and must come soon.
+//! A request is one line of JSON. The answer is lines of JSON, and the last line has the result. Only root, the
+//! daemon's own user and its primary group may ask: the socket has mode 0660, and the daemon checks the client's
+//! credentials. A request has [`MAX_REQUEST`] bytes at most, and must arrive within [`PATIENCE`].
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -22,30 +23,31 @@ use crate::status::Status;
 const MAX_REQUEST: u64 = 16 * 1024;
 /// The largest line of an answer: a status with hundreds of peers.
 const MAX_ANSWER: u64 = 8 * 1024 * 1024;
-/// How long a client may take to ask, and to take an answer.
+/// The limit for a client to send its request, and to read each line of the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How many clients are served at the same time.
+/// The largest number of clients served at the same time.
 const MAX_CLIENTS: usize = 16;
-/// How long a client waits for each line of a renewal: an issuance may take a minute between two steps, and other passes
-/// go first.
+/// How long a client waits for each line of a renewal. An issuance may take a minute between two steps, and other
+/// passes may run first.
 const SILENCE: Duration = Duration::from_mins(5);
-/// The same for the status, which is there already: others may have every place for [`PATIENCE`].
+/// How long a client waits for the status. The status is ready, but other clients may hold every place for
+/// [`PATIENCE`].
 const STATUS_WITHIN: Duration = Duration::from_secs(10);
-/// What the daemon's loop receives of a `renew`.
+/// A `renew`, as the daemon's loop receives it.
 pub struct Job {
-    /// What is wanted.
+    /// The request to the reconciler.
     pub wanted: PassRequest,
-    /// Where the answers go.
+    /// The lines to the client.
     pub answers: mpsc::UnboundedSender<Answer>,
 }
 
 /// Why the control socket can't be served or reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Its directory or a stale socket is in the way.
+    /// The directory can't be made, or a stale socket can't be removed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// It can't be bound.
+    /// The socket can't be bound.
     #[error("could not listen on the control socket {}; check control.socket and who may write to its directory", .path.display())]
     Bind {
         /// The socket.
@@ -54,10 +56,10 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
-    /// Something that isn't a socket has its name.
+    /// Another kind of file has the socket's name.
     #[error("{} is there and is not a socket; remove it, or change control.socket", .0.display())]
     Occupied(PathBuf),
-    /// Nobody listens: no daemon runs.
+    /// No daemon listens on the socket.
     #[error("no daemon listens on {}", .path.display())]
     NoDaemon {
         /// The socket.
@@ -66,7 +68,7 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
-    /// The user may not ask.
+    /// The user may not connect.
     #[error("could not connect to {}; run this as {ASKERS}", .path.display())]
     Denied {
         /// The socket.
@@ -75,24 +77,24 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
-    /// The daemon went away, or talks nonsense.
+    /// The daemon gave no answer in time, or no valid answer.
     #[error("the daemon did not answer on {}: {reason}; see its log", .path.display())]
     Broken {
         /// The socket.
         path: PathBuf,
-        /// What happened.
+        /// The fault.
         reason: String,
     },
 }
 
-/// The daemon's end.
+/// The listening socket. It is removed when this value is dropped.
 pub struct ControlSocket {
     listener: UnixListener,
     path: PathBuf,
 }
 
 impl ControlSocket {
-    /// Listens. The caller holds the lock, so a socket that is there is an earlier daemon's.
+    /// Listens. The caller holds the lock, so an existing socket belongs to an earlier daemon.
     pub fn bind(path: &Path) -> Result<Self, ControlError> {
         if let Some(parent) = path.parent() {
             durable::create_directory(parent, 0o750)?;
@@ -104,13 +106,13 @@ impl ControlSocket {
         }
         let bind = |source| ControlError::Bind { path: path.to_owned(), source };
         let listener = UnixListener::bind(path).map_err(bind)?;
-        // The process's umask made it no wider than this.
+        // The umask of the process grants no more than this mode, so the socket is never open to all.
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o660)).map_err(bind)?;
         Ok(Self { listener, path: path.to_owned() })
     }
 
-    /// Serves clients for ever. A client that is slow, hostile or gone costs one of [`MAX_CLIENTS`] places for
-    /// [`PATIENCE`], and no more.
+    /// Serves clients for ever. A slow, hostile or vanished client costs one of [`MAX_CLIENTS`] places for [`PATIENCE`]
+    /// at most.
     pub async fn serve(self, status: watch::Receiver<Option<Status>>, jobs: mpsc::Sender<Job>) {
         let places = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CLIENTS));
         loop {
@@ -140,7 +142,7 @@ impl Drop for ControlSocket {
     }
 }
 
-/// Whether a client may ask a daemon; both are a user and a primary group.
+/// Whether a client may ask a daemon. Each is given by its user and its primary group.
 fn may_ask(client: (u32, u32), daemon: (u32, u32)) -> bool {
     client.0 == 0 || client.0 == daemon.0 || client.1 == daemon.1
 }
@@ -187,7 +189,7 @@ async fn answer(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
     tokio::time::timeout(PATIENCE, stream.write_all(&line)).await?
 }
 
-/// A client's end: asks, reports steps to `on_step`, and returns the last line.
+/// Asks the daemon, reports each step to `on_step`, and returns the last line of the answer.
 pub async fn ask(path: &Path, request: &Request, mut on_step: impl FnMut(Step)) -> Result<Answer, ControlError> {
     let broken = |reason: String| ControlError::Broken { path: path.to_owned(), reason };
     let connected = tokio::time::timeout(PATIENCE, UnixStream::connect(path)).await;
@@ -200,7 +202,7 @@ pub async fn ask(path: &Path, request: &Request, mut on_step: impl FnMut(Step)) 
     };
     let mut line = serde_json::to_vec(request).map_err(|error| broken(error.to_string()))?;
     line.push(b'\n');
-    // A daemon that refuses doesn't wait for the request, so its answer may be there although nothing could be asked.
+    // A daemon that refuses a client answers before it reads. So its answer may arrive although the write failed.
     let asked = stream.write_all(&line).await;
     let mut reader = BufReader::new(stream);
     let silence = if matches!(request, Request::Status) { STATUS_WITHIN } else { SILENCE };
@@ -224,7 +226,8 @@ mod tests {
     use super::*;
     use crate::conf::loss::Loss;
 
-    /// A daemon's end, whose loop answers each renewal with one step and a refusal that repeats what was allowed.
+    /// A control socket whose loop answers each renewal with one step and a refusal. The refusal repeats the allowed
+    /// losses.
     struct Daemon {
         directory: tempfile::TempDir,
         status: watch::Sender<Option<Status>>,
@@ -256,7 +259,7 @@ mod tests {
             UnixStream::connect(self.path()).await.unwrap()
         }
 
-        /// What it answers to these bytes.
+        /// The answer to these bytes.
         async fn answers_to(&self, request: &[u8]) -> Answer {
             let mut stream = self.connect().await;
             stream.write_all(request).await.unwrap();
@@ -319,7 +322,7 @@ mod tests {
         }
     }
 
-    /// The request itself would be sound.
+    /// The request is valid, and only its size is at fault.
     #[tokio::test]
     async fn invariant_08_a_request_is_read_up_to_its_limit_and_no_further() {
         let daemon = Daemon::start();
@@ -355,7 +358,7 @@ mod tests {
         assert!(started.elapsed() < 2 * PATIENCE, "{:?}", started.elapsed());
     }
 
-    /// As one that is stopped or swapped out: the system still takes connections for it.
+    /// The system accepts connections for a daemon that is stopped or swapped out.
     #[tokio::test(start_paused = true)]
     async fn invariant_08_a_daemon_that_is_frozen_is_waited_for_for_seconds() {
         let directory = tempfile::tempdir().unwrap();
@@ -371,7 +374,7 @@ mod tests {
     async fn only_owner_and_group_may_connect_whatever_was_there_before() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
-        // As a daemon that was killed leaves it.
+        // A killed daemon leaves its socket behind.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();
         let socket = ControlSocket::bind(&path).unwrap();
@@ -399,7 +402,7 @@ mod tests {
             for line in [text.clone(), line("renew"), line("status"), line(&text)] {
                 if let Ok(request) = serde_json::from_str::<Request>(&line) {
                     let again = serde_json::to_string(&request).unwrap();
-                    // One line, whatever is in it: that is how its end is known.
+                    // The end of the line is the end of the request, so the line holds no other line break.
                     proptest::prop_assert!(!again.contains('\n'));
                     proptest::prop_assert_eq!(serde_json::from_str::<Request>(&again).unwrap(), request);
                 }

@@ -1,4 +1,4 @@
-//! The status, as Prometheus reads it.
+//! The status as Prometheus metrics, over HTTP.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -24,19 +24,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 #[error("could not listen on {address} for metrics; change metrics.listen, or free the port")]
 pub struct MetricsError {
-    /// There.
+    /// The address of `metrics.listen`.
     pub address: SocketAddr,
-    /// What the system said.
+    /// What the system answered.
     #[source]
     pub source: std::io::Error,
 }
 
-/// Listens.
+/// Listens on the address of `metrics.listen`.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, MetricsError> {
     TcpListener::bind(address).await.map_err(|source| MetricsError { address, source })
 }
 
-/// Serves `/metrics` for ever.
+/// Serves `/metrics` for ever. The answer is 503 until the first pass has ended.
 pub async fn serve(listener: TcpListener, status: watch::Receiver<Option<Status>>) {
     let places = std::sync::Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
@@ -186,7 +186,7 @@ mod tests {
         }
     }
 
-    /// The samples, without the comments and the agent's own version.
+    /// The samples in order, without the comments and with a placeholder for the agent's version.
     fn samples(status: &Status) -> Vec<String> {
         let mut text = String::new();
         encode(&mut text, &registry(status)).unwrap();
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(samples(&healthy()), expected);
     }
 
-    /// A zero would be a certificate that ended in 1970.
+    /// A NotAfter of zero would mean a certificate that ended in 1970.
     #[test]
     fn what_is_not_known_yet_is_absent() {
         let expected = [

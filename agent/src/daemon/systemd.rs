@@ -1,6 +1,6 @@
-//! What the service manager is told: sd_notify(3), in a unit with `Type=notify`. Elsewhere nothing happens.
+//! Notifications to the service manager: sd_notify(3), in a unit with `Type=notify`. Elsewhere nothing is sent.
 //!
-//! Only the loop that reconciles speaks, so that a loop that hangs is silent, and systemd starts the agent anew.
+//! Only the loop that reconciles sends notifications. If the loop hangs, they stop, and systemd restarts the agent.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use crate::clock::{Clock, rfc3339};
 use crate::status::Status;
 
-/// What was told so far.
+/// The notifications sent so far.
 #[derive(Debug, Default)]
 pub(crate) struct Systemd {
     watchdog: Option<Duration>,
@@ -20,14 +20,14 @@ pub(crate) struct Systemd {
 }
 
 impl Systemd {
-    /// As the environment says: `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID`.
+    /// Reads the environment: `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID`.
     #[must_use]
     pub(crate) fn of_environment() -> Self {
         Self { watchdog: sd_notify::watchdog_enabled(), ..Self::default() }
     }
 
-    /// Ready as soon as there is a configuration for nats-server to start with: on a first boot that is the first commit,
-    /// after a reboot it is there, and nats-server serves whether or not AWS does.
+    /// Reports that the agent is ready, once nats-server has a configuration to start with. On a first boot the first
+    /// commit makes the configuration. After a reboot it exists already, and nats-server starts without AWS.
     pub(crate) fn note_committed(&mut self, config: &Path) {
         if !self.is_ready && config.is_file() {
             self.is_ready = true;
@@ -35,7 +35,7 @@ impl Systemd {
         }
     }
 
-    /// What `systemctl status` shows.
+    /// Sets the text that `systemctl status` shows.
     pub(crate) fn show(&mut self, status: &Status, now: OffsetDateTime) {
         let text = summary(status, now);
         if text != self.told {
@@ -44,14 +44,14 @@ impl Systemd {
         }
     }
 
-    /// The loop goes round.
+    /// Feeds the watchdog, if the unit has a watchdog.
     pub(crate) fn alive(&self) {
         if self.watchdog.is_some() {
             notify(&[NotifyState::Watchdog]);
         }
     }
 
-    /// Sleeps as [`Clock::sleep_until`] does, and goes on saying that the loop is alive, three times as often as it must.
+    /// Sleeps as [`Clock::sleep_until`] does, and feeds the watchdog three times per watchdog interval.
     pub(crate) async fn sleep_until(&self, clock: &Clock, deadline: OffsetDateTime) {
         let sleep = clock.sleep_until(deadline);
         let Some(watchdog) = self.watchdog else { return sleep.await };
@@ -65,24 +65,24 @@ impl Systemd {
         }
     }
 
-    /// The configuration is read again. [`Systemd::reloaded`] ends it.
+    /// Reports that the agent reads its configuration again. [`Systemd::reloaded`] reports the end.
     pub(crate) fn reloading() {
-        // systemd 253 and later want to know when.
+        // systemd 253 and later require the time.
         match NotifyState::monotonic_usec_now() {
             Ok(now) => notify(&[NotifyState::Reloading, now]),
             Err(_) => notify(&[NotifyState::Reloading]),
         }
     }
 
-    /// The configuration was read again, or the one in force stays. What isn't ready yet isn't by that either: nats-server, which
-    /// waits for it, has no configuration to start with.
+    /// Reports the end of a reload, whether the agent took the new configuration or kept the old configuration. An
+    /// agent that was not ready before stays so: the waiting nats-server still has no configuration to start with.
     pub(crate) fn reloaded(&self) {
         if self.is_ready {
             notify(&[NotifyState::Ready]);
         }
     }
 
-    /// The end was asked for.
+    /// Reports that the agent is stopping on request.
     pub(crate) fn stopping() {
         notify(&[NotifyState::Stopping]);
     }
@@ -98,11 +98,11 @@ fn summary(status: &Status, now: OffsetDateTime) -> String {
         },
     );
     let reason = status.reasons.first().map(|reason| format!("; {reason}")).unwrap_or_default();
-    // One line: the next one would be another notification.
+    // A second line would be another notification.
     format!("{state}; {leaf}{reason}").replace('\n', " ")
 }
 
-/// systemd being away is no reason to stop serving.
+/// Sends notifications. The agent works without systemd too, so an error goes to the log alone.
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!("could not tell the service manager: {error}");

@@ -1,8 +1,9 @@
 //! AWS Private CA.
 //!
-//! IssueCertificate returns before the certificate exists, and GetCertificate answers `RequestInProgressException` until
-//! then (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>). A certificate whose ARN is
-//! lost was paid for and can't be found again. So the caller journals what [`AcmPca::request`] returns before it collects.
+//! IssueCertificate returns before the certificate exists. GetCertificate answers `RequestInProgressException` until
+//! the certificate exists (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>). A
+//! certificate whose ARN is lost was paid for and can't be found again. So the caller journals what [`AcmPca::request`]
+//! returns before it collects.
 
 use std::time::Duration;
 
@@ -59,7 +60,8 @@ pub struct AcmPca {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum UsageMode {
     ShortLived,
-    /// General-purpose, or unknown because the role may not ask: IssueCertificate itself then refuses what is too long.
+    /// The mode is general-purpose, or unknown because the role may not ask. In that case IssueCertificate itself
+    /// refuses a validity that is too long.
     NoLimitKnown,
 }
 
@@ -135,7 +137,7 @@ impl AcmPca {
         Ok((certificate, chain))
     }
 
-    /// The PEM of an answer. A truncated answer can look like success, so the text must hold a whole certificate.
+    /// The PEM of an answer. A truncated answer can look like success, so the text must hold a complete certificate.
     fn pem(&self, call: &'static str, text: Option<String>, limit: usize) -> Result<String, RemoteError> {
         let text = text.unwrap_or_default();
         let nonsense = |what: String| nonsense(&self.attempt(call), what);
@@ -218,8 +220,8 @@ fn default_template(partition: &str) -> String {
     format!("arn:{partition}:acm-pca:::template/EndEntityCertificate/V1")
 }
 
-/// Whole days as `DAYS`, so that PCA counts from its own clock. Any other length as the end in Unix seconds, because a
-/// relative validity is a day at least
+/// A length of whole days becomes `DAYS`, so that PCA counts from its own clock. Any other length becomes the end in
+/// Unix seconds, because a relative validity is a day at least
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_Validity.html>).
 fn validity(length: Duration, now: OffsetDateTime) -> Validity {
     let seconds = i64::try_from(length.as_secs()).unwrap_or(i64::MAX);
@@ -234,7 +236,7 @@ fn validity(length: Duration, now: OffsetDateTime) -> Validity {
     Validity::builder().r#type(kind).value(value).build().unwrap()
 }
 
-/// The signature algorithm of the CA's key: of the same family, with a hash of the curve's strength.
+/// The signature algorithm for the CA's key: of the key's family, with a hash of the curve's strength.
 fn signing_algorithm(ca_pem: &str) -> Result<SigningAlgorithm, String> {
     let ca = Chain::from_pem(ca_pem.as_bytes()).map_err(|error| format!("the CA's certificate is not PEM: {error}"))?;
     let ca = der::read(ca.leaf()).map_err(|_| "the CA's certificate can't be read: it is not X.509 in DER")?;

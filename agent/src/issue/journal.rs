@@ -60,7 +60,7 @@ pub struct Pending {
     /// The time at which the issuance began.
     #[serde(with = "time::serde::rfc3339")]
     pub begun: OffsetDateTime,
-    /// The signature algorithm named in the request, once the issuer has given one.
+    /// The signature algorithm named in the request, once the issuer has given the algorithm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signing_algorithm: Option<String>,
     /// The time given in the last request.
@@ -74,7 +74,7 @@ pub struct Pending {
     /// clock. Once that clock is set, this time of the issuer's clock shows that the issuance is recent.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     pub valid_from: Option<OffsetDateTime>,
-    /// The certificate's handle at the issuer, once the issuer has given one.
+    /// The certificate's handle at the issuer, once the issuer has given the handle.
     pub handle: Option<CertificateHandle>,
 }
 
@@ -128,7 +128,7 @@ impl Journal {
 }
 
 impl Pending {
-    /// A pending issuance of which the issuer was asked nothing yet.
+    /// A pending issuance that was not requested from the issuer yet.
     #[must_use]
     pub fn of(csr: Csr, begun: OffsetDateTime) -> Self {
         let (issuer, signing_algorithm, dated, unheard, valid_from, handle) = (None, None, None, None, None, None);
@@ -245,7 +245,7 @@ mod tests {
             (NOW - hour, None, false),
             (NOW - 100 * hour, Some(NOW - hour / 2), true),
             (NOW - 100 * hour, Some(NOW - 2 * hour), false),
-            // A nonsensical time delays nothing for ever, and the addition accepts any time.
+            // A nonsensical time must not delay the issuance for ever, and the addition accepts any time.
             (NOW - 100 * hour, Some(NOW + hour), false),
             (NOW - 100 * hour, Some(ends), false),
             (ends, Some(ends), true),

@@ -41,7 +41,7 @@ const BACKDATED: time::Duration = time::Duration::seconds(60);
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>).
 const MAX_CSR: usize = 32_768;
 
-/// The largest file that the CA reads, in bytes. Real files have one to three thousand.
+/// The largest file that the CA reads, in bytes. Real files have 1,000 to 3,000 bytes.
 const MAX_FILE: u64 = 65_536;
 
 /// How long a writer waits for another writer. Signing holds the lock for milliseconds.
@@ -54,7 +54,7 @@ enum Missing {
     Report,
 }
 
-/// An issuer that signs by itself, at once.
+/// An issuer that signs with its own key, without a delay.
 #[derive(Clone, Debug)]
 pub(crate) struct Local {
     directory: PathBuf,
@@ -69,7 +69,7 @@ impl Local {
         Self { directory, clock, missing: Missing::Make }
     }
 
-    /// The same CA for a command that changes nothing. It reads what is there, makes no CA and signs nothing.
+    /// The same CA for a command that changes nothing. It reads an existing CA, makes no CA and signs nothing.
     #[must_use]
     pub(crate) fn read_only(self) -> Self {
         Self { missing: Missing::Report, ..self }
@@ -86,7 +86,8 @@ impl Local {
         }
         self.prune(now);
         let pem = self.sign(&ca, &csr, validity, now)?;
-        // The lock makes the staged name ours alone. One name for all tokens: the next leaf replaces what a crash left.
+        // The lock makes the staged name ours alone. All tokens share the name, so the next leaf replaces a leaf that a
+        // crash left behind.
         let staged = self.issued_directory().join(".new");
         durable::replace_through(&staged, &issued, pem.as_bytes(), 0o644).map_err(|error| self.file(error))
     }
@@ -155,10 +156,10 @@ impl Local {
         self.directory.join("issued")
     }
 
-    /// The CA as it is on the disk, or `None` where it is not complete yet. Needs no lock.
+    /// The CA on the disk, or `None` where the CA is not complete yet. The caller needs no lock.
     fn existing(&self, now: OffsetDateTime) -> Result<Option<Authority>, RemoteError> {
         let (key_file, certificate_file) = (self.key_file(), self.certificate_file());
-        // The key is written first, so a certificate without a key is damage and no crash.
+        // The key is written first, so a crash never leaves a certificate without a key. This state is damage.
         let Some(pem) = self.read(&certificate_file)? else { return Ok(None) };
         let key = self.read(&key_file)?.ok_or_else(|| self.unusable(&key_file, None))?;
         let key = KeyPair::from_pem(&key).map_err(|error| self.unusable(&key_file, Some(error.into())))?;
@@ -177,7 +178,7 @@ impl Local {
         Ok(Some(Authority { pem: pem.to_string(), key, not_after: certificate.not_after }))
     }
 
-    /// The CA, made where there is none. The caller holds the lock.
+    /// The CA, made where its key or certificate is missing. The caller holds the lock.
     fn authority(&self, now: OffsetDateTime) -> Result<Authority, RemoteError> {
         if let Some(existing) = self.existing(now)? {
             return Ok(existing);
@@ -278,7 +279,7 @@ impl Local {
         durable::sync_parent(&self.directory)
     }
 
-    /// The text of a file, or `None` where there is no file. Wiped when dropped, as the file may be the key.
+    /// The text of a file, or `None` where there is no file. The text is wiped when dropped, as the file may be the key.
     fn read(&self, path: &Path) -> Result<Option<Zeroizing<String>>, RemoteError> {
         let Some(bytes) = durable::read_if_there(path, MAX_FILE).map_err(|error| self.file(error))? else {
             return Ok(None);
@@ -673,7 +674,8 @@ mod tests {
         if plan(None).is_some() { None } else { Some(ended) }
     }
 
-    /// Another process of this node and one of another node: there is one CA, and each node has one certificate.
+    /// Starts another process of this node, and a process of another node. Asserts that there is one CA, and that each
+    /// node has one certificate.
     async fn assert_one_of_each(directory: &Path, point: &str) {
         let key = std::fs::read(directory.join("ca/ca.key")).ok();
         let issued = obtain(&process(directory, "n1")).await.unwrap();

@@ -1,6 +1,6 @@
 //! Months of a node's life on virtual time.
 //!
-//! Reconciler, schedule, journal, acceptance and commit are the real ones. Issuer, sources and nats-server are doubles.
+//! The reconciler, schedule, journal, acceptance and commit are real. The issuer, sources and nats-server are doubles.
 
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
@@ -42,7 +42,8 @@ const DAY: Duration = Duration::from_hours(24);
 const WEEK: Duration = Duration::from_hours(7 * 24);
 const OWN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 1, 1));
 
-/// A trust source whose bundle a test sets or takes away. An answer takes a poll, at which a test can stop the pass.
+/// A trust source whose bundle a test sets or takes away. The first poll of an answer is pending, and a test can stop
+/// the pass there.
 struct SettableTrust(Mutex<Option<TrustBundle>>);
 
 #[async_trait]
@@ -77,7 +78,7 @@ impl CredentialSource for SettableCredential {
     }
 }
 
-/// No test of a single node may have nats-server read what is incomplete.
+/// Fails the test where a reader finds an incomplete configuration. Tests of a single node allow none.
 struct Strict;
 
 impl Witness for Strict {
@@ -86,7 +87,7 @@ impl Witness for Strict {
     }
 }
 
-/// One node, and handles to everything around it.
+/// A node, and handles to everything around the node.
 struct Bench {
     directory: tempfile::TempDir,
     clock: Clock,
@@ -107,7 +108,7 @@ impl Bench {
         Self::between(clock, clock).await
     }
 
-    /// A node and an issuer, each with a clock of its own.
+    /// A node and an issuer, each with its own clock.
     async fn between(clock: Clock, issuers: Clock) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let moods = Arc::new(SetMoods::default());
@@ -135,7 +136,7 @@ impl Bench {
         self.directory.path().join("state")
     }
 
-    /// A process of the agent. What an earlier process had in memory is gone.
+    /// A new process of the agent, without the memory of an earlier process.
     fn agent(&self) -> Reconciler {
         self.agent_with(None)
     }
@@ -180,7 +181,8 @@ impl Bench {
         })
     }
 
-    /// A node after its first boot: committed, server started, certificate seen served.
+    /// A node after its first boot: the agent has committed, nats-server has started, and the agent saw the certificate
+    /// served.
     async fn serving(&self) -> Reconciler {
         let mut agent = self.agent();
         let pass = agent.pass(&PassRequest::default(), &Progress::default()).await;
@@ -205,7 +207,7 @@ impl Bench {
         }
     }
 
-    /// How many certificates were issued. A request that is repeated with its token gets the same certificate.
+    /// The number of issued certificates. A request that is repeated with its token gets the same certificate.
     fn paid_for(&self) -> usize {
         std::fs::read_dir(self.directory.path().join("ca/issued")).unwrap().count()
     }
@@ -218,14 +220,14 @@ impl Bench {
 fn peers(numbers: &[u8]) -> Vec<Peer> {
     let peer = |number: &u8| Peer {
         id: format!("i-{number}"),
-        // Except for the own address, loopback addresses at which no process listens.
+        // All but the node's own address are loopback addresses at which no process listens.
         address: if *number == 1 { (OWN, 6222).into() } else { ([127, 0, 0, *number], 1).into() },
         state: "InService".into(),
     };
     numbers.iter().map(peer).collect()
 }
 
-/// The reasons of a status as one text. No other function here, but [`warns`], knows what a reason is.
+/// The reasons of a status as one text. Of the functions here only this function and [`warns`] read a reason.
 fn reasons(status: &Status) -> String {
     status.reasons.iter().map(|told| told.text.as_str()).collect::<Vec<_>>().join(" ")
 }
@@ -278,7 +280,7 @@ async fn invariant_07_an_issuer_that_is_away_for_two_days_disturbs_nobody_and_no
     *bench.peers.0.lock().unwrap() = None;
     let pass = bench.live(&mut agent, START + 6 * DAY).await;
     assert_eq!(pass.status.state, State::Degraded);
-    // A repeat is due every two to four minutes, while the issuer remembers the token of a lost answer.
+    // The request is repeated every two to four minutes, while the issuer remembers the token of a lost answer.
     assert!(pass.status.renewal.attempts > 10 && pass.status.renewal.attempts < 1200, "{:?}", pass.status.renewal);
     assert!(reasons(&pass.status).contains("IssueCertificate"), "{:?}", pass.status.reasons);
     // A restart during the outage reads the peers and the bundle from the disk.
@@ -364,7 +366,8 @@ async fn a_new_credential_whose_time_comes_during_a_pass_that_fails_takes_over_i
     assert!(successor.holds("the-new-one"));
 }
 
-/// Polls a future so many times and drops it: a crash at an await. Returns the output of a future that ended before.
+/// Polls a future `polls` times and drops it, as a crash at an await does. Returns the output where the future ended
+/// before.
 async fn polled<F: Future>(mut future: std::pin::Pin<Box<F>>, polls: u32) -> Option<F::Output> {
     let mut left = polls;
     std::future::poll_fn(move |context| {
@@ -627,7 +630,7 @@ async fn a_setting_waits(bench: &mut Bench) {
     let waits = |pass: &Pass| warns(&pass.status, "takes server_name only at a start");
     assert!(waits(&changed) && changed.status.state == State::Healthy, "{:?}", changed.status);
     assert_eq!(setting(&bench.committed(), "server_name").as_deref(), Some("another"));
-    // Each renewal of these weeks is issued and served once, and so across a restart of the agent.
+    // Each renewal of these weeks is issued and served once, across a restart of the agent too.
     for days in [10, 20] {
         let serial = bench.server.served().unwrap().serial;
         let pass = bench.live(&mut agent, START + days * DAY).await;
@@ -647,7 +650,7 @@ async fn a_change_that_everyone_sees_waits_for_this_nodes_turn_and_a_renewal_tha
     let mut bench = Bench::new().await;
     bench.interval = Duration::from_secs(30);
     let mut agent = bench.serving().await;
-    // The first of its cluster has its turn in the first ten seconds of each minute, and the time is half past.
+    // The first node of a cluster has its turn in the first ten seconds of each minute. The time is half past a minute.
     bench.clock.sleep_until(START + Duration::from_secs(30)).await;
     *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3, 4]));
     let waits = pass(&mut agent).await;

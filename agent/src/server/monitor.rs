@@ -1,4 +1,4 @@
-//! nats-server's monitoring port: what it says about itself. Over plain HTTP on loopback.
+//! The monitoring port of nats-server, over plain HTTP on loopback.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -15,25 +15,25 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// `/varz` is a few kilobytes; `/routez` grows with the cluster.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
 
-/// Of `/varz`, what the agent reads.
+/// The fields of `/varz` that the agent reads.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct Varz {
     /// nats-server's version.
     pub version: String,
-    /// Changes with every start.
+    /// The id of the server. It changes with every start.
     pub server_id: String,
     /// When the configuration in force was loaded.
     #[serde(with = "time::serde::rfc3339")]
     pub config_load_time: OffsetDateTime,
-    /// The digest that `-t` prints of the same configuration; from 2.11 on.
+    /// The digest that `-t` prints for the same configuration. Versions before 2.11 report no digest.
     #[serde(default)]
     pub config_digest: Option<String>,
 }
 
-/// Of `/routez`, what the agent reads.
+/// The fields of `/routez` that the agent reads.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 pub struct Routez {
-    /// One entry a connection: with route pooling several to each peer.
+    /// One entry per connection. With route pooling each peer has several connections.
     #[serde(default)]
     pub routes: Vec<RouteConnection>,
 }
@@ -43,16 +43,16 @@ pub struct Routez {
 pub struct RouteConnection {
     /// The peer's server id.
     pub remote_id: String,
-    /// The peer's server name; from 2.10 on.
+    /// The peer's server name, from 2.10 on.
     #[serde(default)]
     pub remote_name: String,
-    /// The other end's address, which is the peer's route address where this node dialled.
+    /// The address of the other end. Where this node dialled, it is the peer's route address.
     #[serde(default)]
     pub ip: Option<IpAddr>,
 }
 
 impl Routez {
-    /// The distinct peers: server id to name and addresses.
+    /// The name and the addresses of each peer, by server id.
     #[must_use]
     pub fn remotes(&self) -> BTreeMap<&str, (&str, BTreeSet<IpAddr>)> {
         let mut remotes = BTreeMap::<_, (&str, BTreeSet<IpAddr>)>::new();
@@ -69,11 +69,11 @@ impl Routez {
 #[derive(Debug, thiserror::Error)]
 #[error("no answer from http://{address}{path}")]
 pub struct MonitorError {
-    /// Who was asked.
+    /// The address of the monitoring port.
     pub address: SocketAddr,
-    /// For what.
+    /// The path of the request.
     pub path: &'static str,
-    /// What went wrong.
+    /// The cause.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
@@ -99,7 +99,7 @@ async fn fetch(address: SocketAddr, path: &str) -> Result<Bytes, Box<dyn std::er
     let stream = tokio::net::TcpStream::connect(address).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = hyper::Request::get(path).header("host", address.to_string()).body(Empty::<Bytes>::new())?;
-    // Ends by itself once the sender is dropped, at the time-out too.
+    // The task ends once the sender is dropped. A time-out drops the sender too.
     tokio::spawn(connection);
     let response = sender.send_request(request).await?;
     if !response.status().is_success() {

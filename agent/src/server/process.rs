@@ -1,8 +1,8 @@
-//! The nats-server process: found by its pid file, recognised, and signalled, or left alone (invariant 10).
+//! The nats-server process. The agent finds it by its pid file, and signals only a recognised process (invariant 10).
 //!
-//! A pid file outlives its process, and another process may have the number by now. So a pidfd pins the process before
-//! the agent looks at the process, and the signal goes through the same pidfd. Where the number is reused in between, the
-//! agent sees another program, or the signal reaches nobody.
+//! A pid file outlives its process, and another process may have the number by now. So the agent opens a pidfd before
+//! it inspects the process, and the signal goes through the same pidfd. Where the number is reused in between, the
+//! agent sees another program, or the signal reaches no process.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
@@ -27,7 +27,7 @@ pub(crate) struct NatsProcess {
 /// Why there is no process to signal.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// No pid file, or its process is gone: nats-server isn't running.
+    /// nats-server isn't running: there is no pid file, or the process has ended.
     #[error("nats-server isn't running ({0})")]
     Absent(String),
     /// The pid file names another process.
@@ -174,7 +174,7 @@ mod tests {
         let config = Path::new("/etc/nats.conf");
         let started_as = |program: &Path| [&[program.into()], &*arguments(&["-c", "/etc/nats.conf"])].concat();
         assert_eq!(recognise(&versioned, &started_as(&versioned), &link, config), Ok(()));
-        // The link has led to another version since.
+        // The process runs an earlier version, to which the link pointed before.
         let before = directory.join("nats-server-v2.12.7");
         assert_eq!(recognise(&before, &started_as(&link), Path::new("nats-server"), config), Ok(()));
         assert!(recognise(&before, &started_as(&before), &link, config).is_err());

@@ -1,6 +1,6 @@
 //! Files that are complete whenever the machine stops: either the old file or the new one.
 //!
-//! A file is created with its final mode, written, and flushed to the disk. Only then it gets its name. A
+//! A file is created with its final mode, written, and flushed to the disk. After that the file gets its name. A
 //! [`fault::point`] stands between any two of these steps: tests stop the process or fill the disk there.
 
 use std::fs::{self, File, OpenOptions};
@@ -18,7 +18,7 @@ const NO_DETOUR: i32 = OFlag::O_NOFOLLOW.union(OFlag::O_NONBLOCK).bits();
 #[derive(Debug, thiserror::Error)]
 #[error("could not {action} {}", .path.display())]
 pub struct FileError {
-    /// What was tried.
+    /// The attempted action.
     pub action: &'static str,
     /// The file or directory.
     pub path: PathBuf,
@@ -28,7 +28,7 @@ pub struct FileError {
 }
 
 impl FileError {
-    /// Makes the error in a `map_err`.
+    /// A function for `map_err` that makes this error.
     pub(crate) fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self { action, path, source }
@@ -38,9 +38,9 @@ impl FileError {
 /// Who may read the secrets below a state directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Secrecy {
-    /// The owner alone: files 0600, directories 0700.
+    /// Only the owner may read: files have mode 0600, directories 0700.
     Owner,
-    /// The group too: files 0640, directories 0750.
+    /// The group may read too: files have mode 0640, directories 0750.
     Group,
 }
 
@@ -58,14 +58,14 @@ impl Secrecy {
         if self == Self::Group { 0o640 } else { 0o600 }
     }
 
-    /// The mode of a directory of such files.
+    /// The mode of a directory that holds secrets.
     #[must_use]
     pub(crate) fn directory_mode(self) -> u32 {
         if self == Self::Group { 0o750 } else { 0o700 }
     }
 }
 
-/// The mode of a file or directory, where it grants everyone any right in `what` (`0o007`: any right at all).
+/// The mode of a file or directory, where the mode grants all users a right in `what`. `0o007` stands for any right.
 #[must_use]
 pub(crate) fn open_to_all(path: &Path, what: u32) -> Option<u32> {
     let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
@@ -140,8 +140,8 @@ pub(crate) fn remove_all(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Reads a file of at most `limit` bytes; `None` where there is none. Only a regular file is read: a read from a pipe
-/// could wait for ever.
+/// Reads a file of at most `limit` bytes, or returns `None` where there is no file. Only a regular file is read: a read
+/// from a pipe could wait for ever.
 pub(crate) fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
     let without_waiting = OFlag::O_NONBLOCK.bits();
     let file = match OpenOptions::new().read(true).custom_flags(without_waiting).open(path) {
@@ -175,7 +175,7 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     tokio::task::spawn_blocking(work).await
 }
 
-/// The same in tests: a planned crash in the work is a crash of the caller.
+/// `blocking` in tests: a planned crash in the work is a crash of the caller.
 #[cfg(test)]
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
     let planned = fault::plan(None);

@@ -25,7 +25,7 @@ pub enum LockError {
     /// Another agent holds the lock.
     #[error("another agent is at work on {}; stop it, or ask it with `agent renew` and `agent status`", .0.display())]
     Held(PathBuf),
-    /// nats-server could not read the files that this user would write.
+    /// The state directory belongs to another user: nats-server could not read the files that this user would write.
     #[error(
         "{} belongs to uid {owner}, and this is uid {user}: files written now would have the wrong owner; run this as the \
          user that the daemon runs as, for instance with `runuser -u nats -- agent renew`", .state.display()
@@ -55,7 +55,8 @@ impl Lock {
         Self::wait(&state.join("lock"), Duration::ZERO)?.ok_or_else(|| LockError::Held(state.to_owned()))
     }
 
-    /// Takes the lock on this file, and waits up to `limit` for another holder. `None` when the time is over. Blocks.
+    /// Takes the lock on this file. Where another process holds the lock, the call blocks for up to `limit`, and then
+    /// returns `None`.
     pub(crate) fn wait(path: &Path, limit: Duration) -> Result<Option<Self>, FileError> {
         let file = durable::open_or_create(path, 0o600)?;
         for _ in 0..=limit.as_millis() / PAUSE.as_millis() {

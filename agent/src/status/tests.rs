@@ -1,4 +1,4 @@
-//! What is found, and what is said of it.
+//! The status that follows from the findings of a pass.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,12 +30,12 @@ fn texts(told: &[Told]) -> Vec<&str> {
     told.iter().map(|told| told.text.as_str()).collect()
 }
 
-/// A port's leaf and its DER.
+/// The chain of a port: one certificate with this DER, under this digest.
 fn served(sha256: &str, der: &[u8]) -> Served {
     Served { sha256: sha256.into(), chain: Chain::new(vec![der.to_vec().into()]).unwrap() }
 }
 
-/// A leaf of a CA and a bundle that has it, which is valid for seven days.
+/// A served leaf that is valid for seven days, and a bundle with its CA.
 fn other_leaf() -> (Served, TrustBundle) {
     let ca = Ca::root("ca");
     let bundle = TrustBundle::parse(ca.pem.as_bytes(), "a secret", "1").unwrap();
@@ -80,7 +80,7 @@ fn peers<const N: usize>(peers: [(&str, &str); N]) -> PeerSet {
     PeerSet(peers.map(|peer| (peer.address, peer)).collect::<BTreeMap<_, _>>())
 }
 
-/// Connections by the remote's name and address, each server with an id of its own.
+/// Connections by the remote's name and address. Each server has its own id.
 fn routez<const N: usize>(connections: [(&str, &str); N]) -> Routez {
     let connection = |(name, ip): (&str, &str)| RouteConnection {
         remote_id: format!("id of {name}"),
@@ -90,7 +90,7 @@ fn routez<const N: usize>(connections: [(&str, &str); N]) -> Routez {
     Routez { routes: connections.into_iter().map(connection).collect() }
 }
 
-/// A node that lacks nothing.
+/// The findings of a healthy node.
 fn healthy() -> Findings {
     let varz = Varz {
         version: "2.15.1".into(),
@@ -121,7 +121,7 @@ fn healthy() -> Findings {
     }
 }
 
-/// Each finding, the state that it makes, and how each of its reasons begins.
+/// Each case: a finding, the state that follows, and the beginning of each reason.
 #[test]
 fn each_finding_makes_its_state_and_says_why() {
     type Change = fn(&mut Findings);
@@ -268,7 +268,7 @@ fn a_node_without_a_route_to_anybody_warns_and_one_with_a_route_to_somebody_does
     };
     assert_eq!(warns(|_| {}), (State::Healthy, false));
     assert_eq!(warns(|findings| findings.observed.routez = Some(routez([]))), (State::Healthy, true));
-    // What can't be seen is not said, and who is alone misses nobody.
+    // The warning needs an answer of `/routez`, and a node without peers needs no route.
     assert_eq!(warns(|findings| findings.observed.routez = None), (State::Healthy, false));
     let alone = |findings: &mut Findings| {
         findings.observed.routez = Some(routez([]));
@@ -291,7 +291,7 @@ fn what_is_served_is_told_unless_no_server_runs() {
     assert_eq!((status.served, status.nats.pid), (None, None));
 }
 
-/// What nats-server says of its routes, and what follows for each peer but ourselves.
+/// Each case: the routes that nats-server reports, and the result for each peer except this node.
 #[test]
 fn each_peer_has_the_route_that_nats_server_shows() {
     use RouteState::{Down, Unknown, Up};

@@ -11,7 +11,7 @@ async fn a_server_that_dies_of_the_signal_is_told_so_and_its_next_start_comes_to
     let died = renew(&mut agent).await.outcome.unwrap_err();
     let PassError::Deploy(DeployError::RolledBack { mismatch, confirmed: false }) = &died else { panic!("{died:?}") };
     assert!(matches!(mismatch, Mismatch::Ended { pid: 1, .. }), "{mismatch}");
-    // The new configuration may be what kills the server, so the next start reads the old configuration.
+    // The new configuration may be the cause of the server's end, so the next start reads the old configuration.
     assert_eq!(bench.committed(), before);
     bench.server.dies.store(false, Ordering::Relaxed);
     bench.server.start();
@@ -70,7 +70,7 @@ async fn invariant_02_a_disk_that_is_full_at_any_point_of_a_roll_back_leaves_a_w
 struct Change {
     renew: bool,
     faults: &'static [Fault],
-    /// How many points of the disk the change passes at least.
+    /// The least number of disk points that the change passes.
     floor: u32,
     begin: fn(&mut Bench, more: &str),
     /// Removes the obstacle that `begin` put up.
@@ -238,7 +238,7 @@ async fn a_setting_that_was_taken_back_waits_no_longer_though_the_reload_was_rol
 async fn a_change_that_is_taken_after_one_that_waited_ends_the_waiting() {
     let bench = Bench::new().await;
     let mut agent = bench.serving().await;
-    // The reload takes longer than the agent waits, and succeeds then.
+    // The reload takes longer than the agent waits, and succeeds later.
     bench.server.ignores.store(true, Ordering::Relaxed);
     *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3, 4]));
     agent.sources.peers.retry.next = OffsetDateTime::UNIX_EPOCH;
@@ -272,7 +272,7 @@ async fn a_roll_back_is_told_while_the_next_attempt_waits_for_its_turn() {
     let mut bench = Bench::new().await;
     bench.interval = Duration::from_secs(30);
     let mut agent = bench.serving().await;
-    // The first of its cluster has its turn in the first ten seconds of a minute.
+    // The first node of a cluster has its turn in the first ten seconds of a minute.
     bench.clock.sleep_until(START + Duration::from_secs(20)).await;
     bench.server.ignores.store(true, Ordering::Relaxed);
     renew(&mut agent).await.outcome.unwrap_err();

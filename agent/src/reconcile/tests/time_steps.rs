@@ -1,4 +1,4 @@
-//! Wrong clocks, clocks that are set, and certificates of every lifetime.
+//! Wrong clocks, steps of a clock, and certificates of every lifetime.
 
 use super::*;
 
@@ -39,7 +39,7 @@ async fn a_clock_that_is_set_back_tears_nothing_down_issues_nothing_and_puts_not
         assert_eq!((bench.committed(), bench.server.served()), (before, served), "{:?}", pass.status.reasons);
         assert_eq!((bench.server.reloads(), bench.issuer.requests()), (1, 2));
         assert_alert(&bench, &mut agent).await;
-        // With the clock set right the node is as before.
+        // After the clock is set right, the node is as before.
         bench.clock.step(back);
         let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(1)).await;
         assert_eq!((pass.status.state, bench.issuer.requests()), (State::Healthy, 2), "{:?}", pass.status.reasons);
@@ -83,8 +83,8 @@ async fn a_clock_that_is_set_forward_by_hours_is_no_reason_for_anything_and_by_d
     }
 }
 
-/// A step of the clock over days looks like the passing of days, to the cap too. So each such step may cost a certificate
-/// that looks due. A step of hours costs no certificate.
+/// A step of the clock over days looks like the passing of days, and the cap can't distinguish the two. So each such
+/// step may cost a certificate that looks due. A step of hours costs no certificate.
 #[tokio::test(start_paused = true)]
 async fn invariant_11_a_clock_that_is_set_to_and_fro_all_day_issues_none_for_hours_and_one_a_step_for_weeks() {
     for (by, at_most) in [(hours(3), 1), (days(8), 1 + 2 * 12)] {
@@ -107,7 +107,7 @@ async fn invariant_11_a_clock_that_is_set_to_and_fro_all_day_issues_none_for_hou
 
 #[tokio::test(start_paused = true)]
 async fn invariant_11_a_first_boot_with_the_clock_behind_waits_for_the_clock_with_one_certificate() {
-    // The steps are shorter than a lifetime, where the step looks like the passing of time, and longer.
+    // Some steps are shorter than a lifetime and look like the passing of time. The other steps are longer.
     for behind in [hours(3), days(2), days(20), days(20 * 365)] {
         let bench = Bench::between(Clock::steppable(START - behind), Clock::starting_at(START)).await;
         let mut agent = bench.agent();
@@ -141,7 +141,7 @@ async fn invariant_11_a_first_boot_with_the_clock_behind_waits_for_the_clock_wit
     }
 }
 
-/// The certificate is expired when it comes, as from an issuer that is wrong. So only the cap stops the agent.
+/// Each certificate looks expired on arrival, as if the issuer were wrong. So only the cap stops the agent.
 #[tokio::test(start_paused = true)]
 async fn invariant_11_a_first_boot_with_the_clock_a_month_ahead_stops_at_the_cap_and_heals_when_it_is_set() {
     let bench = Bench::between(Clock::steppable(START + days(30)), Clock::starting_at(START)).await;
@@ -175,7 +175,7 @@ async fn certificates_of_a_minute_are_renewed_every_time_and_none_expires() {
     assert!((42..=53).contains(&bench.issuer.requests()), "{} issued", bench.issuer.requests());
 }
 
-/// Ten years of sleep would take minutes of real time, so the test sets the clock.
+/// Ten years of virtual sleep would take minutes of real time, so the test sets the clock.
 #[tokio::test(start_paused = true)]
 async fn certificates_of_ten_years_are_renewed_in_their_seventh() {
     let bench = Bench { validity: 3650 * DAY, ..Bench::new().await };
