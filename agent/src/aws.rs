@@ -221,7 +221,7 @@ where
     RemoteError { source: error.into_source().ok(), ..RemoteError::new(kind, call, reason, remedy) }
 }
 
-/// The error of a call whose answer reports success but lacks what it promises.
+/// The error of a call whose answer reports success but lacks what the API documents.
 pub(crate) fn nonsense(call: &str, reason: impl Into<String>) -> RemoteError {
     let remedy = "check what answers at the endpoint; it is tried again";
     RemoteError::new(RemoteErrorKind::Unavailable, call, reason, remedy)

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use crate::x509::leaf::Leaf;
 
 /// The fleet's renewals are spread over this share of `renewal.at`, before `renewal.at` and never after. The lifetime
-/// that remains at a renewal is therefore never less than promised.
+/// that remains at a renewal is therefore never less than documented.
 const SPREAD: f64 = 0.1;
 
 /// When a leaf is due for renewal: at the share `at` of its lifetime, or earlier by up to a tenth of that. The hash of
@@ -37,7 +37,7 @@ pub fn backoff(failures: u32, min: Duration, max: Duration, random: f64) -> Dura
 }
 
 /// An interval shortened by a random part of up to a fifth. It is never lengthened, so a change is seen within one
-/// interval, as promised. `random` lies in 0..1.
+/// interval, as documented. `random` lies in 0..1.
 #[must_use]
 pub fn jittered(interval: Duration, random: f64) -> Duration {
     interval.mul_f64(0.8 + random.clamp(0.0, 1.0) / 5.0)
