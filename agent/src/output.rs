@@ -68,7 +68,7 @@ impl Paint {
         Self(stream.is_terminal() && !refused)
     }
 
-    /// Whether there are any.
+    /// Whether colours are on.
     #[must_use]
     pub fn is_on(self) -> bool {
         self.0

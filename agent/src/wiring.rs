@@ -75,7 +75,7 @@ pub(crate) async fn wire_to_look(config: &Config) -> Result<Parts, WiringError> 
 ///
 /// [`Reconciler::inspect`]: crate::reconcile::Reconciler::inspect
 pub async fn wire_to_inspect(config: &Config) -> Parts {
-    // What can't be read is what the inspection itself will name.
+    // The inspection itself reports a generation that can't be read.
     let newest = Generations::of(&config.state_directory).newest().ok().and_then(|(newest, _)| newest);
     let certified = newest.map(|newest| newest.chain.leaf().sans.clone()).unwrap_or_default();
     wire_around(as_certified(&config.node, &certified), config, Vec::new(), Purpose::Look).await
@@ -166,8 +166,8 @@ pub fn commit_point(config: &Config) -> CommitPoint {
     })
 }
 
-/// Static peers that have an address of this node and another port than its route listener: each would be a second row
-/// of this node.
+/// Static peers that have an address of this node and another port than its route listener. Each such peer gives a
+/// second row of this node in the status.
 fn second_selves(config: &Config, node: &Node) -> Vec<String> {
     let DiscoveryKind::Static { peers } = &config.discovery.kind else { return Vec::new() };
     let port = config.nats.cluster_listen.port();
