@@ -30,8 +30,9 @@ use crate::state::lock::{Lock, LockError};
 use crate::status::{State, Status};
 use crate::wiring::{WiringError, wire, wire_to_inspect};
 
-/// A clock that is set back by more than a minute was wrong; a smaller step corrects drift. The SDK keeps credentials, and
-/// the token for instance metadata, for as long as the wall clock says. Those of a clock that was ahead end too early.
+/// A clock that is set back by more than a minute was wrong; a smaller step corrects drift. The SDK keeps credentials,
+/// and the token for instance metadata, for as long as the wall clock says. AWS ends them earlier if the clock was
+/// ahead when the SDK got them.
 const CLOCK_IS_SET_BACK: Duration = Duration::from_mins(1);
 
 /// Why the daemon can't run.
@@ -111,7 +112,7 @@ enum Awakened {
 }
 
 impl Daemon {
-    /// Pass after pass, for ever.
+    /// Makes pass after pass, for ever.
     async fn keep(mut self) -> Result<(), DaemonError> {
         self.systemd.note_committed(&self.config.nats.config);
         let mut reconciler = self.first_reconciler().await?;
@@ -160,7 +161,7 @@ impl Daemon {
         self.status.send_replace(Some(status));
     }
 
-    /// The reconciler, however long instance metadata stays away: somebody would have to start a daemon that gave up.
+    /// Waits for instance metadata without a limit: somebody would have to start a daemon that gave up.
     /// Meanwhile the status says why and shows what is served, jobs are refused, and a changed agent.toml is tried.
     async fn first_reconciler(&mut self) -> Result<Reconciler, WiringError> {
         let mut failures = 0;
@@ -198,7 +199,8 @@ impl Daemon {
         }
     }
 
-    /// Reads agent.toml again. A usable configuration waits for its turn; another leaves the configuration in force.
+    /// Reads agent.toml again. A usable configuration becomes the pending configuration. An unusable agent.toml ends
+    /// the wait of an earlier pending configuration, and the configuration in force stays.
     fn read_again(&mut self, reconciler: &mut Reconciler) {
         self.pending = match changed_configuration(&self.file, &self.config) {
             Ok(changed) => Some(PendingConfiguration::now(changed)),
@@ -224,7 +226,7 @@ impl Daemon {
     }
 }
 
-/// A configuration that is to be put into force, which takes instance metadata.
+/// A configuration that comes into force once instance metadata answers.
 struct PendingConfiguration {
     config: Config,
     failures: u32,

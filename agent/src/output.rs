@@ -68,7 +68,7 @@ impl Paint {
         Self(stream.is_terminal() && !refused)
     }
 
-    /// Whether the output has colours.
+    /// Whether colours are on.
     #[must_use]
     pub fn is_on(self) -> bool {
         self.0

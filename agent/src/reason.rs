@@ -208,7 +208,7 @@ codes! {
     FileFailed = "file_failed",
 }
 
-/// Who was asked in vain.
+/// The remote side that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     Issuer,

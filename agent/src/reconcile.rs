@@ -94,7 +94,7 @@ pub struct Reconciler {
     sources: Sources,
     issuing: Issuing,
     deployment: Deployment,
-    /// The newest generation. Its key is in memory only while a pass needs it.
+    /// The newest generation. The key of the generation is in memory only while a pass needs the key.
     newest: Option<Generation>,
     /// What in the state directory can't be read, and what keeps this process from more than a look.
     damaged: Vec<Reason>,
@@ -228,8 +228,8 @@ impl Reconciler {
         refused.map_or(Ok(standing), Err)
     }
 
-    /// Nobody pays for a first certificate that nats-server could not be told to load. Later certificates are kept, and
-    /// deployed once the right nats-server is found.
+    /// Refuses a renewal while another process stands where nats-server should: the certificate would be paid for and
+    /// not loaded.
     async fn refuse_foreign_server(&mut self) -> Result<(), PassError> {
         match self.deployment.commit_point.find_server() {
             Ok(_) => return Ok(()),
@@ -311,7 +311,7 @@ impl Reconciler {
         times.extend(self.deployment.times(now, newest.is_some()));
         let mut soonest = times.into_iter().min().unwrap_or(now);
         if let (None, Some(next)) = (newest, self.deployment.next_try()) {
-            // The state directory can't be read, and nothing can be done before it can.
+            // The state directory can't be read, so an earlier pass could do nothing.
             soonest = soonest.max(next);
         }
         soonest.max(now + self.renewal.retry_min.min(Duration::from_millis(100)))

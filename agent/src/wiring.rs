@@ -165,8 +165,8 @@ pub(crate) fn commit_point(config: &Config) -> CommitPoint {
     })
 }
 
-/// Static peers with an address of this node and another port than its route listener. Each would be a second row of
-/// this node in the status.
+/// Static peers that have an address of this node and another port than its route listener. Each such peer gives a
+/// second row of this node in the status.
 fn second_selves(config: &Config, node: &Node) -> Vec<String> {
     let DiscoveryKind::Static { peers } = &config.discovery.kind else { return Vec::new() };
     let port = config.nats.cluster_listen.port();

@@ -222,8 +222,8 @@ pub struct TakenAway {
     pub what: String,
 }
 
-/// What committing `after` would take from `before`, the configuration in force, if there is one. Where there is none,
-/// TLS for clients and routes is missed all the same.
+/// What committing `after` would take from `before`, the configuration in force. Without a configuration in force, a
+/// missing TLS for clients or routes is a loss too.
 #[must_use]
 pub fn losses(before: Option<&Facts>, after: &Facts) -> Vec<TakenAway> {
     let first = Facts { client_tls: true, cluster_tls: true, ..Facts::default() };

@@ -2,7 +2,8 @@
 //!
 //! Renaming the configuration into place is the one commit. The key, the certificate and the bundle that the configuration
 //! names are complete before that. So whoever starts nats-server at whatever moment finds files that belong together
-//! (invariant 2). A reload counts only once it is seen from outside; another reload is taken back by the same rename.
+//! (invariant 2). A reload counts only once it is seen from outside. A reload that is not seen is taken back by the
+//! same rename.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -476,7 +477,7 @@ impl CommitPoint {
         let before = seen.observed.clone();
         let confirmed = self.signal_until_confirmed(&expected, chain, proof, seen, progress).await;
         if confirmed.is_err() {
-            // What the ports showed when they were last asked stands no longer.
+            // The last handshakes may be out of date, so the ports are probed again.
             seen.observed = Observed::unseen();
             self.observe(Some(chain), seen).await?;
         }

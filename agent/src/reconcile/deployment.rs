@@ -180,8 +180,8 @@ impl Deployment {
         error
     }
 
-    /// Whether a change is left for this node's turn: nats-server serves what is committed, by a leaf that has time left,
-    /// and nobody who restarted the agent with other settings waits for the change.
+    /// Whether a change waits for this node's turn: nats-server serves what is committed, by a leaf that has time left.
+    /// The first change of a process never waits, because a person may have restarted the agent with other settings.
     fn waits_for_turn(&mut self, now: OffsetDateTime, rank: usize) -> bool {
         let Some((cycle, until)) = cycle(self.interval).zip(self.served_until) else { return false };
         if !self.seen.standing.is_served() || until < now + cycle * 10 {
@@ -211,12 +211,12 @@ impl Deployment {
                 let RenewalConfig { retry_min, retry_max, .. } = self.renewal;
                 self.retry.fail(now, retry_min, retry_max, error.into());
             }
-            // What keeps a certificate or an answer away is counted where it is met.
+            // The stages of issuer and sources count their own failures.
             Ok(Standing::NotServed(_) | Standing::Unseen) | Err(_) => {}
         }
     }
 
-    /// Shows a failed observation, without a failure counted.
+    /// Shows a failed observation without counting a failure.
     pub(super) fn show(&mut self, failed: Option<&DeployError>) {
         self.retry.reason = failed.map(Reason::from);
     }

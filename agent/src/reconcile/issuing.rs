@@ -33,8 +33,8 @@ impl Issuing {
         due(generation.chain.leaf(), self.issuance.validity, self.renewal.at, &node.name)
     }
 
-    /// Whether the issuer is asked: an issuance is under way, the last issuance failed, the newest leaf is due or lacks a
-    /// name, or a new certificate was asked for.
+    /// Whether the issuer is asked. The reasons are: no generation, an issuance under way, a failed issuance, a leaf
+    /// that is due or lacks a name, or a request for a new certificate.
     ///
     /// Somebody who asks for a new certificate gets the newest certificate while the committed configuration doesn't name
     /// it: that certificate is paid for.
@@ -66,7 +66,7 @@ impl Issuing {
         self.issuance.obtain(node, progress).await
     }
 
-    /// Verifies what the issuer answered. A failure is counted, and returned beside what was there before.
+    /// Verifies what the issuer answered. A failure is counted and returned.
     pub(super) fn take(
         &mut self,
         issued: Option<Result<Issued, ObtainError>>,

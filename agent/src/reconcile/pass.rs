@@ -17,7 +17,7 @@ use crate::trust::RejectedChain;
 pub struct PassRequest {
     /// A new certificate, whether or not one is due.
     pub renew: bool,
-    /// Losses that are meant, by their names.
+    /// Losses that are meant.
     #[serde(default)]
     pub allow_loss: Vec<Loss>,
 }
@@ -46,7 +46,7 @@ pub enum PassError {
     /// The configuration isn't in force.
     #[error(transparent)]
     Deploy(#[from] DeployError),
-    /// An earlier failure, or something that is missing, is waited for.
+    /// The pass waits for the next try after a failure, or for an answer that is missing.
     #[error("{0}")]
     Waits(Reason),
 }

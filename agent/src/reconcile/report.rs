@@ -38,7 +38,7 @@ impl Reconciler {
         })
     }
 
-    /// What somebody has opened to everyone since it was made.
+    /// The key and the state directory, where somebody has opened them to everyone.
     fn opened_to_all(&self) -> Vec<Reason> {
         let state = &self.deployment.commit_point.parts().state;
         let key = self.newest.as_ref().map(|newest| newest.files.key_file.clone());

@@ -183,7 +183,8 @@ impl Standing {
         matches!(self, Self::NotServed(_))
     }
 
-    /// The same, unless nats-server has loaded no configuration since the signal.
+    /// The same standing, if nats-server has loaded a configuration since the signal. Else a served configuration
+    /// counts as not loaded.
     #[must_use]
     pub fn only_if(self, has_loaded: bool) -> Self {
         match self {
