@@ -27,7 +27,7 @@ pub enum CommandError {
     Config(#[from] ConfigError),
     /// The identity of this node can't be found.
     #[error(transparent)]
-    Assemble(#[from] WiringError),
+    Wiring(#[from] WiringError),
     /// The lock of the state directory can't be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -47,7 +47,7 @@ pub enum CommandError {
     #[error("{0}")]
     Refused(Refusal),
     /// The daemon gave another kind of answer, as a daemon of another version may.
-    #[error("the daemon answered something else than was asked; restart it, so that it is this version")]
+    #[error("the daemon's answer doesn't belong to the request; restart the daemon, so that it runs this version")]
     OtherAnswer,
     /// The output can't be written.
     #[error(transparent)]

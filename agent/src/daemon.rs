@@ -292,9 +292,7 @@ fn log_not_in_force(because: &Reason) {
 
 /// Logs the warnings and reasons that the pass before did not have, each by its code, and a return to health.
 fn log(before: Option<&Status>, now: &Status) {
-    let is_new = |told: &Told, before: Option<&Vec<Told>>| {
-        !before.is_some_and(|before| before.iter().any(|known| known.code == told.code))
-    };
+    let is_new = |told: &Told, before: Option<&Vec<Told>>| !before.is_some_and(|before| before.contains(told));
     for warning in now.warnings.iter().filter(|warning| is_new(warning, before.map(|before| &before.warnings))) {
         tracing::warn!(code = warning.code, "{warning}");
     }

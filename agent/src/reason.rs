@@ -146,6 +146,8 @@ codes! {
     ServerNotRunning = "server_not_running",
     /// Nobody has looked at nats-server yet.
     ServerNotLookedAt = "server_not_looked_at",
+    /// No configuration is committed yet.
+    NothingCommitted = "nothing_committed",
     /// nats-server doesn't serve the committed configuration.
     CommittedNotServed = "committed_not_served",
     /// The monitoring port of nats-server doesn't answer.
@@ -332,6 +334,8 @@ pub enum Reason {
     },
     /// Nobody has looked at nats-server yet.
     ServerNotLookedAt,
+    /// No configuration is committed yet.
+    NothingCommitted,
     /// nats-server doesn't serve the committed configuration.
     CommittedNotServed(Mismatch),
     /// The monitoring port of nats-server doesn't answer.
@@ -387,13 +391,13 @@ impl Reason {
 
     /// Why the cluster credential can't be read.
     #[must_use]
-    pub fn credential(error: &SecretError) -> Self {
+    pub(crate) fn credential(error: &SecretError) -> Self {
         Self::failed(secret_code(Asked::Credential, error), error)
     }
 
     /// Why discovery failed.
     #[must_use]
-    pub fn discovery(error: &RemoteError) -> Self {
+    pub(crate) fn discovery(error: &RemoteError) -> Self {
         Self::failed(Code::remote(Asked::Discovery, error.kind), error)
     }
 
@@ -426,6 +430,7 @@ impl Reason {
             Self::AnchorsKept { .. } => Code::AnchorsKept,
             Self::ServerNotRunning { .. } => Code::ServerNotRunning,
             Self::ServerNotLookedAt => Code::ServerNotLookedAt,
+            Self::NothingCommitted => Code::NothingCommitted,
             Self::CommittedNotServed(_) => Code::CommittedNotServed,
             Self::MonitoringSilent { .. } => Code::MonitoringSilent,
             Self::SettingsWaitForRestart { .. } => Code::SettingsWaitForRestart,
@@ -440,7 +445,7 @@ impl Reason {
 
     /// The reason below this reason, whose text is part of this reason's text.
     #[must_use]
-    pub fn because(&self) -> Option<&Self> {
+    pub(crate) fn because(&self) -> Option<&Self> {
         match self {
             Self::NoNewCertificate { because, .. } | Self::AgentConfigurationNotInForce { because } => Some(because),
             Self::CertificateWaitsForBundle { because } | Self::PeersUnknown { because } => because.as_deref(),
@@ -448,10 +453,16 @@ impl Reason {
         }
     }
 
-    /// Whether this reason tells `other` among its causes.
+    /// Whether the text of this reason contains what `other` says.
     #[must_use]
-    pub fn tells(&self, other: &Self) -> bool {
-        std::iter::successors(self.because(), |reason| reason.because()).any(|cause| cause == other)
+    pub(crate) fn tells(&self, other: &Self) -> bool {
+        let is_cause = std::iter::successors(self.because(), |reason| reason.because()).any(|cause| cause == other);
+        // A deployment fails with the error that the observation shows too.
+        let is_same_process = matches!(
+            (self, other),
+            (Self::CommittedNotServed(Mismatch::Foreign(_)), Self::Failed { code: Code::ServerForeign, .. })
+        );
+        is_cause || is_same_process
     }
 }
 
@@ -518,6 +529,7 @@ impl fmt::Display for Reason {
             ),
             Self::ServerNotRunning { why } => write!(formatter, "nats-server isn't running: {why}"),
             Self::ServerNotLookedAt => formatter.write_str("nats-server was not looked at yet"),
+            Self::NothingCommitted => formatter.write_str("no configuration is committed yet"),
             Self::CommittedNotServed(mismatch) => {
                 write!(formatter, "nats-server doesn't serve what is committed: {mismatch}")
             }
@@ -615,7 +627,11 @@ impl From<&ConfigError> for Reason {
 
 impl From<&JournalError> for Reason {
     fn from(error: &JournalError) -> Self {
-        Self::failed(Code::JournalUnreadable, error)
+        let code = match error {
+            JournalError::File(_) => Code::FileFailed,
+            JournalError::Unreadable { .. } => Code::JournalUnreadable,
+        };
+        Self::failed(code, error)
     }
 }
 

@@ -35,9 +35,8 @@ use crate::peers::PeerSource;
 use crate::peers::dial::Dial;
 use crate::progress::{Progress, Step};
 use crate::reason::Reason;
-use crate::server::process::ProcessError;
+use crate::server::Presence;
 use crate::server::standing::{Mismatch, Standing};
-use crate::server::{Presence, ServerError};
 use crate::state::durable::FileError;
 use crate::state::generation::{Generation, TlsFiles};
 use crate::state::last_good::LastGoodFile;
@@ -66,8 +65,6 @@ pub struct Parts {
     pub renewal: RenewalConfig,
     /// `discovery.interval`.
     pub interval: Duration,
-    /// Static peers that are this node under another port than `nats.cluster_listen`.
-    pub second_selves: Vec<String>,
     /// Losses that the command line allows for as long as this process lives.
     pub allowed_losses: Vec<Loss>,
 }
@@ -90,7 +87,6 @@ pub struct Reconciler {
     renewal: RenewalConfig,
     interval: Duration,
     allowed_losses: Vec<Loss>,
-    second_selves: Vec<String>,
     sources: Sources,
     issuing: Issuing,
     deployment: Deployment,
@@ -121,7 +117,6 @@ impl Reconciler {
             renewal,
             interval,
             allowed_losses: parts.allowed_losses,
-            second_selves: parts.second_selves,
             newest: None,
             damaged: Vec::new(),
             not_in_force: None,
@@ -216,9 +211,7 @@ impl Reconciler {
             Ok(refused) => refused,
             Err(error) => {
                 // The status shows beside the error what is served.
-                if self.newest.is_some()
-                    && let Err(unseen) = self.deployment.observe(self.newest.as_ref()).await
-                {
+                if let Err(unseen) = self.deployment.observe(self.newest.as_ref()).await {
                     tracing::warn!("{}", with_causes(&unseen));
                 }
                 return Err(error);
@@ -231,12 +224,6 @@ impl Reconciler {
     /// Refuses a renewal while another process stands where nats-server should: the certificate would be paid for and
     /// not loaded.
     async fn refuse_foreign_server(&mut self) -> Result<(), PassError> {
-        match self.deployment.commit_point.find_server() {
-            Ok(_) => return Ok(()),
-            // A nats-server without a pid file shows itself on its ports.
-            Err(ProcessError::Absent(_)) => {}
-            Err(error) => return Err(PassError::Deploy(ServerError::Process(error).into())),
-        }
         if let Err(error) = self.deployment.observe(self.newest.as_ref()).await {
             tracing::debug!("{}", with_causes(&error));
         }

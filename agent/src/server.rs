@@ -185,9 +185,6 @@ pub trait Server: Send + Sync {
     /// Has the binary of the server check a configuration, and returns the digest that it prints (from 2.11 on).
     async fn validate(&self, candidate: &Path) -> Result<Option<String>, ServerError>;
 
-    /// The pid of the nats-server that runs with our configuration. Only the pid file and `/proc` are read.
-    fn find(&self, at: &Listeners) -> Result<i32, ProcessError>;
-
     /// Observes the running server. Handshakes present `chain`; without a chain they present no certificate.
     ///
     /// The method never fails: a part that can't be observed holds the reason. While the
@@ -272,13 +269,9 @@ impl Server for NatsServer {
         Err(ServerError::Refused { message })
     }
 
-    fn find(&self, at: &Listeners) -> Result<i32, ProcessError> {
-        NatsProcess::find(&at.pid_file, &self.binary, &self.config).map(|process| process.pid)
-    }
-
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed {
-        let presence = match self.find(at) {
-            Ok(pid) => Presence::Running(pid),
+        let presence = match NatsProcess::find(&at.pid_file, &self.binary, &self.config) {
+            Ok(process) => Presence::Running(process.pid),
             Err(ProcessError::Absent(why)) => {
                 let (client, route) = served_at_both(chain, at).await;
                 let seen = match &client {

@@ -245,7 +245,7 @@ impl Status {
         }
         reasons.extend(not_served(&findings.standing, observed));
         let is_there = matches!(observed.presence, Presence::Running(_) | Presence::Foreign(_));
-        let refused = refused(&findings);
+        let refused = if is_there { refused(&findings) } else { Vec::new() };
         let unserved = is_there && (observed.client.is_err() || observed.route.is_err() || !refused.is_empty());
         reasons.extend(refused);
         let state = match (reasons.is_empty(), expired || unserved) {
@@ -344,15 +344,17 @@ impl TrustStatus {
     }
 }
 
-/// Why nats-server doesn't serve the committed configuration. `None` where it does, or where nothing is committed.
-fn not_served(standing: &Standing, observed: &Observed) -> Option<Reason> {
+/// Why nats-server doesn't serve a committed configuration. No reason: it does.
+fn not_served(standing: &Standing, observed: &Observed) -> Vec<Reason> {
     match (standing, &observed.presence) {
-        (Standing::NotServed(mismatch), _) => Some(Reason::CommittedNotServed(mismatch.clone())),
-        (Standing::NoServer { why }, _) | (Standing::NothingCommitted, Presence::Absent(why)) => {
-            Some(Reason::ServerNotRunning { why: why.clone() })
+        (Standing::Served(_), _) => Vec::new(),
+        (Standing::NotServed(mismatch), _) => vec![Reason::CommittedNotServed(mismatch.clone())],
+        (Standing::NoServer { why }, _) => vec![Reason::ServerNotRunning { why: why.clone() }],
+        (Standing::NothingCommitted, Presence::Absent(why)) => {
+            vec![Reason::NothingCommitted, Reason::ServerNotRunning { why: why.clone() }]
         }
-        (Standing::Unseen, _) => Some(Reason::ServerNotLookedAt),
-        (Standing::Served(_) | Standing::NothingCommitted, _) => None,
+        (Standing::NothingCommitted, _) => vec![Reason::NothingCommitted],
+        (Standing::Unseen, _) => vec![Reason::ServerNotLookedAt],
     }
 }
 

@@ -130,7 +130,6 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
             Arc::new(StaticList { peers: peers.clone(), own })
         }
     };
-    let second_selves = second_selves(config, &node);
     Parts {
         node,
         issuance: Issuance {
@@ -149,7 +148,6 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
         clock,
         renewal: config.renewal,
         interval: config.discovery.interval,
-        second_selves,
         allowed_losses,
     }
 }
@@ -163,16 +161,6 @@ pub(crate) fn commit_point(config: &Config) -> CommitPoint {
         generations: Generations::of(&config.state_directory),
         state: config.state_directory.clone(),
     })
-}
-
-/// Static peers that have an address of this node and another port than its route listener. Each such peer gives a
-/// second row of this node in the status.
-fn second_selves(config: &Config, node: &Node) -> Vec<String> {
-    let DiscoveryKind::Static { peers } = &config.discovery.kind else { return Vec::new() };
-    let port = config.nats.cluster_listen.port();
-    let is_own = |host: &str| host.parse().is_ok_and(|ip| ip == node.address || node.sans.ips.contains(&ip));
-    let seconds = peers.iter().filter(|peer| peer.port != port && is_own(&peer.host));
-    seconds.map(ToString::to_string).collect()
 }
 
 fn needs(config: &Config) -> Needs {

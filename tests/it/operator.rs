@@ -169,7 +169,11 @@ async fn status_and_renew_look_at_a_server_that_was_started_by_hand_before_the_f
     };
 
     let absent = node.agent.run(&["status", "--json"], SOON).await.unwrap().json().unwrap();
-    assert_eq!(codes(&absent), ["agent_not_running", "no_certificate", "server_not_running"], "{absent}");
+    assert_eq!(
+        codes(&absent),
+        ["agent_not_running", "no_certificate", "nothing_committed", "server_not_running"],
+        "{absent}"
+    );
 
     let server = start_by_hand(node, &cluster.directory().join("other.conf")).await;
     let status = node.agent.run(&["status", "--json"], SOON).await.unwrap().json().unwrap();
@@ -179,7 +183,7 @@ async fn status_and_renew_look_at_a_server_that_was_started_by_hand_before_the_f
 
     let refused = node.agent.run(&["renew", "--json"], SOON).await.unwrap();
     let told = refused.json().unwrap();
-    assert_eq!((refused.code, &told["code"]), (Some(1), &"server_foreign".into()), "{refused:?}");
+    assert_eq!((refused.code, &told["code"]), (Some(1), &"committed_not_served".into()), "{refused:?}");
     assert!(told["error"].as_str().unwrap().contains(&expected), "{told}");
     assert!(!node.state_directory().join("generations").exists());
     let issued = std::fs::read_dir(cluster.cluster.ca_directory().join("issued"));

@@ -40,9 +40,10 @@ pub(crate) async fn renew(
         (Ok(Standing::NoServer { why }), Some(new)) => {
             Ok(committed(new, format!("nothing yet, nats-server isn't running: {why}")))
         }
-        (Ok(Standing::NothingCommitted | Standing::Unseen), Some(new)) => {
-            Ok(committed(new, "nothing yet, nats-server was not looked at".into()))
+        (Ok(Standing::NothingCommitted), new) => {
+            Err(not_renewed(Told::from(&Reason::NothingCommitted), old.as_ref(), new))
         }
+        (Ok(Standing::Unseen), new) => Err(not_renewed(Told::from(&Reason::ServerNotLookedAt), old.as_ref(), new)),
     };
     (pass, renewed)
 }

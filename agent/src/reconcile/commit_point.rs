@@ -225,12 +225,6 @@ impl CommitPoint {
         &self.parts
     }
 
-    /// The pid of the nats-server that runs with the committed configuration.
-    pub fn find_server(&self) -> Result<i32, ProcessError> {
-        let text = read_config(&self.running_file())?.or(self.committed()?);
-        self.parts.server.find(&Listeners::of(text.as_ref().map(Rendered::text), &self.parts.nats))
-    }
-
     /// The observation before the first look.
     #[must_use]
     pub fn unseen(&self) -> Observation {
@@ -468,7 +462,7 @@ impl CommitPoint {
         progress: &Progress,
     ) -> Result<Standing, DeployError> {
         self.observe(Some(chain), seen).await?;
-        if matches!(seen.standing, Standing::NoServer { .. }) {
+        if matches!(seen.standing, Standing::NoServer { .. } | Standing::NothingCommitted) {
             return Ok(seen.standing.clone());
         }
         let Some((_, expected)) = self.expectation.clone() else {

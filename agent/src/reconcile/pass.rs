@@ -9,7 +9,6 @@ use crate::issue::ObtainError;
 use crate::issue::journal::JournalError;
 use crate::reason::{Code, Reason};
 use crate::state::durable::FileError;
-use crate::state::generation::GenerationError;
 use crate::trust::RejectedChain;
 
 /// What a pass is asked for beyond the ordinary.
@@ -37,9 +36,6 @@ pub enum PassError {
     /// A file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A generation.
-    #[error(transparent)]
-    Generation(#[from] GenerationError),
     /// The template.
     #[error(transparent)]
     Render(#[from] RenderError),
@@ -55,7 +51,7 @@ impl PassError {
     /// Whether the way from a generation to a server that serves it failed. That way is tried again at its own pace, and
     /// never leads to an issuance.
     pub(super) fn is_of_deployment(&self) -> bool {
-        matches!(self, Self::Journal(_) | Self::File(_) | Self::Generation(_) | Self::Render(_) | Self::Deploy(_))
+        matches!(self, Self::Journal(_) | Self::File(_) | Self::Render(_) | Self::Deploy(_))
     }
 }
 
@@ -66,7 +62,6 @@ impl From<&PassError> for Reason {
             PassError::Obtain(error) => return error.into(),
             PassError::Journal(error) => return error.into(),
             PassError::File(error) => return error.into(),
-            PassError::Generation(error) => return error.into(),
             PassError::Deploy(error) => return error.into(),
             PassError::Rejected(_) => Code::CertificateRejected,
             PassError::Render(RenderError::Unreadable(_)) => Code::ConfigurationUnreadable,

@@ -1,5 +1,7 @@
 //! What a pass found, summed up for the status.
 
+use std::net::SocketAddr;
+
 use super::Reconciler;
 use crate::reason::Reason;
 use crate::state::durable;
@@ -16,9 +18,7 @@ impl Reconciler {
         faults.extend(self.issuing.reason());
         let mut warnings = self.sources.warnings(now);
         warnings.extend(self.deployment.warning());
-        let port = self.deployment.commit_point.parts().nats.cluster_listen.port();
-        let peers = self.second_selves.iter().cloned();
-        warnings.extend(peers.map(|peer| Reason::PeerIsThisNode { peer, port }));
+        warnings.extend(self.second_selves());
         warnings.extend(self.opened_to_all());
         let seen = self.deployment.seen();
         Status::of(Findings {
@@ -36,6 +36,16 @@ impl Reconciler {
             faults,
             warnings,
         })
+    }
+
+    /// The peers that are this node under another port: each is a second row of this node.
+    fn second_selves(&self) -> impl Iterator<Item = Reason> {
+        let (own, sans) = (self.own_route(), &self.node.sans);
+        let is_own = move |address: &SocketAddr| {
+            *address != own && (address.ip() == own.ip() || sans.ips.contains(&address.ip()))
+        };
+        let peers = self.sources.known_peers().0.iter().filter(move |(address, _)| is_own(address));
+        peers.map(move |(_, peer)| Reason::PeerIsThisNode { peer: peer.id.clone(), port: own.port() })
     }
 
     /// The key and the state directory, where somebody has opened them to everyone.

@@ -176,7 +176,6 @@ impl Bench {
             clock: self.clock,
             renewal: RenewalConfig::default(),
             interval: self.interval,
-            second_selves: Vec::new(),
             allowed_losses: Vec::new(),
         })
     }

@@ -241,10 +241,6 @@ impl Server for FakeServer {
         Ok(self.digest_of(&read.text))
     }
 
-    fn find(&self, _at: &Listeners) -> Result<i32, ProcessError> {
-        if self.loaded().is_some() { Ok(PID) } else { Err(ProcessError::Absent("it does not run".into())) }
-    }
-
     async fn observe(&self, _chain: Option<&StoredChain>, _at: &Listeners, _last: Option<&Observed>) -> Observed {
         let seen = {
             let process = self.process();

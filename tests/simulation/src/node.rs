@@ -216,7 +216,6 @@ impl Life {
             clock: world.clock,
             renewal: RenewalConfig { retry_max: default.retry_max.max(interval / 6), ..default },
             interval,
-            second_selves: Vec::new(),
             allowed_losses: Vec::new(),
         })
     }
