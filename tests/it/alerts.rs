@@ -23,7 +23,7 @@ fn an_alarm_is_of_a_metric_that_the_documents_list() {
     assert!(used.len() >= 4 && used.is_subset(&listed), "{used:?} of {listed:?}");
 }
 
-/// `.ci/run` reports a missing promtool.
+/// `cargo xtask setup` reports a missing promtool.
 #[test]
 fn prometheus_raises_each_alarm_in_time_and_none_for_what_passes() {
     let Some(promtool) = tools::promtool() else {

@@ -83,7 +83,7 @@ fn every_template_is_given_exactly_what_it_has_a_place_for() {
     assert_eq!(seen, expected.into());
 }
 
-/// `.ci/run` reports a missing Terraform.
+/// `cargo xtask setup` reports a missing Terraform.
 #[test]
 fn terraform_finds_the_format_its_own() {
     let Some(terraform) = tools::terraform() else {

@@ -132,7 +132,7 @@ fn libfaketime() -> PathBuf {
     let architectures = std::fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
     let mut found = architectures.map(|directory| directory.join("faketime/libfaketimeMT.so.1"));
     let found = found.find(|library: &PathBuf| Path::is_file(library));
-    found.unwrap_or_else(|| panic!("install Debian's package libfaketime, as .ci/run does"))
+    found.unwrap_or_else(|| panic!("install Debian's package libfaketime, as `cargo xtask setup` does"))
 }
 
 #[tokio::test]

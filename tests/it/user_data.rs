@@ -346,7 +346,7 @@ fn shellcheck_has_nothing_to_say() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// `.ci/run` reports a missing cloud-init.
+/// `cargo xtask setup` reports a missing cloud-init.
 #[test]
 fn cloud_init_finds_the_user_data_in_its_schema() {
     let Some(mut cloud_init) = tools::cloud_init() else {

@@ -52,7 +52,7 @@ pub fn checkov() -> Result<PathBuf, Failure> {
     present(directory().join("checkov/bin/checkov"))
 }
 
-/// The command that runs cloud-init, before its arguments. cloud-init is unpacked by `.ci/run` on Debian, or installed.
+/// The command that runs cloud-init, before its arguments. cloud-init is unpacked by `cargo xtask setup` on Debian, or installed.
 #[must_use]
 pub fn cloud_init() -> Option<Command> {
     let unpacked = directory().join("cloud-init/usr");
@@ -64,7 +64,7 @@ pub fn cloud_init() -> Option<Command> {
     in_path("cloud-init").map(Command::new)
 }
 
-/// Prometheus's promtool, unpacked by `.ci/run` on Debian, or installed.
+/// Prometheus's promtool, unpacked by `cargo xtask setup` on Debian, or installed.
 #[must_use]
 pub fn promtool() -> Option<PathBuf> {
     let unpacked = directory().join("prometheus/usr/bin/promtool");
