@@ -113,6 +113,11 @@ impl std::fmt::Display for Kept {
 }
 
 impl PeerSet {
+    /// The route addresses, in order.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.0.keys().copied()
+    }
+
     /// The peers of `self` that a sighting no longer shows. Each of them is dialled, to learn whether it still answers.
     #[must_use]
     pub(crate) fn missing_from(&self, seen: &Sighting) -> Vec<&Peer> {

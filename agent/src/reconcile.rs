@@ -7,6 +7,7 @@
 pub mod commit_point;
 mod deployment;
 mod issuing;
+mod last_good;
 mod pass;
 mod report;
 mod retry;
@@ -21,6 +22,7 @@ use time::OffsetDateTime;
 use self::commit_point::CommitPoint;
 use self::deployment::{Deployment, Order};
 use self::issuing::Issuing;
+use self::last_good::LastGoodFile;
 pub use self::pass::{PassError, PassRequest};
 use self::sources::{Seams, Sources};
 use crate::clock::Clock;
@@ -39,7 +41,6 @@ use crate::server::Presence;
 use crate::server::standing::{Mismatch, Standing};
 use crate::state::durable::FileError;
 use crate::state::generation::{Generation, TlsFiles};
-use crate::state::last_good::LastGoodFile;
 use crate::status::{LeafStatus, Status};
 use crate::trust::TrustSource;
 
@@ -281,7 +282,7 @@ impl Reconciler {
         let peers = self.sources.peers().map_err(PassError::Waits)?;
         let credential = self.sources.credential().map_err(PassError::Waits)?;
         let name = nats.cluster_name.as_deref().or(self.sources.group()).unwrap_or("nats");
-        let values = Values::new(nats, &self.node, name, peers, files, credential.cloned())?;
+        let values = Values::new(nats, &self.node, name, peers.addresses(), files, credential.cloned())?;
         Ok(render(nats.template.as_deref(), &values)?.with_includes(&nats.config)?)
     }
 

@@ -2,5 +2,4 @@
 
 pub(crate) mod durable;
 pub mod generation;
-pub(crate) mod last_good;
 pub(crate) mod lock;

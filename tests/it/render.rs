@@ -14,7 +14,6 @@ use nats_tls_agent::conf::render::{Values, render};
 use nats_tls_agent::config::{ClientAuth, JetStream, JetStreamLimits, NatsConfig, Size};
 use nats_tls_agent::credential::ClusterCredential;
 use nats_tls_agent::node::Node;
-use nats_tls_agent::peers::{Peer, PeerSet};
 use nats_tls_agent::state::generation::TlsFiles;
 use nats_tls_agent::x509::san::Sans;
 use proptest::prelude::*;
@@ -103,11 +102,8 @@ impl Bench {
     ) {
         let node =
             Node { name: name.to_owned(), instance_id: None, region: None, address: LOOPBACK, sans: Sans::default() };
-        let peer = |address: &SocketAddr| {
-            (*address, Peer { id: address.to_string(), address: *address, state: "static".to_owned() })
-        };
-        let peers = PeerSet(peers.iter().map(peer).collect());
-        let values = Values::new(nats, &node, cluster_name, &peers, self.tls.clone(), credential).unwrap();
+        let values =
+            Values::new(nats, &node, cluster_name, peers.iter().copied(), self.tls.clone(), credential).unwrap();
         let rendered = render(None, &values).unwrap();
         std::fs::write(&nats.config, rendered.text()).unwrap();
 
@@ -323,7 +319,7 @@ fn invariant_14_for_any_names_nats_server_reads_just_the_settings_of_the_templat
             ..nats.clone()
         };
         let credential = Some(credential(username, password));
-        let values = Values::new(&nats, &node, cluster, &PeerSet::default(), bench.tls.clone(), credential).ok()?;
+        let values = Values::new(&nats, &node, cluster, [], bench.tls.clone(), credential).ok()?;
         let text = render(None, &values).unwrap().text().to_owned();
         Some((text, values.cluster.routes[0].url().to_owned()))
     };

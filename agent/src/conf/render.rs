@@ -25,7 +25,6 @@ use crate::conf::language::{ConfError, flatten, without_included};
 use crate::config::{ClientAuth, JetStream, NatsConfig, needs_no_escape};
 use crate::credential::ClusterCredential;
 use crate::node::Node;
-use crate::peers::PeerSet;
 use crate::state::durable;
 use crate::state::generation::TlsFiles;
 
@@ -118,13 +117,13 @@ pub struct JetStreamValues {
 }
 
 impl Values {
-    /// Values from the checked configuration, this node, the peers in force and the generation's files. This node's own
-    /// route is added where `peers` lacks it.
+    /// Values from the checked configuration, this node, the route addresses of the peers in force and the generation's
+    /// files. This node's own address is added where `peers` lacks it.
     pub fn new(
         nats: &NatsConfig,
         node: &Node,
         cluster_name: &str,
-        peers: &PeerSet,
+        peers: impl IntoIterator<Item = SocketAddr>,
         tls: TlsFiles,
         credential: Option<ClusterCredential>,
     ) -> Result<Self, RenderError> {
@@ -132,7 +131,7 @@ impl Values {
             credential.check().map_err(RenderError::Credential)?;
         }
         let own = SocketAddr::new(node.address, nats.cluster_listen.port());
-        let addresses: BTreeSet<SocketAddr> = peers.0.keys().copied().chain([own]).collect();
+        let addresses: BTreeSet<SocketAddr> = peers.into_iter().chain([own]).collect();
         let values = Self {
             server_name: node.name.clone(),
             listen: nats.listen.to_string(),
@@ -555,7 +554,6 @@ mod tests {
     use super::*;
     use crate::conf::language::{Map, Value, parse};
     use crate::config::{JetStreamLimits, Size};
-    use crate::peers::Peer;
     use crate::x509::san::Sans;
 
     #[test]
@@ -622,12 +620,8 @@ mod tests {
         }
     }
 
-    fn peers(addresses: &[&str]) -> PeerSet {
-        let peer = |address: &&str| {
-            let address: SocketAddr = address.parse().unwrap();
-            (address, Peer { id: format!("i-{address}"), address, state: "InService".to_owned() })
-        };
-        PeerSet(addresses.iter().map(peer).collect())
+    fn peers(addresses: &[&str]) -> Vec<SocketAddr> {
+        addresses.iter().map(|address| address.parse().unwrap()).collect()
     }
 
     fn tls() -> TlsFiles {
@@ -642,7 +636,7 @@ mod tests {
     const THREE: [&str; 3] = ["10.0.1.7:6222", "10.0.1.5:6222", "10.0.0.9:6222"];
 
     fn three_nodes(nats: &NatsConfig, credential: Option<ClusterCredential>) -> Result<Values, RenderError> {
-        Values::new(nats, &node("10.0.1.5"), "prod", &peers(&THREE), tls(), credential)
+        Values::new(nats, &node("10.0.1.5"), "prod", peers(&THREE), tls(), credential)
     }
 
     fn shape(nats: &NatsConfig, credential: Option<ClusterCredential>) -> String {
@@ -695,14 +689,13 @@ mod tests {
             ..NatsConfig::default()
         };
         let peers = peers(&["[2001:db8::7]:6222", "[2001:db8::5]:6222"]);
-        let values = Values::new(&nats, &node("2001:db8::5"), "prod", &peers, tls(), None).unwrap();
+        let values = Values::new(&nats, &node("2001:db8::5"), "prod", peers, tls(), None).unwrap();
         insta::assert_snapshot!(render(None, &values).unwrap().text());
     }
 
     #[test]
     fn golden_single_node() {
-        let values =
-            Values::new(&NatsConfig::default(), &node("10.0.1.5"), "prod", &PeerSet::default(), tls(), None).unwrap();
+        let values = Values::new(&NatsConfig::default(), &node("10.0.1.5"), "prod", [], tls(), None).unwrap();
         insta::assert_snapshot!(render(None, &values).unwrap().text());
     }
 
@@ -712,7 +705,7 @@ mod tests {
             ["10.0.0.9:6222", "10.0.1.5:6222", "10.0.1.7:6222"].map(|address| format!("nats-route://{address}"));
         for known in [&THREE[..], &["10.0.1.7:6222", "10.0.0.9:6222"]] {
             let values =
-                Values::new(&NatsConfig::default(), &node("10.0.1.5"), "prod", &peers(known), tls(), None).unwrap();
+                Values::new(&NatsConfig::default(), &node("10.0.1.5"), "prod", peers(known), tls(), None).unwrap();
             assert_eq!(values.cluster.routes.iter().map(RouteUrl::url).collect::<Vec<_>>(), expected);
         }
     }

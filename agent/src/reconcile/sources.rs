@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
+use super::last_good::{LastGood, LastGoodFile};
 use super::retry::Retry;
 use crate::aws::secret::SecretError;
 use crate::clock::Clock;
@@ -21,7 +22,6 @@ use crate::reason::Reason;
 use crate::schedule::jittered;
 use crate::server::Observed;
 use crate::state::generation::Generation;
-use crate::state::last_good::{LastGood, LastGoodFile};
 use crate::trust::{TrustBundle, TrustError, TrustSource};
 use crate::x509::chain::Chain;
 use crate::x509::leaf::Leaf;

@@ -9,7 +9,6 @@ use nats_tls_agent::conf::render::{Values, render};
 use nats_tls_agent::config::NatsConfig;
 use nats_tls_agent::credential::ClusterCredential;
 use nats_tls_agent::node::Node;
-use nats_tls_agent::peers::{Peer, PeerSet};
 use nats_tls_agent::state::generation::TlsFiles;
 use nats_tls_agent::x509::san::Sans;
 use zeroize::Zeroizing;
@@ -29,13 +28,12 @@ fn values([name, cluster, path, store, username, password]: [&str; 6]) -> Option
         address: IpAddr::V4(Ipv4Addr::new(10, 0, 1, 5)),
         sans: Sans::default(),
     };
-    let peer = Peer { id: name.to_owned(), address: ([10, 0, 1, 6], 6222).into(), state: "InService".to_owned() };
-    let peers = PeerSet([(peer.address, peer)].into());
+    let peers = [([10, 0, 1, 6], 6222).into()];
     let nats = NatsConfig { pid_file: PathBuf::from(path), ..NatsConfig::default() };
     let file = || PathBuf::from(path);
     let tls = TlsFiles { cert_file: file(), key_file: file(), ca_file: file() };
     let credential = ClusterCredential { username: username.to_owned(), password: Zeroizing::new(password.to_owned()) };
-    let mut values = Values::new(&nats, &node, cluster, &peers, tls, Some(credential)).ok()?;
+    let mut values = Values::new(&nats, &node, cluster, peers, tls, Some(credential)).ok()?;
     values.jetstream.as_mut()?.store_dir = PathBuf::from(store);
     Some(values)
 }

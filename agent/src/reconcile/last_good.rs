@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::durable::{self, FileError, Secrecy};
 use crate::credential::{ClusterCredential, CredentialVersion};
 use crate::error::with_causes;
 use crate::peers::PeerSet;
+use crate::state::durable::{self, FileError, Secrecy};
 
 /// The largest file of last good answers, in bytes.
 const MAX_LAST_GOOD: u64 = 4 * 1024 * 1024;
