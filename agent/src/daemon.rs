@@ -58,7 +58,7 @@ pub enum DaemonError {
 /// Runs until SIGTERM or SIGINT. SIGHUP reads agent.toml again.
 ///
 /// The next start takes up a pass that is cut off, as after a crash.
-pub async fn run(file: PathBuf, config: Config, allowed_losses: Vec<Loss>) -> Result<(), DaemonError> {
+pub(crate) async fn run(file: PathBuf, config: Config, allowed_losses: Vec<Loss>) -> Result<(), DaemonError> {
     let _lock = Lock::take(&config.state_directory)?;
     let metrics_port = metrics::bind(config.metrics_listen).await?;
     let control = ControlSocket::bind(&config.control_socket)?;

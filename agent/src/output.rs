@@ -12,7 +12,7 @@ pub(crate) const DIGITS: usize = 12;
 
 /// The text with each complete SHA-256 digest (`sha256:…`) cut to its first digits.
 #[must_use]
-pub fn abbreviated(text: &str) -> String {
+pub(crate) fn abbreviated(text: &str) -> String {
     const MARK: &str = "sha256:";
     let mut parts = text.split(MARK);
     let mut short = parts.next().unwrap_or_default().to_owned();
@@ -40,7 +40,7 @@ pub fn print(text: &str) -> Result<(), OutputError> {
 }
 
 /// Writes a value as one JSON document.
-pub fn print_json<T: serde::Serialize>(value: &T) -> Result<(), OutputError> {
+pub(crate) fn print_json<T: serde::Serialize>(value: &T) -> Result<(), OutputError> {
     let mut text = serde_json::to_string_pretty(value).map_err(|error| OutputError(error.into()))?;
     text.push('\n');
     print(&text)

@@ -136,30 +136,30 @@ impl Reconciler {
 
     /// The newest leaf.
     #[must_use]
-    pub fn leaf(&self) -> Option<LeafStatus> {
+    pub(crate) fn leaf(&self) -> Option<LeafStatus> {
         let (newest, _) = self.deployment.commit_point.parts().generations.newest().ok()?;
         newest.as_ref().map(LeafStatus::of)
     }
 
     /// The cluster credential in force, once it is known.
     #[must_use]
-    pub fn credential(&self) -> Option<&ClusterCredential> {
+    pub(crate) fn credential(&self) -> Option<&ClusterCredential> {
         self.sources.credential().ok().flatten()
     }
 
     /// The clock that passes go by.
     #[must_use]
-    pub fn clock(&self) -> Clock {
+    pub(crate) fn clock(&self) -> Clock {
         self.clock
     }
 
     /// Notes why a changed agent.toml is not in force.
-    pub fn note_not_in_force(&mut self, because: Reason) {
+    pub(crate) fn note_not_in_force(&mut self, because: Reason) {
         self.not_in_force = Some(Reason::AgentConfigurationNotInForce { because: Box::new(because) });
     }
 
     /// Looks at this machine alone and changes nothing. `because` is why nothing more can be done.
-    pub async fn inspect(&mut self, because: Vec<Reason>) -> Status {
+    pub(crate) async fn inspect(&mut self, because: Vec<Reason>) -> Status {
         let observed = match self.read_newest() {
             Ok(()) => self.deployment.observe(self.newest.as_ref()).await,
             Err(error) => Err(error.into()),
@@ -181,7 +181,7 @@ impl Reconciler {
 
     /// The committed text, and the text that the next pass would commit. Asks neither issuer nor trust source, and changes
     /// nothing.
-    pub async fn desired(&mut self) -> Result<(Option<Rendered>, Rendered), PassError> {
+    pub(crate) async fn desired(&mut self) -> Result<(Option<Rendered>, Rendered), PassError> {
         let generations = &self.deployment.commit_point.parts().generations;
         let (newest, _) = generations.newest()?;
         let files = newest.map_or_else(|| generations.files(1), |generation| generation.files);

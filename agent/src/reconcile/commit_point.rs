@@ -78,25 +78,25 @@ struct WaitingSettings {
 
 /// What was seen of nats-server, and what it says about the committed configuration.
 #[derive(Clone, Debug)]
-pub struct Observation {
+pub(crate) struct Observation {
     /// What was seen.
-    pub observed: Observed,
+    pub(crate) observed: Observed,
     /// Where nats-server was found.
-    pub listeners: Listeners,
+    pub(crate) listeners: Listeners,
     /// Where the committed configuration stands.
-    pub standing: Standing,
+    pub(crate) standing: Standing,
 }
 
 /// What nats-server is brought to.
-pub struct Desired<'a> {
+pub(crate) struct Desired<'a> {
     /// The configuration.
-    pub rendered: Rendered,
+    pub(crate) rendered: Rendered,
     /// The generation that the configuration names.
-    pub generation: &'a Generation,
+    pub(crate) generation: &'a Generation,
     /// The losses that are meant.
-    pub allowed_losses: &'a [Loss],
+    pub(crate) allowed_losses: &'a [Loss],
     /// The wall-clock time.
-    pub now: OffsetDateTime,
+    pub(crate) now: OffsetDateTime,
 }
 
 /// Why the desired configuration isn't in force.
@@ -221,38 +221,42 @@ impl CommitPoint {
 
     /// What a commit and a reload need.
     #[must_use]
-    pub fn parts(&self) -> &CommitParts {
+    pub(crate) fn parts(&self) -> &CommitParts {
         &self.parts
     }
 
     /// The observation before the first look.
     #[must_use]
-    pub fn unseen(&self) -> Observation {
+    pub(crate) fn unseen(&self) -> Observation {
         let listeners = Listeners::of(None, &self.parts.nats);
         Observation { observed: Observed::unseen(), listeners, standing: Standing::Unseen }
     }
 
     /// The settings that wait for a restart of nats-server.
     #[must_use]
-    pub fn waiting_for_restart(&self) -> &[String] {
+    pub(crate) fn waiting_for_restart(&self) -> &[String] {
         self.waiting.as_ref().map_or(&[], |waiting| &waiting.names)
     }
 
     /// The committed configuration's text, if there is a committed configuration.
-    pub fn committed(&self) -> Result<Option<Rendered>, FileError> {
+    pub(crate) fn committed(&self) -> Result<Option<Rendered>, FileError> {
         read_config(&self.parts.nats.config)
     }
 
     /// Whether the committed configuration names this leaf, of whatever generation.
     #[must_use]
-    pub fn names(&self, leaf: &Leaf) -> bool {
+    pub(crate) fn names(&self, leaf: &Leaf) -> bool {
         let committed = self.committed().ok().flatten().and_then(|text| self.generation_of(&text));
         committed.is_some_and(|committed| committed.chain.leaf().sha256 == leaf.sha256)
     }
 
     /// Looks at nats-server, presenting `ours`, and compares it with what is committed. What was seen stands in `seen`
     /// after an error too.
-    pub async fn observe(&mut self, ours: Option<&StoredChain>, seen: &mut Observation) -> Result<(), DeployError> {
+    pub(crate) async fn observe(
+        &mut self,
+        ours: Option<&StoredChain>,
+        seen: &mut Observation,
+    ) -> Result<(), DeployError> {
         let CommitParts { server, nats, .. } = &self.parts;
         let (committed, running) = (self.committed()?, read_config(&self.running_file())?);
         let listeners = |text: Option<&Rendered>| Listeners::of(text.map(Rendered::text), nats);
@@ -295,14 +299,14 @@ impl CommitPoint {
 
     /// Notes that nats-server has loaded the committed text, as after a start. Without a digest the observation alone
     /// doesn't show a load.
-    pub fn note_loaded(&self, seen: &Observation) -> Result<(), FileError> {
+    pub(crate) fn note_loaded(&self, seen: &Observation) -> Result<(), FileError> {
         let is_reported = self.expectation.as_ref().is_some_and(|(_, expected)| expected.is_reported(&seen.observed));
         let is_in_force = seen.standing.is_served() && self.waiting.is_none();
         if is_reported && is_in_force { self.note_running() } else { Ok(()) }
     }
 
     /// Commits what is desired and has nats-server load it, as far as `seen` shows that this is needed.
-    pub async fn apply(
+    pub(crate) async fn apply(
         &mut self,
         desired: &Desired<'_>,
         seen: &mut Observation,
@@ -340,7 +344,12 @@ impl CommitPoint {
     /// Has nats-server load the generation with the settings that it runs with, because the desired settings can't be had:
     /// a certificate doesn't wait for somebody to mend a template. A failure is logged; the caller's error is about the
     /// settings.
-    pub async fn apply_certificate(&mut self, generation: &Generation, seen: &mut Observation, progress: &Progress) {
+    pub(crate) async fn apply_certificate(
+        &mut self,
+        generation: &Generation,
+        seen: &mut Observation,
+        progress: &Progress,
+    ) {
         let Ok(Some(running)) = self.running_with(generation) else { return };
         let is_committed = self.committed().is_ok_and(|committed| committed.as_ref() == Some(&running));
         if is_committed && !seen.standing.is_not_served() {

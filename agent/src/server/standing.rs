@@ -13,11 +13,11 @@ use crate::x509::leaf::Leaf;
 
 /// What nats-server is expected to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Expected {
+pub(crate) struct Expected {
     /// The configuration's digest, where this nats-server reports one.
-    pub digest: Option<String>,
+    pub(crate) digest: Option<String>,
     /// SHA-256 of the leaf's DER, hexadecimal.
-    pub leaf_sha256: String,
+    pub(crate) leaf_sha256: String,
 }
 
 /// Where a committed configuration stands.
@@ -119,13 +119,13 @@ impl fmt::Display for Mismatch {
 impl Expected {
     /// The leaf and the digest that `nats-server -t` printed.
     #[must_use]
-    pub fn of(digest: Option<String>, leaf: &Leaf) -> Self {
+    pub(crate) fn of(digest: Option<String>, leaf: &Leaf) -> Self {
         Self { digest, leaf_sha256: leaf.sha256.clone() }
     }
 
     /// Compares what was observed with what is expected.
     #[must_use]
-    pub fn judge(&self, observed: &Observed) -> Standing {
+    pub(crate) fn judge(&self, observed: &Observed) -> Standing {
         match &observed.presence {
             Presence::Unseen => return Standing::Unseen,
             Presence::Absent(why) => return Standing::NoServer { why: why.clone() },
@@ -153,7 +153,7 @@ impl Expected {
 
     /// Whether nats-server itself reports the expected digest.
     #[must_use]
-    pub fn is_reported(&self, observed: &Observed) -> bool {
+    pub(crate) fn is_reported(&self, observed: &Observed) -> bool {
         let reported = observed.varz.as_ref().and_then(|varz| varz.config_digest.as_ref());
         reported.is_some() && reported == self.digest.as_ref()
     }
@@ -161,7 +161,7 @@ impl Expected {
     /// Whether nats-server came to serve what is expected between two observations: by the digest, where nats-server
     /// reports a digest; else by a load; and where monitoring doesn't answer, by a leaf that was not served before.
     #[must_use]
-    pub fn came_to_be_served(&self, before: &Observed, after: &Observed) -> bool {
+    pub(crate) fn came_to_be_served(&self, before: &Observed, after: &Observed) -> bool {
         match &after.varz {
             Some(varz) if varz.config_digest.is_some() => self.is_reported(after),
             Some(_) => has_loaded(before, after),
@@ -173,20 +173,20 @@ impl Expected {
 impl Standing {
     /// Whether nats-server serves the committed configuration.
     #[must_use]
-    pub fn is_served(&self) -> bool {
+    pub(crate) fn is_served(&self) -> bool {
         matches!(self, Self::Served(_))
     }
 
     /// Whether nats-server runs and is not seen to serve the committed configuration.
     #[must_use]
-    pub fn is_not_served(&self) -> bool {
+    pub(crate) fn is_not_served(&self) -> bool {
         matches!(self, Self::NotServed(_))
     }
 
     /// The same standing, if nats-server has loaded a configuration since the signal. Else a served configuration
     /// counts as not loaded.
     #[must_use]
-    pub fn only_if(self, has_loaded: bool) -> Self {
+    pub(crate) fn only_if(self, has_loaded: bool) -> Self {
         match self {
             Self::Served(_) if !has_loaded => Self::NotServed(Mismatch::NothingLoaded),
             standing => standing,
@@ -197,7 +197,7 @@ impl Standing {
 /// Whether nats-server has loaded a configuration between two observations. Where monitoring doesn't answer nobody can tell,
 /// and the answer is yes.
 #[must_use]
-pub fn has_loaded(before: &Observed, after: &Observed) -> bool {
+pub(crate) fn has_loaded(before: &Observed, after: &Observed) -> bool {
     let loads =
         |observed: &Observed| observed.varz.as_ref().map(|varz| (varz.server_id.clone(), varz.config_load_time));
     loads(after).is_none() || loads(before) != loads(after)
