@@ -178,7 +178,7 @@ async fn a_request_carries_the_token_the_validity_and_the_algorithm_of_the_cas_k
     ask(&issuer, "csr", WEEK).await.unwrap();
     let asked = service.asked();
     let calls: Vec<&str> = asked.iter().map(|(call, _)| call.as_str()).collect();
-    // The CA's key doesn't change: it is asked for once.
+    // The CA's key never changes, so the issuer asks for the key once.
     let prefix = "ACMPrivateCA.";
     assert_eq!(
         calls,
@@ -243,7 +243,7 @@ async fn a_secret_is_read_as_string_binary_or_json_and_always_its_current_versio
     let other = PEM.replace("MA", "MB");
     let second = aws.moto.put_secret("string", &other).await.unwrap();
     assert_eq!(read("string", None).await.unwrap(), (other.clone(), second.version.clone()));
-    // The label goes back and forth; what carries it is what counts.
+    // The label AWSCURRENT moves back and forth. The version with the label counts.
     aws.moto.make_current("string", &first.version).await.unwrap();
     assert_eq!(read("string", None).await.unwrap(), (PEM.to_owned(), first.version));
     aws.moto.make_current("string", &second.version).await.unwrap();
@@ -274,7 +274,7 @@ async fn the_cluster_credential_is_read_whole_or_not_at_all() {
     assert_eq!(versions(long_ago).await, std::slice::from_ref(&was));
     aws.moto.put_secret("route", r#"{"username": "other", "password": "s3cret-2"}"#).await.unwrap();
     let is = ("other".to_owned(), "s3cret-2".to_owned());
-    // Beside one of a moment ago stands the one before.
+    // A recent version comes together with the version before it.
     assert_eq!(versions(long_ago).await, [was, is.clone()]);
     assert_eq!(versions(now + Duration::from_mins(1)).await, [is]);
     aws.moto.put_secret("route", r#"{"username": "route", "pass": "s3cret"}"#).await.unwrap();
@@ -303,7 +303,7 @@ async fn a_version_before_that_may_not_be_read_keeps_no_node_from_the_current_on
     }
 }
 
-/// The answer that can't be read holds a secret; the error must not.
+/// An unreadable answer holds a secret. The error must not hold the secret.
 #[tokio::test]
 async fn invariant_01_a_secret_in_a_broken_answer_stays_out_of_the_error() {
     let service = Scripted::start().await;
@@ -364,7 +364,7 @@ mod peers {
         let found = addresses.find(&ids).await.unwrap();
         let expected = members.iter().map(|member| (member.id.clone(), member.address)).collect();
         assert_eq!(found, expected);
-        // What was found is remembered, what is not asked for any more is forgotten.
+        // Found addresses are remembered. Addresses that nobody asks for any more are forgotten.
         drop(aws);
         assert_eq!(addresses.find(&ids[..1]).await.unwrap().len(), 1);
     }
@@ -394,7 +394,7 @@ mod peers {
     }
 }
 
-/// Pages as `DescribeAutoScalingGroups` documents them: a short or empty one may have a next one
+/// Pages as `DescribeAutoScalingGroups` documents them: a short or empty page may have a next page
 /// (<https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_DescribeAutoScalingGroups.html>).
 #[tokio::test]
 async fn pages_are_followed_over_an_empty_one_and_not_for_ever() {
@@ -439,7 +439,7 @@ async fn an_endpoint_that_nobody_listens_at_is_unavailable() {
 async fn invariant_08_an_endpoint_that_never_answers_is_given_up() {
     let service = Scripted::start().await;
     let issuer = AcmPca::new(&service.config().await, arn(CA), None);
-    // The first call has the credentials fetched and a connection made; from then on time may fly.
+    // The first call fetches the credentials and opens a connection. After the first call time may pass at any speed.
     service.script([error(500, "InternalFailure"), NEVER]);
     issuer.ca_pem().await.unwrap_err();
     tokio::time::pause();
@@ -453,7 +453,7 @@ async fn invariant_08_an_endpoint_that_never_answers_is_given_up() {
 
 // === The SDK's conventions ===
 
-/// The environment belongs to a whole process, so what is checked runs in one of its own.
+/// The environment belongs to a whole process, so the checked code runs in a process of its own.
 async fn in_an_environment_of(variables: &[(&str, &str)], test: &str) {
     let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", test, "--ignored", "--nocapture"]).env_clear().envs(variables.iter().copied());
@@ -507,7 +507,7 @@ async fn the_environment_asks_for_fips() {
 
 // === What the tests stand on ===
 
-/// Moto, and an instance's metadata for the credentials.
+/// Moto, and the metadata of an instance, which gives the credentials.
 struct Aws {
     moto: Moto,
     imds: ImdsStub,
@@ -530,7 +530,7 @@ fn at_imds(imds: &ImdsStub) -> AwsSettings {
     AwsSettings { imds_endpoint: Some(imds.endpoint()), ..AwsSettings::default() }
 }
 
-/// A service that gives the answers it is told to, in order, and remembers what it was asked.
+/// A service that gives scripted answers in order, and records the requests.
 struct Scripted {
     endpoint: String,
     imds: ImdsStub,
@@ -538,7 +538,7 @@ struct Scripted {
     _server: tokio::task::JoinSet<()>,
 }
 
-/// Status and body.
+/// An HTTP status and a body.
 type Answer = (u16, String);
 
 /// Takes the request and stays silent.
@@ -547,7 +547,7 @@ const NEVER: Answer = (0, String::new());
 #[derive(Default)]
 struct Script {
     answers: VecDeque<Answer>,
-    /// `X-Amz-Target` and body.
+    /// `X-Amz-Target` and the body of each request.
     asked: Vec<(String, String)>,
 }
 
@@ -601,7 +601,7 @@ impl Scripted {
         self.settings().load().await
     }
 
-    /// The answers from now on; what was asked before is forgotten.
+    /// Sets the next answers and clears the recorded requests.
     fn script(&self, answers: impl IntoIterator<Item = Answer>) {
         *self.state.lock().unwrap() = Script { answers: answers.into_iter().collect(), asked: Vec::new() };
     }

@@ -26,7 +26,7 @@ use time::OffsetDateTime;
 const REGION: &str = "eu-west-1";
 const DAY: Duration = Duration::from_hours(24);
 
-/// The double with a root CA and a secret, the clients' settings, and what they get their credentials from.
+/// The double with a root CA and a secret, the settings of the clients, and the source of their credentials.
 struct World {
     double: AwsDouble,
     ca: String,
@@ -178,7 +178,7 @@ async fn a_group_is_found_paged_through_and_seen_late() {
     let asg = world.asg(Some("nats"));
     assert_eq!(numbers(&asg.sight().await.unwrap()), ([1, 2, 3, 4].into(), Vec::new()));
     assert!(world.double.calls(Operation::DescribeInstances).len() > 3);
-    // The group knows of an instance that EC2 doesn't yet.
+    // The group knows an instance that EC2 doesn't know yet.
     world.double.account(|aws, now| {
         aws.fleet.ec2_lag = time::Duration::hours(1);
         aws.fleet.launch("nats", &id(6), address(6), "Pending", now);
@@ -187,7 +187,7 @@ async fn a_group_is_found_paged_through_and_seen_late() {
     assert_eq!(numbers(&asg.sight().await.unwrap()), ([1, 2, 3, 4].into(), vec![id(6)]));
     world.double.account(|aws, _| aws.fleet.ec2_lag = time::Duration::ZERO);
     assert_eq!(numbers(&asg.sight().await.unwrap()), ([1, 2, 3, 4, 6].into(), Vec::new()));
-    // Without its name it is asked for by this instance.
+    // Without a name, the group of this instance is asked for.
     assert_eq!(world.asg(None).sight().await.unwrap().group.as_deref(), Some("nats"));
 }
 
@@ -252,8 +252,8 @@ async fn every_fault_of_the_wire_is_an_error_that_names_the_call_and_is_over_whe
     assert_eq!(ask().await, [None, None, None]);
 }
 
-/// The SDK reads an answer by the call that it belongs to, and not by what the answer says of itself: a proxy that renames it
-/// costs nothing.
+/// The SDK reads an answer by its call, whatever content type the answer claims. A proxy that changes the content type does
+/// no harm.
 #[tokio::test]
 async fn a_true_answer_under_a_wrong_content_type_is_read() {
     let world = World::start().await;

@@ -1,8 +1,8 @@
-//! Invariants 2 and 11 at every system call: the built agent is killed, or its disk is full or read-only, at each call by
-//! which it changes a file or signals nats-server. The calls are enumerated from a recorded run, none is chosen.
+//! Invariants 2 and 11 at every system call that changes a file or signals nats-server. At each call the built agent is
+//! killed, or its disk is full or read-only. A recorded run enumerates the calls; nobody chooses them.
 //!
-//! `NATS_TLS_AGENT_SOAK=1` tries every fault, in both processes that can renew, where the ordinary run tries a part of
-//! them at each point.
+//! The ordinary run tries a part of the faults at each point. `NATS_TLS_AGENT_SOAK=1` tries every fault, in both processes
+//! that can renew.
 
 mod bench;
 
@@ -20,7 +20,7 @@ use tokio::task::{JoinSet, LocalSet};
 use self::bench::{Bench, Process, Scenario};
 use crate::AGENT;
 
-/// How many nodes are put through it at a time: mostly they wait.
+/// The number of nodes that go through a scenario at the same time. Mostly they wait.
 const LANES: usize = 3;
 const FAULTS: [Effect; 4] = [
     Effect::Once(Errno::Full),
@@ -29,12 +29,12 @@ const FAULTS: [Effect; 4] = [
     Effect::From(Errno::Full),
 ];
 
-/// Dies before each call. The death after the last one is an ordinary restart.
+/// The agent dies before each call. A death after the last call is an ordinary restart.
 fn deaths(points: &[Point]) -> Vec<(Point, Effect)> {
     points.iter().map(|point| (point.clone(), Effect::Kill)).collect()
 }
 
-/// Every point has its faults: all of them in the long form, else two of four in turn.
+/// The faults of a point: all four in the long form, else two of the four in turn.
 fn faults(points: &[Point]) -> Vec<(Point, Effect)> {
     let mut all = Vec::new();
     for (index, point) in points.iter().enumerate().filter(|(_, point)| !point.path.as_os_str().is_empty()) {
@@ -46,7 +46,7 @@ fn faults(points: &[Point]) -> Vec<(Point, Effect)> {
     all
 }
 
-/// Puts nodes through a scenario with one effect at one point at a time, and fails with all that went wrong.
+/// Puts nodes through a scenario, with a single effect at a single point each time. Fails with every error.
 async fn sweep(scenario: Scenario, process: Process, effects: fn(&[Point]) -> Vec<(Point, Effect)>) {
     strace::present().unwrap_or_else(|failure| panic!("{}", failure.chain()));
     let mut benches = Vec::new();
@@ -84,7 +84,7 @@ async fn sweep(scenario: Scenario, process: Process, effects: fn(&[Point]) -> Ve
     assert!(wrong.is_empty(), "{} of {tried}:\n{}", wrong.len(), wrong.join("\n\n"));
 }
 
-/// One node after the other through what is still to be tried; what went wrong.
+/// Puts nodes through the remaining trials, each node in turn. Returns the errors.
 async fn lane(
     scenario: Scenario,
     process: Process,
@@ -100,22 +100,22 @@ async fn lane(
         };
         match on.round(&point, effect).await {
             Ok(()) => bench = Some(on),
-            // The next point begins on another node.
+            // The next point starts with another node.
             Err(why) => wrong.push(format!("{effect} at {point}: {why}")),
         }
     }
 }
 
-/// What is enumerated is never nothing: what must be among the points, and how many there are at least.
+/// Checks the enumeration: the calls that must be among the points, and the least number of points.
 fn is_all_there(scenario: Scenario, names: &[String]) {
     let is_there = |name: &str| names.iter().any(|point| point.starts_with(name));
     assert!(names.len() > 40, "only {} points: {names:?}", names.len());
-    // The commit, and the journal before it.
+    // The journal comes before the commit.
     for name in ["rename CONFIG/nats-server.conf.candidate ", "fsync STATE/issuance.json.new ", "rename NEW.partial/ "]
     {
         assert!(is_there(name), "no {name}in {names:?}");
     }
-    // The embedded CA makes itself at a first boot only, and signs each time.
+    // The embedded CA is made at a first boot only. It signs each time.
     let made = ["rename CA/ca.key.new ", "fsync CA/ca.pem.new ", "rename CA/ca.pem.new "].into_iter();
     let signed = ["write CA/issued/.new ", "fsync CA/issued/.new ", "rename CA/issued/.new ", "fsync CA/issued "];
     for name in made.filter(|_| scenario == Scenario::FirstBoot).chain(signed) {

@@ -1,4 +1,4 @@
-//! The harness itself: what the other tests stand on.
+//! Tests of the harness, on which the other tests rely.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -45,7 +45,7 @@ async fn counted_traffic_through_one_server_loses_nothing() {
     assert!(server.stop().await.unwrap().success());
 }
 
-/// Or "0 lost" would mean nothing.
+/// Without this test "0 lost" would have no meaning.
 #[tokio::test]
 async fn counted_traffic_sees_a_server_that_dies_under_it() {
     let directory = tempfile::tempdir().unwrap();
@@ -53,7 +53,7 @@ async fn counted_traffic_sees_a_server_that_dies_under_it() {
     let server = plain_server(directory.path(), tools::NATS_SERVER, ports.numbers()).await;
     let here = Endpoint { address: server.launch().client, others: Vec::new(), tls: None };
     let traffic = Traffic::start(&[(here.clone(), here)], 2000).await.unwrap();
-    // A stopped server still takes messages into its socket, and with its end they are gone.
+    // The socket of a stopped server still accepts messages. They are lost when the server ends.
     server.signal(Signal::SIGSTOP).unwrap();
     let before = traffic.progress().sent;
     eventually("messages in the socket", Duration::from_secs(20), async || match traffic.progress().sent {

@@ -1,4 +1,4 @@
-//! What the commands tell an operator of a node where something is missing.
+//! The commands on a node where something is missing: what they tell the operator.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::doctor::start_by_hand;
 use crate::{AGENT, metric};
 
-/// Instance metadata is asked several times before it is given up.
+/// The limit for the agent to give instance metadata up, after several questions.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(45);
 const SOON: Duration = Duration::from_secs(30);
 
@@ -23,7 +23,7 @@ async fn check(cluster: &Nodes, name: &str) -> (String, String) {
     (text("verdict"), text("found"))
 }
 
-/// Takes the node's address out of its configuration, with nobody there to say it.
+/// Removes the node's address from its configuration. No instance metadata answers in its place.
 fn hide_identity(cluster: &mut Nodes) {
     let agent = &mut cluster.nodes[0].agent;
     agent.set_env("AWS_EC2_METADATA_DISABLED", "false");
@@ -42,7 +42,7 @@ async fn a_daemon_that_waits_for_instance_metadata_says_so_and_goes_on_with_the_
     cluster.nodes[0].agent.start().unwrap();
 
     let node = &cluster.nodes[0];
-    // Until the daemon listens, the reason begins with that.
+    // Until the daemon listens, the first reason is that no daemon runs.
     let is_told = |status: &Value| match &status["reasons"].as_array().unwrap()[..] {
         [reason] => reason["code"] == "metadata_unavailable",
         _ => false,
@@ -52,7 +52,7 @@ async fn a_daemon_that_waits_for_instance_metadata_says_so_and_goes_on_with_the_
         other => Err(format!("{other:?}")),
     });
     let status = status.await.unwrap();
-    // Nothing is lost but the way forward: the certificate is valid and served.
+    // The certificate is still valid and served. Only renewals have to wait.
     assert_eq!((&status["state"], &status["leaf"]["serial"]), (&"degraded".into(), &serial), "{status}");
     assert_eq!(metric(node.metrics(), "nats_tls_agent_state{state=\"degraded\"}").await, Some(1));
 
@@ -117,7 +117,7 @@ async fn doctor_fails_with_a_daemon_that_fails_and_says_what_to_do_about_what_do
     assert!(failed.await.unwrap().contains("it runs and is failing"));
 }
 
-/// Its first pass waits for a call that is never answered.
+/// The first pass of the daemon waits for a call that nobody answers.
 #[tokio::test]
 async fn a_status_is_given_before_the_first_pass_is_done_too() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,4 +1,4 @@
-//! One node that is stopped, refused and healed again and again, and what must hold after each time.
+//! A node that is stopped, refused and healed again and again, and the checks after each time.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
@@ -22,33 +22,33 @@ use nats_tls_agent::x509::leaf::Leaf;
 use crate::AGENT;
 
 const SOON: Duration = Duration::from_secs(30);
-/// As many generations as make a renewal remove the oldest.
+/// With so many generations a renewal removes the oldest generation.
 const GENERATIONS: u64 = 4;
 
-/// What others may not read at any instant: the key, the journal with the next one, the routes' credential.
+/// The files that other users may never read: the key, the journal with the next key, the credential of the routes.
 const SECRETS: [&str; 3] = ["key.pem", "issuance.json", "nats-server.conf"];
-/// The agent's own: nothing that it creates is for others.
+/// The umask of the agent: other users get no access to a new file.
 const UMASK: u32 = 0o007;
 
-/// What the agent is doing when it is stopped.
+/// The work of the agent at the moment of the fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scenario {
-    /// Nothing is there but `agent.toml`, and no nats-server runs.
+    /// Only `agent.toml` exists, and no nats-server runs.
     FirstBoot,
-    /// nats-server serves, and a renewal is asked for.
+    /// nats-server serves, and somebody asks for a renewal.
     Renewal,
 }
 
-/// Which process does it.
+/// The process that does the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Process {
-    /// `agent run`; a renewal is asked of it through its socket.
+    /// `agent run`, which gets the request for a renewal through its socket.
     Daemon,
-    /// `agent renew` by itself, under the lock.
+    /// `agent renew` without a daemon, under the lock.
     Alone,
 }
 
-/// One node, and the scenario that it is put through.
+/// A node and its scenario.
 pub(super) struct Bench {
     nodes: Nodes,
     socket: PathBuf,
@@ -58,10 +58,10 @@ pub(super) struct Bench {
     rounds: usize,
 }
 
-/// What a traced process came to.
+/// The result of a traced process.
 struct Run {
     trace: PathBuf,
-    /// All that it said.
+    /// The whole output of the process.
     said: String,
     is_refused: bool,
 }
@@ -70,7 +70,7 @@ impl Bench {
     pub(super) async fn new(scenario: Scenario, process: Process) -> Result<Self, Failure> {
         let mut nodes = Nodes::new(AGENT, tools::NATS_SERVER, 1)?;
         nodes.configure()?;
-        // A fault that is over is looked for again at once.
+        // The agent notices the end of a fault at once.
         nodes.set("renewal.retry_min", "\"100ms\"")?;
         nodes.set("renewal.retry_max", "\"200ms\"")?;
         let socket = Config::load(nodes.nodes[0].agent.config()).map_err(|error| Failure::new(error.to_string()))?;
@@ -97,7 +97,7 @@ impl Bench {
         Generations::of(&self.node().state_directory())
     }
 
-    /// Every point of the scenario, with names that hold for any node and any generation.
+    /// Every point of the scenario. The names of the points fit any node and any generation.
     pub(super) async fn points(&mut self) -> Result<Vec<Point>, String> {
         self.reset().await?;
         let names = self.names();
@@ -121,7 +121,7 @@ impl Bench {
         Ok(points.iter().map(|point| point.renamed(|path| general(path, &names))).collect())
     }
 
-    /// The names that differ from node to node and from round to round, the longest path first where one holds another.
+    /// The paths that differ between nodes and rounds. A longer path comes before a path that it contains.
     fn names(&self) -> Vec<(&'static str, PathBuf)> {
         let (node, generations) = (self.node(), self.node().state_directory().join("generations"));
         let next = self.generations().numbers().ok().and_then(|numbers| numbers.last().copied()).unwrap_or(0) + 1;
@@ -142,7 +142,7 @@ impl Bench {
         self.traces.path().join(self.rounds.to_string())
     }
 
-    /// One death or fault at one point, and everything that must hold then and after.
+    /// Makes a single death or fault happen at a point, and checks the state then and afterwards.
     pub(super) async fn round(&mut self, point: &Point, effect: Effect) -> Result<(), String> {
         self.reset().await?;
         let (issued, names) = (self.issued(), self.names());
@@ -168,7 +168,7 @@ impl Bench {
         self.is_paid_once(&issued)
     }
 
-    /// As it is before the scenario begins: no agent runs.
+    /// Restores the state before the scenario: no agent runs.
     async fn reset(&mut self) -> Result<(), String> {
         if self.scenario == Scenario::FirstBoot {
             if let Some(server) = self.node_mut().server.take() {
@@ -187,7 +187,7 @@ impl Bench {
         Ok(())
     }
 
-    /// The scenario, under strace, to its end or to the agent's.
+    /// Runs the scenario under strace, to its end or to the end of the agent.
     async fn run(&mut self, launcher: Vec<String>, trace: PathBuf, effect: Option<Effect>) -> Result<Run, String> {
         let (socket, scenario, process) = (self.socket.clone(), self.scenario, self.process);
         let node = self.node_mut();
@@ -223,7 +223,7 @@ impl Bench {
         Ok(Run { trace, said, is_refused })
     }
 
-    /// A fault is told with the file that it is about, in the answer or in the log.
+    /// The answer or the log names the file of the fault.
     fn is_said(&self, point: &Point, run: &Run) -> Result<(), String> {
         let (path, ca) = (point.path.display().to_string(), self.nodes.cluster.ca_directory().display().to_string());
         let file =
@@ -234,7 +234,7 @@ impl Bench {
         check(is_named, || format!("nothing names {path}: {}", run.said))
     }
 
-    /// Whatever happened to the agent, nats-server goes on.
+    /// nats-server goes on, whatever happened to the agent.
     async fn still_serves(&mut self) -> Result<(), String> {
         if self.scenario == Scenario::Renewal {
             self.node_mut().server.as_mut().ok_or("no server")?.check_running().map_err(chain)?;
@@ -248,8 +248,8 @@ impl Bench {
         Ok(())
     }
 
-    /// What the committed configuration names, and what a roll-back would bring back: a key, a certificate and a bundle
-    /// that belong together.
+    /// Checks the files that the committed configuration names, and the files of a roll-back. Key, certificate and bundle
+    /// belong together in each.
     fn is_whole(&self) -> Result<Option<Generation>, String> {
         let config = self.node().nats_config();
         let running = PathBuf::from(format!("{}.running", config.display()));
@@ -270,7 +270,7 @@ impl Bench {
         named(&config)
     }
 
-    /// As systemd would after a power cut: nats-server first, from what is there.
+    /// Starts nats-server from the files that exist, as systemd does after a power cut.
     async fn restart_from_disk(&mut self) -> Result<(), String> {
         let Some(generation) = self.is_whole()? else {
             return check(self.scenario == Scenario::FirstBoot, || "the configuration is gone".into());
@@ -290,7 +290,7 @@ impl Bench {
         cluster.start_server(&mut nodes[0]).await.map_err(chain)
     }
 
-    /// The leaf on both ports, from handshakes.
+    /// The leaf that handshakes show on both ports.
     async fn served(&self) -> Result<String, String> {
         let (newest, _) = self.generations().newest().map_err(|error| error.to_string())?;
         let newest = newest.ok_or("there is no generation")?;
@@ -304,7 +304,7 @@ impl Bench {
         leaves.pop_first().ok_or("no leaf is served".into())
     }
 
-    /// The fault is over, and nobody restarts anything but what has ended.
+    /// Ends the fault. Only processes that have ended are started again.
     async fn heal_by_itself(&mut self) -> Result<(), String> {
         if self.node_mut().agent.check_running().is_err() {
             return Ok(());
@@ -315,7 +315,7 @@ impl Bench {
         self.node_mut().agent.kill().await.map(drop).map_err(chain)
     }
 
-    /// A daemon makes it healthy, as systemd would start it.
+    /// Starts a daemon as systemd does, and waits until the node is healthy.
     async fn heal(&mut self) -> Result<(), String> {
         self.node_mut().agent.start().map_err(chain)?;
         self.healthy().await?;
@@ -341,7 +341,8 @@ impl Bench {
         check(named.chain.leaf().sha256 == leaf, || "an older generation is named".into())
     }
 
-    /// At most one certificate was paid for, at a first boot exactly one; it is what is served; and nothing is left over.
+    /// A renewal paid for one certificate at most, a first boot for exactly one. That certificate is served, and no file is
+    /// left over.
     fn is_paid_once(&self, before: &BTreeSet<PathBuf>) -> Result<(), String> {
         let issued = self.issued();
         let new: Vec<&PathBuf> = issued.difference(before).collect();
@@ -355,7 +356,7 @@ impl Bench {
         }
         let journal = Journal::of(&self.node().state_directory()).load().map_err(|error| error.to_string())?;
         check(journal.pending.is_none(), || "the journal holds a request still".into())?;
-        // A staged file may stay until the next one takes its name; half a generation may not.
+        // A staged file may stay until the next staged file takes its name. Half a generation may not stay.
         let generations = self.node().state_directory().join("generations");
         for entry in std::fs::read_dir(&generations).map_err(|error| error.to_string())? {
             let name = entry.map_err(|error| error.to_string())?.file_name().to_string_lossy().into_owned();
@@ -364,17 +365,16 @@ impl Bench {
         Ok(())
     }
 
-    /// The embedded CA's certificates, each a payment.
+    /// The certificates of the embedded CA. Each certificate is a payment.
     fn issued(&self) -> BTreeSet<PathBuf> {
         let entries = std::fs::read_dir(self.nodes.cluster.ca_directory().join("issued")).into_iter().flatten();
         let files = entries.flatten().map(|entry| entry.path());
-        // A staged file is no certificate yet.
+        // A staged file is not a certificate yet.
         files.filter(|file| file.extension().is_some_and(|extension| extension == "pem")).collect()
     }
 }
 
-/// Invariant 1: everything has its final mode and owner from its creation on: what was asked for then is what is there,
-/// and no secret was ever wider.
+/// Invariant 1: every file has its final mode and owner from its creation on, and no secret ever had a wider mode.
 fn is_private_from_creation_on(recording: &Recording, state: &[&Path]) -> Result<(), String> {
     let reowned = recording.reowned(state);
     check(reowned.is_empty(), || format!("modes or owners change later: {}", reowned.join(", ")))?;
@@ -384,7 +384,7 @@ fn is_private_from_creation_on(recording: &Recording, state: &[&Path]) -> Result
     for (path, asked) in &created {
         let is_secret = SECRETS.iter().any(|name| path.ends_with(name));
         check(!is_secret || asked & 0o137 == 0, || format!("{} was created with {asked:o}", path.display()))?;
-        // What was staged in vain is gone.
+        // Some staged files were removed again.
         let Ok(metadata) = std::fs::metadata(path) else { continue };
         let (mode, wanted) = (metadata.permissions().mode() & 0o7777, asked & !UMASK);
         check(mode == wanted, || format!("{} has mode {mode:o}, not {wanted:o}", path.display()))?;
@@ -392,7 +392,7 @@ fn is_private_from_creation_on(recording: &Recording, state: &[&Path]) -> Result
     Ok(())
 }
 
-/// Waits until a traced daemon has done what it does by itself; `false` where it has ended.
+/// Waits until a traced daemon has finished its first work. Returns `false` where the daemon has ended.
 async fn settled(node: &mut Node, socket: &Path, trace: &Path, effect: Option<Effect>) -> Result<bool, String> {
     let ready = eventually("the traced daemon", SOON, async || {
         if node.agent.check_running().is_err() {
@@ -405,7 +405,7 @@ async fn settled(node: &mut Node, socket: &Path, trace: &Path, effect: Option<Ef
             return Ok(true);
         }
         let Some(status) = status(socket).await else { return Err("it doesn't answer".into()) };
-        // Without a nats-server there is no better state than this.
+        // Without a nats-server no better state exists.
         let is_done = status.state == State::Healthy
             || node.server.is_none() && status.leaf.is_some() && node.nats_config().is_file();
         if is_done { Ok(true) } else { Err(format!("{:?}", status.reasons)) }
