@@ -1,7 +1,7 @@
-//! Every external call by every fault, at first boot and in a serving node: what served goes on serving, the state says
-//! what is wrong, nobody has to help, and nothing is paid for twice (invariants 7 and 11).
+//! Every external call by every fault, at first boot and in a serving node.
+//! The node goes on serving, its state names the fault, and nothing is paid twice (invariants 7 and 11).
 //!
-//! The tables are kept in `docs/fault-matrix.md`, and compared with it; `UPDATE_FAULT_MATRIX=1` writes them.
+//! The test compares its tables with `docs/fault-matrix.md`. `UPDATE_FAULT_MATRIX=1` writes the tables there.
 
 mod aws;
 mod gate;
@@ -21,53 +21,53 @@ use tokio::task::{JoinSet, LocalSet};
 use self::table::Cell;
 use self::world::{Setup, World};
 
-/// How long a fault may take to show, and its end to be noticed: the longest time-out is that of a signal, with the
-/// roll-back after it.
+/// The time within which a fault shows and its end is noticed. The longest time-out belongs to a signal with the
+/// roll-back after the signal.
 const SOON: Duration = Duration::from_secs(45);
-/// How many nodes work at the same time.
+/// The number of nodes that work at the same time.
 const AT_ONCE: usize = 6;
 
-/// What a fault does to the status.
+/// The effect of a fault on the status.
 #[derive(Clone, Debug)]
 enum Told {
-    /// The node isn't healthy; reasons and log name it by these words.
+    /// The node is unhealthy. Reasons and log contain these words.
     Ill(Vec<&'static str>),
-    /// The node is healthy, and a warning and the log have these words.
+    /// The node is healthy. A warning and the log contain these words.
     Warned(Vec<&'static str>),
-    /// Nothing: the call succeeds in the end. As no word shows that it was ever made, this does.
+    /// No effect: the call succeeds in the end. The field holds the proof that the call was made.
     Nothing(Met),
 }
 
-/// What shows that a fault nobody tells of was met.
+/// The proof that a silent fault was met.
 #[derive(Clone, Debug)]
 enum Met {
-    /// A call of this operation met this fault, and was answered.
+    /// A call of this operation met this fault and got an answer.
     Answered(Operation, Fault),
-    /// A call of this operation was refused with this code.
+    /// The service refused a call of this operation with this code.
     Refused(Operation, &'static str),
-    /// The wrapper around nats-server has left a mark of this name.
+    /// The wrapper around nats-server left a mark of this name.
     Marked(&'static str),
 }
 
-/// What makes a serving node call.
+/// The event that makes a serving node call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trigger {
-    /// It calls by itself.
+    /// No event: the node calls by itself.
     Itself,
     /// `agent renew`.
     Renew,
-    /// `agent renew` of a process that has just started, and knows nothing of the CA yet.
+    /// `agent renew` of a process that has just started and knows nothing of the CA yet.
     RenewAnew,
     /// A restart of the agent.
     Restart,
-    /// SIGHUP to the agent.
+    /// A SIGHUP to the agent.
     HangUp,
     /// A new instance in the group.
     NewPeer,
 }
 
 impl Trigger {
-    /// Whether it asks for a certificate.
+    /// Whether the event asks for a certificate.
     fn renews(self) -> bool {
         matches!(self, Self::Renew | Self::RenewAnew)
     }
@@ -90,7 +90,7 @@ async fn boot_all(setup: Setup, trials: Vec<Trial>) -> Vec<Cell> {
     boot_each(trials.into_iter().map(|trial| (setup.clone(), trial)).collect()).await
 }
 
-/// The same of nodes that aren't all alike.
+/// Boots nodes as `first_boots` does, where the nodes differ.
 async fn boot_each(trials: Vec<(Setup, Trial)>) -> Vec<Cell> {
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let (here, mut running) = (LocalSet::new(), JoinSet::new());
@@ -118,7 +118,7 @@ async fn boot_each(trials: Vec<(Setup, Trial)>) -> Vec<Cell> {
     cells.into_iter().map(|(_, cell)| cell).collect()
 }
 
-/// Tries the faults of one call on one serving node, one after the other, under traffic.
+/// Tries the faults of a call on a serving node, one after the other, under traffic.
 async fn serve_through(setup: Setup, trigger: Trigger, trials: Vec<Trial>) -> Vec<Cell> {
     let all_failed = |why: &str| {
         let failed = |trial: &Trial| Cell { call: trial.call, fault: trial.fault, outcome: Err(why.to_owned()) };
@@ -151,7 +151,7 @@ async fn serve_through(setup: Setup, trigger: Trigger, trials: Vec<Trial>) -> Ve
     }
 }
 
-/// Serving nodes, one for each call, at the same time.
+/// Runs serving nodes at the same time, one for each call.
 async fn serve_all(calls: Vec<(Setup, Trigger, Vec<Trial>)>) -> Vec<Cell> {
     let (here, mut running) = (LocalSet::new(), JoinSet::new());
     for (number, (setup, trigger, trials)) in calls.into_iter().enumerate() {

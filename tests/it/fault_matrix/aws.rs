@@ -17,14 +17,14 @@ const OPERATIONS: [(Operation, &str); 6] = [
     (Operation::DescribeAutoScalingGroups, "autoscaling:DescribeAutoScalingGroups"),
     (Operation::DescribeInstances, "ec2:DescribeInstances"),
 ];
-/// Asked for when the validity may be too long for the CA, once in a process.
+/// The agent makes this call once in a process, when the validity may be too long for the CA.
 const USAGE_MODE: (Operation, &str) = (Operation::DescribeCertificateAuthority, "acm-pca:DescribeCertificateAuthority");
-/// Asked for before the first certificate of a process, for the algorithm to sign it with.
+/// The agent makes this call before the first certificate of a process, to learn the signing algorithm.
 const ALGORITHM: (Operation, &str) =
     (Operation::GetCertificateAuthorityCertificate, "acm-pca:GetCertificateAuthorityCertificate for the algorithm");
 const CREDENTIAL: (Operation, &str) =
     (Operation::GetSecretValue, "secretsmanager:GetSecretValue of the cluster credential");
-/// Asked for as the trust bundle too.
+/// The trust bundle comes from this call too.
 const CA_CERTIFICATE: (Operation, &str) =
     (Operation::GetCertificateAuthorityCertificate, "acm-pca:GetCertificateAuthorityCertificate");
 
@@ -32,17 +32,17 @@ fn from_issuer() -> Setup {
     Setup { trust: "kind = \"issuer\"", ..Setup::default() }
 }
 
-/// The credential is the one secret.
+/// The routes' credential is the only secret.
 fn with_credential() -> Setup {
     Setup { credential: true, ..from_issuer() }
 }
 
-/// Longer than any CA is sure to sign for.
+/// A validity that a CA may refuse.
 fn for_long() -> Setup {
     Setup { validity: "8d", ..Setup::default() }
 }
 
-/// A call's name: its row's begins with it.
+/// The name of a call. The name of its row begins with the call's name.
 fn name((_, row): (Operation, &'static str)) -> &'static str {
     row.split(' ').next().unwrap_or(row)
 }
@@ -52,13 +52,13 @@ fn trial((operation, call): (Operation, &'static str), fault: &'static str, what
     Trial { call, fault, told, switch: Arc::new(switch) }
 }
 
-/// A fault after which the call succeeds all the same.
+/// A fault after which the call still succeeds.
 fn unharmed(of: (Operation, &'static str), fault: &'static str, what: Fault) -> Trial {
     let met = Met::Answered(of.0, what.clone());
     trial(of, fault, what, Told::Nothing(met))
 }
 
-/// What can happen to any call.
+/// The faults of any call.
 fn anywhere(of: (Operation, &'static str)) -> Vec<Trial> {
     let faults = [
         ("denied", Fault::Denied),
@@ -76,7 +76,7 @@ fn anywhere(of: (Operation, &'static str)) -> Vec<Trial> {
         ("empty", Fault::Empty),
     ];
     let trial = |(fault, what)| match (of, &what) {
-        // Who isn't told what the CA is for leaves it to IssueCertificate to say whether it takes it.
+        // An agent that can't learn the CA's mode leaves the validity to IssueCertificate.
         (USAGE_MODE, Fault::Denied | Fault::WrongClock | Fault::Empty) => unharmed(of, fault, what),
         (_, Fault::WrongClock) => trial(of, fault, what, Told::Ill(vec![name(of), "clock"])),
         (CREDENTIAL, _) => trial(of, fault, what, Told::Ill(vec![name(of), ROUTES])),
@@ -87,14 +87,14 @@ fn anywhere(of: (Operation, &'static str)) -> Vec<Trial> {
     trials
 }
 
-/// What only Private CA does.
+/// The faults that only Private CA has.
 fn of_the_ca(issue: (Operation, &'static str), collect: (Operation, &'static str)) -> Vec<Trial> {
     let state = |fault, status: Status| {
         let switch = move |world: &World, on: bool| {
             let status = if on { status } else { Status::Active };
             world.double.account(|aws, _| aws.pca.set_status(world.ca(), status).unwrap());
         };
-        // A first boot asks for the CA's own certificate before.
+        // A first boot asks for the CA's own certificate first.
         Trial { call: issue.1, fault, told: Told::Ill(vec!["acm-pca:", "InvalidState"]), switch: Arc::new(switch) }
     };
     let in_progress = |world: &World, on: bool| {
@@ -157,7 +157,7 @@ async fn invariant_07_no_fault_of_aws_disturbs_a_serving_node() {
     calls.push((from_issuer(), Trigger::Itself, anywhere(CA_CERTIFICATE)));
     calls.push((with_credential(), Trigger::Itself, anywhere(CREDENTIAL)));
     calls.push((Setup::default(), Trigger::RenewAnew, anywhere(ALGORITHM)));
-    // A node may ask for twelve certificates a day beyond those that are due.
+    // A node may ask for twelve certificates a day beyond the certificates that are due.
     let trials = anywhere(USAGE_MODE);
     calls.extend(trials.chunks(7).map(|some| (for_long(), Trigger::RenewAnew, some.to_vec())));
     table::check("AWS, in a serving node", &serve_all(calls).await);
@@ -173,7 +173,7 @@ async fn invariant_07_a_ca_that_refuses_or_errs_is_told_and_paid_once() {
     table::check("Private CA, in a serving node", &served.await);
 }
 
-/// PCA says of such a certificate that it will never come.
+/// Private CA's answer for a certificate that never comes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invariant_11_a_certificate_whose_request_has_failed_is_bought_exactly_once_more() {
     const FAILED: &str = "RequestFailedException";

@@ -1,7 +1,7 @@
-//! What stands before nats-server: gates that its ports lie behind, and a wrapper that it is called through.
+//! The gates before nats-server's ports, and the wrapper around the nats-server command.
 //!
-//! A gate listens where the agent looks for a port, and nats-server itself listens elsewhere: its configuration gives that
-//! by a variable, which the agent doesn't resolve.
+//! A gate listens where the agent looks for a port. nats-server itself listens elsewhere: its configuration gives the
+//! port by a variable, which the agent leaves unresolved.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -20,25 +20,25 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-/// What a gate does with new connections; those that are through stay.
+/// The treatment of new connections. Established connections stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum Passage {
-    /// Lets them through.
+    /// The gate lets connections through.
     #[default]
     Open,
-    /// Takes them, and nothing more.
+    /// The gate accepts connections and then does nothing.
     Silent,
-    /// Resets them.
+    /// The gate resets connections.
     Resets,
-    /// Says this, and closes.
+    /// The gate sends this text and closes.
     Says(&'static str),
-    /// Greets clients as nats-server does, and serves another certificate.
+    /// The gate greets clients as nats-server does, and serves another certificate.
     Masquerades,
-    /// Begins TLS at once, as routes do, and serves another certificate.
+    /// The gate begins TLS at once, as routes do, and serves another certificate.
     MasqueradesToRoutes,
 }
 
-/// A gate, gone when dropped.
+/// A gate that ends when dropped.
 pub(super) struct Gate {
     mode: watch::Sender<Passage>,
     tasks: JoinSet<()>,
@@ -70,7 +70,7 @@ impl Gate {
         *self.mode.borrow() == Passage::Open
     }
 
-    /// Ends it, and waits until its port is free.
+    /// Ends the gate, and waits until its port is free.
     pub(super) async fn end(mut self) {
         self.tasks.shutdown().await;
     }
@@ -80,7 +80,7 @@ async fn pass(mut stream: TcpStream, to: SocketAddr, mode: Passage) {
     match mode {
         Passage::Open => {
             if let Ok(mut server) = TcpStream::connect(to).await {
-                // Either side may go away.
+                // Either side may close first.
                 drop(tokio::io::copy_bidirectional(&mut stream, &mut server).await);
             }
         }
@@ -88,7 +88,7 @@ async fn pass(mut stream: TcpStream, to: SocketAddr, mode: Passage) {
         Passage::Resets => drop(stream.set_zero_linger()),
         Passage::Says(text) => {
             let mut asked = [0; 1024];
-            // A client may wait to be greeted.
+            // A client may wait for the greeting.
             let asks = async { stream.readable().await.and_then(|()| stream.try_read(&mut asked)) };
             drop(tokio::time::timeout(std::time::Duration::from_millis(50), asks).await);
             drop(stream.write_all(text.as_bytes()).await);
@@ -104,7 +104,7 @@ async fn pass(mut stream: TcpStream, to: SocketAddr, mode: Passage) {
     }
 }
 
-/// A server with a certificate that it signed itself.
+/// A server with a self-signed certificate.
 fn another_server() -> TlsAcceptor {
     let CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["another.internal".to_owned()]).unwrap();
@@ -115,7 +115,7 @@ fn another_server() -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(config))
 }
 
-/// The gates of a node, and the wrapper.
+/// The gates of a node, and its wrapper.
 pub(super) struct Gates {
     pub(super) client: Gate,
     pub(super) route: Gate,
@@ -165,14 +165,14 @@ impl Gates {
         })
     }
 
-    /// Ends them.
+    /// Ends the gates.
     pub(super) async fn end(self) {
         for gate in [self.client, self.route, self.monitor] {
             gate.end().await;
         }
     }
 
-    /// Whether the wrapper ever did this to its end.
+    /// Whether the wrapper ever completed this action.
     pub(super) fn has_done(&self, mode: &str) -> bool {
         self.mark(mode).exists()
     }
@@ -181,7 +181,7 @@ impl Gates {
         self.mode_file.with_extension(mode)
     }
 
-    /// What the wrapper does from now on.
+    /// Sets the wrapper's action from now on.
     pub(super) fn set_check(&self, mode: &str) {
         std::fs::write(&self.mode_file, mode).unwrap();
     }

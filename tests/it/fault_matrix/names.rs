@@ -1,7 +1,7 @@
 //! Names: the instance-id host names that `discovery.addresses = "dns"` looks up.
 //!
-//! The agent runs in a mount namespace of its own, in which `/etc/resolv.conf` names a stub of ours. That takes root;
-//! where the tests run as somebody else, the test says so and ends.
+//! The agent runs in a mount namespace of its own, in which `/etc/resolv.conf` names the test's stub. A mount needs
+//! root: as another user, the test says so and ends.
 
 #![expect(clippy::print_stdout, reason = "what could not be tried is to be told")]
 
@@ -18,22 +18,22 @@ use tokio::task::JoinHandle;
 use super::world::{OWN, Setup, World, peer};
 use super::{Told, Trial, Trigger, boot_all, serve_all, table};
 
-/// What the stub answers.
+/// The stub's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reply {
-    /// The address of the peer whose number the name holds.
+    /// The address of the peer whose number the name contains.
     Address,
-    /// The node's own address, and that there is no other name.
+    /// The node's own address for its own name, and NXDOMAIN for every other name.
     Own,
-    /// A code of RFC 1035, section 4.1.1: 2 SERVFAIL, 3 NXDOMAIN, 5 REFUSED.
+    /// A response code of RFC 1035, section 4.1.1: 2 SERVFAIL, 3 NXDOMAIN, 5 REFUSED.
     Code(u8),
-    /// Nothing.
+    /// No answer.
     Silence,
-    /// Twelve bytes too few.
+    /// An answer of two bytes. A header has twelve.
     Nonsense,
 }
 
-/// A name server on the node's own address; gone when dropped.
+/// A name server on the node's own address that ends when dropped.
 pub(super) struct Stub {
     reply: Arc<Mutex<Reply>>,
     server: JoinHandle<()>,
@@ -58,10 +58,10 @@ impl Stub {
         Ok(Self { reply, server })
     }
 
-    /// Ends it, and waits until its port is free.
+    /// Ends the name server, and waits until its port is free.
     pub(super) async fn end(mut self) {
         self.server.abort();
-        // Its end is a cancellation.
+        // The task ends by cancellation.
         drop((&mut self.server).await);
     }
 
@@ -76,7 +76,7 @@ impl Drop for Stub {
     }
 }
 
-/// The answer to a question for an A record; other types have none, which is an answer too.
+/// The answer to a question for an A record. Other types get an empty answer.
 fn answer(query: &[u8], reply: Reply, own: Ipv4Addr) -> Option<Vec<u8>> {
     let question_length = query.get(12..)?.iter().position(|byte| *byte == 0)? + 5;
     let question = query.get(12..12 + question_length)?;
@@ -95,7 +95,7 @@ fn answer(query: &[u8], reply: Reply, own: Ipv4Addr) -> Option<Vec<u8>> {
     packet.extend([0x85, 0x80 | code, 0, 1, 0, u8::from(address.is_some()), 0, 0, 0, 0]);
     packet.extend_from_slice(question);
     if let Some(IpAddr::V4(address)) = address {
-        // The name is the question's; A, IN, no time to live, four bytes.
+        // The record points to the question's name: A, IN, a time to live of zero, four bytes.
         packet.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
         packet.extend(address.octets());
     }
@@ -116,7 +116,7 @@ pub(super) fn wrapper(directory: &Path, agent: &str) -> Result<PathBuf, Failure>
     Ok(wrapper)
 }
 
-/// Tells the agent of a node where its name server is.
+/// Tells a node's agent where its name server is.
 pub(super) fn configure(directory: &Path, address: Ipv4Addr) -> Result<(), Failure> {
     std::fs::write(directory.join("resolv.conf"), format!("nameserver {address}\noptions timeout:1 attempts:1\n"))
         .map_err(|error| Failure::new("could not write resolv.conf").because(error))
@@ -140,7 +140,7 @@ fn trials() -> Vec<Trial> {
     faults.map(trial).into()
 }
 
-/// Whether the agent can have a name server of ours.
+/// Whether the test can give the agent a name server.
 async fn has_namespaces() -> bool {
     let mut namespace = tokio::process::Command::new("unshare");
     let namespace = namespace.args(["--mount", "mount", "--bind", "/etc/hosts", "/etc/resolv.conf"]).output().await;
@@ -151,7 +151,7 @@ async fn has_namespaces() -> bool {
     has
 }
 
-/// In a group of two launch templates one may turn resource name DNS on and the other not.
+/// A group has two launch templates, and resource name DNS is on in the first alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_instances_without_a_name_ec2_is_asked_and_what_it_does_not_say_leaves_them_without_an_address() {
     if !has_namespaces().await {

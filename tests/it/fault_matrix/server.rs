@@ -92,7 +92,7 @@ fn handshake() -> Vec<Trial> {
     ]
 }
 
-/// The node's own route port. Nobody greets there.
+/// The node's own route port. Routes have no greeting.
 fn route_handshake() -> Vec<Trial> {
     const CALL: &str = "handshake with the route port";
     let gate = |fault, word, passage| {
@@ -107,8 +107,8 @@ fn route_handshake() -> Vec<Trial> {
     ]
 }
 
-/// A peer of which can't be seen which root its certificate chains to, while one leaves the bundle: it may be that one.
-/// Once the peer shows a certificate that does without, the root goes.
+/// A peer hides which root its certificate chains to, while a root leaves the bundle. The peer may need that root.
+/// The root goes once the peer shows a certificate that chains to another root.
 fn peer_handshake() -> Vec<Trial> {
     const CALL: &str = "handshake with a peer";
     let gate = |number: usize, fault, passage: Passage| {
@@ -126,15 +126,15 @@ fn peer_handshake() -> Vec<Trial> {
     ]
 }
 
-/// The roots that leave the bundle, one in each trial.
+/// The roots that leave the bundle, a root for each trial.
 const LEAVING: [&str; 4] = ["old root 1", "old root 2", "old root 3", "old root 4"];
 
-/// Does this at a gate while the fault holds.
+/// Sets a gate's action while the fault holds.
 fn gated(of: fn(&Gates) -> &Gate, passage: Passage) -> impl Fn(&World, bool) + Send + Sync + 'static {
     move |world, on| world.gate(of).set(if on { passage.clone() } else { Passage::Open })
 }
 
-/// At a first boot nats-server is no more than its `-t`.
+/// The faults of a first boot: only `nats-server -t` runs there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invariant_03_no_fault_of_the_check_at_a_first_boot_commits_anything() {
     let setup = Setup { gates: true, ..Setup::default() };

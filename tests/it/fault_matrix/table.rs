@@ -9,16 +9,16 @@ use harness::soak;
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/fault-matrix.md");
 const UPDATE: &str = "UPDATE_FAULT_MATRIX";
 
-/// One call by one fault.
+/// The row of a call and a fault.
 #[derive(Debug)]
 pub(super) struct Cell {
     pub(super) call: &'static str,
     pub(super) fault: &'static str,
-    /// A word or two, or what went wrong.
+    /// The result in a word or two, or the failure.
     pub(super) outcome: Result<String, String>,
 }
 
-/// Prints the table, fails with all that went wrong, and compares it with the one under this heading of the document.
+/// Prints the table, fails with every failed row, and compares the table with the document's table of this heading.
 pub(super) fn check(heading: &str, cells: &[Cell]) {
     let table = table(cells);
     soak::say(&format!("{heading}\n\n{table}"));
@@ -30,7 +30,7 @@ pub(super) fn check(heading: &str, cells: &[Cell]) {
     let wrong: Vec<_> = wrong.collect();
     assert!(wrong.is_empty(), "{heading}:\n{}", wrong.join("\n"));
 
-    // A checkout that can't be written to is compared all the same.
+    // A read-only checkout still gets the comparison.
     let is_update = std::env::var_os(UPDATE).is_some();
     let mut file = OpenOptions::new().read(true).write(is_update).open(DOCUMENT).unwrap();
     // Other tests keep their tables in the same document.

@@ -1,4 +1,4 @@
-//! One node with everything that it calls.
+//! A node with every service that it calls.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -25,13 +25,13 @@ use crate::{AGENT, metric};
 pub(super) const REGION: &str = "eu-west-1";
 const GROUP: &str = "nats";
 const SECRET: &str = "nats-trust";
-/// Of the routes' credential.
+/// The password of the routes' credential.
 pub(super) const ROUTES: &str = "nats-routes";
 const HEALTHY: &str = "nats_tls_agent_state{state=\"healthy\"}";
-/// The first instance is this one, the second a peer that isn't there, but for a gate.
+/// The first instance is this node. The second is an absent peer, whose place a gate may take.
 pub(super) const OWN: u8 = 1;
 
-/// What a trial's node is like.
+/// The properties of a trial's node.
 #[derive(Clone, Debug)]
 pub(super) struct Setup {
     /// `[trust]`.
@@ -40,14 +40,14 @@ pub(super) struct Setup {
     pub(super) addresses: &'static str,
     /// `issuer.validity`.
     pub(super) validity: &'static str,
-    /// Routes need a credential, which is another secret.
+    /// Routes need a credential, which is a second secret.
     pub(super) credential: bool,
-    /// The trust bundle has roots of these names too, and the peer, in whose place the node's own nats-server answers, is
-    /// behind a gate.
+    /// The trust bundle has roots of these names too. The node's own nats-server answers in the peer's place, behind a
+    /// gate.
     pub(super) leaving: &'static [&'static str],
-    /// nats-server is called through a wrapper, and its ports lie behind gates.
+    /// The agent calls nats-server through a wrapper, and the ports of nats-server lie behind gates.
     pub(super) gates: bool,
-    /// The agent resolves names at a stub of our own.
+    /// The agent resolves names at the test's stub.
     pub(super) names: bool,
 }
 
@@ -65,7 +65,7 @@ impl Default for Setup {
     }
 }
 
-/// A node, and what it calls.
+/// A node and the services that it calls.
 pub(super) struct World {
     pub(super) double: AwsDouble,
     pub(super) imds: ImdsStub,
@@ -75,10 +75,10 @@ pub(super) struct World {
     pub(super) names: Option<super::names::Stub>,
     cluster: Cluster,
     ca: String,
-    /// The CA's certificate, and those of the roots that are to leave the bundle, in their order.
+    /// The CA's certificate, and the roots that leave the bundle, in their order.
     anchors: Vec<String>,
     last_peer: AtomicU8,
-    // Last, as what runs writes to it.
+    // The directory is dropped last: the processes above write to it.
     directory: TempDir,
 }
 
@@ -152,7 +152,7 @@ impl World {
         &self.ca
     }
 
-    /// The trust bundle loses the first so many of the roots that are to leave it.
+    /// Takes this number of roots out of the trust bundle, from the first.
     pub(super) fn leave(&self, count: usize) {
         let left = self.anchors[..1].iter().chain(&self.anchors[1 + count..]).cloned().collect::<String>();
         self.double.account(|aws, now| aws.secrets.put(SECRET, Content::Text(left), now).unwrap());
@@ -166,7 +166,7 @@ impl World {
         of(self.gates.as_ref().unwrap())
     }
 
-    /// A first boot while the fault holds, and its end.
+    /// Boots the node while the fault holds, then ends the fault.
     pub(super) async fn boot(&mut self, trial: &Trial) -> Result<String, String> {
         (trial.switch)(self, true);
         self.node.agent.start().map_err(|failure| failure.chain())?;
@@ -194,7 +194,7 @@ impl World {
         Ok(word)
     }
 
-    /// Boots without a fault; the traffic of a client that stays.
+    /// Boots without a fault, and returns the traffic of a client that stays connected.
     pub(super) async fn serve(&mut self) -> Result<Traffic, String> {
         let booted = async {
             self.node.agent.start()?;
@@ -207,7 +207,7 @@ impl World {
         booted.await.map_err(|failure| format!("no boot: {}", failure.chain()))
     }
 
-    /// A fault in a serving node, and its end.
+    /// Injects a fault into a serving node, then ends the fault.
     pub(super) async fn serving(&mut self, trial: &Trial, trigger: Trigger) -> Result<String, String> {
         let before = self.node.agent.status().await.map_err(|failure| failure.chain())?;
         let (paid, said) = (self.double.certificates(), self.log().lines().count());
@@ -225,14 +225,14 @@ impl World {
         Ok(word)
     }
 
-    /// A renewal that is asked for, whatever is said of it at first, until it is served.
+    /// Asks for a renewal, whatever its first answer, and waits until the new certificate is served.
     pub(super) async fn renewed(&mut self) -> Result<(), String> {
         let before = self.node.agent.status().await.map_err(|failure| failure.chain())?;
         self.pull(Trigger::Renew).await.map_err(|failure| failure.chain())?;
         self.made_good(&before).await
     }
 
-    /// Another certificate than before is served.
+    /// Waits until another certificate than before is served.
     async fn made_good(&self, before: &Value) -> Result<(), String> {
         eventually("the renewal is made good", SOON, async || {
             let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
@@ -261,7 +261,7 @@ impl World {
         Ok(word)
     }
 
-    /// Whether a renewal succeeded, if one was asked for.
+    /// Whether the renewal that was asked for succeeded, if any.
     async fn pull(&mut self, trigger: Trigger) -> Result<Option<bool>, Failure> {
         match trigger {
             Trigger::Itself => {}
@@ -292,7 +292,7 @@ impl World {
         Ok(None)
     }
 
-    /// Status, metric and log say so.
+    /// Checks that status, metric and log name the fault.
     async fn told_ill(&self, words: &[&str], said: usize) -> Result<String, String> {
         let told = eventually("the fault is told", SOON, async || {
             let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
@@ -325,7 +325,7 @@ impl World {
         }
     }
 
-    /// A warning goes when its reason does.
+    /// Checks that a warning goes when its reason goes.
     async fn no_longer(&self, told: &Told) -> Result<(), String> {
         if !matches!(told, Told::Warned(_)) {
             return Ok(());
@@ -338,7 +338,7 @@ impl World {
     }
 
     async fn told(&self, told: &Told, said: usize) -> Result<String, String> {
-        // A first boot has no server to be healthy with.
+        // A first boot has no server yet, so the node can't be healthy.
         let healthy = |status: &Value| status["state"] == "healthy" || self.node.server.is_none();
         eventually("the fault is told", SOON, async || {
             let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
@@ -364,7 +364,7 @@ impl World {
         .into())
     }
 
-    /// Each fault has one trial in the life of a node, so that it doesn't matter when the call was.
+    /// Each fault has one trial in a node's life, so the time of the call is of no account.
     fn has_met(&self, met: &Met) -> bool {
         match met {
             Met::Answered(operation, fault) => {
@@ -379,7 +379,7 @@ impl World {
         }
     }
 
-    /// nats-server takes a new client, whose anchors are those of the newest generation and no others.
+    /// Checks that nats-server takes a new client, and that its anchors are exactly the newest generation's.
     async fn answers(&self) -> Result<(), String> {
         let ca = self.node.newest_generation().map_err(|failure| failure.chain())?.join("ca.pem");
         let options = async_nats::ConnectOptions::new().require_tls(true).add_root_certificates(ca);
@@ -395,7 +395,7 @@ impl World {
         if paid == wanted { Ok(()) } else { Err(format!("{paid} certificates were paid for, {wanted} wanted")) }
     }
 
-    /// Ends what runs, and waits for it: the next node may get the same ports.
+    /// Ends the processes and waits for their end: the next node may get the same ports.
     pub(super) async fn end(mut self) -> Result<(), String> {
         self.double.cut().await;
         let ended = async {
@@ -438,7 +438,7 @@ pub(super) fn id(number: u8) -> String {
     format!("i-{number:017x}")
 }
 
-/// The address of a peer in the node's own network, where nobody listens.
+/// The address of a peer in the node's own network, where nothing listens.
 pub(super) fn peer(own: Ipv4Addr, number: u8) -> IpAddr {
     let [a, b, c, _] = own.octets();
     IpAddr::from([a, b, c, 100 + number])
