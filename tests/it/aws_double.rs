@@ -252,8 +252,8 @@ async fn every_fault_of_the_wire_is_an_error_that_names_the_call_and_is_over_whe
     assert_eq!(ask().await, [None, None, None]);
 }
 
-/// The SDK reads an answer by its call, whatever content type the answer claims. A proxy that changes the content type does
-/// no harm.
+/// The SDK reads an answer by its call, whatever content type the answer claims. A proxy that changes the content type
+/// does no harm.
 #[tokio::test]
 async fn a_true_answer_under_a_wrong_content_type_is_read() {
     let world = World::start().await;

@@ -1,8 +1,8 @@
 //! Invariants 2 and 11 at every system call that changes a file or signals nats-server. At each call the built agent is
 //! killed, or its disk is full or read-only. A recorded run enumerates the calls; nobody chooses them.
 //!
-//! The ordinary run tries a part of the faults at each point. `NATS_TLS_AGENT_SOAK=1` tries every fault, in both processes
-//! that can renew.
+//! The ordinary run tries a part of the faults at each point. `NATS_TLS_AGENT_SOAK=1` tries every fault, in both
+//! processes that can renew.
 
 mod bench;
 

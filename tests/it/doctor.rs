@@ -1,4 +1,4 @@
-//! `agent doctor` before the first generation: it changes nothing, and it looks at the nats-server that runs already.
+//! `agent doctor` before the first generation: doctor changes nothing, and looks at the nats-server that runs already.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -15,7 +15,7 @@ use crate::AGENT;
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// The exit code, and of each check by its name the grade and the finding.
+/// The exit code, and the grade and the finding of each check by the check's name.
 type Diagnosis = (Option<i32>, BTreeMap<String, (String, String)>);
 
 async fn diagnose(node: &Node) -> Diagnosis {
@@ -27,7 +27,7 @@ async fn diagnose(node: &Node) -> Diagnosis {
     (answer.code, checks.collect())
 }
 
-/// Fails where a check has another grade, or lacks one of these words.
+/// Fails if a check has another grade, or if its finding lacks one of these words.
 fn assert_check(checks: &BTreeMap<String, (String, String)>, name: &str, grade: &str, words: &[&str]) {
     let (graded, found) = checks.get(name).unwrap_or_else(|| panic!("no {name}: {checks:?}"));
     assert_eq!(graded, grade, "{name}: {found}");

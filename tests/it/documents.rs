@@ -1,4 +1,4 @@
-//! The documents, held against the code: keys, defaults, command lines, metrics, permissions, messages, tests and links.
+//! The documents agree with the code: keys, defaults, command lines, metrics, permissions, messages, tests and links.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,12 +13,12 @@ use nats_tls_agent::reason::Code;
 use nats_tls_agent::status::Status;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// With this variable the generated table is written anew, and not compared.
+/// The environment variable that makes a test write the generated table anew. Without the variable the test compares.
 const UPDATE: &str = "UPDATE_DOCS";
-/// A newcomer reads it in one go.
+/// A newcomer reads a README of this length in one go.
 const MOST_LINES_OF_README: usize = 250;
 
-/// Every document of the repository, by its path in it.
+/// Every document of the repository, by its path in the repository.
 fn documents() -> Vec<String> {
     let built = ["target", ".git"];
     let mut found = Vec::new();
@@ -63,7 +63,7 @@ fn blocks(markdown: &str, language: &str) -> Vec<String> {
     found
 }
 
-/// What stands under a heading, up to the next one of its level or above.
+/// The text under a heading, up to the next heading of the same level or above.
 fn section<'a>(markdown: &'a str, heading: &str) -> &'a str {
     let start = markdown.find(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("there is no {heading:?}"));
     let body = &markdown[start + heading.len() + 2..];
@@ -73,7 +73,7 @@ fn section<'a>(markdown: &'a str, heading: &str) -> &'a str {
     &body[..end.min(body.len())]
 }
 
-/// The cells of a table's rows, without its head.
+/// The cells of a table's rows, without the table's head.
 fn rows(markdown: &str) -> Vec<Vec<&str>> {
     let table = markdown.lines().filter(|line| line.starts_with('|')).skip_while(|line| !line.starts_with("| ---"));
     table.skip(1).map(|line| line.trim_matches('|').split('|').map(str::trim).collect()).collect()
@@ -98,7 +98,7 @@ fn parse(text: &str) -> Config {
     Config::parse(text, Path::new("agent.toml")).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
-/// Each leaf of a TOML text, by its dotted key.
+/// Each leaf of a TOML text, by the leaf's dotted key.
 fn keys(text: &str) -> BTreeMap<String, String> {
     fn descend(prefix: &str, table: &toml::Table, keys: &mut BTreeMap<String, String>) {
         for (name, value) in table {
@@ -114,7 +114,7 @@ fn keys(text: &str) -> BTreeMap<String, String> {
     found
 }
 
-/// `templates/agent.toml` with the keys that it shows in comments: all of them, or those whose value is the default.
+/// `templates/agent.toml` with the keys from its comments enabled: all keys, or only the keys with a default value.
 fn template(examples_too: bool) -> String {
     let is_key = |line: &str| line.starts_with('#') && line[1..].starts_with(|c: char| c.is_ascii_lowercase());
     let enable = |line: &str| match line.strip_prefix('#') {
@@ -124,7 +124,7 @@ fn template(examples_too: bool) -> String {
     read("templates/agent.toml").lines().map(enable).collect::<Vec<_>>().join("\n")
 }
 
-/// The keys that a table of the configuration knows, by what it answers to an unknown one.
+/// The keys that a table of the configuration knows. The error about an unknown key lists the known keys.
 fn known(table: &str) -> BTreeSet<String> {
     let (text, prefix) = match table {
         "" => ("zzz = 1".to_owned(), String::new()),
@@ -135,7 +135,7 @@ fn known(table: &str) -> BTreeSet<String> {
     expected.split('`').skip(1).step_by(2).map(|name| format!("{prefix}{name}")).collect()
 }
 
-/// The sources of the agent and of the tests, each without the breaks that a long text in them has.
+/// The sources of the agent and of the tests. Each source has its long strings joined to single lines.
 fn sources() -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     let mut directories = vec![workspace().join("agent/src"), workspace().join("tests")];
@@ -152,7 +152,7 @@ fn sources() -> Vec<(PathBuf, String)> {
     found
 }
 
-/// A backslash at the end of a line goes on at the next line's first letter.
+/// Joins lines: a string with a backslash at the end of a line continues at the next line's first letter.
 fn joined(source: &str) -> String {
     let mut parts = source.split("\\\n");
     let first = parts.next().unwrap_or_default().to_owned();
@@ -200,7 +200,7 @@ fn the_documents_list_exactly_the_keys_that_there_are_with_their_defaults() {
     for (key, value) in defaults {
         assert_eq!(listed[key.as_str()], format!("`{value}`"), "{key}");
     }
-    // And every key is in the template, but for those that no EC2 instance needs.
+    // The template has every key except the keys that no EC2 instance needs.
     let all = keys(&template(true));
     let off_aws = ["issuer.directory", "trust.file", "discovery.peers"];
     let table = ["nats.jetstream", "nats.jetstream.max_mem", "nats.jetstream.max_file"];
@@ -268,7 +268,7 @@ fn the_documents_name_every_loss() {
     }
 }
 
-/// The document's own sample of a status is served, so that it is one.
+/// The test serves the document's own sample of a status. The sample must therefore be a valid status.
 #[tokio::test]
 async fn the_documents_list_exactly_the_metrics_that_are_served() {
     let document = read("docs/operations.md");
@@ -312,7 +312,7 @@ fn the_documents_json_is_json() {
     assert!(count >= 1, "{count} blocks");
 }
 
-/// The policy allows the calls that the code makes, under the names that it gives them.
+/// The policy allows the calls that the code makes. The code's constants name the calls.
 #[test]
 fn the_documents_list_exactly_the_permissions_that_the_code_needs() {
     let document = read("docs/install.md");
@@ -332,7 +332,7 @@ fn the_documents_list_exactly_the_permissions_that_the_code_needs() {
     assert_eq!(listed, called);
 }
 
-/// The functions in a source that are tests: between one's name and what stands before it is an attribute that says so.
+/// The functions in a source that are tests. A test's attribute stands between the preceding code and the test's name.
 fn tests_of(source: &str) -> Vec<&str> {
     let (mut found, mut is_test) = (Vec::new(), false);
     for line in source.lines().map(str::trim) {
@@ -350,13 +350,13 @@ fn tests_of(source: &str) -> Vec<&str> {
     found
 }
 
-/// Where a source's tests run: `unit` beside the agent's code, else the directory below `tests`.
+/// The tier of a source's tests: `unit` beside the agent's code, else the directory below `tests`.
 fn tier(source: &Path) -> String {
     let parts: Vec<_> = source.strip_prefix(workspace()).unwrap().iter().map(|part| part.to_str().unwrap()).collect();
     if parts[0] == "agent" { "unit".to_owned() } else { parts[1].to_owned() }
 }
 
-/// Every test of an invariant: its number, its name, its tier.
+/// Every test of an invariant: the invariant's number, the test's name, the test's tier.
 fn tests_of_invariants() -> BTreeSet<(u32, String, String)> {
     let mut found = BTreeSet::new();
     for (path, text) in sources() {
@@ -369,7 +369,7 @@ fn tests_of_invariants() -> BTreeSet<(u32, String, String)> {
     found
 }
 
-/// The invariants of the document, by number, with what stands under each.
+/// The invariants of the document, by number. Each invariant has the text under its heading.
 fn invariants(document: &str) -> BTreeMap<u32, &str> {
     let headings = document.lines().filter(|line| line.starts_with("### "));
     let numbered = headings.map(|heading| {
@@ -399,7 +399,7 @@ fn every_invariant_has_a_test_and_every_test_that_one_names_is_there() {
     }
 }
 
-/// Both ways: a test that came, went or was renamed changes the table. [`UPDATE`] writes it.
+/// The check works both ways: a test that is added, removed or renamed changes the table. [`UPDATE`] writes the table.
 #[test]
 fn the_table_of_the_invariants_tests_is_that_of_the_sources() {
     const FILE: &str = "docs/invariants.md";
@@ -426,7 +426,7 @@ fn the_table_of_the_invariants_tests_is_that_of_the_sources() {
     assert_eq!(rest.split_once(END).unwrap().0, table, "the rows of {FILE} are in another order; run with {UPDATE}=1");
 }
 
-/// A function that is called like a test of an invariant and never run is found.
+/// The check finds a function that has the name of an invariant's test and never runs.
 #[test]
 fn what_is_called_like_a_test_of_an_invariant_is_one() {
     let mut count = 0;
@@ -450,7 +450,7 @@ fn an_invariant_has_that_one_name_in_the_documents() {
     }
 }
 
-/// `invariant_02_and_11_…` is of 02 and 11.
+/// The numbers in a test's name: `invariant_02_and_11_…` tests invariants 02 and 11.
 fn numbers_of(test: &str) -> Vec<&str> {
     let parts = test.split('_').skip(1);
     parts
@@ -459,7 +459,7 @@ fn numbers_of(test: &str) -> Vec<&str> {
         .collect()
 }
 
-/// The names in the backticks of the runbook's headings that are written as a code is.
+/// The codes in the runbook's headings: names between backticks that are spelled like a code.
 fn codes_in_headings(runbook: &str) -> BTreeSet<&str> {
     let headings = runbook.lines().filter(|line| line.starts_with("### "));
     let quotes = headings.flat_map(|heading| heading.split('`').skip(1).step_by(2));
@@ -478,7 +478,7 @@ fn the_runbooks_headings_carry_every_code_of_a_reason_and_no_other() {
     assert!(missing.is_empty() && unknown.is_empty(), "no heading has {missing:?}; no reason has {unknown:?}");
 }
 
-/// A heading or a table's first cell in the runbook quotes a message: what stands between its gaps is in the sources.
+/// A heading in the runbook quotes a message. The sources contain the text between the quote's gaps.
 #[test]
 fn the_runbook_quotes_messages_that_there_are() {
     let runbook = read("docs/runbook.md");
@@ -498,7 +498,7 @@ fn the_runbook_quotes_messages_that_there_are() {
     assert!(count > 40, "{count} fragments");
 }
 
-/// The names under which a document's headings are linked to.
+/// The anchors of a document's headings, which links name.
 fn anchors(markdown: &str) -> BTreeSet<String> {
     prose(markdown).filter(|line| line.starts_with('#')).map(anchor).collect()
 }
@@ -527,7 +527,7 @@ fn the_documents_links_lead_somewhere() {
     assert!(count > 100, "{count} links");
 }
 
-/// As GitHub makes an anchor of a heading.
+/// The anchor that GitHub makes of a heading.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
     let kept = text.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));

@@ -53,7 +53,7 @@ async fn counted_traffic_sees_a_server_that_dies_under_it() {
     let server = plain_server(directory.path(), tools::NATS_SERVER, ports.numbers()).await;
     let here = Endpoint { address: server.launch().client, others: Vec::new(), tls: None };
     let traffic = Traffic::start(&[(here.clone(), here)], 2000).await.unwrap();
-    // The socket of a stopped server still accepts messages. They are lost when the server ends.
+    // The socket of a stopped server still accepts messages. These messages are lost when the server ends.
     server.signal(Signal::SIGSTOP).unwrap();
     let before = traffic.progress().sent;
     eventually("messages in the socket", Duration::from_secs(20), async || match traffic.progress().sent {

@@ -1,4 +1,4 @@
-//! The library and the built binary against real parts, and doubles of those that can't be had here.
+//! The library and the built binary against real parts. Doubles replace the parts that are unavailable here.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on has failed")]
 
@@ -35,7 +35,7 @@ use std::net::SocketAddr;
 /// The built agent.
 const AGENT: &str = env!("CARGO_BIN_EXE_agent");
 
-/// A number that the agent's metrics tell, if they tell it.
+/// The value of one of the agent's metrics, or `None` if the metric has no value.
 async fn metric(address: SocketAddr, name: &str) -> Option<u64> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 

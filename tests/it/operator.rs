@@ -156,8 +156,8 @@ async fn a_renewal_that_could_not_be_deployed_says_that_its_certificate_is_kept(
     assert!(failed.code == Some(1) && failed.stderr.contains("is kept as generation 2"), "{failed:?}");
 }
 
-/// No daemon has looked at nats-server, so each command looks. A certificate that this server could not be told to load is
-/// not paid for.
+/// No daemon has looked at nats-server, so each command looks. The agent pays for no certificate that this server
+/// cannot be told to load.
 #[tokio::test]
 async fn status_and_renew_look_at_a_server_that_was_started_by_hand_before_the_first_certificate() {
     let cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();

@@ -248,8 +248,8 @@ impl Bench {
         Ok(())
     }
 
-    /// Checks the files that the committed configuration names, and the files of a roll-back. Key, certificate and bundle
-    /// belong together in each.
+    /// Checks the files that the committed configuration names, and the files of a roll-back. Key, certificate and
+    /// bundle belong together in each.
     fn is_whole(&self) -> Result<Option<Generation>, String> {
         let config = self.node().nats_config();
         let running = PathBuf::from(format!("{}.running", config.display()));
@@ -341,8 +341,8 @@ impl Bench {
         check(named.chain.leaf().sha256 == leaf, || "an older generation is named".into())
     }
 
-    /// A renewal paid for one certificate at most, a first boot for exactly one. That certificate is served, and no file is
-    /// left over.
+    /// A renewal paid for one certificate at most, a first boot for exactly one. That certificate is served, and
+    /// no file is left over.
     fn is_paid_once(&self, before: &BTreeSet<PathBuf>) -> Result<(), String> {
         let issued = self.issued();
         let new: Vec<&PathBuf> = issued.difference(before).collect();
