@@ -1,7 +1,7 @@
 //! An issuer that signs for real, and has the moods of AWS Private CA.
 //!
-//! Behind it stands another issuer, which signs: the embedded CA in the reconciler's tests, the double of Private CA with
-//! its quotas and tokens in the simulation. The moods follow Private CA's API pages:
+//! Another issuer behind it signs. The reconciler's tests use the embedded CA, the simulation the double of Private CA
+//! with its quotas and tokens. The moods follow Private CA's API pages:
 //!
 //! - GetCertificate answers `RequestInProgressException` until the certificate exists
 //!   (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_GetCertificate.html>).
@@ -122,7 +122,7 @@ impl MoodyIssuer {
         Self { signer, clock, moods, requests: AtomicU32::new(0) }
     }
 
-    /// How many requests the signer had, repeated ones included.
+    /// The number of requests to the signer, repeated requests included.
     #[must_use]
     pub fn requests(&self) -> u32 {
         self.requests.load(Ordering::Relaxed)
@@ -202,7 +202,7 @@ impl Issuer for MoodyIssuer {
 pub struct SetMoods {
     /// Whether the issuer is away.
     pub is_away: AtomicBool,
-    /// The moods that the next requests meet, one each.
+    /// The moods of the next requests, a mood for each request.
     pub requests: Mutex<VecDeque<Mood>>,
     /// How many collections find the certificate in progress.
     pub in_progress: AtomicU32,
@@ -238,7 +238,7 @@ impl Moods for SetMoods {
         Visit { mood, back: Duration::ZERO }
     }
 
-    /// No answer is lost, but with a caller that is stopped at this poll.
+    /// An answer is lost only with a caller that is stopped at this poll.
     async fn loses(&self, _token: &str, _is_answered: bool) -> bool {
         tokio::task::yield_now().await;
         false

@@ -1,8 +1,8 @@
 //! Fuzz targets for everything that reads external input, one function each.
 //!
 //! A target panics where the product would panic, and where a promise about an input doesn't hold. libFuzzer drives the
-//! targets from `libfuzzer/`, a separate workspace. The ordinary tests replay the corpus and some thousand mutations of
-//! it.
+//! targets from `libfuzzer/`, a separate workspace. The ordinary tests replay the corpus and some thousand mutations
+//! of the corpus.
 
 #![allow(
     clippy::expect_used,

@@ -1,7 +1,7 @@
 //! One node's gateway to AWS. Each call passes through and is recorded. A call can also be held, answered otherwise or
 //! cut off.
 //!
-//! The gateway adds one promise of ACM PCA that moto doesn't keep: "Idempotency tokens for IssueCertificate time out
+//! The gateway adds a guarantee of ACM PCA that moto lacks: "Idempotency tokens for IssueCertificate time out
 //! after five minutes. Therefore, if you call IssueCertificate multiple times with the same idempotency token within
 //! five minutes, AWS Private CA recognizes that you are requesting only one certificate and will issue only one"
 //! (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>). No test takes five minutes,

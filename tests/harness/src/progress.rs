@@ -23,7 +23,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Shows steps on standard output. The line changes if that is a terminal that can erase a line.
+    /// Shows steps on standard output. The line changes in place on a terminal that can erase a line.
     #[must_use]
     pub fn on_standard_output() -> Self {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");

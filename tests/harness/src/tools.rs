@@ -71,7 +71,7 @@ pub fn promtool() -> Option<PathBuf> {
     if unpacked.is_file() { Some(unpacked) } else { in_path("promtool") }
 }
 
-/// The installed Terraform, if there is one.
+/// The installed Terraform, if any.
 #[must_use]
 pub fn terraform() -> Option<PathBuf> {
     in_path("terraform")

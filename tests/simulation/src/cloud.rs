@@ -1,7 +1,7 @@
 //! AWS as the nodes of the fleet reach it.
 //!
-//! `aws-double` answers, with the semantics and the quotas of the services' documentation. Before it stands a network that is
-//! slow, and outages.
+//! `aws-double` answers, with the semantics and the quotas of the services' documentation. A slow network with
+//! outages lies before the double.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -10,10 +10,10 @@
 //! [`AUTONOMY`]. Agents are killed at random awaits and restarted, nats-servers restart, instances are replaced, and the CA
 //! rolls over. In half of the rollovers the operator takes the old root away too soon.
 //!
-//! A year of a thousand nodes at the product's `discovery.interval` of 30 s would be 10⁹ passes, and nearly all would find
-//! nothing to do. So the interval here is hours, and the bundle, which is polled every tenth round, is polled every few days.
+//! A year of a thousand nodes at the product's `discovery.interval` of 30 s would be 10⁹ passes, nearly all with nothing to
+//! do. So the interval here is hours. The bundle, which is polled every tenth round, is polled every few days.
 //! The interval spreads the nodes' work in the same measure, so the other scenario judges quotas and reloads. The longest pause
-//! between two failures of the bundle or of discovery grows with the interval. Issuance is repeated every few minutes as ever.
+//! between two failures of the bundle or of discovery grows with the interval. Issuance is repeated every few minutes.
 //!
 //! **Rush hour.** Clusters of five and of a hundred at the real 30 s, at the events that make all nodes act at once: a boot of
 //! all nodes, the end of an outage in which every certificate fell due, a root added and taken away, an `agent renew` of all

@@ -40,7 +40,7 @@ const PASS: u64 = 700;
 /// How often a node is disturbed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Disturbances {
-    /// The share of passes that are killed at a random await; ten times as many where a certificate is due.
+    /// The share of passes that are killed at a random await. The share is ten times as high while a certificate is due.
     pub(crate) killed: f64,
     /// Mean time between restarts of the agent.
     pub(crate) agent_restart: Duration,

