@@ -15,9 +15,14 @@
 //! The interval spreads the nodes' work in the same measure, so the other scenario judges quotas and reloads. The longest pause
 //! between two failures of the bundle or of discovery grows with the interval. Issuance is repeated every few minutes.
 //!
-//! **Rush hour.** Clusters of five and of a hundred at the real 30 s, at the events that make all nodes act at once: a boot of
-//! all nodes, the end of an outage in which every certificate fell due, a root added and taken away, an `agent renew` of all
-//! nodes, a scale-out by a fifth and a scale-in. Only the calm days before the outage have a long interval.
+//! **Rush hour.** Clusters of five and of a hundred at the real 30 s, at the events that make all nodes act at once. Only the
+//! calm days before the outage have a long interval. The events:
+//!
+//! - a boot of all nodes,
+//! - the end of an outage in which every certificate fell due,
+//! - a root added and taken away,
+//! - an `agent renew` of all nodes,
+//! - a scale-out by a fifth, and a scale-in.
 //!
 //! # What is promised
 //!
