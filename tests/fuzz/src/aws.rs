@@ -276,7 +276,7 @@ async fn call(bench: &Bench, which: u8, body: &[u8]) {
         8 => {
             let asg = Asg::new(&bench.config, node(), Some("group".into()), AddressLookup::Ec2, 6222);
             match asg.sight().await {
-                // No peer is listed that wasn't asked about, and this node keeps its own address.
+                // Every listed peer was asked about, and this node keeps its own address.
                 Ok(seen) => assert!(seen.peers.iter().all(|peer| {
                     IDS.contains(&peer.id.as_str()) && (peer.id != IDS[0] || peer.address.ip() == node().address)
                 })),
@@ -308,7 +308,7 @@ async fn call(bench: &Bench, which: u8, body: &[u8]) {
     }
 }
 
-/// What comes of a request, all of whose calls get the same answer.
+/// The result of a request whose calls all get the same answer.
 async fn ask(issuer: &AcmPca) -> Result<CertificateHandle, RemoteError> {
     let validity = std::time::Duration::from_hours(8 * 24);
     let prepared = issuer.prepare(validity).await;

@@ -83,7 +83,7 @@ pub fn chain(input: &[u8]) {
     let bundle = TrustBundle::parse(bundle.as_bytes(), "fuzzed", "1").unwrap_or_else(|_| sound_root());
     match bundle.verify(&IssuedChain { leaf_pem, chain_pem }, &SOUND.key, &SOUND.sans, NOW) {
         Ok(verified) => {
-            // Nothing that is signed can have been changed.
+            // The signed part of an accepted leaf is unchanged.
             let (_, leaf) = x509_parser::parse_x509_certificate(&verified.leaf().der).unwrap();
             let (_, sound) = x509_parser::parse_x509_certificate(&SOUND.der[0]).unwrap();
             assert_eq!(leaf.tbs_certificate.as_ref(), sound.tbs_certificate.as_ref());

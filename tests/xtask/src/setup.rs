@@ -1,7 +1,7 @@
 //! What the tasks need of the machine, and the tools that they need under `target/tools`.
 //!
-//! `provide` comes first and is quick: the packages of the system, before anything large is compiled. The `for_…` functions
-//! fetch tools, which is mostly waiting, and can run beside a build.
+//! `provide` installs the system's packages, before anything large is compiled. The `for_…` functions fetch tools. A fetch
+//! mostly waits, so it can run beside a build.
 
 mod apt;
 mod environments;
@@ -34,7 +34,7 @@ const ZIGBUILD: Environment = Environment { name: "cargo-zigbuild", tool: "bin/c
 const NEXTEST: Environment = Environment { name: "cargo-nextest", tool: "bin/cargo-nextest" };
 const DENY: Environment = Environment { name: "cargo-deny", tool: "bin/cargo-deny" };
 
-/// As `harness::tools` looks them up. The newest nats-server is the first.
+/// `harness::tools` looks the environments up by these names. The newest nats-server is the first.
 const ENVIRONMENTS: [Environment; 7] = [
     Environment { name: "nats-server-2.15.1", tool: NATS_SERVER },
     Environment { name: "nats-server-2.12.8", tool: NATS_SERVER },

@@ -1,6 +1,6 @@
 //! The programs that the machine itself must have, each with the Debian package that holds it.
 //!
-//! They are provided before anything large is compiled: a run must not end after minutes for want of a small package.
+//! The packages come before the build: a missing package ends a run at once.
 
 use std::fs;
 use std::process::Command;

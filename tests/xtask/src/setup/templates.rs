@@ -1,7 +1,7 @@
 //! The programs that read templates: cloud-init for user data, and Prometheus's promtool for the alarms.
 //!
 //! Both are unpacked from Debian's packages and not installed. An installed cloud-init would take the machine over at
-//! its next boot, and an installed Prometheus would run. Tests leave out what has no program here.
+//! its next boot, and an installed Prometheus would run. Tests skip a template whose program is absent.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ struct Unpacked {
     packages: &'static [&'static str],
 }
 
-/// As `harness::tools` looks them up.
+/// `harness::tools` looks the programs up by these names.
 const PROGRAMS: [Unpacked; 2] = [
     Unpacked {
         program: "cloud-init",
@@ -97,7 +97,7 @@ impl Unpacked {
         tools.join(self.directory).join("usr/bin").join(self.program).is_file() || is_in_path(self.program)
     }
 
-    /// The directory has its name once it is complete, as the program alone shows that it is there.
+    /// The directory gets its final name when complete: an existing program must mean a complete directory.
     fn unpack(&self, downloads: &Path, tools: &Path) -> Result<(), Failure> {
         let (directory, unfinished) =
             (tools.join(self.directory), tools.join(format!("{}.unfinished", self.directory)));
