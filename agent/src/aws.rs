@@ -243,7 +243,7 @@ fn answered(
     let what = code.map_or_else(|| format!("HTTP {status} without an error code"), readable);
     let words = message.map(|message| format!(" ({})", readable(message))).unwrap_or_default();
     let request = request_id.map(|id| format!(", request {}", readable(id))).unwrap_or_default();
-    let remedy = remedy(kind, code.unwrap_or_default(), message.unwrap_or_default(), call);
+    let remedy = remedy(kind, code.unwrap_or_default(), call);
     let error = RemoteError::new(kind, call, format!("{what}{words}{request}"), remedy);
     RemoteError { code: code.map(|code| readable(code).into()), ..error }
 }
@@ -291,20 +291,13 @@ fn classify(status: u16, code: &str) -> RemoteErrorKind {
     }
 }
 
-const KEY_REMEDY: &str = "allow the instance's role kms:Decrypt on the secret's key";
-
-fn remedy(kind: RemoteErrorKind, code: &str, message: &str, call: &str) -> String {
+fn remedy(kind: RemoteErrorKind, code: &str, call: &str) -> String {
     match (kind, code) {
         (_, "RequestExpired" | "SignatureDoesNotMatch" | "InvalidSignatureException") => {
             "check this machine's clock and its credentials".into()
         }
         (_, "ExpiredToken" | "ExpiredTokenException" | "UnrecognizedClientException" | "InvalidClientTokenId") => {
             "check the credentials: the instance's profile, or the environment".into()
-        }
-        (_, "DecryptionFailure") => KEY_REMEDY.into(),
-        // Secrets Manager: "Access to KMS is not allowed".
-        (RemoteErrorKind::Denied, _) if message.contains("Access to KMS") || message.contains("kms:Decrypt") => {
-            KEY_REMEDY.into()
         }
         (RemoteErrorKind::Denied, _) => format!("allow {call} in the policy of the instance's role"),
         (RemoteErrorKind::Throttled, _) => {
@@ -372,19 +365,6 @@ mod tests {
             "acm-pca:IssueCertificate: AccessDeniedException (User: x is not authorized), request req-1; \
              allow acm-pca:IssueCertificate in the policy of the instance's role"
         );
-    }
-
-    #[test]
-    fn a_refusal_for_the_secrets_key_says_so_under_either_code() {
-        for (code, message) in [
-            ("AccessDeniedException", "Access to KMS is not allowed"),
-            ("AccessDeniedException", "User: x is not authorized to perform: kms:Decrypt on resource: y"),
-            ("DecryptionFailure", ""),
-        ] {
-            let failure = answered(400, code, message);
-            assert_eq!(failure.kind, RemoteErrorKind::Denied);
-            assert_eq!(failure.remedy, "allow the instance's role kms:Decrypt on the secret's key");
-        }
     }
 
     #[test]

@@ -102,6 +102,7 @@ pub struct NodeConfig {
     /// The AWS Region.
     pub region: Option<String>,
     /// IP SANs. The first is the address that peers use.
+    #[serde(default, deserialize_with = "ip_addresses")]
     pub addresses: Option<Vec<IpAddr>>,
     /// SANs in addition to the instance's own names.
     #[serde(default)]
@@ -224,12 +225,15 @@ pub struct NatsConfig {
     /// Paths of files to include at the end of the rendered configuration.
     pub include: Vec<PathBuf>,
     /// Client listener.
+    #[serde(deserialize_with = "socket_address")]
     pub listen: SocketAddr,
     /// The cluster's name; by default the ASG's name, or `nats` with a static list.
     pub cluster_name: Option<String>,
     /// Route listener.
+    #[serde(deserialize_with = "socket_address")]
     pub cluster_listen: SocketAddr,
     /// Monitoring listener.
+    #[serde(deserialize_with = "socket_address")]
     pub monitor_listen: SocketAddr,
     /// Whether clients must present a certificate.
     pub client_auth: ClientAuth,
@@ -468,7 +472,7 @@ impl Config {
                 file: file.to_owned(),
                 line: error.span().map(|span| line_of(text, span.start)),
                 key: key_at(text, span.start),
-                message: error.message().replace('\n', "; ") + remedy(error.message()),
+                message: error.message().replace('\n', "; "),
             }
         })?;
         raw.check().map_err(|InvalidKey { key, message }| ConfigError::Invalid {
@@ -477,17 +481,6 @@ impl Config {
             key: Some(key.to_owned()),
             message,
         })
-    }
-}
-
-/// The remedy to append, where the standard library's parsers only say that the value is wrong.
-fn remedy(message: &str) -> &'static str {
-    if message == "invalid socket address syntax" || message.ends_with("expected socket address") {
-        "; write an address and a port, for instance \"0.0.0.0:4222\""
-    } else if message == "invalid IP address syntax" || message.ends_with("expected IP address") {
-        "; write for instance \"10.0.1.5\""
-    } else {
-        ""
     }
 }
 
@@ -620,6 +613,7 @@ impl Default for RawControl {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawMetrics {
+    #[serde(deserialize_with = "socket_address")]
     listen: SocketAddr,
 }
 
@@ -914,24 +908,47 @@ fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, InvalidKey> {
     if path.is_absolute() { Ok(path) } else { Err(invalid(key, format!("{} is not an absolute path", path.display()))) }
 }
 
+/// A text that a parser of another crate reads. The parser's own message says neither what is expected nor what to write.
+struct Quoted<T, E> {
+    what: &'static str,
+    examples: &'static str,
+    parse: fn(&str) -> Result<T, E>,
+}
+
+impl<T, P: std::fmt::Display> serde::de::Visitor<'_> for Quoted<T, P> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} in quotes, for instance {}", self.what, self.examples)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+        let Self { what, examples, parse } = self;
+        parse(text)
+            .map_err(|error| E::custom(format!("{text:?} is not {what} ({error}); write for instance {examples}")))
+    }
+}
+
 fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    struct Visitor;
-    impl serde::de::Visitor<'_> for Visitor {
-        type Value = Duration;
+    let examples = "\"7d\", \"12h\" or \"30s\"";
+    deserializer.deserialize_str(Quoted { what: "a duration", examples, parse: humantime::parse_duration })
+}
 
-        fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            formatter.write_str("a duration in quotes, for instance \"7d\", \"12h\" or \"30s\"")
-        }
+fn socket_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let (what, examples) = ("an address with a port", "\"0.0.0.0:4222\"");
+    deserializer.deserialize_str(Quoted { what, examples, parse: str::parse::<SocketAddr> })
+}
 
-        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Duration, E> {
-            humantime::parse_duration(text).map_err(|error| {
-                E::custom(format!(
-                    "{text:?} is not a duration ({error}); write for instance \"7d\", \"12h\" or \"30s\""
-                ))
-            })
+fn ip_addresses<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<IpAddr>>, D::Error> {
+    struct Address(IpAddr);
+    impl<'de> Deserialize<'de> for Address {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let (what, examples) = ("an IP address", "\"10.0.1.5\"");
+            deserializer.deserialize_str(Quoted { what, examples, parse: str::parse }).map(Self)
         }
     }
-    deserializer.deserialize_str(Visitor)
+    let addresses = Vec::<Address>::deserialize(deserializer)?;
+    Ok(Some(addresses.into_iter().map(|Address(address)| address).collect()))
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
@@ -1113,7 +1130,7 @@ mod tests {
             (ec2("[state]\ndirectory = \"var\""), "agent.toml:4: state.directory: var is not an absolute path"),
             (
                 ec2("[nats]\nlisten = \"4222\""),
-                "agent.toml:4: nats.listen: invalid socket address syntax; write an address and a port, for instance \"0.0.0.0:4222\"",
+                "agent.toml:4: nats.listen: \"4222\" is not an address with a port (invalid socket address syntax); write for instance \"0.0.0.0:4222\"",
             ),
             (
                 ec2("[metrics]\nlisten = \"127.0.0.1:4222\""),

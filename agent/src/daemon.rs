@@ -290,9 +290,11 @@ fn log_not_in_force(because: &Reason) {
     tracing::error!(code = reason.code().as_str(), "{reason}");
 }
 
-/// Logs the warnings and reasons that the pass before did not have, each by its code, and a return to health.
+/// Logs the warnings and reasons that the pass before did not have, and a return to health.
 fn log(before: Option<&Status>, now: &Status) {
-    let is_new = |told: &Told, before: Option<&Vec<Told>>| !before.is_some_and(|before| before.contains(told));
+    let is_new = |told: &Told, before: Option<&Vec<Told>>| {
+        !before.into_iter().flatten().any(|before| before.identity == told.identity)
+    };
     for warning in now.warnings.iter().filter(|warning| is_new(warning, before.map(|before| &before.warnings))) {
         tracing::warn!(code = warning.code, "{warning}");
     }

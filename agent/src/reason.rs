@@ -3,7 +3,7 @@
 //! Decisions look at the value or at its code. The text is made once, where a person or a program reads the reason.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -378,27 +378,44 @@ pub enum Reason {
     Failed {
         /// The code of the error.
         code: Code,
+        /// What failed: a call and the service's error code, a file, a setting. `None` where the code says everything.
+        subject: Option<String>,
         /// The error with its causes.
         text: String,
     },
 }
 
+/// What tells two reasons apart. The text can't: the text may name a time, a pid or the id of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ReasonIdentity {
+    code: Code,
+    /// What the reason is about, where two reasons may have the same code.
+    subject: Option<String>,
+}
+
+impl fmt::Display for ReasonIdentity {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {}", self.code.as_str(), self.subject.as_deref().unwrap_or_default())
+    }
+}
+
 impl Reason {
     /// An error of one of the stages, with its causes.
-    pub(crate) fn failed(code: Code, error: &dyn std::error::Error) -> Self {
-        Self::Failed { code, text: with_causes(error) }
+    pub(crate) fn failed(code: Code, subject: Option<String>, error: &dyn std::error::Error) -> Self {
+        Self::Failed { code, subject, text: with_causes(error) }
     }
 
     /// Why the cluster credential can't be read.
     #[must_use]
     pub(crate) fn credential(error: &SecretError) -> Self {
-        Self::failed(secret_code(Asked::Credential, error), error)
+        let (code, subject) = of_secret(Asked::Credential, error);
+        Self::failed(code, subject, error)
     }
 
     /// Why discovery failed.
     #[must_use]
     pub(crate) fn discovery(error: &RemoteError) -> Self {
-        Self::failed(Code::remote(Asked::Discovery, error.kind), error)
+        Self::failed(Code::remote(Asked::Discovery, error.kind), Some(call(error)), error)
     }
 
     /// The stable code.
@@ -443,6 +460,35 @@ impl Reason {
         }
     }
 
+    /// What tells this reason from another reason.
+    #[must_use]
+    pub(crate) fn identity(&self) -> ReasonIdentity {
+        let subject = match self {
+            Self::ServedCertificateRefused { port, .. } => Some(port.to_string()),
+            // Each failed attempt is news.
+            Self::NoNewCertificate { attempts, because } => Some(format!("{attempts} {}", because.identity())),
+            Self::AgentConfigurationNotInForce { because } => Some(because.identity().to_string()),
+            Self::CertificateWaitsForBundle { because } | Self::PeersUnknown { because } => {
+                because.as_ref().map(|because| because.identity().to_string())
+            }
+            Self::CredentialTakesOver { at } => Some(rfc3339(*at)),
+            Self::Kept(Kept::AddressLost { id, .. } | Kept::StillAnswers { id, .. } | Kept::Unresolved { id }) => {
+                Some(id.clone())
+            }
+            Self::PeerIsThisNode { peer, .. } => Some(peer.clone()),
+            Self::Anchor { subject, .. } => Some(subject.clone()),
+            Self::AnchorsKept { subjects } => Some(subjects.join(", ")),
+            Self::CommittedNotServed(Mismatch::PortSilent { port, .. } | Mismatch::OtherLeaf { port }) => {
+                Some(port.to_string())
+            }
+            Self::SettingsWaitForRestart { names } => Some(names.join(", ")),
+            Self::KeyOpenToAll { path, .. } | Self::StateOpenToAll { path, .. } => Some(path.display().to_string()),
+            Self::Failed { subject, .. } => subject.clone(),
+            _ => None,
+        };
+        ReasonIdentity { code: self.code(), subject }
+    }
+
     /// The reason below this reason, whose text is part of this reason's text.
     #[must_use]
     pub(crate) fn because(&self) -> Option<&Self> {
@@ -456,7 +502,9 @@ impl Reason {
     /// Whether the text of this reason contains what `other` says.
     #[must_use]
     pub(crate) fn tells(&self, other: &Self) -> bool {
-        let is_cause = std::iter::successors(self.because(), |reason| reason.because()).any(|cause| cause == other);
+        let told = other.identity();
+        let mut causes = std::iter::successors(self.because(), |reason| reason.because());
+        let is_cause = causes.any(|cause| cause.identity() == told);
         // A deployment fails with the error that the observation shows too.
         let is_same_process = matches!(
             (self, other),
@@ -570,6 +618,9 @@ impl fmt::Display for Reason {
 /// A reason as people and programs read it.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct Told {
+    /// The identity of the reason. Another process has none.
+    #[serde(skip)]
+    pub(crate) identity: Option<Box<ReasonIdentity>>,
     /// A code of [`Code`]. A newer daemon may know more codes than this program.
     pub code: String,
     /// The text for a person.
@@ -578,7 +629,11 @@ pub struct Told {
 
 impl From<&Reason> for Told {
     fn from(reason: &Reason) -> Self {
-        Self { code: reason.code().as_str().to_owned(), text: reason.to_string() }
+        Self {
+            identity: Some(Box::new(reason.identity())),
+            code: reason.code().as_str().to_owned(),
+            text: reason.to_string(),
+        }
     }
 }
 
@@ -588,95 +643,110 @@ impl fmt::Display for Told {
     }
 }
 
-fn secret_code(asked: Asked, error: &SecretError) -> Code {
+/// The call that failed, with the service's error code.
+fn call(error: &RemoteError) -> String {
+    format!("{} {}", error.attempt, error.code.as_deref().unwrap_or_default())
+}
+
+fn file(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// A mistake that a person corrects step by step: the next mistake is another reason. Such an error names no time, no pid
+/// and no request.
+pub(crate) fn mistake(error: &impl fmt::Debug) -> String {
+    format!("{error:?}")
+}
+
+fn of_secret(asked: Asked, error: &SecretError) -> (Code, Option<String>) {
     match error {
-        SecretError::Fetch(remote) => Code::remote(asked, remote.kind),
-        SecretError::Content { .. } if asked == Asked::Credential => Code::CredentialInvalid,
-        SecretError::Content { .. } => Code::TrustInvalid,
+        SecretError::Fetch(remote) => (Code::remote(asked, remote.kind), Some(call(remote))),
+        SecretError::Content { what, .. } if asked == Asked::Credential => {
+            (Code::CredentialInvalid, Some(what.clone()))
+        }
+        SecretError::Content { what, .. } => (Code::TrustInvalid, Some(what.clone())),
     }
 }
 
 impl From<&TrustError> for Reason {
     fn from(error: &TrustError) -> Self {
-        let code = match error {
-            TrustError::File { .. } | TrustError::Bundle { .. } | TrustError::TooLarge { .. } => Code::TrustInvalid,
-            TrustError::Issuer { source } => Code::remote(Asked::Trust, source.kind),
-            TrustError::Secret(error) => secret_code(Asked::Trust, error),
-            TrustError::Timeout { .. } => Code::TrustUnavailable,
+        let (code, subject) = match error {
+            TrustError::File { path, .. } => (Code::TrustInvalid, Some(file(path))),
+            TrustError::Bundle { source, .. } => (Code::TrustInvalid, Some(mistake(source))),
+            TrustError::TooLarge { .. } => (Code::TrustInvalid, Some(mistake(error))),
+            TrustError::Issuer { source } => (Code::remote(Asked::Trust, source.kind), Some(call(source))),
+            TrustError::Secret(error) => of_secret(Asked::Trust, error),
+            TrustError::Timeout { .. } => (Code::TrustUnavailable, None),
         };
-        Self::failed(code, error)
+        Self::failed(code, subject, error)
     }
 }
 
 impl From<&IdentityError> for Reason {
     fn from(error: &IdentityError) -> Self {
-        let code = match error {
-            IdentityError::Metadata(remote) => Code::remote(Asked::Metadata, remote.kind),
-            IdentityError::NoName => Code::NodeWithoutName,
-            IdentityError::NoAddress { .. } => Code::NodeWithoutAddress,
+        let (code, subject) = match error {
+            IdentityError::Metadata(remote) => (Code::remote(Asked::Metadata, remote.kind), Some(call(remote))),
+            IdentityError::NoName => (Code::NodeWithoutName, None),
+            IdentityError::NoAddress { .. } => (Code::NodeWithoutAddress, None),
         };
-        Self::failed(code, error)
+        Self::failed(code, subject, error)
     }
 }
 
 impl From<&ConfigError> for Reason {
     fn from(error: &ConfigError) -> Self {
-        Self::failed(Code::AgentConfigurationNotInForce, error)
+        Self::failed(Code::AgentConfigurationNotInForce, Some(mistake(error)), error)
     }
 }
 
 impl From<&JournalError> for Reason {
     fn from(error: &JournalError) -> Self {
-        let code = match error {
-            JournalError::File(_) => Code::FileFailed,
-            JournalError::Unreadable { .. } => Code::JournalUnreadable,
-        };
-        Self::failed(code, error)
+        match error {
+            JournalError::File(error) => error.into(),
+            JournalError::Unreadable { .. } => Self::failed(Code::JournalUnreadable, None, error),
+        }
     }
 }
 
 impl From<&FileError> for Reason {
     fn from(error: &FileError) -> Self {
-        Self::failed(Code::FileFailed, error)
+        Self::failed(Code::FileFailed, Some(file(&error.path)), error)
     }
 }
 
 impl From<&GenerationError> for Reason {
     fn from(error: &GenerationError) -> Self {
-        Self::failed(Code::GenerationDamaged, error)
+        let (GenerationError::File(FileError { path, .. }) | GenerationError::Damaged { path, .. }) = error;
+        Self::failed(Code::GenerationDamaged, Some(file(path)), error)
     }
 }
 
 impl From<&ObtainError> for Reason {
     fn from(error: &ObtainError) -> Self {
-        let code = match error {
-            ObtainError::Csr(_) => Code::KeyNotMade,
+        let (code, subject) = match error {
+            ObtainError::Csr(_) => (Code::KeyNotMade, None),
             ObtainError::Journal(error) => return error.into(),
-            ObtainError::Issuer(error) => Code::remote(Asked::Issuer, error.kind),
-            ObtainError::InProgress { .. } => Code::IssuerInProgress,
-            ObtainError::Capped { .. } => Code::IssuanceCap,
-            ObtainError::Stopping => Code::AgentStopping,
+            ObtainError::Issuer(error) => (Code::remote(Asked::Issuer, error.kind), Some(call(error))),
+            ObtainError::InProgress { .. } => (Code::IssuerInProgress, None),
+            ObtainError::Capped { .. } => (Code::IssuanceCap, None),
+            ObtainError::Stopping => (Code::AgentStopping, None),
         };
-        Self::failed(code, error)
-    }
-}
-
-/// The code of an error of the server seam.
-pub(crate) fn server_code(error: &ServerError) -> Code {
-    match error {
-        ServerError::Spawn { .. } => Code::ServerBinaryMissing,
-        ServerError::Slow { .. } => Code::ServerBinarySlow,
-        ServerError::Version { .. } => Code::ServerBinaryUnsuitable,
-        ServerError::Refused { .. } => Code::ConfigurationRefused,
-        ServerError::Process(ProcessError::Absent(_)) => Code::ServerNotRunning,
-        ServerError::Process(_) => Code::ServerForeign,
-        ServerError::NotListening { .. } => Code::ServerNotListening,
+        Self::failed(code, subject, error)
     }
 }
 
 impl From<&ServerError> for Reason {
     fn from(error: &ServerError) -> Self {
-        Self::failed(server_code(error), error)
+        let (code, subject) = match error {
+            ServerError::Spawn { .. } => (Code::ServerBinaryMissing, None),
+            ServerError::Slow { .. } => (Code::ServerBinarySlow, None),
+            ServerError::Version { found, .. } => (Code::ServerBinaryUnsuitable, Some(found.clone())),
+            ServerError::Refused { message } => (Code::ConfigurationRefused, Some(message.clone())),
+            ServerError::Process(ProcessError::Absent(_)) => (Code::ServerNotRunning, None),
+            ServerError::Process(_) => (Code::ServerForeign, None),
+            ServerError::NotListening { .. } => (Code::ServerNotListening, None),
+        };
+        Self::failed(code, subject, error)
     }
 }
 
@@ -695,14 +765,38 @@ mod tests {
     }
 
     #[test]
+    fn the_same_failure_is_the_same_reason_whatever_its_request_or_time() {
+        let denied = |request: &str, code: &str| {
+            let reason = format!("{code}, request {request}");
+            let error = RemoteError::new(RemoteErrorKind::Denied, "acm-pca:IssueCertificate", reason, "allow the call");
+            Reason::from(&ObtainError::Issuer(RemoteError { code: Some(code.into()), ..error })).identity()
+        };
+        assert_eq!(denied("1", "AccessDeniedException"), denied("2", "AccessDeniedException"));
+        assert_ne!(denied("1", "AccessDeniedException"), denied("1", "ExpiredTokenException"));
+
+        let damaged = |path: &str, reason: &str| {
+            Reason::from(&GenerationError::Damaged { path: path.into(), reason: reason.into() }).identity()
+        };
+        assert_eq!(damaged("/state/1", "no key"), damaged("/state/1", "no leaf"));
+        assert_ne!(damaged("/state/1", "no key"), damaged("/state/2", "no key"));
+
+        let refused = |message: &str| Reason::from(&ServerError::Refused { message: message.into() }).identity();
+        assert_ne!(refused("unknown field \"x\""), refused("unknown field \"y\""));
+
+        let attempt = |attempts| Reason::NoNewCertificate { attempts, because: Box::new(Reason::NoRoute) }.identity();
+        assert_ne!(attempt(1), attempt(2));
+    }
+
+    #[test]
     fn a_reason_tells_its_causes_and_no_other_reason() {
-        let denied = Reason::Failed { code: Code::TrustDenied, text: "the secret is denied".into() };
+        let denied = Reason::Failed { code: Code::TrustDenied, subject: None, text: "the secret is denied".into() };
         let waits = Reason::CertificateWaitsForBundle { because: Some(Box::new(denied.clone())) };
         let failed = Reason::NoNewCertificate { attempts: 2, because: Box::new(waits.clone()) };
         assert!(failed.tells(&waits) && failed.tells(&denied) && waits.tells(&denied));
         assert!(!denied.tells(&denied) && !failed.tells(&Reason::NoRoute));
         let text =
             "no new certificate after 2 attempts: the certificate waits for a trust bundle: the secret is denied";
-        assert_eq!(Told::from(&failed), Told { code: "no_new_certificate".into(), text: text.into() });
+        let told = Told::from(&failed);
+        assert_eq!((told.code.as_str(), told.text.as_str()), ("no_new_certificate", text));
     }
 }

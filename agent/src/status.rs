@@ -374,7 +374,8 @@ fn refused(findings: &Findings) -> Vec<Reason> {
 /// Each reason once. A reason that another reason names among its causes is left out.
 fn told_once(reasons: &[Reason]) -> Vec<Told> {
     let once = reasons.iter().enumerate().filter(|(index, reason)| {
-        !reasons.iter().any(|other| other.tells(reason)) && !reasons[..*index].contains(reason)
+        let is_before = reasons[..*index].iter().any(|before| before.identity() == reason.identity());
+        !is_before && !reasons.iter().any(|other| other.tells(reason))
     });
     once.map(|(_, reason)| reason.into()).collect()
 }

@@ -303,6 +303,20 @@ async fn a_version_before_that_may_not_be_read_keeps_no_node_from_the_current_on
     }
 }
 
+/// Secrets Manager answers the same code for a policy that lacks the call and for a KMS key that it may not use.
+#[tokio::test]
+async fn a_denied_secret_names_the_call_and_the_key() {
+    let service = Scripted::start().await;
+    let secret = ClusterSecret::new(&service.config().await, "route");
+    for code in ["AccessDeniedException", "DecryptionFailure"] {
+        service.script([error(400, code)]);
+        let denied = secret.versions(OffsetDateTime::UNIX_EPOCH).await.unwrap_err().to_string();
+        assert!(denied.contains("kms:Decrypt on the secret's key"), "{denied}");
+        let is_of_the_key_alone = code == "DecryptionFailure";
+        assert_eq!(denied.contains("allow secretsmanager:GetSecretValue"), !is_of_the_key_alone, "{denied}");
+    }
+}
+
 /// An unreadable answer holds a secret. The error must not hold the secret.
 #[tokio::test]
 async fn invariant_01_a_secret_in_a_broken_answer_stays_out_of_the_error() {

@@ -105,6 +105,14 @@ impl Secret {
             Some("ResourceNotFoundException") => {
                 "check the secret's name, Region and account, and that it has a current version".into()
             }
+            // The code is the same whether the policy of the role or of the KMS key denies the call
+            // (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/troubleshoot.html>).
+            Some("AccessDeniedException") => {
+                format!(
+                    "allow {GET} on the secret, and kms:Decrypt on the secret's key, in the policy of the instance's role"
+                )
+            }
+            Some("DecryptionFailure") => "allow the instance's role kms:Decrypt on the secret's key".into(),
             _ => error.remedy,
         };
         let attempt = format!("reading the secret {:?}: {}", self.id, error.attempt);

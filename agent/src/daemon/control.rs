@@ -278,7 +278,7 @@ mod tests {
     fn failing() -> Status {
         Status {
             state: crate::status::State::Failing,
-            reasons: vec![crate::reason::Told::from(&crate::reason::Reason::NoRoute)],
+            reasons: vec![serde_json::from_str(r#"{"code": "no_route", "text": "no route is up"}"#).unwrap()],
             warnings: Vec::new(),
             node: crate::status::NodeStatus::default(),
             leaf: None,

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::protocol::{Refusal, RenewalResult, Renewed, RenewedLeaf};
 use crate::progress::Progress;
-use crate::reason::{Code, Reason, Told};
+use crate::reason::{Reason, Told};
 use crate::reconcile::{Pass, PassRequest, Reconciler};
 use crate::server::standing::Standing;
 use crate::status::Status;
@@ -30,7 +30,7 @@ pub(crate) async fn renew(
         (Err(error), new) => Err(not_renewed(Told::from(&Reason::from(error)), old.as_ref(), new)),
         (Ok(Standing::NotServed(mismatch)), new) => {
             let text = format!("the certificate is committed, but not served: {mismatch}");
-            let reason = Told { code: Code::CommittedNotServed.as_str().into(), text };
+            let reason = Told { text, ..Told::from(&Reason::CommittedNotServed(mismatch.clone())) };
             Err(not_renewed(reason, old.as_ref(), new))
         }
         (Ok(_), None) => Err(not_renewed(Told::from(&Reason::NoCertificate), old.as_ref(), None)),

@@ -280,11 +280,11 @@ fn sorted(call: &str, error: RemoteError) -> RemoteError {
 }
 
 fn remedy(call: &str, kind: RemoteErrorKind, error: &RemoteError) -> Option<&'static str> {
-    let reason = error.reason.to_ascii_lowercase().replace(['-', '_'], " ");
-    if call == ISSUE && reason.contains("short lived") {
-        return Some("a CA in short-lived certificate mode allows 7 days at most: write validity = \"7d\" or less");
-    }
     match error.code.as_deref()? {
+        "ValidationException" if call == ISSUE => Some(
+            "check issuer.validity: a certificate ends before its CA, and a CA in short-lived certificate mode allows \
+             7 days at most",
+        ),
         "RequestFailedException" => Some("a new certificate is requested; AWS CloudTrail says why this one failed"),
         "InvalidStateException" => Some("activate the CA: its status must be ACTIVE"),
         _ if kind == RemoteErrorKind::Absent => {

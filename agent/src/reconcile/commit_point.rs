@@ -21,7 +21,7 @@ use crate::conf::render::Rendered;
 use crate::config::NatsConfig;
 use crate::error::with_causes;
 use crate::progress::{Progress, Step};
-use crate::reason::{Code, Reason, server_code};
+use crate::reason::{Code, Reason, mistake};
 use crate::server::process::ProcessError;
 use crate::server::standing::{Expected, Mismatch, Standing, has_loaded};
 use crate::server::{Observed, Presence, Server, ServerError};
@@ -171,18 +171,18 @@ impl DeployError {
 
 impl From<&DeployError> for Reason {
     fn from(error: &DeployError) -> Self {
-        let code = match error {
-            DeployError::Server(error) => server_code(error),
-            DeployError::File(_) => Code::FileFailed,
-            DeployError::Unreadable(_) => Code::ConfigurationUnreadable,
-            DeployError::Losses(_) => Code::ConfigurationTakesAway,
-            DeployError::RolledBack { .. } => Code::ReloadRolledBack,
-            DeployError::NotConfirmed { .. } => Code::ReloadNotConfirmed,
-            DeployError::NotRolledBack { .. } => Code::RollBackFailed,
-            DeployError::Replaced { .. } => Code::ServerReplaced,
-            DeployError::Unnamed(_) => Code::ConfigurationWithoutGeneration,
+        let (code, subject) = match error {
+            DeployError::Server(error) => return error.into(),
+            DeployError::File(error) => return error.into(),
+            DeployError::Unreadable(error) => (Code::ConfigurationUnreadable, Some(mistake(error))),
+            DeployError::Losses(losses) => (Code::ConfigurationTakesAway, Some(mistake(losses))),
+            DeployError::RolledBack { .. } => (Code::ReloadRolledBack, None),
+            DeployError::NotConfirmed { .. } => (Code::ReloadNotConfirmed, None),
+            DeployError::NotRolledBack { .. } => (Code::RollBackFailed, None),
+            DeployError::Replaced { .. } => (Code::ServerReplaced, None),
+            DeployError::Unnamed(_) => (Code::ConfigurationWithoutGeneration, None),
         };
-        Self::failed(code, error)
+        Self::failed(code, subject, error)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::conf::loss::Loss;
 use crate::conf::render::RenderError;
 use crate::issue::ObtainError;
 use crate::issue::journal::JournalError;
-use crate::reason::{Code, Reason};
+use crate::reason::{Code, Reason, mistake};
 use crate::state::durable::FileError;
 use crate::trust::RejectedChain;
 
@@ -57,17 +57,19 @@ impl PassError {
 
 impl From<&PassError> for Reason {
     fn from(error: &PassError) -> Self {
-        let code = match error {
+        let (code, subject) = match error {
             PassError::Waits(reason) => return reason.clone(),
             PassError::Obtain(error) => return error.into(),
             PassError::Journal(error) => return error.into(),
             PassError::File(error) => return error.into(),
             PassError::Deploy(error) => return error.into(),
-            PassError::Rejected(_) => Code::CertificateRejected,
-            PassError::Render(RenderError::Unreadable(_)) => Code::ConfigurationUnreadable,
-            PassError::Render(RenderError::Credential(_)) => Code::CredentialInvalid,
-            PassError::Render(_) => Code::TemplateUnusable,
+            PassError::Rejected(_) => (Code::CertificateRejected, None),
+            PassError::Render(error @ RenderError::Unreadable(_)) => {
+                (Code::ConfigurationUnreadable, Some(mistake(error)))
+            }
+            PassError::Render(RenderError::Credential(_)) => (Code::CredentialInvalid, None),
+            PassError::Render(error) => (Code::TemplateUnusable, Some(mistake(error))),
         };
-        Self::failed(code, error)
+        Self::failed(code, subject, error)
     }
 }

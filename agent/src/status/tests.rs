@@ -23,7 +23,7 @@ const OURS: &str = "0a0a";
 const THEIRS: &str = "0b0b";
 
 fn failed(code: Code, text: &str) -> Reason {
-    Reason::Failed { code, text: text.into() }
+    Reason::Failed { code, subject: None, text: text.into() }
 }
 
 fn texts(told: &[Told]) -> Vec<&str> {
