@@ -5,3 +5,4 @@ pub mod listeners;
 pub mod loss;
 pub(crate) mod rebase;
 pub mod render;
+pub mod tree;

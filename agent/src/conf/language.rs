@@ -13,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use super::tree;
 use crate::digest::sha256_hex;
 use crate::state::durable;
 
@@ -144,6 +145,35 @@ pub enum ConfError {
 /// Parses `text`. `file` is named in errors, and includes are relative to its directory; the file need not exist.
 pub fn parse(text: &str, file: &Path) -> Result<Map, ConfError> {
     read(text, file, 0, &mut 0).map(|(map, _)| map)
+}
+
+/// The settings of `text` as a tree, until the reader of trees replaces this reader.
+pub fn tree(text: &str, file: &Path) -> Result<tree::Map, ConfError> {
+    let origin = tree::Origin { source: std::sync::Arc::new(tree::Source::File(file.to_owned())), line: 0 };
+    Ok(parse(text, file)?.to_tree(&origin))
+}
+
+impl Map {
+    fn to_tree(&self, origin: &tree::Origin) -> tree::Map {
+        let mut map = tree::Map::default();
+        for (name, value) in self.iter() {
+            map.insert(name, value.to_tree(origin));
+        }
+        map
+    }
+}
+
+impl Value {
+    fn to_tree(&self, origin: &tree::Origin) -> tree::Entry {
+        let value = match self {
+            Self::Text(text) => text.parse().map_or_else(|_| tree::Value::Text(text.clone()), tree::Value::Integer),
+            Self::Bool(on) => tree::Value::Bool(*on),
+            Self::Variable(name) => tree::Value::text(format!("${name}")),
+            Self::Array(values) => tree::Value::Array(values.iter().map(|value| value.to_tree(origin)).collect()),
+            Self::Map(map) => tree::Value::Map(map.to_tree(origin)),
+        };
+        tree::Entry::new(value, origin.clone())
+    }
 }
 
 /// The text of `file` with each `include` replaced by the included text, between two comments that name the included
