@@ -6,3 +6,4 @@ pub mod loss;
 pub(crate) mod rebase;
 pub mod render;
 pub mod tree;
+pub mod write;
