@@ -333,16 +333,17 @@ mod tests {
         tree(text, Path::new("/a.conf")).unwrap()
     }
 
+    fn mark(entry: &mut Entry, source: &Arc<Source>) {
+        entry.origin = Origin { source: source.clone(), line: 3 };
+        match &mut entry.value {
+            Value::Array(values) => values.iter_mut().for_each(|entry| mark(entry, source)),
+            Value::Map(map) => map.iter_mut().for_each(|(_, entry)| mark(entry, source)),
+            _ => {}
+        }
+    }
+
     fn from(source: Source, mut map: Map) -> Map {
         let source = Arc::new(source);
-        fn mark(entry: &mut Entry, source: &Arc<Source>) {
-            entry.origin = Origin { source: source.clone(), line: 3 };
-            match &mut entry.value {
-                Value::Array(values) => values.iter_mut().for_each(|entry| mark(entry, source)),
-                Value::Map(map) => map.iter_mut().for_each(|(_, entry)| mark(entry, source)),
-                _ => {}
-            }
-        }
         map.iter_mut().for_each(|(_, entry)| mark(entry, &source));
         map
     }

@@ -170,7 +170,7 @@ impl Deployment {
         progress: &Progress,
     ) -> PassError {
         let reason = Reason::from(&error);
-        let is_told = self.retry.reason.as_ref() == Some(&reason);
+        let is_told = self.retry.reason.as_ref().is_some_and(|told| told.identity() == reason.identity());
         if *wanted == PassRequest::default() && is_told && self.clock.now() < self.retry.next {
             self.retry.reason = Some(reason.clone());
             return PassError::Waits(reason);
