@@ -1,4 +1,4 @@
-# The private CA: a root that signs the nodes' certificates itself. Short-lived mode is meant for one level:
+# The private CA is a root that signs the nodes' certificates itself. Short-lived mode is meant for one level:
 # "short-lived certificates must be the last CA in the certificate hierarchy"
 # (https://docs.aws.amazon.com/privateca/latest/userguide/short-lived-certificates.html).
 
@@ -8,8 +8,8 @@ resource "aws_acmpca_certificate_authority" "this" {
   permanent_deletion_time_in_days = 30
   tags                            = merge(var.tags, { Name = var.name })
 
-  # No revocation. A certificate of seven days expires before most clients would look at a list, and nats-server reads
-  # no list unless it is configured to.
+  # The CA has no revocation list. A certificate of seven days expires before most clients would read a list.
+  # nats-server reads a list only if its configuration says so.
   certificate_authority_configuration {
     key_algorithm     = "EC_prime256v1"
     signing_algorithm = "SHA256WITHECDSA"
@@ -25,8 +25,8 @@ resource "aws_acmpca_certificate_authority" "this" {
   }
 }
 
-# The CA's self-signed certificate. A CA in short-lived mode may give itself years: "AWS Private CA does not perform
-# validity checks on root CA certificates" (the same page).
+# This is the CA's self-signed certificate. It may be valid for years even in short-lived mode: "AWS Private CA does not
+# perform validity checks on root CA certificates" (the same page).
 resource "aws_acmpca_certificate" "root" {
   certificate_authority_arn   = aws_acmpca_certificate_authority.this.arn
   certificate_signing_request = aws_acmpca_certificate_authority.this.certificate_signing_request

@@ -1,8 +1,8 @@
-# One name for clients. The load balancer passes TLS through to the nodes, whose certificates carry the name.
+# Clients use one name. The load balancer passes TLS through to the nodes, whose certificates carry the name.
 
 resource "aws_lb" "clients" {
-  #checkov:skip=CKV_AWS_91:A network load balancer logs TLS listeners only, and this one passes TCP on. VPC flow logs show who connects.
-  #checkov:skip=CKV_AWS_150:It is on by default; the example turns it off, so that it can be destroyed.
+  #checkov:skip=CKV_AWS_91:A network load balancer logs TLS listeners only, and this listener is for TCP. VPC flow logs show who connects.
+  #checkov:skip=CKV_AWS_150:Deletion protection is on by default. The example turns it off, so `terraform destroy` works.
   name                             = "${var.name}-clients"
   load_balancer_type               = "network"
   internal                         = true
@@ -23,11 +23,11 @@ resource "aws_lb_target_group" "clients" {
   deregistration_delay = 120
   tags                 = var.tags
 
-  # The check finds out whether the node listens. A server that shuts down in lame duck mode stops listening and gets no
-  # new clients. nats-server logs each check as "[ERR] … TLS handshake error: EOF". Each zone's balancer checks by
-  # itself, so the interval is longer than ten seconds. An unhealthy node is replaced together with its streams. Five
-  # minutes must pass first, so a restart in lame duck mode or a reboot replaces no node. Ten failed checks are the
-  # maximum (https://docs.aws.amazon.com/elasticloadbalancing/latest/network/target-group-health-checks.html).
+  # The check finds out whether the node listens. A server in lame duck mode stops listening, so it gets no new clients.
+  # nats-server logs each check as "[ERR] … TLS handshake error: EOF", and each zone's balancer checks separately. A long
+  # interval keeps these lines few. The group replaces an unhealthy node together with its streams. Five minutes must
+  # pass first, so a restart in lame duck mode or a reboot replaces no node. Ten failed checks are the maximum
+  # (https://docs.aws.amazon.com/elasticloadbalancing/latest/network/target-group-health-checks.html).
   health_check {
     protocol            = "TCP"
     port                = "traffic-port"
@@ -49,7 +49,7 @@ resource "aws_lb_listener" "clients" {
   }
 }
 
-# The zone has just this name, so it takes over no other name in the VPC.
+# The zone has exactly the client name, so it takes over no other name in the VPC.
 resource "aws_route53_zone" "clients" {
   name    = var.client_dns_name
   comment = "Clients of ${var.name}"

@@ -1,4 +1,4 @@
-# The nodes' role. Its policies come from ../iam, and the tests compare these with the agent's calls.
+# The nodes' role has the policies of ../iam. The tests compare these policies with the agent's calls.
 
 resource "aws_iam_role" "node" {
   name               = "${var.name}-node"

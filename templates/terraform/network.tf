@@ -1,5 +1,5 @@
-# The allowed connections. DNS, time and instance metadata need no rule, because security groups don't filter them
-# (https://docs.aws.amazon.com/vpc/latest/userguide/vpc-security-groups.html).
+# Only these rules allow connections. DNS, time and instance metadata need no rule, because security groups don't filter
+# these (https://docs.aws.amazon.com/vpc/latest/userguide/vpc-security-groups.html).
 
 resource "aws_security_group" "node" {
   name_prefix = "${var.name}-node-"
@@ -62,7 +62,7 @@ resource "aws_vpc_security_group_ingress_rule" "from_groups" {
   to_port                      = 4222
 }
 
-# Health checks, and clients through the load balancer, which keeps the clients' own addresses.
+# Health checks and clients arrive from the load balancer. Clients keep their own addresses, and this rule still applies.
 resource "aws_vpc_security_group_ingress_rule" "from_load_balancer" {
   security_group_id            = aws_security_group.node.id
   description                  = "The load balancer"

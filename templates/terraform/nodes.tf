@@ -1,4 +1,4 @@
-# Deprecated images are included. An image of Amazon Linux 2023 is deprecated after 90 days and still works.
+# The lookup includes deprecated images. An image of Amazon Linux 2023 is deprecated after 90 days and still works.
 data "aws_ami" "node" {
   include_deprecated = true
 
@@ -18,7 +18,7 @@ locals {
     validity           = var.certificate_validity
     trust_secret_id    = aws_secretsmanager_secret.trust.arn
     cluster_secret_id  = aws_cloudformation_stack.cluster_credential.outputs["Arn"]
-    # A list of texts in JSON is also a list in TOML.
+    # A JSON list of strings is also a TOML list.
     dns_names         = jsonencode(concat([var.client_dns_name], var.additional_dns_names))
     addresses         = var.addresses
     extra_agent_toml  = base64encode(var.extra_agent_toml)
@@ -27,7 +27,7 @@ locals {
 
   node_tags = merge(var.tags, { Name = "${var.name}-node" })
 
-  # During a replacement there is one node more than `size`, and never one less.
+  # During a replacement the group has one node more than `size`, and never a node less.
   max_healthy_percentage = 100 + ceil(100 / var.size)
 }
 
@@ -46,7 +46,8 @@ resource "aws_launch_template" "node" {
     arn = aws_iam_instance_profile.node.arn
   }
 
-  # IMDSv2 only, and its answers stay within the instance. The agent runs on the instance itself and not in a container
+  # A node accepts only IMDSv2, and the answers stay within the instance. The agent runs outside containers, so one hop is
+  # enough
   # (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-options.html).
   metadata_options {
     http_endpoint               = "enabled"
@@ -55,7 +56,7 @@ resource "aws_launch_template" "node" {
     instance_metadata_tags      = "disabled"
   }
 
-  # i-….REGION.compute.internal resolves to the instance's address. Nodes find each other this way without an EC2
+  # i-….REGION.compute.internal resolves to the instance's address. Nodes find each other by this name without an EC2
   # permission (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-naming.html).
   private_dns_name_options {
     hostname_type                     = "resource-name"
@@ -97,7 +98,7 @@ resource "aws_launch_template" "node" {
   }
 }
 
-# No lifecycle hooks yet: nothing completes them, and each launch would wait for the hook's time-out.
+# The group has no lifecycle hooks yet. Nothing would complete a hook, so each launch would wait for the time-out.
 resource "aws_autoscaling_group" "node" {
   name                      = var.name
   desired_capacity          = var.size
@@ -113,7 +114,7 @@ resource "aws_autoscaling_group" "node" {
   wait_for_elb_capacity     = var.size
   wait_for_capacity_timeout = "20m"
 
-  # A node holds its streams, so no node is given up merely to balance the zones
+  # A node holds its streams, so the group removes no node merely to balance the zones
   # (https://docs.aws.amazon.com/autoscaling/ec2/userguide/as-suspend-resume-processes.html).
   suspended_processes = ["AZRebalance"]
 
@@ -140,7 +141,7 @@ resource "aws_autoscaling_group" "node" {
       skip_matching          = true
       auto_rollback          = true
       checkpoint_delay       = var.refresh_pause_seconds
-      # "The minimum percentage of instances that must be new", rounded down, so that each node reaches its checkpoint:
+      # A checkpoint is "the minimum percentage of instances that must be new". Rounding down gives each node a checkpoint:
       # 33, 66, 100
       # (https://docs.aws.amazon.com/autoscaling/ec2/userguide/asg-adding-checkpoints-instance-refresh.html).
       checkpoint_percentages = [for number in range(1, var.size + 1) : floor(number * 100 / var.size)]
@@ -157,7 +158,7 @@ resource "aws_autoscaling_group" "node" {
     }
   }
 
-  # A node needs these when it starts or once it serves. At a destroy a node needs them until it is gone.
+  # A node needs these resources while it starts and while it serves. During a destroy they must outlast the node.
   depends_on = [
     aws_acmpca_certificate_authority_certificate.this,
     aws_secretsmanager_secret_version.trust,

@@ -4,7 +4,7 @@ output "client_url" {
 }
 
 output "ca_certificate" {
-  description = "The root certificate, in PEM. Clients that can read the trust bundle's secret should use it instead, because a rotation of the CA changes it."
+  description = "The root certificate, in PEM. Clients that can read the trust bundle's secret should trust that bundle instead, because a rotation of the CA updates the bundle."
   value       = aws_acmpca_certificate.root.certificate
 }
 
@@ -24,12 +24,12 @@ output "cluster_secret_arn" {
 }
 
 output "secrets_key_arn" {
-  description = "The KMS key of both secrets. Readers of the trust bundle need kms:Decrypt on it."
+  description = "The KMS key of both secrets. Readers of the trust bundle need kms:Decrypt on this key."
   value       = aws_kms_key.secrets.arn
 }
 
 output "autoscaling_group_name" {
-  description = "The Auto Scaling group, and the NATS cluster's name."
+  description = "The name of the Auto Scaling group and of the NATS cluster."
   value       = aws_autoscaling_group.node.name
 }
 

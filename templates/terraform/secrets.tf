@@ -1,5 +1,5 @@
-# The trust bundle and the cluster credential. The bundle is public. It is kept in a secret because the agent and
-# clients look there for changes. The credential is confidential.
+# The secrets hold the trust bundle and the cluster credential. The bundle is public. It is in a secret because the agent
+# and clients look there for changes. The credential is confidential.
 
 resource "aws_kms_key" "secrets" {
   description             = "The secrets of ${var.name}"
@@ -7,7 +7,7 @@ resource "aws_kms_key" "secrets" {
   deletion_window_in_days = 30
   tags                    = var.tags
 
-  # IAM policies of this account decide. The policy of the nodes' role allows decryption only through Secrets Manager
+  # This policy leaves every decision to the account's IAM policies. The policy of the nodes' role allows decryption only through Secrets Manager
   # (https://docs.aws.amazon.com/kms/latest/developerguide/key-policy-default.html).
   policy = jsonencode({
     Version = "2012-10-17"
@@ -22,7 +22,7 @@ resource "aws_kms_key" "secrets" {
 }
 
 resource "aws_secretsmanager_secret" "trust" {
-  #checkov:skip=CKV2_AWS_57:It holds CA certificates; they change with a rotation of the CA, in an order that no schedule knows.
+  #checkov:skip=CKV2_AWS_57:The secret holds CA certificates. A rotation of the CA changes them step by step, and not on a schedule.
   name_prefix = "${var.name}/trust-bundle-"
   description = "CA certificates that nodes and clients of ${var.name} accept"
   kms_key_id  = aws_kms_key.secrets.arn
@@ -34,12 +34,12 @@ resource "aws_secretsmanager_secret_version" "trust" {
   secret_string = join("\n", concat([trimspace(aws_acmpca_certificate.root.certificate)], var.additional_trust_anchors, [""]))
 }
 
-# CloudFormation has AWS make the password. Terraform itself would have it in its state or, with a write-only argument, would
-# still read it at each refresh and so had to be among those who may: now it has never been anywhere but in the secret.
-# The password is of the first creation; another one is put as a new version of the secret, without Terraform (docs/operations.md
-# of nats-tls-agent, "The cluster credential").
+# AWS makes the password through CloudFormation, so the password exists in the secret alone. A password from Terraform would
+# be in Terraform's state. With a write-only argument, Terraform would still need permission to read the secret at each
+# refresh. To change the password, put a new version into the secret without Terraform (docs/operations.md of
+# nats-tls-agent, "The cluster credential").
 resource "aws_cloudformation_stack" "cluster_credential" {
-  #checkov:skip=CKV_AWS_124:One secret, made once; Terraform itself waits for it and tells.
+  #checkov:skip=CKV_AWS_124:The stack makes one secret once. Terraform itself waits for the stack and reports a failure.
   name = "${var.name}-cluster-credential"
   tags = var.tags
 

@@ -1,5 +1,5 @@
 variable "name" {
-  description = "The name of everything: the Auto Scaling group, and with it the NATS cluster, the role, the load balancer."
+  description = "The name of the Auto Scaling group and of the NATS cluster, and the first part of all other names."
   type        = string
   default     = "nats"
 
@@ -11,7 +11,7 @@ variable "name" {
 }
 
 variable "tags" {
-  description = "Tags of everything, including the instances and their volumes."
+  description = "Tags of all resources, including the instances and their volumes."
   type        = map(string)
   default     = {}
 }
@@ -24,7 +24,7 @@ variable "vpc_id" {
 }
 
 variable "subnet_ids" {
-  description = "Private subnets for the nodes and the load balancer, one for each Availability Zone. They need a route to AWS's endpoints and to the two packages."
+  description = "Private subnets for the nodes and the load balancer, one for each Availability Zone. The subnets need a route to AWS's endpoints and to the two packages."
   type        = list(string)
 
   validation {
@@ -51,13 +51,13 @@ variable "client_security_group_ids" {
 }
 
 variable "egress_cidr_blocks" {
-  description = "The destinations of the nodes' HTTPS connections: AWS's endpoints and the source of the packages. With VPC endpoints for all of these, the VPC's own block is enough, except for a gateway endpoint, which has a prefix list."
+  description = "The destinations of the nodes' HTTPS connections: AWS's endpoints and the source of the packages. The VPC's own block is enough if the VPC has interface endpoints for all these destinations. A gateway endpoint needs egress_prefix_list_ids."
   type        = list(string)
   default     = ["0.0.0.0/0"]
 }
 
 variable "egress_prefix_list_ids" {
-  description = "More destinations of the nodes' HTTPS connections, by prefix list. A gateway endpoint for S3, where the packages are, isn't in the VPC's block but in its attribute prefix_list_id."
+  description = "More destinations of the nodes' HTTPS connections, by prefix list. A gateway endpoint, for instance for packages in S3, has its list in the attribute prefix_list_id."
   type        = list(string)
   default     = []
 }
@@ -80,7 +80,7 @@ variable "additional_dns_names" {
 }
 
 variable "deletion_protection" {
-  description = "Whether the load balancer refuses to be deleted. Set it to false and apply before a destroy."
+  description = "Whether the load balancer refuses to be deleted. Apply the value false before a destroy."
   type        = bool
   default     = true
 }
@@ -89,17 +89,18 @@ variable "deletion_protection" {
 
 variable "short_lived_ca" {
   description = <<-EOT
-    Which mode the private CA has. Short-lived, the default, issues certificates of seven days at most; the CA costs $50 a month.
-    General-purpose issues any; the CA costs $400 a month. Each certificate costs extra; with seven days a node takes about seven
-    a month (https://aws.amazon.com/private-ca/pricing/). A CA's mode can't be changed: another mode is another CA, and a plan that
-    deletes the one whose certificates the nodes have is refused. Read "Rotating the CA" in docs/operations.md of nats-tls-agent first.
+    Whether the private CA is in short-lived mode. Such a CA issues certificates of seven days at most and costs $50 a month.
+    A CA in general-purpose mode issues certificates of any lifetime and costs $400 a month. Each certificate costs extra
+    (https://aws.amazon.com/private-ca/pricing/). With a lifetime of seven days, a node takes about seven certificates a month.
+    The mode of a CA can't change, so another mode needs another CA. Terraform refuses a plan that deletes the nodes' current CA.
+    Read "Rotating the CA" in docs/operations.md of nats-tls-agent first.
   EOT
   type        = bool
   default     = true
 }
 
 variable "ca_common_name" {
-  description = "The subject of the root certificate; \"NAME root\" if null."
+  description = "The subject of the root certificate. With null, the subject is \"NAME root\"."
   type        = string
   default     = null
 }
@@ -111,7 +112,7 @@ variable "ca_validity_years" {
 }
 
 variable "certificate_validity" {
-  description = "The lifetime of a node's certificate, as nats-tls-agent reads durations: \"7d\", \"12h\"."
+  description = "The lifetime of a node's certificate, for instance \"7d\" or \"12h\"."
   type        = string
   default     = "7d"
 
@@ -144,7 +145,7 @@ variable "additional_trust_anchors" {
 # --- Nodes
 
 variable "size" {
-  description = "The number of nodes. JetStream's streams of three replicas need three."
+  description = "The number of nodes. Streams with three replicas need three nodes."
   type        = number
   default     = 3
 
@@ -155,12 +156,12 @@ variable "size" {
 }
 
 variable "ami_id" {
-  description = "The image: Amazon Linux 2023, Debian 12 or Ubuntu 22.04. A new image replaces every node, so name an image and not \"the latest\"."
+  description = "The image: Amazon Linux 2023, Debian 12 or Ubuntu 22.04. A new image replaces every node, so give a fixed image and not \"the latest\"."
   type        = string
 }
 
 variable "instance_type" {
-  description = "The instance type. Its architecture is that of the image and of the packages."
+  description = "The instance type. The image and the packages must have the same architecture."
   type        = string
   default     = "m7i.large"
 }
@@ -212,7 +213,7 @@ variable "agent_sha256" {
 }
 
 variable "addresses" {
-  description = "How a node finds the others' addresses: \"dns\" by instance-id host names, without an EC2 permission, or \"ec2\" by DescribeInstances."
+  description = "How a node finds the addresses of other nodes. \"dns\" resolves instance-id host names and needs no EC2 permission. \"ec2\" calls DescribeInstances."
   type        = string
   default     = "dns"
 
@@ -223,13 +224,13 @@ variable "addresses" {
 }
 
 variable "extra_nats_config" {
-  description = "More of nats-server's own configuration, in its language: accounts, a system account, limits. Whoever may read user data reads this, so name users by NKey or JWT and not by password. A change replaces every node."
+  description = "More of nats-server's own configuration, in its language: accounts, a system account, limits. Whoever may read user data can read this text, so give users an NKey or a JWT and not a password. A change replaces every node."
   type        = string
   default     = ""
 }
 
 variable "extra_agent_toml" {
-  description = "More of agent.toml: keys of [nats] such as client_auth, then tables that ../user-data doesn't have, such as [nats.jetstream] or [metrics]. A change replaces every node."
+  description = "More of agent.toml. Keys of [nats] come first, for instance client_auth. Tables that ../user-data doesn't have follow, for instance [nats.jetstream] or [metrics]. A change replaces every node."
   type        = string
   default     = ""
 }
@@ -241,7 +242,7 @@ variable "additional_policy_arns" {
 }
 
 variable "health_check_type" {
-  description = "\"ELB\" also replaces a node that doesn't listen on port 4222; \"EC2\" only replaces a node whose machine is broken. With \"EC2\" a refresh doesn't stop at a node that never came up."
+  description = "\"EC2\" replaces a node only if its machine is broken. \"ELB\" also replaces a node that doesn't listen on port 4222. With \"EC2\" a refresh continues even if a new node never serves."
   type        = string
   default     = "ELB"
 
@@ -252,13 +253,13 @@ variable "health_check_type" {
 }
 
 variable "boot_seconds" {
-  description = "The time that a new node may take until it serves. After that it counts as unhealthy."
+  description = "The seconds that a new node may take until it serves. A node that takes longer counts as unhealthy."
   type        = number
   default     = 600
 }
 
 variable "refresh_pause_seconds" {
-  description = "The pause of an instance refresh after each replaced node. In that time somebody removes the replaced node from JetStream's meta group; see the README."
+  description = "The pause of an instance refresh after each replaced node, in seconds. In this time an operator removes the replaced node from JetStream's meta group (see the README)."
   type        = number
   default     = 3600
 

@@ -1,5 +1,5 @@
 terraform {
-  # Validation blocks may refer to other variables from 1.9 on.
+  # Terraform 1.9 is the first version whose validation blocks may refer to other variables.
   required_version = ">= 1.9"
 
   required_providers {

@@ -1,6 +1,7 @@
 """Moto, the AWS of the tests: `serve` runs moto, and every other command changes a running moto.
 
-It needs the Python of moto's environment, which includes boto3. Each call takes one command and prints one JSON value.
+The script needs the Python of moto's environment, which includes boto3. Each call takes one command and prints one JSON
+value.
 """
 
 import argparse

@@ -1,10 +1,12 @@
-//! nats-server 2.15.1, as docs/nats-server.md measured it. The sections below are those of that page.
+//! A double of nats-server 2.15.1, with the behaviour in docs/nats-server.md. The section numbers are from that page.
 //!
-//! - A start and a SIGHUP read the configuration and the files that it names; nothing else reads them (§1).
-//! - `-t` refuses a configuration that names a missing file, a file without a key, or a chain or bundle that can't be read (§4).
-//! - A SIGHUP with another `server_name` is refused, and the server keeps what it had (§4).
-//! - `/varz` reports the digest that `-t` prints; before 2.11 there is none (§4). The double's digest is of the text.
-//! - `config_load_time` moves with each load; the server's id changes with each start (§4).
+//! - Only a start and a SIGHUP load the configuration and the files that the configuration names (§1).
+//! - `-t` refuses a configuration if a named file is missing, holds no key, or holds an unreadable chain or bundle
+//!   (§4).
+//! - The server refuses a SIGHUP with another `server_name`, and keeps the loaded configuration (§4).
+//! - `/varz` reports the digest that `-t` prints (§4). Versions before 2.11 have no digest. The double's digest covers
+//!   the configuration's text.
+//! - `config_load_time` changes with each load, and the server's id changes with each start (§4).
 //! - Every listener shows the leaf of the loaded configuration until the next load (§1).
 //! - A server that accepts no client is starting or draining, and a signal could kill or hang it (§4 "Signals", §5).
 
@@ -32,15 +34,15 @@ use time::OffsetDateTime;
 const PID: i32 = 1;
 /// Milliseconds that `nats-server -t` takes.
 const VALIDATION: Range<u64> = 3..20;
-/// Milliseconds between SIGHUP and the new certificate: 7 were measured.
+/// Milliseconds from SIGHUP to the new certificate. The measured time is 7 ms.
 const RELOAD: Range<u64> = 2..10;
 
-/// How long a call takes.
+/// The duration of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
-    /// No time, and the caller is polled twice: a test can stop the caller before the call or after it.
+    /// The call takes no time, and yields before and after its work. A test can stop the caller at both points.
     Polled,
-    /// As long as a real nats-server takes, drawn from the thread's random numbers.
+    /// The call takes as long as a real nats-server. The time comes from the thread's random numbers.
     Measured,
 }
 
@@ -59,7 +61,7 @@ impl Pace {
     }
 }
 
-/// Hears what a server does.
+/// Receives the events of a server.
 pub trait Witness: Send + Sync {
     /// The server was told to reload.
     fn told_to_reload(&self) {}
@@ -67,14 +69,14 @@ pub trait Witness: Send + Sync {
     /// The server loaded a configuration in place of `before`.
     fn loaded(&self, _server: &FakeServer, _before: Option<&Loaded>, _now: &Loaded) {}
 
-    /// A configuration that the server read names what is missing or unusable (invariant 2).
+    /// The server read a configuration that names a missing or unusable file (invariant 2).
     fn found_broken(&self, reader: &'static str, fault: &str);
 }
 
-/// What a server has in memory.
+/// The configuration and the files that a server has in memory.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The configuration.
+    /// The configuration's text.
     pub text: String,
     /// The leaf of `cert_file`.
     pub leaf: Leaf,
@@ -120,7 +122,7 @@ pub struct FakeServer {
     pub refuses: AtomicBool,
     /// Whether the process ends at a SIGHUP.
     pub dies: AtomicBool,
-    /// Whether the process runs and accepts no client: it starts, drains or hangs.
+    /// Whether the process runs but accepts no client, because it starts, drains or hangs.
     pub is_deaf: AtomicBool,
     /// Whether the version is below 2.11, which reports no digest.
     pub is_old: AtomicBool,
@@ -167,7 +169,7 @@ impl FakeServer {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the running server has loaded; nothing where none runs.
+    /// The files that the running server has loaded. `None`: no server runs.
     #[must_use]
     pub fn loaded(&self) -> Option<Arc<Loaded>> {
         self.process().loaded.clone()
@@ -185,13 +187,13 @@ impl FakeServer {
         self.process().trusted.contains(anchor)
     }
 
-    /// How many times the server was told to reload.
+    /// The number of times that the server was told to reload.
     #[must_use]
     pub fn reloads(&self) -> u32 {
         self.reloads.load(Ordering::Relaxed)
     }
 
-    /// Starts the server with the committed configuration, in place of the server that runs.
+    /// Starts the server with the committed configuration. The start replaces a running server.
     pub fn start(&self) {
         self.process().starts += 1;
         if let Some(read) = self.read(&self.config, "a start") {
@@ -213,7 +215,8 @@ impl FakeServer {
         let before = {
             let mut process = self.process();
             let time = self.clock.now();
-            // Two loads of a real server are never in the same nanosecond; under paused time they are.
+            // Two loads fall in the same nanosecond under paused time only. The load times of a real server always
+            // differ.
             let is_same = process.load_time == Some(time);
             process.load_time = Some(if is_same { time + Duration::from_nanos(1) } else { time });
             process.trusted.extend(now.bundle.anchors.iter().map(|anchor| anchor.subject.clone()));
@@ -236,7 +239,7 @@ impl Server for FakeServer {
             return Err(ServerError::Refused { message: "a file is missing or can't be read".into() });
         };
         if self.refuses.load(Ordering::Relaxed) {
-            return Err(ServerError::Refused { message: "in a mood".into() });
+            return Err(ServerError::Refused { message: "the double refuses every configuration".into() });
         }
         Ok(self.digest_of(&read.text))
     }

@@ -1,14 +1,14 @@
 //! An issuer that signs for real, and has the moods of AWS Private CA.
 //!
-//! Another issuer behind it signs. The reconciler's tests use the embedded CA, the simulation the double of Private CA
-//! with its quotas and tokens. The moods follow Private CA's API pages:
+//! Another issuer behind the moody issuer signs. The reconciler's tests use the embedded CA. The simulation uses the
+//! double of Private CA, with its quotas and tokens. The moods follow Private CA's API pages:
 //!
 //! - GetCertificate answers `RequestInProgressException` until the certificate exists
 //!   (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_GetCertificate.html>).
 //! - Every call can be throttled or denied, or can find no service
 //!   (<https://docs.aws.amazon.com/privateca/latest/APIReference/CommonErrors.html>).
-//! - The answer to IssueCertificate can be lost when the certificate is paid for already. The same request with the same
-//!   token names the same certificate for five minutes
+//! - The answer to IssueCertificate can be lost after the certificate is paid for. The same request with the same token
+//!   returns the same certificate for five minutes
 //!   (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>).
 
 use std::collections::VecDeque;
@@ -21,7 +21,7 @@ use nats_tls_agent::clock::Clock;
 use nats_tls_agent::error::{RemoteError, RemoteErrorKind};
 use nats_tls_agent::issue::{CertificateHandle, IssueRequest, IssuedChain, Issuer};
 
-/// How a service meets a call.
+/// A service's treatment of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mood {
     /// The service can't be reached, or answers 503.
@@ -30,31 +30,31 @@ pub enum Mood {
     Denied,
     /// Somebody else in the account uses up the quota.
     Throttled,
-    /// Some certificates are issued, and the answer that says so is lost.
+    /// Some certificates are issued, but the answer with their ARN is lost.
     Lossy,
     /// The certificate doesn't exist yet.
     InProgress,
-    /// GetCertificate answers with a chain that nobody asked for.
+    /// GetCertificate answers with this chain in place of the requested chain.
     Mistaken(IssuedChain),
 }
 
-/// A service's refusal, and what the agent must take it for.
+/// A service's refusal, and its meaning for the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The error's code on the wire.
     pub code: &'static str,
-    /// The service's words.
+    /// The service's message.
     pub message: &'static str,
     /// The meaning for the agent's next step.
     pub kind: RemoteErrorKind,
 }
 
-/// No answer came, so the SDK gave up.
+/// The refusal that stands for a lost answer, for which the SDK waits in vain.
 pub const LOST: Refusal =
     Refusal { code: "RequestTimeout", message: "the answer was lost", kind: RemoteErrorKind::Unavailable };
 
 impl Mood {
-    /// The refusal in this mood; nothing where the service takes the call.
+    /// The refusal in this mood. `None`: the service accepts the call.
     #[must_use]
     pub fn refusal(&self) -> Option<Refusal> {
         let (code, message, kind) = match self {
@@ -79,7 +79,8 @@ pub enum Call {
 }
 
 impl Call {
-    /// The name that a refusal shows. Preparation is a part of IssueCertificate: most issuers make no call for it.
+    /// The name that a refusal shows. Preparation counts as IssueCertificate, because most issuers make no call for
+    /// preparation.
     fn name(self) -> &'static str {
         match self {
             Self::Prepare | Self::Request => "IssueCertificate",
@@ -88,26 +89,27 @@ impl Call {
     }
 }
 
-/// What a call meets at the issuer.
+/// The mood and the delay that a call meets at the issuer.
 #[derive(Clone, Debug, Default)]
 pub struct Visit {
     /// The mood that the call meets, if any.
     pub mood: Option<Mood>,
-    /// How long the answer is on its way back.
+    /// The duration of the answer's way back.
     pub back: Duration,
 }
 
-/// Decides in which mood a call meets the issuer, and lets the time pass that the call takes.
+/// Decides the mood of the issuer for each call, and waits as long as the call is under way.
 #[async_trait]
 pub trait Moods: Send + Sync {
-    /// Takes a call to the issuer.
+    /// Brings a call to the issuer.
     async fn there(&self, call: Call) -> Visit;
 
-    /// Decides whether the answer to IssueCertificate is lost. Hears of every request, answered or refused.
+    /// Decides whether the answer to IssueCertificate is lost. The issuer reports every request here, answered or
+    /// refused.
     async fn loses(&self, token: &str, is_answered: bool) -> bool;
 }
 
-/// The issuer.
+/// An issuer with moods, in front of an issuer that signs.
 pub struct MoodyIssuer {
     signer: Arc<dyn Issuer>,
     clock: Clock,
@@ -116,7 +118,7 @@ pub struct MoodyIssuer {
 }
 
 impl MoodyIssuer {
-    /// An issuer that has `signer` sign, at the time of `clock`: a CA's clock is its own.
+    /// An issuer in front of `signer`. The signer uses the time of `clock`, because a CA has its own clock.
     #[must_use]
     pub fn new(signer: Arc<dyn Issuer>, clock: Clock, moods: Arc<dyn Moods>) -> Self {
         Self { signer, clock, moods, requests: AtomicU32::new(0) }
@@ -191,22 +193,22 @@ impl Issuer for MoodyIssuer {
         self.signer.ca_pem().await
     }
 
-    /// As many as `AcmPca` allows.
+    /// The same limit as in `AcmPca`.
     fn spare_issuances_a_day(&self) -> u32 {
         12
     }
 }
 
-/// Moods that a test sets. Every call takes a poll on its way, at which a test can stop the caller.
+/// Moods that a test sets. Every call yields once on its way, and a test can stop the caller there.
 #[derive(Debug, Default)]
 pub struct SetMoods {
     /// Whether the issuer is away.
     pub is_away: AtomicBool,
     /// The moods of the next requests, a mood for each request.
     pub requests: Mutex<VecDeque<Mood>>,
-    /// How many collections find the certificate in progress.
+    /// The number of later collections that find the certificate in progress.
     pub in_progress: AtomicU32,
-    /// The chain that the next collection gets in place of its own.
+    /// The chain that the next collection gets in place of the requested chain.
     pub mistaken: Mutex<Option<IssuedChain>>,
 }
 
@@ -238,7 +240,7 @@ impl Moods for SetMoods {
         Visit { mood, back: Duration::ZERO }
     }
 
-    /// An answer is lost only with a caller that is stopped at this poll.
+    /// An answer is lost only if a test stops the caller at this yield.
     async fn loses(&self, _token: &str, _is_answered: bool) -> bool {
         tokio::task::yield_now().await;
         false

@@ -1,4 +1,4 @@
-//! Trust bundles, and the verification of chains.
+//! Fuzzes trust bundles and the verification of chains.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
@@ -22,7 +22,7 @@ use crate::logged;
 const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
 const OWN: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 1, 5));
 
-/// A valid chain, made once a process: leaf, intermediate and root in DER, and the leaf's key.
+/// A valid chain: leaf, intermediate and root in DER, with the leaf's key. A process makes the chain once.
 struct Sound {
     der: [Vec<u8>; 3],
     key: PrivateKeyPem,
@@ -60,8 +60,8 @@ fn pem(der: &[u8]) -> String {
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
-/// Fuzzes an issuer's answer. If the first byte is even, the rest are edits of a valid chain, four bytes each. If it is
-/// odd, the rest is leaf, chain and bundle as text, with a NUL between them.
+/// Fuzzes an issuer's answer. If the first byte is even, the rest are edits of a valid chain, four bytes each. If the
+/// first byte is odd, the rest is leaf, chain and bundle as text, with a NUL between the texts.
 pub fn chain(input: &[u8]) {
     let Some((mode, rest)) = input.split_first() else { return };
     let (mut leaf_pem, mut chain_pem, mut bundle) = (String::new(), String::new(), String::new());
@@ -112,7 +112,7 @@ fn edited(edits: &[u8]) -> [Vec<u8>; 3] {
     der
 }
 
-/// Fuzzes a trust bundle in PEM: a parsed bundle is written and parsed again with the same result.
+/// Fuzzes a trust bundle in PEM. A parsed bundle that is written and parsed again gives the same anchors.
 pub fn trust_bundle(input: &[u8]) {
     match TrustBundle::parse(input, "fuzzed", "1") {
         Ok(bundle) => {

@@ -1,6 +1,6 @@
 //! Fuzz targets for everything that reads external input, one function each.
 //!
-//! A target panics where the product would panic, and where a promise about an input doesn't hold. libFuzzer drives the
+//! A target panics where the product would panic, and where an assertion about the input fails. libFuzzer drives the
 //! targets from `libfuzzer/`, a separate workspace. The ordinary tests replay the corpus and some thousand mutations
 //! of the corpus.
 
@@ -52,7 +52,7 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("trust_bundle", trust_bundle),
 ];
 
-/// Formats an error as it is logged, which must give one line.
+/// Formats an error as the log does, and checks that the text is one line.
 fn logged(error: &dyn std::error::Error) {
     let text = with_causes(error);
     assert!(!text.is_empty() && !text.contains('\n'), "{text:?}");
@@ -127,8 +127,8 @@ pub fn monitoring(input: &[u8]) {
     }
 }
 
-/// Fuzzes a nats-server configuration, as the agent reads a foreign configuration. Includes are left to the unit tests,
-/// because an include could read any file of this machine.
+/// Fuzzes the agent's reader of foreign nats-server configurations. The target skips includes, because an include could
+/// read any file of this machine. The unit tests cover includes.
 pub fn nats_conf(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     if text.to_ascii_lowercase().contains("include") {

@@ -76,7 +76,7 @@ impl Acknowledged {
         self.counts().iter().sum()
     }
 
-    /// The same number for each publisher, in order.
+    /// The number of messages acknowledged so far for each publisher, in order.
     #[must_use]
     pub fn counts(&self) -> Vec<u64> {
         self.publishers.iter().map(|publisher| publisher.acknowledged.load(Ordering::Relaxed)).collect()

@@ -42,7 +42,7 @@ impl Answer {
     pub fn json(&self) -> Result<Value, Failure> {
         serde_json::from_str(self.stdout.trim()).map_err(|error| {
             Failure::new(format!(
-                "the agent's answer (exit {:?}) is no JSON: {:?}, {}",
+                "the agent's answer (exit {:?}) is not JSON: {:?}, {}",
                 self.code,
                 self.stdout,
                 self.stderr.trim()

@@ -117,7 +117,8 @@ impl Cluster {
         text + &self.machine(node, &format!("cluster_name = \"loopback\"\nclient_auth = \"{client_auth}\"\n"))
     }
 
-    /// Ports, paths and JetStream's limits on this machine, followed by `nats`, more lines for the table `[nats]`.
+    /// The tables with ports, paths and JetStream's limits of this machine. `nats` holds more lines for the table
+    /// `[nats]`.
     fn machine(&self, node: &Node, nats: &str) -> String {
         let store = path(&node.directory.join("jetstream"));
         let mut text = String::new();
@@ -208,7 +209,8 @@ impl Node {
         let urls = text.split('"').filter_map(|part| part.strip_prefix("nats-route://"));
         let address = |url: &str| url.rsplit('@').next().unwrap_or(url).parse();
         let parsed: Result<_, _> = urls.map(address).collect();
-        parsed.map_err(|error| Failure::new(format!("a route in {} is no address", config.display())).because(error))
+        parsed
+            .map_err(|error| Failure::new(format!("a route in {} is not an address", config.display())).because(error))
     }
 
     /// Waits until the agent has committed its first configuration, before any nats-server runs.

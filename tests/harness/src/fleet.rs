@@ -95,7 +95,7 @@ impl Fleet {
     /// Makes an instance a node. Nothing runs on the node yet.
     pub async fn add(&mut self, instance: Instance) -> Result<&mut FleetNode, Failure> {
         let IpAddr::V4(address) = instance.address else {
-            return Err(Failure::new(format!("{} is no IPv4 address", instance.address)));
+            return Err(Failure::new(format!("{} is not an IPv4 address", instance.address)));
         };
         let mut node = self.cluster.node_at(&instance.id, address)?;
         let gateway = Gateway::start(node.gateway(), self.moto.endpoint()).await?;
@@ -110,7 +110,7 @@ impl Fleet {
             None
         };
         self.nodes.push(FleetNode { node, instance, gateway, imds });
-        self.nodes.last_mut().ok_or_else(|| Failure::new("nothing was added"))
+        self.nodes.last_mut().ok_or_else(|| Failure::new("the fleet has no node"))
     }
 
     /// Writes a node's configuration and starts its agent. After the agent's first commit, starts its nats-server.
@@ -162,7 +162,7 @@ impl Fleet {
     }
 
     /// Waits until each node is healthy, lists all nodes as peers with a route that is up, and renders exactly their
-    /// addresses. Its nats-server must have routes to all others. Returns the statuses in the nodes' order.
+    /// addresses. Each nats-server must have routes to all others. Returns the statuses in the nodes' order.
     pub async fn converged(&self) -> Result<Vec<Value>, Failure> {
         let names: BTreeSet<String> = self.nodes.iter().map(|member| member.instance.id.clone()).collect();
         let mut statuses = Vec::new();
@@ -234,7 +234,7 @@ impl Fleet {
 }
 
 impl Drop for Fleet {
-    #[expect(clippy::print_stderr, reason = "the end of a test that failed, which says nothing else of its processes")]
+    #[expect(clippy::print_stderr, reason = "a failed test shows nothing else of its processes")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             for FleetNode { node, .. } in &self.nodes {

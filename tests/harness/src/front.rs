@@ -1,9 +1,9 @@
-//! A nats-server whose signals go astray. A process of that name stands before a real server. The pid file names this
-//! process, and the process treats SIGHUP as it is told.
+//! A nats-server with faulty signals. The front, a process with the name nats-server, stands before a real server. The
+//! pid file names the front, and a test sets the front's treatment of SIGHUP.
 //!
-//! A real server always reloads within milliseconds. This front makes the other cases: the server serves, and its
-//! signal is lost, late or deadly. Lost signals are documented: nats-server reads them from a Go channel, and "package
-//! signal will not block sending to c" (<https://pkg.go.dev/os/signal#Notify>).
+//! A real server always reloads within milliseconds. The front makes the other cases: the server serves, and its signal
+//! is lost, late or deadly. Lost signals are documented: nats-server reads them from a Go channel, and "package signal
+//! will not block sending to c" (<https://pkg.go.dev/os/signal#Notify>).
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ pub enum Mood {
     Dawdles,
     /// The signal kills the server behind and the front.
     Dies,
-    /// The server behind is stopped, and a server under its own pid takes its place, as after a unit's restart.
+    /// The server behind is stopped. A new server takes its place under its own pid, as after a unit's restart.
     IsReplaced,
 }
 
@@ -43,7 +43,7 @@ impl Mood {
 
 /// The agent recognises nats-server by the name of its executable and by the `-c` of its command line. The front is
 /// therefore a copy of the shell under that name. Its arguments after the script are `SERVER -c CONFIG PID_FILE
-/// MOOD_FILE`. The processes that it starts end with it.
+/// MOOD_FILE`. The processes that the front starts end with the front.
 const SCRIPT: &str = r#"
 behind() { setpriv --pdeathsig KILL "$1" -c "$3" & child=$!; }
 hang_up() {

@@ -226,7 +226,7 @@ impl Passage {
         let (head, body) = request.into_parts();
         let target = head.headers.get("x-amz-target").and_then(|target| target.to_str().ok()).map(ToOwned::to_owned);
         let Ok(body) = Limited::new(body, BODY_LIMIT).collect().await.map(http_body_util::Collected::to_bytes) else {
-            return Ok(response(400, "the request has no end".into()));
+            return Ok(response(400, "the request breaks off or is too long".into()));
         };
         let text = String::from_utf8_lossy(&body).into_owned();
         let operation = operation(target.as_deref(), &text);
@@ -326,7 +326,7 @@ fn response(status: u16, body: String) -> Response<Full<Bytes>> {
     answer
 }
 
-/// A poisoned lock is used on, because the notes of a task that panicked are still correct.
+/// A poisoned lock stays usable, because the records of a task that panicked are still correct.
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -212,7 +212,8 @@ async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
                 let only = state.only.clone().filter(|(of, _)| *of == question).map(|(_, fault)| fault);
                 let holds = |fault: &Fault| question != Question::Token || *fault == Fault::Disabled;
                 let fault = only.or(state.fault.clone().filter(holds));
-                // A request without a session gets a 401, whatever the fault. Only `Disabled` comes first.
+                // A request without a session gets a 401, whatever the fault. Only `Disabled` takes precedence over the
+                // 401.
                 let is_refused = answer.0 == StatusCode::UNAUTHORIZED;
                 (answer, fault.filter(|fault| !is_refused || *fault == Fault::Disabled))
             };
@@ -288,8 +289,8 @@ impl Metadata {
 }
 
 impl InstanceFacts {
-    /// The value of a category, or the names below it. Names stand one a line, and a directory's name ends with a
-    /// slash. The version in the path is `latest` or a date.
+    /// The value of a category, or the names below it. Each name has a line, and a directory's name ends with a slash.
+    /// The version in the path is `latest` or a date.
     fn find(&self, path: &str) -> Option<String> {
         let (version, path) = path.strip_prefix('/')?.split_once('/')?;
         let is_date = version.len() == 10 && version.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');

@@ -72,7 +72,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// Repeats the probe until it succeeds. The failure contains the probe's last reason.
 ///
 /// # Errors
-/// `within` has passed. That includes the probe in flight.
+/// `within` has passed. The limit also cuts off a running probe.
 pub async fn eventually<T>(
     what: &str,
     within: Duration,

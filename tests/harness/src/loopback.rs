@@ -23,7 +23,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// Reserves the next block that is unreserved and whose ports are free.
+    /// Reserves the next block that nobody else has reserved and whose ports are free.
     ///
     /// # Errors
     /// The lock files can't be made, or all 255 blocks are reserved.

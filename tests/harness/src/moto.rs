@@ -190,7 +190,7 @@ fn instances(list: &Value) -> Result<Vec<Instance>, Failure> {
     let parse = |instance: &Value| {
         let address = text(instance, "address")?;
         let address =
-            address.parse().map_err(|error| Failure::new(format!("{address} is no address")).because(error))?;
+            address.parse().map_err(|error| Failure::new(format!("{address} is not an address")).because(error))?;
         Ok(Instance { id: text(instance, "id")?, address, state: text(instance, "state")? })
     };
     list.as_array().map_or(&[][..], Vec::as_slice).iter().map(parse).collect()
@@ -200,5 +200,5 @@ fn text(object: &Value, key: &str) -> Result<String, Failure> {
     object[key]
         .as_str()
         .map(ToOwned::to_owned)
-        .ok_or_else(|| Failure::new(format!("no {key} in what moto_fleet.py said")))
+        .ok_or_else(|| Failure::new(format!("no {key} in the output of moto_fleet.py")))
 }

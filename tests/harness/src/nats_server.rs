@@ -47,7 +47,8 @@ pub struct NatsServer {
 }
 
 impl NatsServer {
-    /// Starts the server. Waits until its pid file names it and its client port answers; only then is a signal safe.
+    /// Starts the server. Waits until the pid file names the server and the client port answers. A signal is safe only
+    /// after that.
     ///
     /// # Errors
     /// The server ends by itself, or isn't ready within 15 seconds. The failure contains the end of its log.

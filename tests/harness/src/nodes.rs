@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::cluster::{Cluster, Node};
 use crate::{Failure, tools};
 
-/// Routes of a pool take a second if a peer was dialled too early, and so does a node's first healthy pass.
+/// The routes of a pool take a second if a peer was dialled too early. A node's first healthy pass takes a second too.
 const BOOT_WITHIN: Duration = Duration::from_secs(30);
 
 /// A cluster and its nodes. All processes end and all files are removed when this value is dropped.

@@ -12,7 +12,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Failure;
 
-/// nats-server's signal channel holds one signal, so a SIGTERM right after other signals may be lost (`NATS.md`).
+/// nats-server's signal channel holds one signal, so a SIGTERM right after other signals may be lost
+/// (docs/nats-server.md).
 const REPEAT_SIGTERM: Duration = Duration::from_millis(500);
 
 /// Returns on Ctrl-C, or on the SIGTERM of a caller that no longer waits.
@@ -77,7 +78,7 @@ impl Process {
             Ok(Some(status)) => {
                 Err(Failure::new(format!("{} ended by itself ({status}):\n{}", self.name, tail(&self.log, 20))))
             }
-            Err(error) => Err(Failure::new(format!("could not look after {}", self.name)).because(error)),
+            Err(error) => Err(Failure::new(format!("could not check {}", self.name)).because(error)),
         }
     }
 

@@ -31,7 +31,7 @@ impl Progress {
     }
 
     /// Shows a step until it is done. `now` is called repeatedly for the state of the step.
-    #[expect(clippy::print_stdout, reason = "that is where it is shown")]
+    #[expect(clippy::print_stdout, reason = "people see the steps on standard output")]
     pub async fn step<T>(
         &self,
         what: &str,

@@ -1,4 +1,5 @@
-//! A disk of one megabyte that a test can fill. It is a tmpfs(5), which answers `ENOSPC` as every file system does.
+//! A disk of one megabyte that a test can fill. The disk is a tmpfs(5), which answers `ENOSPC` as every file system
+//! does.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

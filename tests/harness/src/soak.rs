@@ -24,7 +24,7 @@ pub fn seed() -> u64 {
     let given = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok());
     // The hasher's keys are random, and nothing else here needs a generator.
     let seed = given.unwrap_or_else(|| RandomState::new().build_hasher().finish());
-    say(&format!("{SEED}={seed} plays this again"));
+    say(&format!("{SEED}={seed} repeats this run"));
     seed
 }
 
@@ -42,6 +42,6 @@ pub fn figure(name: &str, value: impl Display) {
     let line = format!("{name}\t{value}\n");
     let gathered = OpenOptions::new().create(true).append(true).open(&path);
     if let Err(error) = gathered.and_then(|mut file| file.write_all(line.as_bytes())) {
-        say(&format!("could not keep it in {}: {error}", path.display()));
+        say(&format!("could not write the figure to {}: {error}", path.display()));
     }
 }

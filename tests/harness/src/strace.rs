@@ -25,7 +25,7 @@ const CALLS: &str = "?open,?creat,openat,write,writev,?pwrite64,ftruncate,falloc
 /// Calls that open a file, and may create it.
 const OPENS: [&str; 3] = ["open", "creat", "openat"];
 const SIGNALS: [&str; 3] = ["kill", "tgkill", "pidfd_send_signal"];
-/// The time in which strace writes its last lines, or lets go.
+/// The time in which strace writes its last lines, or detaches.
 const SOON: Duration = Duration::from_secs(10);
 
 /// A call of the traced process.
@@ -124,7 +124,7 @@ impl std::fmt::Display for Point {
 pub fn present() -> Result<(), Failure> {
     let version = std::process::Command::new("strace").arg("--version").output();
     version.map(drop).map_err(|error| {
-        Failure::new("could not run strace, by which crash points are found; install Debian's package strace")
+        Failure::new("could not run strace, which finds the crash points; install Debian's package strace")
             .because(error)
     })
 }
@@ -171,7 +171,7 @@ fn launcher(output: &Path, trace: &str) -> Vec<String> {
 /// Makes strace detach from a process, which continues undisturbed.
 pub async fn release(pid: u32) -> Result<(), Failure> {
     let status = format!("/proc/{pid}/status");
-    eventually("strace letting go", SOON, async || {
+    eventually("the detachment of strace", SOON, async || {
         let text = std::fs::read_to_string(&status).map_err(|error| format!("{status}: {error}"))?;
         let tracer = text.lines().find_map(|line| line.strip_prefix("TracerPid:")?.trim().parse().ok()).unwrap_or(0);
         if tracer == 0 {
@@ -219,7 +219,7 @@ impl Recording {
         let calls: Vec<Call> = text.lines().filter_map(Call::parse).collect();
         // A process's id is the id of its main thread.
         let main = text.lines().find_map(of_thread).map(|(main, _)| main);
-        let main = main.ok_or_else(|| Failure::new(format!("{} is no trace: {text}", output.display())))?;
+        let main = main.ok_or_else(|| Failure::new(format!("{} is not a trace: {text}", output.display())))?;
         Ok(Self { main, calls })
     }
 
@@ -386,7 +386,8 @@ impl Point {
         }
     }
 
-    /// Whether a fault can begin at this point and stay. That needs the main thread, whose calls are counted.
+    /// Whether a fault can begin at this point and stay. Such a fault needs a point of the main thread, whose calls are
+    /// counted.
     #[must_use]
     pub fn can_stay(&self, errno: Errno) -> bool {
         let calls = if errno == Errno::Full { &self.since.full } else { &self.since.read_only };

@@ -52,7 +52,8 @@ pub fn checkov() -> Result<PathBuf, Failure> {
     present(directory().join("checkov/bin/checkov"))
 }
 
-/// The command that runs cloud-init, before its arguments. cloud-init is unpacked by `cargo xtask setup` on Debian, or installed.
+/// The command that runs cloud-init, without arguments. `cargo xtask setup` unpacks cloud-init on Debian. Elsewhere
+/// cloud-init may be installed.
 #[must_use]
 pub fn cloud_init() -> Option<Command> {
     let unpacked = directory().join("cloud-init/usr");
@@ -64,7 +65,7 @@ pub fn cloud_init() -> Option<Command> {
     in_path("cloud-init").map(Command::new)
 }
 
-/// Prometheus's promtool, unpacked by `cargo xtask setup` on Debian, or installed.
+/// Prometheus's promtool. `cargo xtask setup` unpacks promtool on Debian. Elsewhere promtool may be installed.
 #[must_use]
 pub fn promtool() -> Option<PathBuf> {
     let unpacked = directory().join("prometheus/usr/bin/promtool");

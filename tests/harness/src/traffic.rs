@@ -351,7 +351,7 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
-/// A poisoned lock is used on, because the count of a thread that panicked is still correct.
+/// A poisoned lock stays usable, because the count of a thread that panicked is still correct.
 fn lock(received: &Mutex<Received>) -> std::sync::MutexGuard<'_, Received> {
     received.lock().unwrap_or_else(PoisonError::into_inner)
 }

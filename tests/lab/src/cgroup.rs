@@ -1,5 +1,5 @@
-//! The control groups of the instances. Each instance has its own, because systemd treats its own group as the root. It
-//! also takes over the groups of any other systemd below that root.
+//! The control groups of the instances. Each instance has its own group, because systemd treats its own group as the
+//! root. A systemd also takes over the groups of any other systemd below that root.
 
 use std::path::{Path, PathBuf};
 

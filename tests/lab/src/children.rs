@@ -1,4 +1,4 @@
-//! The children of a process. This kernel may lack the single file that lists them.
+//! The children of a process. A kernel may lack the file that lists children, so a search of `/proc` finds them.
 
 /// The children, each with its `/proc/PID/status` (proc_pid_status(5)).
 pub(crate) fn of(parent: u32) -> impl Iterator<Item = (u32, String)> {

@@ -21,8 +21,8 @@ pub(crate) const ENDPOINT_PORT: u16 = 4566;
 const GROUP: &str = "nats";
 const TRUST: &str = "nats/trust-bundle";
 const CREDENTIAL: &str = "nats/cluster-credential";
-/// The time between IssueCertificate and the certificate. AWS gives no figure. The value is about the time after which
-/// the SDK's waiter polls first.
+/// The time between IssueCertificate and the certificate. AWS documents no figure. The SDK's waiter polls first after
+/// about this time.
 const ISSUANCE: Duration = Duration::seconds(1);
 
 pub(crate) struct Cloud {
@@ -54,7 +54,7 @@ impl Cloud {
             })
             .map_err(|error| cannot("set up").because(error))?;
         let ca_file = directory.join("ca.pem");
-        std::fs::write(&ca_file, pem).map_err(|error| cannot("keep the CA's certificate of").because(error))?;
+        std::fs::write(&ca_file, pem).map_err(|error| cannot("write the CA's certificate of").because(error))?;
         Ok(Self { double, ca_arn, ca_file })
     }
 
@@ -63,12 +63,12 @@ impl Cloud {
         self.double.account(|account, now| account.fleet.launch(GROUP, id, address, "InService", now));
     }
 
-    /// Auto Scaling moves an instance to another lifecycle state.
+    /// Moves an instance to another lifecycle state, as Auto Scaling does.
     pub(crate) fn set_state(&self, id: &str, state: &str) {
         self.double.account(|account, now| account.fleet.set_state(id, state, now));
     }
 
-    /// Auto Scaling no longer lists an instance.
+    /// Removes an instance from Auto Scaling's lists.
     pub(crate) fn terminate(&self, id: &str) {
         self.double.account(|account, now| account.fleet.terminate(id, now));
     }

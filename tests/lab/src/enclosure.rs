@@ -1,8 +1,8 @@
 //! The lab's enclosure: its own mount, network and process namespaces, made by unshare(1).
 //!
-//! Nothing can be left behind. When the lab's first process ends, for any reason, all its other processes end. The
-//! kernel then removes mounts, interfaces and namespaces. Only files below the lab's directory and empty control groups
-//! remain, and the next start removes them.
+//! The lab cleans up after any end. The kernel ends all other processes when the lab's first process ends, for any
+//! reason. The kernel then removes mounts, interfaces and namespaces. Only files below the lab's directory and empty
+//! control groups remain. The next start removes these files and groups.
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -25,7 +25,7 @@ const STARTED_WITHIN: Duration = Duration::from_secs(10);
 const ENDED_WITHIN: Duration = Duration::from_mins(1);
 const GONE_WITHIN: Duration = Duration::from_secs(20);
 
-/// Starts this program again inside, waits until it ends, and removes what it left.
+/// Starts this program again inside the enclosure, waits for its end, and removes its files and control groups.
 pub(crate) async fn run(lab: &Path) -> Result<ExitCode, Failure> {
     clear(lab).await?;
     let own = std::env::current_exe().map_err(|error| Failure::new("could not find this program").because(error))?;
@@ -34,7 +34,7 @@ pub(crate) async fn run(lab: &Path) -> Result<ExitCode, Failure> {
         .arg(own)
         .args(std::env::args_os().skip(1))
         .arg(INSIDE)
-        // The end of this pipe tells the lab to end, both on request and after this program was killed.
+        // The end of this pipe ends the lab. The pipe ends on request, and also if this program is killed.
         .stdin(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
@@ -70,7 +70,7 @@ async fn watch(inside: &mut Child) -> Result<ExitCode, Failure> {
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// Removes what no namespace removes, once the last process of a killed lab is gone.
+/// Removes the files and control groups of a lab, once the last process of a killed lab is gone.
 async fn clear(lab: &Path) -> Result<(), Failure> {
     let gone = async || cgroup::clear().map_err(|failure| failure.chain());
     eventually("the end of an earlier lab", GONE_WITHIN, gone).await?;
@@ -87,14 +87,13 @@ pub(crate) struct Inside {
 impl Inside {
     /// Reads the first process's pid from outside, and mounts `/run`.
     pub(crate) async fn enter() -> Result<Self, Failure> {
-        let cannot = || Failure::new("could not read what is said to the lab");
+        let cannot = || Failure::new("could not read the standard input of the lab");
         let lifeline = std::io::stdin().as_fd().try_clone_to_owned().and_then(pipe::Receiver::from_owned_fd);
         let mut lifeline = BufReader::new(lifeline.map_err(|error| cannot().because(error))?);
         let mut line = String::new();
         lifeline.read_line(&mut line).await.map_err(|error| cannot().because(error))?;
         let pid = line.trim().parse();
-        let pid =
-            pid.map_err(|_| Failure::new(format!("{INSIDE} is for the lab itself; start it by cargo xtask lab")))?;
+        let pid = pid.map_err(|_| Failure::new(format!("{INSIDE} is for the lab itself; run cargo xtask lab")))?;
         // The mount is for named network namespaces, and for systemd-nspawn's files under /run/systemd.
         command::run("mount", ["-t", "tmpfs", "-o", "mode=755", "lab", "/run"]).await?;
         Ok(Self { pid, lifeline })

@@ -94,8 +94,9 @@ impl Group {
         self.instances.iter().map(|instance| instance.id.clone()).collect()
     }
 
-    /// Waits until every node is healthy, lists exactly the other instances as peers with a route that is up, and has
-    /// routes to all. Returns the timelines of the nodes. `done` counts the nodes that are ready.
+    /// Waits until every node is healthy and has routes to all other nodes. Every node must also list exactly the
+    /// group's instances as peers with a route that is up. Returns the timelines of the nodes. `done` counts the nodes
+    /// that are ready.
     pub(crate) async fn converged(&self, done: &AtomicUsize) -> Result<Vec<Timeline>, Failure> {
         let ids = self.ids();
         done.store(0, Ordering::Relaxed);
@@ -107,8 +108,7 @@ impl Group {
         try_join_all(watched).await
     }
 
-    /// Checks on every instance what a status doesn't cover: the way to AWS and to the peers, and the machine's other
-    /// units.
+    /// Checks every instance beyond its status: the connections to AWS and to the peers, and the machine's other units.
     pub(crate) async fn sound(&self) -> Result<(), Failure> {
         let asked = self.instances.iter().map(async |instance| {
             instance.run(["bash", "--login", "-c", "agent doctor"]).await?;
@@ -148,7 +148,7 @@ async fn watch(instance: &Instance, ids: &BTreeSet<String>) -> Result<Timeline, 
     });
     seen.await?;
     timeline.read(&instance.journal(FIELDS).await?);
-    // Every first boot has a reason, at least that nats-server doesn't run yet.
+    // Every first boot logs the code of a reason, because nats-server doesn't run at first.
     if timeline.has_code() {
         Ok(timeline)
     } else {

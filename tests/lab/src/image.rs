@@ -76,15 +76,14 @@ fn suite() -> Result<String, Failure> {
     let text =
         std::fs::read_to_string(file).map_err(|error| Failure::new(format!("could not read {file}")).because(error))?;
     let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    name.map(ToOwned::to_owned).ok_or_else(|| Failure::new(format!("{file} names no VERSION_CODENAME of Debian's")))
+    name.map(ToOwned::to_owned).ok_or_else(|| Failure::new(format!("{file} has no VERSION_CODENAME")))
 }
 
 /// The mirror of this machine's own packages.
 async fn mirror() -> Result<String, Failure> {
     let uris = run("apt-get", ["--print-uris", "download", "base-files"]).await?;
-    mirror_in(&uris).ok_or_else(|| {
-        Failure::new(format!("apt-get doesn't say where it has base-files from, but {uris:?}; try apt-get update"))
-    })
+    mirror_in(&uris)
+        .ok_or_else(|| Failure::new(format!("apt-get names no mirror of base-files: {uris:?}; try apt-get update")))
 }
 
 /// The part before the pool, of `'http://mirror/debian/pool/main/b/base-files/… `.
@@ -95,7 +94,7 @@ fn mirror_in(uris: &str) -> Option<String> {
 
 /// Turns a Debian root into an image for this group: cloud-init detects EC2, and the services find the lab's AWS.
 async fn configure(root: &Path) -> Result<(), Failure> {
-    // cloud-init is enabled without its own detection. The hypervisor's UUID shows it that the platform is EC2.
+    // cloud-init is enabled without its own detection. The hypervisor's UUID identifies the platform as EC2.
     write(&root.join("etc/cloud/ds-identify.cfg"), "policy: enabled\n")?;
     write(&root.join("etc/lab/hypervisor/uuid"), HYPERVISOR_UUID)?;
     for service in ["cloud-init-local.service", "cloud-init.service"] {
@@ -103,12 +102,11 @@ async fn configure(root: &Path) -> Result<(), Failure> {
     }
     let cloud = format!(
         "datasource_list: [Ec2]\ndatasource:\n  Ec2:\n    metadata_urls: [\"http://{METADATA}\"]\n\
-         # The address is there before the instance is, as `ip` has set it.\nnetwork: {{config: disabled}}\n\
-         # Nobody logs in, and the one locale is the C library's own.\nssh_genkeytypes: []\nlocale: C.UTF-8\n"
+         # `ip` sets the address before the instance boots.\nnetwork: {{config: disabled}}\n\
+         # Nobody logs in, and the only locale is the C library's own.\nssh_genkeytypes: []\nlocale: C.UTF-8\n"
     );
     write(&root.join("etc/cloud/cloud.cfg.d/90-lab.cfg"), &cloud)?;
-    // The only difference from a real instance: the endpoint of AWS's services. Instance metadata has its usual
-    // address.
+    // Only the endpoint of AWS's services differs from a real instance. Instance metadata has its usual address.
     let endpoint = format!("http://{HUB}:{ENDPOINT_PORT}");
     let drop_in = format!("[Service]\nEnvironment=AWS_ENDPOINT_URL={endpoint}\n");
     write(&root.join("etc/systemd/system/nats-tls-agent.service.d/lab.conf"), &drop_in)?;
@@ -140,7 +138,7 @@ fn write(path: &Path, text: &str) -> Result<(), Failure> {
     written.map_err(|error| Failure::new(format!("could not write {}", path.display())).because(error))
 }
 
-/// Replaces a file, and never writes through a link, which would lead out of the image.
+/// Replaces a file. A write through a link would leave the image.
 fn replace(path: &Path, text: &str) -> Result<(), Failure> {
     drop(std::fs::remove_file(path));
     write(path, text)

@@ -22,7 +22,8 @@ use crate::{cgroup, children, network};
 /// The exit code by which systemd-nspawn with `--keep-unit` requests another start of the machine (`nspawn.c`).
 const REBOOT: i32 = 133;
 const LEADER_WITHIN: Duration = Duration::from_secs(20);
-/// A node that shuts down first sends its clients elsewhere, for a minute at most. Then everything else ends.
+/// A node that shuts down first moves its clients to other nodes, for a minute at most. Everything else ends
+/// afterwards.
 const OFF_WITHIN: Duration = Duration::from_secs(200);
 /// nats-server's monitoring listener, as the agent configures it.
 const MONITOR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8222);
@@ -82,8 +83,8 @@ impl Instance {
         ];
         let mut command = Command::new("sh");
         command
-            // The shell enters the control groups before systemd-nspawn starts, because that makes more groups below
-            // its own.
+            // The shell enters the control groups before systemd-nspawn starts, because systemd-nspawn makes more
+            // groups below its own group.
             .args([
                 "-c",
                 "for group in $GROUPS_TO_ENTER; do echo $$ >\"$group/cgroup.procs\" || exit; done; exec \"$@\"",
@@ -106,20 +107,21 @@ impl Instance {
                 return Ok(Err(ended));
             }
             let pid = nspawn.pid().ok_or("it has ended")?;
-            leader_of(pid).map(Ok).ok_or_else(|| format!("{pid} has none"))
+            leader_of(pid).map(Ok).ok_or_else(|| format!("{pid} has no such child"))
         });
         let leader = leader.await??;
         self.machine = Some(Machine { nspawn, leader });
         Ok(())
     }
 
-    /// Reboots the machine, as its operator or EC2's RebootInstances does, and starts it again once it is off.
+    /// Reboots the machine, as its operator or EC2's RebootInstances does, and starts the machine again once the
+    /// machine is off.
     pub(crate) async fn reboot(&mut self) -> Result<(), Failure> {
         self.run(["systemctl", "--no-block", "reboot"]).await?;
         let machine = self.machine.take().ok_or_else(|| self.off())?;
         let ended = machine.nspawn.ended(OFF_WITHIN).await?;
         if ended.code() != Some(REBOOT) {
-            return Err(Failure::new(format!("{} was to reboot and ended with {ended}", self.id)));
+            return Err(Failure::new(format!("{} ended with {ended} in place of a reboot", self.id)));
         }
         self.boot().await
     }
@@ -132,7 +134,7 @@ impl Instance {
         if ended.success() {
             Ok(())
         } else {
-            Err(Failure::new(format!("{} was to power off and ended with {ended}", self.id)))
+            Err(Failure::new(format!("{} ended with {ended} in place of a power-off", self.id)))
         }
     }
 
@@ -159,7 +161,7 @@ impl Instance {
     pub(crate) async fn status(&self) -> Result<Value, Failure> {
         let text = self.run(["sh", "-c", "agent status --json || [ $? -eq 1 ]"]).await?;
         serde_json::from_str(&text)
-            .map_err(|error| Failure::new(format!("{}: agent status is no JSON: {text}", self.id)).because(error))
+            .map_err(|error| Failure::new(format!("{}: agent status is not JSON: {text}", self.id)).because(error))
     }
 
     /// The names of the servers to which this nats-server has routes.
@@ -208,7 +210,7 @@ fn id(number: u8) -> String {
 }
 
 /// The current time, from which timelines count.
-#[expect(clippy::disallowed_methods, reason = "the journals that it is compared with have the machine's own time")]
+#[expect(clippy::disallowed_methods, reason = "the journals have the machine's own time")]
 pub(crate) fn now() -> OffsetDateTime {
     OffsetDateTime::now_utc()
 }
@@ -231,8 +233,8 @@ mod tests {
     fn the_leader_is_the_child_that_is_1_to_itself() {
         let status = |name: &str, own: &str| format!("Name:\t{name}\nPid:\t14\nPPid:\t11\nNSpid:\t14{own}\n");
         assert!(is_leader(&status("systemd", "\t1")));
-        assert!(!is_leader(&status("systemd-nspawn", "")), "on its way");
-        assert!(!is_leader(&status("(sd-stubinit)", "\t1")), "on its way");
+        assert!(!is_leader(&status("systemd-nspawn", "")), "not in its namespace yet");
+        assert!(!is_leader(&status("(sd-stubinit)", "\t1")), "not systemd yet");
     }
 
     #[test]

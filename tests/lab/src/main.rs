@@ -168,7 +168,7 @@ async fn perform(options: &Options, lab: &Path, stage: &mut Option<Group>) -> Re
         .collect();
     println!("\n{}\n", timeline::render(&rows));
 
-    progress.step("agent doctor finds nothing, no unit has failed", String::new, group.sound()).await?;
+    progress.step("agent doctor finds no fault, no unit has failed", String::new, group.sound()).await?;
 
     let (scale_out, joined) = story::scale_out(group, &progress).await?;
     println!("\n{joined}\n");
@@ -204,5 +204,5 @@ fn how_to_look(group: &Group, inside: &Inside) -> Result<String, Failure> {
         Ok(format!("  {}  nsenter --target={} --mount --pid nsenter {enter} bash --login", instance.id, inside.pid))
     };
     let lines = group.instances.iter().map(of).collect::<Result<Vec<_>, Failure>>()?;
-    Ok(format!("Still up. To look inside, as root:\n{}\nCtrl-C ends it and removes everything.", lines.join("\n")))
+    Ok(format!("Still up. To look inside, as root:\n{}\nCtrl-C ends the lab and removes everything.", lines.join("\n")))
 }

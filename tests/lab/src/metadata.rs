@@ -29,7 +29,7 @@ impl MetadataService {
     pub(crate) async fn start() -> Result<Self, Failure> {
         let listener = TcpListener::bind((METADATA, 80))
             .await
-            .map_err(|error| Failure::new("could not listen for questions to instance metadata").because(error))?;
+            .map_err(|error| Failure::new("could not listen on the address of instance metadata").because(error))?;
         let instances = Instances::default();
         let asked = Arc::clone(&instances);
         let answer = move |request: Request<_>, _| std::future::ready(answer(&asked, &request));

@@ -1,6 +1,6 @@
 //! The VPC's resolver: the resource names of the instances, served by dnsmasq.
 //!
-//! `i-….REGION.compute.internal` resolves to the instance's private address where the launch template turns resource name
+//! `i-….REGION.compute.internal` resolves to the instance's private address if the launch template turns resource name
 //! DNS A records on (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-naming.html>).
 
 use std::net::Ipv4Addr;
@@ -46,7 +46,7 @@ impl Names {
     /// Removes the name of an instance.
     pub(crate) fn remove(&self, id: &str) -> Result<(), Failure> {
         std::fs::remove_file(self.directory.join(id))
-            .map_err(|error| Failure::new(format!("could not take the name of {id} away")).because(error))?;
+            .map_err(|error| Failure::new(format!("could not remove the name of {id}")).because(error))?;
         // dnsmasq watches for new files only, so it needs a signal here.
         self.dnsmasq.signal(Signal::SIGHUP)
     }

@@ -1,5 +1,5 @@
-//! Operations that a machine may refuse even to root, for instance a container's host. They are tried before the lab
-//! starts.
+//! Tries, before the lab starts, the operations that a machine may refuse even to root. A container's host is such a
+//! machine.
 
 use std::path::Path;
 

@@ -43,7 +43,8 @@ pub(crate) struct Story {
 }
 
 impl Story {
-    /// Whether no message was lost, and no connection except those to the instance that went away.
+    /// Whether messages were sent and all arrived, and only clients of the instance that went away lost their
+    /// connection.
     pub(crate) fn is_good(&self) -> bool {
         self.acknowledged_lost + self.sent_lost + self.disturbed == 0 && self.acknowledged > 0 && self.sent > 0
     }
@@ -76,7 +77,7 @@ pub(crate) async fn terminate(group: &mut Group, progress: &Progress, index: usi
     .await
 }
 
-/// Reboots an instance. It comes back with its disk, and so with its certificate.
+/// Reboots an instance. The instance comes back with its disk, and so with its certificate.
 pub(crate) async fn reboot(group: &mut Group, progress: &Progress, index: usize) -> Result<Story, Failure> {
     let (paid, leaf) = (group.cloud.certificates(), leaf(&group.instances[index].status().await?));
     let story = under_traffic(group, progress, "reboot one", Some(index), async |group, done| {
@@ -131,7 +132,7 @@ pub(crate) async fn upgrade(
     let instance = &group.instances[index];
     same("nats-server's process before and after the upgrade", &before.1, &pid_of(instance, "nats-server").await?)?;
     if version_of(instance).await? == version {
-        return Err(Failure::new(format!("{} holds no other version than {version}", package.display())));
+        return Err(Failure::new(format!("{} holds the installed version {version}", package.display())));
     }
     Ok(story)
 }
@@ -158,7 +159,7 @@ pub(crate) async fn remove(group: &mut Group, progress: &Progress, index: usize)
 }
 
 /// Runs an event amid traffic. Every instance has a publisher whose messages JetStream acknowledges. Core NATS runs
-/// between all instances that stay, because it promises nothing to the clients of a machine that goes away.
+/// between all instances that stay, because core NATS promises nothing to the clients of a machine that goes away.
 async fn under_traffic(
     group: &mut Group,
     progress: &Progress,
@@ -168,8 +169,8 @@ async fn under_traffic(
 ) -> Result<Story, Failure> {
     let staying: Vec<_> =
         (0..group.instances.len()).filter(|index| Some(*index) != going).map(|index| group.endpoint(index)).collect();
-    // The leaving client is the last, because the first client requests the stream. It reconnects elsewhere, as through
-    // a load balancer.
+    // The leaving client is the last, because the first client requests the stream. The leaving client reconnects to
+    // another server, as through a load balancer.
     let others: Vec<_> = staying.iter().map(|endpoint| endpoint.address).collect();
     let leaving = going.map(|index| Endpoint { others, ..group.endpoint(index) });
     let all: Vec<_> = staying.iter().cloned().chain(leaving).collect();

@@ -1,41 +1,43 @@
 //! A fleet of the real agent on virtual time.
 //!
-//! The agent's own reconciler, schedule, issuance, journal, acceptance and commit run, on a state directory for each node.
-//! AWS is `aws-double` with its quotas, and nats-server is `doubles::fake_server`. There is one thread, one clock that jumps
-//! from timer to timer, and a seed: the same seed gives the same run.
+//! Each node runs the agent's own reconciler, schedule, issuance, journal, acceptance and commit on its own state
+//! directory. `aws-double` with its quotas stands for AWS, and `doubles::fake_server` stands for nats-server. One
+//! thread runs all nodes, and the clock jumps from timer to timer. The same seed gives the same run.
 //!
 //! # Two scenarios
 //!
-//! **A year.** Clusters of five with weekly certificates. AWS is away, throttles, denies or loses answers for up to
-//! [`AUTONOMY`]. Agents are killed at random awaits and restarted, nats-servers restart, instances are replaced, and the CA
-//! rolls over. In half of the rollovers the operator takes the old root away too soon.
+//! **A year.** Clusters of five nodes have weekly certificates. AWS is away, throttles, denies or loses answers for up
+//! to [`AUTONOMY`]. Agents are killed at random awaits and restarted. nats-servers restart, instances are replaced, and
+//! the CA rolls over. The operator removes the old root too soon in half of the rollovers.
 //!
-//! A year of a thousand nodes at the product's `discovery.interval` of 30 s would be 10⁹ passes, nearly all with nothing to
-//! do. So the interval here is hours. The bundle, which is polled every tenth round, is polled every few days.
-//! The interval spreads the nodes' work in the same measure, so the other scenario judges quotas and reloads. The longest pause
-//! between two failures of the bundle or of discovery grows with the interval. Issuance is repeated every few minutes.
+//! The interval of discovery is hours here. A thousand nodes would make 10⁹ passes in a year at the product's
+//! `discovery.interval` of 30 s. Nearly all passes would have nothing to do. Agents poll the bundle in every tenth
+//! round, which is every few days here. The long interval also spreads the nodes' work, so the other scenario judges
+//! quotas and reloads. The longest pause between two failures of the bundle or of discovery grows with the interval.
+//! Agents repeat a failed issuance every few minutes.
 //!
-//! **Rush hour.** Clusters of five and of a hundred at the real 30 s, at the events that make all nodes act at once. Only the
-//! calm days before the outage have a long interval. The events:
+//! **Rush hour.** Clusters of three, five and a hundred nodes meet the events that make all nodes act at once. The
+//! interval of discovery is the real 30 s. Only the calm days before the outage have a long interval. The events:
 //!
 //! - a boot of all nodes,
-//! - the end of an outage in which every certificate fell due,
-//! - a root added and taken away,
+//! - the end of an outage in which every certificate falls due,
+//! - the addition and the removal of a root,
 //! - an `agent renew` of all nodes,
 //! - a scale-out by a fifth, and a scale-in.
 //!
 //! # What is promised
 //!
-//! - No certificate expires while it is served, as long as no outage is longer than [`AUTONOMY`].
-//! - Every node comes to serve.
-//! - Calls of Private CA exceed a quota for [`JITTER_WINDOW`] at most: by then a thousand throttled nodes have drawn apart. The
-//!   first quota that nodes meet is the narrowest: each process reads the CA's certificate once.
-//! - At most a third of a cluster, rounded up, reloads by itself in the same ten seconds: one node of three. When an operator
-//!   tells all nodes to renew, all reload at once. That share is shown, and no promise is made of it.
-//! - No key is paid for twice, with one exception: the answer was lost with the process that waited for it, and Private CA
-//!   refused at least [`REPEATS`] repeats until it had forgotten the token.
+//! - No server shows an expired certificate, as long as no outage is longer than [`AUTONOMY`].
+//! - Every node serves a certificate by the end.
+//! - Calls of Private CA exceed a quota for [`JITTER_WINDOW`] at most. Jitter spreads a thousand throttled nodes in
+//!   that time. Nodes meet the narrowest quota first, because each process reads the CA's certificate once.
+//! - At most a third of a cluster, rounded up, reloads by itself in the same ten seconds. A cluster of three reloads
+//!   one node at a time. All nodes reload at once if an operator tells all nodes to renew. The report shows their
+//!   share, and no promise limits their share.
+//! - No key is paid for twice, with one exception. The answer is lost together with the waiting process, and Private CA
+//!   refuses at least [`REPEATS`] repeats before it forgets the token.
 //! - A configuration names a complete set of files at every start and reload (invariant 2).
-//! - No two servers of a cluster ever stop trusting each other (invariant 5).
+//! - All servers of a cluster trust each other at any time (invariant 5).
 //! - No state directory holds more than [`MOST_FILES`] files.
 
 mod cloud;
@@ -62,23 +64,24 @@ pub use node::VALIDITY;
 pub use report::{Figures, Report};
 pub use scenario::{AUTONOMY, ORDERED, Rush, Year};
 
-/// How long calls may exceed a quota after all nodes began at once. A thousand nodes that boot in one second need the
-/// narrowest quota for 50 seconds, and exceeded it for 65. Three hundred nodes exceeded it for 14.
+/// The longest time for which calls may exceed a quota after all nodes begin at once. A thousand nodes that boot in one
+/// second need the narrowest quota for 50 seconds. They exceeded the quota for 65 seconds. Three hundred nodes exceeded
+/// the quota for 14 seconds.
 pub const JITTER_WINDOW: Duration = Duration::from_secs(90);
-/// The most files in a state directory: four generations of four files, and eight other files.
+/// The largest number of files in a state directory: four generations of four files, and eight other files.
 pub const MOST_FILES: usize = 24;
 /// The time at which every run begins.
 const START: OffsetDateTime = datetime!(2027-01-01 00:00 UTC);
-/// Servers of a cluster in the year.
+/// The number of servers in a cluster of the year.
 const CLUSTER: usize = 5;
 
 /// Receives the progress of a run, one line at a time.
 pub type Tell = fn(&str);
 
-/// Runs so many nodes for so many days.
+/// Runs `nodes` nodes for `days` days.
 ///
 /// # Errors
-/// When there is no place for state directories.
+/// The state directories can't be made.
 pub fn year(nodes: usize, days: u32, interval: Duration, seed: u64, tell: Tell) -> std::io::Result<Report> {
     let plan = Year { length: Duration::from_hours(24) * days, node_life: Duration::from_hours(24 * 120) };
     let clusters: Vec<usize> = (0..nodes.div_ceil(CLUSTER)).map(|at| CLUSTER.min(nodes - at * CLUSTER)).collect();
@@ -100,7 +103,7 @@ pub fn year(nodes: usize, days: u32, interval: Duration, seed: u64, tell: Tell) 
 /// Runs clusters of these sizes through the hours in which all nodes act at once.
 ///
 /// # Errors
-/// When there is no place for state directories.
+/// The state directories can't be made.
 pub fn rush_hour(clusters: Vec<usize>, seed: u64, tell: Tell) -> std::io::Result<Report> {
     let plan = Rush { clusters };
     let never = Duration::from_hours(24 * 365);
@@ -113,7 +116,7 @@ pub fn rush_hour(clusters: Vec<usize>, seed: u64, tell: Tell) -> std::io::Result
     })
 }
 
-/// One cluster of three, a third of the nodes in clusters of five, the rest in clusters of a hundred.
+/// Divides the nodes: a cluster of three, a third of the nodes in clusters of five, the rest in clusters of a hundred.
 #[must_use]
 pub fn rush_clusters(nodes: usize) -> Vec<usize> {
     let smallest = nodes.min(3);
@@ -126,7 +129,7 @@ pub fn rush_clusters(nodes: usize) -> Vec<usize> {
 }
 
 /// Makes a world, lives through the scenario, and reports the figures.
-#[expect(clippy::disallowed_methods, reason = "how long a run takes is a figure of it")]
+#[expect(clippy::disallowed_methods, reason = "the report shows the real time of the run")]
 fn run(
     scenario: &'static str,
     clusters: usize,
@@ -146,14 +149,14 @@ fn run(
         let fleet = live(&world).await;
         if world.unserved() > 0 {
             world.begin_phase("end");
-            // Nodes that an outage held up come to serve after its end and the pause between two failures.
+            // A node that an outage delays serves after the outage and one pause between two failures.
             world.cloud.plan(Vec::new());
             let given_up = world.clock.now() + world.interval() + Duration::from_mins(30);
             while world.unserved() > 0 && world.clock.now() < given_up {
                 tokio::time::sleep(Duration::from_secs(10)).await;
             }
             if world.unserved() > 0 {
-                world.broken(&format!("{} nodes never came to serve", world.unserved()));
+                world.broken(&format!("{} nodes never served a certificate", world.unserved()));
             }
         }
         world.check_all();

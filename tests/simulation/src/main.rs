@@ -11,15 +11,16 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use simulation::Report;
 
-/// Names the file to which figures are appended, one line each: name, tab, value. `harness::soak` reads the same variable.
+/// The variable with the path of the file of figures. Each line holds a name, a tab and a value. `harness::soak` reads
+/// the same variable.
 const FIGURES: &str = "NATS_TLS_AGENT_FIGURES";
 
 #[derive(Parser)]
 #[command(
-    about = "Run the real agent of a whole fleet on virtual time, against AWS's quotas, outages and its own crashes"
+    about = "Run a fleet of real agents on virtual time, through AWS's quotas, AWS's outages and the agents' crashes"
 )]
 struct Arguments {
-    /// Which scenario
+    /// Scenario to run
     #[arg(long, value_enum, default_value_t = Scenario::Both)]
     scenario: Scenario,
     /// Nodes of the year, in clusters of five
@@ -31,7 +32,7 @@ struct Arguments {
     /// Hours between two rounds of discovery in the year
     #[arg(long, default_value_t = 24)]
     interval: u32,
-    /// Nodes of the rush hour: three in a cluster, a third in clusters of five, the rest in clusters of a hundred
+    /// Nodes of the rush hour: three in one cluster, a third in clusters of five, the rest in clusters of a hundred
     #[arg(long, default_value_t = 300)]
     rush_nodes: usize,
     /// Seed of the run, random by default; the same seed gives the same run
@@ -77,14 +78,14 @@ fn main() -> ExitCode {
                 if let Some(file) = std::env::var_os(FIGURES)
                     && let Err(error) = gather(&report, &file)
                 {
-                    eprintln!("error: could not keep the figures in {}: {error}", file.display());
+                    eprintln!("error: could not write the figures to {}: {error}", file.display());
                     kept = false;
                 }
                 kept &= report.is_kept();
                 summaries.push(report.summary());
             }
             Err(error) => {
-                eprintln!("error: could not make a place for state directories: {error}");
+                eprintln!("error: could not make the state directories: {error}");
                 return ExitCode::FAILURE;
             }
         }

@@ -13,14 +13,15 @@ pub(crate) const ISSUE_QUOTA: u32 = 25;
 pub(crate) const GET_QUOTA: u32 = 75;
 /// The quota of GetCertificateAuthorityCertificate calls a second, from the same page.
 pub(crate) const AUTHORITY_QUOTA: u32 = 20;
-/// Two seconds above a quota belong to the same episode where fewer seconds lie between them.
+/// Two seconds above a quota belong to the same episode if they are less than this many seconds apart.
 const ONE_EPISODE: i64 = 60;
 /// The window in which reloads of one cluster are counted together.
 pub(crate) const RELOAD_WINDOW: Duration = Duration::from_secs(10);
 
-/// The calls that arrived at Private CA.
+/// Counts of calls, by the time at which they arrive at Private CA.
 #[derive(Debug, Default)]
 pub(crate) struct Calls {
+    /// Calls that Private CA throttled, or that an outage of any service throttled.
     pub(crate) throttled: u64,
     issue: Rate,
     get: Rate,
@@ -113,20 +114,20 @@ pub(crate) struct Reloads {
 /// A part of a cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
-    /// The nodes of the part.
+    /// The number of nodes in the part.
     pub nodes: usize,
-    /// The nodes of the cluster.
+    /// The number of nodes in the cluster.
     pub of: usize,
 }
 
 impl Share {
-    /// How many nodes have their turn at the same time: a third, rounded up.
+    /// The number of nodes that have their turn at the same time: a third, rounded up.
     #[must_use]
     pub fn turn(self) -> usize {
         self.of.div_ceil(3)
     }
 
-    /// The larger of two shares, measured in turns: two of three are worse than two of five.
+    /// The larger of two shares, measured in turns. Two nodes of three are worse than two nodes of five.
     pub(crate) fn worse(self, other: Self) -> Self {
         if other.nodes * self.turn().max(1) > self.nodes * other.turn().max(1) { other } else { self }
     }

@@ -1,4 +1,4 @@
-//! The life of one node: an agent that is started again whenever it dies, and a nats-server.
+//! The life of one node: an agent that restarts after every death, and a nats-server.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -32,15 +32,16 @@ use tokio::task::JoinHandle;
 use crate::cloud::{Access, Caller, PrivateCa, ROUTE_PORT};
 use crate::world::{Seen, World, next};
 
-/// How long a certificate lives.
+/// The lifetime of a certificate.
 pub const VALIDITY: Duration = Duration::from_hours(7 * 24);
-/// Milliseconds that a pass with an issuance takes. A kill hits a random moment of a pass.
+/// The duration of a pass with an issuance, in milliseconds. A kill hits a random moment of a pass.
 const PASS: u64 = 700;
 
 /// How often a node is disturbed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Disturbances {
-    /// The share of passes that are killed at a random await. The share is ten times as high while a certificate is due.
+    /// The share of passes that are killed at a random await. The share is ten times as high while a certificate is
+    /// due.
     pub(crate) killed: f64,
     /// Mean time between restarts of the agent.
     pub(crate) agent_restart: Duration,
@@ -111,7 +112,7 @@ impl Node {
         Ok(Self { id, cluster: caller.cluster, orders, address, server, directory, begun, tasks })
     }
 
-    /// Takes the node out of its group, stops it, and removes its disk.
+    /// Removes the node from its group, stops the node, and removes its disk.
     pub(crate) async fn terminate(self, world: &World, leaving: Duration) {
         world.cloud.set_state(self.cluster, &self.id, "Terminating:Wait");
         tokio::time::sleep(leaving).await;
@@ -119,7 +120,7 @@ impl Node {
         world.cloud.set_state(self.cluster, &self.id, "Terminated");
     }
 
-    /// Ends the node's life, and counts what it leaves.
+    /// Ends the node's life, and counts its seconds and its files.
     pub(crate) fn stop(&self, world: &World) {
         for task in &self.tasks {
             task.abort();
@@ -141,7 +142,7 @@ fn files_below(directory: &Path) -> usize {
     entries.map(|entry| if entry.path().is_dir() { files_below(&entry.path()) } else { 1 }).sum()
 }
 
-/// Writes what a node's server does into the world's books.
+/// Records the actions of a node's server in the world's books.
 struct Bookkeeper {
     world: Arc<World>,
     caller: Caller,
@@ -175,7 +176,7 @@ struct Life {
 }
 
 impl Life {
-    /// A process of the agent. What an earlier process had in memory is gone.
+    /// Makes a new process of the agent, without the memory of an earlier process.
     fn agent(&mut self) -> Reconciler {
         let world = &self.world;
         let (caller, rng) = (self.caller, &mut self.rng);
@@ -220,7 +221,7 @@ impl Life {
         })
     }
 
-    /// Stops nats-server now and then, and starts it again as systemd does.
+    /// Restarts nats-server at random times, as systemd does.
     fn server_restarts(&self, boot: Duration) -> impl Future<Output = ()> + Send + use<> {
         let (world, server, mut rng) = (Arc::clone(&self.world), Arc::clone(&self.server), self.rng.clone());
         let mean = self.disturbances.server_restart;
@@ -249,7 +250,7 @@ impl Life {
         }
     }
 
-    /// One process of the agent, until it is killed or told to restart.
+    /// Runs one process of the agent until a kill or an order to restart.
     async fn process(&mut self, orders: &mut mpsc::UnboundedReceiver<Order>) {
         let mut agent = self.agent();
         let clock = self.world.clock;
@@ -259,11 +260,12 @@ impl Life {
         loop {
             let Some(pass) = self.pass(&mut agent, &wanted, is_due).await else { return };
             wanted = PassRequest::default();
-            // Every pass of an outage tries again; more deaths in such passes show nothing new.
+            // A repeated attempt has the lower share of kills. Every pass of an outage is such an attempt, and more
+            // kills there show nothing new.
             let renewal = &pass.status.renewal;
             is_due = renewal.next.is_some_and(|next| next <= pass.next) && renewal.attempts == 0;
             if matches!(pass.outcome, Ok(Standing::NoServer { .. })) {
-                // The unit of nats-server waits for a configuration.
+                // nats-server starts late here, because its unit waits for a configuration.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 start(&self.server);
             }
@@ -282,15 +284,15 @@ impl Life {
         }
     }
 
-    /// One pass; nothing where the pass was killed at an await, as by `SIGKILL`.
+    /// Runs one pass. `None`: the pass was killed at an await, as by `SIGKILL`.
     async fn pass(&mut self, agent: &mut Reconciler, wanted: &PassRequest, is_due: bool) -> Option<Pass> {
         self.world.count(|counts| counts.passes += 1);
         let share = self.disturbances.killed * if is_due { 10.0 } else { 1.0 };
         let progress = Progress::default();
         let passing = agent.pass(wanted, &progress);
         let pass = if self.rng.f64() < share {
-            // The kill comes by the clock: the number of awaits depends on the thread that makes the key. All of a pass's
-            // time is spent in awaits, so the kill hits an await.
+            // The clock times the kill, because the number of awaits depends on the thread that makes the key. A pass
+            // spends all its time in awaits, so the kill hits an await.
             let killed = tokio::time::sleep(Duration::from_millis(self.rng.u64(0..PASS)));
             tokio::select! {
                 biased;
@@ -311,14 +313,15 @@ impl Life {
     }
 }
 
-/// Starts a server that doesn't run, if there is a configuration.
+/// Starts a stopped server if there is a configuration.
 fn start(server: &FakeServer) {
     if server.loaded().is_none() && server.config.exists() {
         server.start();
     }
 }
 
-/// A task with random numbers of its own. The order in which the runtime polls tasks doesn't change what a task draws.
+/// A task with random numbers of its own. A task thus draws the same numbers in whatever order the runtime polls the
+/// tasks.
 struct Seeded {
     seed: u64,
     future: Alive,

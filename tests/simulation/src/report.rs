@@ -18,7 +18,7 @@ pub struct Figures {
     pub passes: u64,
     /// Passes that were killed at an await.
     pub killed: u64,
-    /// Starts of an agent after its first.
+    /// Starts of an agent after its first start.
     pub agent_restarts: u64,
     /// Restarts of a nats-server.
     pub server_restarts: u64,
@@ -36,9 +36,9 @@ pub struct Figures {
     pub paid_unavoidably: usize,
     /// Certificates that replaced another certificate in a running nats-server.
     pub rotated: u64,
-    /// Reloads.
+    /// Reloads of all nats-servers.
     pub reloads: u64,
-    /// Calls of Private CA that were throttled.
+    /// Calls that Private CA throttled, or that an outage of any service throttled.
     pub throttled: u64,
     /// The longest episode above a quota.
     pub above_quota: Duration,
@@ -59,15 +59,15 @@ pub struct Figures {
 /// The report of a run.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// The scenario.
+    /// The name of the scenario.
     pub scenario: &'static str,
-    /// The seed.
+    /// The seed that repeats the run.
     pub seed: u64,
     /// The real time that the run took.
     pub took: Duration,
     /// The figures.
     pub figures: Figures,
-    /// The first broken promises, in words.
+    /// The messages of the first broken promises.
     pub broken: Vec<String>,
 }
 
@@ -157,10 +157,10 @@ impl Report {
             ("rotations served", figures.rotated.to_string()),
             ("reloads", figures.reloads.to_string()),
             ("throttled calls", figures.throttled.to_string()),
-            ("most issued in a minute", figures.worst_minute.to_string()),
-            ("most asked for in a second", figures.worst_second.to_string()),
-            ("longest above a quota", format!("{} s", figures.above_quota.as_secs())),
-            ("least left of a served certificate", left),
+            ("most certificates issued in a minute", figures.worst_minute.to_string()),
+            ("most IssueCertificate calls in a second", figures.worst_second.to_string()),
+            ("longest time above a quota", format!("{} s", figures.above_quota.as_secs())),
+            ("least time left of a served certificate", left),
             ("most files in a state directory", figures.most_files.to_string()),
             ("promises broken", figures.broken.to_string()),
         ]

@@ -1,4 +1,4 @@
-//! The events of a run: the plan that a seed makes, and the operator who acts on it.
+//! The events of a run: the plan that a seed makes, and the operator who follows the plan.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 
-/// How long AWS may be away without a certificate's expiring. A weekly certificate is renewed at 0.67 of its life, with
+/// The longest outage of AWS in which no certificate expires. A weekly certificate is renewed at 0.67 of its life, with
 /// 55 h left.
 pub const AUTONOMY: Duration = Duration::from_hours(55);
 /// The product's own `discovery.interval`.
@@ -60,7 +60,7 @@ impl Fleet {
         }
     }
 
-    /// Replaces a node. The new node comes before or after the old node goes, as Auto Scaling groups do.
+    /// Replaces a node. The new node comes before or after the end of the old node, as in Auto Scaling groups.
     async fn replace(&mut self, number: u64) {
         let Some(old) = self.nodes.remove(&number) else { return };
         let (cluster, boot) = (old.cluster, Duration::from_secs(self.rng.u64(10..90)));
@@ -94,10 +94,10 @@ impl Fleet {
         }
     }
 
-    /// Adds a new root to the bundle: the first of a rollover's three steps.
+    /// Adds a new root to the bundle. This is the first of a rollover's three steps.
     ///
-    /// The new root signs when every agent holds it. The old root leaves the bundle when no server shows a leaf of it, or
-    /// a day later where the operator is in a hurry.
+    /// The new root signs once every agent holds the new root. The old root leaves the bundle once no server shows a
+    /// leaf of the old root. An operator in a hurry removes the old root after a day at the latest.
     fn add_root(&mut self) -> usize {
         let now = self.world.clock.now();
         let new = self.world.cloud.create_authority(now);
@@ -111,7 +111,7 @@ impl Fleet {
         std::mem::replace(&mut self.signing, new)
     }
 
-    /// Lives through weeks and months as the seed plans them.
+    /// Runs replacements and rollovers over weeks and months, as the seed plans them.
     pub(crate) async fn live(&mut self, plan: &Year) {
         let world = Arc::clone(&self.world);
         let (clock, end) = (world.clock, world.clock.now() + plan.length);
@@ -120,7 +120,7 @@ impl Fleet {
         let pause = plan.length.mul_f64(0.4);
         let (begun, mut told) = (clock.now(), 0);
         while clock.now() < end {
-            // The operator looks every few hours.
+            // The operator checks the rollover every three hours.
             let look = clock.now() + 3 * HOUR;
             clock.sleep_until(replacement.min(look).min(end)).await;
             if clock.now() >= replacement {
@@ -145,7 +145,7 @@ impl Fleet {
             Rollover::Due(at) if now >= at => Rollover::Added(self.add_root()),
             Rollover::Added(new) if self.world.is_held_by_all(&root(new)) => {
                 let old = self.switch(new);
-                // Half of the operators are in a hurry: then the agents keep the old anchor by themselves.
+                // Half of the operators are in a hurry. The agents then keep the old anchor by themselves.
                 Rollover::Switched(old, self.rng.bool().then_some(now + DAY))
             }
             Rollover::Switched(old, hurry) => {
@@ -160,7 +160,7 @@ impl Fleet {
         }
     }
 
-    /// Lives through the events at which all nodes act at once, at the product's own interval.
+    /// Runs the events at which all nodes act at once, at the product's own interval.
     pub(crate) async fn rush(&mut self, plan: &Rush) {
         let world = Arc::clone(&self.world);
         let pause = |phase: &'static str, time: Duration| {
@@ -189,7 +189,7 @@ impl Fleet {
         let new = self.add_root();
         pause("a root is added", 15 * MINUTE).await;
         if !world.is_held_by_all(&root(new)) {
-            world.broken("a new root was not everywhere after 15 minutes");
+            world.broken("an agent still lacked the new root after 15 minutes");
         }
         let old = self.switch(new);
         self.order_all(Order::Renew);
@@ -197,7 +197,7 @@ impl Fleet {
         world.cloud.trust(&[self.signing], world.clock.now());
         pause("a root is taken away", 15 * MINUTE).await;
         if !world.is_held_by_none(&root(old)) {
-            world.broken("an old root that nobody needs was still held after 15 minutes");
+            world.broken("an agent still held the old root after 15 minutes, although no node needs the old root");
         }
 
         let clusters: Vec<usize> = plan.clusters.clone();
@@ -224,7 +224,7 @@ impl Fleet {
     }
 }
 
-/// The phase in which an operator tells all nodes to renew. Its reloads are shown, and no promise is made of them.
+/// The phase in which an operator tells all nodes to renew. The report shows its reloads, and no promise limits them.
 pub const ORDERED: &str = "everyone's `agent renew`";
 
 enum Rollover {
@@ -233,12 +233,12 @@ enum Rollover {
     Switched(usize, Option<OffsetDateTime>),
 }
 
-/// A long life at a slow pace.
+/// The plan of a long life at a slow pace.
 #[derive(Clone, Debug)]
 pub struct Year {
-    /// How long.
+    /// The length of the life.
     pub length: Duration,
-    /// Mean life of a node.
+    /// The mean lifetime of a node.
     pub node_life: Duration,
 }
 
@@ -247,7 +247,8 @@ impl Year {
         self.node_life / u32::try_from(nodes.max(1)).unwrap_or(u32::MAX)
     }
 
-    /// The time in which clusters boot. A fleet that boots on one day would be due on one day for ever.
+    /// The time in which clusters boot. The certificates of a fleet that boots on one day would always fall due on one
+    /// day.
     pub(crate) fn boot(&self) -> Duration {
         self.length / 50
     }
@@ -258,7 +259,7 @@ impl Year {
         let (mut outages, end) = (Vec::new(), begin + self.length);
         let mut at = begin + self.boot() + DAY + DAY.mul_f64(rng.f64() * 3.0);
         while at < end {
-            // The first is the longest that the promise allows. Most of the others are short.
+            // The first outage is the longest that the promise allows. Most other outages are short.
             let (mood, length) = if outages.is_empty() {
                 (Mood::Away, AUTONOMY)
             } else {
@@ -279,9 +280,9 @@ impl Year {
     }
 }
 
-/// The hours when everybody acts at once.
+/// The plan of the hours when all nodes act at once.
 #[derive(Clone, Debug)]
 pub struct Rush {
-    /// Sizes of the clusters.
+    /// The sizes of the clusters.
     pub clusters: Vec<usize>,
 }

@@ -18,7 +18,7 @@ use crate::Tell;
 use crate::cloud::{Caller, Cloud};
 use crate::meters::{Reloads, Share};
 
-/// How many broken promises are shown in full.
+/// The number of broken promises that are shown in full.
 const TOLD: usize = 20;
 
 pub(crate) struct World {
@@ -87,7 +87,7 @@ impl World {
         self.interval.store(interval.as_secs(), Ordering::Relaxed);
     }
 
-    /// Names the phase that begins, for the counts of reloads.
+    /// Begins a phase. Reloads are counted by phase.
     pub(crate) fn begin_phase(&self, name: &str) {
         (self.tell)(name);
         name.clone_into(&mut self.books().phase);
@@ -119,7 +119,7 @@ impl World {
         self.books().nodes.insert(address, node);
     }
 
-    /// Removes a node, which answers no peer from now on.
+    /// Removes a node. The node answers no peer from now on.
     pub(crate) fn leave(&self, address: SocketAddr) {
         let gone = self.books().nodes.remove(&address);
         if let Some(loaded) = gone.and_then(|gone| gone.server.loaded()) {
@@ -149,7 +149,7 @@ impl World {
         !self.books().nodes.values().any(served)
     }
 
-    /// Notes a broken promise where a leaf has expired while a server shows it.
+    /// Notes a broken promise if a server shows an expired leaf.
     fn check_alive(&self, served: &Loaded) {
         if served.leaf.not_after <= self.clock.now() {
             let sans = served.leaf.sans.ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -174,11 +174,11 @@ impl World {
         self.check_trust(caller, server, loaded);
     }
 
-    /// Invariant 5: this server and each other server of its cluster can shake hands at any time. Every chain here is a leaf
-    /// directly below its root.
+    /// Checks invariant 5: this server and every other server of its cluster can shake hands at any time. Every chain
+    /// here is a leaf directly below its root.
     ///
-    /// A node that is launched after an anchor left the source can't get that anchor: to take it from a peer would be to
-    /// trust whoever answers there. An operator in a hurry makes such pairs, and they are counted.
+    /// A node can't get an anchor that left the source before the node's launch. A node that took anchors from peers
+    /// would trust whoever answers there. An operator in a hurry makes such pairs, and these pairs are counted apart.
     fn check_trust(&self, caller: Caller, server: &FakeServer, loaded: &Loaded) {
         let peers: Vec<_> =
             self.books().nodes.values().filter(|node| node.cluster == caller.cluster).cloned().collect();

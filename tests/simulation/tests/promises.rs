@@ -1,6 +1,6 @@
 //! The simulation with a small fleet.
 
-#![expect(clippy::print_stdout, reason = "a test, which tells what it tried")]
+#![expect(clippy::print_stdout, reason = "a test prints the report of its run")]
 
 use std::time::Duration;
 

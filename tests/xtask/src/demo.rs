@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: sets up, builds, and then becomes the demo itself.
+//! `cargo xtask demo`: sets up, builds, and then runs the demo in its own place.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use crate::{Failure, both, cargo};
 /// Provides the packages, and then fetches and builds at the same time.
 pub(crate) fn run(nodes: u8, keep: bool) -> Result<ExitCode, Failure> {
     setup::provide(&[Job::Demo])?;
-    // The whole workspace gives the dependencies the features of the tests' build, so that nothing is compiled twice.
+    // A build of the whole workspace gives dependencies the features of the tests' build. So cargo compiles each once.
     let programs = ["--workspace", "--bin", "agent", "--bin", "demo"];
     both(|| cargo::build("agent and demo", programs), setup::for_demo)?;
     let mut demo = cargo::built("demo")?;

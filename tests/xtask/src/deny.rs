@@ -1,13 +1,13 @@
-//! `cargo xtask deny`: fetches cargo-deny where it is missing, and becomes its check by `deny.toml`.
+//! `cargo xtask deny`: fetches cargo-deny if it is missing, and runs its check by `deny.toml`.
 
 use std::process::ExitCode;
 
 use crate::{Failure, cargo, setup};
 
-/// Becomes the check.
+/// Replaces this process by the check.
 pub(crate) fn run() -> Result<ExitCode, Failure> {
     setup::for_deny()?;
-    // Duplicates of a crate are warnings, and the graph above each is long.
+    // Duplicate crates are only warnings, so their long inclusion graphs stay hidden.
     let arguments = ["deny", "--locked", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"];
     Err(cargo::become_it(&mut cargo::command(arguments)))
 }

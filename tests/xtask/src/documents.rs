@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 
 use crate::{Arguments, cargo};
 
-/// Every document of the repository.
+/// Every Markdown file of the repository.
 fn documents() -> Vec<PathBuf> {
     let built = ["target", ".git"];
     let mut found = Vec::new();
@@ -26,7 +26,7 @@ fn documents() -> Vec<PathBuf> {
     found
 }
 
-/// The commands in a document: a line of a code block for the shell, or a text between backticks.
+/// The commands in a document. A command is a line of a shell code block, or a text between backticks.
 fn commands(markdown: &str) -> Vec<&str> {
     const COMMAND: &str = "cargo xtask ";
     let (mut found, mut block) = (Vec::new(), None::<&str>);

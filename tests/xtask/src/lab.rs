@@ -1,4 +1,4 @@
-//! `cargo xtask lab`: asks whether this machine can hold a lab, sets up, builds, and then becomes the lab itself.
+//! `cargo xtask lab`: checks that this machine can hold a lab, sets up, builds, and then runs the lab in its own place.
 
 use std::fs;
 use std::process::ExitCode;
@@ -6,17 +6,17 @@ use std::process::ExitCode;
 use crate::setup::{self, Job};
 use crate::{Failure, both, cargo, package};
 
-/// The exit code where no lab is possible. A failure has another exit code, so that CI can tell the two apart.
+/// The exit code on a machine that can't hold a lab. A failure has another exit code, so CI can tell the two apart.
 const SKIPPED: u8 = 3;
 
-/// Provides the packages, builds what instances install, and becomes the lab itself.
+/// Provides the packages, builds what instances install, and replaces this process by the lab.
 pub(crate) fn run(keep: bool) -> Result<ExitCode, Failure> {
     if let Some(obstacle) = obstacle() {
         eprintln!("skipped: {obstacle}");
         return Ok(ExitCode::from(SKIPPED));
     }
     setup::provide(&[Job::Lab])?;
-    // The whole workspace gives the dependencies the features of the tests' build, so that nothing is compiled twice.
+    // A build of the whole workspace gives dependencies the features of the tests' build. So cargo compiles each once.
     both(|| cargo::build("lab", ["--workspace", "--bin", "lab"]), setup::for_demo)?;
     let (first, upgrade) = (package::build(1)?, package::build(2)?);
     let mut lab = cargo::built("lab")?;
@@ -27,18 +27,17 @@ pub(crate) fn run(keep: bool) -> Result<ExitCode, Failure> {
     Err(cargo::become_it(&mut lab))
 }
 
-/// Why no lab is possible on this machine, and what would help. A missing package is no obstacle: the set-up installs it.
+/// Why this machine can't hold a lab, and what would help. The set-up installs missing packages, so none is an obstacle.
 pub(crate) fn obstacle() -> Option<String> {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     if !is_debian(&release) {
-        return Some("the lab boots this machine's own release of Debian, and this is none".into());
+        return Some("the lab boots this machine's own release of Debian, and this machine doesn't run Debian".into());
     }
     if !setup::is_root() {
-        return Some("the lab takes root, to make network namespaces and mounts; run it as root".into());
+        return Some("the lab needs root to make network namespaces and mounts; run it as root".into());
     }
     let can = package::can_unshare(&["--mount", "--net", "--pid", "--fork"]);
-    (!can)
-        .then(|| "the lab takes namespaces, which can't be made here, as in a container without that privilege".into())
+    (!can).then(|| "the lab needs namespaces, and this machine or container lacks the privilege to make them".into())
 }
 
 fn is_debian(release: &str) -> bool {

@@ -1,8 +1,8 @@
 //! The workspace's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask soak`, `cargo xtask package`,
 //! `cargo xtask lab`, `cargo xtask deny`, `cargo xtask setup`.
 //!
-//! Each brings the set-up that it needs. As root, a Debian or Ubuntu with Rust and Python is enough: what else is missing is
-//! installed. Elsewhere the set-up names what to install.
+//! Each command includes its set-up. As root on Debian or Ubuntu with Rust and Python, the set-up installs everything
+//! else. Elsewhere the set-up names what to install.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
 
@@ -35,7 +35,7 @@ struct Arguments {
 enum Task {
     /// Install the packages that tests, packages and lab need, and fetch the pinned tools into target/tools
     ///
-    /// As root on Debian or Ubuntu it installs what is missing. Elsewhere it names what is missing and ends with 1.
+    /// As root on Debian or Ubuntu, the command installs missing packages. Elsewhere it names them and ends with 1.
     Setup,
     /// Set up, build, and run every test
     Test {
@@ -43,28 +43,28 @@ enum Task {
         #[arg(last = true)]
         nextest: Vec<String>,
     },
-    /// Run for an hour and more: the tests' long forms, a simulated year, every fuzz target. Print the figures
+    /// Run the tests' long forms, a simulated year and every fuzz target for an hour or more, and print the figures
     Soak(soak::Soak),
-    /// Build the .deb and the .rpm for this machine's architecture, and check both
+    /// Build and check the .deb and the .rpm for this machine's architecture
     Package {
-        /// Revision of the packages: the same files under a higher revision are an upgrade
+        /// Revision of the packages; a higher revision of the same files is an upgrade
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         revision: u32,
     },
-    /// Boot an Auto Scaling group on this machine, as root on Debian; elsewhere it ends with 3
+    /// Boot an Auto Scaling group on this machine, as root on Debian; end with 3 elsewhere
     Lab {
-        /// Leave the group up until Ctrl-C, and say how to look inside
+        /// Keep the group running until Ctrl-C, and print how to look inside
         #[arg(long)]
         keep: bool,
     },
-    /// Check what the workspace depends on: banned crates, licences, sources
+    /// Check the workspace's dependencies: banned crates, licences, sources
     Deny,
     /// Watch a cluster on loopback rotate its certificates and replace a node, under counted traffic
     Demo {
         /// Number of nodes
         #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=20))]
         nodes: u8,
-        /// Leave the cluster up until Ctrl-C, and say how to connect
+        /// Keep the cluster running until Ctrl-C, and print how to connect
         #[arg(long)]
         keep: bool,
     },
@@ -86,7 +86,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// The attempt, its result and what to do next, in one text.
+/// A message with the attempt, its result and the next action.
 #[derive(Debug)]
 pub(crate) struct Failure(String);
 
@@ -106,7 +106,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Runs `one` and `other` at the same time. The failure of `one` comes first.
+/// Runs `one` and `other` at the same time. If both fail, returns the failure of `one`.
 pub(crate) fn both<A: Send>(
     one: impl FnOnce() -> Result<A, Failure> + Send,
     other: impl FnOnce() -> Result<(), Failure> + Send,
@@ -114,19 +114,18 @@ pub(crate) fn both<A: Send>(
     std::thread::scope(|scope| {
         let other = scope.spawn(other);
         let one = one();
-        let other = other.join().unwrap_or_else(|_| Err(Failure::new("a thread of the set-up broke")));
+        let other = other.join().unwrap_or_else(|_| Err(Failure::new("a set-up thread panicked")));
         one.and_then(|one| other.map(|()| one))
     })
 }
 
-/// A running stopwatch.
 #[derive(Clone, Copy)]
 pub(crate) struct Stopwatch(Instant);
 
 impl Stopwatch {
     #[expect(
         clippy::disallowed_methods,
-        reason = "no test sets this clock, and tokio would be all that xtask compiles"
+        reason = "no test sets this clock, and xtask would need tokio for nothing else"
     )]
     pub(crate) fn start() -> Self {
         Self(Instant::now())
@@ -137,7 +136,7 @@ impl Stopwatch {
     }
 }
 
-/// Seconds to a tenth.
+/// A duration in seconds, to a tenth.
 pub(crate) fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }

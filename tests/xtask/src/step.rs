@@ -1,18 +1,18 @@
-//! The parts of a long command. Each part is run and timed. The parts after a failed part still run.
+//! Runs and times the parts of a long command. The parts after a failed part still run.
 
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use crate::{Stopwatch, seconds};
 
-/// One part and how it went.
+/// A part of a command, with its result and its duration.
 pub(crate) struct Step {
     name: String,
     pub(crate) passed: bool,
     took: Duration,
 }
 
-/// Runs a part. A command that can't be started has failed.
+/// Runs a part. A command that can't be started counts as failed.
 pub(crate) fn step(name: &str, command: &mut Command) -> Step {
     println!("\n== {name}");
     let watch = Stopwatch::start();
@@ -26,7 +26,7 @@ pub(crate) fn step(name: &str, command: &mut Command) -> Step {
     Step { name: name.to_owned(), passed, took: watch.read() }
 }
 
-/// Prints the table of all steps; success if each passed.
+/// Prints the table of all steps. Succeeds if every step has passed.
 pub(crate) fn conclude(steps: &[Step]) -> ExitCode {
     println!("\n{}", summary(steps));
     if steps.iter().all(|step| step.passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE }

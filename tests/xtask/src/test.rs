@@ -1,4 +1,4 @@
-//! `cargo xtask test`: set-up, build and every test, with one exit code.
+//! `cargo xtask test`: sets up, builds, and runs every test, with one exit code.
 
 use std::process::ExitCode;
 
@@ -6,12 +6,12 @@ use crate::setup::{self, Job};
 use crate::step::{conclude, step};
 use crate::{Failure, both, cargo};
 
-/// Runs all parts, or with arguments for nextest the tests alone. The next part runs whether a part passes or fails, but
-/// a build that fails is the end.
+/// Runs all parts, or with arguments for nextest only the build and the tests. A failed build ends the run. After another
+/// failed part, the next part still runs.
 pub(crate) fn run(nextest: &[String]) -> Result<ExitCode, Failure> {
-    // The packages come before the build, so that a missing package is reported at once.
+    // The packages come before the build, so a missing package ends the run at once.
     setup::provide(&[Job::Test])?;
-    // A fetch is mostly waiting, so it costs the build little.
+    // A fetch mostly waits for the network, so it slows the build little.
     let build = || Ok(step("build", &mut cargo::command(["test", "--locked", "--workspace", "--no-run"])));
     let mut steps = vec![both(build, setup::for_tests)?];
     let mut tests = cargo::command(["nextest", "run", "--locked", "--workspace"]);
@@ -19,11 +19,11 @@ pub(crate) fn run(nextest: &[String]) -> Result<ExitCode, Failure> {
         return Ok(conclude(&steps));
     }
     if nextest.is_empty() {
-        // The whole workspace keeps the other features, so that only the dependents of aws-sdk-ec2 are checked anew.
+        // A check of the whole workspace keeps all other features. So cargo checks only the dependents of aws-sdk-ec2 again.
         let without_ec2 = ["check", "--locked", "--workspace", "--all-targets", "--no-default-features"];
         steps.push(step("check without ec2", &mut cargo::command(without_ec2)));
     }
-    // The tests come last, so that a run ends with their count.
+    // The tests come last, so a run ends with their count.
     steps.push(step("tests", tests.args(nextest)));
     Ok(conclude(&steps))
 }
@@ -34,7 +34,7 @@ mod tests {
 
     use super::*;
 
-    /// `cargo test --doc` is not part of a run: it would take a minute to find nothing.
+    /// A run leaves out `cargo test --doc`, which would take a minute and find no test.
     #[test]
     fn no_comment_holds_code_that_only_a_documentation_test_would_run() {
         let mut directories = ["agent", "tests"].map(|name| cargo::workspace().join(name)).to_vec();
@@ -43,7 +43,7 @@ mod tests {
             for entry in std::fs::read_dir(directory).unwrap() {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
-                    // The build of the fuzz targets holds the sources of others.
+                    // The build directory of the fuzz targets holds third-party sources.
                     directories.extend((!path.ends_with("target")).then_some(path));
                 } else if path.extension().is_some_and(|extension| extension == "rs") {
                     fences += fences_of(&path);
@@ -53,7 +53,7 @@ mod tests {
         assert!(fences >= 4, "{fences} fences");
     }
 
-    /// The number of fences, each of which must be text.
+    /// Counts the opening fences of code blocks, and checks that each block is text.
     fn fences_of(path: &Path) -> usize {
         let source = std::fs::read_to_string(path).unwrap();
         let comments = source.lines().filter_map(|line| line.trim().strip_prefix("//"));

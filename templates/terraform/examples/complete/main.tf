@@ -1,4 +1,5 @@
-# A cluster of three nodes on Amazon Linux 2023, with its own network. The two packages are uploaded from this machine.
+# This example makes a cluster of three nodes on Amazon Linux 2023, with its own network. Terraform uploads the two
+# packages from this machine.
 
 terraform {
   required_version = ">= 1.9"
@@ -24,7 +25,7 @@ module "nats" {
   subnet_ids         = aws_route_table_association.private[*].subnet_id
   client_cidr_blocks = [aws_vpc.this.cidr_block]
   client_dns_name    = "${var.name}.internal"
-  # `terraform destroy` then meets no obstacle except the CA (../../README.md).
+  # With false, the CA is the only obstacle to `terraform destroy` (../../README.md).
   deletion_protection = false
 
   ami_id             = var.ami_id
@@ -33,17 +34,17 @@ module "nats" {
   agent_url          = "https://${aws_s3_bucket.packages.bucket_regional_domain_name}/${aws_s3_object.packages["agent"].key}"
   agent_sha256       = filesha256(var.agent_package)
 
-  # Allows logging in with `aws ssm start-session`. The agent doesn't need this policy.
+  # This policy allows a login with `aws ssm start-session`. The agent doesn't need the policy.
   additional_policy_arns = ["arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore"]
 }
 
 output "client_url" {
-  description = "What clients in the VPC connect to."
+  description = "The URL that clients in the VPC connect to."
   value       = module.nats.client_url
 }
 
 output "ca_certificate" {
-  description = "The CA that they trust."
+  description = "The CA certificate that clients trust, in PEM."
   value       = module.nats.ca_certificate
 }
 

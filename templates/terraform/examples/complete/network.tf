@@ -1,7 +1,7 @@
-# A small VPC: private subnets that reach the internet through one NAT gateway.
+# This small VPC has private subnets, which reach the internet through one NAT gateway.
 
 resource "aws_vpc" "this" {
-  #checkov:skip=CKV2_AWS_11:An example; flow logs cost, and say nothing about what it shows.
+  #checkov:skip=CKV2_AWS_11:This is an example. Flow logs cost money and show nothing that the example needs.
   cidr_block = "10.0.0.0/16"
   # Instance-id host names need both attributes.
   enable_dns_support   = true
@@ -9,7 +9,7 @@ resource "aws_vpc" "this" {
   tags                 = { Name = var.name }
 }
 
-# Nothing uses this group. Without rules it allows nothing.
+# Nothing uses this group. Without rules the group allows nothing.
 resource "aws_default_security_group" "this" {
   vpc_id = aws_vpc.this.id
 }

@@ -1,5 +1,5 @@
-# The two packages, in a bucket that this VPC can read without a signature. A presigned URL ends within a week, and then
-# no node could be launched.
+# The two packages are in a bucket that this VPC can read without a signature. A presigned URL expires within a week.
+# After that, no new node could start.
 
 locals {
   packages = {
@@ -9,11 +9,11 @@ locals {
 }
 
 resource "aws_s3_bucket" "packages" {
-  #checkov:skip=CKV_AWS_18:An example; who reads two public packages needs no log.
-  #checkov:skip=CKV_AWS_144:The packages are on the machine that uploads them.
-  #checkov:skip=CKV_AWS_145:What is read without a signature can't be under a KMS key.
-  #checkov:skip=CKV2_AWS_61:Two files, which stay for as long as the cluster does.
-  #checkov:skip=CKV2_AWS_62:Nobody has to hear of an upload: Terraform makes it and then starts the nodes.
+  #checkov:skip=CKV_AWS_18:This is an example, and reads of two public packages need no log.
+  #checkov:skip=CKV_AWS_144:The machine that uploads the packages still has a copy.
+  #checkov:skip=CKV_AWS_145:A read without a signature can't decrypt with a KMS key.
+  #checkov:skip=CKV2_AWS_61:The bucket holds two files, which stay as long as the cluster.
+  #checkov:skip=CKV2_AWS_62:Nothing waits for an event, because Terraform uploads the packages before it starts the nodes.
   bucket_prefix = "${var.name}-packages-"
   force_destroy = true
 }
@@ -37,7 +37,7 @@ resource "aws_s3_bucket_public_access_block" "packages" {
 # A policy that is bound to one VPC endpoint doesn't count as public
 # (https://docs.aws.amazon.com/AmazonS3/latest/userguide/access-control-block-public-access.html).
 resource "aws_s3_bucket_policy" "packages" {
-  #checkov:skip=CKV_AWS_70:Any principal, but through this VPC's endpoint only.
+  #checkov:skip=CKV_AWS_70:Any principal may read, but only through this VPC's endpoint.
   bucket = aws_s3_bucket.packages.id
   policy = jsonencode({
     Version = "2012-10-17"
@@ -54,7 +54,7 @@ resource "aws_s3_bucket_policy" "packages" {
   depends_on = [aws_s3_bucket_public_access_block.packages]
 }
 
-# The key contains the digest. Another file therefore gives another URL, and so a new launch template.
+# The key contains the digest. A new file therefore has a new URL, and a new URL makes a new launch template.
 resource "aws_s3_object" "packages" {
   for_each = local.packages
 
@@ -63,6 +63,6 @@ resource "aws_s3_object" "packages" {
   source      = each.value
   source_hash = filesha256(each.value)
 
-  # The module starts nodes once the packages are there, and the nodes must then be able to read them.
+  # The module starts nodes once the packages exist. The nodes need the bucket's policy to read the packages.
   depends_on = [aws_s3_bucket_policy.packages]
 }

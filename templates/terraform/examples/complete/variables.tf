@@ -9,7 +9,7 @@ variable "availability_zones" {
 }
 
 variable "name" {
-  description = "The name of everything."
+  description = "The name of the cluster, and the first part of all other names."
   type        = string
   default     = "nats"
 }
@@ -20,11 +20,11 @@ variable "ami_id" {
 }
 
 variable "nats_server_package" {
-  description = "The file nats-server-v….tar.gz of https://github.com/nats-io/nats-server/releases, for linux-amd64, checked against the SHA256SUMS of the release."
+  description = "The path of nats-server-v…-linux-amd64.tar.gz from https://github.com/nats-io/nats-server/releases. Check the file against the SHA256SUMS of the release first."
   type        = string
 }
 
 variable "agent_package" {
-  description = "The file nats-tls-agent-….rpm."
+  description = "The path of nats-tls-agent-….rpm."
   type        = string
 }

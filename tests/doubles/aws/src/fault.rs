@@ -80,9 +80,9 @@ impl Operation {
 /// The fault of one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The service answers with this error code and status 400.
+    /// The service answers with this error code, and with the status that belongs to the code.
     Error(&'static str),
-    /// The service throttles the call, with its own error code. `ThrottlingException`
+    /// The service throttles the call. The code is `ThrottlingException`
     /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/CommonErrors.html>), `Throttling`
     /// (<https://docs.aws.amazon.com/autoscaling/ec2/APIReference/CommonErrors.html>) or `RequestLimitExceeded`
     /// (<https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-errors.html>).
@@ -107,7 +107,7 @@ pub enum Fault {
     Reset,
     /// The service performs the request, and the connection ends in the middle of the answer.
     Truncated,
-    /// The service performs the request, and half of the answer arrives as if it were the whole.
+    /// The service performs the request, and half of the answer arrives as if the answer were complete.
     Half,
     /// The service performs the request. The answer is correct, but too large for any reader.
     Huge,
@@ -121,14 +121,16 @@ pub enum Fault {
     Certificate(Defect),
     /// GetCertificate returns no chain.
     ChainMissing,
-    /// GetCertificate returns the chain in reverse order, twice, preceded by an unrelated certificate.
+    /// GetCertificate returns an unrelated certificate, then the chain in reverse order, then the chain in its correct
+    /// order.
     ChainOutOfOrder,
 }
 
 /// The size of a huge answer in bytes, larger than every documented answer.
 pub const HUGE: usize = 9 * 1024 * 1024;
 
-/// The faults of each operation's calls: first the queued faults, for one call each, then the standing fault.
+/// The faults of each operation's calls. Queued faults come first, for one call each. The standing fault comes after
+/// the queued faults.
 #[derive(Debug, Default)]
 pub(crate) struct Script {
     once: BTreeMap<Operation, VecDeque<Option<Fault>>>,

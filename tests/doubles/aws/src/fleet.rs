@@ -1,4 +1,4 @@
-//! Instances and their groups, on which the answers of Auto Scaling and EC2 depend, each with its own lag.
+//! Instances and their groups. The answers of Auto Scaling and EC2 depend on both, and each service has its own lag.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,10 +28,10 @@ impl Default for Paging {
 /// Instances and groups in one account and Region.
 #[derive(Debug)]
 pub struct Fleet {
-    /// The lag of Auto Scaling's answers. A new instance is still missing in them, and a terminated instance is still
-    /// listed. No page on Auto Scaling promises or bounds the lag. Auto Scaling launches and terminates through EC2,
-    /// whose answers lag (<https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>), so a client
-    /// must expect it.
+    /// The lag of Auto Scaling's answers. The answers still lack a new instance, and still list a terminated instance.
+    /// No page on Auto Scaling promises or bounds the lag. Auto Scaling launches and terminates through EC2, whose
+    /// answers lag (<https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>), so a client must
+    /// expect the lag.
     pub autoscaling_lag: Duration,
     /// The lag of EC2's answers: "The Amazon EC2 API follows an eventual consistency model"
     /// (<https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>).

@@ -140,7 +140,7 @@ impl Drop for AwsDouble {
     }
 }
 
-/// A poisoned lock is used on, because the notes of a task that panicked are still correct.
+/// A poisoned lock stays usable, because the records of a task that panicked are still correct.
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

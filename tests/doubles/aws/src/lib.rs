@@ -2,7 +2,7 @@
 //! Scaling and EC2, in one account and Region.
 //!
 //! [`Account`] is pure: it does no I/O, never waits, and takes the time of every call as an argument. A simulation can
-//! run a year of it in seconds.
+//! run a year of an account in seconds.
 //!
 //! The model includes documented behaviour that a convenient double omits. Issuance takes time, and validity is
 //! honoured and limited. A token is remembered for five minutes. Calls are throttled, pages are short, and answers lag

@@ -295,7 +295,7 @@ pub struct Pca {
     pub issuance_takes: Duration,
     /// The request quotas.
     pub quotas: Quotas,
-    /// The number of certificates that one CA issues at most.
+    /// The largest number of certificates that one CA issues.
     pub certificates_per_ca: usize,
     region: String,
     authorities: BTreeMap<String, Authority>,
@@ -369,7 +369,7 @@ impl Pca {
         self.authorities.get_mut(arn).ok_or_else(|| no_authority(arn))
     }
 
-    /// Every paid certificate, in the order of payment. A repeated request within the token's lifetime adds none.
+    /// Every paid certificate, in the order of payment. A repeated request within the token's lifetime adds no payment.
     #[must_use]
     pub fn paid(&self) -> &[Paid] {
         &self.paid
@@ -379,8 +379,9 @@ impl Pca {
     ///
     /// Only an ACTIVE CA issues (<https://docs.aws.amazon.com/privateca/latest/userguide/PcaUpdateStatus.html>).
     ///
-    /// The same token within five minutes gives the same certificate. The documentation doesn't say whether that holds
-    /// for another CSR too. This model assumes that it holds, because that reading is the harmful one.
+    /// The same token within five minutes gives the same certificate. The documentation is silent about the same token
+    /// with another CSR. This model returns the same certificate in that case too, because that reading is the harmful
+    /// one.
     ///
     /// # Errors
     /// The errors on the operation's page, and `ThrottlingException`.
@@ -462,7 +463,7 @@ impl Pca {
         Ok(Collected { certificate: found.pem.clone(), chain: authority.chain() })
     }
 
-    /// A defective certificate for a request: signed by the same CA for the same CSR, with `defect`.
+    /// Signs another certificate for the CSR of an issued certificate, with `defect`.
     ///
     /// # Errors
     /// The certificate doesn't exist, or the crypto library fails.
@@ -538,7 +539,8 @@ fn validation(what: &str) -> ServiceError {
     ServiceError::new("ValidationException", what)
 }
 
-/// Checks for 1 to 36 characters of `[\u0009\u000A\u000D\u0020-\u00FF]`
+/// Checks the token's length, which is 1 to 36 characters. The model accepts every character, and the API accepts only
+/// `[\u0009\u000A\u000D\u0020-\u00FF]`
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>).
 fn check_token(token: Option<&str>) -> Result<(), ServiceError> {
     match token {
@@ -549,8 +551,8 @@ fn check_token(token: Option<&str>) -> Result<(), ServiceError> {
     }
 }
 
-/// Checks the CSR's signature, that the CSR has a subject or a SAN, that the signing algorithm fits the CA's key, and
-/// the template.
+/// Checks the CSR's length and signature, the signing algorithm and the template. The CSR must have a subject or a SAN,
+/// and the algorithm must fit the CA's key.
 fn check_request(
     request: &IssueCertificate<'_>,
     authority: &Authority,
@@ -571,7 +573,7 @@ fn check_request(
     if let Some(template) = request.template
         && !template.ends_with(":acm-pca:::template/EndEntityCertificate/V1")
     {
-        return Err(ServiceError::new("InvalidArnException", format!("{template} is no template that is known here")));
+        return Err(ServiceError::new("InvalidArnException", format!("the model doesn't know template {template}")));
     }
     Ok(csr)
 }

@@ -27,7 +27,7 @@ impl TokenBucket {
         Self { capacity, per_second: f64::from(per_second), tokens: capacity, at: None, accepted: 0, throttled: 0 }
     }
 
-    /// A bucket that refills with `rate` tokens a second and holds as many.
+    /// A bucket that holds `rate` tokens, and refills with `rate` tokens a second.
     #[must_use]
     pub fn per_second(rate: u32) -> Self {
         Self::new(rate, rate)

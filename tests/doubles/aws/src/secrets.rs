@@ -55,7 +55,7 @@ struct Version {
 /// Secrets Manager in one account and Region.
 #[derive(Debug)]
 pub struct Secrets {
-    /// The time for which readers still see the previous version. The API documents no bound; its best practices advise
+    /// The time for which readers still see the previous version. The API documents no bound. Its best practices advise
     /// retries.
     pub lag: Duration,
     region: String,

@@ -96,7 +96,7 @@ impl Body {
 
 /// The error by which an answer breaks off.
 #[derive(Debug, thiserror::Error)]
-#[error("the script says to break off")]
+#[error("the script breaks off the answer")]
 pub struct BrokenOff;
 
 impl From<Infallible> for BrokenOff {

@@ -81,7 +81,7 @@ fn built_agent() -> Result<PathBuf, Failure> {
     if agent.is_file() {
         Ok(agent)
     } else {
-        Err(Failure::new(format!("{} is not there; start this by cargo xtask demo", agent.display())))
+        Err(Failure::new(format!("{} is missing; run cargo xtask demo", agent.display())))
     }
 }
 
@@ -95,7 +95,7 @@ struct Stage {
     directory: TempDir,
 }
 
-/// The table's data about a node.
+/// A node's row of the table.
 struct Row {
     node: String,
     remark: String,
@@ -185,7 +185,7 @@ impl Stage {
             amid(traffic).await?;
             self.progress.step(&format!("{}: agent renew", node.name), || count(traffic), row.renew(node)).await?;
         }
-        self.progress.step("more messages over what is there now", || count(traffic), amid(traffic)).await
+        self.progress.step("more messages with the new certificates", || count(traffic), amid(traffic)).await
     }
 
     /// Kills a node as a machine dies, and brings up a node under a new name and address.
@@ -259,7 +259,7 @@ impl Stage {
             ])
         };
         let lines = self.nodes.iter().map(of).collect::<Result<Vec<_>, Failure>>()?.concat();
-        Ok(format!("{}\nStill up; Ctrl-C ends it and removes everything.", lines.join("\n")))
+        Ok(format!("{}\nThe cluster is still up. Ctrl-C ends the cluster and removes everything.", lines.join("\n")))
     }
 
     fn logs(&self) -> String {

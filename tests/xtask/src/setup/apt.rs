@@ -1,4 +1,4 @@
-//! apt-get, which fetches from the repositories of the distribution itself.
+//! Runs apt-get, which downloads from the distribution's own repositories.
 
 use std::process::Command;
 use std::sync::OnceLock;
@@ -11,7 +11,7 @@ use crate::Stopwatch;
 /// How long another process may hold apt's locks, in seconds. A first boot's own upgrade takes about a minute.
 const LOCK_WITHIN: u64 = 120;
 
-/// apt-get's words for a lock that another process holds.
+/// apt-get's message about a lock that another process holds.
 const HELD: &str = "Could not get lock";
 
 /// Reads the lists of packages anew, at most once in this process. A fresh container has no lists.
@@ -25,12 +25,12 @@ pub(super) fn install(packages: &[&str]) -> Result<(), String> {
     while_held(|| finish(apt_get().args(["--yes", "--no-install-recommends", "install"]).args(packages)))
 }
 
-/// The command that does the same by hand.
+/// The command with which a person installs the packages.
 pub(super) fn install_by_hand(packages: &[&str]) -> String {
     format!("sudo apt-get install --no-install-recommends {}", packages.join(" "))
 }
 
-/// Puts the packages' files into a directory, and installs nothing.
+/// Downloads the packages' files into a directory, and installs nothing.
 pub(super) fn download(packages: &[&str], directory: &std::path::Path) -> Result<(), String> {
     while_held(|| finish(apt_get().arg("download").args(packages).current_dir(directory)))
 }
@@ -42,8 +42,8 @@ fn apt_get() -> Command {
     command
 }
 
-/// Repeats a command while another apt-get holds a lock. apt's own time-out covers dpkg's lock alone. The locks of lists
-/// and archives fail at once.
+/// Repeats a command while another apt-get holds a lock. apt's own time-out covers only dpkg's lock. A held lock of the
+/// lists or the archives is an error at once.
 fn while_held(mut attempt: impl FnMut() -> Result<(), String>) -> Result<(), String> {
     let watch = Stopwatch::start();
     loop {

@@ -1,4 +1,4 @@
-//! Python environments below the directory of the tools, each with one tool: fetched once, by hash, and then left alone.
+//! Python environments in the directory of the tools. pip fetches each environment once, and checks its files by hash.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,14 +7,14 @@ use std::process::Command;
 use super::{directory, finish, lock};
 use crate::{Failure, Stopwatch, cargo, seconds};
 
-/// An environment that holds one tool. The file of its requirements has its name.
+/// An environment that holds one tool. Its file of requirements has the same name.
 pub(super) struct Environment {
     pub(super) name: &'static str,
-    /// What a complete environment has.
+    /// The tool's path in a complete environment.
     pub(super) tool: &'static str,
 }
 
-/// Fetches the missing environments, each in a thread: the time goes into waiting for the network, and unpacking.
+/// Fetches the missing environments, each in its own thread, because a fetch mostly waits for the network.
 pub(super) fn fetch(environments: &[Environment]) -> Result<(), Failure> {
     let directory = directory();
     let _lock = lock(&directory)?;
@@ -39,11 +39,11 @@ pub(super) fn fetch(environments: &[Environment]) -> Result<(), Failure> {
             .collect();
         threads
             .into_iter()
-            .try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(Failure::new("a thread of the set-up broke"))))
+            .try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(Failure::new("a set-up thread panicked"))))
     })
 }
 
-/// The stamp is a copy of the requirements, which is written last.
+/// A complete environment has a stamp, which is a copy of the requirements. The stamp is written last.
 fn is_complete(directory: &Path, environment: &Environment) -> bool {
     let root = directory.join(environment.name);
     let same = match (fs::read(stamp(&root)), fs::read(requirements(environment))) {
@@ -68,7 +68,7 @@ fn create(directory: &Path, environment: &Environment) -> Result<(), Failure> {
     finish(
         Command::new(root.join("bin/python"))
             .args(install)
-            // Python compiles a module at its first use, and most of checkov is never used.
+            // Python compiles a module at its first use. Most of checkov's modules are never used.
             .args(["--no-compile", "--no-deps", "--only-binary", ":all:", "--requirement"])
             .arg(&requirements),
     )

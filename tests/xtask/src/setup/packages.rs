@@ -1,6 +1,6 @@
-//! The programs that the machine itself must have, each with the Debian package that holds it.
+//! The programs that the machine itself must have, each with the Debian package that holds the program.
 //!
-//! The packages come before the build: a missing package ends a run at once.
+//! A task checks the packages before it builds, so a missing package ends a run at once.
 
 use std::fs;
 use std::process::Command;
@@ -19,18 +19,18 @@ pub(crate) enum Job {
     Deny,
 }
 
-/// What is needed, why, and by which jobs.
+/// A package that some jobs need.
 #[derive(Debug)]
 struct Need {
     proof: Proof,
     package: &'static str,
     purpose: &'static str,
     jobs: &'static [Job],
-    /// Without an optional package a job goes on, and leaves out what the purpose says.
+    /// A job also runs without an optional package, and then leaves out the purpose.
     is_optional: bool,
 }
 
-/// What shows that a package is there, however it was installed.
+/// The proof that the machine has a package's content, whatever installed the content.
 #[derive(Clone, Copy, Debug)]
 enum Proof {
     /// A program in `PATH`.
@@ -77,7 +77,7 @@ const fn optional(proof: Proof, package: &'static str, purpose: &'static str, jo
     Need { is_optional: true, ..required(proof, package, purpose, jobs) }
 }
 
-/// What can be done about a missing package on this machine.
+/// How this machine can get a missing package.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Means {
     /// Root has apt-get.
@@ -88,7 +88,6 @@ enum Means {
     AskForPrograms,
 }
 
-/// What is to be done.
 #[derive(Debug)]
 enum Plan {
     Proceed { left_out: Vec<&'static Need> },
@@ -96,22 +95,22 @@ enum Plan {
     Refuse(String),
 }
 
-/// Whether this process is root's.
+/// Whether this process runs as root.
 pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// Provides what the jobs need: installs the missing packages, or fails and names them.
+/// Installs the packages that the jobs need and the machine lacks, or fails and names the packages.
 pub(crate) fn provide(jobs: &[Job]) -> Result<(), Failure> {
     match plan(missing(jobs, Proof::holds), means()) {
         Plan::Refuse(request) => Err(Failure::new(request)),
         Plan::Install(needs) => install(&needs),
         Plan::Proceed { left_out } if left_out.is_empty() => {
-            println!("setup: packages of the system: all there");
+            println!("setup: packages of the system: all present");
             Ok(())
         }
         Plan::Proceed { left_out } => {
-            println!("setup: packages of the system: these are missing, so what they do is left out:");
+            println!("setup: packages of the system: missing, so the run leaves their work out:");
             println!("{}", list(&left_out, |need| need.package));
             Ok(())
         }
@@ -126,7 +125,7 @@ fn means() -> Means {
     }
 }
 
-/// The needs of these jobs that the probe finds unmet.
+/// The needs of these jobs that this machine doesn't meet, by the probe.
 fn missing(jobs: &[Job], is_there: impl Fn(Proof) -> bool) -> Vec<&'static Need> {
     let of_these = |need: &&Need| need.jobs.iter().any(|job| jobs.contains(job));
     NEEDS.iter().filter(of_these).filter(|need| !is_there(need.proof)).collect()
@@ -150,7 +149,7 @@ fn plan(missing: Vec<&'static Need>, means: Means) -> Plan {
 }
 
 fn install(needs: &[&Need]) -> Result<(), Failure> {
-    println!("setup: packages of the system: installing what is missing:\n{}", list(needs, |need| need.package));
+    println!("setup: packages of the system: installing:\n{}", list(needs, |need| need.package));
     let watch = Stopwatch::start();
     let packages = packages(needs);
     let cannot = || Failure::new(format!("could not install {}", packages.join(" ")));
@@ -173,7 +172,7 @@ fn packages(needs: &[&Need]) -> Vec<&'static str> {
     packages
 }
 
-/// A line for each need: its name, and its purpose.
+/// A line for each need, with the need's name and purpose.
 fn list(needs: &[&Need], name: impl Fn(&Need) -> &'static str) -> String {
     let width = needs.iter().map(|need| name(need).len()).max().unwrap_or_default();
     needs.iter().map(|need| format!("  {:width$}  {}", name(need), need.purpose)).collect::<Vec<_>>().join("\n")
@@ -193,7 +192,7 @@ impl Proof {
         }
     }
 
-    /// What a person looks for on a machine without Debian's packages.
+    /// The name that a person looks for on a machine without Debian's packages.
     fn name(self) -> &'static str {
         match self {
             Program(program) => program,
@@ -207,7 +206,7 @@ impl Proof {
 mod tests {
     use super::*;
 
-    /// A fresh Debian with Rust and Python: no program of the table, and no library.
+    /// The probe of a fresh Debian with Rust and Python, which has no program and no library of the table.
     fn fresh(proof: Proof) -> bool {
         matches!(proof, PythonModules(_))
     }

@@ -1,7 +1,7 @@
 //! The programs that read templates: cloud-init for user data, and Prometheus's promtool for the alarms.
 //!
-//! Both are unpacked from Debian's packages and not installed. An installed cloud-init would take the machine over at
-//! its next boot, and an installed Prometheus would run. Tests skip a template whose program is absent.
+//! The set-up unpacks both from Debian's packages and installs neither. An installed cloud-init would take the machine
+//! over at its next boot, and an installed Prometheus would run. Tests skip a template whose program is absent.
 
 use std::fs;
 use std::path::Path;
@@ -10,12 +10,12 @@ use std::process::Command;
 use super::{apt, directory, finish, is_in_path, lock, packages};
 use crate::{Failure, Stopwatch, seconds};
 
-/// A program, where it is unpacked, and what goes unchecked without it.
+/// A program, the directory where the set-up unpacks it, and the template that only this program checks.
 struct Unpacked {
     program: &'static str,
     directory: &'static str,
     checked: &'static str,
-    /// The program's own package, and the packages that it imports from.
+    /// The program's own package, and the packages of the program's imports.
     packages: &'static [&'static str],
 }
 
@@ -55,11 +55,11 @@ const PROGRAMS: [Unpacked; 2] = [
     },
 ];
 
-/// Unpacks what is missing and can be had, and says what goes unchecked.
+/// Unpacks the missing programs, and prints which templates stay unchecked.
 pub(super) fn provide() -> Result<(), Failure> {
     if !is_in_path("terraform") {
         println!(
-            "setup: terraform: not here, so the format of templates/terraform and its templatefile are NOT CHECKED"
+            "setup: terraform: not installed, so the format of templates/terraform and its templatefile are NOT CHECKED"
         );
     }
     let tools = directory();
@@ -87,7 +87,7 @@ impl Unpacked {
             }
             Err(said) => {
                 let cause = said.lines().last().unwrap_or_default();
-                println!("setup: {program}: not to be had here, so {checked} is NOT CHECKED: {cause}");
+                println!("setup: {program}: not available here, so {checked} is NOT CHECKED: {cause}");
             }
         }
         fs::remove_dir_all(&downloads).map_err(|error| cannot("remove", &downloads).because(error))
@@ -97,7 +97,7 @@ impl Unpacked {
         tools.join(self.directory).join("usr/bin").join(self.program).is_file() || is_in_path(self.program)
     }
 
-    /// The directory gets its final name when complete: an existing program must mean a complete directory.
+    /// The directory gets its final name once it is complete, so an existing program proves a complete directory.
     fn unpack(&self, downloads: &Path, tools: &Path) -> Result<(), Failure> {
         let (directory, unfinished) =
             (tools.join(self.directory), tools.join(format!("{}.unfinished", self.directory)));
@@ -115,7 +115,7 @@ impl Unpacked {
     }
 }
 
-/// Root's package lists may be old or absent. Only root can renew the lists.
+/// The machine's package lists may be old or absent. Only root can renew the lists.
 fn download(packages: &[&str], directory: &Path) -> Result<(), String> {
     if !is_in_path("apt-get") {
         return Err("there is no apt-get".into());
@@ -126,7 +126,7 @@ fn download(packages: &[&str], directory: &Path) -> Result<(), String> {
     apt::download(packages, directory)
 }
 
-/// An empty directory, whatever an earlier run left there.
+/// Makes an empty directory, and removes what an earlier run has left there.
 fn replace(directory: &Path) -> Result<(), Failure> {
     let make = || {
         if directory.exists() {

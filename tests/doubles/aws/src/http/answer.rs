@@ -73,7 +73,7 @@ impl Answer {
     /// The answer of a fault that keeps the call from the service. `None` for every other fault.
     pub(super) fn in_place(protocol: Protocol, fault: &Fault) -> Option<Self> {
         let with = |code, words| Some(Self::error(protocol, &ServiceError::new(code, words)));
-        let refused = |code| with(code, "as the script says");
+        let refused = |code| with(code, "refused by the script of faults");
         match (fault, protocol) {
             (Fault::Error(code), _) => refused(*code),
             (Fault::Throttled, Protocol::Json) => refused("ThrottlingException"),

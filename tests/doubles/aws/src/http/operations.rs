@@ -27,7 +27,7 @@ pub(super) fn perform(
 ) -> Result<Answer, ServiceError> {
     if operation.protocol() == Protocol::Json {
         let object: Value = serde_json::from_str(body)
-            .map_err(|_| ServiceError::new("SerializationException", "the request is no JSON"))?;
+            .map_err(|_| ServiceError::new("SerializationException", "the request is not JSON"))?;
         let request = Request(&object);
         let answer = match operation {
             Operation::IssueCertificate => issue(&mut account.pca, &request, now)?,
@@ -105,7 +105,7 @@ impl<'a> Request<'a> {
 }
 
 fn issue(pca: &mut Pca, request: &Request<'_>, now: OffsetDateTime) -> Result<Value, ServiceError> {
-    let no_csr = |_| ServiceError::new("MalformedCSRException", "the CSR is no base64");
+    let no_csr = |_| ServiceError::new("MalformedCSRException", "the CSR is not base64");
     let csr = BASE64_STANDARD.decode(request.text("Csr")?).map_err(no_csr)?;
     let validity = &request.0["Validity"];
     let validity = validity["Type"]

@@ -72,9 +72,9 @@ pub(super) fn key_digest(csr: &CertificateSigningRequestParams) -> [u8; 32] {
 /// Signs a leaf by the template EndEntityCertificate/V1
 /// (<https://docs.aws.amazon.com/privateca/latest/userguide/template-definitions.html>).
 ///
-/// Subject and subject alternative names come from the CSR, and nothing else of the CSR is used. The template adds
-/// CA:FALSE, key usage digitalSignature and keyEncipherment, extended key usage serverAuth and clientAuth, and both key
-/// identifiers.
+/// Subject, subject alternative names and public key come from the CSR. The rest of the CSR is ignored. The template
+/// adds CA:FALSE, key usage digitalSignature and keyEncipherment, extended key usage serverAuth and clientAuth, and
+/// both key identifiers.
 pub(super) fn leaf(
     authority: &Authority,
     csr: &CertificateSigningRequestParams,

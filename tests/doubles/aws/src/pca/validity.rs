@@ -42,10 +42,10 @@ impl Validity {
 /// END_DATE) is one second" (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_Validity.html>).
 pub(super) fn end(validity: Validity, now: OffsetDateTime) -> Result<OffsetDateTime, ServiceError> {
     let now = now.replace_nanosecond(0).unwrap_or(now);
-    let relative = |value: i64| if value >= 1 { Ok(value) } else { Err(validation("the value must be 1 at least")) };
+    let relative = |value: i64| if value >= 1 { Ok(value) } else { Err(validation("the value must be at least 1")) };
     let out_of_range = || validation("the validity is out of range");
     let end = match validity {
-        Validity::EndDate(value) => end_date(value).ok_or_else(|| validation("no END_DATE"))?,
+        Validity::EndDate(value) => end_date(value).ok_or_else(|| validation("the value is not an END_DATE"))?,
         Validity::Absolute(seconds) => OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| out_of_range())?,
         Validity::Days(days) => {
             let length = relative(days)?.checked_mul(86_400).map(Duration::seconds).ok_or_else(out_of_range)?;
