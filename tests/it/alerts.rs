@@ -23,11 +23,11 @@ fn an_alarm_is_of_a_metric_that_the_documents_list() {
     assert!(used.len() >= 4 && used.is_subset(&listed), "{used:?} of {listed:?}");
 }
 
-/// `cargo xtask setup` reports a missing promtool.
+/// The test needs promtool. `cargo xtask setup` reports a missing promtool.
 #[test]
 fn prometheus_raises_each_alarm_in_time_and_none_for_what_passes() {
     let Some(promtool) = tools::promtool() else {
-        eprintln!("SKIPPED: there is no promtool here");
+        eprintln!("SKIPPED: promtool isn't installed");
         return;
     };
     let directory = tempfile::tempdir().unwrap();
@@ -59,6 +59,6 @@ fn prometheus_raises_each_alarm_in_time_and_none_for_what_passes() {
         ("for: 15m", "for: 5m"),
     ] {
         assert!(RULES.contains(from), "{from} is not in the rules");
-        assert!(!play(&RULES.replacen(from, to, 1)).0, "{to} in place of {from} passes");
+        assert!(!play(&RULES.replacen(from, to, 1)).0, "the rules pass with {to} in place of {from}");
     }
 }

@@ -74,7 +74,7 @@ async fn a_wrong_configuration_is_named_by_file_line_and_key_with_what_to_write(
         let entry = format!("{} = {value}", key.split_once('.').unwrap().1);
         let line = 1 + text.lines().position(|line| line == entry).unwrap();
         let answer = fails(&cluster, &["status"], 2, words).await;
-        // A missing key has no line of its own, except that of its table.
+        // A missing key has no line. The error about an unknown table names the table's line.
         if !words.contains(&"is missing") && !key.starts_with("natz") {
             let place = format!("{}:{line}: ", file.display());
             assert!(answer.stderr.contains(&place), "no {place} in {}", answer.stderr);
@@ -132,8 +132,8 @@ async fn a_template_that_does_not_render_or_that_nats_server_refuses_is_named_wi
     assert!(!cluster.nodes[0].nats_config().exists(), "nothing was committed");
 }
 
-/// A missing file is no configuration error. The unit doesn't restart a daemon that ends with one, and nobody would
-/// renew.
+/// A missing file is not a configuration error. The unit doesn't restart a daemon after a configuration error, so
+/// nobody would renew.
 #[tokio::test]
 async fn a_template_or_an_include_that_is_missing_is_named_and_keeps_no_daemon_away() {
     for (key, value, words) in [
@@ -209,7 +209,7 @@ async fn instance_metadata_that_is_missing_ends_a_command_in_time_with_what_to_d
     for command in ["renew", "render"] {
         fails(&cluster, &[command], 1, &words).await;
     }
-    // The status still shows what can be seen.
+    // `agent status` still prints a status.
     let status = cluster.nodes[0].agent.run(&["status"], SOON).await.unwrap();
     assert!(status.code == Some(1) && status.stdout.starts_with("state     failing"), "{status:?}");
     assert!(words.iter().all(|word| status.stdout.contains(word)), "{status:?}");

@@ -19,8 +19,8 @@ use crate::AGENT;
 
 const NODES: usize = 3;
 const SOON: Duration = Duration::from_mins(1);
-/// A renewal takes a fifth of a second. An event within this time after the request falls into the renewal, or just
-/// after it.
+/// A renewal takes a fifth of a second. An event within this time after the request falls into the renewal or just
+/// after the renewal.
 const AMID: Duration = Duration::from_millis(250);
 /// The stall is shorter than any call's time-out, so a held call succeeds without a retry.
 const STALL: Duration = Duration::from_secs(2);
@@ -75,7 +75,7 @@ async fn in_chaos_no_acknowledged_message_is_lost_and_rotations_alone_cost_no_cl
         let before = clients.count();
         chaos.round(index, trouble).await;
         eventually(&format!("an acknowledgement after round {round}, {trouble}"), SOON, async || {
-            if clients.count() > before { Ok(()) } else { Err(format!("{before} still")) }
+            if clients.count() > before { Ok(()) } else { Err(format!("still {before} acknowledgements")) }
         })
         .await
         .unwrap();
@@ -101,7 +101,7 @@ async fn in_chaos_no_acknowledged_message_is_lost_and_rotations_alone_cost_no_cl
 
 struct Chaos {
     fleet: Fleet,
-    /// The small disks. There are none where mounting isn't allowed.
+    /// The small disks. The list is empty if the test can't mount.
     disks: Vec<SmallDisk>,
     random: fastrand::Rng,
     rotations: usize,
@@ -136,14 +136,14 @@ impl Chaos {
         }
     }
 
-    /// A renewal with its fault, and the state that the node must then reach without help.
+    /// Causes a fault during a renewal, and checks that the node recovers without help.
     async fn round(&mut self, index: usize, trouble: Trouble) {
         let paid_before = self.fleet.nodes[index].gateway.certificates();
         let serial_before = self.healthy(index, "before its round").await;
         self.befall(index, trouble).await;
         let what = format!("after {trouble}");
         let mut serial = self.healthy(index, &what).await;
-        // An agent that is killed before it has recorded the request can't know of it.
+        // An agent that dies before it records the request never renews.
         if trouble != Trouble::AgentKilled {
             let another = format!("another certificate {what}");
             let settled = eventually(&another, SOON, async || {
@@ -154,7 +154,7 @@ impl Chaos {
         }
         let rotated = usize::from(serial != serial_before);
         let paid = self.fleet.nodes[index].gateway.certificates() - paid_before;
-        assert_eq!(paid, rotated, "certificates paid for and put to use {what}");
+        assert_eq!(paid, rotated, "the paid certificates differ from the served certificates {what}");
         self.rotations += rotated;
     }
 

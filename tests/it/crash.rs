@@ -1,5 +1,5 @@
 //! Invariants 2 and 11 at every system call that changes a file or signals nats-server. At each call the built agent is
-//! killed, or its disk is full or read-only. A recorded run enumerates the calls; nobody chooses them.
+//! killed, or its disk is full or read-only. A recorded run enumerates the calls.
 //!
 //! The ordinary run tries a part of the faults at each point. `NATS_TLS_AGENT_SOAK=1` tries every fault, in both
 //! processes that can renew.
@@ -20,7 +20,7 @@ use tokio::task::{JoinSet, LocalSet};
 use self::bench::{Bench, Process, Scenario};
 use crate::AGENT;
 
-/// The number of nodes that go through a scenario at the same time. Mostly they wait.
+/// The number of nodes that go through a scenario at the same time. The nodes mostly wait.
 const LANES: usize = 3;
 const FAULTS: [Effect; 4] = [
     Effect::Once(Errno::Full),
@@ -34,7 +34,7 @@ fn deaths(points: &[Point]) -> Vec<(Point, Effect)> {
     points.iter().map(|point| (point.clone(), Effect::Kill)).collect()
 }
 
-/// The faults of a point: all four in the long form, else two of the four in turn.
+/// The faults of each point. The long form tries all four faults, and the short form tries two of them in turn.
 fn faults(points: &[Point]) -> Vec<(Point, Effect)> {
     let mut all = Vec::new();
     for (index, point) in points.iter().enumerate().filter(|(_, point)| !point.path.as_os_str().is_empty()) {
@@ -115,7 +115,7 @@ fn is_all_there(scenario: Scenario, names: &[String]) {
     {
         assert!(is_there(name), "no {name}in {names:?}");
     }
-    // The embedded CA is made at a first boot only. It signs each time.
+    // The agent creates the embedded CA only at a first boot. The CA signs in both scenarios.
     let made = ["rename CA/ca.key.new ", "fsync CA/ca.pem.new ", "rename CA/ca.pem.new "].into_iter();
     let signed = ["write CA/issued/.new ", "fsync CA/issued/.new ", "rename CA/issued/.new ", "fsync CA/issued "];
     for name in made.filter(|_| scenario == Scenario::FirstBoot).chain(signed) {

@@ -426,7 +426,7 @@ fn the_table_of_the_invariants_tests_is_that_of_the_sources() {
     assert_eq!(rest.split_once(END).unwrap().0, table, "the rows of {FILE} are in another order; run with {UPDATE}=1");
 }
 
-/// The check finds a function that has the name of an invariant's test and never runs.
+/// A function with the name of an invariant's test must be a test. Otherwise it never runs.
 #[test]
 fn what_is_called_like_a_test_of_an_invariant_is_one() {
     let mut count = 0;
@@ -434,7 +434,7 @@ fn what_is_called_like_a_test_of_an_invariant_is_one() {
         let tests = tests_of(&text);
         let functions = text.lines().filter_map(|line| line.trim().trim_start_matches("async ").strip_prefix("fn "));
         for name in functions.filter_map(|rest| rest.split('(').next()).filter(|name| name.starts_with("invariant_")) {
-            assert!(tests.contains(&name), "{}: {name} is called like a test and is none", path.display());
+            assert!(tests.contains(&name), "{}: {name} has a test's name, but is not a test", path.display());
             count += 1;
         }
     }

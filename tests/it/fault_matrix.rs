@@ -1,5 +1,5 @@
-//! Every external call by every fault, at first boot and in a serving node.
-//! The node goes on serving, its state names the fault, and nothing is paid twice (invariants 7 and 11).
+//! Every external call meets every fault, at first boot and in a serving node. The node continues to serve, its status
+//! names the fault, and no certificate is paid for twice (invariants 7 and 11).
 //!
 //! The test compares its tables with `docs/fault-matrix.md`. `UPDATE_FAULT_MATRIX=1` writes the tables there.
 
@@ -21,8 +21,8 @@ use tokio::task::{JoinSet, LocalSet};
 use self::table::Cell;
 use self::world::{Setup, World};
 
-/// The time within which a fault shows and its end is noticed. The longest time-out belongs to a signal with the
-/// roll-back after the signal.
+/// The time within which the agent reports a fault and its end. The longest time-out belongs to a reload with its
+/// roll-back.
 const SOON: Duration = Duration::from_secs(45);
 /// The number of nodes that work at the same time.
 const AT_ONCE: usize = 6;
@@ -90,7 +90,7 @@ async fn boot_all(setup: Setup, trials: Vec<Trial>) -> Vec<Cell> {
     boot_each(trials.into_iter().map(|trial| (setup.clone(), trial)).collect()).await
 }
 
-/// Boots nodes as `first_boots` does, where the nodes differ.
+/// Boots nodes as `boot_all` does, each node with its own setup.
 async fn boot_each(trials: Vec<(Setup, Trial)>) -> Vec<Cell> {
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let (here, mut running) = (LocalSet::new(), JoinSet::new());

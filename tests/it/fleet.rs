@@ -1,6 +1,6 @@
 //! Fleets: an Auto Scaling group in moto, with a real nats-server and the built agent on the address of each instance.
 
-#![allow(clippy::print_stdout, reason = "what was measured stands in the test's output")]
+#![allow(clippy::print_stdout, reason = "the test's output shows the measurements")]
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -37,7 +37,7 @@ async fn a_fleet_of_five_meshes_over_tls_from_two_keys_and_its_node() {
     let begun = Instant::now();
     fleet.start_all().await.unwrap();
     let statuses = fleet.converged().await.unwrap();
-    println!("five agents and nats-servers from nothing to a healthy mesh: {:?}", begun.elapsed());
+    println!("five agents and five nats-servers formed a healthy mesh in {:?}", begun.elapsed());
     assert_eq!(fleet.certificates(), 5);
     for (member, status) in fleet.nodes.iter().zip(&statuses) {
         assert_eq!(peers(status, "up").len(), 5, "{status}");
@@ -45,7 +45,7 @@ async fn a_fleet_of_five_meshes_over_tls_from_two_keys_and_its_node() {
         serves_mutual_tls_below_the_ca(&fleet, member, status).await;
     }
 
-    // The group terminates an instance. While its machine still answers, nobody closes its routes.
+    // The group terminates an instance. The other nodes keep its route while its nats-server still answers.
     let traffic = Traffic::start(&fleet.ring(4), RATE).await.unwrap();
     let doomed = &fleet.nodes[4];
     let (id, address) = (doomed.instance.id.clone(), doomed.node.route());
@@ -55,7 +55,7 @@ async fn a_fleet_of_five_meshes_over_tls_from_two_keys_and_its_node() {
         assert!(member.node.rendered_routes().unwrap().contains(&address));
     }
     fleet.die(4).await.unwrap();
-    println!("routes without the dead node: {}", followed_by(&fleet, Instant::now()).await);
+    println!("time until each node dropped the dead node's route: {}", followed_by(&fleet, Instant::now()).await);
 
     let old: BTreeSet<String> = fleet.nodes.iter().map(|member| member.instance.id.clone()).collect();
     let asked = Instant::now();
@@ -64,12 +64,12 @@ async fn a_fleet_of_five_meshes_over_tls_from_two_keys_and_its_node() {
     let new = launched.into_iter().find(|instance| !old.contains(&instance.id)).unwrap();
     fleet.add(new).await.unwrap();
     fleet.boot(4).unwrap();
-    println!("routes with the new node, since that call began: {}", followed_by(&fleet, asked).await);
+    println!("time from that call until each node had the new node's route: {}", followed_by(&fleet, asked).await);
     fleet.serve(4).await.unwrap();
     let statuses = fleet.converged().await.unwrap();
-    println!("five nodes healthy after {:?}", asked.elapsed());
+    println!("five nodes were healthy {:?} after that call", asked.elapsed());
     let tally = traffic.stop().await.unwrap();
-    println!("between the four that stayed: {}", figures(&tally));
+    println!("traffic between the four remaining nodes: {}", figures(&tally));
     assert_eq!((tally.lost(), tally.duplicates, tally.disconnects, tally.reconnects), (0, 0, 0, 0), "{tally:?}");
 
     let traffic = Traffic::start(&fleet.ring(5), RATE).await.unwrap();
@@ -89,13 +89,13 @@ async fn a_fleet_of_five_meshes_over_tls_from_two_keys_and_its_node() {
     amid(&traffic, 1000).await;
     let span = begun.elapsed().as_secs_f64();
     let tally = traffic.stop().await.unwrap();
-    println!("while all five renewed: {} in {span:.1} s", figures(&tally));
+    println!("traffic while all five nodes renewed: {} in {span:.1} s", figures(&tally));
     assert_eq!((tally.lost(), tally.duplicates, tally.disconnects, tally.reconnects), (0, 0, 0, 0), "{tally:?}");
     // The publishers reached the rate, so the figures hold for 2,000 messages a second.
     assert!(f64::from(u32::try_from(tally.sent).unwrap()) / span > f64::from(RATE) * 0.8, "{tally:?} in {span} s");
     fleet.converged().await.unwrap();
-    // The dead node's certificate was counted by its gateway, which is gone. Four of the first five remain, plus the
-    // new node's and five renewals.
+    // The dead node's gateway counted its certificate, and is gone. Four of the first five certificates remain. The
+    // new node adds one certificate, and the renewals add five.
     assert_eq!(fleet.certificates(), 4 + 1 + 5);
     fleet.end().await.unwrap();
 }
@@ -103,7 +103,8 @@ async fn a_fleet_of_five_meshes_over_tls_from_two_keys_and_its_node() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn identity_comes_from_instance_metadata_alone() {
     let mut fleet = fleet(3, Identity::Metadata).await;
-    // The configured value, the default, and the effect of the default: no instance-id host name resolves here.
+    // The nodes set "ec2", set the default "auto", or set nothing. "auto" falls back to EC2, because no instance-id
+    // host name resolves here.
     for (index, addresses) in ["addresses = \"ec2\"", "addresses = \"auto\"", ""].into_iter().enumerate() {
         fleet.discovery = format!("interval = \"1s\"\n{addresses}");
         fleet.boot(index).unwrap();
@@ -132,8 +133,8 @@ async fn identity_comes_from_instance_metadata_alone() {
         for path in ["/latest/dynamic/instance-identity/document", "/latest/meta-data/iam/security-credentials/nats"] {
             assert!(asked.iter().any(|asked| asked.trim_end_matches('/') == path), "{path} is not in {asked:?}");
         }
-        assert!(imds.refused().is_empty(), "asked without a session: {:?}", imds.refused());
-        // The addresses of the other two instances are requested once, because an instance keeps its address.
+        assert!(imds.refused().is_empty(), "requests without a session: {:?}", imds.refused());
+        // The agent requests the other two instances' addresses once, because an instance keeps its address.
         member.gateway.reached("DescribeAutoScalingGroups", 3, SOON).await.unwrap();
         assert_eq!(member.gateway.calls("DescribeInstances").len(), 1);
     }
@@ -143,7 +144,7 @@ async fn identity_comes_from_instance_metadata_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invariant_07_aws_being_away_throttling_or_talking_nonsense_disturbs_no_node() {
     let mut fleet = fleet(4, Identity::Given).await;
-    // The trust source is asked every ten intervals, and a retry waits that long at most.
+    // The agent asks the trust source every ten intervals. It retries after ten intervals at the latest.
     fleet.discovery = "interval = \"200ms\"".into();
     fleet.renewal = "retry_min = \"200ms\"".into();
     fleet.start_all().await.unwrap();
@@ -165,8 +166,8 @@ async fn invariant_07_aws_being_away_throttling_or_talking_nonsense_disturbs_no_
         assert!(refused.contains("acm-pca:") && refused.contains(expected), "{refused}");
         degraded(member, &["no new certificate", "acm-pca:", expected]).await;
     }
-    // A restart during the outage finds the last good answers. The last node has lost them, and still sees its served
-    // leaf.
+    // An agent that restarts during the outage reads the last good answers from its disk. The last node loses that
+    // file, and its agent still sees the served leaf.
     for (index, member) in fleet.nodes.iter_mut().enumerate() {
         member.node.agent.stop().await.unwrap();
         if index == 3 {
@@ -190,10 +191,10 @@ async fn invariant_07_aws_being_away_throttling_or_talking_nonsense_disturbs_no_
         member.gateway.set_fault(None);
     }
     let recovered = fleet.converged().await.unwrap();
-    println!("four nodes healthy {:?} after AWS was back", back.elapsed());
-    // The requested renewal is completed, exactly once.
+    println!("four nodes were healthy {:?} after AWS was back", back.elapsed());
+    // Each node completes its requested renewal exactly once.
     for ((member, before), after) in fleet.nodes.iter().zip(&statuses).zip(&recovered) {
-        eventually("the renewal that was asked for", SOON, async || {
+        eventually("the requested renewal", SOON, async || {
             let status = member.node.agent.status().await.map_err(|failure| failure.chain())?;
             let renewed = status["leaf"]["serial"] != before["leaf"]["serial"] && status["state"] == "healthy";
             if renewed { Ok(()) } else { Err(format!("{} {}", status["state"], status["leaf"]["serial"])) }
@@ -203,12 +204,12 @@ async fn invariant_07_aws_being_away_throttling_or_talking_nonsense_disturbs_no_
         assert_eq!(member.gateway.certificates(), 2, "{after}");
     }
     let tally = traffic.stop().await.unwrap();
-    println!("meanwhile: {}", figures(&tally));
+    println!("traffic during the outage: {}", figures(&tally));
     assert_eq!((tally.lost(), tally.disconnects, tally.reconnects), (0, 0, 0), "{tally:?}");
     fleet.end().await.unwrap();
 }
 
-/// An agent that restarts during the outage doesn't know its identity. It waits, and reports that.
+/// An agent that restarts during the outage doesn't know its identity. The agent waits, and reports the outage.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invariant_07_instance_metadata_being_away_disturbs_no_node_and_is_shown() {
     let mut fleet = fleet(2, Identity::Metadata).await;
@@ -220,9 +221,9 @@ async fn invariant_07_instance_metadata_being_away_disturbs_no_node_and_is_shown
 
     let FleetNode { node, imds: Some(imds), .. } = &mut fleet.nodes[0] else { panic!("no metadata") };
     imds.set_fault(Some(imds::Fault::Disabled));
-    // A changed configuration that can't be applied leaves the daemon at work with its current configuration.
+    // The daemon can't apply the changed configuration. It continues with its current configuration.
     node.agent.signal(Signal::SIGHUP).unwrap();
-    eventually("the change that is refused", SOON, async || {
+    eventually("the refusal of the change", SOON, async || {
         let log = node.agent.log_tail(3);
         if log.contains("the configuration in force stays") { Ok(()) } else { Err(log) }
     })
@@ -231,13 +232,13 @@ async fn invariant_07_instance_metadata_being_away_disturbs_no_node_and_is_shown
     assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
     let renewed = degraded(&fleet.nodes[0], &["the configuration in force stays", away[0]]).await;
     assert_ne!(renewed["leaf"], before["leaf"]);
-    // The change is applied as soon as possible, without help.
+    // The daemon applies the change without help once instance metadata is back.
     let FleetNode { node, imds: Some(imds), .. } = &mut fleet.nodes[0] else { panic!("no metadata") };
     imds.set_fault(None);
     let renewed = node.healthy(SOON).await.unwrap();
     imds.set_fault(Some(imds::Fault::Disabled));
 
-    // First without a daemon, and then with a daemon that waits.
+    // `agent status` reports the outage without a daemon, and also with a waiting daemon.
     node.agent.stop().await.unwrap();
     let alone = degraded(&fleet.nodes[0], &away).await;
     degraded(&fleet.nodes[0], &["the agent isn't running"]).await;
@@ -247,7 +248,7 @@ async fn invariant_07_instance_metadata_being_away_disturbs_no_node_and_is_shown
         for known in ["leaf", "served", "trust", "peers"] {
             let mut expected = renewed[known].clone();
             if known == "served" {
-                // A command that only looks has confirmed nothing.
+                // Neither `agent status` nor a waiting daemon confirms a reload.
                 expected["confirmed_at"] = Value::Null;
             }
             assert_eq!(status[known], expected, "{known}");
@@ -264,7 +265,7 @@ async fn invariant_07_instance_metadata_being_away_disturbs_no_node_and_is_shown
     fleet.end().await.unwrap();
 }
 
-/// Only a dead peer shows the effect, because a peer that still answers always stays.
+/// Only a dead peer can show a removal, because the agent always keeps a peer that still answers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invariant_06_an_answer_that_is_empty_or_leaves_this_node_out_removes_no_route() {
     let mut fleet = fleet(3, Identity::Given).await;
@@ -276,12 +277,12 @@ async fn invariant_06_an_answer_that_is_empty_or_leaves_this_node_out_removes_no
     let ids: Vec<String> = fleet.nodes.iter().map(|member| member.instance.id.clone()).collect();
     fleet.die(2).await.unwrap();
 
-    // The first node and the dead node leave the group. The second node is in the group, and sees that the dead node is
-    // gone.
+    // The first node and the dead node leave the group. The second node stays in the group, and drops the dead node's
+    // route.
     fleet.moto.detach(GROUP, &[&ids[0], &ids[2]]).await.unwrap();
     warned(&fleet.nodes[0], "discovery left this node out").await;
     let second = &fleet.nodes[1];
-    eventually("the dead node is gone from the second's routes", SOON, async || {
+    eventually("the second node's routes without the dead node", SOON, async || {
         let rendered = second.node.rendered_routes().map_err(|failure| failure.chain())?;
         let expected = all.iter().copied().filter(|route| *route != dead).collect();
         if rendered == expected { Ok(()) } else { Err(format!("{rendered:?}")) }
@@ -291,7 +292,7 @@ async fn invariant_06_an_answer_that_is_empty_or_leaves_this_node_out_removes_no
     warned(second, &format!("{} left the group and still answers", ids[0])).await;
     assert_eq!(fleet.nodes[0].node.rendered_routes().unwrap(), all);
 
-    // Then the group is empty. The last good set outlives the agent.
+    // The group is now empty. The last good set of peers survives the agent's death.
     let kept = fleet.nodes[1].node.rendered_routes().unwrap();
     fleet.moto.detach(GROUP, &[&ids[1]]).await.unwrap();
     for member in &fleet.nodes {
@@ -316,7 +317,7 @@ async fn invariant_06_an_answer_that_is_empty_or_leaves_this_node_out_removes_no
 async fn invariant_11_an_agent_killed_once_pca_has_issued_resumes_that_very_certificate() {
     let mut fleet = fleet(1, Identity::Given).await;
 
-    // The agent is killed at its first boot with the ARN in the journal. Nothing is requested again.
+    // The agent dies at its first boot with the ARN in the journal. The restarted agent requests no second certificate.
     fleet.nodes[0].gateway.set_rule("GetCertificate", Some(Rule::Hold));
     fleet.boot(0).unwrap();
     crash_and_resume(&mut fleet, "GetCertificate", 1).await;
@@ -325,12 +326,12 @@ async fn invariant_11_an_agent_killed_once_pca_has_issued_resumes_that_very_cert
     serves_the_certificate_that_was_issued(&fleet, 1).await;
     assert_eq!(fleet.nodes[0].gateway.calls("IssueCertificate").len(), 1);
 
-    // The same happens during a renewal.
+    // The agent dies in the same way during a renewal.
     crash_in_a_renewal(&mut fleet, "GetCertificate", Rule::Hold).await;
     serves_the_certificate_that_was_issued(&fleet, 2).await;
     assert_eq!(fleet.nodes[0].gateway.calls("IssueCertificate").len(), 2);
 
-    // The agent is killed before the ARN arrives. The same request is repeated with its token.
+    // The agent dies before the ARN arrives. The restarted agent repeats the same request with the same token.
     crash_in_a_renewal(&mut fleet, "IssueCertificate", Rule::LoseAnswer).await;
     let issued = fleet.nodes[0].gateway.calls("IssueCertificate");
     let [.., lost, repeated] = &issued[..] else { panic!("{issued:?}") };
@@ -343,7 +344,8 @@ async fn invariant_11_an_agent_killed_once_pca_has_issued_resumes_that_very_cert
     fleet.end().await.unwrap();
 }
 
-/// Runs `agent renew`, and crashes the agent at the next call of `operation`, which the rule keeps from its end.
+/// Runs `agent renew`, and kills the agent at the next call of `operation`. The rule keeps that call's answer from the
+/// agent.
 async fn crash_in_a_renewal(fleet: &mut Fleet, operation: &str, rule: Rule) {
     let before = fleet.nodes[0].node.healthy(SOON).await.unwrap();
     let FleetNode { node, gateway, .. } = &fleet.nodes[0];
@@ -364,7 +366,7 @@ async fn crash_in_a_renewal(fleet: &mut Fleet, operation: &str, rule: Rule) {
     .unwrap();
 }
 
-/// Kills the agent with `kill -9` at the `count`th call of `operation`, and restarts it without the rule.
+/// Kills the agent with `kill -9` at the `count`th call of `operation`, and restarts the agent without the rule.
 async fn crash_and_resume(fleet: &mut Fleet, operation: &str, count: usize) {
     let FleetNode { node, gateway, .. } = &mut fleet.nodes[0];
     gateway.reached(operation, count, SOON).await.unwrap();
@@ -390,12 +392,12 @@ async fn serves_the_certificate_that_was_issued(fleet: &Fleet, count: usize) {
     assert_eq!(status["served"]["client"]["sha256"], status["leaf"]["sha256"]);
 }
 
-/// Waits for a degraded status with a reason that contains all parts.
+/// Waits for a degraded status with a reason that contains all `parts`.
 async fn degraded(member: &FleetNode, parts: &[&str]) -> Value {
     says(member, "reasons", parts, "degraded").await
 }
 
-/// Waits for a status with a warning that contains the part.
+/// Waits for a status with a warning that contains `part`.
 async fn warned(member: &FleetNode, part: &str) -> Value {
     says(member, "warnings", &[part], "healthy").await
 }
@@ -412,7 +414,8 @@ async fn says(member: &FleetNode, list: &str, parts: &[&str], state: &str) -> Va
     .unwrap()
 }
 
-/// Text and time of every committed configuration. They are equal only if no configuration was written again.
+/// The text and the modification time of every committed configuration. Two results are equal only if no agent wrote a
+/// configuration in between.
 fn committed(fleet: &Fleet) -> Vec<(String, std::time::SystemTime)> {
     let of = |member: &FleetNode| {
         let config = member.node.nats_config();
@@ -421,7 +424,7 @@ fn committed(fleet: &Fleet) -> Vec<(String, std::time::SystemTime)> {
     fleet.nodes.iter().map(of).collect()
 }
 
-/// Waits until each node's committed routes are those of the fleet. Returns the time that each node took.
+/// Waits until each node's committed routes equal the fleet's routes. Returns the time that each node took.
 async fn followed_by(fleet: &Fleet, since: Instant) -> String {
     let expected = fleet.routes();
     let mut took = Vec::new();
@@ -434,7 +437,7 @@ async fn followed_by(fleet: &Fleet, since: Instant) -> String {
             }
             !there
         });
-        if waiting.is_empty() { Ok(()) } else { Err(format!("{} nodes to go", waiting.len())) }
+        if waiting.is_empty() { Ok(()) } else { Err(format!("{} nodes still have other routes", waiting.len())) }
     })
     .await
     .unwrap();
@@ -444,7 +447,7 @@ async fn followed_by(fleet: &Fleet, since: Instant) -> String {
 fn figures(tally: &Tally) -> String {
     let Tally { sent, received, duplicates, disconnects, reconnects, latency } = tally;
     format!(
-        "{sent} sent, {received} received, {} lost, {duplicates} twice, {disconnects} disconnects, {reconnects} \
+        "{sent} sent, {received} received, {} lost, {duplicates} duplicates, {disconnects} disconnects, {reconnects} \
          reconnects, p50 {:?}, p99 {:?}, max {:?}",
         tally.lost(),
         latency.p50,
@@ -464,8 +467,9 @@ async fn amid(traffic: &Traffic, more: u64) {
     .unwrap();
 }
 
-/// Checks the node's route port. It serves the leaf in the status, which chains to moto's CA and names the node's
-/// address. It accepts nobody without a certificate. The traffic shows that clients accept the client port.
+/// Checks the node's route port. The port serves the leaf in the status. That leaf chains to moto's CA and names the
+/// node's address. The port refuses a peer without a certificate. The traffic shows that clients accept the client
+/// port.
 async fn serves_mutual_tls_below_the_ca(fleet: &Fleet, member: &FleetNode, status: &Value) {
     let served = served_by(fleet, member, true).await.unwrap();
     let sha256 = nats_tls_agent::digest::sha256_hex(&served[0]);
@@ -477,9 +481,9 @@ async fn serves_mutual_tls_below_the_ca(fleet: &Fleet, member: &FleetNode, statu
     assert_eq!((&varz["tls_required"], &varz["cluster"]["tls_required"]), (&true.into(), &true.into()), "{varz}");
 }
 
-/// The chain that the route port serves, verified against moto's CA alone for the node's address. With `presenting`,
-/// the client presents the node's own leaf. The result counts once the server has sent data, because only then has it
-/// accepted the client.
+/// Returns the chain that the route port serves, verified against moto's CA alone and for the node's address. With
+/// `presenting`, the client presents the node's own leaf. The function waits for data from the server, because the
+/// server sends data only to an accepted client.
 async fn served_by(
     fleet: &Fleet,
     member: &FleetNode,

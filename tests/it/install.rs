@@ -9,7 +9,7 @@ use harness::tools::{self, workspace};
 use serde_json::Value;
 use tokio::process::Command;
 
-/// What the document leaves to its reader, and what each is here.
+/// The document's placeholders for its reader, and their values in this test.
 const READERS: [(&str, &str); 2] = [
     (
         "nats_server_url=https://… nats_server_sha256=… agent_url=https://… agent_sha256=…",

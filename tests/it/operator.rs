@@ -1,4 +1,4 @@
-//! The commands on a node where something is missing: what they tell the operator.
+//! The commands on a node where something is missing, and their messages to the operator.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::doctor::start_by_hand;
 use crate::{AGENT, metric};
 
-/// The limit for the agent to give instance metadata up, after several questions.
+/// The time within which the agent gives up on instance metadata, after several requests.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(45);
 const SOON: Duration = Duration::from_secs(30);
 
@@ -156,8 +156,8 @@ async fn a_renewal_that_could_not_be_deployed_says_that_its_certificate_is_kept(
     assert!(failed.code == Some(1) && failed.stderr.contains("is kept as generation 2"), "{failed:?}");
 }
 
-/// No daemon has looked at nats-server, so each command looks. The agent pays for no certificate that this server
-/// cannot be told to load.
+/// No daemon has looked at nats-server, so each command looks. The agent pays for no certificate that it can't make
+/// this server load.
 #[tokio::test]
 async fn status_and_renew_look_at_a_server_that_was_started_by_hand_before_the_first_certificate() {
     let cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();

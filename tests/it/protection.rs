@@ -20,7 +20,7 @@ use crate::AGENT;
 use crate::rotation::{assert_nothing_lost, read_again, status_with, traffic, unhealthy};
 
 const SOON: Duration = Duration::from_secs(20);
-/// A roll-back waits for ten seconds twice at most: for the reload, and for the reload that restores the previous
+/// A roll-back waits for two reloads, and for each at most ten seconds. The second reload restores the previous
 /// configuration.
 const RENEW_WITHIN: Duration = Duration::from_mins(1);
 
@@ -54,8 +54,8 @@ async fn in_force(node: &Node) -> (String, String, String) {
     (committed, at(&status, "nats.config_digest").to_owned(), at(&status, "served.client.sha256").to_owned())
 }
 
-/// Checks that the earlier settings are still in force, and that the newest certificate is served with them. The
-/// certificate doesn't wait until the edit is corrected.
+/// Checks that the earlier settings are still in force, and that the newest certificate is served with them. The faulty
+/// edit must not delay the certificate.
 async fn assert_settings_stay(node: &Node, before: &(String, String, String)) {
     let settings = |text: &str| -> Vec<String> {
         text.lines().filter(|line| !line.contains("/generations/")).map(ToOwned::to_owned).collect()
@@ -66,7 +66,7 @@ async fn assert_settings_stay(node: &Node, before: &(String, String, String)) {
     assert_ne!(at(&status, "served.client.sha256"), before.2, "{status}");
 }
 
-/// The block of that name in the built-in template. It ends with the first line that equals `end`.
+/// The part of the built-in template from `start` through the next `end`.
 fn block(start: &str, end: &str) -> String {
     let from = BUILT_IN.find(start).unwrap();
     let length = BUILT_IN[from..].find(end).unwrap() + end.len();
@@ -119,7 +119,7 @@ async fn invariant_12_jetstream_is_dropped_only_with_its_switch() {
     node.healthy(SOON).await.unwrap();
 }
 
-/// The server's log message. /varz keeps showing the earlier settings.
+/// The tests read the server's log, because /varz keeps showing the earlier settings.
 const SHUTDOWN: &str = "JetStream Shutdown";
 
 #[tokio::test]
@@ -156,7 +156,7 @@ async fn invariant_12_what_an_edited_include_takes_away_is_refused_and_a_restart
     let status = unhealthy(&cluster.nodes[0], "--allow-loss authorization").await;
     assert_eq!(status["state"], "degraded", "{status}");
     assert_eq!(in_force(&cluster.nodes[0]).await, before);
-    // The certificate doesn't wait until the edit is corrected, and a restart doesn't let the loss in.
+    // The faulty edit doesn't delay the certificate, and a restart doesn't apply the loss.
     assert_eq!(renew(&cluster.nodes[0], &[]).await.code, Some(1));
     assert_settings_stay(&cluster.nodes[0], &before).await;
     cluster.nodes[0].server.take().unwrap().stop().await.unwrap();
@@ -215,14 +215,14 @@ async fn invariant_03_an_include_that_nats_server_refuses_is_never_committed_and
     let status = unhealthy(node, "max_payloadz").await;
     assert_eq!(status["state"], "degraded", "{status}");
     assert_settings_stay(node, &before).await;
-    // After it has read its configuration again, the daemon doesn't know the earlier file, and still reports the truth.
+    // A daemon that has read its configuration again doesn't know the earlier file. It still reports the true fault.
     let before = in_force(node).await;
     read_again(node).await;
     let status = unhealthy(node, "max_payloadz").await;
     assert!(!status["reasons"].to_string().contains("isn't running"), "{status}");
     assert_eq!(in_force(node).await, before);
 
-    // The correction is found without a signal.
+    // The daemon finds the correction without a signal.
     std::fs::write(&include, "max_payload: 3MB\n").unwrap();
     let status = node.healthy(SOON).await.unwrap();
     assert_eq!(at(&status, "served.client.sha256"), at(&status, "leaf.sha256"));
@@ -261,7 +261,7 @@ async fn invariant_03_a_template_that_nats_server_refuses_or_that_does_not_rende
 
 // === The trust bundle ===
 
-/// A cluster that trusts a file, which holds the embedded CA.
+/// A cluster whose trust source is a file with the embedded CA.
 async fn cluster_with_bundle(count: u8) -> (Nodes, PathBuf, String) {
     let cluster = cluster(count).await;
     let bundle = cluster.directory().join("bundle.pem");
@@ -269,7 +269,7 @@ async fn cluster_with_bundle(count: u8) -> (Nodes, PathBuf, String) {
     std::fs::write(&bundle, &ca).unwrap();
     for node in &cluster.nodes {
         set(node.agent.config(), "trust.kind", "\"file\"").unwrap();
-        // The trust source is asked every tenth round.
+        // The agent asks the trust source every ten intervals.
         set(node.agent.config(), "discovery.interval", "\"100ms\"").unwrap();
         change(node, "trust.file", &format!("{:?}", bundle.display().to_string()));
         status_with(node, |status| at(status, "trust.source") == bundle.display().to_string()).await;
@@ -297,7 +297,7 @@ async fn invariant_12_a_bundle_with_one_corrupt_block_is_refused_naming_the_bloc
     assert!(said.contains("bundle.pem") && said.contains("the bundle in force stays"), "{said}");
     assert_eq!(in_force(node).await, before);
 
-    // A bundle of the same two CAs, both complete, is accepted without further action.
+    // The daemon accepts a bundle of two complete CAs without further action.
     std::fs::write(&bundle, format!("{ca}{}", another_ca())).unwrap();
     let status = node.healthy(SOON).await.unwrap();
     assert_eq!(status["trust"]["anchors"].as_array().map(Vec::len), Some(2), "{status}");
@@ -335,7 +335,7 @@ async fn a_setting_that_nats_server_refuses_to_reload_waits_for_its_restart_and_
     let mut cluster = cluster(2).await;
     let node = &cluster.nodes[0];
     let traffic = traffic(&cluster, 500).await;
-    // `-t` accepts the change, and a reload refuses it.
+    // `nats-server -t` accepts the change, but a reload refuses the change.
     change_template(node, &cluster, "lame_duck_duration: \"60s\"", "lame_duck_duration: \"90s\"");
     waiting(node, "lame_duck_duration").await;
     assert!(tail(&node.server_log(), 50).contains("Failed to reload"));
@@ -345,7 +345,7 @@ async fn a_setting_that_nats_server_refuses_to_reload_waits_for_its_restart_and_
     let status = waiting(node, "lame_duck_duration").await;
     assert_eq!(at(&status, "served.client.sha256"), at(&status, "leaf.sha256"));
     assert_ne!(at(&status, "served.client.sha256"), before.2);
-    assert!(in_force(node).await.0.contains("lame_duck_duration: \"90s\""), "the next start is to find it");
+    assert!(in_force(node).await.0.contains("lame_duck_duration: \"90s\""), "the next start must find the new setting");
     assert_nothing_lost(traffic).await;
 
     cluster.nodes[0].server.take().unwrap().stop().await.unwrap();
@@ -399,9 +399,9 @@ async fn invariant_10_a_pid_file_that_names_another_program_gets_nothing_signall
     let refused = renew(node, &[]).await;
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(refused.stderr.contains("it is not signalled"), "{refused:?}");
-    assert!(sleep.try_wait().unwrap().is_none(), "a SIGHUP would have ended it");
+    assert!(sleep.try_wait().unwrap().is_none(), "a SIGHUP ended the program");
 
-    // The server's start writes its own pid, and then the node is healthy.
+    // nats-server writes its own pid at its start, and the node becomes healthy.
     std::fs::remove_file(&pid_file).unwrap();
     cluster.cluster.start_server(&mut cluster.nodes[0]).await.unwrap();
     cluster.nodes[0].healthy(SOON).await.unwrap();
@@ -475,12 +475,12 @@ async fn overheard(cluster: &Nodes, rogue: &NatsServer, count: usize) -> usize {
     };
     let (publisher, subscriber) = (connect(&cluster.nodes[0]).await, connect(&cluster.nodes[1]).await);
     let mut received = subscriber.subscribe("orders").await.unwrap();
-    // Interest still spreads through the cluster.
+    // The subscriber's interest needs time to spread through the cluster.
     let mut sent = 0;
     while tokio::time::timeout(Duration::from_millis(50), received.next()).await.is_err() {
         publisher.publish("orders", "probe".into()).await.unwrap();
         sent += 1;
-        assert!(sent < 200, "our own subscriber hears nothing");
+        assert!(sent < 200, "the node's own subscriber receives nothing");
     }
     for number in 0..count {
         publisher.publish("orders", number.to_string().into()).await.unwrap();
@@ -488,8 +488,7 @@ async fn overheard(cluster: &Nodes, rogue: &NatsServer, count: usize) -> usize {
     publisher.flush().await.unwrap();
     let last = (count - 1).to_string();
     while received.next().await.unwrap().payload != last.as_bytes() {}
-    // A message that has reached the node's own subscriber over one hop reaches the spy over one hop at about the same
-    // time.
+    // The spy and the node's own subscriber are both one hop away, so a message reaches both at about the same time.
     let mut overheard = 0;
     while let Ok(Some(_message)) = tokio::time::timeout(Duration::from_millis(500), heard.next()).await {
         overheard += 1;
@@ -518,8 +517,9 @@ async fn put_credential(moto: &Moto, password: &str) {
     moto.put_secret("nats/route", &secret).await.unwrap();
 }
 
-/// The routes of nodes that change one after the other are down in between (docs/operations.md, The cluster credential); here all
-/// change at the time that each works out from the secret, and a node that boots before that has what the others have.
+/// Routes are down while nodes change their credential one after the other (docs/operations.md, The cluster
+/// credential). All nodes therefore change at the same time, which each node computes from the secret. A node that
+/// boots before that time starts with the other nodes' credential.
 #[tokio::test]
 async fn a_new_credential_takes_over_on_every_node_at_one_time_and_the_cluster_is_whole_before_and_after() {
     let moto = Moto::start().await.unwrap();
@@ -527,15 +527,14 @@ async fn a_new_credential_takes_over_on_every_node_at_one_time_and_the_cluster_i
     let all: BTreeSet<_> = ["n1", "n2", "n3"].map(str::to_owned).into();
     let others = |node: &Node| all.iter().filter(|name| **name != node.name).cloned().collect();
     let has_new = |node: &Node| std::fs::read_to_string(node.nats_config()).unwrap().contains("an0ther-s3cr3t");
-    // The credential takes over thirty intervals of half a second after its date. moto gives that date in whole
-    // seconds.
+    // The credential takes over thirty intervals of half a second after its date. moto gives dates in whole seconds.
     let takes_over = tokio::time::Instant::now() + Duration::from_secs(14);
     put_credential(&moto, "an0ther-s3cr3t").await;
     for node in &cluster.nodes {
         status_with(node, |status| status["warnings"].to_string().contains("a new cluster credential takes over at"))
             .await;
     }
-    // A node without a past, as on a first boot, begins with the other nodes' credential.
+    // A node without stored answers, as on a first boot, starts with the other nodes' credential.
     cluster.nodes[2].agent.stop().await.unwrap();
     std::fs::remove_file(cluster.nodes[2].state_directory().join("last-good.json")).unwrap();
     cluster.nodes[2].agent.start().unwrap();
@@ -544,7 +543,7 @@ async fn a_new_credential_takes_over_on_every_node_at_one_time_and_the_cluster_i
         node.meshed(&others(node), SOON).await.unwrap();
     }
     let is_too_late = tokio::time::Instant::now() >= takes_over;
-    assert!(is_too_late || !cluster.nodes.iter().any(has_new), "it has taken over before its time");
+    assert!(is_too_late || !cluster.nodes.iter().any(has_new), "a node uses the new credential too early");
     let mut taken = BTreeMap::new();
     eventually("the new credential on every node", Duration::from_mins(1), async || {
         for node in cluster.nodes.iter().filter(|node| has_new(node)) {
@@ -560,7 +559,7 @@ async fn a_new_credential_takes_over_on_every_node_at_one_time_and_the_cluster_i
         node.healthy(SOON).await.unwrap();
         status_with(node, |status| !status["warnings"].to_string().contains("credential")).await;
     }
-    println!("whole again {:?} after the first node", taken.values().min().unwrap().elapsed());
+    println!("the cluster was complete {:?} after the first change", taken.values().min().unwrap().elapsed());
 }
 
 #[tokio::test]
@@ -585,7 +584,7 @@ async fn invariant_13_a_server_with_a_clients_certificate_and_no_credential_is_n
     }
 }
 
-/// The reason for the credential, and for the warning. This test also shows that the previous test can fail.
+/// This test shows why the credential and the warning exist. It also shows that the previous test can fail.
 #[tokio::test]
 async fn without_a_credential_the_same_server_hears_every_word_and_the_status_warns_of_it() {
     let cluster = cluster(2).await;
@@ -596,7 +595,7 @@ async fn without_a_credential_the_same_server_hears_every_word_and_the_status_wa
     assert!(overheard(&cluster, &rogue, 100).await >= 100);
 }
 
-/// The environment by which an agent reaches moto in place of AWS.
+/// The environment variables that make an agent call moto instead of AWS.
 pub(crate) fn aws(moto: &Moto) -> [(&'static str, &str); 3] {
     [("AWS_ENDPOINT_URL", moto.endpoint()), ("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")]
 }

@@ -21,7 +21,7 @@ use crate::rotation::{assert_nothing_lost, read_again, status_with, traffic, unh
 use crate::{AGENT, metric};
 
 const SOON: Duration = Duration::from_secs(20);
-/// A reload without confirmation is given up after ten seconds, and so is the reload that undoes it.
+/// The agent waits ten seconds for the confirmation of a reload, and ten seconds for the reload of a roll-back.
 const RENEW_WITHIN: Duration = Duration::from_mins(1);
 /// The time until a waiting certificate is in force: a failing pass, and a pause of seconds before the next.
 const HEALED_WITHIN: Duration = Duration::from_secs(90);
@@ -47,7 +47,7 @@ fn issued(nodes: &Nodes) -> usize {
     std::fs::read_dir(nodes.cluster.ca_directory().join("issued")).unwrap().count()
 }
 
-/// A node that retries soon, without its nats-server.
+/// A committed node with short pauses between retries and without its nats-server.
 async fn committed_node() -> Nodes {
     let mut nodes = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
     nodes.configure().unwrap();
@@ -187,7 +187,7 @@ async fn a_server_that_is_replaced_by_the_signal_is_confirmed_under_its_new_pid(
 async fn a_server_that_is_replaced_between_the_commit_and_the_signal_is_found_under_its_new_pid() {
     let mut nodes = serving_node().await;
     let before = in_force(&nodes).await;
-    // The probe gets no answer, so there is time for the change.
+    // A stopped server doesn't answer the agent's probe, which leaves time to replace the server.
     nodes.nodes[0].server.as_ref().unwrap().signal(Signal::SIGSTOP).unwrap();
     let Nodes { nodes: all, cluster, .. } = &mut nodes;
     let node = &mut all[0];
@@ -200,7 +200,7 @@ async fn a_server_that_is_replaced_between_the_commit_and_the_signal_is_found_un
         }
     });
     eventually("the commit", SOON, async || {
-        if committed(node) == before.committed { Err("the text of before".to_owned()) } else { Ok(()) }
+        if committed(node) == before.committed { Err("the previous text".to_owned()) } else { Ok(()) }
     })
     .await
     .unwrap();
@@ -237,13 +237,13 @@ async fn invariant_10_a_pid_file_that_comes_to_name_another_program_gets_nothing
         std::fs::write(node.pid_file(), stranger.id().unwrap().to_string()).unwrap();
         let status = unhealthy(node, words).await;
         assert!(status["reasons"].to_string().contains("it is not signalled"), "{status}");
-        assert!(stranger.try_wait().unwrap().is_none(), "it was signalled");
+        assert!(stranger.try_wait().unwrap().is_none(), "the agent signalled another program");
     }
     assert!(!tail(&node.server_log(), 50).contains("hangup"));
     std::fs::write(node.pid_file(), right).unwrap();
     heals_with_one_more(&nodes, &before).await;
     for (stranger, _) in &mut strangers {
-        assert!(stranger.try_wait().unwrap().is_none(), "it was signalled");
+        assert!(stranger.try_wait().unwrap().is_none(), "the agent signalled another program");
     }
     assert_nothing_lost(traffic).await;
 }
@@ -264,7 +264,7 @@ async fn invariant_10_a_server_in_lame_duck_mode_is_not_signalled_and_its_next_s
     let node = &mut nodes.nodes[0];
     node.server.as_ref().unwrap().lame_duck().unwrap();
     eventually("the closed listener", SOON, async || match tokio::net::TcpStream::connect(node.client()).await {
-        Ok(_open) => Err("it accepts clients".to_owned()),
+        Ok(_open) => Err("nats-server accepts clients".to_owned()),
         Err(_closed) => Ok(()),
     })
     .await
@@ -275,7 +275,7 @@ async fn invariant_10_a_server_in_lame_duck_mode_is_not_signalled_and_its_next_s
     node.server.as_mut().unwrap().check_running().unwrap();
     let log = tail(&node.server_log(), usize::MAX);
     let since = log.find("lame duck").unwrap();
-    assert!(!log[since..].contains("hangup"), "it was signalled: {log}");
+    assert!(!log[since..].contains("hangup"), "the agent signalled a draining server: {log}");
     node.server.take().unwrap().kill().await.unwrap();
     drop(traffic);
     nodes.cluster.start_server(&mut nodes.nodes[0]).await.unwrap();

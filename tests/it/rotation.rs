@@ -1,4 +1,4 @@
-//! The daemon's life: it renews by itself, and outlives its server, its configuration and its own death.
+//! The daemon renews by itself. It survives the end of its server, a faulty configuration and its own death.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::{AGENT, metric};
 
-/// The least number of renewals of each node.
+/// The minimum number of renewals on each node.
 const ROTATIONS: usize = 5;
 const CONFIRMED: &str = "nats_tls_agent_served_confirmed_seconds";
 const SOON: Duration = Duration::from_secs(20);
@@ -29,7 +29,7 @@ const SOON: Duration = Duration::from_secs(20);
 #[tokio::test]
 async fn certificates_of_a_minute_are_renewed_again_and_again_under_traffic_that_loses_nothing() {
     let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 3).unwrap();
-    // The leaf is due as early as allowed, every six seconds.
+    // The earliest allowed value of `renewal.at` makes the leaf due every six seconds.
     cluster.cluster.validity = "1m".into();
     cluster.configure().unwrap();
     cluster.set("renewal.at", "0.1").unwrap();
@@ -39,7 +39,7 @@ async fn certificates_of_a_minute_are_renewed_again_and_again_under_traffic_that
     assert!(confirmed_at_first.is_some());
     let traffic = traffic(&cluster, 2000).await;
 
-    // For each generation that a node shows: the time of its confirmation, and the absence of reasons at that time.
+    // The serial number and the confirmation time of each generation that a node's status shows.
     let mut seen = vec![BTreeMap::<u64, (String, String)>::new(); cluster.nodes.len()];
     let deadline = Instant::now() + Duration::from_mins(3);
     while seen.iter().any(|generations| generations.len() <= ROTATIONS) {
@@ -60,14 +60,14 @@ async fn certificates_of_a_minute_are_renewed_again_and_again_under_traffic_that
     assert_nothing_lost(traffic).await;
     for generations in &seen {
         let numbers: Vec<u64> = generations.keys().copied().collect();
-        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "one was passed over: {numbers:?}");
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "a generation is missing: {numbers:?}");
         let serials: BTreeSet<&String> = generations.values().map(|(serial, _)| serial).collect();
         assert_eq!(serials.len(), generations.len(), "{generations:?}");
     }
     let confirmed = metric(cluster.nodes[0].metrics(), CONFIRMED).await;
     assert!(confirmed > confirmed_at_first, "{confirmed:?} after {confirmed_at_first:?}");
-    assert_eq!(servers(&cluster).await, before, "a server was started anew, or a route was");
-    // Renewals and the probes that confirm them leave no error in the log.
+    assert_eq!(servers(&cluster).await, before, "a server restarted, or a route reconnected");
+    // Neither a renewal nor its confirming probes leave an error in nats-server's log.
     for node in &cluster.nodes {
         let log = tail(&node.server_log(), usize::MAX);
         let after_boot = log.find("Trapped \"hangup\"").unwrap_or_default();
@@ -93,11 +93,11 @@ async fn a_first_boot_commits_before_nats_server_runs_and_turns_healthy_by_itsel
         let pid = node.server.as_ref().unwrap().pid();
         let status = node.healthy(SOON).await.unwrap();
         assert_eq!(status["nats"]["pid"].as_u64(), pid.map(u64::from));
-        assert_eq!(at(&status, "served.client.sha256"), leaf, "a server's start is no reason for a new certificate");
+        assert_eq!(at(&status, "served.client.sha256"), leaf, "the server's start caused a new certificate");
         node.server.take().unwrap().kill().await.unwrap();
         unhealthy(node, "nats-server isn't running").await;
     }
-    // No process existed to signal, and a server that doesn't listen yet gets no signal.
+    // The agent signals neither an absent server nor a server that doesn't listen yet.
     assert!(!node.agent.log_tail(usize::MAX).contains("to reload"), "{}", node.agent.log_tail(50));
 }
 
@@ -113,7 +113,7 @@ async fn sighup_reads_agent_toml_again_and_one_that_is_wrong_changes_nothing() {
         cluster.cluster.start_server(node).await.unwrap();
         node.healthy(SOON).await.unwrap();
     }
-    let [first, second] = &cluster.nodes[..] else { panic!("two nodes were asked for") };
+    let [first, second] = &cluster.nodes[..] else { panic!("the cluster doesn't have two nodes") };
 
     cluster.cluster.configure(first, &[first, second]).unwrap();
     first.agent.signal(Signal::SIGHUP).unwrap();
@@ -131,7 +131,7 @@ async fn sighup_reads_agent_toml_again_and_one_that_is_wrong_changes_nothing() {
     .await
     .unwrap();
     let seen = first.agent.status().await.unwrap_err();
-    assert!(seen.to_string().contains("exit Some(2)"), "a command reads the broken file too: {seen}");
+    assert!(seen.to_string().contains("exit Some(2)"), "`agent status` reads the broken file too: {seen}");
     cluster.cluster.configure(first, &[first, second]).unwrap();
     // The status reports the earlier refusal until the daemon reads the corrected file.
     let status = unhealthy(first, "the configuration in force stays").await;
@@ -141,8 +141,9 @@ async fn sighup_reads_agent_toml_again_and_one_that_is_wrong_changes_nothing() {
     assert_eq!(std::fs::read(first.nats_config()).unwrap(), config);
 }
 
-/// The moments at which the daemon dies: after each step of a renewal, and at fixed times after the request.
+/// The number of steps in a renewal. The daemon dies after each step.
 const STEPS: usize = 7;
+/// The daemon also dies at each of these times after the request, in milliseconds.
 const DELAYS: [u64; 10] = [0, 5, 10, 15, 20, 25, 30, 40, 50, 60];
 
 #[tokio::test]
@@ -169,8 +170,8 @@ async fn invariant_02_and_11_a_daemon_killed_at_any_moment_of_a_renewal_leaves_a
         let paid = issued(&ca) - issued_before;
         assert!(paid <= 1, "{moment:?}: {paid} certificates for one renewal");
         if pending.is_some() {
-            // The same key and certificate are resumed, whether or not the request had been answered.
-            assert_eq!(paid, 1, "{moment:?}, with a certificate's name: {had_handle}");
+            // The restarted daemon resumes the same key and certificate, with or without an answer in the journal.
+            assert_eq!(paid, 1, "{moment:?}, a certificate's handle in the journal: {had_handle}");
             assert!(node.agent.log_tail(usize::MAX).contains("resuming"), "{moment:?}");
         }
         generation = is_whole(node);
@@ -178,7 +179,7 @@ async fn invariant_02_and_11_a_daemon_killed_at_any_moment_of_a_renewal_leaves_a
         assert_eq!(at(&status, "served.client.sha256"), at(&status, "leaf.sha256"), "{moment:?}");
         assert!(journal.load().unwrap().pending.is_none(), "{moment:?}");
     }
-    assert!(resumed >= 2, "no death met an issuance under way: these moments show nothing");
+    assert!(resumed >= 2, "only {resumed} deaths interrupted an issuance");
     assert_nothing_lost(traffic).await;
 }
 
@@ -188,8 +189,8 @@ enum Moment {
     After(Duration),
 }
 
-/// Requests a renewal from the daemon, and kills the daemon at that moment. A moment after the renewal's end kills it
-/// then.
+/// Requests a renewal from the daemon, and kills the daemon at `moment`. If the renewal ends first, the daemon dies at
+/// the end of the renewal.
 async fn renew_and_kill(node: &mut Node, socket: &Path, moment: Moment) {
     let request = Request::Renew { allow_loss: Vec::new() };
     let kill = || node.agent.signal(Signal::SIGKILL).unwrap();
@@ -215,8 +216,8 @@ async fn renew_and_kill(node: &mut Node, socket: &Path, moment: Moment) {
     node.agent.kill().await.unwrap();
 }
 
-/// Checks that the committed configuration names a matching key and certificate, by nats-server and by the certificate
-/// itself. Returns the number of the generation.
+/// Checks that nats-server accepts the committed configuration, and that its key and certificate match. Returns the
+/// number of the generation.
 fn is_whole(node: &Node) -> u64 {
     let text = std::fs::read_to_string(node.nats_config()).unwrap();
     let launch = node.server.as_ref().unwrap().launch();
@@ -259,15 +260,15 @@ pub(crate) async fn traffic(cluster: &Nodes, rate: u32) -> Traffic {
 
 pub(crate) async fn assert_nothing_lost(traffic: Traffic) -> Tally {
     let tally = traffic.stop().await.unwrap();
-    assert!(tally.sent > 0, "there was no traffic to lose: {tally:?}");
+    assert!(tally.sent > 0, "no message was sent: {tally:?}");
     assert_eq!((tally.lost(), tally.duplicates, tally.disconnects, tally.reconnects), (0, 0, 0, 0), "{tally:?}");
     tally
 }
 
-/// Sends SIGHUP to the agent, and waits until it has read its file again.
+/// Sends SIGHUP to the agent, and waits until the agent has read its configuration again.
 pub(crate) async fn read_again(node: &Node) {
     node.agent.signal(Signal::SIGHUP).unwrap();
-    eventually("the file read again", SOON, async || {
+    eventually("the agent's new reading of its configuration", SOON, async || {
         let log = node.agent.log_tail(30);
         if log.contains("agent.toml again") { Ok(()) } else { Err(log) }
     })
@@ -285,7 +286,7 @@ pub(crate) async fn status_with(node: &Node, wanted: impl Fn(&Value) -> bool) ->
     .unwrap()
 }
 
-/// Waits until a status is not healthy for this reason.
+/// Waits until the node is not healthy and its status contains `reason`.
 pub(crate) async fn unhealthy(node: &Node, reason: &str) -> Value {
     eventually(&format!("{} to say {reason:?}", node.name), SOON, async || {
         let status = node.agent.status().await.map_err(|failure| failure.chain())?;

@@ -1,6 +1,6 @@
 //! Invariant 1: secrets stay in the files that hold them, and no other user can read these files.
 
-#![expect(clippy::print_stdout, reason = "what could not be tried is to be told")]
+#![expect(clippy::print_stdout, reason = "the output names the checks that could not run")]
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt};
@@ -27,7 +27,7 @@ const PASSWORD: &str = "s3cr3t/of@routes";
 /// The password as it appears in a route's URL.
 const ENCODED: &str = "s3cr3t%2Fof%40routes";
 
-/// A nats-server that first records its arguments and environment, which anyone on the machine can see.
+/// A wrapper of nats-server that first records its arguments and environment, which other processes can see.
 fn witness(directory: &Path, server: &Path) -> (PathBuf, PathBuf) {
     let (script, seen) = (directory.join("nats-server"), directory.join("seen"));
     let text = format!(
@@ -89,7 +89,7 @@ async fn invariant_01_neither_a_key_nor_the_password_is_in_any_log_output_argume
         secrets.gather(&cluster);
     }
     let committed = std::fs::read_to_string(node.nats_config()).unwrap();
-    assert!(committed.contains(ENCODED), "the test looks for something that is nowhere");
+    assert!(committed.contains(ENCODED), "the committed configuration lacks the password");
     assert!(said[2].stdout.contains("********"), "{:?}", said[2]);
 
     // Errors quote the faulty text: a template that misuses the password, an include, a broken journal.
@@ -121,7 +121,7 @@ async fn invariant_01_neither_a_key_nor_the_password_is_in_any_log_output_argume
     }
     for node in &cluster.nodes {
         let log = node.agent.log_tail(usize::MAX);
-        assert!(log.contains("TRACE") && log.len() > 10_000, "no log at all: {log}");
+        assert!(log.contains("TRACE") && log.len() > 10_000, "the log is too short or has no traces: {log}");
         secrets.assert_absent("a log", &log);
     }
     let seen = std::fs::read_to_string(seen).unwrap();
@@ -157,7 +157,7 @@ impl Secrets {
     }
 }
 
-/// The modes don't depend on the umask of the agent's start.
+/// The umask at the agent's start doesn't change the modes.
 #[tokio::test]
 async fn invariant_01_under_any_umask_no_file_is_the_worlds_and_no_secret_is_more_than_its_groups() {
     for umask in ["000", "022", "077"] {
@@ -227,13 +227,13 @@ async fn invariant_01_a_running_agent_leaves_no_core_dump() {
     node.agent.signal(Signal::SIGABRT).unwrap();
     let ended = node.agent.ended(SOON).await.unwrap();
     assert_eq!((ended.signal(), ended.core_dumped()), (Some(Signal::SIGABRT as i32), false), "{ended}");
-    // A control: whether another process leaves a core dump when it ends like this.
+    // The control shows whether another process leaves a core dump after the same signal.
     let mut other = std::process::Command::new(AS_MUCH_AS_MAY_BE[0]);
     other.args(&AS_MUCH_AS_MAY_BE[1..]).args(["sh", "-c", "kill -ABRT $$"]).current_dir(cluster.directory());
     let other = other.status().unwrap();
     assert_eq!(other.signal(), Some(Signal::SIGABRT as i32), "{other}");
     if !other.core_dumped() {
-        println!("not shown here beyond the limits: no process of this machine leaves a core dump");
+        println!("only the limits were checked: no process on this machine leaves a core dump");
     }
 }
 
@@ -249,7 +249,7 @@ async fn invariant_01_a_process_of_the_same_user_can_neither_trace_the_daemon_no
     idle(node).await;
     let daemon = node.agent.pid().unwrap();
     let as_same = |program: &[&str]| run_as(STRANGER, program);
-    // A control: access to an ordinary process of that user.
+    // The control reads an ordinary process of the same user.
     let mut other = as_command(STRANGER, &["sleep", "60"]).spawn().unwrap();
     let name = format!("/proc/{}/comm", other.id());
     let is_sleep = async || match std::fs::read_to_string(&name) {
@@ -287,7 +287,7 @@ async fn invariant_01_a_process_of_the_same_user_can_neither_trace_the_daemon_no
     let (code, said) = ask(STRANGER + 1);
     let refusal = format!("uid {} (gid {}) may not ask this daemon", STRANGER + 1, STRANGER + 1);
     assert!(code == Some(1) && said.contains(&refusal), "{said}");
-    assert_eq!(ask(STRANGER).0, Some(0), "its own user may");
+    assert_eq!(ask(STRANGER).0, Some(0), "the daemon refuses its own user");
 }
 
 fn as_command(user: u32, program: &[&str]) -> std::process::Command {
@@ -353,7 +353,7 @@ fn needles(what: &str, key: &str) -> Vec<(String, Vec<u8>)> {
 async fn invariant_01_no_key_is_in_the_daemons_memory_once_a_rotation_has_settled() {
     let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
     cluster.configure().unwrap();
-    // No pass runs during the search.
+    // The long interval prevents a pass during the search.
     cluster.set("discovery.interval", "\"10m\"").unwrap();
     cluster.boot().await.unwrap();
     let node = &mut cluster.nodes[0];
@@ -368,7 +368,7 @@ async fn invariant_01_no_key_is_in_the_daemons_memory_once_a_rotation_has_settle
     let pid = node.agent.pid().unwrap();
     let Some(seen) = found_in(pid, &keys) else { return };
     assert!(seen.is_empty(), "{} copies:\n{}", seen.len(), seen.join("\n"));
-    // A control: the search finds bytes that are there.
+    // The control shows that the search finds existing bytes.
     let cluster_name = ("the cluster's name".to_owned(), b"loopback".to_vec());
     assert!(found_in(pid, &[cluster_name]).is_some_and(|found| !found.is_empty()));
 }

@@ -1,7 +1,7 @@
-//! A damaged state directory: files that are cut short, garbled, from a newer agent or owned by another user, symlinks,
-//! or two agents at once. In every case the served certificate stays in service, and the agent reports the fault.
+//! A damaged state directory. The damage is a truncated or garbled file, a file of a newer agent or of another user, a
+//! symlink, or a second agent. The served certificate stays in service in every case, and the agent reports the fault.
 
-#![expect(clippy::print_stdout, reason = "how much was tried is to be told")]
+#![expect(clippy::print_stdout, reason = "the test's output shows the number of attempts")]
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -24,7 +24,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// The distance in bytes between two places where the journal is cut.
 const STEP: usize = 64;
 
-/// A node that serves, and whose agent retries failures immediately.
+/// A serving node whose agent retries almost immediately after a failure.
 async fn serving() -> Nodes {
     let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
     cluster.configure().unwrap();
@@ -85,11 +85,11 @@ async fn invariant_11_a_journal_cut_short_anywhere_is_refused_and_kept_and_nothi
         assert_eq!(answer.code, Some(1), "{answer:?}");
         let named = answer.stderr.contains("issuance.json can't be read") && answer.stderr.contains("move it away");
         assert!(named && !answer.stderr.contains(&secret), "{answer:?}");
-        assert_eq!(&std::fs::read(journal.path()).unwrap(), broken, "it may still be worth something");
+        assert_eq!(&std::fs::read(journal.path()).unwrap(), broken, "the agent changed the damaged journal");
         cluster.nodes[0].server.as_mut().unwrap().check_running().unwrap();
     }
-    // A daemon reports the fault long before it needs the journal, and serves on. It is healthy once the file is moved
-    // away.
+    // The daemon reports the fault before it needs the journal, and the certificate stays in service. The node becomes
+    // healthy once the file is moved away.
     let node = &mut cluster.nodes[0];
     node.agent.start().unwrap();
     let status = unhealthy(node, "issuance.json can't be read").await;
@@ -144,10 +144,11 @@ async fn garbage_in_any_file_of_the_state_is_told_or_replaced_and_a_renewal_make
             let newest = node.newest_generation().unwrap();
             let path = file.strip_prefix("newest").map_or(file.clone(), |name| newest.join(name));
             let what = format!("{} bytes in {}", garbage.len(), path.display());
-            // The committed file and the loaded copy beside it may be one file, and then both are garbled.
+            // The committed file and the loaded copy beside it may be links to one file. The test then garbles both.
             std::fs::write(&path, garbage).unwrap();
             node.agent.start().unwrap();
-            // Until the first pass is done, the command itself looks at what is served.
+            // Before the daemon's first pass, `agent status` itself probes nats-server. The test needs the daemon's
+            // view.
             let is_daemons = |status: &Value| {
                 let mut reasons = status["reasons"].as_array().into_iter().flatten();
                 !reasons.any(|reason| ["agent_not_running", "first_pass_under_way"].contains(&at(reason, "code")))
@@ -162,7 +163,7 @@ async fn garbage_in_any_file_of_the_state_is_told_or_replaced_and_a_renewal_make
             let renewed = renewed.unwrap_or_else(|failure| panic!("{what}: {failure}\n{status}"));
             assert_eq!(renewed["result"], "confirmed", "{what}");
             status_with(node, is_healthy).await;
-            // nats-server would start with the files that are there now.
+            // nats-server can start from the current files.
             node.agent.kill().await.unwrap();
             node.server.take().unwrap().kill().await.unwrap();
             cluster
@@ -171,14 +172,14 @@ async fn garbage_in_any_file_of_the_state_is_told_or_replaced_and_a_renewal_make
                 .await
                 .unwrap_or_else(|failure| panic!("{what}: {failure}"));
             assert!(paid(&cluster) <= issued + 1, "{what}");
-            // A file older than all others is removed together with other old files.
+            // The agent itself may already have removed this file as an old generation.
             if path.starts_with(&generations) && !file.starts_with("newest") && path.exists() {
                 std::fs::remove_file(&path).unwrap();
             }
             tried += 1;
         }
     }
-    println!("garbage was tried {tried} times in {} files", files.len());
+    println!("garbage was written {tried} times to {} files", files.len());
 }
 
 #[tokio::test]
@@ -224,7 +225,7 @@ async fn invariant_01_a_symlink_planted_anywhere_in_the_state_is_never_written_t
                 refused.push(what.clone());
             }
             node.server.as_mut().unwrap().check_running().unwrap();
-            // After the symlink is removed, the node is as before.
+            // If the agent left the symlink in place, the test restores the original file.
             if std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_symlink()) {
                 std::fs::remove_file(&path).unwrap();
                 if was_there {
@@ -240,7 +241,7 @@ async fn invariant_01_a_symlink_planted_anywhere_in_the_state_is_never_written_t
             node.agent.kill().await.unwrap();
         }
     }
-    println!("{} symlinks were planted; refused: {refused:#?}", places.len() * 3);
+    println!("{} symlinks were planted; the agent refused these: {refused:#?}", places.len() * 3);
 }
 
 #[tokio::test]
@@ -248,7 +249,7 @@ async fn invariant_09_of_two_agents_one_works_and_the_other_says_so() {
     let mut cluster = serving().await;
     let before = paid(&cluster);
     let busy = "another agent is at work on";
-    // Two daemons, and a renewal that can't find the daemon's socket.
+    // A second daemon starts, and then a renewal that can't find the first daemon's socket.
     let second = cluster.nodes[0].agent.run(&["run"], SOON).await.unwrap();
     assert!(second.code == Some(1) && second.stderr.contains(busy), "{second:?}");
     let config = cluster.nodes[0].agent.config().to_path_buf();
@@ -261,7 +262,7 @@ async fn invariant_09_of_two_agents_one_works_and_the_other_says_so() {
     assert_eq!(paid(&cluster), before);
     status_with(&cluster.nodes[0], is_healthy).await;
 
-    // Simultaneous renewals: through the daemon one after the other; without a daemon at least one succeeds.
+    // The daemon runs simultaneous renewals one after the other. Without a daemon, at least one renewal succeeds.
     let agent = &cluster.nodes[0].agent;
     let (one, other) = tokio::join!(agent.renew(), agent.renew());
     assert_eq!(
@@ -283,11 +284,11 @@ async fn invariant_09_of_two_agents_one_works_and_the_other_says_so() {
 /// A user id that belongs to nobody on this machine.
 pub(crate) const STRANGER: u32 = 64_901;
 
-/// Gives a node to a user without rights, who then runs its agent. The programs are copied to a place where that user
-/// may run them. `false`: the tests may not become another user, and can show nothing.
+/// Gives a node to an unprivileged user, who then runs its agent. Copies the programs to a directory where that user
+/// may run them. Returns `false` if the test isn't root and therefore can't become another user.
 pub(crate) fn give_to_stranger(cluster: &mut Nodes) -> bool {
     if !nix::unistd::geteuid().is_root() {
-        println!("not run: it takes root to run the agent as another user");
+        println!("not run: only root can run the agent as another user");
         return false;
     }
     let directory = cluster.directory().to_path_buf();
@@ -314,12 +315,12 @@ pub(crate) fn give_to_stranger(cluster: &mut Nodes) -> bool {
     true
 }
 
-/// The launcher that runs a program as a user without rights.
+/// The launcher that runs a program as an unprivileged user.
 pub(crate) fn as_user(uid: u32) -> Vec<String> {
     ["setpriv".to_owned(), format!("--reuid={uid}"), format!("--regid={uid}"), "--clear-groups".into()].to_vec()
 }
 
-/// Waits until an agent without nats-server has nothing left to do.
+/// Starts the agent without nats-server, and waits until it has nothing left to do.
 pub(crate) async fn idle(node: &mut Node) {
     node.agent.start().unwrap();
     node.committed().await.unwrap();
@@ -370,7 +371,7 @@ async fn a_state_of_another_user_or_that_can_not_be_read_is_told_with_the_file_a
             assert_eq!(paid(&cluster), before, "{name}");
             assert_eq!(std::fs::read(cluster.nodes[0].nats_config()).unwrap(), config, "{name}");
         }
-        // Once the file is given back, the node is healthy without further help.
+        // The node recovers without further help once the user owns the file again.
         std::os::unix::fs::chown(&file, Some(STRANGER), Some(STRANGER)).unwrap();
         let node = &mut cluster.nodes[0];
         if lock {

@@ -21,7 +21,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The syntax tree of a folder's HCL files in JSON, from the parser that checkov includes.
+/// The syntax trees of a directory's HCL files in JSON. checkov includes the parser.
 fn parsed(directory: &Path) -> Vec<Value> {
     let script = "import hcl2, json, sys; print(json.dumps([hcl2.load(open(file)) for file in sys.argv[1:]]))";
     let python = tools::checkov().unwrap().with_file_name("python");
@@ -83,22 +83,22 @@ fn every_template_is_given_exactly_what_it_has_a_place_for() {
     assert_eq!(seen, expected.into());
 }
 
-/// `cargo xtask setup` reports a missing Terraform.
+/// The test needs Terraform. `cargo xtask setup` reports a missing Terraform.
 #[test]
 fn terraform_finds_the_format_its_own() {
     let Some(terraform) = tools::terraform() else {
-        eprintln!("SKIPPED: there is no Terraform here");
+        eprintln!("SKIPPED: Terraform isn't installed");
         return;
     };
     let output = command(terraform).args(["fmt", "-check", "-diff", "-recursive"]).arg(module()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// This makes sure that the other tests see what a node gets.
+/// Other tests fill the templates themselves. This test shows that a node gets the same text from Terraform.
 #[test]
 fn terraforms_templatefile_makes_of_the_templates_what_the_tests_make_of_them() {
     let Some(terraform) = tools::terraform() else {
-        eprintln!("SKIPPED: there is no Terraform here");
+        eprintln!("SKIPPED: Terraform isn't installed");
         return;
     };
     let directory = tempfile::tempdir().unwrap();
@@ -204,10 +204,10 @@ fn routes_come_from_the_group_alone_and_nothing_is_open_to_everyone() {
     }
     for name in ["node", "clients"] {
         let group = &resources[&format!("aws_security_group.{name}")];
-        assert!(group["ingress"].is_null() && group["egress"].is_null(), "rules are resources of their own");
+        assert!(group["ingress"].is_null() && group["egress"].is_null(), "{name} has inline rules");
     }
     for variable in ["client_cidr_blocks", "client_security_group_ids"] {
-        assert_eq!(variables()[variable]["default"], json!([[]]), "{variable}: nobody may connect by default");
+        assert_eq!(variables()[variable]["default"], json!([[]]), "{variable}: the default lets clients connect");
     }
 }
 
@@ -217,11 +217,11 @@ fn variables() -> BTreeMap<String, Value> {
     blocks.flat_map(|block| block.as_object().unwrap().clone()).collect()
 }
 
-/// The variables need no provider, so they can be planned without it.
+/// The variables need no provider, so Terraform can plan them without the provider.
 #[test]
 fn what_could_not_work_is_refused_by_its_variable() {
     let Some(terraform) = tools::terraform() else {
-        eprintln!("SKIPPED: there is no Terraform here");
+        eprintln!("SKIPPED: Terraform isn't installed");
         return;
     };
     let directory = tempfile::tempdir().unwrap();
@@ -242,7 +242,7 @@ fn what_could_not_work_is_refused_by_its_variable() {
         plan.args(required.iter().chain(values).map(|(name, value)| format!("-var={name}={value}")));
         let output = plan.output().unwrap();
         let said = [output.stdout, output.stderr].concat();
-        // Terraform wraps messages in a frame.
+        // Terraform draws a frame around messages and wraps their lines.
         let words = String::from_utf8(said).unwrap().replace('│', " ");
         (output.status.success(), words.split_whitespace().collect::<Vec<_>>().join(" "))
     };
@@ -306,7 +306,8 @@ fn nodes_are_replaced_one_at_a_time_and_nothing_waits_for_a_hook() {
     assert!(resources.keys().all(|name| !name.starts_with("aws_autoscaling_lifecycle_hook")));
 }
 
-/// The group terminates a node that the load balancer finds unhealthy. The port of a draining server is closed.
+/// The group terminates a node that the load balancer finds unhealthy. A draining or rebooting server keeps its port
+/// closed for some time.
 #[test]
 fn a_node_that_restarts_or_reboots_is_not_taken_for_dead() {
     let drop_in = workspace().join("systemd/nats-server.service.d/50-nats-tls-agent.conf");
@@ -318,11 +319,10 @@ fn a_node_that_restarts_or_reboots_is_not_taken_for_dead() {
     let check = at(&resources["aws_lb_target_group.clients"], &["health_check"]);
     let number = |key: &str| at(&check, &[key]).as_u64().unwrap();
     assert!(number("interval") * number("unhealthy_threshold") > drain + boot, "{check}");
-    assert!(number("unhealthy_threshold") <= 10, "no balancer takes more");
+    assert!(number("unhealthy_threshold") <= 10, "a load balancer accepts 10 at most");
 }
 
-/// A node that starts before its permissions exist reports a fault. A node that is destroyed must keep them until it is
-/// gone.
+/// A node that starts before its permissions exist reports a fault. A node must keep its permissions until its end.
 #[test]
 fn no_node_is_there_without_its_permissions_and_its_rules() {
     let resources = blocks(&parsed(&module()), "resource");

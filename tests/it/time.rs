@@ -1,7 +1,7 @@
-//! The built agent under a wall clock that is set, and on a machine that sleeps. libfaketime replaces the system's
+//! The built agent on a machine whose wall clock jumps, and on a machine that sleeps. libfaketime replaces the wall
 //! clock, but not the monotonic clock.
 //!
-//! nats-server and the clients keep the real time. A server's clock only matters where it verifies a peer.
+//! nats-server and the clients keep the real time. A server's clock matters only when the server verifies a peer.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use crate::AGENT;
 use crate::rotation::{assert_nothing_lost, traffic, unhealthy};
 
-/// The agent reads the wall clock every ten seconds at least.
+/// The agent reads the wall clock at least every ten seconds.
 const SOON: Duration = Duration::from_secs(40);
 const DAY: Duration = Duration::from_hours(24);
 
@@ -57,7 +57,7 @@ impl Bench {
         &self.nodes.nodes[0]
     }
 
-    /// Sets the clock to the real time plus this offset: `+8d`, `-3h`.
+    /// Sets the agent's clock to the real time plus this offset, for example `+8d` or `-3h`.
     fn set_clock(&self, offset: &str) {
         let new = self.offset.with_extension("new");
         std::fs::write(&new, offset).unwrap();
@@ -68,7 +68,7 @@ impl Bench {
         std::fs::read_dir(self.nodes.cluster.ca_directory().join("issued")).unwrap().count()
     }
 
-    /// Waits until another leaf is served and the node is healthy.
+    /// Waits until the node is healthy and serves another leaf than `leaf`.
     async fn renewed_since(&self, leaf: &str) -> Value {
         eventually("the renewal", SOON, async || {
             let status = self.node().agent.status().await.map_err(|failure| failure.chain())?;
@@ -101,8 +101,8 @@ impl Bench {
     }
 }
 
-/// libfaketime's shared memory outlives a killed process. This removes the files of this agent, before the agent ends,
-/// and of every earlier process that is gone, whatever the result of its test.
+/// libfaketime's shared memory outlives a killed process. The drop therefore removes the files of this agent and of
+/// every process that no longer exists.
 impl Drop for Bench {
     fn drop(&mut self) {
         let own = self.node().agent.pid();
@@ -127,7 +127,7 @@ impl TimeProvider for Ahead {
     }
 }
 
-/// The library in Debian's package `libfaketime`. Its directory has the machine's architecture as its name.
+/// The library in Debian's package `libfaketime`. Its path contains the machine's architecture.
 fn libfaketime() -> PathBuf {
     let architectures = std::fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
     let mut found = architectures.map(|directory| directory.join("faketime/libfaketimeMT.so.1"));
@@ -147,7 +147,7 @@ async fn a_step_over_the_certificates_end_has_it_renewed_within_seconds_and_clie
     let after = bench.renewed_since(at(&before, "leaf.sha256")).await;
     bench.accepts(8 * DAY).await.unwrap();
     assert!(at(&after, "leaf.not_before") > at(&before, "leaf.not_after"), "{after}");
-    // Expired certificates are removed from the CA's directory.
+    // The CA removes expired certificates from its directory, so the count need not grow.
     assert!(bench.issued() <= issued + 1 && after["leaf"]["generation"] == 2, "{after}");
 }
 
@@ -164,7 +164,7 @@ async fn a_step_back_of_three_hours_is_told_and_tears_nothing_down() {
     let status = unhealthy(node, "the certificate is valid from").await;
     assert_eq!(status["state"], "degraded", "{status}");
     assert!(status["reasons"].to_string().contains("set this machine's clock"), "{status}");
-    // Passes go on every half second, and none of them changes anything.
+    // The agent continues its passes every half second, and no pass changes anything.
     let confirmed = |status: &Value| at(status, "served.confirmed_at").to_owned();
     let seen = confirmed(&status);
     eventually("further passes", SOON, async || {
@@ -186,7 +186,7 @@ async fn a_step_back_of_three_hours_is_told_and_tears_nothing_down() {
 async fn an_agent_that_slept_over_the_renewal_or_over_the_end_renews_once_when_it_wakes() {
     let bench = Bench::start().await;
     let mut status = bench.node().healthy(SOON).await.unwrap();
-    // First six of the seven days pass, and then two weeks.
+    // Six of the seven days pass first, and two weeks pass after that.
     for (generation, (offset, ahead)) in [(2, ("+6d", 6 * DAY)), (3, ("+20d", 20 * DAY))] {
         bench.node().agent.signal(Signal::SIGSTOP).unwrap();
         bench.set_clock(offset);

@@ -11,7 +11,7 @@ const AGENT: &str = "nats-tls-agent.service";
 /// The highest exposure, in tenths, that `systemd-analyze security` may report. The unit explains its causes.
 const EXPOSURE: &str = "13";
 
-/// The units at their installed paths, below a directory that stands for `/`. `None`: there is no systemd to ask.
+/// The units at their installed paths, below a directory that stands for `/`. Returns `None` without systemd.
 fn installed() -> Option<tempfile::TempDir> {
     let units = Path::new("/usr/lib/systemd/system");
     if Command::new("systemd-analyze").arg("--version").output().is_err() || !units.join("sysinit.target").exists() {
@@ -66,7 +66,7 @@ fn systemd_finds_nothing_wrong_with_the_units() {
     assert!(said(&output).contains("WatchDogSeconds"), "{}", said(&output));
 }
 
-/// The check of a configuration makes nats-server's own directories, as nats-server itself does.
+/// `nats-server -t` creates nats-server's own directories, as a start of nats-server does.
 #[test]
 fn what_nats_server_makes_when_it_checks_a_configuration_the_agents_unit_lets_it_make() {
     let directory = tempfile::tempdir().unwrap();
@@ -74,7 +74,7 @@ fn what_nats_server_makes_when_it_checks_a_configuration_the_agents_unit_lets_it
     fs::write(&config, format!("resolver {{ type: full, dir: {:?} }}\n", accounts.to_str().unwrap())).unwrap();
     let server = harness::tools::nats_server(harness::tools::NATS_SERVER).unwrap();
     assert!(Command::new(server).arg("-t").arg("-c").arg(&config).output().unwrap().status.success());
-    assert!(accounts.is_dir(), "nats-server no longer makes it, and the unit needn't let it");
+    assert!(accounts.is_dir(), "nats-server -t no longer creates the directory, so the unit needn't allow it");
 
     let ours = |file: &str| fs::read_to_string(workspace().join("systemd").join(file)).unwrap();
     let unit = ours(AGENT);

@@ -1,4 +1,5 @@
-//! Runs `templates/user-data` in a directory that stands for `/`, with a web server and without a package manager.
+//! Runs `templates/user-data` in a directory that replaces `/`. A local web server serves the downloads, and stubs
+//! replace the package managers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 
-/// The limit of EC2, in bytes before base64
+/// EC2's limit for user data, in bytes before base64
 /// (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-add-user-data.html>).
 const LIMIT: usize = 16 * 1024;
 
@@ -36,7 +37,7 @@ struct UserData {
 struct Values {
     server: (String, String),
     agent: (String, String),
-    /// The base64 of more agent.toml and of more nats-server configuration.
+    /// Additional agent.toml and additional nats-server configuration, each in base64.
     extra: (&'static str, &'static str),
 }
 
@@ -92,7 +93,7 @@ json.dump(data, sys.stdout)
     UserData { files, commands: data["runcmd"].clone() }
 }
 
-/// Parses agent.toml as the agent does. The included file must exist, so its path is replaced.
+/// Parses agent.toml as the agent does. The included file must exist, so the test replaces its path.
 fn parse(text: &str, extra: &Path) -> Config {
     let text = text.replace("/etc/nats/conf.d/extra.conf", extra.to_str().unwrap());
     Config::parse(&text, Path::new("agent.toml")).unwrap()
@@ -100,7 +101,7 @@ fn parse(text: &str, extra: &Path) -> Config {
 
 // === The root directory ===
 
-/// A directory that stands for `/`, with stubs for the programs that install and start.
+/// A directory that replaces `/`, with stubs for the programs that install packages and start services.
 struct Root {
     directory: tempfile::TempDir,
     is_bash: bool,
@@ -108,8 +109,8 @@ struct Root {
     programs: String,
 }
 
-/// A stub records its arguments. An installer copies the file `own-file`, if there is one, to agent.toml, as a package
-/// does. It fails while the file `broken` exists.
+/// A stub records its arguments. A stub of an installer copies an existing file `own-file` to agent.toml, as a package
+/// does. The stub fails while the file `broken` exists.
 const STUB: &str = r#"#!/bin/sh
 echo "${0##*/} $*" >>"$ROOT/calls"
 case ${0##*/} in
@@ -140,7 +141,7 @@ impl Root {
         root
     }
 
-    /// Writes the files as cloud-init's write_files does, but without a pause between two tries.
+    /// Writes the files as cloud-init's write_files does, but removes the pauses between tries.
     fn write_files(&self, values: &Values) {
         for (path, content) in read(&filled(values)).files {
             let path = self.path(path.trim_start_matches('/'));
@@ -177,7 +178,7 @@ impl Root {
         let output = self.run().await;
         let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{said}");
-        assert_eq!(self.text("dev/console"), "", "the console is for failures");
+        assert_eq!(self.text("dev/console"), "", "a successful run wrote to the console");
         said
     }
 
@@ -192,7 +193,7 @@ impl Root {
         console
     }
 
-    /// The calls of the stubs since the previous look.
+    /// Returns the stubs' calls since the previous call of this function.
     fn calls(&self) -> Vec<String> {
         let calls = self.text("calls").replace(self.directory.path().to_str().unwrap(), "");
         drop(fs::remove_file(self.path("calls")));
@@ -227,7 +228,7 @@ enum Turn {
     CutOff,
 }
 
-/// A web server for files, until it is dropped.
+/// A web server for files. The server ends when dropped.
 struct Server {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -324,7 +325,7 @@ fn archive() -> Vec<u8> {
 fn the_user_data_fits_and_its_configuration_is_one() {
     let text = filled(&Values::examples());
     assert!(text.starts_with("#cloud-config\n") && text.len() < LIMIT, "{} bytes", text.len());
-    assert!(!text.contains("%{") && !text.contains("${"), "Terraform's templatefile would take it for its own");
+    assert!(!text.contains("%{") && !text.contains("${"), "Terraform's templatefile would interpret the text");
     let UserData { files, commands } = read(&text);
     assert_eq!(commands, serde_json::json!([["/bin/sh", "/var/lib/nats-node/setup"]]));
     let config = parse(&files["/var/lib/nats-node/agent.toml"], tempfile::NamedTempFile::new().unwrap().path());
@@ -338,19 +339,19 @@ fn the_user_data_fits_and_its_configuration_is_one() {
 fn shellcheck_has_nothing_to_say() {
     let root = Root::new(&Values::examples());
     let scripts = root.path("var/lib/nats-node");
-    // Two checks are left out. Functions in conditions run without `set -e`, which is intended. Braces would belong to
-    // templatefile.
+    // The excluded checks don't fit the script. Functions in conditions run without `set -e` on purpose. templatefile
+    // would interpret braces around variables.
     let mut shellcheck = std::process::Command::new(tools::shellcheck().unwrap());
     shellcheck.args(["--shell=sh", "--enable=all", "--exclude=SC2250,SC2310,SC2312", "--external-sources"]);
     let output = shellcheck.arg("--source-path").arg(&scripts).arg(scripts.join("setup")).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// `cargo xtask setup` reports a missing cloud-init.
+/// The test needs cloud-init. `cargo xtask setup` reports a missing cloud-init.
 #[test]
 fn cloud_init_finds_the_user_data_in_its_schema() {
     let Some(mut cloud_init) = tools::cloud_init() else {
-        eprintln!("SKIPPED: there is no cloud-init here");
+        eprintln!("SKIPPED: cloud-init isn't installed");
         return;
     };
     let directory = tempfile::tempdir().unwrap();
@@ -363,7 +364,7 @@ fn cloud_init_finds_the_user_data_in_its_schema() {
     let text = filled(&Values::examples());
     let (valid, said) = check(&text);
     assert!(valid, "{}", String::from_utf8_lossy(&said));
-    assert!(!check(&text.replace("\"0700\"", "0700")).0, "a mode that isn't text passes");
+    assert!(!check(&text.replace("\"0700\"", "0700")).0, "cloud-init accepts a mode that isn't text");
 }
 
 #[tokio::test]
@@ -456,7 +457,7 @@ async fn a_file_that_a_package_puts_over_the_configuration_is_put_right() {
 async fn a_wrong_checksum_is_on_the_console_and_installs_nothing() {
     let server = Server::start().await;
     let mut values = server.values("deb");
-    // Only the second digest is wrong, so the first file is correct and still isn't installed.
+    // Only the second file's digest is wrong. The script must not install the first file either.
     values.agent.1 = sha256_hex(b"another");
     let root = Root::new(&values);
     let before = root.everything();
@@ -515,7 +516,7 @@ async fn a_server_that_is_gone_is_given_up_on_the_console_and_installs_nothing()
     let before = root.everything();
     let line = root.fails().await;
     assert!(line.contains("nats-server: no download from http://127.0.0.1:") && line.contains("in 12 tries"), "{line}");
-    assert!(!line.contains("s3cret"), "a signed URL can be used by whoever reads the console: {line}");
+    assert!(!line.contains("s3cret"), "the console shows a signed URL, which any reader could use: {line}");
     nothing_was_done(&root, &before);
 }
 
@@ -546,7 +547,7 @@ async fn an_installation_that_fails_is_told_and_a_later_run_does_the_rest() {
     fs::remove_file(root.path("broken")).unwrap();
     root.succeeds().await;
     assert_eq!(server.asked(), ["/nats-tls-agent.deb"]);
-    assert_eq!(root.calls().len(), 6, "the package, extra.conf's group, and all about the services");
+    assert_eq!(root.calls().len(), 6, "one call for the package, one for extra.conf's group, four for the services");
 }
 
 #[tokio::test]
@@ -564,7 +565,7 @@ async fn what_can_not_be_installed_here_is_refused_before_anything_is_downloaded
     assert!(server.asked().is_empty());
 }
 
-/// Checks that no installer and no service was called, and that the downloads are gone.
+/// Checks that the script called no stub, and that only the console has changed.
 fn nothing_was_done(root: &Root, before: &BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)>) {
     let mut after = root.everything();
     let console = root.path("dev/console");

@@ -9,7 +9,7 @@ use crate::rotation::{assert_nothing_lost, traffic};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// `/varz` reports a digest from 2.11 on. Before 2.11 the served leaf and the time of loading decide.
+/// `/varz` reports a digest from 2.11 on. On older servers, the served leaf and the load time confirm a renewal.
 #[tokio::test]
 async fn nats_server_2_10_commits_starts_and_renews_under_traffic_confirmed_by_leaf_and_load_time() {
     let cluster = renewed("2.10.26", "our leaf on the client and route ports and a configuration loaded at").await;

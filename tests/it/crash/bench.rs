@@ -1,4 +1,4 @@
-//! A node that is stopped, refused and healed again and again, and the checks after each time.
+//! A node that meets one fault after the other, and the checks after each fault.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
@@ -22,7 +22,7 @@ use nats_tls_agent::x509::leaf::Leaf;
 use crate::AGENT;
 
 const SOON: Duration = Duration::from_secs(30);
-/// With so many generations a renewal removes the oldest generation.
+/// A node with this number of generations removes the oldest generation at a renewal.
 const GENERATIONS: u64 = 4;
 
 /// The files that other users may never read: the key, the journal with the next key, the credential of the routes.
@@ -35,7 +35,7 @@ const UMASK: u32 = 0o007;
 pub(super) enum Scenario {
     /// Only `agent.toml` exists, and no nats-server runs.
     FirstBoot,
-    /// nats-server serves, and somebody asks for a renewal.
+    /// nats-server serves, and an operator requests a renewal.
     Renewal,
 }
 
@@ -70,7 +70,7 @@ impl Bench {
     pub(super) async fn new(scenario: Scenario, process: Process) -> Result<Self, Failure> {
         let mut nodes = Nodes::new(AGENT, tools::NATS_SERVER, 1)?;
         nodes.configure()?;
-        // The agent notices the end of a fault at once.
+        // Short pauses let the agent notice the end of a fault at once.
         nodes.set("renewal.retry_min", "\"100ms\"")?;
         nodes.set("renewal.retry_max", "\"200ms\"")?;
         let socket = Config::load(nodes.nodes[0].agent.config()).map_err(|error| Failure::new(error.to_string()))?;
@@ -142,7 +142,7 @@ impl Bench {
         self.traces.path().join(self.rounds.to_string())
     }
 
-    /// Makes a single death or fault happen at a point, and checks the state then and afterwards.
+    /// Causes a single death or fault at a point, and checks the state before and after the recovery.
     pub(super) async fn round(&mut self, point: &Point, effect: Effect) -> Result<(), String> {
         self.reset().await?;
         let (issued, names) = (self.issued(), self.names());
@@ -168,7 +168,7 @@ impl Bench {
         self.is_paid_once(&issued)
     }
 
-    /// Restores the state before the scenario: no agent runs.
+    /// Restores the state before the scenario, in which no agent runs.
     async fn reset(&mut self) -> Result<(), String> {
         if self.scenario == Scenario::FirstBoot {
             if let Some(server) = self.node_mut().server.take() {
@@ -210,7 +210,7 @@ impl Bench {
                     Some(asked.map_err(|error| format!("{error}")))
                 }
                 (true, _) => None,
-                (false, _) => Some(Err("it has ended".into())),
+                (false, _) => Some(Err("the daemon has ended".into())),
             };
             if effect == Some(Effect::Kill) {
                 node.agent.ended(SOON).await.map_err(chain)?;
@@ -223,7 +223,7 @@ impl Bench {
         Ok(Run { trace, said, is_refused })
     }
 
-    /// The answer or the log names the file of the fault.
+    /// Checks that the answer or the log names the file of the fault.
     fn is_said(&self, point: &Point, run: &Run) -> Result<(), String> {
         let (path, ca) = (point.path.display().to_string(), self.nodes.cluster.ca_directory().display().to_string());
         let file =
@@ -231,10 +231,10 @@ impl Bench {
         let is_named = run.said.contains(file)
             || (path.starts_with(&ca) && run.said.contains(&ca))
             || (point.path.as_os_str().is_empty() && run.said.contains("signal"));
-        check(is_named, || format!("nothing names {path}: {}", run.said))
+        check(is_named, || format!("neither the answer nor the log names {path}: {}", run.said))
     }
 
-    /// nats-server goes on, whatever happened to the agent.
+    /// Checks that nats-server runs and serves a known generation.
     async fn still_serves(&mut self) -> Result<(), String> {
         if self.scenario == Scenario::Renewal {
             self.node_mut().server.as_mut().ok_or("no server")?.check_running().map_err(chain)?;
@@ -242,20 +242,21 @@ impl Bench {
             let known = self.generations().numbers().map_err(|error| error.to_string())?;
             let known = known.into_iter().filter_map(|number| self.generations().load(number).ok());
             check(known.into_iter().any(|generation| generation.chain.leaf().sha256 == served), || {
-                format!("it serves {served}, which is of no generation")
+                format!("nats-server serves {served}, which belongs to no generation")
             })?;
         }
         Ok(())
     }
 
-    /// Checks the files that the committed configuration names, and the files of a roll-back. Key, certificate and
-    /// bundle belong together in each.
+    /// Checks the files that the committed configuration names, and the files that a roll-back needs. Key, certificate
+    /// and bundle must belong together in both.
     fn is_whole(&self) -> Result<Option<Generation>, String> {
         let config = self.node().nats_config();
         let running = PathBuf::from(format!("{}.running", config.display()));
         let named = |file: &Path| {
             let Ok(text) = std::fs::read_to_string(file) else { return Ok(None) };
-            let number = self.generations().named_in(&text).ok_or(format!("{} names none: {text}", file.display()))?;
+            let number =
+                self.generations().named_in(&text).ok_or(format!("{} names no generation: {text}", file.display()))?;
             let generation = self.generations().load(number).map_err(|error| format!("{error}"))?;
             let key =
                 nats_tls_agent::x509::csr::public_key_der(generation.chain.key()).map_err(|error| error.to_string())?;
@@ -281,7 +282,7 @@ impl Bench {
         self.start_server().await?;
         let served = self.served().await?;
         check(served == generation.chain.leaf().sha256, || {
-            format!("{served} is served after a start, not what is named")
+            format!("nats-server serves {served} after a start, not the named certificate")
         })
     }
 
@@ -304,7 +305,7 @@ impl Bench {
         leaves.pop_first().ok_or("no leaf is served".into())
     }
 
-    /// Ends the fault. Only processes that have ended are started again.
+    /// Ends the fault, and waits until a running daemon recovers without a restart.
     async fn heal_by_itself(&mut self) -> Result<(), String> {
         if self.node_mut().agent.check_running().is_err() {
             return Ok(());
@@ -328,10 +329,10 @@ impl Bench {
             self.start_server().await?;
         }
         let socket = self.socket.clone();
-        let status = eventually("its health", SOON, async || match status(&socket).await {
+        let status = eventually("the node's health", SOON, async || match status(&socket).await {
             Some(status) if status.state == State::Healthy => Ok(status),
             Some(status) => Err(format!("{:?}", status.reasons)),
-            None => Err("it doesn't answer".into()),
+            None => Err("the daemon doesn't answer".into()),
         });
         let status =
             status.await.map_err(|failure| format!("{}\n{}", chain(failure), self.node().agent.log_tail(20)))?;
@@ -341,8 +342,8 @@ impl Bench {
         check(named.chain.leaf().sha256 == leaf, || "an older generation is named".into())
     }
 
-    /// A renewal paid for one certificate at most, a first boot for exactly one. That certificate is served, and
-    /// no file is left over.
+    /// Checks that a renewal paid for one certificate at most, and a first boot for exactly one certificate. That
+    /// certificate is served, and no partial generation is left.
     fn is_paid_once(&self, before: &BTreeSet<PathBuf>) -> Result<(), String> {
         let issued = self.issued();
         let new: Vec<&PathBuf> = issued.difference(before).collect();
@@ -352,10 +353,10 @@ impl Bench {
         for file in new {
             let pem = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
             let leaf = Leaf::from_pem(&pem).map_err(|error| error.to_string())?;
-            check(leaf.sha256 == named.chain.leaf().sha256, || "what was paid for isn't what is served".into())?;
+            check(leaf.sha256 == named.chain.leaf().sha256, || "the paid certificate isn't served".into())?;
         }
         let journal = Journal::of(&self.node().state_directory()).load().map_err(|error| error.to_string())?;
-        check(journal.pending.is_none(), || "the journal holds a request still".into())?;
+        check(journal.pending.is_none(), || "the journal still holds a request".into())?;
         // A staged file may stay until the next staged file takes its name. Half a generation may not stay.
         let generations = self.node().state_directory().join("generations");
         for entry in std::fs::read_dir(&generations).map_err(|error| error.to_string())? {
@@ -392,7 +393,7 @@ fn is_private_from_creation_on(recording: &Recording, state: &[&Path]) -> Result
     Ok(())
 }
 
-/// Waits until a traced daemon has finished its first work. Returns `false` where the daemon has ended.
+/// Waits until a traced daemon has finished its first work. Returns `false` if the daemon has ended.
 async fn settled(node: &mut Node, socket: &Path, trace: &Path, effect: Option<Effect>) -> Result<bool, String> {
     let ready = eventually("the traced daemon", SOON, async || {
         if node.agent.check_running().is_err() {
@@ -404,8 +405,8 @@ async fn settled(node: &mut Node, socket: &Path, trace: &Path, effect: Option<Ef
         {
             return Ok(true);
         }
-        let Some(status) = status(socket).await else { return Err("it doesn't answer".into()) };
-        // Without a nats-server no better state exists.
+        let Some(status) = status(socket).await else { return Err("the daemon doesn't answer".into()) };
+        // The daemon can't reach a better state without nats-server.
         let is_done = status.state == State::Healthy
             || node.server.is_none() && status.leaf.is_some() && node.nats_config().is_file();
         if is_done { Ok(true) } else { Err(format!("{:?}", status.reasons)) }

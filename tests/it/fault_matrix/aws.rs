@@ -157,7 +157,7 @@ async fn invariant_07_no_fault_of_aws_disturbs_a_serving_node() {
     calls.push((from_issuer(), Trigger::Itself, anywhere(CA_CERTIFICATE)));
     calls.push((with_credential(), Trigger::Itself, anywhere(CREDENTIAL)));
     calls.push((Setup::default(), Trigger::RenewAnew, anywhere(ALGORITHM)));
-    // A node may ask for twelve certificates a day beyond the certificates that are due.
+    // A node may request only twelve certificates a day beyond the due certificates. Several nodes share these trials.
     let trials = anywhere(USAGE_MODE);
     calls.extend(trials.chunks(7).map(|some| (for_long(), Trigger::RenewAnew, some.to_vec())));
     table::check("AWS, in a serving node", &serve_all(calls).await);
@@ -173,7 +173,7 @@ async fn invariant_07_a_ca_that_refuses_or_errs_is_told_and_paid_once() {
     table::check("Private CA, in a serving node", &served.await);
 }
 
-/// Private CA's answer for a certificate that never comes.
+/// Private CA answers RequestFailedException for a certificate that it will never issue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invariant_11_a_certificate_whose_request_has_failed_is_bought_exactly_once_more() {
     const FAILED: &str = "RequestFailedException";

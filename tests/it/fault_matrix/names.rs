@@ -1,9 +1,9 @@
 //! Names: the instance-id host names that `discovery.addresses = "dns"` looks up.
 //!
-//! The agent runs in a mount namespace of its own, in which `/etc/resolv.conf` names the test's stub. A mount needs
-//! root: as another user, the test says so and ends.
+//! The agent runs in its own mount namespace, in which `/etc/resolv.conf` names the test's stub. Only root can mount.
+//! As another user, the test reports the missing right and ends.
 
-#![expect(clippy::print_stdout, reason = "what could not be tried is to be told")]
+#![expect(clippy::print_stdout, reason = "the output names the checks that could not run")]
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt as _;
@@ -146,12 +146,12 @@ async fn has_namespaces() -> bool {
     let namespace = namespace.args(["--mount", "mount", "--bind", "/etc/hosts", "/etc/resolv.conf"]).output().await;
     let has = namespace.is_ok_and(|output| output.status.success());
     if !has {
-        println!("not shown here: a name server of our own takes root, and a mount namespace");
+        println!("not run: only root can give the agent a name server in a mount namespace");
     }
     has
 }
 
-/// A group has two launch templates, and resource name DNS is on in the first alone.
+/// The names are those of a group with two launch templates, of which only the first enables resource name DNS.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_instances_without_a_name_ec2_is_asked_and_what_it_does_not_say_leaves_them_without_an_address() {
     if !has_namespaces().await {

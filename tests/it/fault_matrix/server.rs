@@ -107,8 +107,8 @@ fn route_handshake() -> Vec<Trial> {
     ]
 }
 
-/// A peer hides which root its certificate chains to, while a root leaves the bundle. The peer may need that root.
-/// The root goes once the peer shows a certificate that chains to another root.
+/// A peer doesn't show its certificate while a root leaves the bundle. The agent keeps the root, because the peer may
+/// need it. The agent drops the root once the peer shows a certificate that chains to another root.
 fn peer_handshake() -> Vec<Trial> {
     const CALL: &str = "handshake with a peer";
     let gate = |number: usize, fault, passage: Passage| {
@@ -134,7 +134,7 @@ fn gated(of: fn(&Gates) -> &Gate, passage: Passage) -> impl Fn(&World, bool) + S
     move |world, on| world.gate(of).set(if on { passage.clone() } else { Passage::Open })
 }
 
-/// The faults of a first boot: only `nats-server -t` runs there.
+/// A first boot meets only the faults of `nats-server -t`, because no server runs yet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invariant_03_no_fault_of_the_check_at_a_first_boot_commits_anything() {
     let setup = Setup { gates: true, ..Setup::default() };

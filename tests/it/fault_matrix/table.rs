@@ -9,7 +9,7 @@ use harness::soak;
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/fault-matrix.md");
 const UPDATE: &str = "UPDATE_FAULT_MATRIX";
 
-/// The row of a call and a fault.
+/// The cell of a call and a fault.
 #[derive(Debug)]
 pub(super) struct Cell {
     pub(super) call: &'static str,
@@ -18,7 +18,7 @@ pub(super) struct Cell {
     pub(super) outcome: Result<String, String>,
 }
 
-/// Prints the table, fails with every failed row, and compares the table with the document's table of this heading.
+/// Prints the table, fails with every failed cell, and compares the table with the document's table of this heading.
 pub(super) fn check(heading: &str, cells: &[Cell]) {
     let table = table(cells);
     soak::say(&format!("{heading}\n\n{table}"));
@@ -51,7 +51,7 @@ pub(super) fn check(heading: &str, cells: &[Cell]) {
         file.write_all(document.as_bytes()).unwrap();
         return;
     }
-    assert_eq!(kept, table.trim_end(), "docs/fault-matrix.md differs; look why, then run with {UPDATE}=1");
+    assert_eq!(kept, table.trim_end(), "docs/fault-matrix.md differs; find the cause, then run with {UPDATE}=1");
 }
 
 fn table(tried: &[Cell]) -> String {

@@ -28,7 +28,7 @@ const SECRET: &str = "nats-trust";
 /// The password of the routes' credential.
 pub(super) const ROUTES: &str = "nats-routes";
 const HEALTHY: &str = "nats_tls_agent_state{state=\"healthy\"}";
-/// The first instance is this node. The second is an absent peer, whose place a gate may take.
+/// The number of this node's instance. The next number belongs to an absent peer, which a gate may replace.
 pub(super) const OWN: u8 = 1;
 
 /// The properties of a trial's node.
@@ -78,7 +78,7 @@ pub(super) struct World {
     /// The CA's certificate, and the roots that leave the bundle, in their order.
     anchors: Vec<String>,
     last_peer: AtomicU8,
-    // The directory is dropped last: the processes above write to it.
+    // The directory is dropped last, because the processes above write to it.
     directory: TempDir,
 }
 
@@ -152,7 +152,7 @@ impl World {
         &self.ca
     }
 
-    /// Takes this number of roots out of the trust bundle, from the first.
+    /// Removes the first `count` of the leaving roots from the trust bundle.
     pub(super) fn leave(&self, count: usize) {
         let left = self.anchors[..1].iter().chain(&self.anchors[1 + count..]).cloned().collect::<String>();
         self.double.account(|aws, now| aws.secrets.put(SECRET, Content::Text(left), now).unwrap());
@@ -225,16 +225,16 @@ impl World {
         Ok(word)
     }
 
-    /// Asks for a renewal, whatever its first answer, and waits until the new certificate is served.
+    /// Requests a renewal, and waits until the new certificate is served. The first answer may be a refusal.
     pub(super) async fn renewed(&mut self) -> Result<(), String> {
         let before = self.node.agent.status().await.map_err(|failure| failure.chain())?;
         self.pull(Trigger::Renew).await.map_err(|failure| failure.chain())?;
         self.made_good(&before).await
     }
 
-    /// Waits until another certificate than before is served.
+    /// Waits until the node serves a new certificate.
     async fn made_good(&self, before: &Value) -> Result<(), String> {
-        eventually("the renewal is made good", SOON, async || {
+        eventually("the late renewal", SOON, async || {
             let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
             let renewed = status["leaf"]["serial"] != before["leaf"]["serial"] && status["state"] == "healthy";
             if renewed { Ok(()) } else { Err(format!("{} {}", status["state"], status["reasons"])) }
@@ -261,7 +261,7 @@ impl World {
         Ok(word)
     }
 
-    /// Whether the renewal that was asked for succeeded, if any.
+    /// Triggers the event. Returns whether a requested renewal succeeded, or `None` for another event.
     async fn pull(&mut self, trigger: Trigger) -> Result<Option<bool>, Failure> {
         match trigger {
             Trigger::Itself => {}
@@ -294,7 +294,7 @@ impl World {
 
     /// Checks that status, metric and log name the fault.
     async fn told_ill(&self, words: &[&str], said: usize) -> Result<String, String> {
-        let told = eventually("the fault is told", SOON, async || {
+        let told = eventually("the fault in the status", SOON, async || {
             let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
             let text = format!("{} {}", status["reasons"], status["renewal"]["last_error"]);
             if status["state"] != "healthy" && words.iter().all(|word| text.contains(word)) {
@@ -304,7 +304,7 @@ impl World {
             }
         });
         let word = told.await.map_err(|failure| failure.chain())?;
-        eventually("the metric tells", Duration::from_secs(10), async || {
+        eventually("the fault in the metric", Duration::from_secs(10), async || {
             match metric(self.node.metrics(), HEALTHY).await {
                 Some(0) => Ok(()),
                 other => Err(format!("{other:?}")),
@@ -325,12 +325,12 @@ impl World {
         }
     }
 
-    /// Checks that a warning goes when its reason goes.
+    /// Checks that a warning ends with its cause.
     async fn no_longer(&self, told: &Told) -> Result<(), String> {
         if !matches!(told, Told::Warned(_)) {
             return Ok(());
         }
-        let over = eventually("the warning goes", SOON, async || {
+        let over = eventually("the end of the warning", SOON, async || {
             let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
             if told.is_in(&status) { Err(status["warnings"].to_string()) } else { Ok(()) }
         });
@@ -340,7 +340,7 @@ impl World {
     async fn told(&self, told: &Told, said: usize) -> Result<String, String> {
         // A first boot has no server yet, so the node can't be healthy.
         let healthy = |status: &Value| status["state"] == "healthy" || self.node.server.is_none();
-        eventually("the fault is told", SOON, async || {
+        eventually("the fault in the status", SOON, async || {
             let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
             if let Told::Nothing(met) = told
                 && !self.has_met(met)
@@ -364,7 +364,7 @@ impl World {
         .into())
     }
 
-    /// Each fault has one trial in a node's life, so the time of the call is of no account.
+    /// A node meets each fault in one trial only, so any recorded call with the fault counts.
     fn has_met(&self, met: &Met) -> bool {
         match met {
             Met::Answered(operation, fault) => {
@@ -379,7 +379,7 @@ impl World {
         }
     }
 
-    /// Checks that nats-server takes a new client, and that its anchors are exactly the newest generation's.
+    /// Checks that nats-server accepts a new client that trusts the newest generation's anchors.
     async fn answers(&self) -> Result<(), String> {
         let ca = self.node.newest_generation().map_err(|failure| failure.chain())?.join("ca.pem");
         let options = async_nats::ConnectOptions::new().require_tls(true).add_root_certificates(ca);
@@ -395,7 +395,7 @@ impl World {
         if paid == wanted { Ok(()) } else { Err(format!("{paid} certificates were paid for, {wanted} wanted")) }
     }
 
-    /// Ends the processes and waits for their end: the next node may get the same ports.
+    /// Ends the processes and waits for their end, because the next node may get the same ports.
     pub(super) async fn end(mut self) -> Result<(), String> {
         self.double.cut().await;
         let ended = async {
