@@ -3,6 +3,9 @@
 //! Parsing and checking happen once, here. The rest of the crate receives values that are valid in themselves. An error
 //! names the file, the line and the key, and says what to write instead.
 
+mod settings;
+
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +14,9 @@ use nix::errno::Errno;
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
+use self::settings::left_to_parse;
+use crate::conf::tree::Map;
+use crate::included::{self, PREFIX};
 use crate::state::durable;
 use crate::x509::csr::KeyAlgorithm;
 use crate::x509::san::DnsName;
@@ -222,8 +228,12 @@ pub struct NatsConfig {
     pub config: PathBuf,
     /// The path of a user's template; by default the built-in template is used.
     pub template: Option<PathBuf>,
-    /// Paths of files to include at the end of the rendered configuration.
+    /// Paths of files to include at the end of the rendered configuration. A secret stands here as the file that keeps its
+    /// content.
     pub include: Vec<PathBuf>,
+    /// The included secrets, by the files that keep their contents.
+    #[serde(skip)]
+    pub included_secrets: BTreeMap<PathBuf, String>,
     /// Client listener.
     #[serde(deserialize_with = "socket_address")]
     pub listen: SocketAddr,
@@ -243,6 +253,11 @@ pub struct NatsConfig {
     pub jetstream: JetStream,
     /// nats-server's pid file.
     pub pid_file: PathBuf,
+    /// A file of `KEY=VALUE` lines: what variables in included files and in the template stand for.
+    pub environment_file: Option<PathBuf>,
+    /// `[nats.settings]`: settings of nats-server by their own names, merged over what is rendered.
+    #[serde(deserialize_with = "left_to_parse")]
+    pub settings: Map,
 }
 
 impl Default for NatsConfig {
@@ -252,6 +267,7 @@ impl Default for NatsConfig {
             config: "/var/lib/nats-tls-agent/nats-server.conf".into(),
             template: None,
             include: Vec::new(),
+            included_secrets: BTreeMap::new(),
             listen: SocketAddr::from(([0, 0, 0, 0], 4222)),
             cluster_name: None,
             cluster_listen: SocketAddr::from(([0, 0, 0, 0], 6222)),
@@ -260,6 +276,8 @@ impl Default for NatsConfig {
             cluster_secret_id: None,
             jetstream: JetStream::On(JetStreamLimits::default()),
             pid_file: "/run/nats/nats-server.pid".into(),
+            environment_file: None,
+            settings: Map::default(),
         }
     }
 }
@@ -475,12 +493,14 @@ impl Config {
                 message: error.message().replace('\n', "; "),
             }
         })?;
-        raw.check().map_err(|InvalidKey { key, message }| ConfigError::Invalid {
+        let mut config = raw.check().map_err(|InvalidKey { key, message }| ConfigError::Invalid {
             file: file.to_owned(),
             line: position_of(text, key).map(|start| line_of(text, start)),
             key: Some(key.to_owned()),
             message,
-        })
+        })?;
+        config.nats.settings = settings::settings(text, file)?;
+        Ok(config)
     }
 }
 
@@ -634,7 +654,7 @@ fn invalid(key: &'static str, message: impl Into<String>) -> InvalidKey {
 }
 
 impl RawConfig {
-    fn check(self) -> Result<Config, InvalidKey> {
+    fn check(mut self) -> Result<Config, InvalidKey> {
         if let Some(name) = &self.node.name {
             check_name("node.name", name)?;
         }
@@ -650,6 +670,7 @@ impl RawConfig {
         if let Some(address) = self.node.addresses.iter().flatten().find(|address| address.is_unspecified()) {
             return Err(invalid("node.addresses", format!("{address} is no address that a peer can dial")));
         }
+        self.nats.name_secrets(&self.state.directory)?;
         self.nats.check()?;
         self.renewal.check()?;
         check_listeners(&[
@@ -827,6 +848,18 @@ impl RenewalConfig {
 }
 
 impl NatsConfig {
+    /// Puts the file that keeps the content of a secret into the place of each `secret:NAME`.
+    fn name_secrets(&mut self, state: &Path) -> Result<(), InvalidKey> {
+        for include in &mut self.include {
+            let Some(id) = include.to_str().and_then(|text| text.strip_prefix(PREFIX)) else { continue };
+            check_secret_id("nats.include", id)?;
+            let file = included::file_of(state, id);
+            self.included_secrets.insert(file.clone(), id.to_owned());
+            *include = file;
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), InvalidKey> {
         // A pass finds out whether an include or the template exists. A daemon that ends with a configuration error is
         // not started again, and then nobody renews the certificate.
@@ -841,6 +874,9 @@ impl NatsConfig {
         }
         if let Some(id) = &self.cluster_secret_id {
             check_secret_id("nats.cluster_secret_id", id)?;
+        }
+        if let Some(file) = &self.environment_file {
+            absolute("nats.environment_file", file.clone())?;
         }
         if let JetStream::On(limits) = &self.jetstream {
             absolute("nats.jetstream.store_dir", limits.store_dir.clone())?;
@@ -1105,7 +1141,7 @@ mod tests {
         let cases = [
             (
                 ec2("[nats]\nlissten = 1"),
-                "agent.toml:4: nats.lissten: unknown field `lissten`, expected one of `server`, `config`, `template`, `include`, `listen`, `cluster_name`, `cluster_listen`, `monitor_listen`, `client_auth`, `cluster_secret_id`, `jetstream`, `pid_file`",
+                "agent.toml:4: nats.lissten: unknown field `lissten`, expected one of `server`, `config`, `template`, `include`, `listen`, `cluster_name`, `cluster_listen`, `monitor_listen`, `client_auth`, `cluster_secret_id`, `jetstream`, `pid_file`, `environment_file`, `settings`",
             ),
             (
                 ec2("[renewal]\nretry_min = 5"),

@@ -352,7 +352,14 @@ mod tests {
     fn node() -> Node {
         let address = [10, 0, 1, 5].into();
         let sans = Sans { ips: [address].into(), ..Sans::default() };
-        Node { name: "n1".into(), instance_id: None, region: None, address, sans }
+        Node {
+            name: "n1".into(),
+            instance_id: None,
+            region: None,
+            address,
+            sans,
+            placement: crate::node::Placement::default(),
+        }
     }
 
     fn issuance(state: &std::path::Path, issuer: Arc<dyn Issuer>, clock: Clock) -> Issuance {

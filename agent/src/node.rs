@@ -2,7 +2,7 @@
 
 pub mod metadata;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use self::metadata::{Instance, Metadata, is_instance_id};
@@ -24,15 +24,31 @@ pub struct Node {
     pub address: IpAddr,
     /// The names and addresses in the certificate.
     pub sans: Sans,
+    /// What settings may say of the place of this node.
+    pub placement: Placement,
+}
+
+/// What settings may say of the place of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// The Availability Zone, where instance metadata was asked.
+    pub zone: Option<String>,
+    /// The tags that settings use, of those that the instance has. Tags are in instance metadata where the instance allows
+    /// it (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html>).
+    pub tags: BTreeMap<String, String>,
 }
 
 /// What the rest of the configuration makes this node need to know about itself.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Needs {
     /// The Auto Scaling group of this instance is looked up.
     pub instance_id: bool,
     /// An AWS API is called.
     pub region: bool,
+    /// Settings name the Availability Zone.
+    pub zone: bool,
+    /// The tags of the instance that settings name.
+    pub tags: BTreeSet<String>,
 }
 
 /// Why this node doesn't know who it is.
@@ -71,14 +87,18 @@ pub async fn identify_through(aws: &AwsSettings, config: &NodeConfig, needs: Nee
         id: config.instance_id.clone(),
         region: config.region.clone().or_else(|| aws.region.clone()),
         addresses: config.addresses.clone().unwrap_or_default(),
-        local_hostname: None,
+        ..Instance::default()
     };
     if config.addresses.as_ref().is_some_and(Vec::is_empty) {
         return Err(IdentityError::NoAddress { reason: "node.addresses is empty" });
     }
-    let missing = missing(&given, config.name.is_some(), needs);
-    let instance =
-        if missing.is_empty() { given } else { Metadata::new(aws, remedy(&missing)).complete(given).await? };
+    let missing = missing(&given, config.name.is_some(), &needs);
+    let asks_for_placement = needs.zone || !needs.tags.is_empty();
+    let instance = if missing.is_empty() && !asks_for_placement {
+        given
+    } else {
+        Metadata::new(aws, remedy(&missing)).complete(given, &needs.tags).await?
+    };
     node(config, instance)
 }
 
@@ -98,11 +118,12 @@ pub(crate) fn as_certified(config: &NodeConfig, certified: &Sans) -> Node {
         region: config.region.clone(),
         address,
         sans: certified.clone(),
+        placement: Placement::default(),
     }
 }
 
 /// The keys of `[node]` without which instance metadata is asked.
-fn missing(given: &Instance, named: bool, needs: Needs) -> Vec<&'static str> {
+fn missing(given: &Instance, named: bool, needs: &Needs) -> Vec<&'static str> {
     let mut keys = Vec::new();
     if given.addresses.is_empty() {
         keys.push("node.addresses");
@@ -117,6 +138,9 @@ fn missing(given: &Instance, named: bool, needs: Needs) -> Vec<&'static str> {
 }
 
 fn remedy(missing: &[&str]) -> String {
+    if missing.is_empty() {
+        return "let this process reach IMDSv2, as nats.settings or the template names node.zone or node.tags".into();
+    }
     format!(
         "give {} in the configuration, or let this process reach IMDSv2: metadata enabled on the instance, \
          and a hop limit of 2 if it runs in a container",
@@ -138,7 +162,8 @@ fn node(config: &NodeConfig, instance: Instance) -> Result<Node, IdentityError> 
         dns.extend(ip_host_name(address, region));
     }
     let sans = Sans { dns, ips: instance.addresses.iter().copied().collect() };
-    Ok(Node { name, instance_id: instance.id, region: instance.region, address, sans })
+    let placement = Placement { zone: instance.zone, tags: instance.tags };
+    Ok(Node { name, instance_id: instance.id, region: instance.region, address, sans, placement })
 }
 
 /// The instance's resource name: `i-0123456789abcdef0.eu-west-1.compute.internal`. It resolves where the launch
@@ -170,7 +195,7 @@ mod tests {
             id: Some("i-0123456789abcdef0".into()),
             region: Some(region.into()),
             addresses: vec!["10.0.1.5".parse().unwrap(), "2001:db8::5".parse().unwrap()],
-            local_hostname: None,
+            ..Instance::default()
         }
     }
 
@@ -223,13 +248,13 @@ mod tests {
 
     #[test]
     fn metadata_is_asked_only_for_what_is_needed_and_not_given() {
-        let needs = |instance_id, region| Needs { instance_id, region };
+        let needs = |instance_id, region| Needs { instance_id, region, ..Needs::default() };
         let given = Instance { addresses: vec![IpAddr::from([10, 0, 1, 5])], ..Default::default() };
-        assert!(missing(&given, true, needs(false, false)).is_empty());
-        assert_eq!(missing(&given, false, needs(false, false)), ["node.instance_id"]);
-        assert_eq!(missing(&given, true, needs(true, true)), ["node.instance_id", "node.region"]);
-        assert!(missing(&instance("eu-west-1"), false, needs(true, true)).is_empty());
-        assert_eq!(missing(&Instance::default(), true, needs(false, false)), ["node.addresses"]);
+        assert!(missing(&given, true, &needs(false, false)).is_empty());
+        assert_eq!(missing(&given, false, &needs(false, false)), ["node.instance_id"]);
+        assert_eq!(missing(&given, true, &needs(true, true)), ["node.instance_id", "node.region"]);
+        assert!(missing(&instance("eu-west-1"), false, &needs(true, true)).is_empty());
+        assert_eq!(missing(&Instance::default(), true, &needs(false, false)), ["node.addresses"]);
     }
 
     #[tokio::test]
@@ -242,7 +267,9 @@ mod tests {
             addresses: Some(vec![IpAddr::from([10, 0, 1, 5])]),
             ..Default::default()
         };
-        let node = identify_through(&aws, &config, Needs { instance_id: true, region: true }).await.unwrap();
+        let node = identify_through(&aws, &config, Needs { instance_id: true, region: true, ..Needs::default() })
+            .await
+            .unwrap();
         assert!(names(&node).contains(&"i-0123456789abcdef0.eu-west-1.compute.internal"));
         assert!(names(&node).contains(&"ip-10-0-1-5.eu-west-1.compute.internal"));
     }
@@ -250,7 +277,7 @@ mod tests {
     #[tokio::test]
     async fn unreachable_metadata_names_the_path_and_the_keys_to_give() {
         let aws = AwsSettings { imds_endpoint: Some("http://127.0.0.1:9".into()), ..Default::default() };
-        let needs = Needs { instance_id: true, region: true };
+        let needs = Needs { instance_id: true, region: true, ..Needs::default() };
         let text = identify_through(&aws, &NodeConfig::default(), needs).await.unwrap_err().to_string();
         assert!(text.contains("/latest/"), "{text}");
         assert!(text.contains("give node.addresses, node.instance_id, node.region"), "{text}");

@@ -178,7 +178,14 @@ mod tests {
 
     fn node() -> Node {
         let address = peer(1).address.ip();
-        Node { name: "i-1".into(), instance_id: Some("i-1".into()), region: None, address, sans: Sans::default() }
+        Node {
+            name: "i-1".into(),
+            instance_id: Some("i-1".into()),
+            region: None,
+            address,
+            sans: Sans::default(),
+            placement: crate::node::Placement::default(),
+        }
     }
 
     proptest! {

@@ -31,6 +31,8 @@ pub enum Step {
         /// The generation's number.
         generation: u64,
     },
+    /// New settings are tried in a child of nats-server.
+    Trying,
     /// `nats-server -t` accepts the configuration.
     Validated {
         /// The digest that `nats-server -t` printed. Servers before 2.11 print none.
@@ -66,6 +68,7 @@ impl std::fmt::Display for Step {
             Self::KeyMade { algorithm } => write!(formatter, "made a fresh {algorithm} key and its CSR"),
             Self::Requested { handle } => write!(formatter, "requested {handle}"),
             Self::Issued { serial, generation } => write!(formatter, "issued {serial}, generation {generation}"),
+            Self::Trying => formatter.write_str("trying the new settings in a child of nats-server"),
             Self::Validated { digest: Some(digest) } => write!(formatter, "nats-server -t accepts it, {digest}"),
             Self::Validated { digest: None } => write!(formatter, "nats-server -t accepts it"),
             Self::Committed { generation } => write!(formatter, "committed generation {generation}"),
@@ -96,6 +99,7 @@ impl Step {
             Self::Issued { serial, generation } => {
                 Fields { serial: Some(serial), generation: Some(*generation), ..of("issued") }
             }
+            Self::Trying => of("trying"),
             Self::Validated { .. } => of("validated"),
             Self::Committed { generation } => Fields { generation: Some(*generation), ..of("committed") },
             Self::Signalled { pid } => Fields { pid: Some(*pid), ..of("signalled") },

@@ -102,6 +102,18 @@ codes! {
     CredentialRefused = "credential_refused",
     /// The secret holds no usable cluster credential.
     CredentialInvalid = "credential_invalid",
+    /// Secrets Manager throttles the reading of an included secret.
+    IncludedThrottled = "included_throttled",
+    /// A quota stands in the way of an included secret.
+    IncludedQuota = "included_quota",
+    /// An included secret may not be read.
+    IncludedDenied = "included_denied",
+    /// The source of an included secret can't be reached.
+    IncludedUnavailable = "included_unavailable",
+    /// The source of an included secret refuses the request for good.
+    IncludedRefused = "included_refused",
+    /// An included secret holds no text.
+    IncludedInvalid = "included_invalid",
     /// The cluster credential was not read yet.
     CredentialUnknown = "credential_unknown",
     /// Routes need no cluster credential.
@@ -162,6 +174,18 @@ codes! {
     ConfigurationUnreadable = "configuration_unreadable",
     /// The configuration would take protection or capability away.
     ConfigurationTakesAway = "configuration_takes_away",
+    /// nats-server reads the configuration in another way than the agent.
+    ConfigurationReadDifferently = "configuration_read_differently",
+    /// nats-server would not start with the new settings.
+    SettingsWontStart = "settings_wont_start",
+    /// The running nats-server would end if it loaded the new settings.
+    SettingsWouldKill = "settings_would_kill",
+    /// The new settings could not be tried.
+    SettingsNotTried = "settings_not_tried",
+    /// nats-server ended or refused a reload with these settings.
+    SettingsQuarantined = "settings_quarantined",
+    /// A setting, an included file or the template can't be part of the configuration.
+    SettingsRefused = "settings_refused",
     /// The committed configuration names no generation that can be read.
     ConfigurationWithoutGeneration = "configuration_without_generation",
     /// A reload was not confirmed, and the previous configuration is back.
@@ -216,6 +240,7 @@ enum Asked {
     Issuer,
     Trust,
     Credential,
+    Included,
     Discovery,
     Metadata,
 }
@@ -240,6 +265,11 @@ impl Code {
             (Asked::Credential, Kind::Denied) => Self::CredentialDenied,
             (Asked::Credential, Kind::Unavailable) => Self::CredentialUnavailable,
             (Asked::Credential, Kind::Permanent | Kind::Absent) => Self::CredentialRefused,
+            (Asked::Included, Kind::Throttled) => Self::IncludedThrottled,
+            (Asked::Included, Kind::Quota) => Self::IncludedQuota,
+            (Asked::Included, Kind::Denied) => Self::IncludedDenied,
+            (Asked::Included, Kind::Unavailable) => Self::IncludedUnavailable,
+            (Asked::Included, Kind::Permanent | Kind::Absent) => Self::IncludedRefused,
             (Asked::Discovery, Kind::Throttled) => Self::DiscoveryThrottled,
             (Asked::Discovery, Kind::Quota) => Self::DiscoveryQuota,
             (Asked::Discovery, Kind::Denied) => Self::DiscoveryDenied,
@@ -409,6 +439,13 @@ impl Reason {
     #[must_use]
     pub(crate) fn credential(error: &SecretError) -> Self {
         let (code, subject) = of_secret(Asked::Credential, error);
+        Self::failed(code, subject, error)
+    }
+
+    /// Why an included secret can't be read.
+    #[must_use]
+    pub(crate) fn included(error: &SecretError) -> Self {
+        let (code, subject) = of_secret(Asked::Included, error);
         Self::failed(code, subject, error)
     }
 
@@ -661,10 +698,14 @@ pub(crate) fn mistake(error: &impl fmt::Debug) -> String {
 fn of_secret(asked: Asked, error: &SecretError) -> (Code, Option<String>) {
     match error {
         SecretError::Fetch(remote) => (Code::remote(asked, remote.kind), Some(call(remote))),
-        SecretError::Content { what, .. } if asked == Asked::Credential => {
-            (Code::CredentialInvalid, Some(what.clone()))
+        SecretError::Content { secret, what, .. } => {
+            let code = match asked {
+                Asked::Credential => Code::CredentialInvalid,
+                Asked::Included => Code::IncludedInvalid,
+                _ => Code::TrustInvalid,
+            };
+            (code, Some(format!("{secret} {what}")))
         }
-        SecretError::Content { what, .. } => (Code::TrustInvalid, Some(what.clone())),
     }
 }
 

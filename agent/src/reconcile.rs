@@ -9,11 +9,13 @@ mod deployment;
 mod issuing;
 mod last_good;
 mod pass;
+mod quarantine;
 mod report;
 mod retry;
 mod sources;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,11 +28,13 @@ use self::last_good::LastGoodFile;
 pub use self::pass::{PassError, PassRequest};
 use self::sources::{Seams, Sources};
 use crate::clock::Clock;
+use crate::conf::effective::{Configuration, Effective};
 use crate::conf::loss::Loss;
-use crate::conf::render::{Rendered, Values, render};
+use crate::conf::render::{Rendered, Values};
 use crate::config::RenewalConfig;
 use crate::credential::{ClusterCredential, CredentialSource};
 use crate::error::with_causes;
+use crate::included::IncludedSource;
 use crate::issue::{Issuance, Issued, ObtainError};
 use crate::node::Node;
 use crate::peers::PeerSource;
@@ -58,6 +62,8 @@ pub struct Parts {
     pub dial: Arc<dyn Dial>,
     /// Where the cluster credential comes from, if routes must present a credential.
     pub credential: Option<Arc<dyn CredentialSource>>,
+    /// The included secrets, each with the file that keeps its content.
+    pub included: Vec<(PathBuf, Arc<dyn IncludedSource>)>,
     /// nats-server and the commit point.
     pub commit_point: CommitPoint,
     /// The time.
@@ -91,6 +97,8 @@ pub struct Reconciler {
     sources: Sources,
     issuing: Issuing,
     deployment: Deployment,
+    /// The effective configuration that was read last.
+    effective: Effective,
     /// The newest generation. The key of the generation is in memory only while a pass needs the key.
     newest: Option<Generation>,
     /// What in the state directory can't be read, and what keeps this process from more than a look.
@@ -108,9 +116,15 @@ impl Reconciler {
         let file = LastGoodFile::of(&commit.state);
         let own = node.instance_id.clone().unwrap_or_else(|| node.name.clone());
         let remembered = file.read(own, commit.nats.cluster_secret_id.as_ref());
-        let seams = Seams { trust: parts.trust, peers: parts.peers, dial: parts.dial, credential: parts.credential };
+        let seams = Seams {
+            trust: parts.trust,
+            peers: parts.peers,
+            dial: parts.dial,
+            credential: parts.credential,
+            included: parts.included,
+        };
         Self {
-            sources: Sources::new(seams, clock, interval, &renewal, remembered, file),
+            sources: Sources::new(seams, clock, interval, &renewal, remembered, &commit.state),
             issuing: Issuing::new(parts.issuance, clock, renewal),
             deployment: Deployment::new(parts.commit_point, clock, renewal, interval),
             node,
@@ -118,6 +132,7 @@ impl Reconciler {
             renewal,
             interval,
             allowed_losses: parts.allowed_losses,
+            effective: Effective::default(),
             newest: None,
             damaged: Vec::new(),
             not_in_force: None,
@@ -186,7 +201,7 @@ impl Reconciler {
         let (newest, _) = generations.newest()?;
         let files = newest.map_or_else(|| generations.files(1), |generation| generation.files);
         self.sources.preview(&self.node).await;
-        Ok((self.deployment.commit_point.committed()?, self.render(files)?))
+        Ok((self.deployment.commit_point.committed()?, self.configure(files)?.rendered))
     }
 
     async fn reconcile(&mut self, wanted: &PassRequest, progress: &Progress) -> Result<Standing, PassError> {
@@ -271,19 +286,23 @@ impl Reconciler {
         let Some(generation) = &self.newest else {
             return Err(PassError::Waits(Reason::NoCertificate));
         };
-        let rendered = self.render(generation.files.clone());
+        let files = generation.files.clone();
+        let configuration = self.configure(files);
+        let Some(generation) = &self.newest else {
+            return Err(PassError::Waits(Reason::NoCertificate));
+        };
         let rank = self.sources.rank(self.own_route());
-        let order = Order { generation, rendered, wanted, allowed_losses: &self.allowed_losses, rank };
+        let order = Order { generation, configuration, wanted, allowed_losses: &self.allowed_losses, rank };
         self.deployment.apply(order, progress).await
     }
 
-    fn render(&self, files: TlsFiles) -> Result<Rendered, PassError> {
+    fn configure(&mut self, files: TlsFiles) -> Result<Configuration, PassError> {
         let nats = &self.deployment.commit_point.parts().nats;
         let peers = self.sources.peers().map_err(PassError::Waits)?;
         let credential = self.sources.credential().map_err(PassError::Waits)?;
         let name = nats.cluster_name.as_deref().or(self.sources.group()).unwrap_or("nats");
         let values = Values::new(nats, &self.node, name, peers.addresses(), files, credential.cloned())?;
-        Ok(render(nats.template.as_deref(), &values)?.with_includes(&nats.config)?)
+        Ok(self.effective.of(nats, &values)?)
     }
 
     fn own_route(&self) -> SocketAddr {

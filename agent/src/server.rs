@@ -1,14 +1,18 @@
 //! The server seam: everything that the agent does to nats-server, and everything that the agent observes of
 //! nats-server.
 
+pub mod apart;
 pub mod monitor;
 pub mod probe;
 pub mod process;
 pub mod standing;
+pub mod trial;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,8 +23,12 @@ use zeroize::Zeroizing;
 use self::monitor::{Routez, Varz};
 use self::probe::{Port, ProbeError, Prober};
 use self::process::{NatsProcess, ProcessError};
+use self::trial::{Prediction, predict};
+use crate::conf::environment::Environment;
 use crate::conf::listeners::Listeners;
-use crate::conf::render::Rendered;
+use crate::conf::reader;
+use crate::conf::tree::{Map, Source};
+use crate::conf::write::{self, HIDDEN};
 use crate::config::NatsConfig;
 use crate::digest::sha256_hex;
 use crate::error::with_causes;
@@ -179,11 +187,19 @@ pub enum ServerError {
     },
 }
 
+/// Variables of the environment by their names.
+pub type Variables = BTreeMap<String, Zeroizing<String>>;
+
 /// The operations on nats-server that the agent needs.
 #[async_trait]
 pub trait Server: Send + Sync {
-    /// Has the binary of the server check a configuration, and returns the digest that it prints (from 2.11 on).
-    async fn validate(&self, candidate: &Path) -> Result<Option<String>, ServerError>;
+    /// Has the binary of the server check a configuration, and returns the digest that it prints (from 2.11 on). The
+    /// binary's environment is `environment` alone.
+    async fn validate(&self, candidate: &Path, environment: &Variables) -> Result<Option<String>, ServerError>;
+
+    /// Tries in a child of nats-server what a start with the settings `new` would come to, and a reload from the settings
+    /// `running` to them. `None`: no settings run. `nats_pid` is the running nats-server.
+    async fn predict(&self, running: Option<&Map>, new: &Map, nats_pid: Option<i32>) -> Prediction;
 
     /// Observes the running server. Handshakes present `chain`; without a chain they present no certificate.
     ///
@@ -199,18 +215,20 @@ pub trait Server: Send + Sync {
 pub struct NatsServer {
     binary: PathBuf,
     config: PathBuf,
+    /// The state directory, in which trials are made.
+    state: PathBuf,
 }
 
 impl NatsServer {
     /// The nats-server that `[nats]` describes.
     #[must_use]
-    pub fn new(nats: &NatsConfig) -> Self {
-        Self { binary: nats.server.clone(), config: nats.config.clone() }
+    pub fn new(nats: &NatsConfig, state: &Path) -> Self {
+        Self { binary: nats.server.clone(), config: nats.config.clone(), state: state.to_owned() }
     }
 
     /// The version of the binary. A version before [`OLDEST`] is an error.
     pub async fn version(&self) -> Result<String, ServerError> {
-        let (_, output) = self.run(&["--version".as_ref()]).await?;
+        let (_, output) = self.run(&["--version".as_ref()], &Variables::new()).await?;
         let found = output.trim().to_owned();
         let version = found.rsplit(['v', ' ']).next().unwrap_or_default();
         let mut parts = version.split('.').map(|part| part.parse::<u32>().ok());
@@ -222,11 +240,20 @@ impl NatsServer {
         }
     }
 
-    async fn run(&self, arguments: &[&std::ffi::OsStr]) -> Result<(bool, String), ServerError> {
+    /// Runs the binary. Its environment is `environment` and `PATH` alone, so that no other variable changes what a text means.
+    async fn run(
+        &self,
+        arguments: &[&std::ffi::OsStr],
+        environment: &Variables,
+    ) -> Result<(bool, String), ServerError> {
         let shown = || arguments.iter().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let spawn = |source| ServerError::Spawn { server: self.binary.clone(), arguments: shown(), source };
         let mut child = tokio::process::Command::new(&self.binary)
             .args(arguments)
+            .env_clear()
+            // A script in the place of the binary looks programs up.
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+            .envs(environment.iter().map(|(name, value)| (name, value.as_str())))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -257,16 +284,24 @@ impl NatsServer {
 
 #[async_trait]
 impl Server for NatsServer {
-    async fn validate(&self, candidate: &Path) -> Result<Option<String>, ServerError> {
+    async fn validate(&self, candidate: &Path, environment: &Variables) -> Result<Option<String>, ServerError> {
         self.version().await?;
-        let (accepted, output) = self.run(&["-t".as_ref(), "-c".as_ref(), candidate.as_os_str()]).await?;
+        let arguments = ["-t".as_ref(), "-c".as_ref(), candidate.as_os_str()];
+        let (accepted, output) = self.run(&arguments, environment).await?;
         if accepted {
             return Ok(digest_in(&output));
         }
         // nats-server quotes the text that it refuses, and that text may hold a secret.
-        let text = std::fs::read_to_string(candidate).unwrap_or_default();
-        let message = Rendered::from_text(Zeroizing::new(text)).hide_from(output.trim());
-        Err(ServerError::Refused { message })
+        Err(ServerError::Refused { message: without_secrets(output.trim(), candidate, environment) })
+    }
+
+    async fn predict(&self, running: Option<&Map>, new: &Map, nats_pid: Option<i32>) -> Prediction {
+        if let Err(error) = trial::sweep(&self.state) {
+            tracing::warn!("could not remove what an earlier trial left in {}: {error}", self.state.display());
+        }
+        // Relative paths of the settings belong to the directory in which nats-server was started.
+        let cwd = nats_pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).ok());
+        predict(&self.binary, running, new, &self.state, cwd.as_deref(), nats_pid).await
     }
 
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed {
@@ -326,6 +361,24 @@ async fn served_at(chain: Option<&StoredChain>, address: SocketAddr, port: Port)
 
 fn told(served: Result<Served, ProbeError>) -> Result<Served, String> {
     served.map_err(|error| with_causes(&error))
+}
+
+/// What nats-server said of a configuration, without the secrets of the configuration. Where the agent can't read the
+/// configuration, the agent doesn't know the secrets, and shows nothing.
+fn without_secrets(said: &str, candidate: &Path, environment: &Variables) -> String {
+    let directory = candidate.parent().unwrap_or(Path::new("/"));
+    let source = |file: &Path| Source::File(file.to_owned());
+    let text = std::fs::read_to_string(candidate).map(Zeroizing::new).unwrap_or_default();
+    let environment = Environment::of(environment);
+    let read = reader::read(&text, Arc::new(source(candidate)), directory, &environment, &source);
+    let Ok(read) = read else {
+        return format!("run `nats-server -t -c {}` for its words, which may hold a secret", candidate.display());
+    };
+    let mut secrets = write::secrets(&read.map);
+    // A word of one or two letters is no secret, and its removal would make the message unreadable.
+    secrets.retain(|secret| secret.len() > 2);
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    secrets.iter().fold(said.to_owned(), |said, secret| said.replace(secret.as_str(), HIDDEN))
 }
 
 /// The digest in what `-t` prints: `… configuration file … is valid (sha256:…)` (2.11 and later).

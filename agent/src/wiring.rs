@@ -1,6 +1,7 @@
 //! Makes the parts of a reconciler from the checked configuration: the real implementation of each seam.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::OnceCell;
@@ -8,9 +9,12 @@ use tokio::sync::OnceCell;
 use crate::aws::AwsSettings;
 use crate::clock::Clock;
 use crate::conf::loss::Loss;
+use crate::conf::merge::PlacementNeeds;
+use crate::conf::render::template_text;
 use crate::config::{Config, DiscoveryKind, IssuerKind, TrustConfig};
 use crate::credential::CredentialSource;
 use crate::credential::secret::ClusterSecret;
+use crate::included::{IncludedSecret, IncludedSource};
 use crate::issue::acm_pca::AcmPca;
 use crate::issue::journal::Journal;
 use crate::issue::local::Local;
@@ -117,6 +121,10 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
         Some(id) => Some(Arc::new(ClusterSecret::new(aws().await, id))),
         None => None,
     };
+    let mut included: Vec<(PathBuf, Arc<dyn IncludedSource>)> = Vec::new();
+    for (file, id) in &config.nats.included_secrets {
+        included.push((file.clone(), Arc::new(IncludedSecret::new(aws().await, id))));
+    }
     let peers: Arc<dyn PeerSource> = match &config.discovery.kind {
         DiscoveryKind::Asg { asg_name, addresses } => Arc::new(Asg::new(
             aws().await,
@@ -144,6 +152,7 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
         peers,
         dial: Arc::new(Network),
         credential,
+        included,
         commit_point: commit_point(config),
         clock,
         renewal: config.renewal,
@@ -156,7 +165,7 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
 #[must_use]
 pub(crate) fn commit_point(config: &Config) -> CommitPoint {
     CommitPoint::new(CommitParts {
-        server: Arc::new(NatsServer::new(&config.nats)),
+        server: Arc::new(NatsServer::new(&config.nats, &config.state_directory)),
         nats: config.nats.clone(),
         generations: Generations::of(&config.state_directory),
         state: config.state_directory.clone(),
@@ -165,6 +174,11 @@ pub(crate) fn commit_point(config: &Config) -> CommitPoint {
 
 fn needs(config: &Config) -> Needs {
     let asg = matches!(config.discovery.kind, DiscoveryKind::Asg { .. });
-    let secrets = matches!(config.trust, TrustConfig::SecretsManager { .. }) || config.nats.cluster_secret_id.is_some();
-    Needs { instance_id: asg, region: asg || secrets }
+    let secrets = matches!(config.trust, TrustConfig::SecretsManager { .. })
+        || config.nats.cluster_secret_id.is_some()
+        || !config.nats.included_secrets.is_empty();
+    // A template that can't be read is an error of the first pass.
+    let template = config.nats.template.as_deref().and_then(|file| template_text(file).ok());
+    let PlacementNeeds { zone, tags } = PlacementNeeds::of(&config.nats.settings, template.as_deref());
+    Needs { instance_id: asg, region: asg || secrets, zone, tags }
 }

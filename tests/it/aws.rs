@@ -1,8 +1,8 @@
 //! The AWS seams against moto, an IMDSv2 stub for each node, and scripted answers where moto lacks the semantics.
 
-#![allow(clippy::unwrap_used, reason = "what a test stands on fails where it stands")]
+#![allow(clippy::unwrap_used, reason = "a failed fixture fails the test at its own line")]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -35,7 +35,7 @@ const ID: &str = "i-0123456789abcdef0";
 const CA: &str = "arn:aws:acm-pca:eu-west-1:123456789012:certificate-authority/11111111-2222-3333-4444-555555555555";
 const NOW: OffsetDateTime = datetime!(2026-11-23 12:00 UTC);
 const WEEK: Duration = Duration::from_hours(7 * 24);
-const EVERYTHING: Needs = Needs { instance_id: true, region: true };
+const EVERYTHING: Needs = Needs { instance_id: true, region: true, zone: false, tags: BTreeSet::new() };
 
 // === Identity ===
 
@@ -274,7 +274,7 @@ async fn the_cluster_credential_is_read_whole_or_not_at_all() {
     assert_eq!(versions(long_ago).await, std::slice::from_ref(&was));
     aws.moto.put_secret("route", r#"{"username": "other", "password": "s3cret-2"}"#).await.unwrap();
     let is = ("other".to_owned(), "s3cret-2".to_owned());
-    // A recent version comes together with the version before it.
+    // The secret returns a recent version together with the previous version.
     assert_eq!(versions(long_ago).await, [was, is.clone()]);
     assert_eq!(versions(now + Duration::from_mins(1)).await, [is]);
     aws.moto.put_secret("route", r#"{"username": "route", "pass": "s3cret"}"#).await.unwrap();
@@ -282,7 +282,7 @@ async fn the_cluster_credential_is_read_whole_or_not_at_all() {
     assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
 }
 
-/// A policy can name the stage (`secretsmanager:VersionStage`), and a key of an old version can be gone.
+/// A policy can restrict the stage (`secretsmanager:VersionStage`), and the key of an old version can be gone.
 #[tokio::test]
 async fn a_version_before_that_may_not_be_read_keeps_no_node_from_the_current_one_and_one_that_is_away_does() {
     let service = Scripted::start().await;
@@ -303,7 +303,8 @@ async fn a_version_before_that_may_not_be_read_keeps_no_node_from_the_current_on
     }
 }
 
-/// Secrets Manager answers the same code for a policy that lacks the call and for a KMS key that it may not use.
+/// Secrets Manager returns the same code for a call that no policy allows and for a KMS key that the caller may not
+/// use.
 #[tokio::test]
 async fn a_denied_secret_names_the_call_and_the_key() {
     let service = Scripted::start().await;
@@ -378,7 +379,7 @@ mod peers {
         let found = addresses.find(&ids).await.unwrap();
         let expected = members.iter().map(|member| (member.id.clone(), member.address)).collect();
         assert_eq!(found, expected);
-        // Found addresses are remembered. Addresses that nobody asks for any more are forgotten.
+        // The lookup remembers found addresses. It forgets addresses that nobody asks for any more.
         drop(aws);
         assert_eq!(addresses.find(&ids[..1]).await.unwrap().len(), 1);
     }
@@ -453,7 +454,7 @@ async fn an_endpoint_that_nobody_listens_at_is_unavailable() {
 async fn invariant_08_an_endpoint_that_never_answers_is_given_up() {
     let service = Scripted::start().await;
     let issuer = AcmPca::new(&service.config().await, arn(CA), None);
-    // The first call fetches the credentials and opens a connection. After the first call time may pass at any speed.
+    // The first call fetches the credentials and opens a connection. The test can pause the clock after that call.
     service.script([error(500, "InternalFailure"), NEVER]);
     issuer.ca_pem().await.unwrap_err();
     tokio::time::pause();
@@ -467,7 +468,7 @@ async fn invariant_08_an_endpoint_that_never_answers_is_given_up() {
 
 // === The SDK's conventions ===
 
-/// The environment belongs to a whole process, so the checked code runs in a process of its own.
+/// The environment belongs to a whole process, so the checked code runs in its own process.
 async fn in_an_environment_of(variables: &[(&str, &str)], test: &str) {
     let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", test, "--ignored", "--nocapture"]).env_clear().envs(variables.iter().copied());
@@ -519,9 +520,9 @@ async fn the_environment_asks_for_fips() {
     assert_eq!(config.region().map(AsRef::as_ref), Some("us-east-1"));
 }
 
-// === What the tests stand on ===
+// === The fixtures ===
 
-/// Moto, and the metadata of an instance, which gives the credentials.
+/// moto, and the metadata of an instance, which supplies the credentials.
 struct Aws {
     moto: Moto,
     imds: ImdsStub,
@@ -673,6 +674,7 @@ fn node(address: IpAddr) -> Node {
         region: Some(REGION.into()),
         address,
         sans: Sans { ips: [address].into(), ..Sans::default() },
+        placement: nats_tls_agent::node::Placement::default(),
     }
 }
 

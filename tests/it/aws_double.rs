@@ -1,4 +1,4 @@
-//! The AWS double, asked by the real SDK through the agent's own seams.
+//! The real SDK calls the AWS double through the agent's own interfaces.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -74,7 +74,14 @@ fn sans() -> Sans {
 }
 
 fn node() -> Node {
-    Node { name: id(1), instance_id: Some(id(1)), region: Some(REGION.into()), address: address(1), sans: sans() }
+    Node {
+        name: id(1),
+        instance_id: Some(id(1)),
+        region: Some(REGION.into()),
+        address: address(1),
+        sans: sans(),
+        placement: nats_tls_agent::node::Placement::default(),
+    }
 }
 
 fn now() -> OffsetDateTime {
@@ -95,7 +102,7 @@ async fn request(issuer: &AcmPca, csr: &Csr, validity: Duration) -> Result<Certi
 async fn chain(issuer: &AcmPca, handle: &CertificateHandle) -> IssuedChain {
     harness::eventually("the certificate", Duration::from_secs(10), async || match issuer.collect(handle).await {
         Ok(Some(chain)) => Ok(chain),
-        Ok(None) => Err("it is not signed yet".to_owned()),
+        Ok(None) => Err("the CA has not signed yet".to_owned()),
         Err(error) => panic!("{error}"),
     })
     .await
@@ -187,7 +194,7 @@ async fn a_group_is_found_paged_through_and_seen_late() {
     assert_eq!(numbers(&asg.sight().await.unwrap()), ([1, 2, 3, 4].into(), vec![id(6)]));
     world.double.account(|aws, _| aws.fleet.ec2_lag = time::Duration::ZERO);
     assert_eq!(numbers(&asg.sight().await.unwrap()), ([1, 2, 3, 4, 6].into(), Vec::new()));
-    // Without a name, the group of this instance is asked for.
+    // Without a configured name, the agent asks for the group of this instance.
     assert_eq!(world.asg(None).sight().await.unwrap().group.as_deref(), Some("nats"));
 }
 

@@ -96,6 +96,7 @@ pub(crate) async fn start_by_hand(node: &Node, config: &Path) -> NatsServer {
         client: node.client(),
         monitor: node.monitor(),
         log: node.server_log(),
+        arguments: Vec::new(),
     };
     NatsServer::start(launch).await.unwrap()
 }

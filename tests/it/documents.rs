@@ -203,7 +203,7 @@ fn the_documents_list_exactly_the_keys_that_there_are_with_their_defaults() {
     // The template has every key except the keys that no EC2 instance needs.
     let all = keys(&template(true));
     let off_aws = ["issuer.directory", "trust.file", "discovery.peers"];
-    let table = ["nats.jetstream", "nats.jetstream.max_mem", "nats.jetstream.max_file"];
+    let table = ["nats.jetstream", "nats.jetstream.max_mem", "nats.jetstream.max_file", "nats.settings"];
     for key in listed.keys() {
         assert!(all.contains_key(*key) || off_aws.contains(key) || table.contains(key), "{key} is in no template");
     }

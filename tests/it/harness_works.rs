@@ -20,7 +20,17 @@ async fn server(directory: &Path, version: &str, ports: &[u16], settings: &str) 
     let text = format!("listen: \"{client}\"\nhttp: \"{monitor}\"\npid_file: \"{}\"\n{settings}", pid_file.display());
     std::fs::write(&config, text).unwrap();
     let binary = tools::nats_server(version).unwrap();
-    NatsServer::start(Launch { binary, config, pid_file, client, monitor, log: directory.join("log") }).await.unwrap()
+    NatsServer::start(Launch {
+        binary,
+        config,
+        pid_file,
+        client,
+        monitor,
+        log: directory.join("log"),
+        arguments: Vec::new(),
+    })
+    .await
+    .unwrap()
 }
 
 #[tokio::test]

@@ -41,7 +41,7 @@ const PREFIXES: [(&str, &str); 4] = [
     ("aws-sdk-secretsmanager", "secretsmanager"),
 ];
 
-/// Secrets Manager calls KMS on the caller's behalf, for a secret under a customer's own key
+/// Secrets Manager calls KMS on the caller's behalf for a secret that a customer managed key encrypts
 /// (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/security-encryption.html>).
 const ON_OUR_BEHALF: &str = "kms:Decrypt";
 
@@ -79,14 +79,14 @@ fn called(source: &str, operations: &BTreeMap<String, BTreeSet<String>>) -> BTre
             code
         },
     );
-    assert!(!code.contains(".wait_until_"), "a waiter calls operations under another name: call them here");
+    assert!(!code.contains(".wait_until_"), "a waiter hides the operation that it calls: call the operation directly");
     let mut found = BTreeSet::new();
     for call in code.split("()").filter_map(|before| before.rsplit('.').next()) {
         for (sdk, names) in operations {
-            // Several SDKs have `describe_tags`. The SDK that the source imports counts.
+            // Several SDKs have `describe_tags`, so only an SDK that the source imports counts.
             if names.contains(call) && code.contains(&sdk.replace('-', "_")) {
                 let prefix = PREFIXES.iter().find(|(name, _)| name == sdk);
-                let (_, prefix) = prefix.unwrap_or_else(|| panic!("what is {sdk} in IAM?"));
+                let (_, prefix) = prefix.unwrap_or_else(|| panic!("PREFIXES has no entry for {sdk}"));
                 found.insert(format!("{prefix}:{}", camel(call)));
             }
         }
@@ -178,7 +178,7 @@ fn actions(policies: &[Value]) -> BTreeSet<String> {
     statements(policies).flat_map(|statement| texts(&statement["Action"])).map(ToOwned::to_owned).collect()
 }
 
-/// The policies without one action. A statement with no other action is dropped.
+/// Removes an action from the policies. Drops a statement that has no other action.
 fn without(policies: &[Value], action: &str) -> Vec<Value> {
     let mut policies = policies.to_vec();
     for policy in &mut policies {
@@ -235,7 +235,7 @@ enum Verdict {
     Denied,
 }
 
-/// Evaluates the part of IAM's logic that the policies use: an explicit deny wins, and otherwise an allow is needed
+/// Evaluates the part of IAM's logic that the policies use. An explicit deny wins. Without a deny, an allow is needed
 /// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html>).
 fn evaluate(policies: &[Value], request: &Request) -> Verdict {
     let matching: Vec<&str> = statements(policies)
@@ -254,7 +254,7 @@ fn evaluate(policies: &[Value], request: &Request) -> Verdict {
 fn applies(statement: &Value, request: &Request) -> bool {
     for key in statement.as_object().unwrap().keys() {
         let known = ["Sid", "Effect", "Principal", "Action", "Resource", "Condition"];
-        assert!(known.contains(&key.as_str()), "{key} is not evaluated here");
+        assert!(known.contains(&key.as_str()), "`applies` doesn't support {key}");
     }
     let action = texts(&statement["Action"]).iter().any(|pattern| is_like(pattern, &request.action));
     let resource = texts(&statement["Resource"]).iter().any(|pattern| is_like(pattern, &request.resource));
@@ -264,14 +264,14 @@ fn applies(statement: &Value, request: &Request) -> bool {
 }
 
 /// Whether a condition holds. All keys of an operator must match, each with one of its values. A key that the request
-/// lacks matches nothing, so it fulfils only a negated operator. ArnEquals and ArnLike are the same
+/// lacks fulfils only a negated operator. ArnEquals and ArnLike behave alike
 /// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements_condition_operators.html>).
 fn holds(operator: &str, keys: &Value, request: &Request) -> bool {
     let (matches, negated): (fn(&str, &str) -> bool, bool) = match operator {
         "StringEquals" => (|pattern, value| pattern == value, false),
         "ArnEquals" | "ArnLike" => (is_arn_like, false),
         "ArnNotEquals" | "ArnNotLike" => (is_arn_like, true),
-        _ => panic!("{operator} is not evaluated here"),
+        _ => panic!("`holds` doesn't support {operator}"),
     };
     keys.as_object().unwrap().iter().all(|(key, patterns)| {
         let value = request.context.get(key.as_str());
@@ -279,7 +279,7 @@ fn holds(operator: &str, keys: &Value, request: &Request) -> bool {
     })
 }
 
-/// Matches each of the six parts separately: a star doesn't match a colon between the parts.
+/// Matches each of the six parts separately, because a star doesn't match a colon between the parts.
 fn is_arn_like(pattern: &str, arn: &str) -> bool {
     let (patterns, parts): (Vec<_>, Vec<_>) = (pattern.splitn(6, ':').collect(), arn.splitn(6, ':').collect());
     patterns.len() == 6 && parts.len() == 6 && patterns.iter().zip(&parts).all(|(pattern, part)| is_like(pattern, part))
@@ -325,7 +325,7 @@ fn requests(call: &Call) -> Vec<Request> {
             vec![Request::new(&format!("autoscaling:{}", call.operation), "*", &[])]
         }
         "DescribeInstances" => vec![Request::new("ec2:DescribeInstances", "*", &[])],
-        other => panic!("how does IAM see {other}?"),
+        other => panic!("`requests` doesn't know IAM's view of {other}"),
     }
 }
 
@@ -334,7 +334,7 @@ fn requests(call: &Call) -> Vec<Request> {
 #[test]
 fn the_policies_allow_the_calls_that_the_agents_source_makes_and_no_other() {
     let mut called = called_by_the_agent();
-    assert_eq!(called, named_by_the_agent(), "each call has the name that errors give it");
+    assert_eq!(called, named_by_the_agent(), "the error messages name other calls than the source makes");
     called.insert(ON_OUR_BEHALF.into());
     check(&actions(&Resources::examples().policies()), &called).unwrap();
 }
@@ -362,7 +362,7 @@ async fn every_request_that_the_agent_sends_is_allowed_and_none_for_another_ca_t
     for request in requests {
         assert_eq!(evaluate(&policies, request), Verdict::Allowed, "{request:?}");
     }
-    // All permissions are in use, and each is needed.
+    // The requests need every permission of the policies.
     let used: BTreeSet<String> = requests.iter().map(|request| request.action.clone()).collect();
     assert_eq!(used, actions(&policies));
     for action in &used {
@@ -374,7 +374,7 @@ async fn every_request_that_the_agent_sends_is_allowed_and_none_for_another_ca_t
             .collect();
         assert_eq!(refused, BTreeSet::from([action.as_str()]));
     }
-    // The policies don't allow the same requests for another resource or context.
+    // The policies allow none of these requests for another resource or in another context.
     for request in requests {
         for wrong in elsewhere(request) {
             assert_eq!(evaluate(&policies, &wrong), Verdict::NotAllowed, "{wrong:?}");
@@ -382,7 +382,7 @@ async fn every_request_that_the_agent_sends_is_allowed_and_none_for_another_ca_t
     }
 }
 
-/// Variants of a request in which one thing belongs to somebody else. A call without a resource has no such variant.
+/// Variants of a request with another resource or another context. A request without both has no variants.
 fn elsewhere(request: &Request) -> Vec<Request> {
     let mut wrong = Vec::new();
     if request.resource != "*" {
@@ -417,10 +417,10 @@ fn nobody_but_the_nodes_reads_the_cluster_credential_whatever_else_allows_it() {
     ] {
         assert_eq!(reads(&[("aws:PrincipalArn", other)]), Verdict::Denied, "{other}");
     }
-    assert_eq!(reads(&[]), Verdict::Denied, "nobody in particular");
+    assert_eq!(reads(&[]), Verdict::Denied, "a request without a principal");
     let admin = [("aws:PrincipalArn", "arn:aws:iam::123456789012:role/admin")];
     let delete = Request::new("secretsmanager:DeleteSecret", &secret, &admin);
-    assert_eq!(evaluate(&policies, &delete), Verdict::Allowed, "it can still be taken down");
+    assert_eq!(evaluate(&policies, &delete), Verdict::Allowed, "an administrator can still delete the secret");
 }
 
 #[test]
@@ -441,7 +441,7 @@ fn patterns_are_read_as_iam_reads_them() {
     assert!(!is_arn_like("arn:aws:acm-pca:::template/EndEntityCertificate/V1", "EndEntityCertificate/V1"));
 }
 
-/// The requests of an agent that uses everything it can be configured to do.
+/// The requests of an agent that uses every configurable feature.
 struct Sent {
     resources: Resources,
     requests: Vec<Request>,
@@ -472,8 +472,8 @@ impl Sent {
         let csr = Csr::generate(&node.name, &node.sans, KeyAlgorithm::EcdsaP256).unwrap();
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
         let issuer = AcmPca::new(&aws, CaArn::try_from(ca.arn.clone()).unwrap(), None);
-        // The validity is longer than a short-lived CA allows, so the agent asks for the CA's mode. moto calls every CA
-        // short-lived.
+        // The validity is longer than a short-lived CA allows, so the agent asks for the CA's mode. moto reports every
+        // CA as short-lived.
         issuer.prepare(Duration::from_hours(30 * 24)).await.unwrap_err();
         let validity = Duration::from_hours(7 * 24);
         let signing_algorithm = &issuer.prepare(validity).await.unwrap();
@@ -498,5 +498,6 @@ fn node(id: &str, address: IpAddr) -> Node {
         region: Some(REGION.into()),
         address,
         sans: Sans { ips: [address].into(), ..Sans::default() },
+        placement: nats_tls_agent::node::Placement::default(),
     }
 }

@@ -166,12 +166,12 @@ async fn invariant_12_what_an_edited_include_takes_away_is_refused_and_a_restart
     unhealthy(node, "--allow-loss authorization").await;
     assert_eq!(node.server.as_ref().unwrap().varz().await.unwrap()["max_payload"], 1 << 20);
 
-    // The output of `agent render` doesn't show the content of included files.
+    // The output of `agent render` names included files, and shows no secret.
     std::fs::write(&include, "accounts { A { users: [{ user: a, password: hunter2 }] } }\nno_auth_user: a\n# new\n")
         .unwrap();
     node.healthy(SOON).await.unwrap();
     let shown = node.agent.run(&["render"], SOON).await.unwrap();
-    assert!(shown.stdout.contains("auth.conf, sha256:") && !shown.stdout.contains("hunter2"), "{shown:?}");
+    assert!(shown.stdout.contains("auth.conf") && !shown.stdout.contains("hunter2"), "{shown:?}");
     let done = renew(node, &[]).await;
     assert_eq!(done.code, Some(0), "{done:?}");
 }
@@ -181,7 +181,7 @@ async fn a_server_whose_route_port_has_moved_is_healthy_once_it_was_restarted_an
     let mut cluster = cluster(1).await;
     let moved = format!("{}:{}", cluster.nodes[0].address, cluster.nodes[0].metrics().port() + 1);
     change(&cluster.nodes[0], "nats.cluster_listen", &format!("\"{moved}\""));
-    waiting(&cluster.nodes[0], "listen, routes").await;
+    waiting(&cluster.nodes[0], "cluster.listen, cluster.routes").await;
     cluster.nodes[0].server.take().unwrap().stop().await.unwrap();
     let Nodes { nodes, cluster: shared, .. } = &mut cluster;
     shared.start_server(&mut nodes[0]).await.unwrap();
@@ -338,7 +338,8 @@ async fn a_setting_that_nats_server_refuses_to_reload_waits_for_its_restart_and_
     // `nats-server -t` accepts the change, but a reload refuses the change.
     change_template(node, &cluster, "lame_duck_duration: \"60s\"", "lame_duck_duration: \"90s\"");
     waiting(node, "lame_duck_duration").await;
-    assert!(tail(&node.server_log(), 50).contains("Failed to reload"));
+    // The trial foretells the refusal, so nats-server is never asked.
+    assert!(!tail(&node.server_log(), 400).contains("Failed to reload"));
     let before = in_force(node).await;
     let renewed = node.agent.renew().await.unwrap();
     assert_eq!(renewed["result"], "confirmed");
@@ -459,6 +460,7 @@ async fn rogue(cluster: &Nodes) -> NatsServer {
         client: place.client(),
         monitor: place.monitor(),
         log: directory.join("log"),
+        arguments: Vec::new(),
     };
     NatsServer::start(launch).await.unwrap()
 }

@@ -100,15 +100,21 @@ impl Bench {
         peers: &[SocketAddr],
         credential: Option<ClusterCredential>,
     ) {
-        let node =
-            Node { name: name.to_owned(), instance_id: None, region: None, address: LOOPBACK, sans: Sans::default() };
+        let node = Node {
+            name: name.to_owned(),
+            instance_id: None,
+            region: None,
+            address: LOOPBACK,
+            sans: Sans::default(),
+            placement: nats_tls_agent::node::Placement::default(),
+        };
         let values =
             Values::new(nats, &node, cluster_name, peers.iter().copied(), self.tls.clone(), credential).unwrap();
         let rendered = render(None, &values).unwrap();
         std::fs::write(&nats.config, rendered.text()).unwrap();
 
         // The agent reads back what it wrote.
-        let facts = Facts::read(rendered.text(), &nats.config).unwrap();
+        let facts = Facts::of(&rendered.tree(&nats.config).unwrap()).unwrap();
         assert_eq!(losses(None, &facts), []);
         assert_eq!(facts.cluster_name.as_deref(), Some(cluster_name));
         assert_eq!(facts.cluster_listen, Some(nats.cluster_listen.to_string()));
@@ -162,7 +168,7 @@ impl Server {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        panic!("{path} said {last:?} to the last; its log:\n{}", std::fs::read_to_string(&self.log).unwrap());
+        panic!("{path} last answered {last:?}; the server's log:\n{}", std::fs::read_to_string(&self.log).unwrap());
     }
 }
 
@@ -236,7 +242,7 @@ fn an_include_is_read_wherever_the_configuration_is_read_from() {
     }
 }
 
-/// The result of nats-server's `-t` for a file. It is the digest of the settings, or an empty text before 2.11. `None`:
+/// Runs `nats-server -t` on a file. Returns the digest of the settings, or an empty text before 2.11. Returns `None` if
 /// nats-server refuses the file.
 fn checked(version: &str, config: &Path) -> Option<String> {
     let output = Command::new(nats_server(version)).arg("-t").arg("-c").arg(config).output().unwrap();
@@ -299,17 +305,23 @@ fn nasty() -> impl Strategy<Value = String> {
 const PLACES: [&str; 6] =
     ["PLACE-OF-NAME", "PLACE-OF-CLUSTER", "PLACE-OF-PID", "PLACE-OF-STORE", "PLACE-OF-USER", "PLACE-OF-WORD"];
 
-/// The reference is the template with placeholders that are then replaced by hexadecimal escapes. The reference can
-/// have no settings except the template's. If nats-server's digest is the same for both texts, the rendered text has no
-/// others either.
+/// The reference is the template with placeholders, which hexadecimal escapes then replace. The reference can only have
+/// the template's settings. If nats-server computes the same digest for both texts, the rendered text has only these
+/// settings too.
 #[test]
 fn invariant_14_for_any_names_nats_server_reads_just_the_settings_of_the_template() {
     let cases = if soak::is_long() { 5000 } else { 64 };
     let bench = Bench::new();
     let nats = bench.nats("n0");
     let with = |[name, cluster, pid_file, store_dir, username, password]: [&str; 6]| {
-        let node =
-            Node { name: name.to_owned(), instance_id: None, region: None, address: LOOPBACK, sans: Sans::default() };
+        let node = Node {
+            name: name.to_owned(),
+            instance_id: None,
+            region: None,
+            address: LOOPBACK,
+            sans: Sans::default(),
+            placement: nats_tls_agent::node::Placement::default(),
+        };
         let nats = NatsConfig {
             pid_file: PathBuf::from(pid_file),
             jetstream: JetStream::On(JetStreamLimits {
@@ -349,7 +361,7 @@ fn invariant_14_for_any_names_nats_server_reads_just_the_settings_of_the_templat
     outcome.unwrap();
     let (accepted, refused) = (accepted.into_inner(), refused.into_inner());
     soak::figure("names: configurations read alike, and refused alike", format!("{accepted} {refused}"));
-    assert!(accepted > cases, "too few names are taken to show anything: {accepted} read, {refused} refused");
+    assert!(accepted > cases, "too few names were accepted: {accepted} read, {refused} refused");
 }
 
 /// The two servers form a cluster only if each presents what the other reads. They also report the names they have

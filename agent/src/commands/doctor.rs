@@ -15,7 +15,6 @@ use tokio::task::JoinSet;
 use super::CommandError;
 use crate::clock::{Clock, rfc3339};
 use crate::conf::listeners::Listeners;
-use crate::conf::render::Rendered;
 use crate::config::Config;
 use crate::daemon::control::{ControlError, ask};
 use crate::daemon::protocol::{Answer, Request};
@@ -81,7 +80,7 @@ impl Check {
 /// Makes every check. The exit code is 1 where a check failed; a warning is no failure.
 pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
     let commit_point = commit_point(config);
-    let server = NatsServer::new(&config.nats);
+    let server = NatsServer::new(&config.nats, &config.state_directory);
     let (assembled, daemon, version) = tokio::join!(wire_to_look(config), daemon(config), server.version());
     let mut checks = vec![
         Check::of("identity", &assembled, |parts| describe(&parts.node)),
@@ -283,7 +282,9 @@ const RENEW: &str = "run `agent renew`, which says what keeps a new certificate 
 /// no port has TLS, so that is a warning.
 async fn serving(commit_point: &CommitPoint, newest: Option<&Generation>) -> Vec<Check> {
     let committed = commit_point.committed().ok().flatten();
-    let listeners = Listeners::of(committed.as_ref().map(Rendered::text), &commit_point.parts().nats);
+    let nats = &commit_point.parts().nats;
+    let tree = committed.as_ref().and_then(|text| text.tree(&nats.config).ok());
+    let listeners = Listeners::of(tree.as_ref(), nats);
     let observed = commit_point.parts().server.observe(newest.map(|newest| &newest.chain), &listeners, None).await;
     let config = commit_point.parts().nats.config.display();
     let process = match (&observed.presence, newest) {

@@ -16,7 +16,7 @@ use crate::wiring::wire_to_look;
 pub async fn render(config: &Config, diff: bool) -> Result<ExitCode, CommandError> {
     let mut reconciler = Reconciler::new(wire_to_look(config).await?);
     let (committed, desired) = reconciler.desired().await?;
-    let hide = |rendered: &Rendered| rendered.shown(reconciler.credential());
+    let hide = |rendered: &Rendered| rendered.shown(&config.nats.config, reconciler.credential());
     let same = committed.as_ref() == Some(&desired);
     let desired = hide(&desired);
     if !diff {

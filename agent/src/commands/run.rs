@@ -10,6 +10,7 @@ use crate::daemon;
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(file: PathBuf, config: Config, allowed_losses: Vec<Loss>) -> Result<ExitCode, CommandError> {
-    daemon::run(file, config, allowed_losses).await?;
+    // The future of the daemon holds those of every stage.
+    Box::pin(daemon::run(file, config, allowed_losses)).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use super::loss::Facts;
+use super::tree::Map;
 use crate::config::NatsConfig;
 
 /// The addresses at which nats-server can be dialled from this machine, and its pid file.
@@ -20,11 +21,11 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Reads the listeners from a configuration's text. What the text lacks comes from `[nats]`; so does everything if
-    /// the text can't be read.
+    /// Reads the listeners from a configuration. What the configuration lacks comes from `[nats]`; so does everything
+    /// without a configuration.
     #[must_use]
-    pub fn of(text: Option<&str>, nats: &NatsConfig) -> Self {
-        let facts = text.and_then(|text| Facts::read(text, &nats.config).ok()).unwrap_or_default();
+    pub fn of(tree: Option<&Map>, nats: &NatsConfig) -> Self {
+        let facts = tree.and_then(|tree| Facts::of(tree).ok()).unwrap_or_default();
         let listener = |said: &Option<String>, default| dialable(said.as_deref().and_then(parse).unwrap_or(default));
         Self {
             client: listener(&facts.listen, nats.listen),
@@ -59,7 +60,8 @@ mod tests {
     fn a_configuration_says_where_its_server_listens() {
         let nats = NatsConfig::default();
         let text = "listen: 10.0.0.1:14222\nhttp: 18222\npid_file: /run/pid\ncluster { listen: \"0.0.0.0:16222\" }";
-        let listeners = Listeners::of(Some(text), &nats);
+        let tree = crate::conf::read(text, &nats.config).unwrap();
+        let listeners = Listeners::of(Some(&tree), &nats);
         assert_eq!(listeners.client, ([10, 0, 0, 1], 14222).into());
         assert_eq!(listeners.route, ([127, 0, 0, 1], 16222).into());
         assert_eq!(listeners.monitor, ([127, 0, 0, 1], 18222).into());
@@ -69,8 +71,8 @@ mod tests {
     #[test]
     fn what_a_configuration_does_not_say_is_as_the_agents_own_says() {
         let nats = NatsConfig::default();
-        for text in [None, Some("server_name: n1"), Some("}{")] {
-            let listeners = Listeners::of(text, &nats);
+        for tree in [None, crate::conf::read("server_name: n1", &nats.config).ok()] {
+            let listeners = Listeners::of(tree.as_ref(), &nats);
             assert_eq!(listeners.client, ([127, 0, 0, 1], 4222).into());
             assert_eq!(listeners.pid_file, nats.pid_file);
         }

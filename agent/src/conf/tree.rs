@@ -1,19 +1,28 @@
 //! nats-server's settings as a tree of values, each with the place that it comes from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
+use super::names::lower;
+
+/// The most names of settings that a message lists.
+const MAX_NAMES: usize = 20;
+
 /// What settings were read from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
     /// The rendered template. `None`: the built-in template.
     Template(Option<PathBuf>),
-    /// A file of nats-server's language: an included file, or the committed configuration.
+    /// An included file of nats-server's language.
     File(PathBuf),
+    /// A configuration that was committed, whose values came from anywhere.
+    Committed(PathBuf),
+    /// The source that a comment of the committed configuration names.
+    Noted(String),
     /// A secret of Secrets Manager that is included, by its name or ARN.
     Secret(String),
     /// `[nats.settings]` of this agent.toml.
@@ -26,9 +35,10 @@ impl fmt::Display for Source {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Template(None) => formatter.write_str("the built-in template"),
-            Self::Template(Some(file)) | Self::File(file) | Self::Settings(file) => {
+            Self::Template(Some(file)) | Self::File(file) | Self::Committed(file) | Self::Settings(file) => {
                 write!(formatter, "{}", file.display())
             }
+            Self::Noted(source) => formatter.write_str(source),
             Self::Secret(id) => write!(formatter, "secret:{id}"),
             Self::Environment(name) => write!(formatter, "${name}"),
         }
@@ -47,8 +57,9 @@ pub struct Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&*self.source, self.line) {
+            (source, 0) => write!(formatter, "{source}"),
             // The lines of a rendered text are not those of its template.
-            (source @ Source::Template(_), _) | (source, 0) => write!(formatter, "{source}"),
+            (source @ Source::Template(_), line) => write!(formatter, "{source} (line {line} as rendered)"),
             (source, line) => write!(formatter, "{source}:{line}"),
         }
     }
@@ -191,6 +202,15 @@ pub struct Ambiguous {
     pub other_origin: Origin,
 }
 
+impl IntoIterator for Map {
+    type Item = (String, Entry);
+    type IntoIter = std::collections::btree_map::IntoIter<String, Entry>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
 impl Map {
     /// The entries by their names as written, sorted.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Entry)> {
@@ -235,10 +255,54 @@ impl Map {
         self.0.remove(name)
     }
 
+    /// The dotted names of the settings that differ between two trees, at most [`MAX_NAMES`] of them. A name says nothing
+    /// of a value.
+    #[must_use]
+    pub fn differing(&self, other: &Self) -> Vec<String> {
+        let mut names = Vec::new();
+        self.collect_differing(other, "", &mut names);
+        names.truncate(MAX_NAMES);
+        names
+    }
+
+    fn collect_differing(&self, other: &Self, above: &str, names: &mut Vec<String>) {
+        let all: BTreeSet<&String> = self.0.keys().chain(other.0.keys()).collect();
+        for name in all {
+            if names.len() > MAX_NAMES {
+                return;
+            }
+            let dotted = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
+            match (self.0.get(name).map(|entry| &entry.value), other.0.get(name).map(|entry| &entry.value)) {
+                (Some(Value::Map(one)), Some(Value::Map(other))) => one.collect_differing(other, &dotted, names),
+                (one, other) if one == other => {}
+                _ => names.push(dotted),
+            }
+        }
+    }
+
+    /// The setting that stands in a line of its text: its dotted name. Of a block, the line is that of its name.
+    #[must_use]
+    pub fn at_line(&self, line: usize) -> Option<String> {
+        self.0.iter().find_map(|(name, entry)| {
+            let inner = entry.value.as_map().and_then(|map| map.at_line(line));
+            let inner = inner.map(|inner| format!("{name}.{inner}"));
+            inner.or_else(|| (entry.origin.line == line).then(|| name.clone()))
+        })
+    }
+
+    /// The entry of a dotted name.
+    #[must_use]
+    pub fn at(&self, name: &str) -> Option<&Entry> {
+        self.0.get(name).or_else(|| {
+            let mut dots = name.match_indices('.').map(|(at, _)| (&name[..at], &name[at + 1..]));
+            dots.find_map(|(block, rest)| self.0.get(block)?.value.as_map()?.at(rest))
+        })
+    }
+
     /// The entry under any of these names, which must be in lower case. nats-server ignores the case of names. Of two
     /// names for one setting, nats-server applies either one last, so two are an error.
     pub fn find(&self, names: &[&str]) -> Result<Option<&Entry>, Ambiguous> {
-        let mut found = self.0.iter().filter(|(name, _)| names.contains(&name.to_lowercase().as_str()));
+        let mut found = self.0.iter().filter(|(name, _)| names.contains(&&*lower(name)));
         match (found.next(), found.next()) {
             (Some((one, first)), Some((other, second))) => Err(Ambiguous {
                 one: one.clone(),
@@ -248,5 +312,32 @@ impl Map {
             }),
             (first, _) => Ok(first.map(|(_, entry)| entry)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::conf::read as tree;
+
+    #[test]
+    fn the_settings_that_differ_are_named_without_their_values() {
+        let read = |text| tree(text, Path::new("/a.conf")).unwrap();
+        let before = read("a: 1\nb { c: 1, d: 2, e { f: s3cret } }\ng: [ x ]");
+        let after = read("b { d: 3, c: 1, e { f: other } }\ng: [ y ]\nh: 1");
+        assert_eq!(before.differing(&after), ["a", "b.d", "b.e.f", "g", "h"]);
+        assert!(before.differing(&before).is_empty());
+    }
+
+    #[test]
+    fn a_setting_is_found_by_its_line_and_by_its_name() {
+        let tree = tree("a: 1\nb {\n c: 1\n x.y { d: 2 }\n}", Path::new("/a.conf")).unwrap();
+        assert_eq!(
+            [1, 2, 3, 9].map(|line| tree.at_line(line)),
+            [Some("a".into()), Some("b".into()), Some("b.c".into()), None]
+        );
+        assert_eq!(tree.at("b.x.y.d").unwrap().origin.line, 4);
+        assert!(tree.at("b.z").is_none());
     }
 }

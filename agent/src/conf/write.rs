@@ -1,9 +1,10 @@
 //! Writes a tree of settings as nats-server's language: the one form that every version of nats-server reads alike.
 //!
-//! Names and strings are in double quotes, numbers end at the line's end, and nothing refers to a variable or a file. So
-//! neither the environment nor another file changes what the text means.
+//! Strings are in double quotes, and so are names with more than letters, digits and `_`. Numbers end at the line's end.
+//! Nothing refers to a variable or a file, so neither the environment nor another file changes what the text means.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
@@ -55,6 +56,9 @@ const SECRETS: [&str; 13] = [
     "srk_password",
 ];
 
+/// The beginning of a comment that names the source of the next setting.
+const NOTE: &str = "# ";
+
 /// Whether the text has the secrets of the settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Secrets {
@@ -76,6 +80,29 @@ pub fn shown(tree: &Map) -> String {
     let mut writer = Writer { text: Zeroizing::new(String::new()), secrets: Secrets::Hidden };
     writer.top(tree);
     writer.text.to_string()
+}
+
+/// Gives the settings of a written text the sources that its comments name.
+pub(crate) fn restore_sources(tree: &mut Map, text: &str) {
+    let lines: Vec<&str> = text.lines().collect();
+    for (_, entry) in tree.iter_mut() {
+        restore_source(entry, &lines, None);
+    }
+}
+
+fn restore_source(entry: &mut Entry, lines: &[&str], above: Option<&Arc<Source>>) {
+    let before = entry.origin.line.checked_sub(2).and_then(|index| lines.get(index));
+    let noted = before.and_then(|line| line.trim_start().strip_prefix(NOTE));
+    let noted = noted.map(|noted| Arc::new(Source::Noted(noted.to_owned())));
+    if let Some(source) = noted.as_ref().or(above) {
+        entry.origin.source = Arc::clone(source);
+    }
+    let source = noted.as_ref().or(above);
+    match &mut entry.value {
+        Value::Array(values) => values.iter_mut().for_each(|entry| restore_source(entry, lines, source)),
+        Value::Map(map) => map.iter_mut().for_each(|(_, entry)| restore_source(entry, lines, source)),
+        Value::Text(_) | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Date(_) => {}
+    }
 }
 
 /// Every secret of the settings, each in the form that the settings have. A message of nats-server may quote a secret.
@@ -137,7 +164,7 @@ impl Writer {
     fn top(&mut self, tree: &Map) {
         self.push(
             "# Written by nats-tls-agent from its template, nats.include and [nats.settings] of agent.toml.\n\
-             # An edit here is lost at the next change of a certificate, a peer or a setting.\n",
+             # An edit here is lost at the next change of a certificate, a peer or a setting.\n\n",
         );
         let rank = |name: &str| ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len());
         let mut entries: Vec<_> = tree.iter().collect();
@@ -158,18 +185,21 @@ impl Writer {
         self.note_source(entry, above, depth);
         self.indent(depth);
         self.name(name);
-        self.push(": ");
+        self.push(if matches!(entry.value, Value::Map(_)) { " " } else { ": " });
         self.value(name, entry, depth);
         self.push("\n");
     }
 
     fn note_source(&mut self, entry: &Entry, above: Option<&Source>, depth: usize) {
         let source = &*entry.origin.source;
-        if !matches!(source, Source::Template(_)) && above != Some(source) {
+        if !matches!(source, Source::Template(_) | Source::Committed(_)) && above != Some(source) {
             self.indent(depth);
             // A file's name may hold a line break, which would end the comment.
-            let source = source.to_string();
-            self.push(&format!("# {}\n", source.escape_debug()));
+            let source = match source {
+                Source::Noted(source) => source.clone(),
+                source => source.to_string().escape_debug().to_string(),
+            };
+            self.push(&format!("{NOTE}{source}\n"));
         }
     }
 
@@ -232,7 +262,12 @@ impl Writer {
     /// Writes a name. nats-server knows no escapes in a name, and ends a quoted name at the next quote of its kind
     /// (`conf/lex.go`, `lexQuotedKey`, `lexDubQuotedKey`). A name with both quotes was read without quotes.
     fn name(&mut self, name: &str) {
-        let quote = ["\"", "'"].into_iter().find(|quote| !name.contains(quote)).unwrap_or_default();
+        let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let quote = match name {
+            "" => "\"",
+            _ if is_plain && !name.eq_ignore_ascii_case("include") => "",
+            _ => ["\"", "'"].into_iter().find(|quote| !name.contains(quote)).unwrap_or_default(),
+        };
         for part in [quote, name, quote] {
             self.push(part);
         }
@@ -322,12 +357,11 @@ fn percent_decoded(text: &str) -> Zeroizing<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
-    use std::sync::Arc;
-
     use super::*;
-    use crate::conf::language::tree;
+    use crate::conf::read as tree;
+    use crate::conf::render::Rendered;
     use crate::conf::tree::Origin;
+    use std::path::{Path, PathBuf};
 
     fn read(text: &str) -> Map {
         tree(text, Path::new("/a.conf")).unwrap()
@@ -367,9 +401,23 @@ mod tests {
     }
 
     #[test]
+    fn a_text_that_is_read_back_is_written_with_the_same_sources() {
+        let mut map = from(Source::Template(None), read("a: 1\nb { c: 2, d: 3 }\ne: [ x ]"));
+        let other = from(Source::File("/x.conf".into()), read("d { f: [ 1 ] }\ng { h: 1 }"));
+        if let Some(Entry { value: Value::Map(block), .. }) = map.get_mut("b") {
+            block.insert("d", other.get("d").unwrap().clone());
+        }
+        map.insert("g", other.get("g").unwrap().clone());
+        let written = Rendered::from_text(text(&map));
+        let again = text(&written.tree(Path::new("/nats-server.conf")).unwrap());
+        assert_eq!(again.as_str(), written.text());
+        assert_eq!(again.matches("# /x.conf").count(), 2, "{}", &*again);
+    }
+
+    #[test]
     fn what_is_written_is_read_back() {
         for written in [
-            "a: \"x\\ty\\\"\\\\\\x01é\"\n'k e\\\\y\"': 2\nk\"'e: [ 1 ,-5 , {b: c}, [], {}, true ]\nc: 'it\"s'\nd: 1.5\n",
+            "a: \"x\\ty\\\"\\\\\\x01é\"\n\"k e.y\": [ 1 ,-5 , {b: c}, [], {}, true ]\nc: 'it\"s'\nd: 1.5\ne: 2.0\n",
             "a {\n b {\n c: \"$X\"\n}\n}\n",
             "",
         ] {

@@ -657,7 +657,14 @@ mod tests {
     async fn obtain(issuance: &Issuance) -> Result<Issued, ObtainError> {
         let address = [10, 0, 1, 5].into();
         let sans = Sans { ips: [address].into(), ..Sans::default() };
-        let node = Node { name: "n1".into(), instance_id: None, region: None, address, sans };
+        let node = Node {
+            name: "n1".into(),
+            instance_id: None,
+            region: None,
+            address,
+            sans,
+            placement: crate::node::Placement::default(),
+        };
         issuance.obtain(&node, &Progress::default()).await
     }
 

@@ -1,6 +1,6 @@
 //! Instance metadata: what EC2 says about this instance.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -18,6 +18,10 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(20);
 /// The most addresses that a leaf names. A network interface may have dozens, and a large leaf serves nobody.
 const MAX_ADDRESSES: usize = 32;
 
+/// The longest value of a tag in bytes: 256 characters
+/// (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html#tag-restrictions>).
+const MAX_TAG: usize = 1024;
+
 /// How much of an answer an error repeats, in characters.
 const MAX_QUOTED: usize = 80;
 
@@ -25,6 +29,7 @@ const DOCUMENT: &str = "/latest/dynamic/instance-identity/document";
 const LOCAL_IPV4: &str = "/latest/meta-data/local-ipv4";
 const LOCAL_HOSTNAME: &str = "/latest/meta-data/local-hostname";
 const MAC: &str = "/latest/meta-data/mac";
+const TAGS: &str = "/latest/meta-data/tags/instance";
 const INTERFACES: &str = "/latest/meta-data/network/interfaces/macs";
 
 /// What is known about the instance that this node runs on.
@@ -35,6 +40,8 @@ pub(super) struct Instance {
     /// The first is the primary address.
     pub(super) addresses: Vec<IpAddr>,
     pub(super) local_hostname: Option<DnsName>,
+    pub(super) zone: Option<String>,
+    pub(super) tags: BTreeMap<String, String>,
 }
 
 /// The part of the identity document that the agent uses
@@ -46,6 +53,9 @@ pub struct IdentityDocument {
     pub instance_id: String,
     /// `eu-west-1`.
     pub region: String,
+    /// `eu-west-1a`.
+    #[serde(default)]
+    pub availability_zone: Option<String>,
 }
 
 impl IdentityDocument {
@@ -88,21 +98,39 @@ impl Metadata {
     }
 
     /// Adds what is not given. What is given is never overruled.
-    pub(super) async fn complete(&self, given: Instance) -> Result<Instance, RemoteError> {
-        let asked = tokio::time::timeout(METADATA_TIMEOUT, Box::pin(self.ask_for_the_rest(given)));
+    pub(super) async fn complete(&self, given: Instance, tags: &BTreeSet<String>) -> Result<Instance, RemoteError> {
+        let asked = tokio::time::timeout(METADATA_TIMEOUT, Box::pin(self.ask_for_the_rest(given, tags)));
         asked.await.unwrap_or_else(|_| Err(self.failed("/latest", "no answer in time", None)))
     }
 
-    async fn ask_for_the_rest(&self, given: Instance) -> Result<Instance, RemoteError> {
-        let (document, local_hostname, addresses) = tokio::try_join!(self.document(), self.local_hostname(), async {
-            if given.addresses.is_empty() { self.addresses().await } else { Ok(given.addresses.clone()) }
-        })?;
+    async fn ask_for_the_rest(&self, given: Instance, tags: &BTreeSet<String>) -> Result<Instance, RemoteError> {
+        let addresses =
+            async { if given.addresses.is_empty() { self.addresses().await } else { Ok(given.addresses.clone()) } };
+        let (document, local_hostname, addresses, tags) =
+            tokio::try_join!(self.document(), self.local_hostname(), addresses, self.tags(tags))?;
         Ok(Instance {
             id: given.id.or(Some(document.instance_id)),
             region: given.region.or(Some(document.region)),
             addresses,
             local_hostname,
+            zone: document.availability_zone.filter(|zone| is_region(zone)),
+            tags,
         })
+    }
+
+    /// The values of these tags. A tag that the instance lacks, or that its metadata doesn't show, is left out.
+    async fn tags(&self, keys: &BTreeSet<String>) -> Result<BTreeMap<String, String>, RemoteError> {
+        let mut tags = BTreeMap::new();
+        for key in keys {
+            let path = format!("{TAGS}/{key}");
+            if let Some(value) = self.ask(&path).await? {
+                if value.len() > MAX_TAG || value.contains(char::is_control) {
+                    return Err(self.nonsense(&path, &value, "the value of a tag"));
+                }
+                tags.insert(key.clone(), value);
+            }
+        }
+        Ok(tags)
     }
 
     async fn document(&self) -> Result<IdentityDocument, RemoteError> {
@@ -180,6 +208,7 @@ pub(super) fn is_instance_id(text: &str) -> bool {
         .is_some_and(|id| (8..=17).contains(&id.len()) && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
 
+/// Zones have the characters of Regions.
 fn is_region(text: &str) -> bool {
     (1..=32).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')

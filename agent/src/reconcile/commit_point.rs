@@ -9,22 +9,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use similar::{ChangeTag, TextDiff};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use crate::conf::language::{ConfError, MAX_SIZE};
+use super::quarantine::Quarantine;
+use crate::conf::digest::{UsedVariables, digest as digest_of};
+use crate::conf::effective::{Configuration, Sources};
 use crate::conf::listeners::Listeners;
 use crate::conf::loss::{self, Facts, Loss, TakenAway};
-use crate::conf::rebase::rebase;
+use crate::conf::reader::{ConfError, MAX_SIZE};
+use crate::conf::rebase::{rebase, settings_alone};
 use crate::conf::render::Rendered;
+use crate::conf::tree::{Ambiguous, Entry, Map};
 use crate::config::NatsConfig;
 use crate::error::with_causes;
 use crate::progress::{Progress, Step};
 use crate::reason::{Code, Reason, mistake};
 use crate::server::process::ProcessError;
 use crate::server::standing::{Expected, Mismatch, Standing, has_loaded};
-use crate::server::{Observed, Presence, Server, ServerError};
+use crate::server::trial::{Prediction, TrialTrouble};
+use crate::server::{Observed, Presence, Server, ServerError, Variables};
 use crate::state::durable::{self, FileError, Secrecy};
 use crate::state::generation::{Generation, Generations};
 use crate::x509::chain::StoredChain;
@@ -46,6 +50,27 @@ pub struct CommitPoint {
     /// What the committed text makes nats-server serve. Kept because `nats-server -t` takes milliseconds.
     expectation: Option<(Rendered, Expected)>,
     waiting: Option<WaitingSettings>,
+    listeners: KnownListeners,
+}
+
+/// The listeners of the texts that were read last: a text of ten thousand users isn't read again at each look.
+#[derive(Default)]
+struct KnownListeners(Vec<(Rendered, Listeners)>);
+
+impl KnownListeners {
+    /// The committed text and the running text.
+    const KNOWN: usize = 2;
+
+    fn of(&mut self, text: Option<&Rendered>, nats: &NatsConfig) -> Listeners {
+        let Some(text) = text else { return Listeners::of(None, nats) };
+        if let Some((_, known)) = self.0.iter().find(|(known, _)| known == text) {
+            return known.clone();
+        }
+        let listeners = Listeners::of(text.tree(&nats.config).ok().as_ref(), nats);
+        self.0.insert(0, (text.clone(), listeners.clone()));
+        self.0.truncate(Self::KNOWN);
+        listeners
+    }
 }
 
 /// What a commit and a reload need.
@@ -66,8 +91,8 @@ pub struct CommitParts {
 /// reload.go). So the certificates go through without these settings.
 #[derive(Clone, Debug)]
 struct WaitingSettings {
-    /// The committed text, whatever generation it names.
-    settings: Rendered,
+    /// The committed settings, whatever generation and routes they have.
+    settings: Map,
     /// The server that refused. nats-server has another id after each start.
     server_id: String,
     /// What nats-server is expected to serve meanwhile.
@@ -90,13 +115,15 @@ pub(crate) struct Observation {
 /// What nats-server is brought to.
 pub(crate) struct Desired<'a> {
     /// The configuration.
-    pub(crate) rendered: Rendered,
+    pub(crate) configuration: Configuration,
     /// The generation that the configuration names.
     pub(crate) generation: &'a Generation,
     /// The losses that are meant.
     pub(crate) allowed_losses: &'a [Loss],
     /// The wall-clock time.
     pub(crate) now: OffsetDateTime,
+    /// A person asks for it, so settings in quarantine are tried once.
+    pub(crate) is_asked: bool,
 }
 
 /// Why the desired configuration isn't in force.
@@ -111,6 +138,49 @@ pub enum DeployError {
     /// The candidate can't be read as a nats-server configuration.
     #[error("could not look for what the new configuration would take away, so it is not applied")]
     Unreadable(#[source] ConfError),
+    /// nats-server reads a text in another way than the agent, so nobody knows what the agent would commit.
+    #[error(
+        "nats-server reads {what} as {theirs} and the agent as {ours}, so it is not applied; report this with the \
+         configuration, and write the setting that was changed last in another way"
+    )]
+    ReadDifferently {
+        /// Which text.
+        what: ReadText,
+        /// The digest of nats-server.
+        theirs: String,
+        /// The digest of the agent.
+        ours: String,
+    },
+    /// nats-server does not start with the new settings.
+    #[error(
+        "nats-server would not start with the new settings, so they are not applied; correct nats.template, nats.include or \
+         [nats.settings]: {said}"
+    )]
+    WontStart {
+        /// nats-server's own words.
+        said: String,
+    },
+    /// nats-server ends when it is told to load the new settings.
+    #[error(
+        "the running nats-server would end if it loaded the new settings, so they are not applied; correct nats.template, \
+         nats.include or [nats.settings]: {said}"
+    )]
+    WouldKill {
+        /// nats-server's own words.
+        said: String,
+    },
+    /// The new settings could not be tried.
+    #[error("the new settings could not be tried, so the settings in force stay; they are tried again")]
+    NotTried(#[source] TrialTrouble),
+    /// nats-server ended with these settings, or refused them, and they have not changed since.
+    #[error(
+        "nats-server ended or refused a reload with these settings before, so they are not tried again until they change; \
+         `agent renew` tries them once"
+    )]
+    Quarantined,
+    /// One setting of the candidate has two names.
+    #[error(transparent)]
+    Ambiguous(#[from] Ambiguous),
     /// The candidate would take protection or capability away.
     #[error(
         "the new configuration would take something away, so it is not applied: {}. If that is meant, run \
@@ -161,11 +231,53 @@ pub enum DeployError {
     Unnamed(PathBuf),
 }
 
+/// A text that nats-server accepts, beside the committed text.
+struct Staged {
+    rendered: Rendered,
+    digest: Option<String>,
+}
+
+/// What came of a commit.
+enum Commit {
+    /// The desired configuration is committed.
+    Committed,
+    /// The desired settings need a restart. The text that runs names the new generation.
+    NeedsRestart(Rendered),
+}
+
+/// A text that nats-server and the agent both read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadText {
+    /// The rendered template with its includes.
+    Sources,
+    /// The text to commit.
+    Candidate,
+}
+
+impl std::fmt::Display for ReadText {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Sources => "the template with its included files",
+            Self::Candidate => "the configuration made of it",
+        })
+    }
+}
+
 impl DeployError {
     /// Whether the text itself is refused, before anything is committed.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Losses(_) | Self::Unreadable(_) | Self::Server(ServerError::Refused { .. }))
+        matches!(
+            self,
+            Self::Losses(_)
+                | Self::Unreadable(_)
+                | Self::ReadDifferently { .. }
+                | Self::Ambiguous(_)
+                | Self::WontStart { .. }
+                | Self::WouldKill { .. }
+                | Self::Quarantined
+                | Self::Server(ServerError::Refused { .. })
+        )
     }
 }
 
@@ -175,6 +287,12 @@ impl From<&DeployError> for Reason {
             DeployError::Server(error) => return error.into(),
             DeployError::File(error) => return error.into(),
             DeployError::Unreadable(error) => (Code::ConfigurationUnreadable, Some(mistake(error))),
+            DeployError::ReadDifferently { theirs, .. } => (Code::ConfigurationReadDifferently, Some(theirs.clone())),
+            DeployError::Ambiguous(error) => (Code::SettingsRefused, Some(mistake(error))),
+            DeployError::WontStart { said } => (Code::SettingsWontStart, Some(said.clone())),
+            DeployError::WouldKill { said } => (Code::SettingsWouldKill, Some(said.clone())),
+            DeployError::NotTried(_) => (Code::SettingsNotTried, None),
+            DeployError::Quarantined => (Code::SettingsQuarantined, None),
             DeployError::Losses(losses) => (Code::ConfigurationTakesAway, Some(mistake(losses))),
             DeployError::RolledBack { .. } => (Code::ReloadRolledBack, None),
             DeployError::NotConfirmed { .. } => (Code::ReloadNotConfirmed, None),
@@ -194,29 +312,11 @@ fn switches(losses: &[TakenAway]) -> String {
     losses.iter().map(|taken| format!("--allow-loss {}", taken.loss)).collect::<Vec<_>>().join(" ")
 }
 
-/// The names of the settings that differ between two configurations.
-fn changed_settings(before: &str, after: &str) -> Vec<String> {
-    let lines = TextDiff::from_lines(before, after);
-    let changed = lines.iter_all_changes().filter(|change| change.tag() != ChangeTag::Equal);
-    let name = |line: &str| -> String {
-        let line = line.trim_start();
-        if line.starts_with('"') {
-            "routes".into()
-        } else {
-            line.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
-        }
-    };
-    let mut names: Vec<_> = changed.map(|change| name(change.value())).filter(|name| !name.is_empty()).collect();
-    names.sort_unstable();
-    names.dedup();
-    names
-}
-
 impl CommitPoint {
     /// A commit point where nothing was looked at yet.
     #[must_use]
     pub fn new(parts: CommitParts) -> Self {
-        Self { parts, expectation: None, waiting: None }
+        Self { parts, expectation: None, waiting: None, listeners: KnownListeners::default() }
     }
 
     /// What a commit and a reload need.
@@ -259,8 +359,8 @@ impl CommitPoint {
     ) -> Result<(), DeployError> {
         let CommitParts { server, nats, .. } = &self.parts;
         let (committed, running) = (self.committed()?, read_config(&self.running_file())?);
-        let listeners = |text: Option<&Rendered>| Listeners::of(text.map(Rendered::text), nats);
-        let (then, now) = (listeners(running.as_ref().or(committed.as_ref())), listeners(committed.as_ref()));
+        let now = self.listeners.of(committed.as_ref(), nats);
+        let then = self.listeners.of(running.as_ref().or(committed.as_ref()), nats);
         seen.listeners = then;
         let mut observed = server.observe(ours, &seen.listeners, Some(&seen.observed)).await;
         if seen.listeners != now && observed.ports_seen() < 3 {
@@ -312,23 +412,29 @@ impl CommitPoint {
         seen: &mut Observation,
         progress: &Progress,
     ) -> Result<(), DeployError> {
+        let rendered = &desired.configuration.rendered;
         if let Some(waiting) = &self.waiting
-            && waiting.settings == self.settings_of(&desired.rendered)
+            && waiting.settings == self.settings_of(&desired.configuration.tree)
             && let Some(running) = self.running_with(desired.generation)?
         {
             return self.apply_around_waiting(desired, running, seen, progress).await;
         }
-        if self.committed()?.as_ref() != Some(&desired.rendered) {
-            let losses = Some(desired.allowed_losses);
-            if let Err(refused) = self.commit(&desired.rendered, desired.generation, losses, progress).await {
-                self.apply_certificate(desired.generation, seen, progress).await;
-                return Err(refused);
+        if self.committed()?.as_ref() != Some(rendered) {
+            match self.prove_and_commit(desired, seen, progress).await {
+                Ok(Commit::Committed) => {}
+                Ok(Commit::NeedsRestart(running)) => {
+                    return self.apply_around_waiting(desired, running, seen, progress).await;
+                }
+                Err(refused) => {
+                    self.apply_certificate(desired.generation, seen, progress).await;
+                    return Err(refused);
+                }
             }
         }
         let reloaded = self.reload(&desired.generation.chain, Proof::Expected, seen, progress).await?;
         match (reloaded, &seen.standing) {
             (Standing::NotServed(mismatch), _) => {
-                let running = self.running_with(desired.generation)?.filter(|running| *running != desired.rendered);
+                let running = self.running_with(desired.generation)?.filter(|running| !self.is_same(running, rendered));
                 if let Some(running) = running
                     && self.apply_around_waiting(desired, running, seen, progress).await.is_ok()
                 {
@@ -368,7 +474,7 @@ impl CommitPoint {
         seen: &mut Observation,
         progress: &Progress,
     ) -> Result<(), DeployError> {
-        self.commit(rendered, generation, None, progress).await?;
+        self.commit(rendered, generation, progress).await?;
         match self.reload(&generation.chain, proof, seen, progress).await? {
             Standing::NotServed(mismatch) => Err(DeployError::NotConfirmed { mismatch }),
             _ => Ok(()),
@@ -386,12 +492,15 @@ impl CommitPoint {
     ) -> Result<(), DeployError> {
         self.commit_and_reload(&running, desired.generation, Proof::Load, seen, progress).await?;
         let loaded = self.expectation.clone();
-        self.commit(&desired.rendered, desired.generation, None, progress).await?;
+        self.commit(&desired.configuration.rendered, desired.generation, progress).await?;
         self.waiting = seen.observed.varz.as_ref().zip(loaded).map(|(varz, (_, expected))| WaitingSettings {
-            settings: self.settings_of(&desired.rendered),
+            settings: self.settings_of(&desired.configuration.tree),
             server_id: varz.server_id.clone(),
             expected,
-            names: changed_settings(running.text(), desired.rendered.text()),
+            names: self
+                .tree_of(&running)
+                .map(|running| running.differing(&desired.configuration.tree))
+                .unwrap_or_default(),
         });
         self.observe(Some(&desired.generation.chain), seen).await
     }
@@ -405,14 +514,15 @@ impl CommitPoint {
         progress: &Progress,
     ) -> Result<(), DeployError> {
         let running = read_config(&self.running_file())?;
+        self.quarantine_if_refused(running.as_ref(), &desired.configuration.tree, &mismatch)?;
         let Some((running, before)) = running.and_then(|text| {
             let before = self.generation_of(&text).filter(|before| before.chain.leaf().not_after > desired.now)?;
-            (text != desired.rendered).then_some((text, before))
+            (!self.is_same(&text, &desired.configuration.rendered)).then_some((text, before))
         }) else {
             self.observe(Some(&desired.generation.chain), seen).await?;
             return Err(DeployError::NotConfirmed { mismatch });
         };
-        if let Err(source) = self.commit(&running, &before, None, progress).await {
+        if let Err(source) = self.commit(&running, &before, progress).await {
             self.observe(Some(&desired.generation.chain), seen).await?;
             return Err(DeployError::NotRolledBack { mismatch, source: Box::new(source) });
         }
@@ -423,42 +533,152 @@ impl CommitPoint {
         Err(DeployError::RolledBack { mismatch, confirmed })
     }
 
-    /// Has nats-server's own binary check the text, and commits the text: the rename is the commit point. `allowed` names
-    /// the losses that are meant; `None` stands for a text whose losses were checked before.
+    /// Commits the desired configuration, if it was read as nats-server reads it, takes nothing away by accident, and was
+    /// seen to start.
+    async fn prove_and_commit(
+        &mut self,
+        desired: &Desired<'_>,
+        seen: &Observation,
+        progress: &Progress,
+    ) -> Result<Commit, DeployError> {
+        let Configuration { tree, rendered, sources } = &desired.configuration;
+        self.prove_reading(sources).await?;
+        let staged = self.stage(rendered).await.map_err(|error| self.with_origin(error, rendered, tree))?;
+        self.check_losses(tree, desired.allowed_losses)?;
+        if let Some(running) = self.try_settings(desired, seen, progress).await? {
+            return Ok(Commit::NeedsRestart(running));
+        }
+        self.commit_staged(staged, desired.generation, progress)?;
+        Ok(Commit::Committed)
+    }
+
+    /// Tries settings that differ from those that run. Returns the running text with the new generation where the new
+    /// settings need a restart. A new generation and other peers alone make no trial.
+    async fn try_settings(
+        &self,
+        desired: &Desired<'_>,
+        seen: &Observation,
+        progress: &Progress,
+    ) -> Result<Option<Rendered>, DeployError> {
+        let tree = &desired.configuration.tree;
+        let known = [read_config(&self.running_file())?, self.committed()?];
+        let is_of_agent = |text: &&Rendered| self.parts.generations.named_in(text.text()).is_some();
+        let known = known.iter().flatten().filter(is_of_agent).find_map(|text| self.tree_of(text));
+        let settings = self.settings_of(tree);
+        if known.as_ref().is_some_and(|known| self.settings_of(known) == settings) {
+            return Ok(None);
+        }
+        if !desired.is_asked && self.quarantine().holds(&settings)? {
+            return Err(DeployError::Quarantined);
+        }
+        let pid = match seen.observed.presence {
+            Presence::Running(pid) => Some(pid),
+            _ => None,
+        };
+        progress.report(Step::Trying);
+        match self.parts.server.predict(known.as_ref().filter(|_| pid.is_some()), tree, pid).await {
+            Prediction::Starts | Prediction::Reloadable => Ok(None),
+            Prediction::NeedsRestart { said } => {
+                tracing::info!("the new settings wait for a restart of nats-server: {said}");
+                self.running_with(desired.generation)
+            }
+            Prediction::WontStart { said } => Err(DeployError::WontStart { said }),
+            Prediction::Kills { said } => Err(DeployError::WouldKill { said }),
+            Prediction::Unknown(trouble) if known.is_some() => Err(DeployError::NotTried(trouble)),
+            Prediction::Unknown(trouble) => {
+                tracing::warn!("the first settings are committed without a trial: {}", with_causes(&trouble));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Asks nats-server what it reads in the sources. Before 2.11 nats-server doesn't tell.
+    async fn prove_reading(&self, sources: &Sources) -> Result<(), DeployError> {
+        let CommitParts { server, nats, .. } = &self.parts;
+        let (file, wrapped) = (beside(&nats.config, "sources"), beside(&nats.config, "wrapped"));
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        self.write(&file, sources.text.text())?;
+        self.write(&wrapped, &Sources::wrapped(&name))?;
+        let theirs = server.validate(&wrapped, &sources.environment).await;
+        durable::remove_if_there(&wrapped)?;
+        durable::remove_if_there(&file)?;
+        agree(ReadText::Sources, theirs?, &sources.digest)
+    }
+
+    fn write(&self, file: &Path, text: &str) -> Result<(), FileError> {
+        if let Some(parent) = file.parent() {
+            durable::create_directory(parent, 0o750)?;
+        }
+        durable::remove_if_there(file)?;
+        durable::create(file, text.as_bytes(), Secrecy::of(&self.parts.state).file_mode())
+    }
+
     async fn commit(
         &mut self,
         rendered: &Rendered,
         generation: &Generation,
-        allowed: Option<&[Loss]>,
+        progress: &Progress,
+    ) -> Result<(), DeployError> {
+        let staged = self.stage(rendered).await?;
+        self.commit_staged(staged, generation, progress)
+    }
+
+    /// Writes the text beside the committed text, and has nats-server's own binary check it.
+    async fn stage(&self, rendered: &Rendered) -> Result<Staged, DeployError> {
+        let candidate = self.candidate();
+        self.write(&candidate, rendered.text())?;
+        let digest = self.parts.server.validate(&candidate, &Variables::new()).await?;
+        // An earlier agent may have committed a text that this agent doesn't read.
+        if let Some(tree) = self.tree_of(rendered) {
+            agree(ReadText::Candidate, digest.clone(), &digest_of(&tree, UsedVariables::Keep))?;
+        }
+        Ok(Staged { rendered: rendered.clone(), digest })
+    }
+
+    /// A refusal of the candidate, with the place that the setting comes from: nats-server names the candidate's line. The
+    /// setting's name may hold a secret.
+    fn with_origin(&self, error: DeployError, rendered: &Rendered, tree: &Map) -> DeployError {
+        let DeployError::Server(ServerError::Refused { message }) = &error else { return error };
+        let of_candidate = format!("{}:", self.candidate().display());
+        let line = message.split_once(&of_candidate).and_then(|(_, rest)| rest.split(':').next()?.parse().ok());
+        let setting = line.and_then(|line| self.tree_of(rendered)?.at_line(line));
+        match setting.and_then(|setting| tree.at(&setting)) {
+            Some(Entry { origin, .. }) => {
+                ServerError::Refused { message: format!("{message} (this setting is from {origin})") }.into()
+            }
+            None => error,
+        }
+    }
+
+    /// Commits the staged text: the rename is the commit point.
+    fn commit_staged(
+        &mut self,
+        staged: Staged,
+        generation: &Generation,
         progress: &Progress,
     ) -> Result<(), DeployError> {
         let config = &self.parts.nats.config;
-        if let Some(parent) = config.parent() {
-            durable::create_directory(parent, 0o750)?;
-        }
-        let candidate = beside(config, "candidate");
-        durable::remove_if_there(&candidate)?;
-        durable::create(&candidate, rendered.text().as_bytes(), Secrecy::of(&self.parts.state).file_mode())?;
-        let digest = self.parts.server.validate(&candidate).await?;
+        let Staged { rendered, digest } = staged;
         progress.report(Step::Validated { digest: digest.clone() });
-        if let Some(allowed) = allowed {
-            self.check_losses(rendered, allowed)?;
-        }
         if config.exists() && !self.running_file().exists() {
             self.note_running()?;
         }
-        durable::rename(&candidate, config)?;
+        durable::rename(&self.candidate(), config)?;
         progress.report(Step::Committed { generation: generation.number });
-        self.expectation = Some((rendered.clone(), Expected::of(digest, generation.chain.leaf())));
+        self.expectation = Some((rendered, Expected::of(digest, generation.chain.leaf())));
         self.waiting = None;
         Ok(())
+    }
+
+    fn candidate(&self) -> PathBuf {
+        beside(&self.parts.nats.config, "candidate")
     }
 
     /// What a committed configuration makes nats-server serve.
     async fn expectation_of(&self, committed: &Rendered) -> Result<Expected, DeployError> {
         let generation = self.generation_of(committed);
         let generation = generation.ok_or_else(|| DeployError::Unnamed(self.parts.nats.config.clone()))?;
-        let digest = self.parts.server.validate(&self.parts.nats.config).await?;
+        let digest = self.parts.server.validate(&self.parts.nats.config, &Variables::new()).await?;
         Ok(Expected::of(digest, generation.chain.leaf()))
     }
 
@@ -552,26 +772,58 @@ impl CommitPoint {
         }
     }
 
-    fn check_losses(&self, rendered: &Rendered, allowed: &[Loss]) -> Result<(), DeployError> {
-        let config = &self.parts.nats.config;
-        let after = Facts::read(rendered.text(), config).map_err(DeployError::Unreadable)?;
-        // A committed file that can't be read any more protects nothing.
-        let before = self.committed()?.and_then(|before| Facts::read(before.text(), config).ok());
+    /// Compares with the committed configuration. Where that is gone or damaged, what runs tells what there is to lose.
+    fn check_losses(&self, tree: &Map, allowed: &[Loss]) -> Result<(), DeployError> {
+        let before = [self.committed()?, read_config(&self.running_file())?];
+        let before = before.iter().flatten().find_map(|before| Facts::of(&self.tree_of(before)?).ok());
+        let after = Facts::of(tree)?;
         let mut losses = loss::losses(before.as_ref(), &after);
         losses.retain(|taken| !allowed.contains(&taken.loss));
         if losses.is_empty() { Ok(()) } else { Err(DeployError::Losses(losses)) }
     }
 
-    /// The text that nats-server runs with, naming this generation.
-    fn running_with(&self, generation: &Generation) -> Result<Option<Rendered>, FileError> {
-        let running = read_config(&self.running_file())?;
-        let running = running.filter(|text| self.parts.generations.named_in(text.text()).is_some());
-        Ok(running.map(|text| rebase(&text, &self.parts.generations, generation.number)))
+    /// The settings of a text that was committed. `None`: the text can't be read.
+    fn tree_of(&self, text: &Rendered) -> Option<Map> {
+        let config = &self.parts.nats.config;
+        text.tree(config).map_err(|error| tracing::warn!("{}", with_causes(&error))).ok()
     }
 
-    /// The text without its generation, for comparison.
-    fn settings_of(&self, text: &Rendered) -> Rendered {
-        rebase(text, &self.parts.generations, 0)
+    fn quarantine(&self) -> Quarantine {
+        Quarantine::of(&self.parts.state)
+    }
+
+    /// Keeps new settings from another try where nats-server ended or refused them. A port that doesn't answer is neither:
+    /// a reload may be under way.
+    fn quarantine_if_refused(
+        &self,
+        running: Option<&Rendered>,
+        tree: &Map,
+        mismatch: &Mismatch,
+    ) -> Result<(), FileError> {
+        let settings = self.settings_of(tree);
+        let running = running.and_then(|running| self.tree_of(running));
+        let is_new = running.is_some_and(|running| self.settings_of(&running) != settings);
+        if is_new && mismatch.is_refusal() { self.quarantine().put(&settings) } else { Ok(()) }
+    }
+
+    /// Whether two texts have the same settings. A text that was rebased has lost the comments.
+    fn is_same(&self, one: &Rendered, other: &Rendered) -> bool {
+        one == other || self.tree_of(one).is_some_and(|one| self.tree_of(other).is_some_and(|other| one == other))
+    }
+
+    /// The text that nats-server runs with, naming this generation.
+    fn running_with(&self, generation: &Generation) -> Result<Option<Rendered>, DeployError> {
+        let running = read_config(&self.running_file())?;
+        let running = running.filter(|text| self.parts.generations.named_in(text.text()).is_some());
+        running.map(|text| self.rebased(&text, generation.number)).transpose()
+    }
+
+    fn rebased(&self, text: &Rendered, number: u64) -> Result<Rendered, DeployError> {
+        rebase(text, &self.parts.nats.config, &self.parts.generations, number).map_err(DeployError::Unreadable)
+    }
+
+    fn settings_of(&self, tree: &Map) -> Map {
+        settings_alone(tree, &self.parts.generations)
     }
 
     fn generation_of(&self, text: &Rendered) -> Option<Generation> {
@@ -594,6 +846,14 @@ impl CommitPoint {
     }
 }
 
+/// Whether nats-server and the agent read the same settings, as far as nats-server tells.
+fn agree(what: ReadText, theirs: Option<String>, ours: &str) -> Result<(), DeployError> {
+    match theirs {
+        Some(theirs) if theirs != ours => Err(DeployError::ReadDifferently { what, theirs, ours: ours.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
 /// What shows that nats-server reloaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Proof {
@@ -604,7 +864,7 @@ enum Proof {
 }
 
 fn read_config(path: &Path) -> Result<Option<Rendered>, FileError> {
-    let Some(bytes) = durable::read_if_there(path, MAX_SIZE)?.map(Zeroizing::new) else { return Ok(None) };
+    let Some(bytes) = durable::read_if_there(path, MAX_SIZE as u64)?.map(Zeroizing::new) else { return Ok(None) };
     Ok(Some(Rendered::from_text(Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()))))
 }
 
@@ -613,17 +873,4 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.push(".");
     name.push(suffix);
     path.with_file_name(name)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_settings_that_differ_are_named_once_and_without_their_values() {
-        let before = "listen: \"a\"\nserver_name: \"n1\"\n  routes: [\n    \"nats-route://u:s3cret@10.0.0.1:6222\"\n";
-        let after = "listen: \"b\"\nserver_name: \"n2\"\n  routes: [\n    \"nats-route://u:s3cret@10.0.0.2:6222\"\n";
-        assert_eq!(changed_settings(before, after), ["listen", "routes", "server_name"]);
-        assert!(changed_settings(before, before).is_empty());
-    }
 }

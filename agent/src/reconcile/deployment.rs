@@ -8,6 +8,7 @@ use super::commit_point::{CommitPoint, DeployError, Desired, Observation};
 use super::pass::{PassError, PassRequest};
 use super::retry::Retry;
 use crate::clock::Clock;
+use crate::conf::effective::Configuration;
 use crate::conf::loss::Loss;
 use crate::conf::render::Rendered;
 use crate::config::RenewalConfig;
@@ -35,7 +36,7 @@ pub(super) struct Order<'a> {
     /// The generation that the text names.
     pub(super) generation: &'a Generation,
     /// The configuration, or why there is none.
-    pub(super) rendered: Result<Rendered, PassError>,
+    pub(super) configuration: Result<Configuration, PassError>,
     /// What somebody asked for.
     pub(super) wanted: &'a PassRequest,
     /// Losses that the command line of the daemon allows.
@@ -113,15 +114,15 @@ impl Deployment {
     /// whatever comes of the order.
     pub(super) async fn apply(&mut self, order: Order<'_>, progress: &Progress) -> Result<Standing, PassError> {
         let now = self.clock.now();
-        let Order { generation, rendered, wanted, allowed_losses, rank } = order;
+        let Order { generation, configuration, wanted, allowed_losses, rank } = order;
         let observed = self.observe(Some(generation)).await;
         self.is_expectation_unknown = observed.is_err();
         self.note_confirmed();
-        let rendered = match rendered {
-            Ok(rendered) => rendered,
+        let configuration = match configuration {
+            Ok(configuration) => configuration,
             Err(error) => return Err(self.without_text(error, generation, wanted, progress).await),
         };
-        let is_committed = self.commit_point.committed()?.as_ref() == Some(&rendered);
+        let is_committed = self.commit_point.committed()?.as_ref() == Some(&configuration.rendered);
         match observed {
             // The next commit mends a committed file that says nothing, or that nats-server refuses.
             Err(error) if !is_committed => tracing::warn!("{}", with_causes(&error)),
@@ -137,7 +138,7 @@ impl Deployment {
             let is_mended = match &self.obstacle {
                 None => false,
                 Some(Obstacle::Rendering) => true,
-                Some(Obstacle::Text(refused)) => *refused != rendered,
+                Some(Obstacle::Text(refused)) => *refused != configuration.rendered,
             };
             if is_ordinary && now < self.retry.next && !is_mended {
                 return match (&self.seen.standing, self.retry.reason.clone()) {
@@ -147,10 +148,10 @@ impl Deployment {
                 };
             }
             let allowed_losses = &[allowed_losses, &wanted.allow_loss[..]].concat();
-            let desired = Desired { rendered, generation, allowed_losses, now };
+            let desired = Desired { configuration, generation, allowed_losses, now, is_asked: wanted.renew };
             let applied = self.commit_point.apply(&desired, &mut self.seen, progress).await;
             let is_refused = applied.as_ref().is_err_and(DeployError::is_refusal);
-            self.obstacle = is_refused.then_some(Obstacle::Text(desired.rendered));
+            self.obstacle = is_refused.then_some(Obstacle::Text(desired.configuration.rendered));
             applied?;
             self.is_expectation_unknown = false;
         }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::commit_point::DeployError;
+use crate::conf::effective::SettingsError;
 use crate::conf::loss::Loss;
 use crate::conf::render::RenderError;
 use crate::issue::ObtainError;
@@ -36,7 +37,10 @@ pub enum PassError {
     /// A file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The template.
+    /// There is no effective configuration.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The values of the template.
     #[error(transparent)]
     Render(#[from] RenderError),
     /// The configuration isn't in force.
@@ -51,7 +55,7 @@ impl PassError {
     /// Whether the way from a generation to a server that serves it failed. That way is tried again at its own pace, and
     /// never leads to an issuance.
     pub(super) fn is_of_deployment(&self) -> bool {
-        matches!(self, Self::Journal(_) | Self::File(_) | Self::Render(_) | Self::Deploy(_))
+        matches!(self, Self::Journal(_) | Self::File(_) | Self::Settings(_) | Self::Render(_) | Self::Deploy(_))
     }
 }
 
@@ -64,12 +68,19 @@ impl From<&PassError> for Reason {
             PassError::File(error) => return error.into(),
             PassError::Deploy(error) => return error.into(),
             PassError::Rejected(_) => (Code::CertificateRejected, None),
-            PassError::Render(error @ RenderError::Unreadable(_)) => {
+            PassError::Render(error) | PassError::Settings(SettingsError::Render(error)) => of_template(error),
+            PassError::Settings(error @ SettingsError::Unreadable(_)) => {
                 (Code::ConfigurationUnreadable, Some(mistake(error)))
             }
-            PassError::Render(RenderError::Credential(_)) => (Code::CredentialInvalid, None),
-            PassError::Render(error) => (Code::TemplateUnusable, Some(mistake(error))),
+            PassError::Settings(error) => (Code::SettingsRefused, Some(mistake(error))),
         };
         Self::failed(code, subject, error)
+    }
+}
+
+fn of_template(error: &RenderError) -> (Code, Option<String>) {
+    match error {
+        RenderError::Credential(_) => (Code::CredentialInvalid, None),
+        error => (Code::TemplateUnusable, Some(mistake(error))),
     }
 }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
 use super::last_good::{LastGood, LastGoodFile};
 use super::retry::Retry;
@@ -15,6 +17,7 @@ use crate::config::RenewalConfig;
 use crate::credential::takeover::Takeover;
 use crate::credential::{ClusterCredential, CredentialSource, CredentialVersion};
 use crate::error::RemoteError;
+use crate::included::{IncludedSource, keep};
 use crate::node::Node;
 use crate::peers::dial::Dial;
 use crate::peers::{Kept, PeerSet, PeerSource, Sighting};
@@ -97,6 +100,8 @@ pub(super) struct Answers {
     sighting: Option<Result<Sighting, RemoteError>>,
     bundle: Option<Result<TrustBundle, TrustError>>,
     credential: Option<Result<Vec<CredentialVersion>, SecretError>>,
+    /// In the order of the included secrets.
+    included: Vec<Option<Result<Zeroizing<String>, SecretError>>>,
 }
 
 /// The seams that sources are made of.
@@ -105,9 +110,10 @@ pub(super) struct Seams {
     pub(super) peers: Arc<dyn PeerSource>,
     pub(super) dial: Arc<dyn Dial>,
     pub(super) credential: Option<Arc<dyn CredentialSource>>,
+    pub(super) included: Vec<(PathBuf, Arc<dyn IncludedSource>)>,
 }
 
-/// The three sources and what they last answered.
+/// The sources and what they last answered.
 pub(super) struct Sources {
     clock: Clock,
     dial: Arc<dyn Dial>,
@@ -118,6 +124,9 @@ pub(super) struct Sources {
     /// Subjects of the anchors that the source no longer has.
     kept_anchors: Vec<String>,
     pub(super) credential: Option<Polled<dyn CredentialSource, KnownCredential>>,
+    /// The included secrets, each with the file of its last good answer.
+    included: Vec<(PathBuf, Polled<dyn IncludedSource, ()>)>,
+    state: PathBuf,
     /// What the file of last good answers holds.
     remembered: LastGood,
     file: LastGoodFile,
@@ -131,7 +140,7 @@ impl Sources {
         interval: Duration,
         renewal: &RenewalConfig,
         remembered: LastGood,
-        file: LastGoodFile,
+        state: &Path,
     ) -> Self {
         let RenewalConfig { retry_min: shortest, retry_max, .. } = *renewal;
         let poll = interval * ROUNDS_PER_SECRET_POLL;
@@ -143,6 +152,8 @@ impl Sources {
             let versions = remembered.credential_versions.clone();
             Polled::new(source, secrets, KnownCredential { in_force, versions })
         });
+        let included =
+            seams.included.into_iter().map(|(file, source)| (file, Polled::new(source, secrets, ()))).collect();
         Self {
             clock,
             dial: seams.dial,
@@ -151,8 +162,10 @@ impl Sources {
             trust: Polled::new(seams.trust, secrets, None),
             kept_anchors: Vec::new(),
             credential,
+            included,
+            state: state.to_owned(),
             remembered,
-            file,
+            file: LastGoodFile::of(state),
         }
     }
 
@@ -163,19 +176,27 @@ impl Sources {
         if let Some(credential) = &mut self.credential {
             credential.retry.heed_step_back(now);
         }
+        for (_, included) in &mut self.included {
+            included.retry.heed_step_back(now);
+        }
     }
 
     /// Asks the sources that are due, all at the same time.
     pub(super) async fn ask(&self, now: OffsetDateTime) -> Answers {
-        let (sighting, bundle, credential) = tokio::join!(
+        let included = self
+            .included
+            .iter()
+            .map(|(_, polled)| async { if polled.is_due(now) { Some(polled.source.fetch().await) } else { None } });
+        let (sighting, bundle, credential, included) = tokio::join!(
             async { if self.peers.is_due(now) { Some(self.peers.source.sight().await) } else { None } },
             async { if self.trust.is_due(now) { Some(self.trust.source.fetch().await) } else { None } },
             async {
                 let polled = self.credential.as_ref().filter(|polled| polled.is_due(now))?;
                 Some(polled.source.fetch(now - self.notice()).await)
             },
+            futures_util::future::join_all(included),
         );
-        Answers { sighting, bundle, credential }
+        Answers { sighting, bundle, credential, included }
     }
 
     /// Takes the answers in, and remembers them for the next process. Returns whether a new credential took over.
@@ -189,7 +210,8 @@ impl Sources {
         newest: Option<&Generation>,
         observed: &Observed,
     ) -> bool {
-        let Answers { sighting, bundle, credential } = answers;
+        let Answers { sighting, bundle, credential, included } = answers;
+        self.take_included(included);
         self.take_peers(sighting, node).await;
         self.take_trust(bundle, own, newest, observed).await;
         let has_taken_over = self.take_credential(credential);
@@ -209,6 +231,17 @@ impl Sources {
         });
         self.take_peers(Some(sighting), node).await;
         self.take_credential(credential);
+    }
+
+    fn take_included(&mut self, answers: Vec<Option<Result<Zeroizing<String>, SecretError>>>) {
+        let now = self.clock.now();
+        for ((file, polled), answer) in self.included.iter_mut().zip(answers) {
+            let kept = answer.map(|answer| {
+                let content = answer.map_err(|error| Reason::included(&error))?;
+                keep(file, &content, &self.state).map_err(|error| Reason::from(&error))
+            });
+            polled.note(kept, now, Reason::clone);
+        }
     }
 
     async fn take_peers(&mut self, sighting: Option<Result<Sighting, RemoteError>>, node: &Node) {
@@ -369,7 +402,11 @@ impl Sources {
     /// Why a source was not read.
     pub(super) fn reasons(&self) -> impl Iterator<Item = Reason> {
         let credential = self.credential.as_ref().and_then(|polled| polled.retry.reason.clone());
-        [self.trust.retry.reason.clone(), credential, self.peers.retry.reason.clone()].into_iter().flatten()
+        let included = self.included.iter().filter_map(|(_, polled)| polled.retry.reason.clone());
+        [self.trust.retry.reason.clone(), credential, self.peers.retry.reason.clone()]
+            .into_iter()
+            .flatten()
+            .chain(included)
     }
 
     /// What differs from the sources' answers, and what waits.
@@ -388,6 +425,7 @@ impl Sources {
     /// When the sources are worth another question.
     pub(super) fn times(&self, now: OffsetDateTime) -> Vec<OffsetDateTime> {
         let mut times = vec![self.peers.retry.next, self.trust.retry.next];
+        times.extend(self.included.iter().map(|(_, polled)| polled.retry.next));
         if let (Some(polled), Some(takeover)) = (&self.credential, self.takeover(now)) {
             times.push(polled.retry.next);
             // A credential whose time came after the last look takes over in the next pass.

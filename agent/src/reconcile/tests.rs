@@ -150,6 +150,7 @@ impl Bench {
                 region: None,
                 address: OWN,
                 sans: Sans { ips: [OWN].into(), ..Sans::default() },
+                placement: crate::node::Placement::default(),
             },
             issuance: Issuance {
                 issuer: Arc::clone(&self.issuer) as Arc<dyn Issuer>,
@@ -163,6 +164,7 @@ impl Bench {
             peers: Arc::clone(&self.peers) as Arc<dyn PeerSource>,
             dial: Arc::new(Network),
             credential,
+            included: Vec::new(),
             commit_point: CommitPoint::new(CommitParts {
                 server: Arc::clone(&self.server) as Arc<dyn Server>,
                 nats: NatsConfig {

@@ -108,7 +108,7 @@ impl Prober {
     }
 
     /// Presents no certificate, for a node that has none. A port that wants one shows its own first (TLS 1.3).
-    pub(crate) fn anonymous() -> Result<Self, ProbeError> {
+    pub fn anonymous() -> Result<Self, ProbeError> {
         Ok(Self { connector: Arc::new(Self::config()?.with_no_client_auth()).into() })
     }
 

@@ -103,6 +103,29 @@ impl NatsProcess {
     }
 }
 
+/// Kills every process whose configuration (`-c`) lies in one of these directories.
+///
+/// A killed agent leaves such processes. Each is pinned before its command line is read, so the signal reaches no other.
+pub(crate) fn end_those_that_run_in(directories: &[PathBuf]) -> std::io::Result<()> {
+    for entry in std::fs::read_dir("/proc")?.filter_map(Result::ok) {
+        let number = entry.file_name().to_string_lossy().parse().ok().filter(|number| *number > 1);
+        let Some(pid) = number.and_then(Pid::from_raw) else { continue };
+        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+        // A process of another user may be hidden, and any process may end at this moment.
+        let line = durable::read_if_there(&entry.path().join("cmdline"), MAX_COMMAND_LINE).ok().flatten();
+        let arguments = split_arguments(&line.unwrap_or_default());
+        let is_ours =
+            |argument: &OsString| directories.iter().any(|directory| Path::new(argument).starts_with(directory));
+        if arguments.iter().skip_while(|argument| *argument != "-c").nth(1).is_some_and(is_ours) {
+            match pidfd_send_signal(&pidfd, Signal::KILL) {
+                Err(Errno::SRCH) => {}
+                sent => sent?,
+            }
+        }
+    }
+    Ok(())
+}
+
 fn split_arguments(command_line: &[u8]) -> Vec<OsString> {
     command_line.split(|byte| *byte == 0).map(|argument| OsString::from_vec(argument.to_vec())).collect()
 }

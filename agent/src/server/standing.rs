@@ -116,6 +116,18 @@ impl fmt::Display for Mismatch {
     }
 }
 
+impl Mismatch {
+    /// Whether nats-server ended, or answers and serves something else. A silent port may belong to a reload that is under
+    /// way.
+    #[must_use]
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Ended { .. } | Self::OtherLeaf { .. } | Self::OtherConfiguration { .. } | Self::NothingLoaded
+        )
+    }
+}
+
 impl Expected {
     /// The leaf and the digest that `nats-server -t` printed.
     #[must_use]

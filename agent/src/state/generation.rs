@@ -192,6 +192,14 @@ impl Generations {
         after.split('/').next()?.parse().ok()
     }
 
+    /// The path of a generation's file, in the generation `number`. `None`: the path is of no generation.
+    #[must_use]
+    pub(crate) fn renumbered(&self, path: &str, number: u64) -> Option<String> {
+        let (generation, file) = path.strip_prefix(self.directory.to_str()?)?.strip_prefix('/')?.split_once('/')?;
+        generation.parse::<u64>().ok()?;
+        Some(format!("{}/{file}", self.directory_of(number).to_str()?))
+    }
+
     /// Removes every generation that is neither in use nor among the newest.
     pub(crate) fn prune(&self, in_use: &[u64]) -> Result<(), FileError> {
         let numbers = self.numbers()?;

@@ -4,8 +4,8 @@
 //! - `-t` refuses a configuration if a named file is missing, holds no key, or holds an unreadable chain or bundle
 //!   (§4).
 //! - The server refuses a SIGHUP with another `server_name`, and keeps the loaded configuration (§4).
-//! - `/varz` reports the digest that `-t` prints (§4). Versions before 2.11 have no digest. The double's digest covers
-//!   the configuration's text.
+//! - `/varz` reports the digest that `-t` prints (§4): the digest of the settings. Versions before 2.11 have no digest.
+//! - A trial foretells what the double itself does: another `server_name` needs a restart.
 //! - `config_load_time` changes with each load, and the server's id changes with each start (§4).
 //! - Every listener shows the leaf of the loaded configuration until the next load (§1).
 //! - A server that accepts no client is starting or draining, and a signal could kill or hang it (§4 "Signals", §5).
@@ -19,12 +19,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use nats_tls_agent::clock::Clock;
+use nats_tls_agent::conf::digest::{UsedVariables, digest};
+use nats_tls_agent::conf::effective::Sources;
 use nats_tls_agent::conf::listeners::Listeners;
-use nats_tls_agent::digest::sha256_hex;
+use nats_tls_agent::conf::render::Rendered;
+use nats_tls_agent::conf::tree::Map;
 use nats_tls_agent::server::monitor::Varz;
 use nats_tls_agent::server::probe::ProbeError;
 use nats_tls_agent::server::process::ProcessError;
-use nats_tls_agent::server::{Observed, Presence, Served, Server, ServerError};
+use nats_tls_agent::server::trial::Prediction;
+use nats_tls_agent::server::{Observed, Presence, Served, Server, ServerError, Variables};
 use nats_tls_agent::trust::TrustBundle;
 use nats_tls_agent::x509::chain::{Chain, StoredChain};
 use nats_tls_agent::x509::leaf::Leaf;
@@ -225,23 +229,42 @@ impl FakeServer {
         self.witness.loaded(self, before.as_deref(), &now);
     }
 
-    fn digest_of(&self, text: &str) -> Option<String> {
-        let is_old = self.is_old.load(Ordering::Relaxed);
-        (!is_old).then(|| format!("sha256:{}", sha256_hex(text.as_bytes())))
+    fn digest_of_text(&self, text: &str) -> Option<String> {
+        if self.is_old.load(Ordering::Relaxed) {
+            return None;
+        }
+        let rendered = Rendered::from_text(text.to_owned());
+        let digest_of_tree = |tree: Map| digest(&tree, UsedVariables::Keep);
+        rendered.tree(&self.config).map(digest_of_tree).ok()
     }
 }
 
 #[async_trait]
 impl Server for FakeServer {
-    async fn validate(&self, candidate: &Path) -> Result<Option<String>, ServerError> {
+    async fn validate(&self, candidate: &Path, _environment: &Variables) -> Result<Option<String>, ServerError> {
         self.pace.begin(VALIDATION).await;
+        let text = std::fs::read_to_string(candidate).unwrap_or_default();
+        if text == Sources::wrapped("nats-server.conf.sources") {
+            return Ok(self.digest_of_text(&text));
+        }
         let Some(read) = self.read(candidate, "-t") else {
             return Err(ServerError::Refused { message: "a file is missing or can't be read".into() });
         };
         if self.refuses.load(Ordering::Relaxed) {
             return Err(ServerError::Refused { message: "the double refuses every configuration".into() });
         }
-        Ok(self.digest_of(&read.text))
+        Ok(self.digest_of_text(&read.text))
+    }
+
+    async fn predict(&self, running: Option<&Map>, new: &Map, _nats_pid: Option<i32>) -> Prediction {
+        let name = |tree: &Map| tree.get("server_name").and_then(|entry| entry.value.as_text().map(str::to_owned));
+        match running {
+            Some(running) if name(running) != name(new) => {
+                Prediction::NeedsRestart { said: "config reload not supported for ServerName".into() }
+            }
+            Some(_) => Prediction::Reloadable,
+            None => Prediction::Starts,
+        }
     }
 
     async fn observe(&self, _chain: Option<&StoredChain>, _at: &Listeners, _last: Option<&Observed>) -> Observed {
@@ -264,7 +287,7 @@ impl Server for FakeServer {
                 version: "2.15.1".into(),
                 server_id: format!("start {starts}"),
                 config_load_time,
-                config_digest: self.digest_of(&loaded.text),
+                config_digest: self.digest_of_text(&loaded.text),
             }),
             routez: None,
             client: served.clone(),

@@ -1,5 +1,5 @@
-//! Answers of AWS and of instance metadata, read through the real SDK and the product's own HTTP client. A server on a
-//! loopback address, in the same thread, answers every call with the input.
+//! Fuzzes answers of AWS and of instance metadata, through the real SDK and the product's own HTTP client. A server in
+//! the same thread, on a loopback address, answers every call with the input.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,7 +28,7 @@ const CA: &str = "arn:aws:acm-pca:eu-west-1:123456789012:certificate-authority/1
 
 /// The instance ids of this node and of the only known peer.
 const IDS: [&str; 2] = ["i-0123456789abcdef0", "i-0123456789abcdef1"];
-/// A group of these two instances. The agent asks EC2 about them.
+/// A group of these two instances. The agent asks EC2 about both instances.
 const GROUP: &str = "<DescribeAutoScalingGroupsResponse><DescribeAutoScalingGroupsResult><AutoScalingGroups><member>\
     <AutoScalingGroupName>group</AutoScalingGroupName><Instances>\
     <member><InstanceId>i-0123456789abcdef0</InstanceId><LifecycleState>InService</LifecycleState></member>\
@@ -44,7 +44,7 @@ const ROLE: &str = "/latest/meta-data/iam/security-credentials/";
 /// The path of the credentials of the role named `role`.
 const ROLE_CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/role";
 
-/// The way in which an answer arrives.
+/// How an answer arrives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Delivery {
     /// The answer's length is announced, and the whole answer arrives.
@@ -127,7 +127,7 @@ fn respond(status: u16, delivery: Delivery, body: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// Serves one request after the other, until one side closes.
+/// Serves one request after the other, until one side closes the connection.
 async fn connection(mut stream: TcpStream, script: Shared) -> std::io::Result<()> {
     let mut read = Vec::new();
     loop {
@@ -208,6 +208,7 @@ fn node() -> Node {
         region: Some("eu-west-1".into()),
         address: IpAddr::V4(Ipv4Addr::new(10, 0, 1, 5)),
         sans: Sans::default(),
+        placement: nats_tls_agent::node::Placement::default(),
     }
 }
 
@@ -229,7 +230,7 @@ pub fn aws(input: &[u8]) {
 }
 
 impl Bench {
-    /// Sets the next answer, and returns the number of the call that it is for.
+    /// Sets the next answer, and returns the number of the call that gets this answer.
     fn arrange(&self, mode: u8, body: &[u8]) -> u8 {
         let (which, how) = (mode % 12, usize::from(mode / 12));
         let path = match which {
@@ -237,7 +238,7 @@ impl Bench {
             11 => ROLE_CREDENTIALS,
             _ => SERVICES,
         };
-        // The metadata client repeats a fault that looks temporary, after a pause that would only cost time here.
+        // The metadata client retries after a fault that looks temporary. Its pauses would only cost time here.
         let (status, delivery) = match which {
             10 | 11 => ([200, 403, 404, 200][how % 4], Delivery::Whole),
             _ => ([200, 400, 403, 500][how % 4], DELIVERIES[how / 4]),
@@ -276,7 +277,7 @@ async fn call(bench: &Bench, which: u8, body: &[u8]) {
         8 => {
             let asg = Asg::new(&bench.config, node(), Some("group".into()), AddressLookup::Ec2, 6222);
             match asg.sight().await {
-                // Every listed peer was asked about, and this node keeps its own address.
+                // Every peer is an instance of the group, and this node keeps its own address.
                 Ok(seen) => assert!(seen.peers.iter().all(|peer| {
                     IDS.contains(&peer.id.as_str()) && (peer.id != IDS[0] || peer.address.ip() == node().address)
                 })),
@@ -289,14 +290,14 @@ async fn call(bench: &Bench, which: u8, body: &[u8]) {
             drop(asg.sight().await.inspect_err(|error| logged(error)));
         }
         10 | 11 => {
-            let credentials = bench.settings.load().await.credentials_provider().expect("there is one");
+            let credentials = bench.settings.load().await.credentials_provider().expect("a provider of credentials");
             match credentials.provide_credentials().await {
                 Ok(_) if which == 10 => assert!(is_role(body), "{}", body.escape_ascii()),
                 Ok(_) => {}
                 Err(error) => logged(&error),
             }
         }
-        // The content of a secret, without the surrounding JSON.
+        // The input is the content of a secret, without the surrounding JSON.
         _ => {
             for key in [None, Some("bundle")] {
                 drop(secrets_manager::pem(Zeroizing::new(body.to_vec()), key));
@@ -339,7 +340,7 @@ mod tests {
         std::fs::read(corpus.join(name)).unwrap()
     }
 
-    /// The result of a seed's own answer.
+    /// The result of a call that gets a seed's answer.
     fn with<T>(name: &str, ask: impl AsyncFnOnce(&Bench) -> T) -> T {
         BENCH.with(|bench| {
             let input = seed(name);
@@ -376,7 +377,7 @@ mod tests {
         let seen = with("ec2-instances", async |bench| asg(bench, Some("group".into())).sight().await).unwrap();
         let addresses: Vec<_> = seen.peers.iter().map(|peer| peer.address.ip().to_string()).collect();
         assert_eq!((addresses, seen.unresolved), (vec!["10.0.1.5".to_owned(), "10.0.1.6".to_owned()], Vec::new()));
-        // EC2 is asked next, and the answer doesn't fit that question.
+        // The agent then asks EC2, and the scripted answer doesn't fit this question.
         let error = with("asg-no-group", async |bench| asg(bench, None).sight().await).unwrap_err();
         assert!(error.attempt.contains("DescribeInstances"), "{error}");
     }

@@ -14,14 +14,15 @@
 
 mod aws;
 mod certificates;
+mod reader;
 mod rendering;
 
 use std::path::Path;
 
-use nats_tls_agent::conf::language;
 use nats_tls_agent::conf::listeners::Listeners;
 use nats_tls_agent::conf::loss::{Facts, losses};
 use nats_tls_agent::conf::render::Rendered;
+use nats_tls_agent::conf::write;
 use nats_tls_agent::config::{Config, NatsConfig};
 use nats_tls_agent::daemon::protocol;
 use nats_tls_agent::error::with_causes;
@@ -29,7 +30,6 @@ use nats_tls_agent::issue::journal::Entries;
 use nats_tls_agent::node::metadata::{IdentityDocument, addresses_in, host_name_in};
 use nats_tls_agent::node::resource_host_name;
 use nats_tls_agent::server::monitor::{Routez, Varz};
-use zeroize::Zeroizing;
 
 pub use crate::aws::aws;
 pub use crate::certificates::{chain, trust_bundle};
@@ -85,7 +85,7 @@ pub fn control(input: &[u8]) {
 pub fn imds(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     match IdentityDocument::parse(text) {
-        Ok(IdentityDocument { instance_id, region }) => {
+        Ok(IdentityDocument { instance_id, region, .. }) => {
             assert!(resource_host_name(&instance_id, &region).is_some(), "{instance_id:?} {region:?}");
         }
         Err((_, expected)) => assert!(!expected.is_empty()),
@@ -134,15 +134,19 @@ pub fn nats_conf(input: &[u8]) {
     if text.to_ascii_lowercase().contains("include") {
         return;
     }
+    reader::read_as_nats_server(text);
     let file = Path::new("/nowhere/nats-server.conf");
-    if let Err(error) = language::parse(text, file) {
-        logged(&error);
-    }
-    if let Ok(facts) = Facts::read(text, file) {
+    let rendered = Rendered::from_text(text.to_owned());
+    // Hiding the secrets of any text never panics.
+    let _shown = rendered.shown(file, None);
+    let tree = match rendered.tree(file) {
+        Ok(tree) => tree,
+        Err(error) => return logged(&error),
+    };
+    if let Ok(facts) = Facts::of(&tree) {
         assert!(losses(Some(&facts), &facts).is_empty());
     }
-    let _somewhere = Listeners::of(Some(text), &NatsConfig::default());
-    // Masking the secrets of any text never panics.
-    let rendered = Rendered::from_text(Zeroizing::new(text.to_owned()));
-    let _shown = (rendered.shown(None), rendered.hide_from(text));
+    let _somewhere = Listeners::of(Some(&tree), &NatsConfig::default());
+    let written = Rendered::from_text(write::text(&tree));
+    assert!(written.tree(file).unwrap() == tree, "{}", written.text());
 }

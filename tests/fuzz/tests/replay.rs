@@ -15,7 +15,7 @@ use std::path::Path;
 use fuzzing::{TARGETS, Target};
 
 const MUTATIONS: usize = 2000;
-/// Tokens that are difficult for parsers of text.
+/// Tokens that are difficult for readers of text.
 const TOKENS: [&str; 20] = [
     "\"",
     "\\",

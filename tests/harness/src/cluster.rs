@@ -76,6 +76,7 @@ impl Cluster {
             directory,
             agent,
             server: None,
+            server_arguments: Vec::new(),
             ports: std::array::from_fn(|n| self.block.port(u16::try_from(n).unwrap_or(0))),
         })
     }
@@ -148,6 +149,8 @@ pub struct Node {
     pub agent: Agent,
     /// The nats-server, once it is started.
     pub server: Option<NatsServer>,
+    /// Arguments of the nats-server, after its configuration.
+    pub server_arguments: Vec<String>,
     directory: PathBuf,
     ports: [u16; 5],
 }
@@ -282,6 +285,7 @@ impl Node {
             client: self.client(),
             monitor: self.monitor(),
             log: self.server_log(),
+            arguments: self.server_arguments.clone(),
         }
     }
 }

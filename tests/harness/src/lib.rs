@@ -29,6 +29,7 @@ use std::time::Duration;
 
 /// The trait by which async-nats' subscriptions are read.
 pub use futures_util::StreamExt;
+pub use futures_util::future::join_all;
 use tokio::time::Instant;
 
 /// The message says what was attempted and what came back. The cause is the `source`.

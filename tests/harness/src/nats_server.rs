@@ -37,6 +37,8 @@ pub struct Launch {
     pub monitor: SocketAddr,
     /// The path of the log.
     pub log: PathBuf,
+    /// Arguments after the configuration.
+    pub arguments: Vec<String>,
 }
 
 /// A running nats-server.
@@ -53,8 +55,11 @@ impl NatsServer {
     /// # Errors
     /// The server ends by itself, or isn't ready within 15 seconds. The failure contains the end of its log.
     pub async fn start(launch: Launch) -> Result<Self, Failure> {
-        let mut process =
-            Process::spawn("nats-server", Command::new(&launch.binary).arg("-c").arg(&launch.config), &launch.log)?;
+        let mut process = Process::spawn(
+            "nats-server",
+            Command::new(&launch.binary).arg("-c").arg(&launch.config).args(&launch.arguments),
+            &launch.log,
+        )?;
         let ready = eventually("nats-server's start", READY_WITHIN, async || {
             // A server that has ended makes further waiting useless.
             if let Err(ended) = process.check_running() {

@@ -24,7 +24,10 @@ const CALLS: &str = "?open,?creat,openat,write,writev,?pwrite64,ftruncate,falloc
      ?fchmodat2,?chown,?lchown,fchown,fchownat,?kill,?tgkill,pidfd_send_signal";
 /// Calls that open a file, and may create it.
 const OPENS: [&str; 3] = ["open", "creat", "openat"];
-const SIGNALS: [&str; 3] = ["kill", "tgkill", "pidfd_send_signal"];
+///
+/// `kill` and `tgkill` are not among them: the agent signals nats-server by its pidfd, and only the child of a trial by its
+/// pid.
+const SIGNALS: [&str; 1] = ["pidfd_send_signal"];
 /// The time in which strace writes its last lines, or detaches.
 const SOON: Duration = Duration::from_secs(10);
 
@@ -211,6 +214,11 @@ pub fn was_injected(output: &Path) -> bool {
     std::fs::read_to_string(output).is_ok_and(|text| text.contains("(INJECTED)"))
 }
 
+/// Whether a path lies in the directory of a trial of settings. Nothing in that directory outlives the trial.
+fn is_of_trial(path: &Path) -> bool {
+    path.components().any(|component| component.as_os_str().to_string_lossy().starts_with("trial-"))
+}
+
 impl Recording {
     /// Reads a trace.
     pub fn read(output: &Path) -> Result<Self, Failure> {
@@ -227,7 +235,9 @@ impl Recording {
     /// than the main thread vary between runs, so only the first call of each kind counts for them.
     #[must_use]
     pub fn points(&self, roots: &[&Path], others: &[&Path]) -> Vec<Point> {
-        let is_ours = |path: &Path| roots.iter().any(|root| path.starts_with(root)) && !others.contains(&path);
+        let is_ours = |path: &Path| {
+            roots.iter().any(|root| path.starts_with(root)) && !others.contains(&path) && !is_of_trial(path)
+        };
         let mut points = Vec::new();
         let mut elsewhere = BTreeSet::new();
         for (index, call) in self.calls.iter().enumerate().filter(|(_, call)| call.changes) {
@@ -256,7 +266,9 @@ impl Recording {
     /// signal is sent, or at the end.
     #[must_use]
     pub fn unflushed(&self, roots: &[&Path], others: &[&Path], commit: &Path) -> Vec<String> {
-        let is_ours = |path: &Path| roots.iter().any(|root| path.starts_with(root)) && !others.contains(&path);
+        let is_ours = |path: &Path| {
+            roots.iter().any(|root| path.starts_with(root)) && !others.contains(&path) && !is_of_trial(path)
+        };
         let parent = |path: &Path| path.parent().map(Path::to_path_buf);
         let (mut files, mut directories) = (BTreeSet::<PathBuf>::new(), BTreeSet::<PathBuf>::new());
         let mut wrong = Vec::new();

@@ -40,18 +40,30 @@ pub(super) enum Passage {
 
 /// A gate that ends when dropped.
 pub(super) struct Gate {
+    listen: SocketAddr,
+    to: SocketAddr,
     mode: watch::Sender<Passage>,
     tasks: JoinSet<()>,
 }
 
 impl Gate {
     pub(super) async fn start(listen: SocketAddr, to: SocketAddr) -> Result<Self, Failure> {
+        let mut gate = Self::new(listen, to);
+        gate.open().await?;
+        Ok(gate)
+    }
+
+    /// A gate that doesn't listen yet.
+    fn new(listen: SocketAddr, to: SocketAddr) -> Self {
+        Self { listen, to, mode: watch::Sender::new(Passage::Open), tasks: JoinSet::new() }
+    }
+
+    async fn open(&mut self) -> Result<(), Failure> {
+        let (listen, to, seen) = (self.listen, self.to, self.mode.subscribe());
         let listener = TcpListener::bind(listen)
             .await
             .map_err(|error| Failure::new(format!("no gate at {listen}")).because(error))?;
-        let (mode, seen) = watch::channel(Passage::Open);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
+        self.tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let mode = seen.borrow().clone();
@@ -59,7 +71,7 @@ impl Gate {
                 while connections.try_join_next().is_some() {}
             }
         });
-        Ok(Self { mode, tasks })
+        Ok(())
     }
 
     pub(super) fn set(&self, mode: Passage) {
@@ -124,7 +136,7 @@ pub(super) struct Gates {
 }
 
 impl Gates {
-    pub(super) async fn before(node: &Node, server: &Path, wrapper: &Path) -> Result<Self, Failure> {
+    pub(super) fn before(node: &mut Node, server: &Path, wrapper: &Path) -> Result<Self, Failure> {
         let io = |error: std::io::Error| Failure::new("could not make a wrapper").because(error);
         let directory = wrapper.parent().unwrap_or(wrapper);
         std::fs::create_dir_all(directory).map_err(io)?;
@@ -143,26 +155,31 @@ impl Gates {
 
         let behind = |address: SocketAddr| SocketAddr::new(address.ip(), address.port() + 8);
         let (client, route, monitor) = (behind(node.client()), behind(node.route()), behind(node.monitor()));
-        let built_in = concat!(env!("CARGO_MANIFEST_DIR"), "/../templates/nats-server.conf.tera");
-        let template = std::fs::read_to_string(built_in).map_err(io)?;
-        let template = template
-            .replace("listen: \"{{ listen }}\"", &format!("BEHIND_CLIENT: \"{client}\"\nlisten: $BEHIND_CLIENT"))
-            .replace("listen: \"{{ cluster.listen }}\"", &format!("BEHIND_ROUTE: \"{route}\"\n  listen: $BEHIND_ROUTE"))
-            .replace(
-                "http: \"{{ monitor_listen }}\"",
-                &format!("BEHIND_MONITOR: \"{monitor}\"\nhttp: $BEHIND_MONITOR"),
-            );
-        let file = directory.join("nats-server.conf.tera");
-        std::fs::write(&file, template).map_err(io)?;
-        let quoted = |path: &Path| format!("\"{}\"", path.display());
-        set(node.agent.config(), "nats.template", &quoted(&file))?;
-        set(node.agent.config(), "nats.server", &quoted(wrapper))?;
+        // The arguments go over the configuration, also at a reload.
+        node.server_arguments = [
+            ["-p".to_owned(), client.port().to_string()],
+            ["-m".to_owned(), monitor.port().to_string()],
+            ["--cluster".to_owned(), format!("nats://{route}")],
+        ]
+        .concat();
+        set(node.agent.config(), "nats.server", &format!("\"{}\"", wrapper.display()))?;
         Ok(Self {
-            client: Gate::start(node.client(), client).await?,
-            route: Gate::start(node.route(), route).await?,
-            monitor: Gate::start(node.monitor(), monitor).await?,
+            client: Gate::new(node.client(), client),
+            route: Gate::new(node.route(), route),
+            monitor: Gate::new(node.monitor(), monitor),
             mode_file,
         })
+    }
+
+    /// Opens the ports of the gates, after the first commit and before nats-server's start. A trial of settings finds the
+    /// ports taken otherwise.
+    pub(super) async fn open(&mut self) -> Result<(), Failure> {
+        for gate in [&mut self.client, &mut self.route, &mut self.monitor] {
+            if gate.tasks.is_empty() {
+                gate.open().await?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends the gates.

@@ -136,7 +136,7 @@ impl World {
             let address = SocketAddr::new(peer(node.address, OWN + 1), node.route().port());
             Some(Gate::start(address, node.route()).await?)
         };
-        let gates = if setup.gates { Some(Gates::before(&node, &server, &wrapper).await?) } else { None };
+        let gates = if setup.gates { Some(Gates::before(&mut node, &server, &wrapper)?) } else { None };
         let names = if setup.names {
             super::names::configure(directory.path(), node.address)?;
             Some(super::names::Stub::start(node.address).await?)
@@ -166,6 +166,13 @@ impl World {
         of(self.gates.as_ref().unwrap())
     }
 
+    async fn start_server(&mut self) -> Result<(), Failure> {
+        if let Some(gates) = &mut self.gates {
+            gates.open().await?;
+        }
+        self.cluster.start_server(&mut self.node).await
+    }
+
     /// Boots the node while the fault holds, then ends the fault.
     pub(super) async fn boot(&mut self, trial: &Trial) -> Result<String, String> {
         (trial.switch)(self, true);
@@ -184,7 +191,7 @@ impl World {
         (trial.switch)(self, false);
         let recovered = async {
             self.node.committed().await?;
-            self.cluster.start_server(&mut self.node).await?;
+            self.start_server().await?;
             self.node.healthy(SOON).await
         };
         recovered.await.map_err(|failure| format!("no recovery: {}", failure.chain()))?;
@@ -199,7 +206,7 @@ impl World {
         let booted = async {
             self.node.agent.start()?;
             self.node.committed().await?;
-            self.cluster.start_server(&mut self.node).await?;
+            self.start_server().await?;
             self.node.healthy(SOON).await?;
             let endpoint = self.node.endpoint(false)?;
             Traffic::start(&[(endpoint.clone(), endpoint)], 20).await

@@ -29,9 +29,9 @@ use time::OffsetDateTime;
 
 use crate::meters::Calls;
 
-/// How many refused repeats of a request make a second payment unavoidable.
+/// The number of refused repeats of a request that makes a second payment unavoidable.
 ///
-/// A certificate whose ARN was lost is found by repeating the request, for as long as Private CA remembers the token.
+/// An agent finds a certificate with a lost ARN by repeating the request, as long as Private CA remembers the token.
 pub const REPEATS: u32 = 15;
 
 const REGION: &str = "eu-west-1";
@@ -39,31 +39,26 @@ const BUNDLE: &str = "nats/trust";
 /// Where every node's routes listen.
 pub(crate) const ROUTE_PORT: u16 = 6222;
 
-/// A service that an outage can take away.
+/// A service that an outage can affect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Service {
-    /// Private CA.
     Pca,
-    /// Secrets Manager.
     Secrets,
-    /// Auto Scaling.
     AutoScaling,
 }
 
-/// A time in which services are in a mood.
+/// A span of time in which services share a mood.
 #[derive(Clone, Debug)]
 pub(crate) struct Outage {
-    /// Its first moment.
+    /// The first moment of the outage.
     pub(crate) begin: OffsetDateTime,
-    /// Its end.
+    /// The first moment after the outage.
     pub(crate) end: OffsetDateTime,
-    /// The mood.
     pub(crate) mood: Mood,
-    /// The services.
     pub(crate) services: Vec<Service>,
 }
 
-/// The one account of the fleet.
+/// The AWS account of the fleet.
 pub(crate) struct Cloud {
     pub(crate) clock: Clock,
     inside: Mutex<Inside>,
@@ -73,13 +68,13 @@ struct Inside {
     pca: Pca,
     secrets: Secrets,
     groups: Vec<Fleet>,
-    /// CAs by their age. The last CA may not sign yet.
+    /// The ARNs of the CAs, oldest first. The newest CA may not sign yet.
     authorities: Vec<String>,
     signing: usize,
-    /// CAs whose certificates are in the bundle.
+    /// The numbers of the CAs whose certificates are in the bundle.
     trusted: Vec<usize>,
     outages: Vec<Outage>,
-    /// Certificates whose ARN reached no agent yet, by their request's token.
+    /// Certificates whose ARN has reached no agent yet, by the token of their request.
     unheard: BTreeMap<String, Unheard>,
     /// Second payments for a key that no agent can avoid.
     unavoidable: usize,
@@ -88,7 +83,7 @@ struct Inside {
     calls: Calls,
 }
 
-/// A calling node. Its number orders the calls of one millisecond.
+/// A calling node. The number orders the calls of one millisecond.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Caller {
     pub(crate) number: u64,
@@ -140,18 +135,18 @@ impl Cloud {
         number
     }
 
-    /// Has this CA sign from now on.
+    /// Makes this CA sign from now on.
     pub(crate) fn sign_with(&self, authority: usize) {
         self.inside().signing = authority;
     }
 
-    /// Makes the bundle of these CAs' certificates.
+    /// Replaces the bundle with the certificates of these CAs.
     pub(crate) fn trust(&self, authorities: &[usize], now: OffsetDateTime) {
         let mut inside = self.inside();
         let arns = authorities.iter().filter_map(|number| inside.authorities.get(*number).cloned());
         let arns: Vec<_> = arns.collect();
         let text = arns.iter().filter_map(|arn| Some(inside.pca.authority(arn).ok()?.pem().to_owned())).collect();
-        // The limit of a secret is 64 KiB, and the bundle has a few.
+        // `put` can't fail here: a secret may have 64 KiB, and the bundle has a few KiB.
         let _version = inside.secrets.put(BUNDLE, Content::Text(text), now);
         inside.trusted = authorities.to_vec();
     }
@@ -197,7 +192,7 @@ impl Cloud {
         (inside.pca.paid().len(), inside.pca.paid().len() - keys.len(), inside.unavoidable)
     }
 
-    /// Takes a call to a service. A refusal may take time.
+    /// Brings a call to a service. A refusal may take time.
     async fn visit(&self, mut rng: fastrand::Rng, service: Service) -> Visit {
         tokio::time::sleep(Duration::from_millis(rng.u64(5..60))).await;
         let mood = match self.inside().mood(service, self.clock.now()) {
@@ -212,8 +207,8 @@ impl Cloud {
         Visit { mood, back: Duration::from_millis(rng.u64(5..60)) }
     }
 
-    /// Answers a call that has arrived. Of the calls of one millisecond the lowest number goes first, so that a run is the
-    /// same however the runtime orders its tasks.
+    /// Answers a call that has arrived. The caller with the lowest number goes first within a millisecond. A run is
+    /// thus the same in whatever order the runtime polls its tasks.
     async fn answer<T>(
         &self,
         caller: Caller,
@@ -228,7 +223,7 @@ impl Cloud {
         answer(&mut self.inside(), self.clock.now())
     }
 
-    /// A whole call: there, answered or refused, and back again.
+    /// Makes a whole call: the way to the service, the answer or refusal, and the way back.
     async fn call<T>(
         &self,
         caller: Caller,
@@ -268,16 +263,16 @@ impl Inside {
 /// A certificate whose ARN reached no agent yet.
 struct Unheard {
     paid: OffsetDateTime,
-    /// How many repeats of the request were refused while Private CA remembered the token.
+    /// The number of repeats that were refused while Private CA remembered the token.
     repeats: u32,
-    /// Whether the last request paid for the certificate, and Private CA loses answers.
+    /// Whether the last request paid for the certificate while Private CA loses answers.
     can_be_lost: bool,
 }
 
 /// The time, the caller's number and the service of a call. A node has one call of each service at a time.
 type Arrival = (OffsetDateTime, u64, Service);
 
-/// A call's place in the order of its millisecond, given up when the caller is killed.
+/// A call's place in the order of its millisecond. Dropping the place frees it, even if the caller is killed.
 struct Place<'a> {
     cloud: &'a Cloud,
     at: Arrival,
@@ -309,14 +304,16 @@ fn group(cluster: usize) -> String {
     format!("cluster-{cluster}")
 }
 
-/// The account, as one node calls it.
+/// One node's access to the account.
 pub(crate) struct Access {
     pub(crate) cloud: Arc<Cloud>,
     pub(crate) caller: Caller,
-    /// Random numbers of this access alone: the time that a key takes decides which call of a pass draws first.
+    /// Random numbers of this access alone. The real time of making a key decides which call of a pass draws first.
+    /// Shared numbers would therefore differ between runs.
     pub(crate) rng: Mutex<fastrand::Rng>,
-    /// Whether the CA's certificate was read, which says how the CA signs. `AcmPca` reads the certificate before the first
-    /// request of a process, until a read succeeds, unless the journal has the answer.
+    /// Whether the CA's certificate was read. The certificate says how the CA signs. `AcmPca` reads the certificate
+    /// before a process's first request, and repeats a failed read. `AcmPca` skips the read if the journal has the
+    /// answer.
     pub(crate) knows_authority: AtomicBool,
 }
 
@@ -333,14 +330,15 @@ const CA_CERTIFICATE: &str = "acm-pca:GetCertificateAuthorityCertificate";
 /// The error code of GetCertificate while the CA still signs.
 const IN_PROGRESS: &str = "RequestInProgressException";
 
-/// What the agent makes of a refusal that comes through the SDK.
+/// The agent's error for a refusal that comes through the SDK.
 fn refused(call: &str, error: &ServiceError) -> RemoteError {
     let meta = ErrorMetadata::builder().code(error.code).message(&error.message).build();
     let status = StatusCode::try_from(400).unwrap_or_else(|_error| unreachable!("400 is a status"));
     aws::refused(call, SdkError::service_error(meta, HttpResponse::new(status, SdkBody::empty())))
 }
 
-/// The error of Private CA: `issue::acm_pca` sorts its codes in the same way, and a test compares the two.
+/// The agent's error for a refusal of Private CA. `issue::acm_pca` classifies the codes in the same way, and a test
+/// compares both.
 fn refused_by_pca(call: &str, error: &ServiceError) -> RemoteError {
     let refused = refused(call, error);
     let kind = match error.code {
@@ -352,7 +350,7 @@ fn refused_by_pca(call: &str, error: &ServiceError) -> RemoteError {
     RemoteError { kind, attempt: format!("{call} on the double"), ..refused }
 }
 
-/// `peers::asg` has the same rule, and a test compares the two.
+/// Whether an instance in this state is a peer. `peers::asg` has the same rule, and a test compares both.
 fn is_peer(lifecycle_state: &str) -> bool {
     matches!(lifecycle_state, "InService" | "Pending" | "Pending:Wait" | "Pending:Proceed")
 }
@@ -374,7 +372,8 @@ impl Moods for Access {
         }
         let can_be_lost = self.cloud.inside().unheard.get(token).is_some_and(|unheard| unheard.can_be_lost);
         if can_be_lost && self.draw().f64() < 0.5 {
-            // The certificate is paid for, and no agent knows: a repeat with the same token must bring the same certificate.
+            // The certificate is paid for, and no agent knows its ARN. A repeat with the same token must return the
+            // same certificate.
             tokio::time::sleep(Duration::from_secs(10)).await;
             return true;
         }
@@ -383,7 +382,7 @@ impl Moods for Access {
     }
 }
 
-/// Private CA without network and outages: it signs with its quotas and tokens.
+/// Private CA with its quotas and tokens, but without network and outages.
 pub(crate) struct PrivateCa(pub(crate) Arc<Access>);
 
 impl PrivateCa {
@@ -460,10 +459,10 @@ impl Issuer for PrivateCa {
     }
 
     async fn ca_pem(&self) -> Result<String, RemoteError> {
-        Err(refused_by_pca(CA_CERTIFICATE, &ServiceError::new("AccessDeniedException", "not asked")))
+        Err(refused_by_pca(CA_CERTIFICATE, &ServiceError::new("AccessDeniedException", "not simulated")))
     }
 
-    /// As many as `AcmPca` allows.
+    /// The same limit as in `AcmPca`.
     fn spare_issuances_a_day(&self) -> u32 {
         12
     }
@@ -493,7 +492,7 @@ impl PeerSource for Access {
             let fleet = &inside.groups[cluster];
             let (groups, _) = fleet.describe_auto_scaling_groups(&[group(cluster)], None, None, now)?;
             let members = groups.into_iter().flat_map(|group| group.instances);
-            // `peers::addresses` would find these addresses.
+            // The fleet's own addresses replace the look-up by `peers::addresses`.
             let members = members.filter(|member| is_peer(&member.state));
             let peer = |member: aws_double::autoscaling::Member| {
                 let address = SocketAddr::new(fleet.instance(&member.id)?.address, ROUTE_PORT);
@@ -604,7 +603,14 @@ mod tests {
             }
         });
         let address = [10, 0, 0, 1].into();
-        let node = Node { name: "n".into(), instance_id: None, region: None, address, sans: Sans::default() };
+        let node = Node {
+            name: "n".into(),
+            instance_id: None,
+            region: None,
+            address,
+            sans: Sans::default(),
+            placement: nats_tls_agent::node::Placement::default(),
+        };
         let members = Asg::new(&config, node, None, AddressLookup::Dns, 6222).members("group").await.unwrap();
         let theirs: BTreeSet<_> = members.iter().map(|member| member.state.as_str()).collect();
         assert_eq!(states.into_iter().filter(|state| is_peer(state)).collect::<BTreeSet<_>>(), theirs);

@@ -13,7 +13,7 @@ use doubles::moody_issuer::{Moods, MoodyIssuer};
 use nats_tls_agent::config::{NatsConfig, RenewalConfig};
 use nats_tls_agent::issue::journal::Journal;
 use nats_tls_agent::issue::{Issuance, Issuer};
-use nats_tls_agent::node::Node as Identity;
+use nats_tls_agent::node::{Node as Identity, Placement};
 use nats_tls_agent::peers::PeerSource;
 use nats_tls_agent::peers::dial::Dial;
 use nats_tls_agent::progress::Progress;
@@ -194,6 +194,7 @@ impl Life {
                 region: None,
                 address: self.address.ip(),
                 sans: Sans { ips: [self.address.ip()].into(), ..Sans::default() },
+                placement: Placement::default(),
             },
             issuance: Issuance {
                 issuer: Arc::new(MoodyIssuer::new(signer, world.clock, private_ca as Arc<dyn Moods>))
@@ -208,6 +209,7 @@ impl Life {
             peers: access() as Arc<dyn PeerSource>,
             dial: Arc::clone(world) as Arc<dyn Dial>,
             credential: None,
+            included: Vec::new(),
             commit_point: CommitPoint::new(CommitParts {
                 server: Arc::clone(&self.server) as Arc<dyn Server>,
                 nats: NatsConfig { config: self.directory.join("nats-server.conf"), ..NatsConfig::default() },

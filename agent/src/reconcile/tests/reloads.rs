@@ -1,6 +1,7 @@
 //! Reloads that fail, and roll-backs that fail.
 
 use super::*;
+use crate::conf::effective::SettingsError;
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_dies_of_the_signal_is_told_so_and_its_next_start_comes_to_serve_what_was_paid_for() {
@@ -260,7 +261,7 @@ async fn a_certificate_that_was_not_confirmed_beside_a_template_that_does_not_re
     let mut agent = bench.agent();
     bench.server.ignores.store(true, Ordering::Relaxed);
     let failed = renew(&mut agent).await;
-    assert!(matches!(failed.outcome, Err(PassError::Render(_))), "{:?}", failed.outcome);
+    assert!(matches!(failed.outcome, Err(PassError::Settings(SettingsError::Render(_)))), "{:?}", failed.outcome);
     bench.server.ignores.store(false, Ordering::Relaxed);
     let pass = bench.live(&mut agent, START + Duration::from_hours(1)).await;
     assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));

@@ -1,0 +1,221 @@
+//! The effective configuration: template, then includes, then `[nats.settings]`, as one tree of settings.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use super::digest::{UsedVariables, digest};
+use super::environment::{Environment, EnvironmentError};
+use super::merge::{MergeError, merge, name_certificate, resolved};
+use super::owned::{self, Owned};
+use super::reader::{self, ConfError};
+use super::render::{RenderError, Rendered, Values, render};
+use super::tree::{Ambiguous, Entry, Map, Origin, Source, Value};
+use super::{names, write};
+use crate::config::NatsConfig;
+
+/// Why there is no effective configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The template doesn't render.
+    #[error(transparent)]
+    Render(#[from] RenderError),
+    /// The rendered template, or a file that it includes, is not in nats-server's language.
+    #[error("could not read the new configuration as nats-server would, so it is not applied")]
+    Unreadable(#[from] ConfError),
+    /// The file of variables can't be read.
+    #[error(transparent)]
+    Environment(#[from] EnvironmentError),
+    /// `[nats.settings]` can't be merged.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    /// A block of an included file replaces a rendered block as a whole.
+    #[error(
+        "{after}: the block `{block}` would replace the whole block that is rendered, as nats-server takes the later of two \
+         settings whole; write its settings under [nats.settings.{block}] in agent.toml instead"
+    )]
+    BlockReplaced {
+        /// The block, with the blocks around it.
+        block: String,
+        /// The place of the block that replaces.
+        after: Origin,
+    },
+    /// One setting has two names in the tree.
+    #[error(transparent)]
+    Ambiguous(Box<Ambiguous>),
+    /// A setting of the agent's own has another value.
+    #[error("{0}")]
+    Owned(owned::Replaced),
+    /// A setting names a file of one generation.
+    #[error(
+        "{0} names a file below the agent's generations, which a later renewal removes; write certificate = \"node\" in the \
+         tls block"
+    )]
+    NamesGeneration(Origin),
+    /// A file of `nats.include` is not included.
+    #[error("nats.include names {}, and nats.template doesn't include it; write `include` for it in the template", .0.display())]
+    NotIncluded(PathBuf),
+}
+
+/// What the effective configuration was read from. nats-server's own reader can be asked whether it reads the same.
+pub struct Sources {
+    /// The rendered template, with its includes as they are written.
+    pub text: Rendered,
+    /// The variables of the environment that the sources use.
+    pub environment: BTreeMap<String, Zeroizing<String>>,
+    /// The digest that `nats-server -t` gives the sources in [`Sources::wrapped`].
+    pub digest: String,
+}
+
+/// The files whose content the effective configuration depends on, as they were when it was read.
+type Stamps = Vec<(PathBuf, Option<Stamp>)>;
+
+/// What changes when a file changes: device, inode, size, and the times of its content and its inode in nanoseconds.
+type Stamp = (u64, u64, u64, i128, i128);
+
+/// The effective configuration.
+#[derive(Clone)]
+pub struct Configuration {
+    /// The settings.
+    pub tree: Arc<Map>,
+    /// The text that is committed.
+    pub rendered: Rendered,
+    /// What the settings were read from.
+    pub sources: Arc<Sources>,
+}
+
+/// Makes the effective configuration. While its inputs don't change, nothing is read and nothing is parsed.
+#[derive(Default)]
+pub struct Effective {
+    last: Option<(Values, Stamps, Configuration)>,
+}
+
+impl Effective {
+    /// The effective configuration of these values.
+    pub fn of(&mut self, nats: &NatsConfig, values: &Values) -> Result<Configuration, SettingsError> {
+        if let Some((known, stamps, last)) = &self.last
+            && known == values
+            && stamps.iter().all(|(file, stamp)| stamp_of(file) == *stamp)
+        {
+            return Ok(last.clone());
+        }
+        let (files, configuration) = read(nats, values)?;
+        let stamps = files.into_iter().map(|file| {
+            let stamp = stamp_of(&file);
+            (file, stamp)
+        });
+        self.last = Some((values.clone(), stamps.collect(), configuration.clone()));
+        Ok(configuration)
+    }
+}
+
+fn stamp_of(file: &Path) -> Option<Stamp> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(file).ok()?;
+    let nanoseconds = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+    Some((
+        metadata.dev(),
+        metadata.ino(),
+        metadata.size(),
+        nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+        nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+    ))
+}
+
+/// Reads the sources, and returns the files that were read.
+fn read(nats: &NatsConfig, values: &Values) -> Result<(Vec<PathBuf>, Configuration), SettingsError> {
+    let text = render(nats.template.as_deref(), values)?;
+    let environment = Environment::new(std::env::vars_os(), nats.environment_file.as_deref())?;
+    let source = Arc::new(Source::Template(nats.template.clone()));
+    let directory = nats.config.parent().unwrap_or(Path::new("/"));
+    let name = |file: &Path| match nats.included_secrets.get(file) {
+        Some(id) => Source::Secret(id.clone()),
+        None => Source::File(file.to_owned()),
+    };
+    let read = reader::read(text.text(), source, directory, &environment, &name)?;
+    if let Some(replaced) = read.replaced.into_iter().next() {
+        return Err(SettingsError::BlockReplaced { block: replaced.path.join("."), after: replaced.after });
+    }
+    let is_missing = |file: &&PathBuf| !read.files.contains(&reader::resolved(file));
+    if let Some(file) = nats.include.iter().find(is_missing) {
+        return Err(SettingsError::NotIncluded(file.clone()));
+    }
+    let digest = digest(&wrap(read.map.clone()), UsedVariables::Keep);
+    let mut tree = without_variables(read.map);
+    merge(&mut tree, resolved(&nats.settings, values)?);
+    name_certificate(&mut tree, &values.tls)?;
+    check(&tree, values)?;
+    let mut files = read.files;
+    files.extend(nats.environment_file.iter().chain(&nats.template).cloned());
+    let rendered = Rendered::from_text(write::text(&tree));
+    let sources = Arc::new(Sources { text, environment: read.environment, digest });
+    Ok((files, Configuration { tree: Arc::new(tree), rendered, sources }))
+}
+
+fn check(tree: &Map, values: &Values) -> Result<(), SettingsError> {
+    if let Some(ambiguous) = names::ambiguities(tree).into_iter().next() {
+        return Err(SettingsError::Ambiguous(Box::new(ambiguous)));
+    }
+    if let Some(replaced) = owned::replaced(tree, &Owned::of(values)).into_iter().next() {
+        return Err(SettingsError::Owned(replaced));
+    }
+    let generations = values.tls.cert_file.parent().and_then(Path::parent);
+    let named = generations.map(|generations| owned::generations_named(tree, generations, &values.tls));
+    match named.into_iter().flatten().next() {
+        Some(origin) => Err(SettingsError::NamesGeneration(origin)),
+        None => Ok(()),
+    }
+}
+
+/// The tree without the settings that only define a variable. nats-server would refuse their names, as nothing refers to
+/// them any more.
+fn without_variables(tree: Map) -> Map {
+    let mut kept = Map::default();
+    for (name, mut entry) in tree {
+        if entry.is_used_variable {
+            continue;
+        }
+        entry.value = below(entry.value);
+        kept.insert(name, entry);
+    }
+    kept
+}
+
+fn below(value: Value) -> Value {
+    match value {
+        Value::Map(map) => Value::Map(without_variables(map)),
+        Value::Array(values) => {
+            Value::Array(values.into_iter().map(|entry| Entry { value: below(entry.value), ..entry }).collect())
+        }
+        value => value,
+    }
+}
+
+impl Sources {
+    /// A configuration that nats-server accepts whatever the included file says: the file's settings stand where
+    /// nats-server looks at no setting. `file` is the name of a file in the same directory.
+    #[must_use]
+    pub fn wrapped(file: &str) -> String {
+        format!("authorization {{ users: [ {{ X {{ include \"{file}\" }}\nuser: $X\nuser: a\npassword: b }} ] }}\n")
+    }
+}
+
+/// The tree of [`Sources::wrapped`].
+fn wrap(tree: Map) -> Map {
+    let origin = Origin { source: Arc::new(Source::Template(None)), line: 0 };
+    let entry = |value| Entry::new(value, origin.clone());
+    let block = |settings: Vec<(&str, Value)>| {
+        let mut map = Map::default();
+        for (name, value) in settings {
+            map.insert(name, entry(value));
+        }
+        Value::Map(map)
+    };
+    let user = block(vec![("X", Value::Map(tree)), ("user", Value::text("a")), ("password", Value::text("b"))]);
+    let users = block(vec![("users", Value::Array(vec![entry(user)]))]);
+    let mut top = Map::default();
+    top.insert("authorization", entry(users));
+    top
+}

@@ -1,0 +1,327 @@
+//! Who may connect, and what they may do.
+
+use std::collections::BTreeMap;
+
+use super::facts::{block, is_given, text};
+use super::tls::{listens, maps};
+use super::{Found, Loss, store};
+use crate::conf::tree::{Ambiguous, Entry, Map, Value};
+use crate::digest::sha256_hex;
+
+const USER: [&str; 2] = ["user", "username"];
+const PASSWORD: [&str; 2] = ["pass", "password"];
+const OPERATOR: [&str; 6] = ["operator", "operators", "roots", "root", "root_operators", "root_operator"];
+/// The account of the server itself (`DEFAULT_SYSTEM_ACCOUNT`).
+const SYSTEM_ACCOUNT: &str = "$SYS";
+
+/// Accounts, users and everything else that tells clients apart. It holds no password.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent facts, not states")]
+pub(super) struct Access {
+    token: bool,
+    callout: bool,
+    operator: bool,
+    trusted_keys: bool,
+    resolver: bool,
+    /// There is an `authorization` block, even one that lets in everybody.
+    has_block: bool,
+    /// `authorization` has one user.
+    single_user: bool,
+    no_auth_user: Option<String>,
+    system_account: String,
+    accounts: BTreeMap<String, Account>,
+    /// By name, wherever they stand: nats-server refuses one name twice.
+    users: BTreeMap<String, User>,
+    websocket: Port,
+    mqtt: Port,
+    leafnodes: Port,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Account {
+    jetstream: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct User {
+    /// `None`: in `authorization`.
+    account: Option<String>,
+    has_password: bool,
+    limits: Limits,
+}
+
+/// A listener with users of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Port {
+    is_on: bool,
+    has_users: bool,
+    no_auth_user: Option<String>,
+}
+
+/// What a user's permissions restrict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Limits {
+    publish: Subjects,
+    subscribe: Subjects,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Subjects {
+    /// Only some subjects are allowed.
+    allow: bool,
+    /// Some subjects are denied.
+    deny: bool,
+}
+
+impl Access {
+    pub(super) fn of(top: &Map) -> Result<Self, Ambiguous> {
+        let authorization = block(top, &["authorization"])?;
+        let websocket = block(top, &["websocket", "ws"])?;
+        let mqtt = block(top, &["mqtt"])?;
+        let leafnodes = block(top, &["leafnodes", "leaf"])?;
+        let leaf_authorization = block(&leafnodes, &["authorization"])?;
+        let system_account = text(top, &["system_account", "system"])?;
+        let mut access = Self {
+            token: is_given(&authorization, &["token"])?,
+            callout: authorization.find(&["auth_callout", "auth_hook"])?.is_some(),
+            operator: is_given(top, &OPERATOR)?,
+            trusted_keys: is_given(top, &["trusted", "trusted_keys"])?,
+            resolver: is_given(top, &["resolver", "account_resolver", "accounts_resolver"])?,
+            has_block: top.find(&["authorization"])?.is_some(),
+            single_user: is_given(&authorization, &USER)?,
+            no_auth_user: no_auth_user(top)?,
+            system_account: system_account.unwrap_or_else(|| SYSTEM_ACCOUNT.to_owned()),
+            accounts: BTreeMap::new(),
+            users: BTreeMap::new(),
+            websocket: Port::of(&websocket, &*block(&websocket, &["authorization", "authentication"])?)?,
+            mqtt: Port::of(&mqtt, &*block(&mqtt, &["authorization", "authentication"])?)?,
+            leafnodes: Port::of(&leafnodes, &leaf_authorization)?,
+        };
+        access.read_users(None, &authorization, &["default_permission", "default_permissions", "permissions"])?;
+        if let Some(name) = text(&authorization, &USER)?.filter(|name| !name.is_empty()) {
+            let has_password = is_given(&authorization, &PASSWORD)?;
+            access.users.insert(name, User { account: None, has_password, limits: Limits::default() });
+        }
+        access.read_accounts(top.find(&["accounts"])?)?;
+        Ok(access)
+    }
+
+    fn read_accounts(&mut self, accounts: Option<&Entry>) -> Result<(), Ambiguous> {
+        match accounts.map(|entry| &entry.value) {
+            Some(Value::Map(accounts)) => {
+                for (name, entry) in accounts.iter() {
+                    // nats-server passes over the definition of a variable.
+                    let Some(account) = entry.value.as_map().filter(|_| !entry.is_used_variable) else { continue };
+                    self.accounts.insert(name.to_owned(), Account { jetstream: store::is_on(account)? });
+                    self.read_users(Some(name), account, &["default_permissions"])?;
+                }
+            }
+            Some(Value::Array(names)) => {
+                let names = names.iter().filter_map(|name| name.value.as_text());
+                self.accounts.extend(names.map(|name| (name.to_owned(), Account::default())));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn read_users(&mut self, account: Option<&str>, map: &Map, defaults: &[&str]) -> Result<(), Ambiguous> {
+        let defaults = Limits::of(map.find(defaults)?)?;
+        for user in maps(map, &["users"])? {
+            let nkey = text(user, &["nkey"])?.filter(|nkey| !nkey.is_empty()).map(|nkey| name_of_nkey(&nkey));
+            let Some(name) = nkey.clone().or(text(user, &USER)?.filter(|name| !name.is_empty())) else { continue };
+            let permissions = user.find(&["permission", "permissions", "authorization"])?;
+            let entry = User {
+                account: account.map(str::to_owned),
+                has_password: nkey.is_some() || is_given(user, &PASSWORD)?,
+                limits: if permissions.is_some() { Limits::of(permissions)? } else { defaults },
+            };
+            self.users.insert(name, entry);
+        }
+        Ok(())
+    }
+
+    /// Whether somebody is kept out. Without a user, a token or a callout, nats-server lets everyone in
+    /// (`configureAuthorization` in server/auth.go). It does so too where the system account alone has users, there is no
+    /// other account, and no `authorization` block (`sysAccOnlyNoAuthUser` in server/server.go).
+    fn restricts(&self) -> bool {
+        let is_system = |user: &User| user.account.as_deref() == Some(&self.system_account);
+        let only_system = self.users.values().all(is_system)
+            && self.accounts.keys().all(|name| *name == self.system_account)
+            && !self.has_block
+            && self.no_auth_user.is_none();
+        self.token
+            || self.callout
+            || self.operator
+            || self.trusted_keys
+            || self.single_user
+            || !self.users.is_empty() && !only_system
+    }
+}
+
+/// The name of a user with an nkey. A public key of a user begins with `U` and has 56 characters. Anything else may be a
+/// secret in the wrong place, which nats-server refuses, and is shown as a digest.
+fn name_of_nkey(nkey: &str) -> String {
+    let is_public = nkey.len() == 56 && nkey.starts_with('U');
+    if is_public { nkey.to_owned() } else { format!("nkey {:.8}", sha256_hex(nkey.as_bytes())) }
+}
+
+fn no_auth_user(map: &Map) -> Result<Option<String>, Ambiguous> {
+    Ok(text(map, &["no_auth_user"])?.filter(|user| !user.is_empty()))
+}
+
+impl Port {
+    fn of(map: &Map, authorization: &Map) -> Result<Self, Ambiguous> {
+        Ok(Self {
+            is_on: listens(map)?,
+            has_users: is_given(authorization, &USER)?
+                || is_given(authorization, &["token"])?
+                || is_given(authorization, &["nkey"])?
+                || is_given(authorization, &["users"])?,
+            no_auth_user: no_auth_user(map)?,
+        })
+    }
+}
+
+impl Limits {
+    fn of(permissions: Option<&Entry>) -> Result<Self, Ambiguous> {
+        let Some(map) = permissions.and_then(|entry| entry.value.as_map()) else { return Ok(Self::default()) };
+        let mut publish = Subjects::of(map.find(&["pub", "publish", "import"])?)?;
+        // Allowed responses close every other subject, unless some are allowed (parseUserPermissions in server/opts.go).
+        let responses = map.find(&["publish_allow_responses", "allow_responses"])?.map(|entry| &entry.value);
+        publish.allow |= matches!(responses, Some(Value::Bool(true) | Value::Map(_)));
+        Ok(Self { publish, subscribe: Subjects::of(map.find(&["sub", "subscribe", "export"])?)? })
+    }
+
+    /// Whether all that `before` restricts is restricted.
+    fn keep(self, before: Self) -> bool {
+        self.publish.keep(before.publish) && self.subscribe.keep(before.subscribe)
+    }
+}
+
+impl Subjects {
+    fn of(entry: Option<&Entry>) -> Result<Self, Ambiguous> {
+        Ok(match entry {
+            None => Self::default(),
+            Some(entry) => match &entry.value {
+                // An empty map means nothing to nats-server.
+                Value::Map(map) => Self { allow: allows_some(map.find(&["allow"])?), deny: is_given(map, &["deny"])? },
+                _ => Self { allow: allows_some(Some(entry)), deny: false },
+            },
+        })
+    }
+
+    /// A list of allowed subjects may take the place of a list of denied ones.
+    fn keep(self, before: Self) -> bool {
+        (self.allow || !before.allow) && (self.deny || !before.deny || self.allow && !before.allow)
+    }
+}
+
+/// Whether subjects are listed, and `>` is not among them.
+fn allows_some(entry: Option<&Entry>) -> bool {
+    match entry.map(|entry| &entry.value) {
+        Some(Value::Array(subjects)) => subjects.iter().all(|subject| subject.value.as_text() != Some(">")),
+        Some(Value::Text(subject)) => subject.as_str() != ">",
+        _ => false,
+    }
+}
+
+pub(super) fn compare(before: &Access, after: &Access, found: &mut Found) {
+    if before.restricts() && !after.restricts() {
+        found.add(Loss::Authorization, "everybody could connect, without a user");
+    } else if before.restricts() {
+        compare_means(before, after, found);
+    }
+    compare_accounts(before, after, found);
+    compare_users(before, after, found);
+    compare_ports(before, after, found);
+}
+
+/// The ways to tell clients apart. What remains of them keeps somebody out.
+fn compare_means(before: &Access, after: &Access, found: &mut Found) {
+    for (loss, before, after, what) in [
+        (Loss::Token, before.token, after.token, "clients would no longer need the token"),
+        (Loss::AuthCallout, before.callout, after.callout, "the auth callout would no longer be asked"),
+        (Loss::Operator, before.operator, after.operator, "the operator's accounts would no longer be known"),
+        (Loss::TrustedKeys, before.trusted_keys, after.trusted_keys, "the trusted keys would be gone"),
+        (Loss::Resolver, before.resolver, after.resolver, "accounts would no longer be resolved"),
+    ] {
+        if before && !after {
+            found.add(loss, what);
+        }
+    }
+    if after.no_auth_user.is_some() && after.no_auth_user != before.no_auth_user {
+        found.add(Loss::NoAuthUser, "clients without a user could connect, as no_auth_user");
+    }
+}
+
+fn compare_accounts(before: &Access, after: &Access, found: &mut Found) {
+    for (name, account) in &before.accounts {
+        match after.accounts.get(name) {
+            None => found.add(Loss::Account, format!("the account {name:?} would be gone, with all that it has")),
+            Some(now) if account.jetstream && !now.jetstream => {
+                found.add(Loss::AccountJetStream, format!("the account {name:?} would have no JetStream"));
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+fn compare_users(before: &Access, after: &Access, found: &mut Found) {
+    for (name, user) in &before.users {
+        let Some(now) = after.users.get(name) else { continue };
+        if user.has_password && !now.has_password {
+            found.add(Loss::UserPassword, format!("the user {name:?} would need no password"));
+        }
+        if !now.limits.keep(user.limits) {
+            found
+                .add(Loss::UserPermissions, format!("the user {name:?} could use subjects that its permissions close"));
+        }
+    }
+    if !after.restricts() {
+        return;
+    }
+    // Of each list, whether a user of it is left, here or elsewhere.
+    let mut left: BTreeMap<Option<&str>, bool> = BTreeMap::new();
+    for (name, user) in &before.users {
+        *left.entry(user.account.as_deref()).or_default() |= after.users.contains_key(name);
+    }
+    for user in after.users.values() {
+        left.insert(user.account.as_deref(), true);
+    }
+    for (account, _) in left.into_iter().filter(|(_, is_left)| !is_left) {
+        match account {
+            None => found.add(Loss::Users, "`authorization` would have no user"),
+            Some(name) if after.accounts.contains_key(name) => {
+                found.add(Loss::Users, format!("the account {name:?} would have no user"));
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+fn compare_ports(before: &Access, after: &Access, found: &mut Found) {
+    for (users, anonymous, name, old, new) in [
+        (
+            Loss::WebsocketAuthorization,
+            Some(Loss::WebsocketNoAuthUser),
+            "websocket",
+            &before.websocket,
+            &after.websocket,
+        ),
+        (Loss::MqttAuthorization, Some(Loss::MqttNoAuthUser), "MQTT", &before.mqtt, &after.mqtt),
+        (Loss::LeafnodeAuthorization, None, "leafnode", &before.leafnodes, &after.leafnodes),
+    ] {
+        if old.is_on && old.has_users && new.is_on && !new.has_users {
+            found.add(users, format!("the {name} listener would no longer ask for its user or token"));
+        }
+        let was = old.no_auth_user.as_ref().or(before.no_auth_user.as_ref());
+        if let Some(loss) = anonymous
+            && (before.restricts() || old.has_users)
+            && new.no_auth_user.is_some()
+            && new.no_auth_user.as_ref() != was
+        {
+            found.add(loss, format!("{name} clients without a user could connect, as no_auth_user"));
+        }
+    }
+}

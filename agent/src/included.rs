@@ -1,0 +1,84 @@
+//! Settings of nats-server in secrets: `nats.include = ["secret:NAME"]`.
+//!
+//! The content of a secret is kept in a file of the state directory, which the configuration includes like any other file.
+//! The file is the last good answer, also for the next process.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use aws_config::SdkConfig;
+use zeroize::Zeroizing;
+
+use crate::aws::secret::{Secret, SecretError};
+use crate::digest::sha256_hex;
+use crate::state::durable::{self, FileError, Secrecy};
+
+/// The beginning of an entry of `nats.include` that names a secret.
+pub(crate) const PREFIX: &str = "secret:";
+
+/// The largest content in bytes: the limit of Secrets Manager.
+const MAX_SIZE: u64 = 65_536;
+
+/// The file that keeps the content of a secret.
+#[must_use]
+pub(crate) fn file_of(state: &Path, secret_id: &str) -> PathBuf {
+    let digest = sha256_hex(secret_id.as_bytes());
+    state.join("included").join(format!("{}.conf", &digest[..16]))
+}
+
+/// Where the content of an included secret comes from.
+#[async_trait]
+pub trait IncludedSource: Send + Sync {
+    /// Reads the current version.
+    async fn fetch(&self) -> Result<Zeroizing<String>, SecretError>;
+}
+
+/// A secret of Secrets Manager with settings in nats-server's language.
+pub struct IncludedSecret(Secret);
+
+impl IncludedSecret {
+    /// `id` is a name or an ARN.
+    #[must_use]
+    pub fn new(aws: &SdkConfig, id: &str) -> Self {
+        Self(Secret::new(aws, id))
+    }
+}
+
+#[async_trait]
+impl IncludedSource for IncludedSecret {
+    async fn fetch(&self) -> Result<Zeroizing<String>, SecretError> {
+        let value = self.0.current().await?;
+        let text = std::str::from_utf8(&value.content).map(|text| Zeroizing::new(text.to_owned()));
+        text.map_err(|_| self.0.unfit(("is not UTF-8".into(), "store settings of nats-server as text".into())))
+    }
+}
+
+/// Keeps the content. An equal content leaves the file as it is, so that nothing is read again for it.
+pub(crate) fn keep(file: &Path, content: &str, state: &Path) -> Result<(), FileError> {
+    if durable::read_if_there(file, MAX_SIZE)?.map(Zeroizing::new).is_some_and(|kept| *kept == content.as_bytes()) {
+        return Ok(());
+    }
+    let secrecy = Secrecy::of(state);
+    if let Some(directory) = file.parent() {
+        durable::create_directory(directory, secrecy.directory_mode())?;
+    }
+    durable::replace(file, content.as_bytes(), secrecy.file_mode())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_is_kept_until_another_content_comes() {
+        let state = tempfile::tempdir().unwrap();
+        let file = file_of(state.path(), "nats/accounts");
+        assert_ne!(file, file_of(state.path(), "nats/other"));
+        keep(&file, "a: 1", state.path()).unwrap();
+        let before = std::fs::metadata(&file).unwrap().modified().unwrap();
+        keep(&file, "a: 1", state.path()).unwrap();
+        assert_eq!(std::fs::metadata(&file).unwrap().modified().unwrap(), before);
+        keep(&file, "a: 2", state.path()).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "a: 2");
+    }
+}

@@ -1,0 +1,254 @@
+//! `[nats.settings]`, included files and variables: merged, owned, tried and rotated.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use harness::cluster::Node;
+use harness::nodes::{Nodes, at, set};
+use harness::process::tail;
+use harness::{eventually, tools};
+use nats_tls_agent::digest::sha256_hex;
+use nats_tls_agent::error::with_causes;
+use nats_tls_agent::server::probe::{Port, Prober};
+use nix::sys::signal::Signal;
+
+use crate::AGENT;
+use crate::rotation::{assert_nothing_lost, status_with, traffic, unhealthy};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Nodes that are configured and not booted.
+fn nodes(version: &str, count: u8) -> Nodes {
+    let nodes = Nodes::new(AGENT, version, count).unwrap();
+    nodes.configure().unwrap();
+    nodes
+}
+
+/// Adds text to each node's agent.toml. `PORT0` to `PORT9` become free ports of the node.
+fn append(nodes: &Nodes, text: &str) {
+    for node in &nodes.nodes {
+        let file = node.agent.config();
+        let mut config = std::fs::read_to_string(file).unwrap();
+        config.push_str(&with_ports(node, text));
+        std::fs::write(file, config).unwrap();
+    }
+}
+
+fn with_ports(node: &Node, text: &str) -> String {
+    (0..10).fold(text.replace("ADDRESS", &node.address.to_string()), |text, number| {
+        text.replace(&format!("PORT{number}"), &port(node, number).port().to_string())
+    })
+}
+
+/// A free port of the node's own address. Nothing else listens at that address.
+fn port(node: &Node, number: u16) -> SocketAddr {
+    SocketAddr::new(node.address.into(), node.metrics().port() + 1 + number)
+}
+
+/// Waits until a port serves this leaf, by its SHA-256. A port that sends nothing before the handshake is probed like a client
+/// port with `handshake_first`.
+async fn serves(address: SocketAddr, leaf: &str) {
+    let prober = Prober::anonymous().unwrap();
+    let served = eventually("the listener's new leaf", SOON, || async {
+        let chain = prober
+            .served(address, Port::Client)
+            .await
+            .map_err(|error| format!("{address}: {}", with_causes(&error)))?;
+        let served = sha256_hex(chain.leaf());
+        if served == leaf { Ok(()) } else { Err(format!("{address} serves {served}, not {leaf}")) }
+    });
+    served.await.unwrap();
+}
+
+/// Every listener that nats-server has besides those of clients and routes, each with this node's certificate.
+const LISTENERS: &str = r#"
+[nats.settings]
+server_tags = ["az:{{ node.name }}"]
+websocket = { listen = "ADDRESS:PORT1", tls = { certificate = "node" } }
+mqtt = { listen = "ADDRESS:PORT2", tls = { certificate = "node" } }
+gateway = { name = "loopback", listen = "ADDRESS:PORT4", tls = { certificate = "node" } }
+system_account = "SYS"
+no_auth_user = "app"
+
+[nats.settings.accounts.SYS]
+users = [{ user = "sys", password = "pw" }]
+
+[nats.settings.accounts.APP]
+jetstream = "enabled"
+users = [{ user = "app", password = "pw" }]
+
+[nats.settings.leafnodes]
+listen = "ADDRESS:PORT3"
+tls = { certificate = "node" }
+remotes = [{ url = "tls://ADDRESS:PORT9", account = "APP", tls = { certificate = "node" } }]
+"#;
+
+#[tokio::test]
+async fn every_listener_of_settings_alone_serves_each_new_leaf_on_every_version() {
+    let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
+        let mut nodes = nodes(version, 1);
+        append(&nodes, LISTENERS);
+        nodes.boot().await.unwrap();
+        let node = &nodes.nodes[0];
+        for _ in 0..4 {
+            let renewed = node.agent.renew().await.unwrap();
+            assert_eq!(renewed["result"], "confirmed", "{version}: {renewed}");
+            let status = node.agent.status().await.unwrap();
+            for number in 1..=4 {
+                serves(port(node, number), at(&status, "leaf.sha256")).await;
+            }
+        }
+        let committed = std::fs::read_to_string(node.nats_config()).unwrap();
+        assert!(committed.contains("\"az:n1\"") && committed.contains("agent.toml"), "{committed}");
+
+        // Each TLS block that is taken away is refused.
+        let text = std::fs::read_to_string(node.agent.config()).unwrap();
+        for (block, loss) in [
+            ("websocket", "websocket-tls"),
+            ("mqtt", "mqtt-tls"),
+            ("gateway", "gateway-tls"),
+            ("remotes", "leafnode-remote-tls"),
+        ] {
+            let bare: Vec<String> = text
+                .lines()
+                .map(|line| {
+                    let instead =
+                        if line.starts_with(block) { NO_TLS[usize::from(block == "websocket")] } else { OURS };
+                    line.replace(OURS, instead)
+                })
+                .collect();
+            std::fs::write(node.agent.config(), bare.join("\n")).unwrap();
+            node.agent.signal(Signal::SIGHUP).unwrap();
+            unhealthy(node, &format!("--allow-loss {loss}")).await;
+            std::fs::write(node.agent.config(), &text).unwrap();
+            node.agent.signal(Signal::SIGHUP).unwrap();
+            node.healthy(SOON).await.unwrap();
+        }
+    });
+    harness::join_all(runs).await;
+}
+
+/// The agent can't ask a monitoring port with TLS, and the certificate comes into force all the same.
+#[tokio::test]
+async fn a_monitoring_port_with_tls_serves_each_new_leaf_on_every_version() {
+    let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
+        let mut nodes = nodes(version, 1);
+        append(&nodes, &format!("[nats.settings]\nhttps = \"{}\"\n", nodes.nodes[0].monitor()));
+        let Nodes { nodes, cluster, .. } = &mut nodes;
+        let node = &mut nodes[0];
+        node.agent.start().unwrap();
+        node.committed().await.unwrap();
+        cluster.start_server(node).await.unwrap();
+        let served = |status: &serde_json::Value| status["warnings"].to_string().contains("monitoring_silent");
+        status_with(node, served).await;
+        for _ in 0..4 {
+            let renewed = node.agent.renew().await.unwrap();
+            assert_eq!(renewed["result"], "confirmed", "{version}: {renewed}");
+            let status = node.agent.status().await.unwrap();
+            serves(node.monitor(), at(&status, "leaf.sha256")).await;
+        }
+    });
+    harness::join_all(runs).await;
+}
+
+const OURS: &str = ", tls = { certificate = \"node\" }";
+/// What stands in the place of a TLS block. A websocket listener without TLS needs `no_tls`.
+const NO_TLS: [&str; 2] = ["", ", no_tls = true"];
+
+/// The setting that once ended three nodes within six seconds: `nats-server -t` accepts it.
+#[tokio::test]
+async fn invariant_15_a_line_that_nats_server_would_die_of_ends_no_node_and_holds_back_no_certificate() {
+    let mut nodes = nodes(tools::NATS_SERVER, 3);
+    let include = nodes.directory().join("limits.conf");
+    std::fs::write(&include, "max_subscriptions: 1000\n").unwrap();
+    nodes.set("nats.include", &format!("[{:?}]", include.display().to_string())).unwrap();
+    nodes.boot().await.unwrap();
+    let pids: Vec<_> = nodes.nodes.iter().map(|node| node.server.as_ref().unwrap().pid()).collect();
+    let traffic = traffic(&nodes, 500).await;
+
+    std::fs::write(&include, "max_subscriptions: 1000\nlog_file: /no/such/directory/nats.log\n").unwrap();
+    for node in &nodes.nodes {
+        let status = unhealthy(node, "limits.conf:2").await;
+        assert_eq!(status["state"], "degraded", "{status}");
+        assert!(status["reasons"].to_string().contains("settings_would_kill"), "{status}");
+    }
+    // The certificate goes on with the settings that run.
+    let node = &nodes.nodes[0];
+    let before = at(&node.agent.status().await.unwrap(), "served.client.sha256").to_owned();
+    let renewed = node.agent.run(&["renew"], Duration::from_mins(1)).await.unwrap();
+    assert_eq!(renewed.code, Some(1), "{renewed:?}");
+    let status = node.agent.status().await.unwrap();
+    assert_eq!(at(&status, "served.client.sha256"), at(&status, "leaf.sha256"), "{status}");
+    assert_ne!(at(&status, "served.client.sha256"), before, "{status}");
+
+    let now: Vec<_> = nodes.nodes.iter().map(|node| node.server.as_ref().unwrap().pid()).collect();
+    assert_eq!(now, pids);
+    for node in &nodes.nodes {
+        let log = tail(&node.server_log(), 400);
+        assert!(!log.contains("no/such/directory"), "{log}");
+    }
+    assert_nothing_lost(traffic).await;
+    std::fs::write(&include, "max_subscriptions: 2000\n").unwrap();
+    for node in &nodes.nodes {
+        node.healthy(SOON).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn invariant_17_what_the_agent_owns_is_refused_from_an_include_and_from_a_setting() {
+    let mut nodes = nodes(tools::NATS_SERVER, 1);
+    let include = nodes.directory().join("extra.conf");
+    std::fs::write(&include, "max_subscriptions: 1000\n").unwrap();
+    nodes.set("nats.include", &format!("[{:?}]", include.display().to_string())).unwrap();
+    nodes.boot().await.unwrap();
+    let node = &nodes.nodes[0];
+    let before = std::fs::read_to_string(node.nats_config()).unwrap();
+    for (text, said) in [
+        ("\nserver_name: other\n", ["extra.conf:2", "write node.name"]),
+        ("port: 4333\n", ["extra.conf:1", "are one setting"]),
+        ("pid_file: /run/other.pid\n", ["extra.conf:1", "write nats.pid_file"]),
+        ("cluster { no_advertise: true }\n", ["extra.conf:1", "[nats.settings.cluster]"]),
+        ("max_connections: 5\nmax_conn: 6\n", ["extra.conf", "are one setting"]),
+        ("max_payload: $NOWHERE\n", ["extra.conf:1", "nats.environment_file"]),
+        ("max_payload: [1, 2]\n", ["extra.conf:1", "write a blank or a new line"]),
+        ("include *.conf\n", ["extra.conf:1", "an include of a pattern"]),
+    ] {
+        std::fs::write(&include, text).unwrap();
+        status_with(node, |status| said.iter().all(|said| status["reasons"].to_string().contains(said))).await;
+        assert_eq!(std::fs::read_to_string(node.nats_config()).unwrap(), before, "{text}");
+    }
+    std::fs::write(&include, "max_subscriptions: 1000\n").unwrap();
+    node.healthy(SOON).await.unwrap();
+    set(node.agent.config(), "nats.settings.cluster.name", "\"other\"").unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
+    let status = unhealthy(node, "nats.cluster_name").await;
+    assert!(status["reasons"].to_string().contains("agent.toml:"), "{status}");
+}
+
+#[tokio::test]
+async fn a_variable_is_resolved_at_the_commit_and_followed_when_its_file_changes() {
+    let mut nodes = nodes(tools::NATS_SERVER, 1);
+    let directory = nodes.directory().to_owned();
+    let (include, variables) = (directory.join("limits.conf"), directory.join("environment"));
+    std::fs::write(&include, "max_subscriptions: $LIMIT\nauthorization { users: [ { user: a, password: $WORD } ] }\n")
+        .unwrap();
+    std::fs::write(&variables, "# limits\nLIMIT=1234\nWORD='\"s3cret 1\"'\n").unwrap();
+    nodes.set("nats.include", &format!("[{:?}]", include.display().to_string())).unwrap();
+    nodes.set("nats.environment_file", &format!("{:?}", variables.display().to_string())).unwrap();
+    nodes.boot().await.unwrap();
+    let node = &nodes.nodes[0];
+    let committed = std::fs::read_to_string(node.nats_config()).unwrap();
+    assert!(committed.contains("max_subscriptions: 1234\n") && committed.contains("password: \"s3cret 1\""));
+    assert!(!committed.contains(": $"), "{committed}");
+    let shown = node.agent.run(&["render"], SOON).await.unwrap();
+    assert!(shown.stdout.contains("limits.conf") && !shown.stdout.contains("s3cret"), "{shown:?}");
+
+    std::fs::write(&variables, "LIMIT=4321\nWORD=other\n").unwrap();
+    eventually("the new variable", SOON, || async {
+        let committed = std::fs::read_to_string(node.nats_config()).unwrap();
+        if committed.contains("max_subscriptions: 4321\n") { Ok(()) } else { Err(committed) }
+    })
+    .await
+    .unwrap();
+    node.healthy(SOON).await.unwrap();
+}
