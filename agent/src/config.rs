@@ -860,6 +860,17 @@ impl NatsConfig {
         Ok(())
     }
 
+    /// Has the contents of included secrets kept in another state directory.
+    pub(crate) fn keep_secrets_in(&mut self, state: &Path) {
+        for (before, id) in std::mem::take(&mut self.included_secrets) {
+            let file = included::file_of(state, &id);
+            for include in self.include.iter_mut().filter(|include| **include == before) {
+                include.clone_from(&file);
+            }
+            self.included_secrets.insert(file, id);
+        }
+    }
+
     fn check(&self) -> Result<(), InvalidKey> {
         // A pass finds out whether an include or the template exists. A daemon that ends with a configuration error is
         // not started again, and then nobody renews the certificate.
@@ -1237,6 +1248,20 @@ mod tests {
     }
 
     /// A daemon that did not start without the file would renew nothing.
+    #[test]
+    fn an_included_secret_stands_for_a_file_of_the_state_directory_in_force() {
+        let mut nats = parse(&ec2("nats.include = [\"/etc/a.conf\", \"secret:nats/accounts\"]")).unwrap().nats;
+        let (file, id) = nats.included_secrets.first_key_value().unwrap();
+        assert!(id == "nats/accounts" && file.starts_with("/var/lib/nats-tls-agent/included"), "{}", file.display());
+        assert_eq!(nats.include, [Path::new("/etc/a.conf"), file]);
+        nats.keep_secrets_in(Path::new("/other"));
+        assert!(nats.include[1].starts_with("/other/included") && nats.included_secrets.contains_key(&nats.include[1]));
+        for wrong in ["secret:", "secret:a b"] {
+            let error = parse(&ec2(&format!("nats.include = [\"{wrong}\"]"))).unwrap_err().to_string();
+            assert!(error.contains("nats.include: "), "{error}");
+        }
+    }
+
     #[test]
     fn an_include_or_a_template_that_is_missing_is_no_fault_of_the_configuration() {
         let config = parse(&ec2("nats.include = [\"/no/such/file\"]\nnats.template = \"/no/such/file\"")).unwrap();

@@ -266,7 +266,7 @@ async fn serve(reconciler: &mut Reconciler, before: Option<&Status>, job: Job) -
 
 /// agent.toml as it is now, or why it can't be used.
 fn changed_configuration(file: &std::path::Path, current: &Config) -> Result<Config, Reason> {
-    let config = Config::load(file).map_err(|error| {
+    let mut config = Config::load(file).map_err(|error| {
         let because = Reason::from(&error);
         log_not_in_force(&because);
         because
@@ -276,6 +276,7 @@ fn changed_configuration(file: &std::path::Path, current: &Config) -> Result<Con
     if fixed(&config) != fixed(current) {
         tracing::warn!("state.directory, control.socket and metrics.listen change only with a restart of the agent");
     }
+    config.nats.keep_secrets_in(&current.state_directory);
     tracing::info!("read {} again", file.display());
     Ok(Config {
         state_directory: current.state_directory.clone(),

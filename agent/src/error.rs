@@ -17,21 +17,6 @@ pub enum RemoteErrorKind {
     Permanent,
 }
 
-impl RemoteErrorKind {
-    /// The stable name of the kind, for programs.
-    #[must_use]
-    pub const fn code(self) -> &'static str {
-        match self {
-            Self::Throttled => "throttled",
-            Self::Quota => "quota",
-            Self::Denied => "denied",
-            Self::Unavailable => "unavailable",
-            Self::Absent => "absent",
-            Self::Permanent => "permanent",
-        }
-    }
-}
-
 /// Why a request to something outside this process failed: a service of AWS, instance metadata, a name server, the
 /// embedded CA.
 #[derive(Debug, thiserror::Error)]

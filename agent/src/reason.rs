@@ -246,6 +246,24 @@ enum Asked {
 }
 
 impl Code {
+    /// Whether the code says that wanted settings of nats-server can't be committed.
+    #[must_use]
+    pub(crate) fn is_of_settings(self) -> bool {
+        matches!(
+            self,
+            Self::ConfigurationRefused
+                | Self::ConfigurationUnreadable
+                | Self::ConfigurationTakesAway
+                | Self::ConfigurationReadDifferently
+                | Self::TemplateUnusable
+                | Self::SettingsRefused
+                | Self::SettingsWontStart
+                | Self::SettingsWouldKill
+                | Self::SettingsNotTried
+                | Self::SettingsQuarantined
+        )
+    }
+
     fn remote(asked: Asked, kind: RemoteErrorKind) -> Self {
         use RemoteErrorKind as Kind;
         match (asked, kind) {

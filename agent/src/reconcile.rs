@@ -28,7 +28,7 @@ use self::last_good::LastGoodFile;
 pub use self::pass::{PassError, PassRequest};
 use self::sources::{Seams, Sources};
 use crate::clock::Clock;
-use crate::conf::effective::{Configuration, Effective};
+use crate::conf::effective::{Configuration, Effective, SettingsError};
 use crate::conf::loss::Loss;
 use crate::conf::render::{Rendered, Values};
 use crate::config::RenewalConfig;
@@ -301,7 +301,8 @@ impl Reconciler {
         let peers = self.sources.peers().map_err(PassError::Waits)?;
         let credential = self.sources.credential().map_err(PassError::Waits)?;
         let name = nats.cluster_name.as_deref().or(self.sources.group()).unwrap_or("nats");
-        let values = Values::new(nats, &self.node, name, peers.addresses(), files, credential.cloned())?;
+        let values = Values::new(nats, &self.node, name, peers.addresses(), files, credential.cloned());
+        let values = values.map_err(SettingsError::from)?;
         Ok(self.effective.of(nats, &values)?)
     }
 

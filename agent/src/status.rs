@@ -62,8 +62,24 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// When the next leaf is due, and the failures so far.
     pub renewal: RenewalStatus,
+    /// The settings of nats-server.
+    #[serde(default)]
+    pub settings: SettingsStatus,
     /// The nats-server of the node.
     pub nats: NatsStatus,
+}
+
+/// The settings of nats-server: what is committed, what runs, and what is neither.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub struct SettingsStatus {
+    /// The digest of the committed configuration, `sha256:…`. nats-server before 2.11 has none.
+    pub committed: Option<String>,
+    /// The digest that the running nats-server reports.
+    pub running: Option<String>,
+    /// The names of the settings that wait for a restart of nats-server.
+    pub waiting: Vec<String>,
+    /// Why the settings that are wanted are not committed.
+    pub refused: Option<Told>,
 }
 
 /// The identity of a node.
@@ -201,6 +217,8 @@ pub struct NatsStatus {
 /// The findings of a pass, from which the status is made.
 #[derive(Clone, Debug)]
 pub struct Findings {
+    /// The settings of nats-server, without the digest that nats-server reports.
+    pub settings: SettingsStatus,
     /// The time of the pass.
     pub now: OffsetDateTime,
     /// The identity of the node.
@@ -277,6 +295,10 @@ impl Status {
             reasons: told_once(&reasons),
             warnings: warnings.iter().map(Told::from).collect(),
             leaf: generation.as_ref().map(LeafStatus::of),
+            settings: SettingsStatus {
+                running: observed.varz.as_ref().and_then(|varz| varz.config_digest.clone()),
+                ..findings.settings.clone()
+            },
             served: is_there.then(|| ServedStatus {
                 client: served(&observed.client),
                 route: served(&observed.route),

@@ -14,7 +14,6 @@ use tokio::task::JoinSet;
 
 use super::CommandError;
 use crate::clock::{Clock, rfc3339};
-use crate::conf::listeners::Listeners;
 use crate::config::Config;
 use crate::daemon::control::{ControlError, ask};
 use crate::daemon::protocol::{Answer, Request};
@@ -79,7 +78,7 @@ impl Check {
 
 /// Makes every check. The exit code is 1 where a check failed; a warning is no failure.
 pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
-    let commit_point = commit_point(config);
+    let mut commit_point = commit_point(config);
     let server = NatsServer::new(&config.nats, &config.state_directory);
     let (assembled, daemon, version) = tokio::join!(wire_to_look(config), daemon(config), server.version());
     let mut checks = vec![
@@ -107,7 +106,7 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
         Some(newest) => certificate(newest, Clock::System.now()),
         None => Check::warning("generation", NO_GENERATION),
     });
-    checks.extend(serving(&commit_point, newest.as_ref()).await);
+    checks.extend(serving(&mut commit_point, newest.as_ref()).await);
     checks.extend(sources.peers);
     let healthy = checks.iter().all(|check| check.grade != Grade::Failed);
     if json {
@@ -280,12 +279,11 @@ const RENEW: &str = "run `agent renew`, which says what keeps a new certificate 
 
 /// The nats-server process and what its ports serve. Before the first generation it is normal that no server runs and that
 /// no port has TLS, so that is a warning.
-async fn serving(commit_point: &CommitPoint, newest: Option<&Generation>) -> Vec<Check> {
-    let committed = commit_point.committed().ok().flatten();
-    let nats = &commit_point.parts().nats;
-    let tree = committed.as_ref().and_then(|text| text.tree(&nats.config).ok());
-    let listeners = Listeners::of(tree.as_ref(), nats);
-    let observed = commit_point.parts().server.observe(newest.map(|newest| &newest.chain), &listeners, None).await;
+async fn serving(commit_point: &mut CommitPoint, newest: Option<&Generation>) -> Vec<Check> {
+    let mut seen = commit_point.unseen();
+    // A committed file that can't be checked has a line of its own. What was seen of nats-server is known all the same.
+    let _unknown = commit_point.observe(newest.map(|newest| &newest.chain), &mut seen).await;
+    let observed = seen.observed;
     let config = commit_point.parts().nats.config.display();
     let process = match (&observed.presence, newest) {
         (Presence::Running(pid), _) => Check::ok("process", format!("pid {pid} runs with -c {config}")),

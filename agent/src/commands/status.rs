@@ -180,6 +180,7 @@ mod tests {
                 peer("other:6222", "10.0.1.3:6222", RouteState::Unknown),
             ],
             renewal: RenewalStatus::default(),
+            settings: crate::status::SettingsStatus::default(),
             nats: NatsStatus { pid: Some(4711), version: Some("2.15.1".into()), config_digest: None },
         }
     }

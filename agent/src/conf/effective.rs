@@ -145,8 +145,9 @@ fn read(nats: &NatsConfig, values: &Values) -> Result<(Vec<PathBuf>, Configurati
     let digest = digest(&wrap(read.map.clone()), UsedVariables::Keep);
     let mut tree = without_variables(read.map);
     merge(&mut tree, resolved(&nats.settings, values)?);
-    name_certificate(&mut tree, &values.tls)?;
+    // `certificate = "node"` may stand anywhere, and a path of a generation may not.
     check(&tree, values)?;
+    name_certificate(&mut tree, &values.tls)?;
     let mut files = read.files;
     files.extend(nats.environment_file.iter().chain(&nats.template).cloned());
     let rendered = Rendered::from_text(write::text(&tree));
@@ -218,4 +219,124 @@ fn wrap(tree: Map) -> Map {
     let mut top = Map::default();
     top.insert("authorization", entry(users));
     top
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conf::render::NodeValues;
+    use crate::state::generation::TlsFiles;
+
+    struct Bench {
+        directory: tempfile::TempDir,
+        nats: NatsConfig,
+        effective: Effective,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let nats = NatsConfig { config: directory.path().join("nats-server.conf"), ..NatsConfig::default() };
+            Self { directory, nats, effective: Effective::default() }
+        }
+
+        fn include(&mut self, text: &str) -> PathBuf {
+            let file = self.directory.path().join("extra.conf");
+            std::fs::write(&file, text).unwrap();
+            self.nats.include = vec![file.clone()];
+            file
+        }
+
+        fn settings(&mut self, text: &str) {
+            self.nats.settings = crate::conf::read(text, Path::new("/etc/agent.toml")).unwrap();
+        }
+
+        fn values(&self, generation: &str) -> Values {
+            let file = |name: &str| Path::new("/state/generations").join(generation).join(name);
+            let tls = TlsFiles { cert_file: file("cert.pem"), key_file: file("key.pem"), ca_file: file("ca.pem") };
+            let climb = |include: &PathBuf| {
+                PathBuf::from(format!("{}{}", "../".repeat(12), &include.display().to_string()[1..]))
+            };
+            let node = NodeValues { zone: Some("z1".into()), ..NodeValues::default() };
+            Values { tls, node, include: self.nats.include.iter().map(climb).collect(), ..Values::sample() }
+        }
+
+        fn read(&mut self, generation: &str) -> Result<Configuration, SettingsError> {
+            let values = self.values(generation);
+            self.effective.of(&self.nats, &values)
+        }
+    }
+
+    #[test]
+    fn while_nothing_changes_nothing_is_read() {
+        let mut bench = Bench::new();
+        let file = bench.include("max_subscriptions: 1\n");
+        let before = bench.read("000001").unwrap();
+        assert!(Arc::ptr_eq(&before.tree, &bench.read("000001").unwrap().tree));
+        std::fs::write(&file, "max_subscriptions: 22\n").unwrap();
+        let after = bench.read("000001").unwrap();
+        assert!(!Arc::ptr_eq(&before.tree, &after.tree) && after.rendered.text().contains("max_subscriptions: 22"));
+    }
+
+    /// A template of one's own need not name the generation.
+    #[test]
+    fn a_setting_follows_the_generation_where_the_template_stays_the_same() {
+        let mut bench = Bench::new();
+        let template = bench.directory.path().join("own.tera");
+        std::fs::write(&template, "server_name: n1\n").unwrap();
+        bench.nats.template = Some(template);
+        bench.settings("tls { certificate: node }");
+        for generation in ["000001", "000002"] {
+            let text = bench.read(generation).unwrap().rendered;
+            assert!(text.text().contains(&format!("/state/generations/{generation}/key.pem")), "{}", text.text());
+        }
+    }
+
+    #[test]
+    fn an_included_file_may_ask_for_this_nodes_certificate() {
+        let mut bench = Bench::new();
+        bench.include("websocket { listen: \"0.0.0.0:443\", tls { certificate: node } }\n");
+        let text = bench.read("000003").unwrap().rendered;
+        assert_eq!(text.text().matches("/state/generations/000003/key.pem").count(), 3, "{}", text.text());
+    }
+
+    #[test]
+    fn sources_are_merged_and_the_committed_text_means_the_merged_tree() {
+        let mut bench = Bench::new();
+        bench.include("max_subscriptions: 1\nLIMIT: 7\nmax_traced_msg_len: $LIMIT\n");
+        bench.settings("max_payload: \"8MB\"\nserver_tags: [ \"az:{{ node.zone }}\" ]\ncluster { pool_size: 5 }");
+        let Configuration { tree, rendered, .. } = bench.read("000001").unwrap();
+        for expected in
+            ["max_payload: 8388608\n", "\"az:z1\"", "pool_size: 5\n", "max_traced_msg_len: 7\n", "# /etc/agent.toml\n"]
+        {
+            assert!(rendered.text().contains(expected), "{expected}: {}", rendered.text());
+        }
+        assert!(!rendered.text().contains("LIMIT"), "{}", rendered.text());
+        let read = rendered.tree(&bench.nats.config).unwrap();
+        assert_eq!(digest(&read, UsedVariables::Keep), digest(&tree, UsedVariables::Keep));
+    }
+
+    #[test]
+    fn what_can_not_be_part_of_the_configuration_is_refused() {
+        let refused = |include: &str, settings: &str| {
+            let mut bench = Bench::new();
+            bench.include(include);
+            bench.settings(settings);
+            bench.read("000001").map(|configuration| configuration.rendered).unwrap_err()
+        };
+        assert!(
+            matches!(refused("cluster { x: 1 }", ""), SettingsError::BlockReplaced { block, .. } if block == "cluster")
+        );
+        assert!(matches!(refused("max_conn: 1\nmax_connections: 2", ""), SettingsError::Ambiguous(_)));
+        assert!(matches!(refused("server_name: other", ""), SettingsError::Owned(_)));
+        assert!(matches!(refused("a: 1", "cluster { name: other }"), SettingsError::Owned(_)));
+        let named = "websocket { tls { cert_file: /state/generations/000001/cert.pem } }";
+        assert!(matches!(refused(named, ""), SettingsError::NamesGeneration(_)));
+        assert!(matches!(refused("a: 1", "mqtt { tls { certificate: mine } }"), SettingsError::Merge(_)));
+        assert!(matches!(refused("a: $NOWHERE_AT_ALL", ""), SettingsError::Unreadable(_)));
+        let mut bench = Bench::new();
+        bench.include("a: 1");
+        let values = Values { include: Vec::new(), ..bench.values("000001") };
+        assert!(matches!(bench.effective.of(&bench.nats, &values), Err(SettingsError::NotIncluded(_))));
+    }
 }

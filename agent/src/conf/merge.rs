@@ -245,11 +245,12 @@ fn name_in_tls(tls: &mut Map, files: &TlsFiles) -> Result<(), MergeError> {
     }
     let files = [("cert_file", &files.cert_file), ("key_file", &files.key_file), ("ca_file", &files.ca_file)];
     for (name, file) in files {
-        if tls.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) {
-            return Err(MergeError::TwoCertificates { origin, name: name.to_owned() });
-        }
         // The state directory is UTF-8: the configuration is checked for that.
         let file = Value::text(file.to_string_lossy());
+        let is_other = |(other, entry): (&str, &Entry)| other.eq_ignore_ascii_case(name) && entry.value != file;
+        if tls.iter().any(is_other) {
+            return Err(MergeError::TwoCertificates { origin, name: name.to_owned() });
+        }
         tls.insert(name, Entry::new(file, origin.clone()));
     }
     Ok(())

@@ -286,6 +286,7 @@ mod tests {
             trust: None,
             peers: Vec::new(),
             renewal: crate::status::RenewalStatus::default(),
+            settings: crate::status::SettingsStatus::default(),
             nats: crate::status::NatsStatus::default(),
         }
     }

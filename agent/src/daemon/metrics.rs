@@ -150,6 +150,7 @@ mod tests {
             trust: None,
             peers: Vec::new(),
             renewal: RenewalStatus { next: None, attempts: 2, last_error: Some("PCA is away".into()) },
+            settings: crate::status::SettingsStatus::default(),
             nats: NatsStatus::default(),
         }
     }
@@ -182,6 +183,7 @@ mod tests {
             }),
             peers: vec![peer(RouteState::Up), peer(RouteState::Up), peer(RouteState::Unknown)],
             renewal: RenewalStatus { next: Some(datetime!(1970-01-01 00:00:03 UTC)), attempts: 0, last_error: None },
+            settings: crate::status::SettingsStatus::default(),
             ..first_pass()
         }
     }

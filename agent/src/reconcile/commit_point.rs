@@ -338,6 +338,11 @@ impl CommitPoint {
         self.waiting.as_ref().map_or(&[], |waiting| &waiting.names)
     }
 
+    /// The digest of the committed configuration, once it is known. nats-server before 2.11 gives none.
+    pub(crate) fn committed_digest(&self) -> Option<String> {
+        self.expectation.as_ref().and_then(|(_, expected)| expected.digest().map(str::to_owned))
+    }
+
     /// The committed configuration's text, if there is a committed configuration.
     pub(crate) fn committed(&self) -> Result<Option<Rendered>, FileError> {
         read_config(&self.parts.nats.config)

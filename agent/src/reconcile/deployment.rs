@@ -14,10 +14,11 @@ use crate::conf::render::Rendered;
 use crate::config::RenewalConfig;
 use crate::error::with_causes;
 use crate::progress::Progress;
-use crate::reason::Reason;
+use crate::reason::{Reason, Told};
 use crate::schedule::{cycle, turn};
 use crate::server::standing::Standing;
 use crate::state::generation::Generation;
+use crate::status::SettingsStatus;
 
 /// How soon nats-server is looked at again while it doesn't serve what is committed.
 const WATCH: Duration = Duration::from_secs(1);
@@ -225,6 +226,17 @@ impl Deployment {
     /// Why the last deployment failed.
     pub(super) fn reason(&self) -> Option<Reason> {
         self.retry.reason.clone()
+    }
+
+    /// The settings of nats-server, for the status.
+    pub(super) fn settings(&self) -> SettingsStatus {
+        let refused = self.retry.reason.as_ref().filter(|reason| reason.code().is_of_settings());
+        SettingsStatus {
+            committed: self.commit_point.committed_digest(),
+            running: None,
+            waiting: self.commit_point.waiting_for_restart().to_vec(),
+            refused: refused.map(Told::from),
+        }
     }
 
     /// The settings that wait for a restart of nats-server.

@@ -40,9 +40,6 @@ pub enum PassError {
     /// There is no effective configuration.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// The values of the template.
-    #[error(transparent)]
-    Render(#[from] RenderError),
     /// The configuration isn't in force.
     #[error(transparent)]
     Deploy(#[from] DeployError),
@@ -55,7 +52,7 @@ impl PassError {
     /// Whether the way from a generation to a server that serves it failed. That way is tried again at its own pace, and
     /// never leads to an issuance.
     pub(super) fn is_of_deployment(&self) -> bool {
-        matches!(self, Self::Journal(_) | Self::File(_) | Self::Settings(_) | Self::Render(_) | Self::Deploy(_))
+        matches!(self, Self::Journal(_) | Self::File(_) | Self::Settings(_) | Self::Deploy(_))
     }
 }
 
@@ -68,7 +65,7 @@ impl From<&PassError> for Reason {
             PassError::File(error) => return error.into(),
             PassError::Deploy(error) => return error.into(),
             PassError::Rejected(_) => (Code::CertificateRejected, None),
-            PassError::Render(error) | PassError::Settings(SettingsError::Render(error)) => of_template(error),
+            PassError::Settings(SettingsError::Render(error)) => of_template(error),
             PassError::Settings(error @ SettingsError::Unreadable(_)) => {
                 (Code::ConfigurationUnreadable, Some(mistake(error)))
             }

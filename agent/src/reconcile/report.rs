@@ -35,6 +35,7 @@ impl Reconciler {
             confirmed_at: self.deployment.confirmed_at(),
             faults,
             warnings,
+            settings: self.deployment.settings(),
         })
     }
 

@@ -135,6 +135,12 @@ impl Expected {
         Self { digest, leaf_sha256: leaf.sha256.clone() }
     }
 
+    /// The digest that nats-server is expected to report.
+    #[must_use]
+    pub(crate) fn digest(&self) -> Option<&str> {
+        self.digest.as_deref()
+    }
+
     /// Compares what was observed with what is expected.
     #[must_use]
     pub(crate) fn judge(&self, observed: &Observed) -> Standing {

@@ -116,6 +116,7 @@ fn healthy() -> Findings {
         standing: Standing::Served(Evidence::LeafAlone),
         confirmed_at: Some(NOW),
         renewal: RenewalStatus::default(),
+        settings: crate::status::SettingsStatus::default(),
         faults: Vec::new(),
         warnings: Vec::new(),
     }
