@@ -13,11 +13,10 @@ use crate::daemon::DaemonError;
 use crate::daemon::control::ControlError;
 use crate::daemon::protocol::Refusal;
 use crate::error::with_causes;
+use crate::node::IdentityError;
 use crate::output::{OutputError, abbreviated};
 use crate::reconcile::PassError;
-use crate::state::durable::FileError;
 use crate::state::lock::LockError;
-use crate::wiring::WiringError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -27,13 +26,10 @@ pub enum CommandError {
     Config(#[from] ConfigError),
     /// The identity of this node can't be found.
     #[error(transparent)]
-    Wiring(#[from] WiringError),
+    Identity(#[from] IdentityError),
     /// The lock of the state directory can't be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// A file can't be read or written.
-    #[error(transparent)]
-    File(#[from] FileError),
     /// The control socket failed.
     #[error(transparent)]
     Control(#[from] ControlError),

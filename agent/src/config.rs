@@ -253,7 +253,7 @@ pub struct NatsConfig {
     pub jetstream: JetStream,
     /// nats-server's pid file.
     pub pid_file: PathBuf,
-    /// A file of `KEY=VALUE` lines: what variables in included files and in the template stand for.
+    /// A file of `KEY=VALUE` lines: the values of variables in included files and in the template.
     pub environment_file: Option<PathBuf>,
     /// `[nats.settings]`: settings of nats-server by their own names, merged over what is rendered.
     #[serde(deserialize_with = "left_to_parse")]
@@ -848,7 +848,7 @@ impl RenewalConfig {
 }
 
 impl NatsConfig {
-    /// Puts the file that keeps the content of a secret into the place of each `secret:NAME`.
+    /// Replaces each `secret:NAME` by the file that keeps the content of the secret.
     fn name_secrets(&mut self, state: &Path) -> Result<(), InvalidKey> {
         for include in &mut self.include {
             let Some(id) = include.to_str().and_then(|text| text.strip_prefix(PREFIX)) else { continue };
@@ -860,7 +860,7 @@ impl NatsConfig {
         Ok(())
     }
 
-    /// Has the contents of included secrets kept in another state directory.
+    /// Names the files of included secrets in another state directory.
     pub(crate) fn keep_secrets_in(&mut self, state: &Path) {
         for (before, id) in std::mem::take(&mut self.included_secrets) {
             let file = included::file_of(state, &id);

@@ -22,13 +22,14 @@ use self::protocol::{Answer, Refusal};
 use self::systemd::Systemd;
 use crate::conf::loss::Loss;
 use crate::config::{Config, RenewalConfig};
+use crate::node::IdentityError;
 use crate::progress::Progress;
 use crate::reason::{Reason, Told};
 use crate::reconcile::{Pass, PassRequest, Reconciler};
 use crate::schedule::backoff;
 use crate::state::lock::{Lock, LockError};
 use crate::status::{State, Status};
-use crate::wiring::{WiringError, wire, wire_to_inspect};
+use crate::wiring::{wire, wire_to_inspect};
 
 /// A clock that is set back by more than a minute was wrong; a smaller step corrects drift. The SDK keeps credentials,
 /// and the token for instance metadata, for as long as the wall clock says. AWS ends them earlier if the clock was
@@ -49,7 +50,7 @@ pub enum DaemonError {
     Metrics(#[from] MetricsError),
     /// The configuration names no node.
     #[error(transparent)]
-    Wiring(#[from] WiringError),
+    Identity(#[from] IdentityError),
     /// The system gives no signals.
     #[error("could not listen for signals")]
     Signals(#[source] std::io::Error),
@@ -163,7 +164,7 @@ impl Daemon {
 
     /// Waits for instance metadata without a limit: somebody would have to start a daemon that gave up.
     /// Meanwhile the status says why and shows what is served, jobs are refused, and a changed agent.toml is tried.
-    async fn first_reconciler(&mut self) -> Result<Reconciler, WiringError> {
+    async fn first_reconciler(&mut self) -> Result<Reconciler, IdentityError> {
         let mut failures = 0;
         loop {
             self.systemd.alive();

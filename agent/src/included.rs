@@ -1,7 +1,7 @@
 //! Settings of nats-server in secrets: `nats.include = ["secret:NAME"]`.
 //!
-//! The content of a secret is kept in a file of the state directory, which the configuration includes like any other file.
-//! The file is the last good answer, also for the next process.
+//! The content of a secret is kept in a file of the state directory, which the configuration includes like any other
+//! file. The file holds the last good content, and outlives the process.
 
 use std::path::{Path, PathBuf};
 
@@ -53,7 +53,7 @@ impl IncludedSource for IncludedSecret {
     }
 }
 
-/// Keeps the content. An equal content leaves the file as it is, so that nothing is read again for it.
+/// Keeps the content. An equal content leaves the file unchanged, so the agent doesn't read the configuration again.
 pub(crate) fn keep(file: &Path, content: &str, state: &Path) -> Result<(), FileError> {
     if durable::read_if_there(file, MAX_SIZE)?.map(Zeroizing::new).is_some_and(|kept| *kept == content.as_bytes()) {
         return Ok(());

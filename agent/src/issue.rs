@@ -24,6 +24,7 @@ use crate::clock::Clock;
 use crate::error::{RemoteError, RemoteErrorKind};
 use crate::node::Node;
 use crate::progress::{Progress, Step};
+use crate::state::durable;
 use crate::x509::csr::{Csr, CsrError, KeyAlgorithm};
 
 /// What the issuer returned, not verified yet.
@@ -134,9 +135,9 @@ pub enum ObtainError {
         /// The journal's file.
         journal: PathBuf,
     },
-    /// A task of the runtime was cancelled: the agent is stopping.
-    #[error("the agent is stopping")]
-    Stopping,
+    /// The thread that makes the key ended early.
+    #[error("the making of a key broke off; it is tried again")]
+    BrokenOff(#[source] tokio::task::JoinError),
 }
 
 /// Issuance through the journal, the only way to a certificate.
@@ -175,9 +176,8 @@ impl Issuance {
         } else {
             self.check_cap(&entries)?;
             let (name, sans, algorithm) = (node.name.clone(), node.sans.clone(), self.algorithm);
-            let csr = tokio::task::spawn_blocking(move || Csr::generate(&name, &sans, algorithm))
-                .await
-                .map_err(|_cancelled| ObtainError::Stopping)??;
+            let made = durable::blocking(move || Csr::generate(&name, &sans, algorithm)).await;
+            let csr = made.map_err(ObtainError::BrokenOff)??;
             progress.report(Step::KeyMade { algorithm: self.algorithm });
             Pending { issuer: Some(issuer), ..Pending::of(csr, now) }
         };

@@ -33,8 +33,8 @@ pub struct Node {
 pub struct Placement {
     /// The Availability Zone, where instance metadata was asked.
     pub zone: Option<String>,
-    /// The tags that settings use, of those that the instance has. Tags are in instance metadata where the instance allows
-    /// it (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html>).
+    /// The tags that settings use and the instance has. Tags are in instance metadata where the instance allows it
+    /// (<https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html>).
     pub tags: BTreeMap<String, String>,
 }
 
@@ -139,7 +139,8 @@ fn missing(given: &Instance, named: bool, needs: &Needs) -> Vec<&'static str> {
 
 fn remedy(missing: &[&str]) -> String {
     if missing.is_empty() {
-        return "let this process reach IMDSv2, as nats.settings or the template names node.zone or node.tags".into();
+        return "let this process reach IMDSv2, because nats.settings or the template names node.zone or node.tags"
+            .into();
     }
     format!(
         "give {} in the configuration, or let this process reach IMDSv2: metadata enabled on the instance, \

@@ -182,6 +182,8 @@ codes! {
     SettingsWouldKill = "settings_would_kill",
     /// The new settings could not be tried.
     SettingsNotTried = "settings_not_tried",
+    /// A change of settings waits for a peer that lost its route.
+    SettingsWaitForPeer = "settings_wait_for_peer",
     /// nats-server ended or refused a reload with these settings.
     SettingsQuarantined = "settings_quarantined",
     /// A setting, an included file or the template can't be part of the configuration.
@@ -260,6 +262,7 @@ impl Code {
                 | Self::SettingsWontStart
                 | Self::SettingsWouldKill
                 | Self::SettingsNotTried
+                | Self::SettingsWaitForPeer
                 | Self::SettingsQuarantined
         )
     }
@@ -783,12 +786,11 @@ impl From<&GenerationError> for Reason {
 impl From<&ObtainError> for Reason {
     fn from(error: &ObtainError) -> Self {
         let (code, subject) = match error {
-            ObtainError::Csr(_) => (Code::KeyNotMade, None),
+            ObtainError::Csr(_) | ObtainError::BrokenOff(_) => (Code::KeyNotMade, None),
             ObtainError::Journal(error) => return error.into(),
             ObtainError::Issuer(error) => (Code::remote(Asked::Issuer, error.kind), Some(call(error))),
             ObtainError::InProgress { .. } => (Code::IssuerInProgress, None),
             ObtainError::Capped { .. } => (Code::IssuanceCap, None),
-            ObtainError::Stopping => (Code::AgentStopping, None),
         };
         Self::failed(code, subject, error)
     }

@@ -8,6 +8,7 @@ pub mod commit_point;
 mod deployment;
 mod issuing;
 mod last_good;
+mod links;
 mod pass;
 mod quarantine;
 mod report;
@@ -25,6 +26,7 @@ use self::commit_point::CommitPoint;
 use self::deployment::{Deployment, Order};
 use self::issuing::Issuing;
 use self::last_good::LastGoodFile;
+use self::links::Links;
 pub use self::pass::{PassError, PassRequest};
 use self::sources::{Seams, Sources};
 use crate::clock::Clock;
@@ -97,6 +99,8 @@ pub struct Reconciler {
     sources: Sources,
     issuing: Issuing,
     deployment: Deployment,
+    /// The peers that had routes.
+    links: Links,
     /// The effective configuration that was read last.
     effective: Effective,
     /// The newest generation. The key of the generation is in memory only while a pass needs the key.
@@ -133,6 +137,7 @@ impl Reconciler {
             interval,
             allowed_losses: parts.allowed_losses,
             effective: Effective::default(),
+            links: Links::default(),
             newest: None,
             damaged: Vec::new(),
             not_in_force: None,
@@ -145,6 +150,10 @@ impl Reconciler {
         self.deployment.note_outcome(&outcome);
         let now = self.clock.now();
         let (status, next) = (self.status(), self.next(now));
+        let others = status.peers.iter().filter(|peer| !status.node.is_own(peer)).map(|peer| peer.id.clone());
+        let routez = self.deployment.seen().observed.routez.as_ref();
+        let servers = routez.map(|routez| routez.remotes().values().map(|(name, _)| (*name).to_owned()).collect());
+        self.links.note(servers, &others.collect());
         self.newest = None;
         Pass { status, outcome, next }
     }
@@ -292,7 +301,8 @@ impl Reconciler {
             return Err(PassError::Waits(Reason::NoCertificate));
         };
         let rank = self.sources.rank(self.own_route());
-        let order = Order { generation, configuration, wanted, allowed_losses: &self.allowed_losses, rank };
+        let (allowed_losses, away) = (&self.allowed_losses[..], self.links.away());
+        let order = Order { generation, configuration, wanted, allowed_losses, rank, away };
         self.deployment.apply(order, progress).await
     }
 

@@ -197,8 +197,8 @@ pub trait Server: Send + Sync {
     /// binary's environment is `environment` alone.
     async fn validate(&self, candidate: &Path, environment: &Variables) -> Result<Option<String>, ServerError>;
 
-    /// Tries in a child of nats-server what a start with the settings `new` would come to, and a reload from the settings
-    /// `running` to them. `None`: no settings run. `nats_pid` is the running nats-server.
+    /// Tries the settings `new` in children of nats-server: a start, and a reload from the settings `running`.
+    /// `running` is `None` where no settings run. `nats_pid` is the process of the running nats-server.
     async fn predict(&self, running: Option<&Map>, new: &Map, nats_pid: Option<i32>) -> Prediction;
 
     /// Observes the running server. Handshakes present `chain`; without a chain they present no certificate.
@@ -251,7 +251,7 @@ impl NatsServer {
         let mut child = tokio::process::Command::new(&self.binary)
             .args(arguments)
             .env_clear()
-            // A script in the place of the binary looks programs up.
+            // A script in the place of the binary looks programs up in `PATH`.
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .envs(environment.iter().map(|(name, value)| (name, value.as_str())))
             .stdin(Stdio::null())

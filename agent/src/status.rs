@@ -69,7 +69,7 @@ pub struct Status {
     pub nats: NatsStatus,
 }
 
-/// The settings of nats-server: what is committed, what runs, and what is neither.
+/// The settings of nats-server: what is committed, what runs, what waits and why settings are refused.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 pub struct SettingsStatus {
     /// The digest of the committed configuration, `sha256:…`. nats-server before 2.11 has none.
@@ -78,7 +78,7 @@ pub struct SettingsStatus {
     pub running: Option<String>,
     /// The names of the settings that wait for a restart of nats-server.
     pub waiting: Vec<String>,
-    /// Why the settings that are wanted are not committed.
+    /// Why the wanted settings are not committed.
     pub refused: Option<Told>,
 }
 

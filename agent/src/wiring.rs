@@ -24,7 +24,6 @@ use crate::peers::PeerSource;
 use crate::peers::asg::Asg;
 use crate::peers::dial::Network;
 use crate::peers::static_list::StaticList;
-use crate::reason::Reason;
 use crate::reconcile::Parts;
 use crate::reconcile::commit_point::{CommitParts, CommitPoint};
 use crate::schedule::earliest;
@@ -35,41 +34,15 @@ use crate::trust::sources::file::File;
 use crate::trust::sources::issuer::FromIssuer;
 use crate::trust::sources::secrets_manager::SecretsManager;
 
-/// Why the parts can't be made.
-#[derive(Debug, thiserror::Error)]
-pub enum WiringError {
-    /// The identity of this node can't be found.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-}
-
-impl From<&WiringError> for Reason {
-    fn from(error: &WiringError) -> Self {
-        match error {
-            WiringError::Identity(error) => error.into(),
-        }
-    }
-}
-
-impl WiringError {
-    /// Whether the same configuration may work later.
-    #[must_use]
-    pub fn may_pass(&self) -> bool {
-        match self {
-            Self::Identity(error) => error.may_pass(),
-        }
-    }
-}
-
 /// Finds the identity of this node, and makes the real parts. Instance metadata is the only AWS API that it calls.
-pub(crate) async fn wire(config: &Config, allowed_losses: Vec<Loss>) -> Result<Parts, WiringError> {
+pub(crate) async fn wire(config: &Config, allowed_losses: Vec<Loss>) -> Result<Parts, IdentityError> {
     // The SDK's set-up makes futures of many kilobytes. Without the box the future of every caller would contain them.
     let node = Box::pin(identify(&config.node, needs(config))).await?;
     Ok(wire_around(node, config, allowed_losses, Purpose::Run).await)
 }
 
 /// As [`wire`], for a command that changes nothing: a missing embedded CA stays missing.
-pub(crate) async fn wire_to_look(config: &Config) -> Result<Parts, WiringError> {
+pub(crate) async fn wire_to_look(config: &Config) -> Result<Parts, IdentityError> {
     let node = Box::pin(identify(&config.node, needs(config))).await?;
     Ok(wire_around(node, config, Vec::new(), Purpose::Look).await)
 }

@@ -195,6 +195,39 @@ async fn invariant_15_a_line_that_nats_server_would_die_of_ends_no_node_and_hold
 }
 
 #[tokio::test]
+async fn a_change_of_settings_waits_while_a_peer_that_had_a_route_has_none_and_no_certificate_waits() {
+    let mut nodes = nodes(tools::NATS_SERVER, 3);
+    let include = nodes.directory().join("limits.conf");
+    std::fs::write(&include, "max_subscriptions: 1000\n").unwrap();
+    nodes.set("nats.include", &format!("[{:?}]", include.display().to_string())).unwrap();
+    nodes.boot().await.unwrap();
+    nodes.nodes[2].server.take().unwrap().stop().await.unwrap();
+    for node in &nodes.nodes[..2] {
+        let other = if node.name == "n1" { "n2" } else { "n1" };
+        node.meshed(&[other.to_owned()].into(), SOON).await.unwrap();
+    }
+    // The next pass sees the routes as they are now.
+    let passes = nodes.nodes[0].agent.status().await.unwrap()["served"]["confirmed_at"].clone();
+    status_with(&nodes.nodes[0], |status| status["served"]["confirmed_at"] != passes).await;
+    std::fs::write(&include, "max_subscriptions: 2000\n").unwrap();
+    let node = &nodes.nodes[0];
+    let waits = unhealthy(node, "settings_wait_for_peer").await;
+    assert_eq!(waits["settings"]["refused"]["code"], "settings_wait_for_peer", "{waits}");
+    let committed = |node: &Node| std::fs::read_to_string(node.nats_config()).unwrap();
+    assert!(committed(node).contains("max_subscriptions: 1000\n"), "{}", committed(node));
+    // A person may decide otherwise.
+    assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
+    assert!(committed(node).contains("max_subscriptions: 2000\n"), "{}", committed(node));
+
+    let Nodes { nodes, cluster, .. } = &mut nodes;
+    cluster.start_server(&mut nodes[2]).await.unwrap();
+    for node in &*nodes {
+        node.healthy(SOON).await.unwrap();
+        assert!(committed(node).contains("max_subscriptions: 2000\n"), "{}", committed(node));
+    }
+}
+
+#[tokio::test]
 async fn invariant_17_what_the_agent_owns_is_refused_from_an_include_and_from_a_setting() {
     let mut nodes = nodes(tools::NATS_SERVER, 1);
     let include = nodes.directory().join("extra.conf");

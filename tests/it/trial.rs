@@ -204,7 +204,7 @@ fn of_prediction(prediction: &Prediction) -> Option<Expected> {
     }
 }
 
-/// Every third kind, from this one on. The kinds of the others are compared at the same time.
+/// Every third kind from `first` on. Other tasks compare the other kinds at the same time.
 async fn kinds_from(version: &str, first: usize) -> Vec<String> {
     let bench = Bench::new(version);
     let mut wrong = Vec::new();
@@ -273,7 +273,7 @@ async fn settings_of_every_block_start() {
         let logging = format!("{}\nlog_file: \"%/log\"\ndebug: true\ntrace: true", kinds::EVERYTHING);
         for settings in [kinds::EVERYTHING, &logging, "listen: \"127.0.0.1:@0\"", ""] {
             let predicted = bench.predicted(None, settings).await;
-            // The default port may be taken on the machine of the test, and that alone.
+            // Only the default port may be taken on the machine of the test.
             let is_taken = matches!(&predicted, Prediction::WontStart { said } if said.contains("0.0.0.0:4222"));
             assert!(matches!(predicted, Prediction::Starts) || settings.is_empty() && is_taken, "{predicted:?}");
         }
@@ -499,7 +499,7 @@ async fn the_files_of_a_trial_are_the_owners_alone() {
     bench.assert_nothing_left();
 }
 
-/// Not a test of right and wrong. The limit is far off what is measured, because tests share the machine.
+/// A guard against slowness. The limit is far above the measured times, because tests share the machine.
 #[tokio::test]
 async fn a_prediction_is_quick() {
     for version in tools::NATS_SERVER_VERSIONS {

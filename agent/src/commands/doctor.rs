@@ -281,7 +281,7 @@ const RENEW: &str = "run `agent renew`, which says what keeps a new certificate 
 /// no port has TLS, so that is a warning.
 async fn serving(commit_point: &mut CommitPoint, newest: Option<&Generation>) -> Vec<Check> {
     let mut seen = commit_point.unseen();
-    // A committed file that can't be checked has a line of its own. What was seen of nats-server is known all the same.
+    // A separate line reports a committed file that can't be checked. The rest of the observation counts all the same.
     let _unknown = commit_point.observe(newest.map(|newest| &newest.chain), &mut seen).await;
     let observed = seen.observed;
     let config = commit_point.parts().nats.config.display();

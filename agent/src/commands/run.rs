@@ -10,7 +10,7 @@ use crate::daemon;
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(file: PathBuf, config: Config, allowed_losses: Vec<Loss>) -> Result<ExitCode, CommandError> {
-    // The future of the daemon holds those of every stage.
+    // Boxed, because the daemon's future holds the futures of every stage.
     Box::pin(daemon::run(file, config, allowed_losses)).await?;
     Ok(ExitCode::SUCCESS)
 }

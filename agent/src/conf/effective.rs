@@ -33,8 +33,8 @@ pub enum SettingsError {
     Merge(#[from] MergeError),
     /// A block of an included file replaces a rendered block as a whole.
     #[error(
-        "{after}: the block `{block}` would replace the whole block that is rendered, as nats-server takes the later of two \
-         settings whole; write its settings under [nats.settings.{block}] in agent.toml instead"
+        "{after}: the block `{block}` would replace the whole block that is rendered, because nats-server keeps only \
+         the later of two blocks; write the block's settings under [nats.settings.{block}] in agent.toml instead"
     )]
     BlockReplaced {
         /// The block, with the blocks around it.
@@ -45,21 +45,24 @@ pub enum SettingsError {
     /// One setting has two names in the tree.
     #[error(transparent)]
     Ambiguous(Box<Ambiguous>),
-    /// A setting of the agent's own has another value.
+    /// A setting that the agent owns has another value.
     #[error("{0}")]
     Owned(owned::Replaced),
     /// A setting names a file of one generation.
     #[error(
-        "{0} names a file below the agent's generations, which a later renewal removes; write certificate = \"node\" in the \
-         tls block"
+        "{0} names a file below the agent's generations, and a later renewal removes the file; write \
+         certificate = \"node\" in the tls block"
     )]
     NamesGeneration(Origin),
     /// A file of `nats.include` is not included.
-    #[error("nats.include names {}, and nats.template doesn't include it; write `include` for it in the template", .0.display())]
+    #[error(
+        "nats.include names {}, and nats.template doesn't include the file; write an `include` of the file in the template",
+        .0.display()
+    )]
     NotIncluded(PathBuf),
 }
 
-/// What the effective configuration was read from. nats-server's own reader can be asked whether it reads the same.
+/// The sources of the effective configuration. nats-server's own reader can read them too, for a comparison.
 pub struct Sources {
     /// The rendered template, with its includes as they are written.
     pub text: Rendered,
@@ -69,7 +72,7 @@ pub struct Sources {
     pub digest: String,
 }
 
-/// The files whose content the effective configuration depends on, as they were when it was read.
+/// The files that the effective configuration depends on, each with its state after the last reading.
 type Stamps = Vec<(PathBuf, Option<Stamp>)>;
 
 /// What changes when a file changes: device, inode, size, and the times of its content and its inode in nanoseconds.
@@ -86,7 +89,7 @@ pub struct Configuration {
     pub sources: Arc<Sources>,
 }
 
-/// Makes the effective configuration. While its inputs don't change, nothing is read and nothing is parsed.
+/// Makes the effective configuration, and reads its inputs again only after a change.
 #[derive(Default)]
 pub struct Effective {
     last: Option<(Values, Stamps, Configuration)>,
@@ -145,7 +148,7 @@ fn read(nats: &NatsConfig, values: &Values) -> Result<(Vec<PathBuf>, Configurati
     let digest = digest(&wrap(read.map.clone()), UsedVariables::Keep);
     let mut tree = without_variables(read.map);
     merge(&mut tree, resolved(&nats.settings, values)?);
-    // `certificate = "node"` may stand anywhere, and a path of a generation may not.
+    // The check comes first, because it refuses paths of generations, and the next step adds such paths.
     check(&tree, values)?;
     name_certificate(&mut tree, &values.tls)?;
     let mut files = read.files;
@@ -170,8 +173,8 @@ fn check(tree: &Map, values: &Values) -> Result<(), SettingsError> {
     }
 }
 
-/// The tree without the settings that only define a variable. nats-server would refuse their names, as nothing refers to
-/// them any more.
+/// The tree without the settings that only define a variable. nats-server would refuse the names of these settings,
+/// because nothing refers to them any more.
 fn without_variables(tree: Map) -> Map {
     let mut kept = Map::default();
     for (name, mut entry) in tree {
@@ -195,8 +198,8 @@ fn below(value: Value) -> Value {
 }
 
 impl Sources {
-    /// A configuration that nats-server accepts whatever the included file says: the file's settings stand where
-    /// nats-server looks at no setting. `file` is the name of a file in the same directory.
+    /// A configuration that includes `file` where nats-server looks at no setting. nats-server therefore accepts any
+    /// settings of the file. `file` is the name of a file in the same directory.
     #[must_use]
     pub fn wrapped(file: &str) -> String {
         format!("authorization {{ users: [ {{ X {{ include \"{file}\" }}\nuser: $X\nuser: a\npassword: b }} ] }}\n")
@@ -278,7 +281,7 @@ mod tests {
         assert!(!Arc::ptr_eq(&before.tree, &after.tree) && after.rendered.text().contains("max_subscriptions: 22"));
     }
 
-    /// A template of one's own need not name the generation.
+    /// A user's template need not name the generation.
     #[test]
     fn a_setting_follows_the_generation_where_the_template_stays_the_same() {
         let mut bench = Bench::new();

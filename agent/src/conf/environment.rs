@@ -36,7 +36,7 @@ pub enum EnvironmentError {
         #[source]
         source: io::Error,
     },
-    /// A line is no variable.
+    /// A line defines no variable.
     #[error("{}:{line}: {fault}", .file.display())]
     Line {
         /// The file.
@@ -58,16 +58,16 @@ pub enum LineFault {
     #[error("a NUL or a byte order mark; remove it")]
     Character,
     /// The line has no `=`. systemd ignores such a line.
-    #[error("no = in a line that is no comment; write KEY=VALUE, or # before a comment")]
+    #[error("a line without =; write KEY=VALUE, or # before a comment")]
     NoAssignment,
-    /// What stands before the `=` is no name of a variable. systemd ignores such a line.
+    /// The text before the `=` is no name of a variable. systemd ignores such a line.
     #[error("no variable's name before the =; write letters, digits and _ alone, and no export")]
     Name,
-    /// A comment ends with a backslash. Versions of systemd differ in whether the next line belongs to it.
+    /// A comment ends with a backslash. Versions of systemd differ in whether the next line belongs to the comment.
     #[error("a comment that ends with a backslash; remove the backslash")]
     ContinuedComment,
     /// The file ends within quotes.
-    #[error("the file ends before the closing quote of this line's value; write it")]
+    #[error("the file ends before the closing quote of this line's value; add the quote")]
     Unclosed,
     /// Something follows a closing quote.
     #[error("text after a closing quote; put the whole value in one pair of quotes")]
@@ -75,7 +75,7 @@ pub enum LineFault {
 }
 
 impl Environment {
-    /// The variables of the process, replaced by those of `file`.
+    /// The variables of the process and of `file`. A variable of `file` wins.
     ///
     /// The file has the format of systemd's `EnvironmentFile=` (systemd.exec(5)). What systemd ignores there, such as a
     /// line without `=`, is an error here. Variables of the process whose name or value is not UTF-8 are left out.
@@ -197,7 +197,7 @@ fn quoted(cursor: &mut Cursor<'_>, quote: char) -> Option<Zeroizing<String>> {
     }
 }
 
-/// Reads up to the end of the line. A backslash keeps the next character, and a line end after it is left out.
+/// Reads up to the end of the line. A backslash keeps the next character. A line end after a backslash is left out.
 fn unquoted(cursor: &mut Cursor<'_>) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::new());
     // Blanks at the end are left out, unless a backslash keeps them.

@@ -9,8 +9,8 @@ use super::render::Values;
 use super::tree::{Entry, Map, Origin, Value};
 use crate::state::generation::TlsFiles;
 
-/// Settings that nats-server takes as an integer alone, in which TOML needs a string for a size such as `"8MB"`
-/// (`server/opts.go` of 2.15: `v.(int64)`).
+/// Settings for which nats-server takes only an integer (`server/opts.go` of 2.15: `v.(int64)`). TOML needs a string
+/// for a size such as `"8MB"`.
 const SIZES: [&str; 12] = [
     "max_payload",
     "max_pay",
@@ -34,8 +34,8 @@ const NODE: &str = "node";
 /// Why settings can't be merged.
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
-    /// A string of `[nats.settings]` is no template that can be rendered. tera's message names the value that is missing.
-    #[error("{origin}: {setting}: the string can't be rendered; correct what stands between {{{{ and }}}}")]
+    /// A string of `[nats.settings]` can't be rendered. tera's message names the missing value.
+    #[error("{origin}: {setting}: the string can't be rendered; correct the text between {{{{ and }}}}")]
     Render {
         /// The setting, with its blocks.
         setting: String,
@@ -45,16 +45,17 @@ pub enum MergeError {
         #[source]
         source: Box<tera::Error>,
     },
-    /// `certificate` in a `tls` block is something else than `"node"`.
+    /// `certificate` in a `tls` block has another value than `"node"`.
     #[error(
-        "{origin}: `certificate` in a tls block knows the value \"node\" alone; name other files by cert_file and key_file"
+        "{origin}: `certificate` in a tls block takes only the value \"node\"; name other files by cert_file \
+         and key_file"
     )]
     Certificate {
         /// The place of `certificate`.
         origin: Origin,
     },
     /// A `tls` block has `certificate` and a file.
-    #[error("{origin}: a tls block names `certificate` and {name}; remove either")]
+    #[error("{origin}: a tls block names `certificate` and {name}; remove one of them")]
     TwoCertificates {
         /// The place of `certificate`.
         origin: Origin,
@@ -63,11 +64,11 @@ pub enum MergeError {
     },
 }
 
-/// `[nats.settings]` with what its strings say of this node: `{{ node.zone }}` becomes the zone. A size for a setting that
-/// takes an integer becomes that integer.
+/// `[nats.settings]` with its strings rendered for this node: `{{ node.zone }}` becomes the zone. A size becomes an
+/// integer where nats-server takes only an integer.
 pub(crate) fn resolved(settings: &Map, values: &Values) -> Result<Map, MergeError> {
     let mut settings = settings.clone();
-    // No error and no setting can hold the cluster credential, as the strings don't see it.
+    // The strings can't see the cluster credential, so neither an error nor a setting can hold the credential.
     let context = tera::Context::from_serialize(&values.without_secrets()).unwrap_or_default();
     for (name, entry) in settings.iter_mut() {
         resolve(entry, &mut vec![name.to_owned()], &context)?;
@@ -137,7 +138,7 @@ pub(crate) struct PlacementNeeds {
 }
 
 impl PlacementNeeds {
-    /// What `[nats.settings]` needs, and a user's template.
+    /// What `[nats.settings]` and a user's template need.
     pub(crate) fn of(settings: &Map, template: Option<&str>) -> Self {
         let mut needs = Self::default();
         settings.iter().for_each(|(_, entry)| needs.add(&entry.value));
@@ -182,11 +183,11 @@ fn is_tag_key(key: &str) -> bool {
     (1..=128).contains(&key.len()) && key.chars().all(|c| c.is_alphanumeric() || "+-=.,_:@".contains(c))
 }
 
-/// Puts the settings into the tree, block by block: a block into the block of its name, any other value in the place of
-/// the value of its name, under whichever of its names.
+/// Puts the settings into the tree, block by block. A block goes into the block of its name. Any other value replaces
+/// the value of its name. Synonyms count as one name.
 pub(crate) fn merge(tree: &mut Map, settings: Map) {
     if settings.iter().any(|(name, _)| ["https", "https_port"].contains(&&*canonical(Block::Top, name))) {
-        // nats-server refuses to start with both, and the template has http.
+        // nats-server refuses to start with `http` beside `https`, and the template has `http`.
         tree.remove("http");
     }
     merge_block(Some(Block::Top), tree, settings);

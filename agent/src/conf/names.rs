@@ -1,17 +1,18 @@
-//! The names of nats-server's settings: which names are one setting, and which setting is a block of its own.
+//! The names of nats-server's settings: which names mean one setting, and which settings are blocks.
 //!
-//! The source is server/opts.go of nats-server 2.10.26, 2.12.8, 2.14.5 and the main branch before 2.15.1. A later version
-//! adds names and takes none away. Names that 2.10.26 lacks are marked; there, `-t` refuses them.
+//! The source is server/opts.go of nats-server 2.10.26, 2.12.8, 2.14.5 and the main branch before 2.15.1. A later
+//! version adds names and takes none away. Names that 2.10.26 lacks are marked, because `-t` of 2.10.26 refuses them.
 //!
-//! nats-server applies the settings of a block in the random order of Go's maps. Of two names that set one value, either
-//! wins: two results were seen in ten starts.
+//! nats-server applies the settings of a block in the random order of Go's maps. Of two names that set one value,
+//! either may win: ten starts gave both results.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::tree::{Ambiguous, Entry, Map, Value};
 
-/// The largest number of ambiguities that [`ambiguities`] returns. A person corrects the first ones first.
+/// The largest number of ambiguities that [`ambiguities`] returns. A person corrects them one after the other, so a few
+/// suffice.
 pub const MAX_AMBIGUITIES: usize = 20;
 
 /// A kind of block: the settings that one function of server/opts.go reads.
@@ -111,7 +112,8 @@ const TOP: Shape = Shape {
         &["max_sub_tokens", "max_subscription_tokens"],
         &["operator", "operators", "roots", "root", "root_operators", "root_operator"],
         &["resolver", "account_resolver", "accounts_resolver"],
-        // Of these two, nats-server always takes the first. It ignores them in another case (configureSystemAccount).
+        // nats-server prefers the first of these two names, and ignores both where they are not in lower case
+        // (configureSystemAccount).
         &["system_account", "system"],
         &["no_system_account", "no_system", "no_sys_acc"],
         &["trusted_keys", "trusted"],
@@ -120,11 +122,11 @@ const TOP: Shape = Shape {
     overlaps: &[
         (When::Given, &["listen", "host"]),
         (When::Given, &["listen", "port"]),
-        // Both set the monitoring host. nats-server starts with one of the two ports alone (startMonitoring).
+        // Both set the monitoring host. nats-server starts only with one of the two ports (startMonitoring).
         (When::Given, &["http", "https"]),
         (When::Given, &["http", "http_port"]),
         (When::Given, &["https", "https_port"]),
-        // Each verbose trace sets `trace` too. `trace_headers` is newer than 2.10.26.
+        // The other two set `trace` too. `trace_headers` is newer than 2.10.26.
         (When::Differ, &["trace", "trace_verbose", "trace_headers"]),
     ],
     inside: &[
@@ -402,8 +404,8 @@ impl Block {
         }
     }
 
-    /// The kind of the block, or of the blocks of the list, that stands in this block under a name. `None`: a plain
-    /// value, a setting that nats-server doesn't know, or a map with free names and plain values.
+    /// The kind of the block, or of the blocks in the list, under a name in this block. `None`: a plain value, a
+    /// setting that nats-server doesn't know, or a map with free names and plain values.
     #[must_use]
     pub fn inside(self, name: &str) -> Option<Self> {
         let shape = self.shape();
@@ -439,8 +441,8 @@ pub fn canonical(block: Block, name: &str) -> Cow<'_, str> {
     group.and_then(|group| group.first()).map_or(name, |first| Cow::Borrowed(*first))
 }
 
-/// Where two names of one setting stand, anywhere in the tree. At most [`MAX_AMBIGUITIES`] are returned. The names are
-/// dotted, as in `cluster.listen` or `authorization.users[3].pass`.
+/// The places where one setting has two names, anywhere in the tree. At most [`MAX_AMBIGUITIES`] are returned. The
+/// names are dotted, as in `cluster.listen` or `authorization.users[3].pass`.
 #[must_use]
 pub fn ambiguities(tree: &Map) -> Vec<Ambiguous> {
     let mut found = Vec::new();
@@ -453,12 +455,12 @@ pub fn ambiguities(tree: &Map) -> Vec<Ambiguous> {
     found
 }
 
-/// Calls `visit` with each block of the tree that nats-server reads as such: its kind, its dotted path, and its map.
+/// Calls `visit` with each map of the tree that nats-server reads as a block: its kind, its dotted path, and its map.
 pub fn each_block<'a>(tree: &'a Map, visit: &mut impl FnMut(Block, &str, &'a Map)) {
     walk(Block::Top, "", tree, visit);
 }
 
-/// The kinds of blocks don't contain themselves, so the depth is bounded.
+/// No kind of block contains itself, so the depth is bounded.
 fn walk<'a>(block: Block, path: &str, map: &'a Map, visit: &mut impl FnMut(Block, &str, &'a Map)) {
     visit(block, path, map);
     for (name, entry) in map.iter() {
@@ -478,7 +480,7 @@ fn walk<'a>(block: Block, path: &str, map: &'a Map, visit: &mut impl FnMut(Block
     }
 }
 
-/// A name behind the path of its block.
+/// The dotted path of a name in a block.
 #[must_use]
 pub fn dotted(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }

@@ -1,8 +1,7 @@
 //! What the agent owns in nats-server's configuration, and the settings that would replace it.
 //!
-//! The agent decides where nats-server listens, by what name, with which routes and with which key and certificate. It
-//! confirms reloads there, and peers rely on it. A setting of somebody else's that differs is refused before anything is
-//! written.
+//! The agent decides nats-server's listeners, name, routes, key and certificate. The agent confirms reloads with these
+//! values, and peers rely on them. A different value from another source is refused before anything is written.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -60,12 +59,12 @@ pub struct Replaced {
     pub setting: String,
     /// Where the value comes from.
     pub origin: Origin,
-    /// The key of agent.toml that is meant for it.
+    /// The key of agent.toml for this setting.
     pub key: &'static str,
 }
 
-/// The settings of the effective tree whose values differ from what the agent owns, whatever their source. A setting that
-/// is absent is left to the losses.
+/// The settings of the effective tree whose values differ from what the agent owns, whatever their source. An absent
+/// setting is left to the check of losses.
 #[must_use]
 pub fn replaced(tree: &Map, owned: &Owned<'_>) -> Vec<Replaced> {
     let mut found = Found(Vec::new());
@@ -89,8 +88,8 @@ pub fn replaced(tree: &Map, owned: &Owned<'_>) -> Vec<Replaced> {
     found.0
 }
 
-/// The settings that name a path below `generations/`, or come from a file there, without being asked to by the agent. A
-/// generation is removed after a few renewals, and the file that names it would then stop every later one.
+/// The settings that name a path below `generations/` or come from a file there, although they must not. A generation
+/// is removed after a few renewals. A setting that names a removed generation would stop every later renewal.
 ///
 /// The template may name any path there. `[nats.settings]` may name the files in `allowed`, which `certificate = "node"`
 /// stands for. An included file or secret may name none.
@@ -135,9 +134,9 @@ fn names_a_path_in(entry: &Entry, directory: &Path) -> bool {
     entry.value.as_text().is_some_and(|text| is_below(Path::new(text), directory))
 }
 
-/// Whether a path lies below a directory, `.` and `..` resolved in the text. nats-server resolves a relative path from
-/// the directory in which it was started, which the text doesn't say. A relative path counts as below the directory where
-/// it begins with the end of the directory's path: `generations/000001/cert.pem`.
+/// Whether a path lies below a directory. `.` and `..` are resolved in the text alone. nats-server resolves a relative
+/// path from its working directory, which the text doesn't tell. A relative path counts as below the directory where it
+/// begins with the end of the directory's path: `generations/000001/cert.pem`.
 fn is_below(path: &Path, directory: &Path) -> bool {
     let (path, directory) = (resolved(path), resolved(directory));
     if path.is_absolute() {
@@ -179,7 +178,7 @@ impl<'a> Endpoint<'a> {
         Self { host, port: port.parse().ok() }
     }
 
-    /// Reads the value of `listen`, `http` or `https`: also a port alone.
+    /// Reads the value of `listen`, `http` or `https`, which may be a port alone.
     fn of_value(value: &'a Value) -> Option<Self> {
         match value {
             Value::Integer(port) => Some(Self { host: "", port: Some(*port) }),
@@ -221,13 +220,13 @@ impl Found {
         }
     }
 
-    /// A path that JetStream stores at. Where the agent has JetStream off, it owns no path, and any path differs.
+    /// The path of JetStream's store. Where agent.toml has JetStream off, the agent owns no path, so any path differs.
     fn store_dir(&mut self, setting: &str, entry: &Entry, owned: &Owned<'_>) {
         let is_own = owned.store_dir.is_some_and(|path| is_path(entry, path));
         self.unless(is_own, setting, entry, "nats.jetstream.store_dir");
     }
 
-    /// `listen`, or `host` and `port`. `default` is what nats-server makes of a port that is 0 or absent.
+    /// `listen`, or `host` and `port`. `default` is the port that nats-server uses for a port that is 0 or absent.
     fn listener(&mut self, map: &Map, path: &str, own: &Endpoint<'_>, default: Option<i64>, key: &'static str) {
         let is_port =
             |port: Option<i64>| port.map(|port| if port == 0 { default.unwrap_or(0) } else { port }) == own.port;
@@ -254,7 +253,8 @@ impl Found {
             }
         }
         match (host_given, port_given) {
-            // The default of what is absent is a value too.
+            // nats-server uses its default for an absent host or port, and the default may differ from the agent's
+            // value.
             (None, Some((name, entry))) => {
                 self.unless(own.has_host("", DEFAULT_HOST), &dotted(path, name), entry, key);
             }
@@ -269,7 +269,7 @@ impl Found {
         self.listener(tree, "", own, Some(DEFAULT_PORT), "nats.listen");
     }
 
-    /// nats-server listens for monitoring at the client listener's host unless told otherwise.
+    /// By default nats-server listens for monitoring at the client listener's host.
     fn monitor(&mut self, tree: &Map, owned: &Owned<'_>) {
         let own = &owned.monitor;
         for (name, entry) in named(Some(tree), &["http", "https", "http_port", "monitor_port", "https_port"]) {

@@ -1,8 +1,8 @@
 //! The reader of nats-server's configuration language: a text becomes a tree of values.
 //!
 //! The reader follows nats-server's own lexer and parser (`conf/lex.go` and `conf/parse.go` of 2.10.26 to 2.15.1).
-//! nats-server accepts odd texts, such as a name without a value, or has read them differently in its versions. This
-//! reader refuses those texts. A text that is read here is therefore read alike by nats-server.
+//! nats-server accepts some odd texts, such as a name without a value. Its versions read other texts differently. This
+//! reader refuses all these texts. Where this reader gives a tree, every version of nats-server reads the same tree.
 //!
 //! Of two settings with one name in one block, the later replaces the earlier as a whole. The settings of an included
 //! file stand in the place of its `include`. Every variable is replaced by the value that it has where it is used.
@@ -37,7 +37,7 @@ pub const MAX_INCLUDE_DEPTH: usize = 8;
 pub const MAX_INCLUDES: usize = 1000;
 /// The deepest nesting of maps and arrays.
 pub const MAX_DEPTH: usize = 32;
-/// The longest chain of variables of the environment, each with the next for its value.
+/// The longest chain of variables of the environment, each of which refers to the next.
 pub const MAX_VARIABLE_DEPTH: usize = 8;
 
 /// A configuration that was read.
@@ -238,7 +238,7 @@ impl<'a, 'e> Parser<'a, 'e> {
         let Some(name) = self.name()? else { return self.include(line) };
         self.cursor.take_while(char::is_whitespace);
         if self.cursor.take('=') || self.cursor.take(':') {
-            // Only in a map may the value begin on the next line.
+            // The value may begin on the next line only in a map.
             if rules == Rules::Map {
                 self.cursor.take_while(char::is_whitespace);
             } else {
@@ -273,7 +273,7 @@ impl<'a, 'e> Parser<'a, 'e> {
         }
     }
 
-    /// Reads a value. `line` is the line of its name, or its own in an array.
+    /// Reads a value. `line` is the line of its name, or the value's own line in an array.
     fn value(&mut self, line: usize) -> Result<Entry, ConfError> {
         self.shared.charge(0, 1).map_err(|fault| self.wrong(fault))?;
         let value = match self.cursor.peek() {

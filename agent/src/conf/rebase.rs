@@ -8,8 +8,7 @@ use super::tree::{Entry, Map, Value};
 use super::write;
 use crate::state::generation::Generations;
 
-/// The same text, naming the generation `number`. A text that names no generation stays as it is. `file` is named in
-/// errors.
+/// The same text, naming the generation `number`. A text that names no generation stays as it is. Errors name `file`.
 pub(crate) fn rebase(
     text: &Rendered,
     file: &Path,
@@ -24,7 +23,8 @@ pub(crate) fn rebase(
     Ok(Rendered::from_text(write::text(&tree)))
 }
 
-/// The settings that a person makes: without the generation, and without the routes, which follow the peers.
+/// The settings that a person makes. The generation and the routes are left out, because they follow the renewals and
+/// the peers.
 pub(crate) fn settings_alone(tree: &Map, generations: &Generations) -> Map {
     let mut settings = tree.clone();
     renumber(&mut settings, generations, 0);

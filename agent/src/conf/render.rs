@@ -311,10 +311,10 @@ impl Rendered {
         &self.0
     }
 
-    /// The settings of the text. `file` is the file that the text stands in: errors name it, and includes are relative to
-    /// its directory.
+    /// The settings of the text. `file` is the file of the text. Errors name `file`, and includes are relative to its
+    /// directory.
     pub fn tree(&self, file: &Path) -> Result<Map, ConfError> {
-        // The agent of an earlier version committed variables as they were.
+        // An earlier version of the agent committed variables unresolved.
         let environment = Environment::of_process();
         let directory = file.parent().unwrap_or(Path::new("/"));
         let source = Arc::new(Source::Committed(file.to_owned()));
@@ -324,9 +324,9 @@ impl Rendered {
         Ok(tree)
     }
 
-    /// The text as shown to people, without secrets: the values of all settings that hold a secret, and the passwords in
-    /// URLs. Whose secret it is, and how old, makes no difference. The credential's password is left out in each form that
-    /// a template can give it. A text that can't be read isn't shown, as nobody knows where its secrets are.
+    /// The text as shown to people, without secrets. The values of all secret settings and the passwords in URLs are
+    /// hidden, whatever their owner and age. The credential's password is hidden in each form that a template can give
+    /// it. A text that can't be read is not shown, because nobody knows the places of its secrets.
     #[must_use]
     pub fn shown(&self, file: &Path, credential: Option<&ClusterCredential>) -> String {
         let mut shown = match self.tree(file) {

@@ -19,7 +19,7 @@ pub enum Source {
     Template(Option<PathBuf>),
     /// An included file of nats-server's language.
     File(PathBuf),
-    /// A configuration that was committed, whose values came from anywhere.
+    /// A committed configuration, whose values come from any source.
     Committed(PathBuf),
     /// The source that a comment of the committed configuration names.
     Noted(String),
@@ -255,8 +255,8 @@ impl Map {
         self.0.remove(name)
     }
 
-    /// The dotted names of the settings that differ between two trees, at most [`MAX_NAMES`] of them. A name says nothing
-    /// of a value.
+    /// The dotted names of the settings that differ between two trees, at most [`MAX_NAMES`] of them. The names reveal
+    /// no value.
     #[must_use]
     pub fn differing(&self, other: &Self) -> Vec<String> {
         let mut names = Vec::new();
@@ -280,7 +280,7 @@ impl Map {
         }
     }
 
-    /// The setting that stands in a line of its text: its dotted name. Of a block, the line is that of its name.
+    /// The dotted name of the setting at a line of its text. The line of a block is the line of its name.
     #[must_use]
     pub fn at_line(&self, line: usize) -> Option<String> {
         self.0.iter().find_map(|(name, entry)| {
@@ -299,8 +299,8 @@ impl Map {
         })
     }
 
-    /// The entry under any of these names, which must be in lower case. nats-server ignores the case of names. Of two
-    /// names for one setting, nats-server applies either one last, so two are an error.
+    /// The entry under any of these names, which must be in lower case. nats-server ignores the case of names. Two
+    /// names for one setting are an error, because nats-server applies either of them last.
     pub fn find(&self, names: &[&str]) -> Result<Option<&Entry>, Ambiguous> {
         let mut found = self.0.iter().filter(|(name, _)| names.contains(&&*lower(name)));
         match (found.next(), found.next()) {

@@ -1,8 +1,8 @@
 //! Rewrites settings for a trial: the same settings, with everything that reaches outside taken out.
 //!
 //! The trial's server starts if and only if the real one starts, except for what [`crate::server::apart`] checks. It
-//! listens on loopback alone, dials nobody, and writes below the trial's directory alone. A reload of that server from
-//! one rewritten tree to another is answered as the real reload is answered.
+//! listens on loopback alone, dials nobody, and writes below the trial's directory alone. A reload of the trial's
+//! server from one rewritten tree to another has the result of the real reload.
 //!
 //! The names are those of `server/opts.go` of nats-server 2.10.26, 2.12.8 and 2.15.1.
 
@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use super::tree::{Entry, Map, Value};
 
-/// Settings that only lead the log elsewhere, or lengthen it. Without them the log goes to standard error.
+/// Settings of the log and of profiling. Without them the log is short and goes to standard error.
 const LOGGING: [&str; 9] = [
     "log_file",
     "logfile",
@@ -42,15 +42,15 @@ const MAX_FILE: [&str; 2] = ["max_file", "max_file_store"];
 const RESOLVER: [&str; 3] = ["resolver", "account_resolver", "accounts_resolver"];
 const OPERATOR: [&str; 6] = ["operator", "operators", "root", "roots", "root_operator", "root_operators"];
 
-/// The kinds of files of a trial, which name them.
+/// The kinds of files of a trial. The name of a file begins with its kind.
 const STORES: &str = "store_dir";
 const ACCOUNTS: &str = "resolver";
 const PID_FILES: &str = "pid_file";
 const PORTS_FILES: &str = "ports_file_dir";
 const OCSP_CACHE: &str = "ocsp_cache";
 
-/// The settings as a server under trial gets them. The first tree of a stage is the one to start with, and a second
-/// tree is the one to reload to.
+/// The settings as a server under trial gets them. The server starts with the first tree of a stage, and reloads to the
+/// second.
 pub fn rewrite(tree: &Map, stage: &mut Stage) -> Map {
     let mut trial = tree.clone();
     for name in LOGGING {
@@ -75,7 +75,8 @@ pub(crate) fn operators(tree: &Map) -> Vec<&str> {
     }
 }
 
-/// The store of settings with JetStream and without `max_file`, from which nats-server takes what is free on its disk.
+/// The store of JetStream where `max_file` is absent. nats-server then takes the limit from the free space on the
+/// store's disk.
 pub(crate) fn store_without_limit(tree: &Map) -> Option<&str> {
     let within = block(tree, &["jetstream"]);
     if find(tree, &["jetstream"]).is_none() || within.is_some_and(|within| find(within, &MAX_FILE).is_some()) {
@@ -119,7 +120,8 @@ fn replace(map: &mut Map, names: &[&str], with: impl FnOnce(&str) -> Value) {
     }
 }
 
-/// Every listener that is on gets a port of loopback. `http` and `https` stay apart: both together are fatal.
+/// Every listener that is on gets a port of loopback. `http` and `https` keep their names, because nats-server refuses
+/// both together.
 fn rewrite_listeners(trial: &mut Map, tree: &Map, stage: &mut Stage) {
     for endpoint in endpoints(tree) {
         let listener = endpoint.listener;
@@ -145,7 +147,7 @@ fn move_listener(settings: &mut Map, listen: Entry) {
     settings.insert("listen", listen);
 }
 
-/// A monitoring port without a host follows the client's host, so each name keeps its form.
+/// A monitoring port without a host follows the client's host, so a port stays a port and an address stays an address.
 fn monitor(trial: &mut Map, listen: &str, port: &[&str], address: Value, number: Value) {
     if let Some(value) = find_mut(trial, &[listen]) {
         *value = address;
@@ -154,8 +156,8 @@ fn monitor(trial: &mut Map, listen: &str, port: &[&str], address: Value, number:
     }
 }
 
-/// Every remote server becomes an address that refuses connections. Names and numbers of remotes stay: JetStream in a
-/// cluster without a route is fatal.
+/// Every remote server becomes an address that refuses connections. The names and the number of remotes stay, because
+/// JetStream in a cluster without a route is fatal.
 fn rewrite_remotes(trial: &mut Map, stage: &mut Stage) {
     if let Some(cluster) = block_mut(trial, Listener::Cluster.block_names()) {
         rewrite_urls(cluster, &["routes"], stage);
@@ -206,8 +208,9 @@ fn rewrite_url(value: &mut Value, stage: &mut Stage) {
     *value = Value::text(format!("{scheme}//{}{place}{path}", user.as_str()));
 }
 
-/// JetStream keeps its limits: they reserve nothing. Its store is the trial's even where JetStream is off, because a
-/// reload compares the directories all the same. A TPM would seal a real key, so a plain key stands for it.
+/// JetStream keeps its limits, because they reserve nothing. The store moves into the trial even where JetStream is
+/// off, because a reload compares the directories all the same. A plain key stands for a TPM, because a TPM would seal
+/// a real key.
 fn rewrite_store(trial: &mut Map, stage: &mut Stage) {
     let outside = find(trial, &STORE[..2]).is_some();
     replace(trial, &STORE[..2], |original| stage.path(STORES, Some(original)));
@@ -243,13 +246,14 @@ fn rewrite_store(trial: &mut Map, stage: &mut Stage) {
     }
 }
 
-/// The real pid file must stay: the agent signals the process that it names.
+/// The real pid file must stay unchanged, because the agent signals the process that the file names.
 fn rewrite_files(trial: &mut Map, stage: &mut Stage) {
     replace(trial, &PID_FILE, |original| stage.path(PID_FILES, Some(original)));
     replace(trial, &["ports_file_dir"], |original| stage.path(PORTS_FILES, Some(original)));
 }
 
-/// Accounts come from an empty directory, or from a stand-in for the account server: nats-server asks it at the start.
+/// Accounts come from an empty directory, or from a stand-in for the account server, because nats-server asks that
+/// server at the start.
 fn rewrite_resolver(trial: &mut Map, stage: &mut Stage) {
     let stands_in = match find_mut(trial, &RESOLVER) {
         Some(Value::Map(resolver)) => {
@@ -269,7 +273,7 @@ fn rewrite_resolver(trial: &mut Map, stage: &mut Stage) {
     }
 }
 
-/// The account server that the one operator names. nats-server uses it where no resolver is set.
+/// The account server that a single operator names. nats-server uses that server where no resolver is set.
 fn account_server(tree: &Map, stage: &Stage) -> Option<String> {
     let [operator] = operators(tree)[..] else { return None };
     let text = stage.around.operators.get(operator).map_or(operator, String::as_str);
@@ -280,8 +284,8 @@ fn account_server(tree: &Map, stage: &Stage) -> Option<String> {
     (!server.is_empty()).then(|| server.to_owned())
 }
 
-/// No responder is asked: a must-staple certificate alone would have nats-server ask it at the start. The cache of peers'
-/// answers is in the working directory by default.
+/// Stapling is off, because nats-server would ask the responder of a must-staple certificate at the start. The cache of
+/// peers' answers moves, because by default it is in the working directory.
 fn rewrite_ocsp(trial: &mut Map, stage: &mut Stage) {
     take(trial, &["ocsp"]);
     trial.insert("ocsp", Stage::entry(Value::Bool(false)));

@@ -1,7 +1,8 @@
 //! Writes a tree of settings as nats-server's language: the one form that every version of nats-server reads alike.
 //!
-//! Strings are in double quotes, and so are names with more than letters, digits and `_`. Numbers end at the line's end.
-//! Nothing refers to a variable or a file, so neither the environment nor another file changes what the text means.
+//! Strings are in double quotes, as are names with other characters than letters, digits and `_`. Numbers end at the
+//! line's end. Nothing refers to a variable or a file, so neither the environment nor another file changes what the
+//! text means.
 
 use std::fmt::Write;
 use std::sync::Arc;

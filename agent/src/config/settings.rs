@@ -15,7 +15,7 @@ pub(super) fn settings(text: &str, file: &Path) -> Result<Map, ConfigError> {
     let source = Arc::new(Source::Settings(file.to_owned()));
     let starts: Vec<usize> = text.match_indices('\n').map(|(index, _)| index).collect();
     let origin = |at: usize| Origin { source: source.clone(), line: starts.partition_point(|start| *start < at) + 1 };
-    // serde has read the text before.
+    // serde has parsed the text before, so the text parses here.
     let Ok(document) = DeTable::parse(text) else { return Ok(Map::default()) };
     let table = document.get_ref().get("nats").and_then(|nats| nats.get_ref().get("settings"));
     let Some(DeValue::Table(table)) = table.map(Spanned::get_ref) else { return Ok(Map::default()) };
@@ -35,8 +35,8 @@ pub(super) fn left_to_parse<'de, D: serde::Deserializer<'de>>(deserializer: D) -
     toml::Table::deserialize(deserializer).map(|_| Map::default())
 }
 
-/// `[nats.settings]` as TOML has it, with the line of each setting. The error is the dotted key of a value that
-/// nats-server's language lacks, with what is wrong.
+/// `[nats.settings]` as TOML has it, with the line of each setting. The error has the dotted key of a value that
+/// nats-server's language lacks, and the fault.
 fn from_toml(table: &DeTable<'_>, origin: &dyn Fn(usize) -> Origin) -> Result<Map, (String, &'static str)> {
     let mut map = Map::default();
     for (name, value) in table {

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use crate::conf::loss::Loss;
 use crate::progress::Step;
-use crate::reason::Told;
+use crate::reason::{Code, Told};
 use crate::status::{LeafStatus, Status};
 
 /// Who may ask. Of a client's groups only the primary group is among its credentials.
@@ -79,7 +79,7 @@ impl Refusal {
         match self {
             Self::MayNotAsk { .. } => "may_not_ask",
             Self::NoRequest { .. } => "no_request",
-            Self::Stopping => "agent_stopping",
+            Self::Stopping => Code::AgentStopping.as_str(),
             Self::Reason(reason) | Self::NotRenewed { reason, .. } => &reason.code,
         }
     }

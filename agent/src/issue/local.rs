@@ -132,7 +132,7 @@ impl Local {
 
     /// Refuses a token that was used with another key.
     fn check_same_key(&self, file: &Path, pem: &str, csr: &CertificateSigningRequestParams) -> Result<(), RemoteError> {
-        let stored = Leaf::from_pem(pem).ok().and_then(|leaf| public_key(&leaf.der));
+        let stored = Leaf::from_pem(pem).ok().and_then(|leaf| leaf.public_key_der());
         if stored.is_some_and(|stored| stored == csr.public_key.subject_public_key_info()) {
             return Ok(());
         }
@@ -164,7 +164,7 @@ impl Local {
         let key = self.read(&key_file)?.ok_or_else(|| self.unusable(&key_file, None))?;
         let key = KeyPair::from_pem(&key).map_err(|error| self.unusable(&key_file, Some(error.into())))?;
         let certificate = Leaf::from_pem(&pem).map_err(|error| self.unusable(&certificate_file, Some(error.into())))?;
-        if public_key(&certificate.der).is_none_or(|public| public != key.subject_public_key_info()) {
+        if certificate.public_key_der().is_none_or(|public| public != key.subject_public_key_info()) {
             return Err(self.unusable(&key_file, None));
         }
         if certificate.not_after <= now {
@@ -407,11 +407,6 @@ struct Authority {
     pem: String,
     key: KeyPair,
     not_after: OffsetDateTime,
-}
-
-/// The `SubjectPublicKeyInfo` of a certificate.
-fn public_key(der: &[u8]) -> Option<Vec<u8>> {
-    x509_parser::parse_x509_certificate(der).ok().map(|(_, certificate)| certificate.public_key().raw.to_owned())
 }
 
 #[cfg(test)]

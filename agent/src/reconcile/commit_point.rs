@@ -53,7 +53,7 @@ pub struct CommitPoint {
     listeners: KnownListeners,
 }
 
-/// The listeners of the texts that were read last: a text of ten thousand users isn't read again at each look.
+/// The listeners of the last texts, kept because a text of ten thousand users takes long to read.
 #[derive(Default)]
 struct KnownListeners(Vec<(Rendered, Listeners)>);
 
@@ -122,8 +122,10 @@ pub(crate) struct Desired<'a> {
     pub(crate) allowed_losses: &'a [Loss],
     /// The wall-clock time.
     pub(crate) now: OffsetDateTime,
-    /// A person asks for it, so settings in quarantine are tried once.
+    /// A person asks for it: settings in quarantine are tried once, and no peer is waited for.
     pub(crate) is_asked: bool,
+    /// Peers that lost their routes to this node. A change of settings goes through one node after the other.
+    pub(crate) away: &'a [String],
 }
 
 /// Why the desired configuration isn't in force.
@@ -140,8 +142,8 @@ pub enum DeployError {
     Unreadable(#[source] ConfError),
     /// nats-server reads a text in another way than the agent, so nobody knows what the agent would commit.
     #[error(
-        "nats-server reads {what} as {theirs} and the agent as {ours}, so it is not applied; report this with the \
-         configuration, and write the setting that was changed last in another way"
+        "nats-server reads {what} as {theirs} and the agent as {ours}, so it is not applied; report this fault with \
+         the configuration, and write the setting that was changed last in another way"
     )]
     ReadDifferently {
         /// Which text.
@@ -172,6 +174,12 @@ pub enum DeployError {
     /// The new settings could not be tried.
     #[error("the new settings could not be tried, so the settings in force stay; they are tried again")]
     NotTried(#[source] TrialTrouble),
+    /// A peer that had a route has none, perhaps for the same change of settings.
+    #[error(
+        "a change of settings goes through one node after the other, and it waits here while a peer that had a route to \
+         this node has none: {}; look at that peer, or run `agent renew` to make the change all the same", .0.join(", ")
+    )]
+    PeersAway(Vec<String>),
     /// nats-server ended with these settings, or refused them, and they have not changed since.
     #[error(
         "nats-server ended or refused a reload with these settings before, so they are not tried again until they change; \
@@ -237,7 +245,7 @@ struct Staged {
     digest: Option<String>,
 }
 
-/// What came of a commit.
+/// The result of a commit.
 enum Commit {
     /// The desired configuration is committed.
     Committed,
@@ -292,6 +300,7 @@ impl From<&DeployError> for Reason {
             DeployError::WontStart { said } => (Code::SettingsWontStart, Some(said.clone())),
             DeployError::WouldKill { said } => (Code::SettingsWouldKill, Some(said.clone())),
             DeployError::NotTried(_) => (Code::SettingsNotTried, None),
+            DeployError::PeersAway(peers) => (Code::SettingsWaitForPeer, Some(peers.join(", "))),
             DeployError::Quarantined => (Code::SettingsQuarantined, None),
             DeployError::Losses(losses) => (Code::ConfigurationTakesAway, Some(mistake(losses))),
             DeployError::RolledBack { .. } => (Code::ReloadRolledBack, None),
@@ -538,8 +547,8 @@ impl CommitPoint {
         Err(DeployError::RolledBack { mismatch, confirmed })
     }
 
-    /// Commits the desired configuration, if it was read as nats-server reads it, takes nothing away by accident, and was
-    /// seen to start.
+    /// Commits the desired configuration after three proofs. nats-server reads the same settings as the agent, nothing
+    /// is lost by accident, and a trial accepts the settings.
     async fn prove_and_commit(
         &mut self,
         desired: &Desired<'_>,
@@ -558,7 +567,7 @@ impl CommitPoint {
     }
 
     /// Tries settings that differ from those that run. Returns the running text with the new generation where the new
-    /// settings need a restart. A new generation and other peers alone make no trial.
+    /// settings need a restart. A new generation or other peers alone need no trial.
     async fn try_settings(
         &self,
         desired: &Desired<'_>,
@@ -572,6 +581,9 @@ impl CommitPoint {
         let settings = self.settings_of(tree);
         if known.as_ref().is_some_and(|known| self.settings_of(known) == settings) {
             return Ok(None);
+        }
+        if !desired.is_asked && known.is_some() && !desired.away.is_empty() {
+            return Err(DeployError::PeersAway(desired.away.to_vec()));
         }
         if !desired.is_asked && self.quarantine().holds(&settings)? {
             return Err(DeployError::Quarantined);
@@ -597,7 +609,7 @@ impl CommitPoint {
         }
     }
 
-    /// Asks nats-server what it reads in the sources. Before 2.11 nats-server doesn't tell.
+    /// Compares what nats-server and the agent read in the sources. nats-server before 2.11 doesn't tell.
     async fn prove_reading(&self, sources: &Sources) -> Result<(), DeployError> {
         let CommitParts { server, nats, .. } = &self.parts;
         let (file, wrapped) = (beside(&nats.config, "sources"), beside(&nats.config, "wrapped"));
@@ -640,8 +652,8 @@ impl CommitPoint {
         Ok(Staged { rendered: rendered.clone(), digest })
     }
 
-    /// A refusal of the candidate, with the place that the setting comes from: nats-server names the candidate's line. The
-    /// setting's name may hold a secret.
+    /// A refusal of the candidate, with the source of the setting, because nats-server names only the candidate's line.
+    /// The setting's name may hold a secret.
     fn with_origin(&self, error: DeployError, rendered: &Rendered, tree: &Map) -> DeployError {
         let DeployError::Server(ServerError::Refused { message }) = &error else { return error };
         let of_candidate = format!("{}:", self.candidate().display());
@@ -777,7 +789,8 @@ impl CommitPoint {
         }
     }
 
-    /// Compares with the committed configuration. Where that is gone or damaged, what runs tells what there is to lose.
+    /// Compares with the committed configuration. Where the committed file is gone or damaged, the running
+    /// configuration takes its place.
     fn check_losses(&self, tree: &Map, allowed: &[Loss]) -> Result<(), DeployError> {
         let before = [self.committed()?, read_config(&self.running_file())?];
         let before = before.iter().flatten().find_map(|before| Facts::of(&self.tree_of(before)?).ok());
@@ -797,7 +810,7 @@ impl CommitPoint {
         Quarantine::of(&self.parts.state)
     }
 
-    /// Keeps new settings from another try where nats-server ended or refused them. A port that doesn't answer is neither:
+    /// Puts new settings into quarantine where nats-server ended or refused them. A silent port is no refusal, because
     /// a reload may be under way.
     fn quarantine_if_refused(
         &self,

@@ -44,6 +44,8 @@ pub(super) struct Order<'a> {
     pub(super) allowed_losses: &'a [Loss],
     /// This node's place in the order of peers.
     pub(super) rank: usize,
+    /// Peers that lost their routes to this node.
+    pub(super) away: &'a [String],
 }
 
 /// The commit point, what was last seen of nats-server, and when a deployment is tried next.
@@ -115,7 +117,7 @@ impl Deployment {
     /// whatever comes of the order.
     pub(super) async fn apply(&mut self, order: Order<'_>, progress: &Progress) -> Result<Standing, PassError> {
         let now = self.clock.now();
-        let Order { generation, configuration, wanted, allowed_losses, rank } = order;
+        let Order { generation, configuration, wanted, allowed_losses, rank, away } = order;
         let observed = self.observe(Some(generation)).await;
         self.is_expectation_unknown = observed.is_err();
         self.note_confirmed();
@@ -149,7 +151,7 @@ impl Deployment {
                 };
             }
             let allowed_losses = &[allowed_losses, &wanted.allow_loss[..]].concat();
-            let desired = Desired { configuration, generation, allowed_losses, now, is_asked: wanted.renew };
+            let desired = Desired { configuration, generation, allowed_losses, now, is_asked: wanted.renew, away };
             let applied = self.commit_point.apply(&desired, &mut self.seen, progress).await;
             let is_refused = applied.as_ref().is_err_and(DeployError::is_refusal);
             self.obstacle = is_refused.then_some(Obstacle::Text(desired.configuration.rendered));

@@ -12,7 +12,7 @@ const MAX_SIZE: u64 = 128;
 /// The settings in quarantine, by their digest. They survive a restart of the agent.
 pub(super) struct Quarantine {
     file: PathBuf,
-    /// The digest covers passwords, so nobody else may try guesses on it.
+    /// The digest covers passwords, so nobody else may read the digest and test guesses.
     mode: u32,
 }
 

@@ -1,5 +1,5 @@
-//! Mistakes that a trial hides, because its settings are rewritten: ports that are taken, files that can't be written, a
-//! log that can't be opened, an OCSP responder that is missing.
+//! Mistakes that a trial hides, because its settings are rewritten. They concern ports in use, files that can't be
+//! written, the log and a missing OCSP responder.
 
 mod certificates;
 mod files;
@@ -29,11 +29,11 @@ pub enum Consequence {
 pub struct HiddenFault {
     /// The setting, such as `cluster.listen`.
     pub setting: String,
-    /// Its place. `None` for a default.
+    /// The place of the setting. `None` for a default.
     pub origin: Option<Origin>,
-    /// What is wrong with it.
+    /// What is wrong with the setting.
     pub fault: Fault,
-    /// What comes of it.
+    /// What the mistake does to nats-server.
     pub consequence: Consequence,
 }
 
@@ -58,13 +58,13 @@ pub enum Fault {
         port: i64,
     },
     /// No such port.
-    #[error("{port} is no port; choose one from 1 to 65535, or -1 for any")]
+    #[error("{port} is no port; choose a port from 1 to 65535, or -1 for any port")]
     NoPort {
         /// The number as written.
         port: i64,
     },
     /// This machine doesn't have the address.
-    #[error("this machine doesn't have the address {host}; write one that it has, or 0.0.0.0")]
+    #[error("this machine doesn't have the address {host}; write an address of this machine, or 0.0.0.0")]
     AddressNotHere {
         /// The host as written.
         host: String,
@@ -76,7 +76,7 @@ pub enum Fault {
         host: String,
     },
     /// Two listeners have one port.
-    #[error("port {port} is {other}'s too; give them different ports")]
+    #[error("{other} has port {port} too; give each listener a port of its own")]
     SharedPort {
         /// The port.
         port: i64,
@@ -92,7 +92,7 @@ pub enum Fault {
         fault: FileFault,
     },
     /// The machine has no syslog.
-    #[error("no syslog answers at /dev/log, /var/run/syslog or /var/run/log; start one, or remove the setting")]
+    #[error("no syslog answers at /dev/log, /var/run/syslog or /var/run/log; start a syslog, or remove the setting")]
     NoSyslog,
     /// The address of the remote syslog is of an unknown kind.
     #[error("a remote syslog has the scheme udp, tcp or unix, not {scheme:?}")]
@@ -101,15 +101,18 @@ pub enum Fault {
         scheme: String,
     },
     /// The remote syslog doesn't answer.
-    #[error("no connection to the remote syslog {address} ({kind}); start it, or remove the setting")]
+    #[error("no connection to the remote syslog {address} ({kind}); start the syslog, or remove the setting")]
     SyslogUnreachable {
         /// The address.
         address: String,
         /// What the system answered.
         kind: std::io::ErrorKind,
     },
-    /// A certificate is to be stapled, and nobody can be asked about it.
-    #[error("{} is to be stapled, and names no OCSP responder; set ocsp.url, or a certificate that names one", .certificate.display())]
+    /// A certificate needs a stapled OCSP response, and no responder is known.
+    #[error(
+        "{} needs a stapled OCSP response, but names no responder; set ocsp.url, or use a certificate that names a responder",
+        .certificate.display()
+    )]
     NoResponder {
         /// The file of the certificate.
         certificate: PathBuf,
@@ -118,10 +121,10 @@ pub enum Fault {
 
 /// The mistakes in `new` that a trial hides.
 ///
-/// `running` are the settings of the server that runs, if any: its own ports are no fault, and a log that they don't
-/// change is not opened anew. `nats_pid` is the process of that server: what it may write is seen through it. Without it,
-/// the agent's own view counts, and a directory that only the agent's sandbox hides is no fault. Relative paths belong to
-/// `cwd`.
+/// `running` are the settings of the running server, if any. Its own ports are no fault, and a reload opens no log
+/// whose settings stay the same. `nats_pid` is the process of that server, through which the agent sees what the server
+/// may write. Without `nats_pid` the agent's own view counts. A directory that only the agent's sandbox hides is then
+/// no fault. Relative paths belong to `cwd`.
 ///
 /// Blocks while names are resolved and a remote syslog is dialled, for some seconds at most.
 #[must_use]
@@ -134,7 +137,7 @@ pub fn hidden_faults(new: &Map, running: Option<&Map>, nats_pid: Option<i32>, cw
     faults
 }
 
-/// Settings whose change has nats-server open its log anew (`server/reload.go`, `loggingOption`; seen on 2.10.26 and
+/// Settings whose change makes nats-server open its log again (`server/reload.go`, `loggingOption`; seen on 2.10.26 and
 /// 2.15.1).
 const LOG_SETTINGS: [&[&str]; 9] = [
     &LOG_FILE,
@@ -148,7 +151,7 @@ const LOG_SETTINGS: [&[&str]; 9] = [
     &["logtime_utc"],
 ];
 
-/// The log goes to the file, failing that to the remote syslog, failing that to the syslog (`server/log.go`).
+/// The log goes to the first of these that is set: the file, the remote syslog, the syslog (`server/log.go`).
 fn log_fault(new: &Map, running: Option<&Map>, view: &View) -> Option<HiddenFault> {
     let text = |names: &[&str]| {
         let entry = find(new, names)?;
@@ -168,7 +171,7 @@ fn log_fault(new: &Map, running: Option<&Map>, view: &View) -> Option<HiddenFaul
     Some(found(setting, entry, fault, if kills { Consequence::Kills } else { Consequence::WontStart }))
 }
 
-/// Files and directories, apart from the log. Only the ports file is missed without harm.
+/// Files and directories other than the log. nats-server runs without its ports file, but needs each of the others.
 fn file_faults(new: &Map, view: &View) -> Vec<HiddenFault> {
     let path = |entry: &Entry| entry.value.as_text().filter(|path| !path.is_empty()).map(str::to_owned);
     let mut faults = Vec::new();

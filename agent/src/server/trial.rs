@@ -1,11 +1,11 @@
 //! Tries settings in a throw-away nats-server, before the real one gets them.
 //!
-//! Two trials tell what comes: a start with the new settings, and a reload from the running settings to the new ones. A
-//! start alone doesn't show what a reload refuses, and a reload accepts some settings that a start doesn't survive, such
-//! as JetStream in a cluster whose routes were taken out.
+//! Two trials foretell the outcome: a start with the new settings, and a reload from the running settings to the new
+//! settings. A start alone doesn't show what a reload refuses. A reload accepts some settings that a start doesn't
+//! survive, such as JetStream in a cluster whose routes were taken out.
 //!
-//! A prediction takes some 160 ms, most of it waiting for late ends, and 15 MB. Trial and real server come to the same
-//! verdict on every kind of change in tests/it/trial/kinds.rs, on nats-server 2.10.26, 2.12.8 and 2.15.1.
+//! A prediction takes about 160 ms and 15 MB. Most of the time is a wait for late ends. Trial and real server come to
+//! the same verdict on every kind of change in tests/it/trial/kinds.rs, on nats-server 2.10.26, 2.12.8 and 2.15.1.
 
 mod account_server;
 mod child;
@@ -35,8 +35,8 @@ use crate::conf::trial::{Listener, Stage, Surroundings, endpoints, operators, st
 use crate::conf::write;
 use crate::state::durable;
 
-/// The limit for one prediction. 10,000 accounts with JetStream each take 4 to 29 s to start on two
-/// cores, by their load.
+/// The limit for one prediction. A start with 10,000 accounts, each with JetStream, takes 4 to 29 s on two cores,
+/// depending on their load.
 pub const TRIAL_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long a server is watched after its start. The route listener opens after "Server is ready", and a server whose
 /// route port is taken ends 0.4 ms after that line.
@@ -137,7 +137,7 @@ pub enum TrialTrouble {
         /// nats-server's own words.
         said: String,
     },
-    /// The child ended in a way of which nats-server has no habit: by a signal, or without a failure.
+    /// The child ended in an unusual way: by a signal, or without a failure.
     #[error("the nats-server of a trial ended with {status}: {said}")]
     Ended {
         /// How it ended.
@@ -181,11 +181,11 @@ pub async fn predict(
         let verdict = trial.bounded(trial.start(new)).await?;
         Ok((trial, verdict))
     });
-    // Where nobody knows what the running server listens on, it may listen on all that is wanted.
+    // Where the running settings are unknown, the running server itself may use any of the wanted ports.
     let known = running.or(nats_pid.map(|_| new));
     let apart = tokio::time::timeout_at(until, apart(new, known, nats_pid, cwd));
     let (started, faults) = tokio::join!(started, apart);
-    // A trial that failed by itself doesn't take away what is known beside it.
+    // A fault beside the trial is certain, even where the trial itself fails.
     let by_faults = by_faults(&faults.unwrap_or_default());
     let trial = match (started, by_faults) {
         (Ok((_, Verdict::WontStart { said })), _) => return Prediction::WontStart { said },
@@ -213,7 +213,7 @@ async fn apart(new: &Map, running: Option<&Map>, nats_pid: Option<i32>, cwd: &Pa
     checks.await.unwrap_or_default()
 }
 
-/// What a fault means that the rewriting hides. A reload opens the log anew only where its settings change.
+/// The outcome of faults that the rewriting hides.
 fn by_faults(faults: &[HiddenFault]) -> Option<Prediction> {
     let of = |consequence| faults.iter().find(|fault| fault.consequence == consequence).map(ToString::to_string);
     for fault in faults.iter().filter(|fault| fault.consequence == Consequence::Complains) {
@@ -247,7 +247,7 @@ impl<'a> Trial<'a> {
         let directory = TrialDirectory::create(below)?;
         let (account_server, at) = AccountServer::bind().await.map_err(TrialTrouble::Socket)?;
         let (hole, hole_port) = bound(Ipv4Addr::UNSPECIFIED)?;
-        // The sockets keep the numbers apart from each other, and are closed before a server could use a number.
+        // Open sockets make the numbers distinct. They are closed before a server can use a number.
         let free: Vec<_> = (0..FREE_PORTS).map(|_| bound(Ipv4Addr::LOCALHOST)).collect::<Result<_, _>>()?;
         let surroundings = Surroundings {
             directory: directory.path().to_owned(),
@@ -261,7 +261,8 @@ impl<'a> Trial<'a> {
         Ok(Self { server, cwd, secrets, account_server, surroundings, _hole: hole, directory })
     }
 
-    /// Runs a trial for as long as its files stay few and small. The account servers are answered for meanwhile.
+    /// Runs a trial for as long as its files stay few and small. Meanwhile the stand-in answers for the account
+    /// servers.
     async fn bounded<T>(&self, trial: impl Future<Output = Result<T, TrialTrouble>>) -> Result<T, TrialTrouble> {
         tokio::select! {
             tried = trial => tried,
@@ -331,7 +332,7 @@ impl<'a> Trial<'a> {
         let said = self.told(reason, running);
         match status.code() {
             _ if said::is_shortage(reason) => Err(TrialTrouble::Exhausted { said }),
-            // Go ends with 2 where it panics, and so does it where it has no memory: that is a fatal error.
+            // Go exits with 2 after a panic, and also after a fatal error such as a lack of memory.
             Some(1) => Ok(said),
             Some(2) if reason.starts_with("panic: ") => Ok(said),
             _ => Err(TrialTrouble::Ended { status, said }),
@@ -343,7 +344,7 @@ impl<'a> Trial<'a> {
     }
 }
 
-/// What came of a reload.
+/// The result of a reload.
 enum Reloaded {
     Applied,
     Refused(String),

@@ -175,7 +175,11 @@ impl Generations {
         let key = std::str::from_utf8(&key)
             .map(|text| PrivateKeyPem::new(Zeroizing::new(text.to_owned())))
             .map_err(|error| damaged(&files.key_file, error.to_string()))?;
-        let chain = if *known == digest { StoredChain::known(key, chain) } else { StoredChain::new(key, chain) };
+        let chain = if *known == digest {
+            StoredChain::known(key, chain).map_err(Into::into)
+        } else {
+            StoredChain::new(key, chain)
+        };
         let chain = chain.map_err(|error| match error {
             StoredChainError::Leaf(_) => damaged(&files.cert_file, error.to_string()),
             StoredChainError::OtherKey => damaged(&files.key_file, error.to_string()),
@@ -192,7 +196,7 @@ impl Generations {
         after.split('/').next()?.parse().ok()
     }
 
-    /// The path of a generation's file, in the generation `number`. `None`: the path is of no generation.
+    /// The same file in the generation `number`. `None`: the path belongs to no generation.
     #[must_use]
     pub(crate) fn renumbered(&self, path: &str, number: u64) -> Option<String> {
         let (generation, file) = path.strip_prefix(self.directory.to_str()?)?.strip_prefix('/')?.split_once('/')?;

@@ -12,7 +12,7 @@ use x509_parser::extensions::ExtendedKeyUsage;
 use super::bundle::{Anchor, TrustBundle};
 use crate::clock::rfc3339;
 use crate::issue::IssuedChain;
-use crate::x509::chain::{Chain, ChainError, MAX_CERTIFICATES, StoredChain, StoredChainError};
+use crate::x509::chain::{Chain, ChainError, MAX_CERTIFICATES, StoredChain};
 use crate::x509::csr::{PrivateKeyPem, public_key_der};
 use crate::x509::der;
 use crate::x509::leaf::{Leaf, LeafError};
@@ -247,10 +247,8 @@ impl TrustBundle {
         let mut served = vec![issued.leaf().clone()];
         served.extend(path.intermediates);
         served.extend(anchor.map(|anchor| anchor.clone().into()));
-        let stored = StoredChain::new(key.clone(), Chain::new(served)?).map_err(|error| match error {
-            StoredChainError::Leaf(error) => RejectedChain::Leaf(error),
-            StoredChainError::OtherKey => RejectedChain::OtherKey { serial: leaf.serial },
-        })?;
+        // The check above proves that the leaf belongs to the key.
+        let stored = StoredChain::known(key.clone(), Chain::new(served)?).map_err(RejectedChain::Leaf)?;
         Ok(VerifiedChain(stored))
     }
 

@@ -103,7 +103,7 @@ impl StoredChain {
 
     /// Takes a key and a chain that were seen to belong together before. Every pass reads them, and deriving a public key
     /// costs more than a digest.
-    pub(crate) fn known(key: PrivateKeyPem, chain: Chain) -> Result<Self, StoredChainError> {
+    pub(crate) fn known(key: PrivateKeyPem, chain: Chain) -> Result<Self, LeafError> {
         let leaf = Leaf::parse(chain.leaf())?;
         Ok(Self { key, leaf, chain })
     }

@@ -18,7 +18,7 @@ const WRAPPER: &str = "authorization { users: [ { X { include \"FILE\" }, user: 
 
 static BINARY: LazyLock<Option<PathBuf>> = LazyLock::new(|| std::env::var_os(NATS_SERVER).map(PathBuf::from));
 
-/// Reads a text without includes. nats-server reads a text that is read here as the same tree.
+/// Reads a text without includes. nats-server must read an accepted text as the same tree.
 pub(crate) fn read_as_nats_server(text: &str) {
     match read_alone(text) {
         Err(error) => logged(&error),

@@ -14,7 +14,7 @@ pub(super) enum Expected {
 /// The beginning of all settings.
 pub(super) const BASE: &str = "max_connections: 1000\nserver_name: n0";
 
-/// The settings with a client listener and a name. A kind that sets its own has that alone.
+/// The settings with a client listener. A kind with its own listener has only that listener.
 pub(super) fn with_one_listen(settings: &str) -> String {
     let has_own = settings.lines().any(|line| line.starts_with("listen:"));
     if has_own { settings.to_owned() } else { format!("listen: \"127.0.0.1:@0\"\n{settings}") }
@@ -37,8 +37,8 @@ type Kind = (&'static str, &'static str, &'static str, Option<Expected>);
 const ROUTE: &str = "cluster { name: c, listen: \"127.0.0.1:@1\", routes: [\"nats://127.0.0.1:@9\"] }\njetstream { store_dir: \"%/js\" }";
 const TLS: &str = "TLS:a";
 
-/// Name, settings before, settings after, and what comes of it on every version. Without that the versions differ, and
-/// the trial must only be right.
+/// Name, settings before, settings after, and the outcome on every version. Without an outcome the versions differ, and
+/// the trial must only agree with the real server.
 pub(super) const KINDS: &[Kind] = &[
     ("client port", "", "listen: \"127.0.0.1:@1\"", Some(NeedsRestart)),
     ("client host", "", "listen: \"127.0.0.2:@0\"", Some(NeedsRestart)),
@@ -251,7 +251,7 @@ pub(super) const KINDS: &[Kind] = &[
     ("unknown setting", "", "max_payloads: 1", Some(WontStart)),
 ];
 
-/// Mistakes that `nats-server -t` accepts, and words of what is said of each.
+/// Mistakes that `nats-server -t` accepts, and words of each message.
 pub(super) const START_MISTAKES: &[(&str, &str, &str)] = &[
     (
         "leafnodes and gateway without a system account",

@@ -14,7 +14,7 @@ const OPERATOR: [&str; 6] = ["operator", "operators", "roots", "root", "root_ope
 /// The account of the server itself (`DEFAULT_SYSTEM_ACCOUNT`).
 const SYSTEM_ACCOUNT: &str = "$SYS";
 
-/// Accounts, users and everything else that tells clients apart. It holds no password.
+/// Accounts, users and everything else that tells clients apart, without any password.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "they are independent facts, not states")]
 pub(super) struct Access {
@@ -30,7 +30,7 @@ pub(super) struct Access {
     no_auth_user: Option<String>,
     system_account: String,
     accounts: BTreeMap<String, Account>,
-    /// By name, wherever they stand: nats-server refuses one name twice.
+    /// By name across all lists, because nats-server refuses a name that occurs twice.
     users: BTreeMap<String, User>,
     websocket: Port,
     mqtt: Port,
@@ -142,8 +142,8 @@ impl Access {
     }
 
     /// Whether somebody is kept out. Without a user, a token or a callout, nats-server lets everyone in
-    /// (`configureAuthorization` in server/auth.go). It does so too where the system account alone has users, there is no
-    /// other account, and no `authorization` block (`sysAccOnlyNoAuthUser` in server/server.go).
+    /// (`configureAuthorization` in server/auth.go). Everyone is also let in where only the system account has users,
+    /// no other account exists and no `authorization` block exists (`sysAccOnlyNoAuthUser` in server/server.go).
     fn restricts(&self) -> bool {
         let is_system = |user: &User| user.account.as_deref() == Some(&self.system_account);
         let only_system = self.users.values().all(is_system)
@@ -159,8 +159,8 @@ impl Access {
     }
 }
 
-/// The name of a user with an nkey. A public key of a user begins with `U` and has 56 characters. Anything else may be a
-/// secret in the wrong place, which nats-server refuses, and is shown as a digest.
+/// The name of a user with an nkey. A public key of a user begins with `U` and has 56 characters. Any other text may be
+/// a secret in the wrong place, so a digest stands for the text. nats-server refuses such a user.
 fn name_of_nkey(nkey: &str) -> String {
     let is_public = nkey.len() == 56 && nkey.starts_with('U');
     if is_public { nkey.to_owned() } else { format!("nkey {:.8}", sha256_hex(nkey.as_bytes())) }
@@ -187,13 +187,14 @@ impl Limits {
     fn of(permissions: Option<&Entry>) -> Result<Self, Ambiguous> {
         let Some(map) = permissions.and_then(|entry| entry.value.as_map()) else { return Ok(Self::default()) };
         let mut publish = Subjects::of(map.find(&["pub", "publish", "import"])?)?;
-        // Allowed responses close every other subject, unless some are allowed (parseUserPermissions in server/opts.go).
+        // With allowed responses nats-server closes every other subject, unless some subjects are allowed
+        // (parseUserPermissions in server/opts.go).
         let responses = map.find(&["publish_allow_responses", "allow_responses"])?.map(|entry| &entry.value);
         publish.allow |= matches!(responses, Some(Value::Bool(true) | Value::Map(_)));
         Ok(Self { publish, subscribe: Subjects::of(map.find(&["sub", "subscribe", "export"])?)? })
     }
 
-    /// Whether all that `before` restricts is restricted.
+    /// Whether these limits restrict everything that `before` restricts.
     fn keep(self, before: Self) -> bool {
         self.publish.keep(before.publish) && self.subscribe.keep(before.subscribe)
     }
@@ -211,7 +212,7 @@ impl Subjects {
         })
     }
 
-    /// A list of allowed subjects may take the place of a list of denied ones.
+    /// A list of allowed subjects may take the place of a list of denied subjects.
     fn keep(self, before: Self) -> bool {
         (self.allow || !before.allow) && (self.deny || !before.deny || self.allow && !before.allow)
     }
@@ -237,7 +238,7 @@ pub(super) fn compare(before: &Access, after: &Access, found: &mut Found) {
     compare_ports(before, after, found);
 }
 
-/// The ways to tell clients apart. What remains of them keeps somebody out.
+/// The ways to tell clients apart, where at least one way remains.
 fn compare_means(before: &Access, after: &Access, found: &mut Found) {
     for (loss, before, after, what) in [
         (Loss::Token, before.token, after.token, "clients would no longer need the token"),
@@ -281,7 +282,7 @@ fn compare_users(before: &Access, after: &Access, found: &mut Found) {
     if !after.restricts() {
         return;
     }
-    // Of each list, whether a user of it is left, here or elsewhere.
+    // Whether a user of each list is left, in the same list or in another.
     let mut left: BTreeMap<Option<&str>, bool> = BTreeMap::new();
     for (name, user) in &before.users {
         *left.entry(user.account.as_deref()).or_default() |= after.users.contains_key(name);

@@ -8,7 +8,7 @@ use super::tls::{self, Listeners, is_on, may_be_on};
 use super::{Found, Loss};
 use crate::conf::tree::{Ambiguous, Map, Value};
 
-/// The listeners, protections and capabilities that a configuration gives nats-server. It holds no password.
+/// The listeners, protections and capabilities that a configuration gives nats-server. Facts hold no password.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "they are independent facts, not states")]
 pub struct Facts {
@@ -123,7 +123,7 @@ pub(super) fn compare(before: &Facts, after: &Facts, found: &mut Found) {
         found.add(Loss::ClientTls, "clients could connect without TLS");
     }
     if before.cluster_tls && !after.cluster_tls {
-        found.add(Loss::ClusterTls, "routes would run without TLS, or without checking it");
+        found.add(Loss::ClusterTls, "routes would run without TLS, or without checks of certificates");
     }
     tls::compare(&before.listeners, &after.listeners, found);
     if before.jetstream && !after.jetstream {

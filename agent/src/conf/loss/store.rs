@@ -1,4 +1,4 @@
-//! JetStream's switch, and the store that its streams are in.
+//! JetStream's switch, and the store of its streams.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -25,7 +25,8 @@ pub(super) fn is_on(map: &Map) -> Result<bool, Ambiguous> {
     })
 }
 
-/// The digest of a secret, for comparison. `Debug` doesn't show it, because a weak secret can be found by its digest.
+/// The digest of a secret, for comparison. `Debug` hides the digest, because the digest of a weak secret reveals the
+/// secret.
 #[derive(Clone, PartialEq, Eq)]
 struct Fingerprint(String);
 
@@ -35,14 +36,15 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// Where JetStream stores, and with which key. nats-server starts with another store or another key, and with no stream.
+/// The directory and the key of JetStream's store. nats-server also starts with another directory or another key, but
+/// without the streams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Store {
-    /// `None`: nats-server's own, below the directory for temporary files.
+    /// `None`: nats-server's default, below the directory for temporary files.
     directory: Option<PathBuf>,
     key: Option<Fingerprint>,
     previous_key: Option<Fingerprint>,
-    /// ChaCha20-Poly1305 unless told otherwise.
+    /// The cipher is AES and not ChaCha20-Poly1305, the default.
     is_aes: bool,
     /// The file of a TPM's keys.
     tpm: Option<String>,
@@ -73,8 +75,8 @@ impl Store {
         }))
     }
 
-    /// Whether what `before` encrypted can be read. nats-server encrypts plain streams where a key is added, and tries
-    /// `prev_key` where the key has changed (`decryptMeta` in server/jetstream.go).
+    /// Whether this store can read what `before` encrypted. nats-server encrypts plain streams where a key is added. It
+    /// tries `prev_key` where the key has changed (`decryptMeta` in server/jetstream.go).
     fn has_key_of(&self, before: &Self) -> bool {
         before.key.is_none() || self.key == before.key || self.key.is_some() && self.previous_key == before.key
     }
@@ -82,10 +84,7 @@ impl Store {
 
 pub(super) fn compare(before: &Store, after: &Store, found: &mut Found) {
     let mut lost = |what: &str| {
-        found.add(
-            Loss::JetStreamStore,
-            format!("JetStream would start {what}, and with none of the streams that it has"),
-        );
+        found.add(Loss::JetStreamStore, format!("JetStream would start {what}, and with none of its present streams"));
     };
     if before.directory != after.directory {
         lost("with another store_dir");

@@ -21,13 +21,13 @@ pub(super) fn has_certificate(tls: &Map) -> Result<bool, Ambiguous> {
     Ok(is_given(tls, &["certs", "certificates"])? || is_given(tls, &["cert_file"])? && is_given(tls, &["key_file"])?)
 }
 
-/// Where certificates are checked against.
+/// The CAs against which certificates are checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Anchors {
     /// The system's CAs.
     #[default]
     System,
-    /// A file of somebody else's.
+    /// A file that is not the agent's.
     Foreign,
     /// The agent's trust bundle.
     Own,
@@ -38,7 +38,7 @@ enum Anchors {
 #[expect(clippy::struct_excessive_bools, reason = "they are independent facts, not states")]
 struct Tls {
     has_certificate: bool,
-    /// The certificate is that of a generation of the agent's.
+    /// The certificate belongs to a generation of the agent.
     is_own: bool,
     anchors: Anchors,
     verify: bool,
@@ -117,16 +117,16 @@ struct Listener {
 /// What is dialled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Remote {
-    /// The block of its own.
+    /// The remote's own block.
     tls: Option<Tls>,
     /// The URLs ask for TLS.
     has_secure_urls: bool,
-    /// Without a block of its own, the gateway's applies.
+    /// The gateway's block applies where the remote has none.
     inherits_tls: bool,
 }
 
 impl Remote {
-    /// Whether TLS is asked for here, and not at the gateway.
+    /// Whether the remote itself asks for TLS.
     fn asks_for_tls(&self) -> bool {
         self.tls.is_some() || self.has_secure_urls
     }
@@ -223,14 +223,14 @@ fn leaf_remotes(leafnodes: &Map) -> Result<BTreeMap<String, Remote>, Ambiguous> 
     Ok(remotes)
 }
 
-/// Host and port of a URL, without the scheme and without the user, which may stand beside a password.
+/// Host and port of a URL. The scheme is left out, and so is the user, who may have a password beside the name.
 fn host_of(url: &str) -> &str {
     let url = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = url.split(['/', '?', '#']).next().unwrap_or_default();
     authority.rsplit('@').next().unwrap_or_default()
 }
 
-/// The remote gateways. Those without a `tls` block use the gateway's own.
+/// The remote gateways. A remote without a `tls` block uses the block of the gateway.
 fn gateway_remotes(gateway: &Map) -> Result<BTreeMap<String, Remote>, Ambiguous> {
     let inherits_tls = Tls::of(gateway)?.is_some();
     let mut remotes = BTreeMap::new();
@@ -364,12 +364,11 @@ impl Place {
         }
     }
 
-    /// What a block lost beside TLS as such.
+    /// What a block loses besides TLS itself.
     fn compare(&self, before: &Tls, after: &Tls, which: &str, found: &mut Found) {
         let name = if which.is_empty() { self.name.to_owned() } else { format!("{} {which}", self.name) };
         if before.is_own && after.has_certificate && !after.is_own {
-            let what =
-                format!("the certificate of {name} would be another than the agent's, which renews its own alone");
+            let what = format!("the certificate of {name} would not be the agent's, and the agent renews only its own");
             found.add(self.certificate, what);
         }
         for what in self.unverified(before, after) {
@@ -391,7 +390,7 @@ impl Place {
             }
         }
         if before.map && !after.map && after.verify {
-            lost.push("users would no longer be told by their certificates");
+            lost.push("certificates would no longer identify users");
         }
         if before.known_urls && !after.known_urls {
             lost.push("names would no longer be checked against the known URLs");
@@ -399,7 +398,7 @@ impl Place {
         if !before.pinned.is_empty() && (after.pinned.is_empty() || !after.pinned.is_subset(&before.pinned)) {
             lost.push("pinned_certs would let in more certificates");
         }
-        // `insecure` on routes is a loss of their TLS.
+        // `insecure` on routes already counts as the loss `cluster-tls`.
         if !before.insecure && after.insecure && self.tls != Loss::ClusterTls {
             lost.push("the other end's certificate would not be checked");
         }
@@ -407,7 +406,7 @@ impl Place {
     }
 }
 
-/// Whether a block is a block at all. One without a certificate can still dial.
+/// Whether the `tls` block is there. A block without a certificate can still dial.
 fn is_encrypted(tls: &Tls) -> bool {
     *tls != Tls::default()
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{MAX_DEPTH, MAX_INCLUDE_DEPTH, MAX_INCLUDES, MAX_SIZE, MAX_VARIABLE_DEPTH};
 use crate::conf::tree::Origin;
 
-/// A configuration that can't be read: the place, and the fault. A value is never part of the text.
+/// A configuration that can't be read: the place, and the fault. The text never holds a value.
 #[derive(Debug, thiserror::Error)]
 #[error("{origin}: {fault}")]
 pub struct ConfError {
@@ -61,7 +61,8 @@ pub enum Fault {
     EscapesNotUtf8,
     /// All files together are larger than [`MAX_SIZE`].
     #[error(
-        "the configuration with all its includes and variables is larger than {MAX_SIZE} bytes; remove what it doesn't need"
+        "the configuration with all its includes and variables is larger than {MAX_SIZE} bytes; remove settings \
+         that nats-server doesn't need"
     )]
     TooLarge,
     /// Maps and arrays nest deeper than [`MAX_DEPTH`].
@@ -70,9 +71,10 @@ pub enum Fault {
     /// A name begins with a character that no name may begin with.
     #[error("{0:?} stands where a setting's name is expected; remove it, or write the name in double quotes")]
     NameExpected(char),
-    /// A name without quotes contains a character that looks like the end of the name. To nats-server it is a part of it.
+    /// A name without quotes contains a character that looks like the end of the name. nats-server takes the character
+    /// for a part of the name.
     #[error(
-        "{0:?} is a part of the name before it to nats-server; write a blank before it, or the name in double quotes"
+        "{0:?} is a part of the name for nats-server; write a blank before the character, or the name in double quotes"
     )]
     InName(char),
     /// A quoted name that is empty, or has a backslash or a line end. nats-server undoes no escapes in names.
@@ -88,9 +90,10 @@ pub enum Fault {
     /// A `}` without a `{`. nats-server ignores such a brace.
     #[error("a }} without its {{; remove it, or write the {{")]
     UnopenedBrace,
-    /// The text ends within a construct: a file that is half-written, perhaps.
+    /// The text ends within a construct. The file may be half-written.
     #[error(
-        "the text ends before {0}, as a half-written file does; complete it, and write files under another name before renaming them"
+        "the text ends before {0}, as a half-written file does; complete the file, and write a file under another \
+         name before you rename it"
     )]
     Unclosed(Closing),
     /// A `)` is the last character of the text. nats-server makes it a part of the value.
@@ -98,7 +101,7 @@ pub enum Fault {
         "the text ends directly after the ), which nats-server makes a part of the value; end the file with a line feed"
     )]
     BlockAtEnd,
-    /// A line of a `( … )` looks like its end, and isn't one: blanks or a carriage return are beside the `)`.
+    /// A line of a `( … )` looks like its end and is none: blanks or a carriage return stand beside the `)`.
     #[error(
         "blanks or a carriage return beside a ), so nats-server does not end the text here; write the ) alone on its line, which ends with a line feed"
     )]
@@ -110,13 +113,13 @@ pub enum Fault {
     #[error("text after a value on its line; end the value with a comma or a new line, or write it in double quotes")]
     AfterValue,
     /// Something follows an array's value.
-    #[error("neither a comma nor ] after a value of an array; write one")]
+    #[error("neither a comma nor ] after a value of an array; write one of them")]
     AfterArrayValue,
     /// A comma without a value before it.
     #[error("a comma where a value is expected; remove it")]
     Comma,
     /// The line ends, or a terminator stands, where a value is expected. nats-server reads an empty string or refuses.
-    #[error("no value; write one on the line of its name, \"\" for an empty string")]
+    #[error("no value; write a value on the line of its name, \"\" for an empty string")]
     ValueExpected,
     /// An unquoted value begins with a character that is never meant as a part of it.
     #[error("a value that begins with {0:?}; remove it, or write the value in double quotes")]
@@ -134,7 +137,7 @@ pub enum Fault {
         "a value that begins like a number or a date and is none; write a string in double quotes, a date as 2006-01-02T15:04:05Z"
     )]
     Number,
-    /// A number that its type can't hold, perhaps only with its unit. nats-server computes another number then.
+    /// A number that is too large for its type, perhaps because of its unit. nats-server then computes another number.
     #[error("a number that is too large with its unit; write a smaller number")]
     NumberTooLarge,
     /// A unit such as `kbb`. nats-server accepts it and stores no value.
@@ -153,7 +156,7 @@ pub enum Fault {
     /// A digit other than 0 to 9. nats-server takes it for a digit, and can't convert it.
     #[error("a digit other than 0 to 9; write 0 to 9, or the value in double quotes")]
     ForeignDigit,
-    /// A keyword `include` with characters outside ASCII, or one without a plain path.
+    /// An `include` without a plain path, or a keyword `include` with characters outside ASCII.
     #[error("an include without a plain path; write include \"FILE\", with a path from the directory of this file")]
     IncludePath,
     /// The path of an include has a wildcard. nats-server includes one file by its exact name.
@@ -165,7 +168,10 @@ pub enum Fault {
     #[error("an include within a variable of the environment; write the include in a file")]
     IncludeInEnvironment,
     /// An included file is not there.
-    #[error("the included file {} is not there; correct its path, which starts at the directory of this file, also with a leading /", .0.display())]
+    #[error(
+        "the included file {} is not there; correct its path: even a path with a leading / starts at the directory of this \
+         file", .0.display()
+    )]
     Missing(PathBuf),
     /// An included file can't be read.
     #[error("could not read the included file {}: {source}; correct it or remove the include", .file.display())]
@@ -189,11 +195,11 @@ pub enum Fault {
         "the variable ${0} is defined nowhere; define it in the file of nats.environment_file in agent.toml, or in the agent's environment"
     )]
     Undefined(String),
-    /// A `$` with something after it that is no variable's name. The text may be a secret, and is not shown.
+    /// A `$` before a text that is no variable's name. The text may be a secret, so the message hides the text.
     #[error("a value that begins with $ and names no variable; write a text in quotes, a variable as $NAME")]
     NotAVariable,
     /// A variable of the environment refers to itself, perhaps by way of others.
-    #[error("the variable ${0} of the environment refers to itself; give it a value")]
+    #[error("the variable ${0} of the environment refers to itself; give the variable a value")]
     VariableCycle(String),
     /// Variables of the environment refer to one another, deeper than [`MAX_VARIABLE_DEPTH`].
     #[error("more than {MAX_VARIABLE_DEPTH} variables of the environment refer to one another; give ${0} a value")]
@@ -208,9 +214,10 @@ pub enum Fault {
         /// What is wrong with its value.
         fault: Box<Fault>,
     },
-    /// A variable refers to a setting. Up to nats-server 2.12.5 such a setting has no effect, later it has.
+    /// A variable refers to a setting. Such a setting has no effect up to nats-server 2.12.5, and has its effect later.
     #[error(
-        "${0} refers to a setting of nats-server, which then has no effect up to nats-server 2.12.5; write the value in both places, or give the variable a name of its own"
+        "${0} refers to a setting, which then has no effect up to nats-server 2.12.5; write the value in both places, \
+         or give the variable a name of its own"
     )]
     SettingAsVariable(String),
     /// A block with variables of its own is used within an array. Versions up to 2.12.5 read it differently.

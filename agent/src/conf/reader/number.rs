@@ -88,13 +88,13 @@ impl Parser<'_, '_> {
         value.map(Value::Integer).ok_or_else(|| self.wrong(Fault::NumberTooLarge))
     }
 
-    /// Reads on a text that begins with digits.
+    /// Reads the rest of a text that begins with digits.
     fn text_from(&mut self, written: &str) -> Result<Value, ConfError> {
         let text = self.cursor.take_while(|c| !is_line_end(c) && !is_blank(c) && !";,]}\\\"'".contains(c));
         if let Some(odd) = text.chars().find(|c| c.is_whitespace() || c.is_control()) {
             return Err(self.wrong(Fault::InValue(odd)));
         }
-        // nats-server takes the character after the digits unseen, also a quote or a backslash.
+        // nats-server takes the character after the digits without a check, even a quote or a backslash.
         if let Some(odd @ ('\\' | '"' | '\'')) = self.cursor.peek() {
             return Err(self.wrong(Fault::InValue(odd)));
         }

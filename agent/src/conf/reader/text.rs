@@ -96,7 +96,8 @@ impl<'a> Parser<'a, '_> {
             Some(c) if c.is_numeric() => return Err(self.wrong(Fault::ForeignDigit)),
             _ => {}
         }
-        // nats-server takes a " within a value as it is, and `resolver: URL("…")` is common. It ends a value at a '.
+        // nats-server takes a " within a value as it is, and `resolver: URL("…")` is common. nats-server ends a value
+        // at a '.
         let quotes = if self.is_at_call() { "'" } else { "'\"" };
         let ends = |c| is_blank(c) || is_line_end(c) || ";,]}".contains(c) || quotes.contains(c);
         let (text, has_escapes) = self.escaped(ends, |c| c.is_whitespace() || c.is_control())?;

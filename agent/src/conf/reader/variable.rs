@@ -19,7 +19,7 @@ impl Parser<'_, '_> {
         if let Some(index) = self.scopes.iter().rposition(|scope| scope.map.get(name).is_some()) {
             return self.look_up_setting(index, name, line);
         }
-        // What isn't a name may be a password, and no error shows it.
+        // A text that is no name may be a password, so no error shows the text.
         let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
         let environment = self.shared.environment;
@@ -69,7 +69,7 @@ impl Parser<'_, '_> {
         self.shared.resolving.pop();
         self.shared.read.environment.insert(name.to_owned(), text.clone());
         entry.map_err(|error| match error.fault {
-            // These faults name the variable themselves.
+            // These faults name their own variable, or concern the whole configuration.
             fault @ (Fault::VariableCycle(_)
             | Fault::TooManyVariables(_)
             | Fault::Undefined(_)

@@ -107,7 +107,7 @@ impl fmt::Display for Listener {
 pub struct Endpoint {
     /// What listens.
     pub listener: Listener,
-    /// The host as written, and nats-server's default where the settings name none.
+    /// The host as written, or nats-server's default where the settings name no host.
     pub host: String,
     /// The port. -1 is a port that the system chooses.
     pub port: i64,
@@ -148,7 +148,7 @@ fn client(tree: &Map) -> Endpoint {
     Endpoint { listener: Listener::Client, host, port: if port == 0 { DEFAULT_PORT } else { port }, origin }
 }
 
-/// A monitoring or profiling listener. Without a host it has the client's.
+/// A monitoring or profiling listener. Without a host of its own it has the client's host.
 fn monitor(listener: Listener, entry: &Entry, client_host: &str) -> Option<Endpoint> {
     let (host, port) = host_and_port(&entry.value)?;
     let host = if host.is_empty() { client_host.to_owned() } else { host };

@@ -17,7 +17,7 @@ pub struct Surroundings {
     pub hole: u16,
     /// An HTTP server that stands for every account server.
     pub account_server: SocketAddr,
-    /// Ports that are free. A changed listener gets one, and nats-server refuses the reload before it opens the port.
+    /// Free ports. A changed listener gets a free port, and nats-server refuses the reload before it opens the port.
     pub free: Vec<u16>,
     /// The storage that nats-server finds on the disk of the real store, in bytes. `None` where the settings limit it.
     pub storage: Option<i64>,
@@ -27,8 +27,8 @@ pub struct Surroundings {
 
 /// The values of a trial, by the values that they stand for.
 ///
-/// Both trees of a reload are rewritten with one stage, the running one first. So equal values stay equal, and a change
-/// stays a change.
+/// Both trees of a reload are rewritten with one stage, the running tree first. So equal values stay equal, and a
+/// change stays a change.
 #[derive(Debug)]
 pub struct Stage {
     pub(super) around: Surroundings,
@@ -76,9 +76,9 @@ impl Stage {
 
     /// The port in the place of a listener's port.
     ///
-    /// The first port becomes -1: the system chooses, and after a reload to -1 the server keeps what it has. A listener
-    /// that only the second tree has must not get -1. nats-server would put the old port in its place, which is 0, and
-    /// complain of the missing port (`server/reload.go`, up to 2.15.1).
+    /// The first port becomes -1, so the system chooses the port. After a reload to -1 the server keeps its port. A
+    /// listener that only the second tree has must not get -1. nats-server would take the old port, 0, and complain of
+    /// the missing port (`server/reload.go`, up to 2.15.1).
     pub(super) fn port(&mut self, listener: Listener, port: i64) -> i64 {
         let known = self.ports.entry(listener).or_default();
         if self.reloads && known.is_empty() {
@@ -93,7 +93,8 @@ impl Stage {
         i64::from(*self.given.entry((listener, index)).or_insert(free))
     }
 
-    /// The address in the place of a remote server: one for each place, and each refuses connections.
+    /// The address in the place of a remote server. Each place has its own address, and each address refuses
+    /// connections.
     pub(super) fn place(&mut self, place: &str) -> String {
         let index = index_of(&mut self.places, &place.to_owned());
         self.address(index)
@@ -125,8 +126,8 @@ impl Stage {
         self.paths.iter().filter(|((kind, _), _)| *kind == super::PORTS_FILES).map(|(_, path)| path.as_path())
     }
 
-    /// A message of the server under trial, with the values of the settings in the places of the trial's. `chosen` are
-    /// the ports that the system chose, by [`Stage::chosen_port`].
+    /// A message of the server under trial, with the values of the settings in the place of the trial's values.
+    /// `chosen` are the ports that the system chose, by [`Stage::chosen_port`].
     #[must_use]
     pub fn original(&self, said: &str, chosen: &BTreeMap<String, String>) -> String {
         let mut pairs: Vec<(String, String)> = chosen.iter().map(|(from, to)| (from.clone(), to.clone())).collect();
@@ -171,8 +172,7 @@ fn loopback(index: usize) -> String {
     format!("127.0.0.{}", u8::try_from(index).unwrap_or(u8::MAX - 1).saturating_add(1))
 }
 
-/// Replaces each `from` by its `to`, where it doesn't stand within a longer word or number. What is put in is not replaced
-/// again.
+/// Replaces each `from` by its `to`, except within a longer word or number. A replacement is not replaced again.
 fn replace_whole(said: &str, pairs: &[(String, String)]) -> String {
     let mut replaced = String::with_capacity(said.len());
     let mut rest = said;
@@ -193,7 +193,7 @@ fn replace_whole(said: &str, pairs: &[(String, String)]) -> String {
     replaced
 }
 
-/// The index of a value, which is added where it is new.
+/// The index of a value. A new value is added.
 fn index_of<T: Clone + PartialEq>(known: &mut Vec<T>, value: &T) -> usize {
     known.iter().position(|known| known == value).unwrap_or_else(|| {
         known.push(value.clone());

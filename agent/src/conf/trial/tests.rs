@@ -192,7 +192,7 @@ fn a_reload_keeps_what_is_equal_and_changes_what_changes() {
     assert_eq!(reloaded(same, "listen: 0.0.0.0:4222"), ["listen: \"127.0.0.1:-1\""]);
     assert_eq!(reloaded(same, changed), ["listen: \"127.0.0.1:7001\""]);
     assert_eq!(reloaded(same, "host: 10.0.0.1"), ["listen: \"127.0.0.2:-1\""]);
-    // -1 would be replaced by the old port, which is none.
+    // nats-server would replace -1 by the old port, 0.
     let added = reloaded("", "leafnodes { port: 7422 }\nhttp_port: 8222").join(" ");
     assert!(added.contains("listen: \"127.0.0.1:7002\"") && added.contains("http_port: 7001"), "{added}");
     let stores = ["jetstream { store_dir: \"/a\" }", "jetstream { store_dir: \"/b\" }", "jetstream {}"];
@@ -220,7 +220,7 @@ fn a_message_names_the_values_of_the_settings() {
             "config reload not supported for Port: old=41001, new=7001",
             "config reload not supported for Port: old=4222, new=5222",
         ),
-        // Each of the two is the other's stand-in or value, and is replaced once.
+        // 127.0.0.1 is both a stand-in and a value, so each address is replaced only once.
         (
             "config reload not supported for Host: old=127.0.0.1, new=127.0.0.2",
             "config reload not supported for Host: old=0.0.0.0, new=127.0.0.1",
@@ -251,7 +251,7 @@ proptest! {
         prop_assert!(place.is_empty() || place == "127.1.0.0:9", "{url} -> {text}");
     }
 
-    /// The real ports are the real server's.
+    /// The real server keeps its ports.
     #[test]
     fn a_port_is_never_one_of_the_settings(port in 1_i64..65536, other in 1_i64..65536) {
         let text = format!("port: {port}\nhttp: {other}\ncluster {{ port: {port} }}");

@@ -1,4 +1,4 @@
-//! Whether a certificate that is to be stapled names an OCSP responder (`server/ocsp.go`, `NewOCSPMonitor`).
+//! Whether a certificate that needs a stapled OCSP response names a responder (`server/ocsp.go`, `NewOCSPMonitor`).
 
 use std::path::{Path, PathBuf};
 
@@ -65,7 +65,7 @@ fn mode(tree: &Map) -> (Mode, bool) {
     }
 }
 
-/// `None` where the certificate can't be read, of which `nats-server -t` tells.
+/// `None`: the certificate can't be read. `nats-server -t` reports such a certificate.
 fn lacks_responder(file: &Path, mode: Mode) -> Option<bool> {
     let bytes = durable::read_if_there(file, MAX_CERTIFICATES).ok().flatten()?;
     let blocks = pem::certificates(&bytes).ok()?;

@@ -1,11 +1,12 @@
 //! Whether nats-server may write a file or directory.
 //!
-//! The agent's own sandbox shows other rights than nats-server has: `ProtectSystem=strict` makes /var/log read-only to the
-//! agent alone. nats-server's process shows nats-server's view under /proc/PID/root. The kernel hides it where
-//! nats-server has a capability that the agent lacks, such as CAP_NET_BIND_SERVICE (ptrace(2)).
+//! The agent's own sandbox shows other rights than nats-server has: `ProtectSystem=strict` makes /var/log read-only to
+//! the agent alone. nats-server's process shows nats-server's view under /proc/PID/root. The kernel hides that view
+//! where nats-server has a capability that the agent lacks, such as CAP_NET_BIND_SERVICE (ptrace(2)).
 //!
-//! Without that view, the agent's own counts, because both have one user. A read-only mount is then no fault: the kernel
-//! answers EROFS only after the mode bits allowed the write. A path that a private mount hides is no fault either.
+//! Without that view the agent's own view counts, because both processes have one user. A read-only mount is then no
+//! fault: the kernel answers EROFS only after the mode bits allowed the write. A path that a private mount hides is no
+//! fault either.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -55,7 +56,7 @@ impl View {
         Self { root, cwd: cwd.unwrap_or(Path::new("/")).to_owned() }
     }
 
-    /// Whether nats-server can open a file for writing, and make it where it isn't there.
+    /// Whether nats-server can open a file for writing, and make a missing file.
     pub(super) fn file(&self, path: &str) -> Result<(), FileFault> {
         let path = self.cwd.join(path);
         if is_kernels(&path) {
@@ -92,7 +93,8 @@ impl View {
         }
     }
 
-    /// Opens a path without reading or writing it. Below nats-server's root, links lead to where nats-server sees them.
+    /// Opens a path without reading or writing it. Below nats-server's root, links are followed as nats-server follows
+    /// them.
     fn open(&self, path: &Path) -> Result<OwnedFd, Errno> {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
         match &self.root {
@@ -109,7 +111,7 @@ impl View {
         }
     }
 
-    /// A fault, unless the agent's own sandbox may be what is seen.
+    /// The fault, unless the agent's own sandbox may be its cause.
     fn unless_hidden(&self, path: &Path, fault: Option<FileFault>) -> Result<(), FileFault> {
         let fault = fault.filter(|_| self.root.is_some() || !is_hidden_by(&mounts(), path));
         fault.map_or(Ok(()), Err)

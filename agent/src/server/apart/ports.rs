@@ -48,7 +48,8 @@ fn fault_at(endpoint: &Endpoint) -> Option<Fault> {
         return Some(Fault::NoPort { port });
     };
     let Ok(addresses) = (host.as_str(), number).to_socket_addrs() else { return Some(Fault::HostUnknown { host }) };
-    // Go listens on the first IPv4 address of a name, failing that on the first address (`net.Listen`).
+    // Go listens on the first IPv4 address of a name, or on the first address where no IPv4 address exists
+    // (`net.Listen`).
     let addresses: Vec<_> = addresses.collect();
     let Some(address) = addresses.iter().find(|address| address.is_ipv4()).or_else(|| addresses.first()) else {
         return Some(Fault::HostUnknown { host });
@@ -61,8 +62,9 @@ fn fault_at(endpoint: &Endpoint) -> Option<Fault> {
     }
 }
 
-/// Binds without listening. A socket that listened would take the port from a nats-server that starts at this moment.
-/// A bound socket doesn't, because Go sets `SO_REUSEADDR` too, and it still meets a socket that listens.
+/// Binds without listening. A listening socket would take the port from a nats-server that starts at this moment. A
+/// bound socket leaves the port free, because Go sets `SO_REUSEADDR` too. The bind still fails where another socket
+/// listens.
 fn bind(address: SocketAddr) -> io::Result<()> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;

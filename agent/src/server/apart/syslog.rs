@@ -1,4 +1,4 @@
-//! Whether a syslog answers. nats-server ends where none does, at a start and at a reload.
+//! Whether a syslog answers. Without an answer nats-server ends, at a start and at a reload.
 
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -22,7 +22,7 @@ fn connect_unix(path: &Path) -> io::Result<()> {
     datagram.or_else(|_| UnixStream::connect(path).map(drop))
 }
 
-/// The fault of a `remote_syslog`. A datagram is never refused, so nothing is known of udp but that its name resolves.
+/// The fault of a `remote_syslog`. A datagram is never refused, so a udp address must only resolve.
 pub(super) fn remote_fault(url: &str) -> Option<Fault> {
     let (scheme, rest) = url.split_once(':').unwrap_or(("", url));
     let place = rest.trim_start_matches('/');
@@ -39,7 +39,7 @@ pub(super) fn remote_fault(url: &str) -> Option<Fault> {
 
 fn connect_tcp(address: &str) -> io::Result<()> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    // A name with many addresses is not tried for ever.
+    // A name may have many addresses, and each attempt takes time.
     for address in address.to_socket_addrs()?.take(3) {
         match TcpStream::connect_timeout(&address, TIMEOUT) {
             Ok(_) => return Ok(()),

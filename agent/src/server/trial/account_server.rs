@@ -30,7 +30,7 @@ impl AccountServer {
         loop {
             match self.0.accept().await {
                 Ok((stream, _)) => _ = tokio::time::timeout(TIMEOUT, answer(stream)).await,
-                // Every kind of error may last, such as too many open files.
+                // An error such as too many open files may last, so the next attempt waits.
                 Err(_) => tokio::time::sleep(TIMEOUT).await,
             }
         }
@@ -51,7 +51,7 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     stream.shutdown().await
 }
 
-/// `/N/` is the bare URL of resolver N, and more than that is an account.
+/// `/N/` is the bare URL of resolver N. A longer path names an account.
 fn reply(request: &[u8]) -> String {
     let request = String::from_utf8_lossy(request);
     let path = request.split_whitespace().nth(1).unwrap_or_default();

@@ -5,10 +5,10 @@
 //! - The end of a trial and a dropped trial both kill the child's whole process group, and wait for the child.
 //! - Where the agent itself is killed, systemd kills the rest of the unit's control group (`KillMode=control-group`, the
 //!   default).
-//! - Without systemd, a guard does it: a shell in the child's process group that reads a pipe of the agent. The kernel
-//!   closes the pipe when the agent ends, in whatever way, and the shell kills the group. Without a shell on the machine,
-//!   [`super::sweep`] ends what is left at the agent's next start. SIGPIPE ends a child only at its next log line, which
-//!   may never come.
+//! - Without systemd, a guard kills the group: a shell in the group that reads a pipe of the agent. The kernel closes
+//!   the pipe when the agent ends, in whatever way, and the shell kills the group. Without a shell on the machine,
+//!   [`super::sweep`] ends what is left at the agent's next start. SIGPIPE ends a child only at its next log line,
+//!   which may never come.
 //!
 //! `PR_SET_PDEATHSIG` would need code between fork and exec, which is unsafe, and the workspace forbids unsafe code. The
 //! signal is bound to the forking *thread* besides (prctl(2)), and tokio's threads come and go.
@@ -48,10 +48,10 @@ const MAX_FILE: u64 = 64 * 1024 * 1024;
 const MAX_CPU: u64 = 120;
 /// How long the log of an ended child stays open at most. A process that it left behind may hold the pipe.
 const LOG_CLOSES_WITHIN: Duration = Duration::from_millis(200);
-/// How often a silent child is looked at. The end of its log tells of most ends at once, but a process that it left
-/// behind may hold the log open.
+/// How often a silent child is looked at. The end of its log reveals most ends at once, but a process that the child
+/// left behind may hold the log open.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How often a child is looked at that is about to end.
+/// How often the agent looks at a child that is about to end.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// How long a killed child takes at most. The kernel needs a millisecond or two.
 const DIES_WITHIN: Duration = Duration::from_millis(500);
@@ -79,7 +79,8 @@ impl Child {
         let failed = |source| TrialTrouble::Spawn { server: server.to_owned(), source };
         let mut command = Command::new(server);
         command.arg("-c").arg(config).current_dir(cwd).env_clear().env("TMPDIR", directory);
-        // `creds: "~/…"` of a leaf node means the home of the user, whom nats-server and the agent share.
+        // `creds: "~/…"` of a leaf node means the home directory of the user, and nats-server and the agent have the
+        // same user.
         command.envs(std::env::var_os("HOME").map(|home| ("HOME", home)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // A group of its own: whatever the child starts is killed along with it.
@@ -88,7 +89,7 @@ impl Child {
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw).ok_or_else(gone)?;
         let stderr = child.stderr.take().ok_or_else(gone)?;
         limit(group);
-        // The child is not waited for yet, so its number is not another process's.
+        // Nobody has waited for the child yet, so no other process has its pid.
         let pidfd = pidfd_open(group, PidfdFlags::empty()).map_err(|errno| {
             _ = kill_process_group(group, Signal::KILL);
             failed(errno.into())
@@ -111,7 +112,7 @@ impl Child {
         self.ended().await.map(Next::Ended)
     }
 
-    /// Reads the rest of the log, and the status. A child that closes its log without an end is killed.
+    /// Reads the rest of the log, and the status. A child that closes its log and runs on is killed.
     pub(super) async fn ended(&mut self) -> Result<ExitStatus, TrialTrouble> {
         let closes = Instant::now() + LOG_CLOSES_WITHIN;
         while let Ok(line) = tokio::time::timeout_at(closes, self.log.line()).await {
@@ -127,7 +128,7 @@ impl Child {
 
     /// Kills the child's process group, and waits for the child. A child that has ended keeps its status.
     pub(super) async fn kill(&mut self) -> Result<ExitStatus, TrialTrouble> {
-        // Before the wait: until then the number of the group is not another's.
+        // The kill comes before the wait, because no other group has the number until then.
         _ = kill_process_group(self.group, Signal::KILL);
         if let Some(guard) = &mut self.guard {
             _ = guard.wait().await;
@@ -141,7 +142,7 @@ impl Child {
             .map_err(|errno| TrialTrouble::Child { action: "signal", source: errno.into() })
     }
 
-    /// Whether the child has ended. It is not waited for.
+    /// Whether the child has ended. The look is no wait, so the child keeps its pid.
     pub(super) fn has_ended(&self) -> bool {
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         // An error means that there is no such child any more.
@@ -204,14 +205,14 @@ fn limit(child: Pid) {
             tracing::debug!("could not set {resource:?} of a trial: {error}");
         }
     }
-    // Where memory is short, the kernel takes the trial rather than nats-server.
+    // Where memory is short, the kernel kills the trial rather than nats-server.
     let file = format!("/proc/{}/oom_score_adj", child.as_raw_nonzero());
     if let Err(error) = std::fs::write(&file, "1000") {
         tracing::debug!("could not write {file}: {error}");
     }
 }
 
-/// The log of a child. It is always read: 64 KiB that nobody reads stop nats-server for ever.
+/// The log of a child. The log is always read, because nats-server stops for ever at 64 KiB that nobody reads.
 struct Log {
     stderr: BufReader<ChildStderr>,
     partial: Vec<u8>,

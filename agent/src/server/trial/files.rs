@@ -80,8 +80,8 @@ pub(super) fn create_directory(path: &Path) -> Result<(), TrialTrouble> {
     created.map_err(|source| TrialTrouble::File { action: "create", path: path.to_owned(), source })
 }
 
-/// Writes settings for a server under trial, in one step for a server that reads them. They needn't survive a power cut,
-/// so nothing is flushed.
+/// Writes settings for a server under trial, in one step, because a server may read them. The settings needn't survive
+/// a power cut, so nothing is flushed.
 pub(super) fn write_config(config: &Path, stage: &mut Stage, settings: &Map) -> Result<(), TrialTrouble> {
     let text = write::text(&rewrite(settings, stage));
     stage.directories().try_for_each(create_directory)?;

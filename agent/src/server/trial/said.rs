@@ -35,8 +35,8 @@ pub(super) fn is_crash(line: &str) -> bool {
     line.starts_with("panic: ") || line.starts_with("fatal error: ")
 }
 
-/// The line that tells why the server ended: `nats-server: …`, `[FTL] …`, or a line without a level. The last is how
-/// nats-server tells of a log that it can't open. Failing that, the last line.
+/// The line that tells why the server ended: `nats-server: …`, `[FTL] …`, or a line without a level. nats-server
+/// reports a log that it can't open without a level. Where no such line exists, the last line counts.
 pub(super) fn reason<'a>(lines: &(impl DoubleEndedIterator<Item = &'a str> + Clone)) -> Option<&'a str> {
     let is_reason = |line: &&str| !line.is_empty() && !LEVELS.iter().any(|level| line.starts_with(level));
     let crashed = lines.clone().find(|line| is_crash(line));
@@ -48,7 +48,8 @@ pub(super) fn reason<'a>(lines: &(impl DoubleEndedIterator<Item = &'a str> + Clo
     Some(said.trim())
 }
 
-/// A message as a person may see it: with the values of the settings instead of the trial's, and without secrets.
+/// A message as a person may see it: with the values of the settings in the place of the trial's values, and without
+/// secrets.
 pub(super) fn told(
     said: &str,
     stage: &Stage,
@@ -61,7 +62,7 @@ pub(super) fn told(
     shortened(&hidden(said, secrets))
 }
 
-/// Takes out where in the trial's configuration a setting stands: nobody can look there.
+/// Removes the positions in the trial's configuration, because nobody can look there.
 fn without_position(said: &str, config: &str) -> String {
     let mut told = String::new();
     let mut rest = said;
