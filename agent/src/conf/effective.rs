@@ -56,7 +56,8 @@ pub enum SettingsError {
     NamesGeneration(Origin),
     /// A file of `nats.include` is not included.
     #[error(
-        "nats.include names {}, and nats.template doesn't include the file; write an `include` of the file in the template",
+        "nats.include names {}, and nats.template doesn't include the file; write an `include` of the file in \
+         the template",
         .0.display()
     )]
     NotIncluded(PathBuf),

@@ -110,7 +110,8 @@ pub enum Fault {
     },
     /// A certificate needs a stapled OCSP response, and no responder is known.
     #[error(
-        "{} needs a stapled OCSP response, but names no responder; set ocsp.url, or use a certificate that names a responder",
+        "{} needs a stapled OCSP response, but names no responder; set ocsp.url, or use a certificate that names a \
+         responder",
         .certificate.display()
     )]
     NoResponder {

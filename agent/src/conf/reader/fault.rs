@@ -169,8 +169,8 @@ pub enum Fault {
     IncludeInEnvironment,
     /// An included file is not there.
     #[error(
-        "the included file {} is not there; correct its path: even a path with a leading / starts at the directory of this \
-         file", .0.display()
+        "the included file {} is not there; correct its path: even a path with a leading / starts at the directory \
+         of this file", .0.display()
     )]
     Missing(PathBuf),
     /// An included file can't be read.
