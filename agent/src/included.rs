@@ -23,7 +23,11 @@ const MAX_SIZE: u64 = 65_536;
 #[must_use]
 pub(crate) fn file_of(state: &Path, secret_id: &str) -> PathBuf {
     let digest = sha256_hex(secret_id.as_bytes());
-    state.join("included").join(format!("{}.conf", &digest[..16]))
+    directory(state).join(format!("{}.conf", &digest[..16]))
+}
+
+fn directory(state: &Path) -> PathBuf {
+    state.join("included")
 }
 
 /// Where the content of an included secret comes from.
@@ -65,9 +69,39 @@ pub(crate) fn keep(file: &Path, content: &str, state: &Path) -> Result<(), FileE
     durable::replace(file, content.as_bytes(), secrecy.file_mode())
 }
 
+/// Removes the contents of all secrets but those that `files` keep: a secret that is no longer included leaves the disk.
+pub(crate) fn forget_others(state: &Path, files: &[&Path]) -> Result<(), FileError> {
+    let directory = directory(state);
+    let entries = match std::fs::read_dir(&directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(FileError::on("list", &directory))?,
+    };
+    for entry in entries {
+        let file = entry.map_err(FileError::on("list", &directory))?.path();
+        if !files.contains(&file.as_path()) {
+            durable::remove_if_there(&file)?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_content_of_a_secret_that_is_no_longer_included_leaves_the_disk() {
+        let state = tempfile::tempdir().unwrap();
+        forget_others(state.path(), &[]).unwrap();
+        let (kept, gone) = (file_of(state.path(), "nats/accounts"), file_of(state.path(), "nats/other"));
+        for file in [&kept, &gone] {
+            keep(file, "a: 1", state.path()).unwrap();
+        }
+        forget_others(state.path(), &[&kept]).unwrap();
+        assert!(kept.exists() && !gone.exists());
+        forget_others(state.path(), &[]).unwrap();
+        assert!(!kept.exists());
+    }
 
     #[test]
     fn a_content_is_kept_until_another_content_comes() {

@@ -30,8 +30,9 @@ use self::links::Links;
 pub use self::pass::{PassError, PassRequest};
 use self::sources::{Seams, Sources};
 use crate::clock::Clock;
-use crate::conf::effective::{Configuration, Effective, SettingsError};
+use crate::conf::effective::{self, Configuration, Effective, SettingsError};
 use crate::conf::loss::Loss;
+use crate::conf::reader::Contents;
 use crate::conf::render::{Rendered, Values};
 use crate::config::RenewalConfig;
 use crate::credential::{ClusterCredential, CredentialSource};
@@ -209,8 +210,11 @@ impl Reconciler {
         let generations = &self.deployment.commit_point.parts().generations;
         let (newest, _) = generations.newest()?;
         let files = newest.map_or_else(|| generations.files(1), |generation| generation.files);
-        self.sources.preview(&self.node).await;
-        Ok((self.deployment.commit_point.committed()?, self.configure(files)?.rendered))
+        let included = self.sources.preview(&self.node).await;
+        let committed = self.deployment.commit_point.committed()?;
+        let values = self.values(files, &included)?;
+        let nats = &self.deployment.commit_point.parts().nats;
+        Ok((committed, effective::preview(nats, &values, &included)?.rendered))
     }
 
     async fn reconcile(&mut self, wanted: &PassRequest, progress: &Progress) -> Result<Standing, PassError> {
@@ -307,13 +311,20 @@ impl Reconciler {
     }
 
     fn configure(&mut self, files: TlsFiles) -> Result<Configuration, PassError> {
+        let values = self.values(files, &Contents::new())?;
+        Ok(self.effective.of(&self.deployment.commit_point.parts().nats, &values)?)
+    }
+
+    /// The values of the template, once every source is known that the configuration needs. `included` has contents of
+    /// included secrets that are not kept on the disk.
+    fn values(&self, files: TlsFiles, included: &Contents) -> Result<Values, PassError> {
         let nats = &self.deployment.commit_point.parts().nats;
+        self.sources.included(included).map_err(PassError::Waits)?;
         let peers = self.sources.peers().map_err(PassError::Waits)?;
         let credential = self.sources.credential().map_err(PassError::Waits)?;
         let name = nats.cluster_name.as_deref().or(self.sources.group()).unwrap_or("nats");
         let values = Values::new(nats, &self.node, name, peers.addresses(), files, credential.cloned());
-        let values = values.map_err(SettingsError::from)?;
-        Ok(self.effective.of(nats, &values)?)
+        Ok(values.map_err(SettingsError::from)?)
     }
 
     fn own_route(&self) -> SocketAddr {

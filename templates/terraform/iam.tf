@@ -27,6 +27,25 @@ resource "aws_iam_role_policy" "own_key" {
   })
 }
 
+resource "aws_iam_role_policy" "included_secrets" {
+  count = length(var.included_secret_arns) > 0 ? 1 : 0
+
+  name   = "nats-tls-agent-included-secrets"
+  role   = aws_iam_role.node.id
+  policy = templatefile("${path.module}/../iam/node-included-secrets.json", { included_secret_arns = jsonencode(var.included_secret_arns) })
+}
+
+resource "aws_iam_role_policy" "included_secret_keys" {
+  count = length(var.included_secret_key_arns)
+
+  name = "nats-tls-agent-included-secret-key-${count.index}"
+  role = aws_iam_role.node.id
+  policy = templatefile("${path.module}/../iam/node-own-key.json", {
+    kms_key_arn = var.included_secret_key_arns[count.index]
+    region      = data.aws_region.current.region
+  })
+}
+
 resource "aws_iam_role_policy" "ec2_addresses" {
   count = var.addresses == "ec2" ? 1 : 0
 

@@ -21,6 +21,7 @@ locals {
     # A JSON list of strings is also a TOML list.
     dns_names         = jsonencode(concat([var.client_dns_name], var.additional_dns_names))
     addresses         = var.addresses
+    nats_include      = jsonencode(concat(["/etc/nats/conf.d/extra.conf"], formatlist("secret:%s", var.included_secret_arns)))
     extra_agent_toml  = base64encode(var.extra_agent_toml)
     extra_nats_config = base64encode(var.extra_nats_config)
   })
@@ -164,6 +165,8 @@ resource "aws_autoscaling_group" "node" {
     aws_secretsmanager_secret_version.trust,
     aws_iam_role_policy.agent,
     aws_iam_role_policy.own_key,
+    aws_iam_role_policy.included_secrets,
+    aws_iam_role_policy.included_secret_keys,
     aws_iam_role_policy.ec2_addresses,
     aws_iam_role_policy_attachment.additional,
     aws_vpc_security_group_egress_rule.https,

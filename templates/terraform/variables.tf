@@ -224,9 +224,48 @@ variable "addresses" {
 }
 
 variable "extra_nats_config" {
-  description = "More of nats-server's own configuration, in its language: accounts, a system account, limits. Whoever may read user data can read this text, so give users an NKey or a JWT and not a password. A change replaces every node."
+  description = "More of nats-server's own configuration, in its language: accounts, a system account, limits. Whoever may read user data can read this text, so give users an NKey or a JWT and not a password, or use included_secret_arns. A change replaces every node."
   type        = string
   default     = ""
+}
+
+variable "included_secret_arns" {
+  description = "Secrets of Secrets Manager with more of nats-server's own configuration, in its language: accounts, users, limits. The nodes poll them, so a new version of a secret replaces no node, and a change of this list does. A later secret's settings come after those of extra_nats_config and of the secrets before it."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition = alltrue([
+      for arn in var.included_secret_arns :
+      can(regex("^arn:[a-z-]+:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+=.@!-]+-[A-Za-z0-9]{6}$", arn))
+    ])
+    error_message = "included_secret_arns are whole ARNs of secrets, with the six random characters at their end."
+  }
+
+  validation {
+    condition     = length(distinct(var.included_secret_arns)) == length(var.included_secret_arns)
+    error_message = "included_secret_arns names no secret twice."
+  }
+
+  validation {
+    # The inline policies of a role have 10,240 characters at most, and user data has 16 KiB at most
+    # (https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html).
+    condition     = length(var.included_secret_arns) <= 20
+    error_message = "included_secret_arns names 20 secrets at most."
+  }
+}
+
+variable "included_secret_key_arns" {
+  description = "The KMS keys of included secrets, where a secret has a key of its own. Neither aws/secretsmanager nor the module's own key (output secrets_key_arn) belongs here."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition = alltrue([
+      for arn in var.included_secret_key_arns : can(regex("^arn:[a-z-]+:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$", arn))
+    ])
+    error_message = "included_secret_key_arns are ARNs of KMS keys, and not of aliases."
+  }
 }
 
 variable "extra_agent_toml" {

@@ -146,6 +146,11 @@ def make_current(args):
     )
 
 
+def delete_secret(args):
+    """Deletes a secret at once."""
+    client(args, "secretsmanager").delete_secret(SecretId=args.name, ForceDeleteWithoutRecovery=True)
+
+
 def client(args, service):
     import boto3
 
@@ -181,6 +186,7 @@ def main():
     command(create_ca, ("name", {}), ("--usage-mode", {"default": "GENERAL_PURPOSE"}))
     command(certificate, ("ca", {}), ("certificate", {}))
     command(put_secret, ("name", {}), ("--binary", {"action": "store_true"}))
+    command(delete_secret, ("name", {}))
     command(make_current, ("name", {}), ("version", {}))
     args = parser.parse_args()
     json.dump(args.run(args), sys.stdout)

@@ -16,9 +16,9 @@ use crate::AGENT;
 const SOON: Duration = Duration::from_secs(30);
 
 /// The exit code, and the grade and the finding of each check by the check's name.
-type Diagnosis = (Option<i32>, BTreeMap<String, (String, String)>);
+pub(crate) type Diagnosis = (Option<i32>, BTreeMap<String, (String, String)>);
 
-async fn diagnose(node: &Node) -> Diagnosis {
+pub(crate) async fn diagnose(node: &Node) -> Diagnosis {
     let answer = node.agent.run(&["doctor", "--json"], SOON).await.unwrap();
     let json = answer.json().unwrap();
     let text = |check: &serde_json::Value, key: &str| check[key].as_str().unwrap().to_owned();
@@ -28,7 +28,7 @@ async fn diagnose(node: &Node) -> Diagnosis {
 }
 
 /// Fails if a check has another grade, or if its finding lacks one of these words.
-fn assert_check(checks: &BTreeMap<String, (String, String)>, name: &str, grade: &str, words: &[&str]) {
+pub(crate) fn assert_check(checks: &BTreeMap<String, (String, String)>, name: &str, grade: &str, words: &[&str]) {
     let (graded, found) = checks.get(name).unwrap_or_else(|| panic!("no {name}: {checks:?}"));
     assert_eq!(graded, grade, "{name}: {found}");
     for word in words {
@@ -37,7 +37,7 @@ fn assert_check(checks: &BTreeMap<String, (String, String)>, name: &str, grade: 
 }
 
 /// Everything below a directory: names, modes, times of the last change, and content.
-fn listing(directory: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
+pub(crate) fn listing(directory: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
     let mut all = BTreeMap::new();
     let metadata = std::fs::symlink_metadata(directory).unwrap();
     all.insert(directory.to_owned(), (metadata.mode(), metadata.ctime(), metadata.ctime_nsec(), Vec::new()));

@@ -16,6 +16,7 @@ use harness::tools::workspace;
 use nats_tls_agent::aws::AwsSettings;
 use nats_tls_agent::config::{AddressLookup, CaArn};
 use nats_tls_agent::credential::secret::ClusterSecret;
+use nats_tls_agent::included::{IncludedSecret, IncludedSource as _};
 use nats_tls_agent::issue::acm_pca::AcmPca;
 use nats_tls_agent::issue::{IssueRequest, Issuer};
 use nats_tls_agent::node::Node;
@@ -139,13 +140,15 @@ struct Resources {
     ca: String,
     trust: String,
     cluster: String,
+    /// A secret of `nats.include`.
+    included: String,
 }
 
 impl Resources {
     fn examples() -> Self {
         let secret = |name: &str| format!("arn:aws:secretsmanager:{REGION}:123456789012:secret:{name}-AbCdEf");
         let ca = format!("arn:aws:acm-pca:{REGION}:123456789012:certificate-authority/1");
-        Self { ca, trust: secret("trust"), cluster: secret("cluster") }
+        Self { ca, trust: secret("trust"), cluster: secret("cluster"), included: secret("accounts") }
     }
 
     /// All policies that a role can have.
@@ -158,6 +161,7 @@ impl Resources {
         ];
         vec![
             policy("node.json", &values),
+            policy("node-included-secrets.json", &[("included_secret_arns", &json!([self.included]).to_string())]),
             policy("node-own-key.json", &[("kms_key_arn", KEY), ("region", REGION)]),
             policy("node-ec2-addresses.json", &[]),
         ]
@@ -374,12 +378,27 @@ async fn every_request_that_the_agent_sends_is_allowed_and_none_for_another_ca_t
             .collect();
         assert_eq!(refused, BTreeSet::from([action.as_str()]));
     }
+    // The requests need every resource that the policies name.
+    let needed: BTreeSet<&str> = requests.iter().map(|request| request.resource.as_str()).collect();
+    let named: BTreeSet<&str> = statements(&policies).flat_map(|statement| texts(&statement["Resource"])).collect();
+    assert_eq!(needed, named);
     // The policies allow none of these requests for another resource or in another context.
     for request in requests {
         for wrong in elsewhere(request) {
             assert_eq!(evaluate(&policies, &wrong), Verdict::NotAllowed, "{wrong:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn an_included_secret_is_read_by_the_permission_of_its_own_policy() {
+    let sent = Sent::record().await;
+    let mut policies = sent.resources.policies();
+    policies.retain(|policy| policy["Statement"][0]["Sid"] != "ReadIncludedSecrets");
+    let refused = sent.requests.iter().filter(|request| evaluate(&policies, request) != Verdict::Allowed);
+    let refused: BTreeSet<_> = refused.map(|request| (request.action.as_str(), request.resource.as_str())).collect();
+    let included = sent.resources.included.as_str();
+    assert_eq!(refused, BTreeSet::from([("secretsmanager:GetSecretValue", included)]));
 }
 
 /// Variants of a request with another resource or another context. A request without both has no variants.
@@ -458,6 +477,7 @@ impl Sent {
         // The agent also reads the previous version, because the current version is only moments old.
         moto.put_secret("cluster", r#"{"username": "route", "password": "o"}"#).await.unwrap();
         let cluster = moto.put_secret("cluster", r#"{"username": "route", "password": "p"}"#).await.unwrap();
+        let included = moto.put_secret("nats/accounts", "accounts { A { } }").await.unwrap();
         let members = moto.launch("nats", 2).await.unwrap();
 
         let facts = InstanceFacts::new(&members[0].id, REGION, members[0].address);
@@ -482,12 +502,14 @@ impl Sent {
         let handle = issuer.request(&request).await.unwrap();
         issuer.collect(&handle).await.unwrap().unwrap();
         SecretsManager::new(&aws, "trust-bundle", None).pem().await.unwrap();
+        IncludedSecret::new(&aws, "nats/accounts").fetch().await.unwrap();
         ClusterSecret::new(&aws, &cluster.arn).versions(OffsetDateTime::UNIX_EPOCH).await.unwrap();
         Asg::new(&aws, node, None, AddressLookup::Ec2, 6222).sight().await.unwrap();
 
         let calls = gateway.every_call();
         let requests = calls.iter().flat_map(requests).collect();
-        Self { resources: Resources { ca: ca.arn, trust: trust.arn, cluster: cluster.arn }, requests }
+        let resources = Resources { ca: ca.arn, trust: trust.arn, cluster: cluster.arn, included: included.arn };
+        Self { resources, requests }
     }
 }
 

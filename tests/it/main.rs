@@ -15,6 +15,7 @@ mod fault_matrix;
 mod fleet;
 mod harness_works;
 mod iam;
+mod included;
 mod install;
 mod operator;
 mod protection;

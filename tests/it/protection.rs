@@ -43,12 +43,12 @@ fn change_template(node: &Node, cluster: &Nodes, from: &str, to: &str) {
     change(node, "nats.template", &format!("{:?}", file.display().to_string()));
 }
 
-async fn renew(node: &Node, switches: &[&str]) -> Answer {
+pub(crate) async fn renew(node: &Node, switches: &[&str]) -> Answer {
     node.agent.run(&[&["renew"], switches].concat(), RENEW_WITHIN).await.unwrap()
 }
 
 /// The committed text, the digest of the loaded configuration, and the served leaf.
-async fn in_force(node: &Node) -> (String, String, String) {
+pub(crate) async fn in_force(node: &Node) -> (String, String, String) {
     let status = node.agent.status().await.unwrap();
     let committed = std::fs::read_to_string(node.nats_config()).unwrap();
     (committed, at(&status, "nats.config_digest").to_owned(), at(&status, "served.client.sha256").to_owned())
@@ -56,7 +56,7 @@ async fn in_force(node: &Node) -> (String, String, String) {
 
 /// Checks that the earlier settings are still in force, and that the newest certificate is served with them. The faulty
 /// edit must not delay the certificate.
-async fn assert_settings_stay(node: &Node, before: &(String, String, String)) {
+pub(crate) async fn assert_settings_stay(node: &Node, before: &(String, String, String)) {
     let settings = |text: &str| -> Vec<String> {
         text.lines().filter(|line| !line.contains("/generations/")).map(ToOwned::to_owned).collect()
     };

@@ -79,8 +79,9 @@ fn every_template_is_given_exactly_what_it_has_a_place_for() {
             seen.insert(template.rsplit('/').next().unwrap().to_owned());
         }
     }
-    let expected = ["cluster-secret.json", "node-own-key.json", "node.json", "user-data.yaml"].map(str::to_owned);
-    assert_eq!(seen, expected.into());
+    let expected =
+        ["cluster-secret.json", "node-included-secrets.json", "node-own-key.json", "node.json", "user-data.yaml"];
+    assert_eq!(seen, expected.map(str::to_owned).into());
 }
 
 /// The test needs Terraform. `cargo xtask setup` reports a missing Terraform.
@@ -102,7 +103,13 @@ fn terraforms_templatefile_makes_of_the_templates_what_the_tests_make_of_them() 
         return;
     };
     let directory = tempfile::tempdir().unwrap();
-    for template in ["iam/node.json", "iam/node-own-key.json", "iam/cluster-secret.json", "user-data/user-data.yaml"] {
+    for template in [
+        "iam/node.json",
+        "iam/node-own-key.json",
+        "iam/node-included-secrets.json",
+        "iam/cluster-secret.json",
+        "user-data/user-data.yaml",
+    ] {
         let path = workspace().join("templates").join(template);
         let text = fs::read_to_string(&path).unwrap();
         let values: BTreeMap<String, String> =
@@ -217,6 +224,53 @@ fn variables() -> BTreeMap<String, Value> {
     blocks.flat_map(|block| block.as_object().unwrap().clone()).collect()
 }
 
+/// The ARN of a secret.
+const SECRET: &str = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:nats/accounts-AbCdEf";
+
+/// The secrets that the nodes include are the secrets that they may read. Terraform may be absent, so the expressions
+/// themselves are compared.
+#[test]
+fn the_secrets_that_user_data_includes_are_those_that_the_role_may_read() {
+    let resources = blocks(&parsed(&module()), "resource");
+    let policy = &resources["aws_iam_role_policy.included_secrets"];
+    assert_eq!(at(policy, &["count"]), json!("${length(var.included_secret_arns) > 0 ? 1 : 0}"));
+    let text = at(policy, &["policy"]).to_string();
+    assert!(
+        text.contains("node-included-secrets.json") && text.contains("jsonencode(var.included_secret_arns)"),
+        "{text}"
+    );
+    let nodes = fs::read_to_string(module().join("nodes.tf")).unwrap();
+    let include = nodes.lines().find_map(|line| line.trim().strip_prefix("nats_include")).unwrap();
+    assert!(include.contains("formatlist(\"secret:%s\", var.included_secret_arns)"), "{include}");
+
+    let keys = &resources["aws_iam_role_policy.included_secret_keys"];
+    assert_eq!(at(keys, &["count"]), json!("${length(var.included_secret_key_arns)}"));
+    let text = at(keys, &["policy"]).to_string();
+    assert!(text.contains("node-own-key.json") && text.contains("var.included_secret_key_arns[count.index]"), "{text}");
+    for variable in ["included_secret_arns", "included_secret_key_arns"] {
+        assert_eq!(variables()[variable]["default"], json!([[]]));
+    }
+}
+
+/// The pattern of the variable's validation is tried here, as Terraform may be absent.
+#[test]
+fn an_included_secret_is_named_by_its_whole_arn() {
+    let text = fs::read_to_string(module().join("variables.tf")).unwrap();
+    let (_, variable) = text.split_once("variable \"included_secret_arns\"").unwrap();
+    let (_, pattern) = variable.split_once("can(regex(\"").unwrap();
+    let (pattern, _) = pattern.split_once("\", arn))").unwrap();
+    let script = "import re, sys; sys.exit(0 if re.search(sys.argv[1], sys.argv[2]) else 1)";
+    let fits = |arn: &str| {
+        let python = tools::checkov().unwrap().with_file_name("python");
+        Command::new(python).args(["-c", script, pattern, arn]).status().unwrap().success()
+    };
+    assert!(fits(SECRET) && fits(&SECRET.replace("arn:aws:", "arn:aws-us-gov:")));
+    for wrong in ["nats/accounts", &SECRET.replace("-AbCdEf", ""), &SECRET.replace("secretsmanager", "ssm")] {
+        assert!(!fits(wrong), "{wrong}");
+    }
+    assert!(!fits(&format!("{SECRET}\"")) && !fits(&SECRET.replace("accounts", "*")));
+}
+
 /// The variables need no provider, so Terraform can plan them without the provider.
 #[test]
 fn what_could_not_work_is_refused_by_its_variable() {
@@ -250,6 +304,10 @@ fn what_could_not_work_is_refused_by_its_variable() {
         &[][..],
         &[("certificate_validity", "168h"), ("size", "5")],
         &[("certificate_validity", "30d"), ("short_lived_ca", "false"), ("client_cidr_blocks", r#"["10.0.0.0/8"]"#)],
+        &[
+            ("included_secret_arns", &format!("[\"{SECRET}\"]")),
+            ("included_secret_key_arns", r#"["arn:aws:kms:eu-west-1:111122223333:key/1-2"]"#),
+        ],
     ] {
         let (passed, said) = plan(fine);
         assert!(passed, "{fine:?}: {said}");
@@ -270,6 +328,9 @@ fn what_could_not_work_is_refused_by_its_variable() {
         ("agent_sha256", "abc", "64 hexadecimal digits"),
         ("addresses", "auto", "\"dns\" or \"ec2\""),
         ("subnet_ids", r#"["a", "a"]"#, "none twice"),
+        ("included_secret_arns", r#"["nats/accounts"]"#, "whole ARNs of secrets"),
+        ("included_secret_arns", &format!("[\"{SECRET}\", \"{SECRET}\"]"), "no secret twice"),
+        ("included_secret_key_arns", r#"["alias/nats"]"#, "and not of aliases"),
     ] {
         let (passed, said) = plan(&[(name, value)]);
         assert!(!passed && said.contains(message), "{name} = {value}: {said}");

@@ -39,13 +39,18 @@ struct Values {
     agent: (String, String),
     /// Additional agent.toml and additional nats-server configuration, each in base64.
     extra: (&'static str, &'static str),
+    /// `nats.include`.
+    include: &'static str,
 }
+
+/// The file alone that the script makes.
+const INCLUDE: &str = r#"["/etc/nats/conf.d/extra.conf"]"#;
 
 impl Values {
     fn examples() -> Self {
         let url = |name: &str| (format!("https://example.com/{name}"), sha256_hex(name.as_bytes()));
         let (server, agent) = (url("nats-server-v2.12.8-linux-amd64.tar.gz"), url("nats-tls-agent_0.1.0_amd64.deb"));
-        Self { server, agent, extra: ("", "") }
+        Self { server, agent, extra: ("", ""), include: INCLUDE }
     }
 }
 
@@ -65,6 +70,7 @@ fn filled(values: &Values) -> String {
         ("dns_names", r#"["nats.internal"]"#),
         ("addresses", "dns"),
         ("cluster_secret_id", "nats/cluster-credential"),
+        ("nats_include", values.include),
         ("extra_agent_toml", values.extra.0),
         ("extra_nats_config", values.extra.1),
     ];
@@ -280,7 +286,8 @@ impl Server {
     /// The values for both files. `kind` is the package's file name extension.
     fn values(&self, kind: &str) -> Values {
         let server = self.put("nats-server-v2.12.8-linux-amd64.tar.gz", &archive());
-        Values { server, agent: self.put(&format!("nats-tls-agent.{kind}"), AGENT_PACKAGE), extra: ("", "") }
+        let agent = self.put(&format!("nats-tls-agent.{kind}"), AGENT_PACKAGE);
+        Values { server, agent, extra: ("", ""), include: INCLUDE }
     }
 }
 
@@ -333,6 +340,27 @@ fn the_user_data_fits_and_its_configuration_is_one() {
     assert_eq!(config.nats.cluster_secret_id.as_deref(), Some("nats/cluster-credential"));
     let TrustConfig::SecretsManager { secret_id, .. } = config.trust else { panic!("{:?}", config.trust) };
     assert_eq!(secret_id, "nats/trust-bundle");
+}
+
+#[test]
+fn included_secrets_stand_in_agent_toml_after_the_extra_file() {
+    const ARN: &str = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:nats/accounts-AbCdEf";
+    let include = r#"["/etc/nats/conf.d/extra.conf","secret:arn:aws:secretsmanager:eu-west-1:111122223333:secret:nats/accounts-AbCdEf"]"#;
+    let text = filled(&Values { include, ..Values::examples() });
+    let extra = tempfile::NamedTempFile::new().unwrap();
+    let config = parse(&read(&text).files["/var/lib/nats-node/agent.toml"], extra.path());
+    let [first, second] = &config.nats.include[..] else { panic!("{:?}", config.nats.include) };
+    assert_eq!(first, extra.path());
+    assert_eq!(config.nats.included_secrets, BTreeMap::from([(second.clone(), ARN.to_owned())]));
+    assert!(second.starts_with(&config.state_directory), "{}", second.display());
+}
+
+#[test]
+fn user_data_has_room_for_the_most_included_secrets() {
+    let arn = format!("\"secret:arn:aws:secretsmanager:ap-southeast-1:111122223333:secret:{}-AbCdEf\"", "n".repeat(64));
+    let include = format!("[{}]", vec![arn; 20].join(","));
+    let text = filled(&Values { include: include.leak(), ..Values::examples() });
+    assert!(text.len() < LIMIT * 7 / 8, "{} bytes", text.len());
 }
 
 #[test]

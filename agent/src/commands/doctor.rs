@@ -193,6 +193,7 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
             "routes must present the credential of the secret".into()
         }),
     });
+    checks.extend(included(&parts).await);
     checks.push(Check::of("journal", &parts.issuance.journal.load(), |entries| {
         let issued = entries.issued_in_a_day(Clock::System.now());
         let pending = if entries.pending.is_some() { ", one under way" } else { "" };
@@ -206,6 +207,16 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
     };
     checks.push(configuration(Reconciler::new(parts)).await);
     Sources { checks, peers }
+}
+
+/// Whether each included secret can be read. The last good content hides a secret that can't, until the next node boots.
+async fn included(parts: &Parts) -> Vec<Check> {
+    let ids = &parts.commit_point.parts().nats.included_secrets;
+    let asked = parts.included.iter().map(|(file, source)| async {
+        let id = ids.get(file).map_or("", String::as_str);
+        Check::of("included secret", &source.fetch().await, |content| format!("secret:{id}, {} bytes", content.len()))
+    });
+    futures_util::future::join_all(asked).await
 }
 
 /// The embedded CA before the first `agent run`.

@@ -10,7 +10,7 @@ use super::digest::{UsedVariables, digest};
 use super::environment::{Environment, EnvironmentError};
 use super::merge::{MergeError, merge, name_certificate, resolved};
 use super::owned::{self, Owned};
-use super::reader::{self, ConfError};
+use super::reader::{self, ConfError, Contents};
 use super::render::{RenderError, Rendered, Values, render};
 use super::tree::{Ambiguous, Entry, Map, Origin, Source, Value};
 use super::{names, write};
@@ -105,7 +105,7 @@ impl Effective {
         {
             return Ok(last.clone());
         }
-        let (files, configuration) = read(nats, values)?;
+        let (files, configuration) = read(nats, values, &Contents::new())?;
         let stamps = files.into_iter().map(|file| {
             let stamp = stamp_of(&file);
             (file, stamp)
@@ -113,6 +113,11 @@ impl Effective {
         self.last = Some((values.clone(), stamps.collect(), configuration.clone()));
         Ok(configuration)
     }
+}
+
+/// The effective configuration with these contents of included files, whatever is on the disk.
+pub(crate) fn preview(nats: &NatsConfig, values: &Values, contents: &Contents) -> Result<Configuration, SettingsError> {
+    read(nats, values, contents).map(|(_, configuration)| configuration)
 }
 
 fn stamp_of(file: &Path) -> Option<Stamp> {
@@ -129,7 +134,11 @@ fn stamp_of(file: &Path) -> Option<Stamp> {
 }
 
 /// Reads the sources, and returns the files that were read.
-fn read(nats: &NatsConfig, values: &Values) -> Result<(Vec<PathBuf>, Configuration), SettingsError> {
+fn read(
+    nats: &NatsConfig,
+    values: &Values,
+    contents: &Contents,
+) -> Result<(Vec<PathBuf>, Configuration), SettingsError> {
     let text = render(nats.template.as_deref(), values)?;
     let environment = Environment::new(std::env::vars_os(), nats.environment_file.as_deref())?;
     let source = Arc::new(Source::Template(nats.template.clone()));
@@ -138,7 +147,7 @@ fn read(nats: &NatsConfig, values: &Values) -> Result<(Vec<PathBuf>, Configurati
         Some(id) => Source::Secret(id.clone()),
         None => Source::File(file.to_owned()),
     };
-    let read = reader::read(text.text(), source, directory, &environment, &name)?;
+    let read = reader::read_with(text.text(), source, directory, &environment, &name, contents)?;
     if let Some(replaced) = read.replaced.into_iter().next() {
         return Err(SettingsError::BlockReplaced { block: replaced.path.join("."), after: replaced.after });
     }

@@ -77,9 +77,25 @@ pub fn read(
     environment: &Environment,
     names: &dyn Fn(&Path) -> Source,
 ) -> Result<Read, ConfError> {
+    read_with(text, source, directory, environment, names, &Contents::new())
+}
+
+/// Contents of included files, by their absolute paths.
+pub type Contents = BTreeMap<PathBuf, Zeroizing<String>>;
+
+/// As [`read`], with `contents` in the place of what is on the disk.
+pub fn read_with(
+    text: &str,
+    source: Arc<Source>,
+    directory: &Path,
+    environment: &Environment,
+    names: &dyn Fn(&Path) -> Source,
+    contents: &Contents,
+) -> Result<Read, ConfError> {
     let mut shared = Shared {
         environment,
         names,
+        contents,
         size_left: MAX_SIZE,
         values_left: MAX_VALUES,
         includes: 0,
@@ -111,6 +127,7 @@ pub fn utf8<'a>(bytes: &'a [u8], source: &Arc<Source>) -> Result<&'a str, ConfEr
 struct Shared<'e> {
     environment: &'e Environment,
     names: &'e dyn Fn(&Path) -> Source,
+    contents: &'e Contents,
     size_left: usize,
     values_left: usize,
     includes: usize,

@@ -1,5 +1,7 @@
 //! What the pass asks for: the trust bundle, the peers, the cluster credential. Each may fail alone.
 
+mod included;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -7,17 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use zeroize::Zeroizing;
 
+use self::included::Included;
 use super::last_good::{LastGood, LastGoodFile};
 use super::retry::Retry;
 use crate::aws::secret::SecretError;
 use crate::clock::Clock;
+use crate::conf::reader::Contents;
 use crate::config::RenewalConfig;
 use crate::credential::takeover::Takeover;
 use crate::credential::{ClusterCredential, CredentialSource, CredentialVersion};
 use crate::error::RemoteError;
-use crate::included::{IncludedSource, keep};
+use crate::included::IncludedSource;
 use crate::node::Node;
 use crate::peers::dial::Dial;
 use crate::peers::{Kept, PeerSet, PeerSource, Sighting};
@@ -100,8 +103,7 @@ pub(super) struct Answers {
     sighting: Option<Result<Sighting, RemoteError>>,
     bundle: Option<Result<TrustBundle, TrustError>>,
     credential: Option<Result<Vec<CredentialVersion>, SecretError>>,
-    /// In the order of the included secrets.
-    included: Vec<Option<Result<Zeroizing<String>, SecretError>>>,
+    included: included::Answers,
 }
 
 /// The seams that sources are made of.
@@ -124,9 +126,7 @@ pub(super) struct Sources {
     /// Subjects of the anchors that the source no longer has.
     kept_anchors: Vec<String>,
     pub(super) credential: Option<Polled<dyn CredentialSource, KnownCredential>>,
-    /// The included secrets, each with the file of its last good answer.
-    included: Vec<(PathBuf, Polled<dyn IncludedSource, ()>)>,
-    state: PathBuf,
+    included: Included,
     /// What the file of last good answers holds.
     remembered: LastGood,
     file: LastGoodFile,
@@ -152,8 +152,6 @@ impl Sources {
             let versions = remembered.credential_versions.clone();
             Polled::new(source, secrets, KnownCredential { in_force, versions })
         });
-        let included =
-            seams.included.into_iter().map(|(file, source)| (file, Polled::new(source, secrets, ()))).collect();
         Self {
             clock,
             dial: seams.dial,
@@ -162,8 +160,7 @@ impl Sources {
             trust: Polled::new(seams.trust, secrets, None),
             kept_anchors: Vec::new(),
             credential,
-            included,
-            state: state.to_owned(),
+            included: Included::new(seams.included, secrets, state),
             remembered,
             file: LastGoodFile::of(state),
         }
@@ -176,17 +173,11 @@ impl Sources {
         if let Some(credential) = &mut self.credential {
             credential.retry.heed_step_back(now);
         }
-        for (_, included) in &mut self.included {
-            included.retry.heed_step_back(now);
-        }
+        self.included.heed_step_back(now);
     }
 
     /// Asks the sources that are due, all at the same time.
     pub(super) async fn ask(&self, now: OffsetDateTime) -> Answers {
-        let included = self
-            .included
-            .iter()
-            .map(|(_, polled)| async { if polled.is_due(now) { Some(polled.source.fetch().await) } else { None } });
         let (sighting, bundle, credential, included) = tokio::join!(
             async { if self.peers.is_due(now) { Some(self.peers.source.sight().await) } else { None } },
             async { if self.trust.is_due(now) { Some(self.trust.source.fetch().await) } else { None } },
@@ -194,7 +185,7 @@ impl Sources {
                 let polled = self.credential.as_ref().filter(|polled| polled.is_due(now))?;
                 Some(polled.source.fetch(now - self.notice()).await)
             },
-            futures_util::future::join_all(included),
+            self.included.ask(now),
         );
         Answers { sighting, bundle, credential, included }
     }
@@ -211,7 +202,7 @@ impl Sources {
         observed: &Observed,
     ) -> bool {
         let Answers { sighting, bundle, credential, included } = answers;
-        self.take_included(included);
+        self.included.take(included, self.clock.now());
         self.take_peers(sighting, node).await;
         self.take_trust(bundle, own, newest, observed).await;
         let has_taken_over = self.take_credential(credential);
@@ -223,25 +214,23 @@ impl Sources {
         has_taken_over
     }
 
-    /// Asks discovery and the credential's source, and remembers nothing.
-    pub(super) async fn preview(&mut self, node: &Node) {
-        let notice = self.notice();
-        let (sighting, credential) = tokio::join!(self.peers.source.sight(), async {
-            Some(self.credential.as_ref()?.source.fetch(self.clock.now() - notice).await)
-        });
+    /// Asks discovery, the credential's source and the included secrets, and remembers nothing. Returns the contents of the
+    /// secrets that answered.
+    pub(super) async fn preview(&mut self, node: &Node) -> Contents {
+        let (notice, now) = (self.notice(), self.clock.now());
+        let (sighting, credential, included) = tokio::join!(
+            self.peers.source.sight(),
+            async { Some(self.credential.as_ref()?.source.fetch(now - notice).await) },
+            self.included.ask(now),
+        );
         self.take_peers(Some(sighting), node).await;
         self.take_credential(credential);
+        self.included.show(included, now)
     }
 
-    fn take_included(&mut self, answers: Vec<Option<Result<Zeroizing<String>, SecretError>>>) {
-        let now = self.clock.now();
-        for ((file, polled), answer) in self.included.iter_mut().zip(answers) {
-            let kept = answer.map(|answer| {
-                let content = answer.map_err(|error| Reason::included(&error))?;
-                keep(file, &content, &self.state).map_err(|error| Reason::from(&error))
-            });
-            polled.note(kept, now, Reason::clone);
-        }
+    /// Why an included secret has no content: none of `fetched`, and no last good content.
+    pub(super) fn included(&self, fetched: &Contents) -> Result<(), Reason> {
+        self.included.are_known(fetched)
     }
 
     async fn take_peers(&mut self, sighting: Option<Result<Sighting, RemoteError>>, node: &Node) {
@@ -402,11 +391,10 @@ impl Sources {
     /// Why a source was not read.
     pub(super) fn reasons(&self) -> impl Iterator<Item = Reason> {
         let credential = self.credential.as_ref().and_then(|polled| polled.retry.reason.clone());
-        let included = self.included.iter().filter_map(|(_, polled)| polled.retry.reason.clone());
         [self.trust.retry.reason.clone(), credential, self.peers.retry.reason.clone()]
             .into_iter()
             .flatten()
-            .chain(included)
+            .chain(self.included.reasons())
     }
 
     /// What differs from the sources' answers, and what waits.
@@ -425,7 +413,7 @@ impl Sources {
     /// When the sources are worth another question.
     pub(super) fn times(&self, now: OffsetDateTime) -> Vec<OffsetDateTime> {
         let mut times = vec![self.peers.retry.next, self.trust.retry.next];
-        times.extend(self.included.iter().map(|(_, polled)| polled.retry.next));
+        times.extend(self.included.times());
         if let (Some(polled), Some(takeover)) = (&self.credential, self.takeover(now)) {
             times.push(polled.retry.next);
             // A credential whose time came after the last look takes over in the next pass.

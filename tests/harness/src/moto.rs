@@ -151,6 +151,11 @@ impl Moto {
         Ok(SecretVersion { arn: text(&secret, "arn")?, version: text(&secret, "version")? })
     }
 
+    /// Deletes a secret at once.
+    pub async fn delete_secret(&self, name: &str) -> Result<(), Failure> {
+        self.run(&["delete-secret", name], b"").await.map(drop)
+    }
+
     /// Moves `AWSCURRENT` to an older version.
     pub async fn make_current(&self, name: &str, version: &str) -> Result<(), Failure> {
         self.run(&["make-current", name, version], b"").await.map(drop)

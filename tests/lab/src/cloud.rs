@@ -91,6 +91,7 @@ impl Cloud {
             ("dns_names", r#"["nats.internal"]"#),
             ("addresses", "dns"),
             ("cluster_secret_id", CREDENTIAL),
+            ("nats_include", r#"["/etc/nats/conf.d/extra.conf"]"#),
             ("extra_agent_toml", ""),
             ("extra_nats_config", ""),
         ];

@@ -63,11 +63,9 @@ impl<'a> Parser<'a, '_> {
         if self.shared.open.len() >= MAX_INCLUDE_DEPTH || self.shared.includes > MAX_INCLUDES {
             return Err(Fault::TooManyIncludes);
         }
-        let bytes = match durable::read_if_there(file, MAX_SIZE as u64) {
-            Ok(Some(bytes)) => Zeroizing::new(bytes),
-            Ok(None) => return Err(Fault::Missing(file.to_owned())),
-            Err(error) if error.source.kind() == io::ErrorKind::FileTooLarge => return Err(Fault::TooLarge),
-            Err(error) => return Err(Fault::Unreadable { file: file.to_owned(), source: error.source }),
+        let bytes = match self.shared.contents.get(file) {
+            Some(content) => Zeroizing::new(content.as_bytes().to_vec()),
+            None => on_disk(file)?,
         };
         if !self.shared.read.files.iter().any(|read| read == file) {
             self.shared.read.files.push(file.to_owned());
@@ -92,6 +90,15 @@ impl<'a> Parser<'a, '_> {
         for (name, entry) in included {
             scope.map.insert(name, entry);
         }
+    }
+}
+
+fn on_disk(file: &Path) -> Result<Zeroizing<Vec<u8>>, Fault> {
+    match durable::read_if_there(file, MAX_SIZE as u64) {
+        Ok(Some(bytes)) => Ok(Zeroizing::new(bytes)),
+        Ok(None) => Err(Fault::Missing(file.to_owned())),
+        Err(error) if error.source.kind() == io::ErrorKind::FileTooLarge => Err(Fault::TooLarge),
+        Err(error) => Err(Fault::Unreadable { file: file.to_owned(), source: error.source }),
     }
 }
 

@@ -361,6 +361,24 @@ fn the_origins_of_an_included_file_have_the_given_name() {
 }
 
 #[test]
+fn a_given_content_stands_in_the_place_of_the_file() {
+    let directory = directory(&[("a.conf", "a: disk")]);
+    let read_with = |contents: &Contents| {
+        let name = |file: &Path| Source::File(file.to_owned());
+        let text = "include a.conf\ninclude b.conf";
+        super::read_with(text, source(), directory.path(), &Environment::default(), &name, contents)
+    };
+    let file = |name: &str| directory.path().join(name);
+    let content = |name: &str, text: &str| (file(name), Zeroizing::new(text.to_owned()));
+    let read = read_with(&[content("a.conf", "a: given"), content("b.conf", "b: given")].into()).unwrap();
+    assert_eq!(read.map, map([("a", text("given")), ("b", text("given"))]));
+    assert_eq!(read.files, [file("a.conf"), file("b.conf")]);
+    let read = read_with(&[content("b.conf", "b: given")].into()).unwrap();
+    assert_eq!(read.map, map([("a", text("disk")), ("b", text("given"))]));
+    assert!(matches!(read_with(&Contents::new()).unwrap_err().fault, Fault::Missing(_)));
+}
+
+#[test]
 fn an_included_file_does_not_see_the_variables_of_its_includer() {
     let directory = directory(&[("a.conf", "a: $V")]);
     let error = try_in("V: x\ninclude a.conf", directory.path(), &[]).unwrap_err();
