@@ -90,6 +90,9 @@ pub struct Configuration {
     pub sources: Arc<Sources>,
 }
 
+/// How often files are read whose includes change meanwhile. After that many readings the next pass reads again.
+const READINGS: usize = 3;
+
 /// Makes the effective configuration, and reads its inputs again only after a change.
 #[derive(Default)]
 pub struct Effective {
@@ -105,13 +108,21 @@ impl Effective {
         {
             return Ok(last.clone());
         }
-        let (files, configuration) = read(nats, values, &Contents::new())?;
-        let stamps = files.into_iter().map(|file| {
-            let stamp = stamp_of(&file);
-            (file, stamp)
-        });
-        self.last = Some((values.clone(), stamps.collect(), configuration.clone()));
-        Ok(configuration)
+        // A stamp is older than the content that was read, so an edit during the reading is seen in the next pass. The
+        // names of the files are known only afterwards, so files that were not read before are read twice.
+        let known = self.last.as_ref().map(|(_, stamps, _)| stamps.iter().map(|(file, _)| file.clone()).collect());
+        let mut files: Vec<PathBuf> = known.unwrap_or_default();
+        self.last = None;
+        for _ in 0..READINGS {
+            let stamps = files.iter().map(|file| (file.clone(), stamp_of(file))).collect();
+            let (read, configuration) = read(nats, values, &Contents::new())?;
+            if read.iter().all(|file| files.contains(file)) {
+                self.last = Some((values.clone(), stamps, configuration.clone()));
+                return Ok(configuration);
+            }
+            files = read;
+        }
+        read(nats, values, &Contents::new()).map(|(_, configuration)| configuration)
     }
 }
 
