@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::reader::cursor::Cursor;
+use super::cursor::Cursor;
 use crate::state::durable;
 
 /// The largest file of variables in bytes.

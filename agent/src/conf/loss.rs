@@ -7,6 +7,7 @@ mod access;
 mod facts;
 mod store;
 mod tls;
+mod values;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};

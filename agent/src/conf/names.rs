@@ -9,7 +9,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::tree::{Ambiguous, Entry, Map, Value};
+use super::tree::{Ambiguous, Entry, Map, Value, lower};
 
 /// The largest number of ambiguities that [`ambiguities`] returns. A person corrects them one after the other, so a few
 /// suffice.
@@ -418,16 +418,6 @@ impl Block {
     pub fn has_free_names(self) -> bool {
         self.shape().any.is_some()
     }
-}
-
-/// A name in lower case, as Go's `strings.ToLower` gives it for every name that nats-server knows. Rust gives two
-/// characters for `İ`, and Go gives one.
-#[must_use]
-pub fn lower(name: &str) -> Cow<'_, str> {
-    if name.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
-        return Cow::Borrowed(name);
-    }
-    Cow::Owned(name.replace('İ', "i").to_lowercase())
 }
 
 /// The one name of a setting in a block: lower case, and the first of its synonyms. Free names stay as they are.

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 
-use super::names::{Block, dotted, each_block, lower};
+use super::names::{Block, dotted, each_block};
 use super::render::{RouteUrl, Values};
-use super::tree::{Entry, Map, Origin, Source, Value};
+use super::tree::{Entry, Map, Origin, Source, Value, lower};
 use crate::credential::ClusterCredential;
 use crate::state::generation::TlsFiles;
 

@@ -7,7 +7,6 @@
 //! Of two settings with one name in one block, the later replaces the earlier as a whole. The settings of an included
 //! file stand in the place of its `include`. Every variable is replaced by the value that it has where it is used.
 
-pub(super) mod cursor;
 mod fault;
 mod include;
 mod number;
@@ -21,8 +20,8 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use self::cursor::{Cursor, is_line_end};
 pub use self::fault::{Closing, ConfError, Fault};
+use super::cursor::{Cursor, is_line_end};
 use super::environment::Environment;
 use super::tree::{Entry, Map, Origin, Source, Value};
 

@@ -1,13 +1,12 @@
 //! nats-server's settings as a tree of values, each with the place that it comes from.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use zeroize::Zeroizing;
-
-use super::names::lower;
 
 /// The most names of settings that a message lists.
 const MAX_NAMES: usize = 20;
@@ -313,6 +312,16 @@ impl Map {
             (first, _) => Ok(first.map(|(_, entry)| entry)),
         }
     }
+}
+
+/// A name in lower case, as Go's `strings.ToLower` gives it for every name that nats-server knows. Rust gives two
+/// characters for `İ`, and Go gives one.
+#[must_use]
+pub fn lower(name: &str) -> Cow<'_, str> {
+    if name.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
+        return Cow::Borrowed(name);
+    }
+    Cow::Owned(name.replace('İ', "i").to_lowercase())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Rewrites settings for a trial: the same settings, with everything that reaches outside taken out.
 //!
-//! The trial's server starts if and only if the real one starts, except for what [`crate::server::apart`] checks. It
+//! The trial's server starts if and only if the real one starts, except for what the checks beside the trial cover. It
 //! listens on loopback alone, dials nobody, and writes below the trial's directory alone. A reload of the trial's
 //! server from one rewritten tree to another has the result of the real reload.
 //!

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::facts::{block, is_given, text};
 use super::tls::{listens, maps};
+use super::values::{block, is_given, text};
 use super::{Found, Loss, store};
 use crate::conf::tree::{Ambiguous, Entry, Map, Value};
 use crate::digest::sha256_hex;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::facts::{block, text};
+use super::values::{block, text};
 use super::{Found, Loss};
 use crate::conf::tree::{Ambiguous, Map, Value};
 use crate::digest::sha256_hex;

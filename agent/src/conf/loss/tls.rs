@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::facts::{block, is_given, text};
+use super::values::{block, is_given, text};
 use super::{Found, Loss};
 use crate::conf::tree::{Ambiguous, Entry, Map, Value};
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::cursor::{is_blank, is_line_end};
 use super::{ConfError, Fault, MAX_INCLUDE_DEPTH, MAX_INCLUDES, MAX_SIZE, Parser, Replaced, utf8};
+use crate::conf::cursor::{is_blank, is_line_end};
 use crate::conf::tree::Map;
 use crate::state::durable;
 

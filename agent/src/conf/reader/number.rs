@@ -1,7 +1,7 @@
 //! Unquoted values that begin with a digit or a minus: integers with units, fractions, dates, addresses and texts.
 
-use super::cursor::{is_blank, is_line_end};
 use super::{ConfError, Fault, Parser};
+use crate::conf::cursor::{is_blank, is_line_end};
 use crate::conf::tree::Value;
 
 /// The length of `2006-01-02T15:04:05Z`.

@@ -2,8 +2,8 @@
 
 use zeroize::Zeroizing;
 
-use super::cursor::{is_blank, is_line_end};
 use super::{Closing, ConfError, Fault, Parser};
+use crate::conf::cursor::{is_blank, is_line_end};
 use crate::conf::tree::{Entry, Value};
 
 impl<'a> Parser<'a, '_> {

@@ -1,36 +1,36 @@
 //! A position in a text, with its line.
 
 /// Reads a text character by character.
-pub(in crate::conf) struct Cursor<'a> {
+pub(super) struct Cursor<'a> {
     text: &'a str,
     position: usize,
     line: usize,
 }
 
 impl<'a> Cursor<'a> {
-    pub(in crate::conf) fn new(text: &'a str) -> Self {
+    pub(super) fn new(text: &'a str) -> Self {
         Self { text, position: 0, line: 1 }
     }
 
     /// The line of the next character, counted from 1. nats-server counts line feeds alone, and so does the cursor.
-    pub(in crate::conf) fn line(&self) -> usize {
+    pub(super) fn line(&self) -> usize {
         self.line
     }
 
-    pub(in crate::conf) fn rest(&self) -> &'a str {
+    pub(super) fn rest(&self) -> &'a str {
         self.text.get(self.position..).unwrap_or_default()
     }
 
     /// The text from an earlier rest up to the position.
-    pub(in crate::conf) fn since(&self, before: &'a str) -> &'a str {
+    pub(super) fn since(&self, before: &'a str) -> &'a str {
         before.get(..before.len().saturating_sub(self.rest().len())).unwrap_or_default()
     }
 
-    pub(in crate::conf) fn peek(&self) -> Option<char> {
+    pub(super) fn peek(&self) -> Option<char> {
         self.rest().chars().next()
     }
 
-    pub(in crate::conf) fn next(&mut self) -> Option<char> {
+    pub(super) fn next(&mut self) -> Option<char> {
         let character = self.peek()?;
         self.position += character.len_utf8();
         self.line += usize::from(character == '\n');
@@ -38,7 +38,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Moves past the next character if it is the expected character.
-    pub(in crate::conf) fn take(&mut self, expected: char) -> bool {
+    pub(super) fn take(&mut self, expected: char) -> bool {
         let taken = self.peek() == Some(expected);
         if taken {
             self.next();
@@ -47,7 +47,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Moves on while `skip` is true, and returns the text between.
-    pub(in crate::conf) fn take_while(&mut self, skip: impl Fn(char) -> bool) -> &'a str {
+    pub(super) fn take_while(&mut self, skip: impl Fn(char) -> bool) -> &'a str {
         let before = self.rest();
         while self.peek().is_some_and(&skip) {
             self.next();
@@ -55,30 +55,30 @@ impl<'a> Cursor<'a> {
         self.since(before)
     }
 
-    pub(in crate::conf) fn skip_blanks(&mut self) {
+    pub(super) fn skip_blanks(&mut self) {
         self.take_while(is_blank);
     }
 
     /// Moves `length` bytes on.
-    pub(in crate::conf) fn advance(&mut self, length: usize) {
+    pub(super) fn advance(&mut self, length: usize) {
         let passed = self.rest().get(..length).unwrap_or_default();
         self.line += passed.bytes().filter(|byte| *byte == b'\n').count();
         self.position += passed.len();
     }
 
     /// Whether a comment begins here.
-    pub(in crate::conf) fn is_at_comment(&self) -> bool {
+    pub(super) fn is_at_comment(&self) -> bool {
         self.rest().starts_with('#') || self.rest().starts_with("//")
     }
 }
 
 /// A blank of nats-server's language.
-pub(in crate::conf) fn is_blank(character: char) -> bool {
+pub(super) fn is_blank(character: char) -> bool {
     character == ' ' || character == '\t'
 }
 
 /// A line end of nats-server's language.
-pub(in crate::conf) fn is_line_end(character: char) -> bool {
+pub(super) fn is_line_end(character: char) -> bool {
     character == '\n' || character == '\r'
 }
 
