@@ -239,6 +239,17 @@ pub enum DeployError {
     Unnamed(PathBuf),
 }
 
+/// The settings before a commit, each as far as its file can be read.
+struct Known {
+    committed: Option<KnownSettings>,
+    running: Option<KnownSettings>,
+}
+
+struct KnownSettings {
+    tree: Map,
+    names_generation: bool,
+}
+
 /// A text that nats-server accepts, beside the committed text.
 struct Staged {
     rendered: Rendered,
@@ -558,8 +569,12 @@ impl CommitPoint {
         let Configuration { tree, rendered, sources } = &desired.configuration;
         self.prove_reading(sources).await?;
         let staged = self.stage(rendered).await.map_err(|error| self.with_origin(error, rendered, tree))?;
-        self.check_losses(tree, desired.allowed_losses)?;
-        if let Some(running) = self.try_settings(desired, seen, progress).await? {
+        let known = Known {
+            committed: self.committed()?.and_then(|text| self.known(&text)),
+            running: read_config(&self.running_file())?.and_then(|text| self.known(&text)),
+        };
+        Self::check_losses(&known, tree, desired.allowed_losses)?;
+        if let Some(running) = self.try_settings(&known, desired, seen, progress).await? {
             return Ok(Commit::NeedsRestart(running));
         }
         self.commit_staged(staged, desired.generation, progress)?;
@@ -570,16 +585,16 @@ impl CommitPoint {
     /// settings need a restart. A new generation or other peers alone need no trial.
     async fn try_settings(
         &self,
+        known: &Known,
         desired: &Desired<'_>,
         seen: &Observation,
         progress: &Progress,
     ) -> Result<Option<Rendered>, DeployError> {
         let tree = &desired.configuration.tree;
-        let known = [read_config(&self.running_file())?, self.committed()?];
-        let is_of_agent = |text: &&Rendered| self.parts.generations.named_in(text.text()).is_some();
-        let known = known.iter().flatten().filter(is_of_agent).find_map(|text| self.tree_of(text));
+        let known = [&known.running, &known.committed].into_iter().flatten().find(|known| known.names_generation);
+        let known = known.map(|known| &known.tree);
         let settings = self.settings_of(tree);
-        if known.as_ref().is_some_and(|known| self.settings_of(known) == settings) {
+        if known.is_some_and(|known| self.settings_of(known) == settings) {
             return Ok(None);
         }
         if !desired.is_asked && known.is_some() && !desired.away.is_empty() {
@@ -593,7 +608,7 @@ impl CommitPoint {
             _ => None,
         };
         progress.report(Step::Trying);
-        match self.parts.server.predict(known.as_ref().filter(|_| pid.is_some()), tree, pid).await {
+        match self.parts.server.predict(known.filter(|_| pid.is_some()), tree, pid).await {
             Prediction::Starts | Prediction::Reloadable => Ok(None),
             Prediction::NeedsRestart { said } => {
                 tracing::info!("the new settings wait for a restart of nats-server: {said}");
@@ -791,13 +806,19 @@ impl CommitPoint {
 
     /// Compares with the committed configuration. Where the committed file is gone or damaged, the running
     /// configuration takes its place.
-    fn check_losses(&self, tree: &Map, allowed: &[Loss]) -> Result<(), DeployError> {
-        let before = [self.committed()?, read_config(&self.running_file())?];
-        let before = before.iter().flatten().find_map(|before| Facts::of(&self.tree_of(before)?).ok());
+    fn check_losses(known: &Known, tree: &Map, allowed: &[Loss]) -> Result<(), DeployError> {
+        let mut before = [&known.committed, &known.running].into_iter().flatten();
+        let before = before.find_map(|before| Facts::of(&before.tree).ok());
         let after = Facts::of(tree)?;
         let mut losses = loss::losses(before.as_ref(), &after);
         losses.retain(|taken| !allowed.contains(&taken.loss));
         if losses.is_empty() { Ok(()) } else { Err(DeployError::Losses(losses)) }
+    }
+
+    /// The settings of a text that was committed, and whether the text names a generation.
+    fn known(&self, text: &Rendered) -> Option<KnownSettings> {
+        let names_generation = self.parts.generations.named_in(text.text()).is_some();
+        Some(KnownSettings { tree: self.tree_of(text)?, names_generation })
     }
 
     /// The settings of a text that was committed. `None`: the text can't be read.
