@@ -14,6 +14,7 @@ mod documents;
 mod fault_matrix;
 mod fleet;
 mod harness_works;
+mod house;
 mod iam;
 mod included;
 mod install;
