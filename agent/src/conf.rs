@@ -12,6 +12,7 @@ pub mod owned;
 pub mod reader;
 pub(crate) mod rebase;
 pub mod render;
+pub mod system;
 pub mod tree;
 pub mod trial;
 pub mod write;

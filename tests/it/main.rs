@@ -28,6 +28,7 @@ mod service;
 mod settings;
 mod state_directory;
 mod steady;
+mod system;
 mod terraform;
 mod time;
 mod trial;

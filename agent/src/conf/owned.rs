@@ -104,7 +104,7 @@ pub fn generations_named(tree: &Map, generations: &Path, allowed: &TlsFiles) -> 
 
 fn generations_in(entry: &Entry, generations: &Path, allowed: &TlsFiles, found: &mut Vec<Origin>) {
     let is_refused = match &*entry.origin.source {
-        Source::Template(_) | Source::Committed(_) | Source::Noted(_) => false,
+        Source::Template(_) | Source::Committed(_) | Source::Noted(_) | Source::Agent => false,
         Source::Settings(_) => {
             let allowed = [&allowed.cert_file, &allowed.key_file, &allowed.ca_file];
             names_a_path_in(entry, generations) && !allowed.iter().any(|file| is_path(entry, file))

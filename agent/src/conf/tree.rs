@@ -28,6 +28,8 @@ pub enum Source {
     Settings(PathBuf),
     /// A variable of the environment, by its name.
     Environment(String),
+    /// The agent itself: its user of the system account.
+    Agent,
 }
 
 impl fmt::Display for Source {
@@ -40,6 +42,7 @@ impl fmt::Display for Source {
             Self::Noted(source) => formatter.write_str(source),
             Self::Secret(id) => write!(formatter, "secret:{id}"),
             Self::Environment(name) => write!(formatter, "${name}"),
+            Self::Agent => formatter.write_str("nats-tls-agent (nats.system)"),
         }
     }
 }

@@ -94,7 +94,7 @@ pub(crate) fn restore_sources(tree: &mut Map, text: &str) {
 fn restore_source(entry: &mut Entry, lines: &[&str], above: Option<&Arc<Source>>) {
     let before = entry.origin.line.checked_sub(2).and_then(|index| lines.get(index));
     let noted = before.and_then(|line| line.trim_start().strip_prefix(NOTE));
-    let noted = noted.map(|noted| Arc::new(Source::Noted(noted.to_owned())));
+    let noted = noted.map(|noted| Arc::new(noted_source(noted)));
     if let Some(source) = noted.as_ref().or(above) {
         entry.origin.source = Arc::clone(source);
     }
@@ -104,6 +104,11 @@ fn restore_source(entry: &mut Entry, lines: &[&str], above: Option<&Arc<Source>>
         Value::Map(map) => map.iter_mut().for_each(|(_, entry)| restore_source(entry, lines, source)),
         Value::Text(_) | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Date(_) => {}
     }
+}
+
+/// The source that a comment names. What the agent adds itself is known by its comment alone.
+fn noted_source(noted: &str) -> Source {
+    if noted == Source::Agent.to_string() { Source::Agent } else { Source::Noted(noted.to_owned()) }
 }
 
 /// Every secret of the settings, each in the form that the settings have. A message of nats-server may quote a secret.

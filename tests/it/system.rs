@@ -1,0 +1,305 @@
+//! The agent's user of the system account: where it may stand, measured with real nats-servers.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use harness::loopback::Block;
+use harness::nats_server::{Launch, NatsServer};
+use harness::{eventually, tools};
+use nats_tls_agent::conf::render::Rendered;
+use nats_tls_agent::conf::system::{Obstacle, Others, Placement, add, disconnects, has_own};
+use nats_tls_agent::conf::tree::Map;
+use nats_tls_agent::conf::write;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A user's public key that nobody has the seed of.
+const KEY: &str = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
+
+/// A nats-server without TLS, and its configuration.
+struct Bench {
+    directory: tempfile::TempDir,
+    block: Block,
+    server: NatsServer,
+}
+
+impl Bench {
+    async fn start(version: &str, settings: &str) -> Self {
+        let (directory, block) = (tempfile::tempdir().unwrap(), Block::reserve().unwrap());
+        let path = |name: &str| directory.path().join(name);
+        let address = |index| SocketAddr::from(([127, 0, 0, 1], block.port(index)));
+        let launch = Launch {
+            binary: tools::nats_server(version).unwrap(),
+            config: path("nats.conf"),
+            pid_file: path("pid"),
+            client: address(0),
+            monitor: address(1),
+            log: path("log"),
+            arguments: Vec::new(),
+        };
+        let text = text(settings, directory.path(), &block);
+        std::fs::write(&launch.config, text).unwrap();
+        let server = NatsServer::start(launch).await.unwrap();
+        Self { directory, block, server }
+    }
+
+    fn tree(&self, settings: &str) -> Map {
+        let text = text(settings, self.directory.path(), &self.block);
+        Rendered::from_text(text).tree(&self.server.launch().config).unwrap()
+    }
+
+    /// Loads settings by a signal, and returns what nats-server says.
+    async fn load(&self, text: &str) -> String {
+        let log = &self.server.launch().log;
+        let before = std::fs::read_to_string(log).unwrap().len();
+        std::fs::write(&self.server.launch().config, text).unwrap();
+        self.server.reload().unwrap();
+        let said = eventually("the reload", SOON, || async {
+            let log = std::fs::read_to_string(log).unwrap();
+            let mut lines = log[before..].lines();
+            lines
+                .find(|line| line.contains("reload") || line.contains("Reloaded"))
+                .map(str::to_owned)
+                .ok_or(log.clone())
+        });
+        said.await.unwrap()
+    }
+
+    async fn client(&self, kind: Client) -> Result<Raw, String> {
+        Raw::connect(self.server.launch().client, kind).await
+    }
+}
+
+/// The settings, with the listeners of the bench. `%` is the directory.
+fn text(settings: &str, directory: &Path, block: &Block) -> String {
+    let (port, monitor) = (block.port(0), block.port(1));
+    let path = directory.display();
+    let settings = settings.replace('%', &path.to_string()).replace("@2", &block.port(2).to_string());
+    let named = format!("server_name: n1\nlisten: \"127.0.0.1:{port}\"\nhttp: \"127.0.0.1:{monitor}\"\n");
+    format!("{named}pid_file: \"{path}/pid\"\n{settings}\n")
+}
+
+/// What a client sends with CONNECT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Client {
+    Anonymous,
+    User(&'static str),
+}
+
+/// A client without a library, so that nothing but nats-server decides.
+#[derive(Debug)]
+struct Raw(BufReader<TcpStream>);
+
+impl Raw {
+    async fn connect(address: SocketAddr, client: Client) -> Result<Self, String> {
+        let mut raw = Self(BufReader::new(TcpStream::connect(address).await.unwrap()));
+        assert!(raw.line().await?.starts_with("INFO "));
+        let user = match client {
+            Client::Anonymous => String::new(),
+            Client::User(name) => format!(",\"user\":\"{name}\",\"pass\":\"{name}\""),
+        };
+        raw.send(&format!("CONNECT {{\"verbose\":false,\"lang\":\"raw\",\"version\":\"0\"{user}}}\r\nPING\r\n"))
+            .await?;
+        raw.answered().await?;
+        Ok(raw)
+    }
+
+    async fn send(&mut self, text: &str) -> Result<(), String> {
+        self.0.write_all(text.as_bytes()).await.map_err(|error| error.to_string())
+    }
+
+    async fn line(&mut self) -> Result<String, String> {
+        let mut line = String::new();
+        let read = tokio::time::timeout(SOON, self.0.read_line(&mut line)).await.map_err(|late| late.to_string())?;
+        match read {
+            Ok(0) => Err("closed".to_owned()),
+            Ok(_) => Ok(line),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Waits for the PONG, which says that the client is still accepted.
+    async fn answered(&mut self) -> Result<(), String> {
+        loop {
+            let line = self.line().await?;
+            match line.split_whitespace().next() {
+                Some("PONG") => return Ok(()),
+                Some("-ERR") => return Err(line),
+                Some("PING") => self.send("PONG\r\n").await?,
+                _ => {}
+            }
+        }
+    }
+
+    async fn is_kept(&mut self) -> Result<(), String> {
+        self.send("PING\r\n").await?;
+        self.answered().await
+    }
+}
+
+const A: &str = "authorization { users: [ { user: a, password: a } ] }";
+const B: &str = "accounts { A { users: [ { user: a, password: a } ] } }";
+
+/// Settings to which the user is added, and a client that they let in.
+const ADDED: &[(&str, Client, Others)] = &[
+    ("", Client::Anonymous, Others::AnonymousAlone),
+    ("jetstream { store_dir: \"%/js\", max_mem: 16MB, max_file: 16MB }", Client::Anonymous, Others::AnonymousAlone),
+    ("accounts { }", Client::Anonymous, Others::AnonymousAlone),
+    ("accounts { SYS { } }\nsystem_account: SYS", Client::Anonymous, Others::AnonymousAlone),
+    (
+        "leafnodes { listen: \"127.0.0.1:@2\", authorization { user: l, password: l } }",
+        Client::Anonymous,
+        Others::AnonymousAlone,
+    ),
+    ("websocket { listen: \"127.0.0.1:@2\", no_tls: true }", Client::Anonymous, Others::AnonymousAlone),
+    ("accounts { \"$SYS\" { users: [ { user: s, password: s } ] } }", Client::Anonymous, Others::Unaffected),
+    ("accounts { \"$SYS\" { users: [ { user: s, password: s } ] } }", Client::User("s"), Others::Unaffected),
+    (A, Client::User("a"), Others::Unaffected),
+    ("authorization { users: [ { user: a, password: a } ] }\nno_auth_user: a", Client::Anonymous, Others::Unaffected),
+    (B, Client::User("a"), Others::Unaffected),
+    (
+        "accounts { A { users: [ { user: a, password: a } ] }, SYS { } }\nsystem_account: SYS",
+        Client::User("a"),
+        Others::Unaffected,
+    ),
+    ("accounts { A { users: [ { user: a, password: a } ] } }\nno_auth_user: a", Client::Anonymous, Others::Unaffected),
+    (
+        "authorization { timeout: 5 }\naccounts { A { users: [ { user: a, password: a } ] } }",
+        Client::User("a"),
+        Others::Unaffected,
+    ),
+];
+
+#[tokio::test]
+async fn the_user_is_added_by_a_reload_and_every_client_stays_on_every_version() {
+    let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
+        for (settings, client, others) in ADDED {
+            let bench = Bench::start(version, settings).await;
+            let mut connected = bench.client(*client).await.unwrap();
+            let (before, mut tree) = (bench.tree(settings), bench.tree(settings));
+            let placement = add(&mut tree, KEY);
+            assert!(matches!(placement, Placement::Account { others: found, .. } if found == *others), "{settings}");
+            let said = bench.load(&write::text(&tree)).await;
+            assert!(said.contains("Reloaded"), "{version}: {settings}: {said}");
+            connected.is_kept().await.unwrap_or_else(|error| panic!("{version}: {settings}: {error}"));
+            bench.client(*client).await.unwrap_or_else(|error| panic!("{version}: {settings}: {error}"));
+            // The way back.
+            bench.load(&write::text(&before)).await;
+            let stays = connected.is_kept().await.is_ok();
+            assert_eq!(stays, !disconnects(&tree, &before) || *client != Client::Anonymous, "{version}: {settings}");
+            bench.client(*client).await.unwrap();
+            bench.server.kill().await.unwrap();
+        }
+    });
+    harness::join_all(runs).await;
+}
+
+/// A client that sends a user where nobody asks for one. The stand-in of nats-server is for anonymous clients alone.
+#[tokio::test]
+async fn a_client_that_sends_a_user_which_nobody_asked_for_is_refused_once_the_agents_user_stands() {
+    let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
+        let bench = Bench::start(version, "").await;
+        let mut connected = bench.client(Client::User("nobody")).await.unwrap();
+        let mut tree = bench.tree("");
+        let placement = add(&mut tree, KEY);
+        assert!(matches!(placement, Placement::Account { others: Others::AnonymousAlone, .. }));
+        bench.load(&write::text(&tree)).await;
+        assert!(connected.is_kept().await.is_err(), "{version}");
+        assert!(bench.client(Client::User("nobody")).await.is_err(), "{version}");
+        bench.server.kill().await.unwrap();
+    });
+    harness::join_all(runs).await;
+}
+
+const SYS: &str = "\"$SYS\" { users: [ { nkey: KEY } ] }";
+
+/// Settings to which the user is not added, and the same settings with the user all the same.
+const NOT_ADDED: &[(&str, &str, Obstacle)] = &[
+    ("authorization { token: t }", "authorization { token: t }\naccounts { SYS }", Obstacle::Token),
+    (
+        "authorization { user: a, password: a }",
+        "authorization { user: a, password: a }\naccounts { SYS }",
+        Obstacle::SingleUser,
+    ),
+    (
+        "authorization { timeout: 5 }",
+        "authorization { timeout: 5 }\naccounts { SYS }",
+        Obstacle::AuthorizationWithoutUsers,
+    ),
+    ("authorization { }", "authorization { }\naccounts { SYS }", Obstacle::AuthorizationWithoutUsers),
+    (
+        "authorization { users: [] }",
+        "authorization { users: [] }\naccounts { SYS }",
+        Obstacle::AuthorizationWithoutUsers,
+    ),
+    ("accounts { A { } }", "accounts { A { }, SYS }", Obstacle::AccountsWithoutUsers),
+    (
+        "accounts { A { exports: [ { service: x } ] }, B { imports: [ { service: { account: A, subject: x } } ] } }",
+        "accounts { A { exports: [ { service: x } ] }, B { imports: [ { service: { account: A, subject: x } } ] }, SYS }",
+        Obstacle::AccountsWithoutUsers,
+    ),
+    ("accounts: [ A, B ]", "accounts { A { }, B { }, SYS }", Obstacle::AccountsListed),
+    (
+        "websocket { listen: \"127.0.0.1:@2\", no_tls: true, authorization { username: w, password: w } }",
+        "websocket { listen: \"127.0.0.1:@2\", no_tls: true, authorization { username: w, password: w } }\naccounts { SYS }",
+        Obstacle::WebsocketAuthorization,
+    ),
+    (
+        "jetstream { store_dir: \"%/js\", max_mem: 16MB, max_file: 16MB }\nmqtt { listen: \"127.0.0.1:@2\", authorization { user: m, password: m } }",
+        "jetstream { store_dir: \"%/js\", max_mem: 16MB, max_file: 16MB }\nmqtt { listen: \"127.0.0.1:@2\", authorization { user: m, password: m } }\naccounts { SYS }",
+        Obstacle::MqttAuthorization,
+    ),
+];
+
+#[tokio::test]
+async fn where_the_user_is_not_added_it_would_be_refused_or_lock_anonymous_clients_out_on_every_version() {
+    let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
+        for (settings, with_user, obstacle) in NOT_ADDED {
+            let bench = Bench::start(version, settings).await;
+            let mut tree = bench.tree(settings);
+            assert_eq!(add(&mut tree, KEY), Placement::Nowhere(*obstacle), "{settings}");
+            assert!(!has_own(&tree), "{settings}");
+            let anonymous = bench.client(Client::Anonymous).await;
+            let with_user = with_user.replace("SYS", &SYS.replace("KEY", KEY));
+            let said = bench.load(&text(&with_user, bench.directory.path(), &bench.block)).await;
+            let locks_out = anonymous.is_ok() && bench.client(Client::Anonymous).await.is_err();
+            assert!(said.contains("Failed to reload") || locks_out, "{version}: {with_user}: {said}");
+            bench.server.kill().await.unwrap();
+        }
+    });
+    harness::join_all(runs).await;
+}
+
+/// The auth callout would be asked for a user that is not among its `auth_users`, and these can't be reloaded.
+#[tokio::test]
+async fn a_user_beside_an_auth_callout_passes_only_as_one_of_its_auth_users() {
+    const ISSUER: &str = "ABJHLOVMPA4CI6R5KLNGOB4GSLNIY7IOUPAJC4YFNDLQVIOBYQGUWVLA";
+    let settings = |accounts: &str, users: &str| {
+        format!(
+            "accounts {{ AUTH {{ users: [ {{ user: a, password: a }} ] }}, {accounts} }}\n\
+             authorization {{ timeout: 1, auth_callout {{ issuer: {ISSUER}, account: AUTH, auth_users: [ {users} ] }} }}"
+        )
+    };
+    let (alone, user) = (settings("", "a"), "\"$SYS\" { users: [ { user: s, password: s } ] }");
+    let runs = tools::NATS_SERVER_VERSIONS.map(|version| {
+        let (alone, outside, inside) = (&alone, settings(user, "a"), settings(user, "a, s"));
+        async move {
+            let bench = Bench::start(version, alone).await;
+            let mut tree = bench.tree(alone);
+            assert_eq!(add(&mut tree, KEY), Placement::Nowhere(Obstacle::AuthCallout));
+            let load = |settings: &str| text(settings, bench.directory.path(), &bench.block);
+            assert!(bench.load(&load(&outside)).await.contains("Reloaded"));
+            assert!(bench.client(Client::User("s")).await.is_err(), "{version}");
+            let said = bench.load(&load(&inside)).await;
+            assert!(said.contains("not supported for AuthCallout"), "{version}: {said}");
+            bench.server.kill().await.unwrap();
+            let bench = Bench::start(version, &inside).await;
+            bench.client(Client::User("s")).await.unwrap();
+            bench.server.kill().await.unwrap();
+        }
+    });
+    harness::join_all(runs).await;
+}
