@@ -4,6 +4,7 @@
 //! names the file, the line and the key, and says what to write instead.
 
 mod settings;
+mod system;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +16,7 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
 use self::settings::left_to_parse;
+pub use self::system::System;
 use crate::conf::tree::Map;
 use crate::included::{self, PREFIX};
 use crate::state::durable;
@@ -253,6 +255,8 @@ pub struct NatsConfig {
     pub jetstream: JetStream,
     /// nats-server's pid file.
     pub pid_file: PathBuf,
+    /// The way to the system account of nats-server.
+    pub system: System,
     /// A file of `KEY=VALUE` lines: the values of variables in included files and in the template.
     pub environment_file: Option<PathBuf>,
     /// `[nats.settings]`: settings of nats-server by their own names, merged over what is rendered.
@@ -276,6 +280,7 @@ impl Default for NatsConfig {
             cluster_secret_id: None,
             jetstream: JetStream::On(JetStreamLimits::default()),
             pid_file: "/run/nats/nats-server.pid".into(),
+            system: System::default(),
             environment_file: None,
             settings: Map::default(),
         }
@@ -889,6 +894,13 @@ impl NatsConfig {
         if let Some(file) = &self.environment_file {
             absolute("nats.environment_file", file.clone())?;
         }
+        match &self.system {
+            System::CredsFile(file) => {
+                absolute("nats.system.creds_file", file.clone())?;
+            }
+            System::Secret(id) => check_secret_id("nats.system.secret_id", id)?,
+            System::Auto | System::Off => {}
+        }
         if let JetStream::On(limits) = &self.jetstream {
             absolute("nats.jetstream.store_dir", limits.store_dir.clone())?;
         }
@@ -1129,6 +1141,7 @@ mod tests {
             cluster_secret_id = "nats/routes"
             jetstream = { store_dir = "/data/js", max_mem = "1GB", max_file = "100GiB" }
             pid_file = "/run/nats.pid"
+            system = { creds_file = "/etc/nats/system.creds" }
             [state]
             directory = "/var/lib/agent"
             [control]
@@ -1145,6 +1158,7 @@ mod tests {
         assert_eq!((peers[1].host.as_str(), peers[1].port), ("fd00::6", 6222));
         let JetStream::On(limits) = config.nats.jetstream else { panic!() };
         assert_eq!(limits.max_file.unwrap().as_str(), "100GiB");
+        assert_eq!(config.nats.system, System::CredsFile("/etc/nats/system.creds".into()));
     }
 
     #[test]
@@ -1152,7 +1166,7 @@ mod tests {
         let cases = [
             (
                 ec2("[nats]\nlissten = 1"),
-                "agent.toml:4: nats.lissten: unknown field `lissten`, expected one of `server`, `config`, `template`, `include`, `listen`, `cluster_name`, `cluster_listen`, `monitor_listen`, `client_auth`, `cluster_secret_id`, `jetstream`, `pid_file`, `environment_file`, `settings`",
+                "agent.toml:4: nats.lissten: unknown field `lissten`, expected one of `server`, `config`, `template`, `include`, `listen`, `cluster_name`, `cluster_listen`, `monitor_listen`, `client_auth`, `cluster_secret_id`, `jetstream`, `pid_file`, `system`, `environment_file`, `settings`",
             ),
             (
                 ec2("[renewal]\nretry_min = 5"),
@@ -1233,6 +1247,16 @@ mod tests {
             ("nats.jetstream.max_mem = \"1 GB\"", "nats.jetstream.max_mem: \"1 GB\" is not a size"),
             ("nats.jetstream.store = \"/js\"", "nats.jetstream.store: unknown field"),
             ("nats.jetstream.store_dir = \"js\"", "nats.jetstream.store_dir: js is not an absolute path"),
+            ("nats.system = \"on\"", "nats.system: \"on\" is not a way to the system account; write \"auto\""),
+            (
+                "nats.system = true",
+                "nats.system: invalid type: boolean `true`, expected \"auto\", \"off\", { creds_file",
+            ),
+            ("nats.system = {}", "nats.system: names neither creds_file nor secret_id"),
+            ("nats.system = { creds_file = \"/a\", secret_id = \"b\" }", "nats.system: names both"),
+            ("nats.system = { creds = \"/a\" }", "nats.system.creds: unknown field"),
+            ("nats.system.creds_file = \"a\"", "nats.system.creds_file: a is not an absolute path"),
+            ("nats.system.secret_id = \"a b\"", "nats.system.secret_id: \"a b\" is not the name"),
             (
                 "nats.cluster_secret_id = \"arn:aws:ssm:x\"",
                 "nats.cluster_secret_id: \"arn:aws:ssm:x\" is not the ARN of a secret",

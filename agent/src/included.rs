@@ -26,6 +26,12 @@ pub(crate) fn file_of(state: &Path, secret_id: &str) -> PathBuf {
     directory(state).join(format!("{}.conf", &digest[..16]))
 }
 
+/// The file that keeps the credentials of a secret.
+#[must_use]
+pub(crate) fn credentials_of(state: &Path, secret_id: &str) -> PathBuf {
+    file_of(state, secret_id).with_extension("creds")
+}
+
 fn directory(state: &Path) -> PathBuf {
     state.join("included")
 }

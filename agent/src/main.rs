@@ -93,11 +93,14 @@ fn print_manual(command: Option<&str>) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The level of the daemon's log. The NATS client writes a line for each attempt to connect, and the status says the same.
+const DAEMON_LEVEL: &str = "info,async_nats=off";
+
 /// Sends the log to standard error: from level `info` for the daemon, and from level `error` for the other commands.
 /// `RUST_LOG` overrules the level. Where standard error is the journal, entries go to the journal with their fields.
 /// Elsewhere an entry is its message alone, which repeats what the fields say.
 fn start_log(is_daemon: bool) {
-    let default = if is_daemon { "info" } else { "error" };
+    let default = if is_daemon { DAEMON_LEVEL } else { "error,async_nats=off" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let journal = is_journal().then(tracing_journald::layer).and_then(Result::ok);
     let text = journal.is_none().then(|| {

@@ -16,13 +16,13 @@ mod retry;
 mod sources;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use self::commit_point::CommitPoint;
+use self::commit_point::{CommitParts, CommitPoint};
 use self::deployment::{Deployment, Order};
 use self::issuing::Issuing;
 use self::last_good::LastGoodFile;
@@ -34,7 +34,8 @@ use crate::conf::effective::{self, Configuration, Effective, SettingsError};
 use crate::conf::loss::Loss;
 use crate::conf::reader::Contents;
 use crate::conf::render::{Rendered, Values};
-use crate::config::RenewalConfig;
+use crate::conf::system::Placement;
+use crate::config::{RenewalConfig, System};
 use crate::credential::{ClusterCredential, CredentialSource};
 use crate::error::with_causes;
 use crate::included::IncludedSource;
@@ -48,6 +49,7 @@ use crate::server::Presence;
 use crate::server::standing::{Mismatch, Standing};
 use crate::state::durable::FileError;
 use crate::state::generation::{Generation, TlsFiles};
+use crate::state::system_key::SystemKey;
 use crate::status::{LeafStatus, Status};
 use crate::trust::TrustSource;
 
@@ -110,6 +112,10 @@ pub struct Reconciler {
     damaged: Vec<Reason>,
     /// Why a changed agent.toml is not in force.
     not_in_force: Option<Reason>,
+    /// The public key of the agent's user of the system account, once it is known.
+    system_key: OnceLock<String>,
+    /// Where the agent's user stands, by the settings that were read last.
+    placement: Option<Placement>,
 }
 
 impl Reconciler {
@@ -142,6 +148,8 @@ impl Reconciler {
             newest: None,
             damaged: Vec::new(),
             not_in_force: None,
+            system_key: OnceLock::new(),
+            placement: None,
         }
     }
 
@@ -212,7 +220,8 @@ impl Reconciler {
         let files = newest.map_or_else(|| generations.files(1), |generation| generation.files);
         let included = self.sources.preview(&self.node).await;
         let committed = self.deployment.commit_point.committed()?;
-        let values = self.values(files, &included)?;
+        let mut values = self.values(files, &included)?;
+        values.system_key = self.system_key(SystemKey::read)?;
         let nats = &self.deployment.commit_point.parts().nats;
         Ok((committed, effective::preview(nats, &values, &included)?.rendered))
     }
@@ -311,8 +320,27 @@ impl Reconciler {
     }
 
     fn configure(&mut self, files: TlsFiles) -> Result<Configuration, PassError> {
-        let values = self.values(files, &Contents::new())?;
-        Ok(self.effective.of(&self.deployment.commit_point.parts().nats, &values)?)
+        let mut values = self.values(files, &Contents::new())?;
+        values.system_key = self.system_key(|state| SystemKey::read_or_make(state).map(Some))?;
+        let configuration = self.effective.of(&self.deployment.commit_point.parts().nats, &values)?;
+        self.placement.clone_from(&configuration.system);
+        Ok(configuration)
+    }
+
+    /// The public key of the agent's user of the system account. `None`: the agent has no such user.
+    fn system_key(
+        &self,
+        read: impl FnOnce(&Path) -> Result<Option<SystemKey>, FileError>,
+    ) -> Result<Option<String>, FileError> {
+        let CommitParts { nats, state, .. } = self.deployment.commit_point.parts();
+        if nats.system != System::Auto {
+            return Ok(None);
+        }
+        if let Some(known) = self.system_key.get() {
+            return Ok(Some(known.clone()));
+        }
+        let key = read(state)?.map(|key| key.public().to_owned());
+        Ok(key.map(|key| self.system_key.get_or_init(|| key).clone()))
     }
 
     /// The values of the template, once every source is known that the configuration needs. `included` has contents of

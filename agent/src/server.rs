@@ -6,6 +6,7 @@ pub mod monitor;
 pub mod probe;
 pub mod process;
 pub mod standing;
+pub mod system;
 pub mod trial;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ use zeroize::Zeroizing;
 use self::monitor::{Routez, Varz};
 use self::probe::{Port, ProbeError, Prober};
 use self::process::{NatsProcess, ProcessError};
+use self::system::{Answer, Link, SystemConnection, SystemError};
 use self::trial::{Prediction, predict};
 use crate::conf::environment::Environment;
 use crate::conf::listeners::Listeners;
@@ -40,6 +42,8 @@ pub const OLDEST: (u32, u32) = (2, 10);
 /// The limit for `nats-server -t`. The command takes milliseconds, and longer while the machine boots.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_OUTPUT: u64 = 64 * 1024;
+/// The longest wait for the answer to a reload. With hundreds of bcrypt users nats-server takes minutes.
+const RELOAD_WITHIN: Duration = Duration::from_mins(10);
 
 /// Whether nats-server runs, by its pid file and its process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +93,8 @@ pub struct Observed {
     pub route: Result<Served, String>,
     /// When the two ports were probed.
     pub asked: Instant,
+    /// The connection to the system account.
+    pub system: Link,
 }
 
 impl Observed {
@@ -109,6 +115,7 @@ impl Observed {
             client: none(),
             route: none(),
             asked: Instant::now(),
+            system: Link::Unwanted,
         }
     }
 
@@ -207,8 +214,35 @@ pub trait Server: Send + Sync {
     /// handshakes of `last` are valid, the ports are not probed again.
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed;
 
-    /// Tells the running server to read its configuration again, and returns the pid.
-    async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<i32, ServerError>;
+    /// Tells the running server to read its configuration again. An answer comes when the server is done.
+    async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<Told, ServerError>;
+}
+
+/// How the running server was told to read its configuration again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// By a signal, which nobody answers.
+    Signalled {
+        /// The process.
+        pid: i32,
+    },
+    /// Through its system account.
+    Answered {
+        /// The process.
+        pid: i32,
+        /// What it said.
+        answer: Answer,
+    },
+}
+
+impl Told {
+    /// The process that was told.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        match self {
+            Self::Signalled { pid } | Self::Answered { pid, .. } => *pid,
+        }
+    }
 }
 
 /// The real nats-server of this machine.
@@ -217,13 +251,15 @@ pub struct NatsServer {
     config: PathBuf,
     /// The state directory, in which trials are made.
     state: PathBuf,
+    system: Option<SystemConnection>,
 }
 
 impl NatsServer {
     /// The nats-server that `[nats]` describes.
     #[must_use]
     pub fn new(nats: &NatsConfig, state: &Path) -> Self {
-        Self { binary: nats.server.clone(), config: nats.config.clone(), state: state.to_owned() }
+        let system = SystemConnection::of(nats, state);
+        Self { binary: nats.server.clone(), config: nats.config.clone(), state: state.to_owned(), system }
     }
 
     /// The version of the binary. A version before [`OLDEST`] is an error.
@@ -318,22 +354,39 @@ impl Server for NatsServer {
             }
             Err(error) => Presence::Foreign(with_causes(&error)),
         };
-        let (varz, routez) = tokio::join!(monitor::varz(at.monitor), monitor::routez(at.monitor));
-        if let Err(error) = &varz {
-            tracing::debug!("{}", with_causes(error));
-        }
-        let (varz, routez) = (varz.ok(), routez.ok());
+        let system = match (&presence, chain) {
+            (Presence::Running(_), Some(chain)) => self.link(chain, at).await,
+            _ => Link::Unwanted,
+        };
+        let (varz, routez) = self.told_by_itself(&system, at).await;
         if let Some(last) = last.filter(|last| last.still_holds(&presence, varz.as_ref())) {
-            return Observed { routez, ..last.clone() };
+            return Observed { routez, system, ..last.clone() };
         }
         let (client, route) = served_at_both(chain, at).await;
-        Observed { presence, varz, routez, client: told(client), route: told(route), asked: Instant::now() }
+        let (client, route) = (told(client), told(route));
+        Observed { presence, varz, routez, client, route, asked: Instant::now(), system }
     }
 
     /// A SIGHUP kills nats-server in its first milliseconds, and hangs 2.15.1 in lame duck mode. The client port is closed
     /// in both states, so the client port must be open before the signal.
-    async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<i32, ServerError> {
+    ///
+    /// The system account answers where the connection is open. A connection that ends before the answer has told the
+    /// server all the same, so no signal follows.
+    async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<Told, ServerError> {
         let process = NatsProcess::find(&at.pid_file, &self.binary, &self.config)?;
+        let pid = process.pid;
+        if let Some(system) = &self.system
+            && system.keep(chain, at.client).await.is_ok()
+        {
+            match system.reload(RELOAD_WITHIN).await {
+                Ok(answer) => return Ok(Told::Answered { pid, answer }),
+                Err(SystemError::NoResponders { .. }) => {}
+                Err(error) => {
+                    tracing::debug!("{}", with_causes(&error));
+                    return Ok(Told::Signalled { pid });
+                }
+            }
+        }
         let probed = match Prober::presenting(chain) {
             Ok(prober) => prober.served(at.client, Port::Client).await,
             Err(error) => Err(error),
@@ -342,7 +395,34 @@ impl Server for NatsServer {
             return Err(ServerError::NotListening { pid: process.pid, address: at.client, source });
         }
         process.hang_up()?;
-        Ok(process.pid)
+        Ok(Told::Signalled { pid })
+    }
+}
+
+impl NatsServer {
+    /// Keeps the connection to the system account open.
+    async fn link(&self, chain: &StoredChain, at: &Listeners) -> Link {
+        let Some(system) = &self.system else { return Link::Unwanted };
+        match system.keep(chain, at.client).await {
+            Ok(()) => Link::Up,
+            Err(error) => Link::Down { fault: error.fault(), why: with_causes(&error) },
+        }
+    }
+
+    /// What the server tells of itself and of its routes: through the system account, or else by its monitoring port.
+    async fn told_by_itself(&self, link: &Link, at: &Listeners) -> (Option<Varz>, Option<Routez>) {
+        if let (Some(system), Link::Up) = (&self.system, link) {
+            let (varz, routez) = tokio::join!(system.varz(), system.routez());
+            match (varz, routez) {
+                (Ok(varz), Ok(routez)) => return (Some(varz), Some(routez)),
+                (Err(error), _) | (_, Err(error)) => tracing::debug!("{}", with_causes(&error)),
+            }
+        }
+        let (varz, routez) = tokio::join!(monitor::varz(at.monitor), monitor::routez(at.monitor));
+        if let Err(error) = &varz {
+            tracing::debug!("{}", with_causes(error));
+        }
+        (varz.ok(), routez.ok())
     }
 }
 

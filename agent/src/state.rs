@@ -3,3 +3,4 @@
 pub(crate) mod durable;
 pub mod generation;
 pub(crate) mod lock;
+pub(crate) mod system_key;

@@ -193,6 +193,7 @@ fn the_documents_list_exactly_the_keys_that_there_are_with_their_defaults() {
     let tables = known("");
     let mut expected: BTreeSet<String> = tables.iter().flat_map(|table| known(table)).collect();
     expected.extend(known("nats.jetstream"));
+    expected.extend(known("nats.system"));
     assert_eq!(listed.keys().map(|key| (*key).to_owned()).collect::<BTreeSet<_>>(), expected);
 
     let required = keys(&read("templates/agent.toml"));
@@ -203,7 +204,8 @@ fn the_documents_list_exactly_the_keys_that_there_are_with_their_defaults() {
     // The template has every key except the keys that no EC2 instance needs.
     let all = keys(&template(true));
     let off_aws = ["issuer.directory", "trust.file", "discovery.peers"];
-    let table = ["nats.jetstream", "nats.jetstream.max_mem", "nats.jetstream.max_file", "nats.settings"];
+    let jetstream = ["nats.jetstream", "nats.jetstream.max_mem", "nats.jetstream.max_file"];
+    let table = [&jetstream[..], &["nats.settings", "nats.system.creds_file", "nats.system.secret_id"]].concat();
     for key in listed.keys() {
         assert!(all.contains_key(*key) || off_aws.contains(key) || table.contains(key), "{key} is in no template");
     }

@@ -132,6 +132,7 @@ async fn garbage_in_any_file_of_the_state_is_told_or_replaced_and_a_renewal_make
     let generations = state.join("generations");
     let mut tried = 0;
     let mut files = vec![config.clone(), state.join("last-good.json"), state.join("last-good.json.new")];
+    files.extend([state.join("system.nk"), state.join("system.nk.new")]);
     files.extend([state.join("issuance.json.new"), state.join("lock")]);
     files.extend([beside("running"), beside("running.new"), beside("candidate")]);
     files.extend(["000000", "+7", "000099", "18446744073709551615", "x"].map(|name| generations.join(name)));
@@ -198,6 +199,7 @@ async fn invariant_01_a_symlink_planted_anywhere_in_the_state_is_never_written_t
         ["lock", "issuance.json", "issuance.json.new", "last-good.json", "last-good.json.new", "generations"]
             .map(|name| state.join(name))
             .to_vec();
+    places.extend([state.join("system.nk"), state.join("system.nk.new")]);
     places.extend([config.clone(), beside("candidate"), beside("running"), beside("running.new")]);
     places.extend([Path::new("next").to_path_buf(), Path::new("next.partial").to_path_buf()]);
     let mut refused = Vec::new();

@@ -1,18 +1,28 @@
 //! The agent's user of the system account: where it may stand, measured with real nats-servers.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use harness::cluster::Node;
 use harness::loopback::Block;
-use harness::nats_server::{Launch, NatsServer};
+use harness::nats_server::{Launch, NatsServer, monitor};
+use harness::nodes::{Nodes, set};
 use harness::{eventually, tools};
 use nats_tls_agent::conf::render::Rendered;
 use nats_tls_agent::conf::system::{Obstacle, Others, Placement, add, disconnects, has_own};
 use nats_tls_agent::conf::tree::Map;
 use nats_tls_agent::conf::write;
+use nats_tls_agent::config::Config;
+use nats_tls_agent::server::system::{Answer, Fault, SystemConnection, SystemError};
+use nats_tls_agent::state::generation::Generations;
+use nix::sys::signal::Signal;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
+
+use crate::AGENT;
+use crate::rotation::{assert_nothing_lost, status_with, traffic};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -302,4 +312,151 @@ async fn a_user_beside_an_auth_callout_passes_only_as_one_of_its_auth_users() {
         }
     });
     harness::join_all(runs).await;
+}
+
+/// The connections of the agent, each with its number.
+async fn connections(node: &Node) -> Vec<u64> {
+    let connz = monitor(node.monitor(), "/connz").await.unwrap();
+    let all = connz["connections"].as_array().unwrap();
+    all.iter().filter(|one| one["name"] == "nats-tls-agent").map(|one| one["cid"].as_u64().unwrap()).collect()
+}
+
+async fn connected(node: &Node) -> u64 {
+    let one = eventually("the agent's connection", SOON, async || match connections(node).await[..] {
+        [one] => Ok(one),
+        ref others => Err(format!("{others:?}")),
+    });
+    one.await.unwrap()
+}
+
+#[tokio::test]
+async fn every_reload_goes_through_one_connection_that_stays_open_on_every_version() {
+    let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
+        let mut nodes = Nodes::start(AGENT, version, 1).await.unwrap();
+        let node = &nodes.nodes[0];
+        let first = connected(node).await;
+        for _ in 0..3 {
+            assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed", "{version}");
+        }
+        assert_eq!(connections(node).await, [first], "{version}");
+        let log = std::fs::read_to_string(node.server_log()).unwrap();
+        assert!(!log.contains("hangup") && !log.contains("authentication error"), "{version}: {log}");
+        assert_eq!(log.matches("Reloaded server configuration").count(), 3, "{version}: {log}");
+        let key = std::fs::metadata(node.state_directory().join("system.nk")).unwrap();
+        assert_eq!(key.permissions().mode() & 0o777, 0o600);
+
+        // A new process of nats-server serves the leaf of now.
+        nodes.nodes[0].server.take().unwrap().stop().await.unwrap();
+        nodes.cluster.start_server(&mut nodes.nodes[0]).await.unwrap();
+        let node = &nodes.nodes[0];
+        connected(node).await;
+        assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed", "{version}");
+        let log = std::fs::read_to_string(node.server_log()).unwrap();
+        assert!(!log.contains("hangup"), "{version}: {log}");
+        let log = node.agent.log_tail(400);
+        assert!(!log.contains("connected successfully") && !log.contains("event:"), "{log}");
+    });
+    harness::join_all(runs).await;
+}
+
+#[tokio::test]
+async fn nats_server_answers_with_a_refusal_in_its_own_words_and_with_what_the_monitoring_port_says() {
+    let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
+        let mut nodes = Nodes::start(AGENT, version, 1).await.unwrap();
+        connected(&nodes.nodes[0]).await;
+        let node = &mut nodes.nodes[0];
+        node.agent.kill().await.unwrap();
+        let config = Config::load(node.agent.config()).unwrap();
+        let newest = Generations::of(&config.state_directory).newest().unwrap().0.unwrap();
+        let system = SystemConnection::of(&config.nats, &config.state_directory).unwrap();
+        assert!(matches!(system.varz().await, Err(SystemError::Lost { .. })));
+        system.keep(&newest.chain, node.client()).await.unwrap();
+
+        let varz = system.varz().await.unwrap();
+        let theirs = node.server.as_ref().unwrap().varz().await.unwrap();
+        assert_eq!(varz.server_id, theirs["server_id"], "{version}");
+        assert_eq!(varz.config_digest.as_deref(), theirs["config_digest"].as_str(), "{version}");
+        assert!(system.routez().await.unwrap().routes.is_empty());
+        assert!(["ok", "unavailable"].contains(&system.healthz().await.unwrap().status.as_str()));
+        let jsz: serde_json::Value = system.jsz("{}").await.unwrap();
+        assert!(jsz["server_id"].is_string(), "{version}: {jsz}");
+
+        assert_eq!(system.reload(SOON).await.unwrap(), Answer::Loaded, "{version}");
+        let committed = std::fs::read_to_string(node.nats_config()).unwrap();
+        std::fs::write(node.nats_config(), format!("{committed}\nnonsense_zzz: 1\n")).unwrap();
+        let refused = system.reload(SOON).await.unwrap();
+        assert!(matches!(&refused, Answer::Refused(why) if why.contains("nonsense_zzz")), "{version}: {refused:?}");
+        std::fs::write(node.nats_config(), &committed).unwrap();
+
+        // A full server answers on the open connection, which its own reload keeps.
+        let full = format!("{committed}\nmax_connections: 1\n");
+        std::fs::write(node.nats_config(), &full).unwrap();
+        assert_eq!(system.reload(SOON).await.unwrap(), Answer::Loaded, "{version}");
+        let other = SystemConnection::of(&config.nats, &config.state_directory).unwrap();
+        let late = other.keep(&newest.chain, node.client()).await.unwrap_err();
+        assert_eq!(late.fault(), Fault::Unreachable, "{version}: {late}");
+        for _ in 0..3 {
+            assert_eq!(system.reload(SOON).await.unwrap(), Answer::Loaded, "{version}");
+        }
+        system.varz().await.unwrap();
+
+        // A failed attempt is not repeated at once.
+        std::fs::write(node.nats_config(), &committed).unwrap();
+        assert_eq!(system.reload(SOON).await.unwrap(), Answer::Loaded, "{version}");
+        assert!(other.keep(&newest.chain, node.client()).await.is_err());
+        eventually("the next attempt", SOON, async || {
+            other.keep(&newest.chain, node.client()).await.map_err(|error| error.to_string())
+        })
+        .await
+        .unwrap();
+
+        // The end of nats-server ends the wait for an answer.
+        let server = node.server.take().unwrap();
+        server.signal(Signal::SIGSTOP).unwrap();
+        let (lost, _) = tokio::join!(system.reload(Duration::from_secs(60)), async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            server.kill().await.unwrap();
+        });
+        assert!(matches!(lost, Err(SystemError::Lost { .. })), "{version}: {lost:?}");
+    });
+    harness::join_all(runs).await;
+}
+
+/// Another process at the client port of nats-server, with a certificate of the same CA.
+#[tokio::test]
+async fn invariant_10_a_server_with_another_leaf_than_ours_is_not_asked() {
+    let nodes = Nodes::start(AGENT, tools::NATS_SERVER, 2).await.unwrap();
+    let [ours, other] = &nodes.nodes[..] else { panic!() };
+    let config = Config::load(ours.agent.config()).unwrap();
+    let newest = Generations::of(&config.state_directory).newest().unwrap().0.unwrap();
+    let system = SystemConnection::of(&config.nats, &config.state_directory).unwrap();
+    let refused = system.keep(&newest.chain, other.client()).await.unwrap_err();
+    assert_eq!(refused.fault(), Fault::Unreachable, "{refused}");
+    assert!(!system.is_up().await);
+}
+
+#[tokio::test]
+async fn without_the_system_account_a_signal_reloads_and_turning_it_off_keeps_anonymous_clients() {
+    let mut nodes = Nodes::start(AGENT, tools::NATS_SERVER, 1).await.unwrap();
+    let node = &nodes.nodes[0];
+    connected(node).await;
+    let traffic = traffic(&nodes, 200).await;
+    set(node.agent.config(), "nats.system", "\"off\"").unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
+    let waits = |status: &serde_json::Value| status["warnings"].to_string().contains("settings_wait_for_restart");
+    status_with(node, waits).await;
+    let committed = std::fs::read_to_string(node.nats_config()).unwrap();
+    assert!(!committed.contains("nkey"), "{committed}");
+    for _ in 0..2 {
+        assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
+    }
+    let log = std::fs::read_to_string(node.server_log()).unwrap();
+    assert!(log.contains("hangup"), "{log}");
+    assert_nothing_lost(traffic).await;
+
+    nodes.nodes[0].server.take().unwrap().stop().await.unwrap();
+    nodes.cluster.start_server(&mut nodes.nodes[0]).await.unwrap();
+    let node = &nodes.nodes[0];
+    status_with(node, |status| status["warnings"].as_array().is_some_and(|all| all.len() == 1)).await;
+    assert!(connections(node).await.is_empty());
 }

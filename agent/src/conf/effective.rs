@@ -12,6 +12,7 @@ use super::merge::{MergeError, merge, name_certificate, resolved};
 use super::owned::{self, Owned};
 use super::reader::{self, ConfError, Contents};
 use super::render::{RenderError, Rendered, Values, render};
+use super::system::{self, Placement};
 use super::tree::{Ambiguous, Entry, Map, Origin, Source, Value};
 use super::{names, write};
 use crate::config::NatsConfig;
@@ -88,6 +89,8 @@ pub struct Configuration {
     pub rendered: Rendered,
     /// What the settings were read from.
     pub sources: Arc<Sources>,
+    /// Where the agent's user of the system account stands. `None`: there is no such user.
+    pub system: Option<Placement>,
 }
 
 /// How often files are read whose includes change meanwhile. After that many readings the next pass reads again.
@@ -172,11 +175,12 @@ fn read(
     // The check comes first, because it refuses paths of generations, and the next step adds such paths.
     check(&tree, values)?;
     name_certificate(&mut tree, &values.tls)?;
+    let system = values.system_key.as_deref().map(|key| system::add(&mut tree, key));
     let mut files = read.files;
     files.extend(nats.environment_file.iter().chain(&nats.template).cloned());
     let rendered = Rendered::from_text(write::text(&tree));
     let sources = Arc::new(Sources { text, environment: read.environment, digest });
-    Ok((files, Configuration { tree: Arc::new(tree), rendered, sources }))
+    Ok((files, Configuration { tree: Arc::new(tree), rendered, sources, system }))
 }
 
 fn check(tree: &Map, values: &Values) -> Result<(), SettingsError> {
@@ -338,6 +342,24 @@ mod tests {
         assert!(!rendered.text().contains("LIMIT"), "{}", rendered.text());
         let read = rendered.tree(&bench.nats.config).unwrap();
         assert_eq!(digest(&read, UsedVariables::Keep), digest(&tree, UsedVariables::Keep));
+    }
+
+    #[test]
+    fn the_agents_user_is_part_of_the_text_and_no_source_can_replace_the_user() {
+        let mut bench = Bench::new();
+        bench.include("accounts { A { users: [ { user: a, password: a } ] } }");
+        bench.settings(
+            "accounts { SYS { users: [ { user: s, password: \"{{ system_key }}\" } ] } }\nsystem_account: SYS",
+        );
+        let values = Values { system_key: Some("UKEY".into()), ..bench.values("000001") };
+        let Configuration { rendered, system, .. } = bench.effective.of(&bench.nats, &values).unwrap();
+        assert!(matches!(system, Some(Placement::Account { name, .. }) if name == "SYS"));
+        assert!(rendered.text().contains("nkey: \"UKEY\""), "{}", rendered.text());
+        assert!(rendered.text().contains("password: \"UKEY\""), "{}", rendered.text());
+        let without = Values { system_key: None, ..values };
+        bench.settings("");
+        let Configuration { rendered, system, .. } = bench.effective.of(&bench.nats, &without).unwrap();
+        assert!(system.is_none() && !rendered.text().contains("UKEY"));
     }
 
     #[test]

@@ -64,6 +64,9 @@ pub struct Values {
     /// Files to include, in the form that nats-server needs. It joins every path, even an absolute one, to the
     /// directory of the including file (`conf/parse.go`). Each path here therefore climbs to the root first.
     pub include: Vec<PathBuf>,
+    /// The public key of the agent's user of the system account. `None`: the agent has no such user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_key: Option<String>,
 }
 
 /// What a template and `[nats.settings]` can say of this node.
@@ -187,6 +190,7 @@ impl Values {
                 tags: node.placement.tags.clone(),
             },
             include: nats.include.iter().map(|file| include_path(&nats.config, file)).collect::<Result<_, _>>()?,
+            system_key: None,
         };
         if let Some(path) = values.paths().find(|path| path.to_str().is_none()) {
             return Err(RenderError::PathNotText(path.to_owned()));

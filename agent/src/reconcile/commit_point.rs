@@ -20,6 +20,7 @@ use crate::conf::loss::{self, Facts, Loss, TakenAway};
 use crate::conf::reader::{ConfError, MAX_SIZE};
 use crate::conf::rebase::{rebase, settings_alone};
 use crate::conf::render::Rendered;
+use crate::conf::system;
 use crate::conf::tree::{Ambiguous, Entry, Map};
 use crate::config::NatsConfig;
 use crate::error::with_causes;
@@ -566,7 +567,7 @@ impl CommitPoint {
         seen: &Observation,
         progress: &Progress,
     ) -> Result<Commit, DeployError> {
-        let Configuration { tree, rendered, sources } = &desired.configuration;
+        let Configuration { tree, rendered, sources, .. } = &desired.configuration;
         self.prove_reading(sources).await?;
         let staged = self.stage(rendered).await.map_err(|error| self.with_origin(error, rendered, tree))?;
         let known = Known {
@@ -607,6 +608,10 @@ impl CommitPoint {
             Presence::Running(pid) => Some(pid),
             _ => None,
         };
+        if pid.is_some() && known.is_some_and(|known| system::disconnects(known, tree)) {
+            tracing::info!("a reload would disconnect every anonymous client, so the settings wait for a restart");
+            return self.running_with(desired.generation);
+        }
         progress.report(Step::Trying);
         match self.parts.server.predict(known.filter(|_| pid.is_some()), tree, pid).await {
             Prediction::Starts | Prediction::Reloadable => Ok(None),
@@ -764,7 +769,8 @@ impl CommitPoint {
         loop {
             if signalled.is_none_or(|(_, at)| at.elapsed() >= SIGNAL_AGAIN) {
                 match server.reload(chain, listeners).await {
-                    Ok(pid) => {
+                    Ok(told) => {
+                        let pid = told.pid();
                         if signalled.is_none() {
                             progress.report(Step::Signalled { pid });
                         }

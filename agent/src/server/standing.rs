@@ -249,6 +249,7 @@ mod tests {
             client: leaf(),
             route: leaf(),
             asked: tokio::time::Instant::now(),
+            system: crate::server::system::Link::Unwanted,
         };
         change(&mut observed);
         observed

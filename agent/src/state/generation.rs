@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -126,6 +127,16 @@ impl Generations {
             }
         }
         Ok((None, damaged))
+    }
+
+    /// The leaves of all generations that can be read. nats-server on this node serves one of them.
+    pub(crate) fn leaves(&self) -> Vec<CertificateDer<'static>> {
+        let numbers = self.numbers().unwrap_or_default();
+        let chains = numbers.into_iter().filter_map(|number| {
+            let text = read(&self.files(number).cert_file).ok()?;
+            Chain::from_pem(&text).ok()
+        });
+        chains.map(|chain| chain.leaf().clone()).collect()
     }
 
     /// Writes the next generation from a new certificate.

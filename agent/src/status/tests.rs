@@ -112,6 +112,7 @@ fn healthy() -> Findings {
             client: Ok(served(OURS, b"")),
             route: Ok(served(OURS, b"")),
             asked: Instant::now(),
+            system: crate::server::system::Link::Unwanted,
         },
         standing: Standing::Served(Evidence::LeafAlone),
         confirmed_at: Some(NOW),

@@ -27,8 +27,9 @@ use nats_tls_agent::conf::tree::Map;
 use nats_tls_agent::server::monitor::Varz;
 use nats_tls_agent::server::probe::ProbeError;
 use nats_tls_agent::server::process::ProcessError;
+use nats_tls_agent::server::system::Link;
 use nats_tls_agent::server::trial::Prediction;
-use nats_tls_agent::server::{Observed, Presence, Served, Server, ServerError, Variables};
+use nats_tls_agent::server::{Observed, Presence, Served, Server, ServerError, Told, Variables};
 use nats_tls_agent::trust::TrustBundle;
 use nats_tls_agent::x509::chain::{Chain, StoredChain};
 use nats_tls_agent::x509::leaf::Leaf;
@@ -293,10 +294,11 @@ impl Server for FakeServer {
             client: served.clone(),
             route: served,
             asked: tokio::time::Instant::now(),
+            system: Link::Unwanted,
         }
     }
 
-    async fn reload(&self, _chain: &StoredChain, _at: &Listeners) -> Result<i32, ServerError> {
+    async fn reload(&self, _chain: &StoredChain, _at: &Listeners) -> Result<Told, ServerError> {
         self.pace.begin(RELOAD).await;
         let Some(loaded) = self.loaded() else {
             return Err(ProcessError::Absent("it does not run".into()).into());
@@ -309,7 +311,7 @@ impl Server for FakeServer {
         self.witness.told_to_reload();
         if self.dies.load(Ordering::Relaxed) {
             self.stop();
-            return Ok(PID);
+            return Ok(Told::Signalled { pid: PID });
         }
         if !self.ignores.load(Ordering::Relaxed)
             && let Some(read) = self.read(&self.config, "a reload")
@@ -318,6 +320,6 @@ impl Server for FakeServer {
             self.load(read);
         }
         self.pace.end().await;
-        Ok(PID)
+        Ok(Told::Signalled { pid: PID })
     }
 }

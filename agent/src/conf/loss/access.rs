@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::tls::{listens, maps};
+use super::tls::listens;
 use super::values::{block, is_given, text};
 use super::{Found, Loss, store};
+use crate::conf::system;
 use crate::conf::tree::{Ambiguous, Entry, Map, Value};
 use crate::digest::sha256_hex;
 
@@ -112,6 +113,10 @@ impl Access {
                 for (name, entry) in accounts.iter() {
                     // nats-server passes over the definition of a variable.
                     let Some(account) = entry.value.as_map().filter(|_| !entry.is_used_variable) else { continue };
+                    // The agent's own user, and an account for it alone, are nobody's capability and nobody's protection.
+                    if system::is_own(entry) {
+                        continue;
+                    }
                     self.accounts.insert(name.to_owned(), Account { jetstream: store::is_on(account)? });
                     self.read_users(Some(name), account, &["default_permissions"])?;
                 }
@@ -127,7 +132,8 @@ impl Access {
 
     fn read_users(&mut self, account: Option<&str>, map: &Map, defaults: &[&str]) -> Result<(), Ambiguous> {
         let defaults = Limits::of(map.find(defaults)?)?;
-        for user in maps(map, &["users"])? {
+        let users = map.find(&["users"])?.and_then(|users| users.value.as_array()).unwrap_or_default();
+        for user in users.iter().filter(|user| !system::is_own(user)).filter_map(|user| user.value.as_map()) {
             let nkey = text(user, &["nkey"])?.filter(|nkey| !nkey.is_empty()).map(|nkey| name_of_nkey(&nkey));
             let Some(name) = nkey.clone().or(text(user, &USER)?.filter(|name| !name.is_empty())) else { continue };
             let permissions = user.find(&["permission", "permissions", "authorization"])?;

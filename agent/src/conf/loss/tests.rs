@@ -569,3 +569,32 @@ proptest! {
         }
     }
 }
+
+/// The agent's user comes with an upgrade and goes with `system = "off"`. Neither is anybody's loss.
+#[test]
+fn the_agents_own_user_is_neither_a_protection_nor_a_capability() {
+    for text in [
+        "",
+        "authorization { users: [ { user: a, password: b } ] }",
+        "accounts { A { users: [ { user: a, password: b } ] } }",
+        "accounts { \"$SYS\" { users: [ { user: s, password: s } ] } }",
+        "accounts { A { users: [ { user: a } ] }, SYS { } }\nsystem_account: SYS",
+    ] {
+        let mut tree = crate::conf::read(text, Path::new("/nats-server.conf")).unwrap();
+        let without = Facts::of(&tree).unwrap();
+        crate::conf::system::add(&mut tree, "UKEY");
+        let written = crate::conf::render::Rendered::from_text(crate::conf::write::text(&tree));
+        let committed = written.tree(Path::new("/nats-server.conf")).unwrap();
+        let tls = Facts { client_tls: true, cluster_tls: true, ..Facts::default() };
+        for with in [Facts::of(&tree).unwrap(), Facts::of(&committed).unwrap()] {
+            assert_eq!(with, without, "{text}");
+            assert_eq!(losses(Some(&tls), &with).len(), 2, "{text}");
+        }
+    }
+    // The agent's user doesn't stand for the users that are gone.
+    let mut open = Map::default();
+    crate::conf::system::add(&mut open, "UKEY");
+    let found =
+        losses(Some(&facts("authorization { users: [ { user: a, password: b } ] }")), &Facts::of(&open).unwrap());
+    assert_eq!(found.iter().map(|taken| taken.loss).collect::<Vec<_>>(), [Loss::Authorization]);
+}

@@ -196,7 +196,7 @@ fn monitor(top: &Map) -> Result<Monitor, Ambiguous> {
 }
 
 /// The maps of a list of blocks.
-pub(super) fn maps<'a>(map: &'a Map, names: &[&str]) -> Result<impl Iterator<Item = &'a Map>, Ambiguous> {
+fn maps<'a>(map: &'a Map, names: &[&str]) -> Result<impl Iterator<Item = &'a Map>, Ambiguous> {
     let entries = map.find(names)?.and_then(|entry| entry.value.as_array()).unwrap_or_default();
     Ok(entries.iter().filter_map(|entry| entry.value.as_map()))
 }
