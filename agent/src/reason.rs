@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 
 use crate::aws::secret::SecretError;
 use crate::clock::rfc3339;
+use crate::conf::system::Obstacle;
 use crate::config::ConfigError;
 use crate::error::{RemoteError, RemoteErrorKind, with_causes};
 use crate::issue::ObtainError;
@@ -20,6 +21,7 @@ use crate::server::ServerError;
 use crate::server::probe::Port;
 use crate::server::process::ProcessError;
 use crate::server::standing::Mismatch;
+use crate::server::system::Fault;
 use crate::state::durable::FileError;
 use crate::state::generation::GenerationError;
 use crate::trust::{Refusal, TrustError};
@@ -164,6 +166,14 @@ codes! {
     CommittedNotServed = "committed_not_served",
     /// The monitoring port of nats-server doesn't answer.
     MonitoringSilent = "monitoring_silent",
+    /// The agent's user of the system account stands nowhere in the configuration.
+    SystemUserNowhere = "system_user_nowhere",
+    /// The credentials of the system account are missing or can't be used.
+    SystemCredentials = "system_credentials",
+    /// nats-server refuses the agent's user of the system account.
+    SystemDenied = "system_denied",
+    /// There is no connection to the system account.
+    SystemUnreachable = "system_unreachable",
     /// nats-server takes some settings only at a start.
     SettingsWaitForRestart = "settings_wait_for_restart",
     /// `nats-server -t` refuses the configuration.
@@ -394,6 +404,15 @@ pub enum Reason {
         /// nats-server's pid.
         pid: i32,
     },
+    /// The agent's user of the system account stands nowhere in the configuration.
+    SystemUserNowhere(Obstacle),
+    /// There is no connection to the system account, although one is wanted.
+    SystemSilent {
+        /// What kind of failure keeps the connection away.
+        fault: Fault,
+        /// The error, for a person.
+        why: String,
+    },
     /// nats-server takes some settings only at a start.
     SettingsWaitForRestart {
         /// The names of the settings.
@@ -508,6 +527,10 @@ impl Reason {
             Self::NothingCommitted => Code::NothingCommitted,
             Self::CommittedNotServed(_) => Code::CommittedNotServed,
             Self::MonitoringSilent { .. } => Code::MonitoringSilent,
+            Self::SystemUserNowhere(_) => Code::SystemUserNowhere,
+            Self::SystemSilent { fault: Fault::Credentials, .. } => Code::SystemCredentials,
+            Self::SystemSilent { fault: Fault::Denied, .. } => Code::SystemDenied,
+            Self::SystemSilent { fault: Fault::Unreachable | Fault::NotYet, .. } => Code::SystemUnreachable,
             Self::SettingsWaitForRestart { .. } => Code::SettingsWaitForRestart,
             Self::AgentConfigurationNotInForce { .. } => Code::AgentConfigurationNotInForce,
             Self::FirstPassUnderWay => Code::FirstPassUnderWay,
@@ -540,6 +563,7 @@ impl Reason {
                 Some(port.to_string())
             }
             Self::SettingsWaitForRestart { names } => Some(names.join(", ")),
+            Self::SystemUserNowhere(obstacle) => Some(obstacle.code().to_owned()),
             Self::KeyOpenToAll { path, .. } | Self::StateOpenToAll { path, .. } => Some(path.display().to_string()),
             Self::Failed { subject, .. } => subject.clone(),
             _ => None,
@@ -644,6 +668,8 @@ impl fmt::Display for Reason {
                 "nats-server (pid {pid}) doesn't answer on its monitoring port: which configuration it has loaded and \
                  which routes are up can't be seen, only what its client and route ports serve"
             ),
+            Self::SystemUserNowhere(it) => write!(formatter, "the agent has no user in nats-server's system account: {it}"),
+            Self::SystemSilent { why, .. } => write!(formatter, "{why}; a signal reloads nats-server meanwhile"),
             Self::SettingsWaitForRestart { names } => write!(
                 formatter,
                 "nats-server takes {} only at a start: the change is committed and waits for its restart",

@@ -223,7 +223,9 @@ impl Reconciler {
         let mut values = self.values(files, &included)?;
         values.system_key = self.system_key(SystemKey::read)?;
         let nats = &self.deployment.commit_point.parts().nats;
-        Ok((committed, effective::preview(nats, &values, &included)?.rendered))
+        let preview = effective::preview(nats, &values, &included)?;
+        self.placement = preview.system;
+        Ok((committed, preview.rendered))
     }
 
     async fn reconcile(&mut self, wanted: &PassRequest, progress: &Progress) -> Result<Standing, PassError> {

@@ -358,7 +358,7 @@ impl Server for NatsServer {
             (Presence::Running(_), Some(chain)) => self.link(chain, at).await,
             _ => Link::Unwanted,
         };
-        let (varz, routez) = self.told_by_itself(&system, at).await;
+        let (varz, routez, system) = self.told_by_itself(system, at).await;
         if let Some(last) = last.filter(|last| last.still_holds(&presence, varz.as_ref())) {
             return Observed { routez, system, ..last.clone() };
         }
@@ -409,20 +409,23 @@ impl NatsServer {
         }
     }
 
-    /// What the server tells of itself and of its routes: through the system account, or else by its monitoring port.
-    async fn told_by_itself(&self, link: &Link, at: &Listeners) -> (Option<Varz>, Option<Routez>) {
-        if let (Some(system), Link::Up) = (&self.system, link) {
+    /// What the server tells of itself and of its routes: through the system account, or else by its monitoring port. A
+    /// connection that gives no answer is none.
+    async fn told_by_itself(&self, mut link: Link, at: &Listeners) -> (Option<Varz>, Option<Routez>, Link) {
+        if let (Some(system), Link::Up) = (&self.system, &link) {
             let (varz, routez) = tokio::join!(system.varz(), system.routez());
             match (varz, routez) {
-                (Ok(varz), Ok(routez)) => return (Some(varz), Some(routez)),
-                (Err(error), _) | (_, Err(error)) => tracing::debug!("{}", with_causes(&error)),
+                (Ok(varz), Ok(routez)) => return (Some(varz), Some(routez), link),
+                (Err(error), _) | (_, Err(error)) => {
+                    link = Link::Down { fault: error.fault(), why: with_causes(&error) };
+                }
             }
         }
         let (varz, routez) = tokio::join!(monitor::varz(at.monitor), monitor::routez(at.monitor));
         if let Err(error) = &varz {
             tracing::debug!("{}", with_causes(error));
         }
-        (varz.ok(), routez.ok())
+        (varz.ok(), routez.ok(), link)
     }
 }
 

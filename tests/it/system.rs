@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use harness::cluster::Node;
 use harness::loopback::Block;
 use harness::nats_server::{Launch, NatsServer, monitor};
@@ -18,6 +20,7 @@ use nats_tls_agent::config::Config;
 use nats_tls_agent::server::system::{Answer, Fault, SystemConnection, SystemError};
 use nats_tls_agent::state::generation::Generations;
 use nix::sys::signal::Signal;
+use nkeys::KeyPair;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
@@ -144,9 +147,14 @@ impl Raw {
         }
     }
 
+    /// nats-server closes connections a moment after it says that it has reloaded.
     async fn is_kept(&mut self) -> Result<(), String> {
-        self.send("PING\r\n").await?;
-        self.answered().await
+        for _ in 0..5 {
+            self.send("PING\r\n").await?;
+            self.answered().await?;
+            tokio::time::sleep(Duration::from_millis(40)).await;
+        }
+        Ok(())
     }
 }
 
@@ -413,7 +421,14 @@ async fn nats_server_answers_with_a_refusal_in_its_own_words_and_with_what_the_m
         // The end of nats-server ends the wait for an answer.
         let server = node.server.take().unwrap();
         server.signal(Signal::SIGSTOP).unwrap();
-        let (lost, _) = tokio::join!(system.reload(Duration::from_secs(60)), async {
+        let stat = format!("/proc/{}/stat", server.pid().unwrap());
+        eventually("the stop", SOON, async || {
+            let stat = std::fs::read_to_string(&stat).unwrap();
+            if stat.contains(") T ") { Ok(()) } else { Err(stat) }
+        })
+        .await
+        .unwrap();
+        let (lost, ()) = tokio::join!(system.reload(Duration::from_mins(1)), async {
             tokio::time::sleep(Duration::from_millis(200)).await;
             server.kill().await.unwrap();
         });
@@ -459,4 +474,97 @@ async fn without_the_system_account_a_signal_reloads_and_turning_it_off_keeps_an
     let node = &nodes.nodes[0];
     status_with(node, |status| status["warnings"].as_array().is_some_and(|all| all.len() == 1)).await;
     assert!(connections(node).await.is_empty());
+}
+
+/// A JWT as `nsc` makes it, signed by `issuer`.
+fn jwt(issuer: &KeyPair, subject: &str, kind: &str, nats: serde_json::Value) -> String {
+    let mut nats = nats;
+    nats["type"] = kind.into();
+    nats["version"] = 2.into();
+    let claims = serde_json::json!({
+        "jti": subject, "iat": 1_700_000_000, "iss": issuer.public_key(), "name": kind, "sub": subject, "nats": nats,
+    });
+    let part = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let signed = format!("{}.{}", part(&serde_json::json!({ "typ": "JWT", "alg": "ed25519-nkey" })), part(&claims));
+    let signature = URL_SAFE_NO_PAD.encode(issuer.sign(signed.as_bytes()).unwrap());
+    format!("{signed}.{signature}")
+}
+
+/// Settings of operator mode, and credentials of a user of the system account.
+fn operator_mode() -> (String, String) {
+    let (operator, account, user) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_user());
+    let named = jwt(
+        &operator,
+        &operator.public_key(),
+        "operator",
+        serde_json::json!({ "system_account": account.public_key() }),
+    );
+    let system = jwt(
+        &operator,
+        &account.public_key(),
+        "account",
+        serde_json::json!({ "limits": { "conn": -1, "leaf": -1, "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true } }),
+    );
+    let login = jwt(&account, &user.public_key(), "user", serde_json::json!({ "subs": -1, "data": -1, "payload": -1 }));
+    let settings = format!(
+        "operator: {named}\nsystem_account: {id}\nresolver: MEMORY\nresolver_preload {{ {id}: \"{system}\" }}\n",
+        id = account.public_key()
+    );
+    let credentials = format!(
+        "-----BEGIN NATS USER JWT-----\n{login}\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
+        user.seed().unwrap()
+    );
+    (settings, credentials)
+}
+
+#[tokio::test]
+async fn in_operator_mode_credentials_open_the_system_account_and_a_missing_file_is_a_warning_on_every_version() {
+    let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
+        let mut nodes = Nodes::new(AGENT, version, 1).unwrap();
+        nodes.configure().unwrap();
+        let (settings, credentials) = operator_mode();
+        let (include, file) = (nodes.directory().join("operator.conf"), nodes.directory().join("system.creds"));
+        std::fs::write(&include, settings).unwrap();
+        nodes.set("nats.include", &format!("[{:?}]", include.display().to_string())).unwrap();
+        nodes.set("nats.jetstream", "false").unwrap();
+        nodes.boot().await.unwrap();
+        let node = &nodes.nodes[0];
+        let warns =
+            |code: &'static str| move |status: &serde_json::Value| status["warnings"].to_string().contains(code);
+        let status = status_with(node, warns("system_user_nowhere")).await;
+        assert!(status["warnings"].to_string().contains("creds_file"), "{status}");
+        let doctor = node.agent.run(&["doctor"], SOON).await.unwrap();
+        assert!(doctor.stdout.contains("warning  system account"), "{}", doctor.stdout);
+
+        set(node.agent.config(), "nats.system", &format!("{{ creds_file = {:?} }}", file.display().to_string()))
+            .unwrap();
+        node.agent.signal(Signal::SIGHUP).unwrap();
+        status_with(node, warns("system_credentials")).await;
+        std::fs::write(&file, credentials).unwrap();
+        let first = connected(node).await;
+        status_with(node, |status| !status["warnings"].to_string().contains("system_")).await;
+        let before = std::fs::read_to_string(node.server_log()).unwrap().len();
+        assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed", "{version}");
+        assert_eq!(connections(node).await, [first], "{version}");
+        let doctor = node.agent.run(&["doctor"], SOON).await.unwrap();
+        assert!(doctor.stdout.contains("ok       system account"), "{}", doctor.stdout);
+        let log = std::fs::read_to_string(node.server_log()).unwrap();
+        assert!(!log[before..].contains("hangup"), "{version}: {log}");
+    });
+    harness::join_all(runs).await;
+}
+
+#[tokio::test]
+async fn credentials_of_another_account_are_told_from_a_server_that_is_away() {
+    let nodes = Nodes::start(AGENT, tools::NATS_SERVER, 1).await.unwrap();
+    let node = &nodes.nodes[0];
+    connected(node).await;
+    let file = nodes.directory().join("system.creds");
+    std::fs::write(&file, operator_mode().1).unwrap();
+    set(node.agent.config(), "nats.system", &format!("{{ creds_file = {:?} }}", file.display().to_string())).unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
+    let status = status_with(node, |status| status["warnings"].to_string().contains("system_denied")).await;
+    assert_eq!(status["state"], "healthy", "{status}");
+    assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
 }

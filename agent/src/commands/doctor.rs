@@ -25,6 +25,7 @@ use crate::reason::Reason;
 use crate::reconcile::commit_point::CommitPoint;
 use crate::reconcile::{Parts, Reconciler};
 use crate::server::probe::{Port, Prober};
+use crate::server::system::{Fault, Link};
 use crate::server::{NatsServer, Presence, Served};
 use crate::state::durable::FileError;
 use crate::state::generation::Generation;
@@ -205,7 +206,7 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
         Some(newest) => dial(newest, others).await,
         None => Vec::new(),
     };
-    checks.push(configuration(Reconciler::new(parts)).await);
+    checks.extend(configuration(Reconciler::new(parts)).await);
     Sources { checks, peers }
 }
 
@@ -222,10 +223,10 @@ async fn included(parts: &Parts) -> Vec<Check> {
 /// The embedded CA before the first `agent run`.
 const NO_CA: &str = "none yet; `agent run` makes the embedded CA";
 
-/// Whether the next pass would change the committed configuration.
-async fn configuration(mut reconciler: Reconciler) -> Check {
+/// Whether the next pass would change the committed configuration, and why the agent's user stands nowhere in it.
+async fn configuration(mut reconciler: Reconciler) -> Vec<Check> {
     let name = "configuration";
-    match reconciler.desired().await {
+    let check = match reconciler.desired().await {
         Ok((Some(committed), desired)) if committed == desired => {
             Check::ok(name, "what is committed is what is wanted")
         }
@@ -234,6 +235,24 @@ async fn configuration(mut reconciler: Reconciler) -> Check {
         }
         Ok((None, _)) => Check::warning(name, "none is committed yet; `agent run` does"),
         Err(error) => Check::failed(name, with_causes(&error)),
+    };
+    let nowhere = reconciler.system_warning().map(|reason| Check::warning(SYSTEM, reason.to_string()));
+    [check].into_iter().chain(nowhere).collect()
+}
+
+const SYSTEM: &str = "system account";
+
+/// Whether nats-server answers through its system account. `None`: no connection is wanted, or another check says why there
+/// is none.
+fn system(link: &Link) -> Option<Check> {
+    match link {
+        Link::Unwanted => None,
+        Link::Up => Some(Check::ok(SYSTEM, "nats-server answers through it")),
+        Link::Down { fault: Fault::NotYet, why } => Some(Check::warning(SYSTEM, why.clone())),
+        Link::Down { fault, why } => {
+            let reason = Reason::SystemSilent { fault: *fault, why: why.clone() };
+            Some(Check::warning(SYSTEM, reason.to_string()))
+        }
     }
 }
 
@@ -311,11 +330,13 @@ async fn serving(commit_point: &mut CommitPoint, newest: Option<&Generation>) ->
         (Presence::Unseen, _) => Check::warning("process", Reason::ServerNotLookedAt.to_string()),
     };
     let now = Clock::System.now();
-    vec![
+    let mut checks = vec![
         process,
         port("client port", "nats.listen", &observed.client, newest, now),
         port("route port", "nats.cluster_listen", &observed.route, newest, now),
-    ]
+    ];
+    checks.extend(system(&observed.system));
+    checks
 }
 
 fn port(

@@ -4,6 +4,7 @@
 //! and no `authorization` block exists: it then gives them a stand-in user (`sysAccOnlyNoAuthUser` in server/server.go).
 //! Every rule here was measured on 2.10.26, 2.12.8 and 2.15.1; `tests/it/system.rs` measures it again.
 
+use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use super::names::{Block, each_block};
@@ -93,6 +94,12 @@ macro_rules! obstacles {
             }
         }
     };
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}; what would help: {}", self.why(), self.help())
+    }
 }
 
 obstacles! {

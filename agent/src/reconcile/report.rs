@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use super::Reconciler;
+use crate::conf::system::Placement;
 use crate::reason::Reason;
+use crate::server::system::{Fault, Link};
 use crate::state::durable;
 use crate::status::{Findings, NodeStatus, Status};
 
@@ -18,6 +20,7 @@ impl Reconciler {
         faults.extend(self.issuing.reason());
         let mut warnings = self.sources.warnings(now);
         warnings.extend(self.deployment.warning());
+        warnings.extend(self.system_warning());
         warnings.extend(self.second_selves());
         warnings.extend(self.opened_to_all());
         let seen = self.deployment.seen();
@@ -37,6 +40,18 @@ impl Reconciler {
             warnings,
             settings: self.deployment.settings(),
         })
+    }
+
+    /// Why reloads have no answer, although an answer is wanted.
+    pub(crate) fn system_warning(&self) -> Option<Reason> {
+        if let Some(Placement::Nowhere(obstacle)) = self.placement {
+            return Some(Reason::SystemUserNowhere(obstacle));
+        }
+        match &self.deployment.seen().observed.system {
+            // The user comes into force with the next start or reload, and another reason says what waits.
+            Link::Unwanted | Link::Up | Link::Down { fault: Fault::NotYet, .. } => None,
+            Link::Down { fault, why } => Some(Reason::SystemSilent { fault: *fault, why: why.clone() }),
+        }
     }
 
     /// The peers that are this node under another port: each is a second row of this node.
