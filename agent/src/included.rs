@@ -1,4 +1,4 @@
-//! Settings of nats-server in secrets: `nats.include = ["secret:NAME"]`.
+//! Texts for nats-server in secrets: settings (`nats.include = ["secret:NAME"]`), and the credentials of `nats.system`.
 //!
 //! The content of a secret is kept in a file of the state directory, which the configuration includes like any other
 //! file. The file holds the last good content, and outlives the process.
@@ -41,6 +41,20 @@ fn directory(state: &Path) -> PathBuf {
 pub trait IncludedSource: Send + Sync {
     /// Reads the current version.
     async fn fetch(&self) -> Result<Zeroizing<String>, SecretError>;
+
+    /// What the content is for.
+    fn purpose(&self) -> Purpose {
+        Purpose::Settings
+    }
+}
+
+/// What the content of a secret is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Settings, without which there is no configuration.
+    Settings,
+    /// Credentials of the system account, without which the agent does as well.
+    System,
 }
 
 /// A secret of Secrets Manager with settings in nats-server's language.
@@ -63,8 +77,30 @@ impl IncludedSource for IncludedSecret {
     }
 }
 
+/// A secret of Secrets Manager with credentials of a user of the system account.
+pub struct SystemSecret(IncludedSecret);
+
+impl SystemSecret {
+    /// `id` is a name or an ARN.
+    #[must_use]
+    pub fn new(aws: &SdkConfig, id: &str) -> Self {
+        Self(IncludedSecret::new(aws, id))
+    }
+}
+
+#[async_trait]
+impl IncludedSource for SystemSecret {
+    async fn fetch(&self) -> Result<Zeroizing<String>, SecretError> {
+        self.0.fetch().await
+    }
+
+    fn purpose(&self) -> Purpose {
+        Purpose::System
+    }
+}
+
 /// Keeps the content. An equal content leaves the file unchanged, so the agent doesn't read the configuration again.
-pub(crate) fn keep(file: &Path, content: &str, state: &Path) -> Result<(), FileError> {
+pub(crate) fn keep(file: &Path, content: &str, state: &Path, purpose: Purpose) -> Result<(), FileError> {
     if durable::read_if_there(file, MAX_SIZE)?.map(Zeroizing::new).is_some_and(|kept| *kept == content.as_bytes()) {
         return Ok(());
     }
@@ -72,7 +108,9 @@ pub(crate) fn keep(file: &Path, content: &str, state: &Path) -> Result<(), FileE
     if let Some(directory) = file.parent() {
         durable::create_directory(directory, secrecy.directory_mode())?;
     }
-    durable::replace(file, content.as_bytes(), secrecy.file_mode())
+    // nats-server reads no credentials of the agent.
+    let mode = if purpose == Purpose::System { 0o600 } else { secrecy.file_mode() };
+    durable::replace(file, content.as_bytes(), mode)
 }
 
 /// Removes the contents of all secrets but those that `files` keep: a secret that is no longer included leaves the disk.
@@ -101,7 +139,7 @@ mod tests {
         forget_others(state.path(), &[]).unwrap();
         let (kept, gone) = (file_of(state.path(), "nats/accounts"), file_of(state.path(), "nats/other"));
         for file in [&kept, &gone] {
-            keep(file, "a: 1", state.path()).unwrap();
+            keep(file, "a: 1", state.path(), Purpose::Settings).unwrap();
         }
         forget_others(state.path(), &[&kept]).unwrap();
         assert!(kept.exists() && !gone.exists());
@@ -114,11 +152,11 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let file = file_of(state.path(), "nats/accounts");
         assert_ne!(file, file_of(state.path(), "nats/other"));
-        keep(&file, "a: 1", state.path()).unwrap();
+        keep(&file, "a: 1", state.path(), Purpose::Settings).unwrap();
         let before = std::fs::metadata(&file).unwrap().modified().unwrap();
-        keep(&file, "a: 1", state.path()).unwrap();
+        keep(&file, "a: 1", state.path(), Purpose::Settings).unwrap();
         assert_eq!(std::fs::metadata(&file).unwrap().modified().unwrap(), before);
-        keep(&file, "a: 2", state.path()).unwrap();
+        keep(&file, "a: 2", state.path(), Purpose::Settings).unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "a: 2");
     }
 }

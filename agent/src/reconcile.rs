@@ -34,7 +34,7 @@ use crate::conf::effective::{self, Configuration, Effective, SettingsError};
 use crate::conf::loss::Loss;
 use crate::conf::reader::Contents;
 use crate::conf::render::{Rendered, Values};
-use crate::conf::system::Placement;
+use crate::conf::system::{Obstacle, Placement};
 use crate::config::{RenewalConfig, System};
 use crate::credential::{ClusterCredential, CredentialSource};
 use crate::error::with_causes;
@@ -52,6 +52,9 @@ use crate::state::generation::{Generation, TlsFiles};
 use crate::state::system_key::SystemKey;
 use crate::status::{LeafStatus, Status};
 use crate::trust::TrustSource;
+
+/// How soon clients are looked at again that bar the agent's user.
+const CLIENTS_AGAIN: Duration = Duration::from_mins(10);
 
 /// The seams, and what is known of the node.
 pub struct Parts {
@@ -114,6 +117,8 @@ pub struct Reconciler {
     not_in_force: Option<Reason>,
     /// The public key of the agent's user of the system account, once it is known.
     system_key: OnceLock<String>,
+    /// What stands in the way of the agent's user where nobody needs a user, and when clients are looked at again.
+    barred: Option<(Obstacle, OffsetDateTime)>,
     /// Where the agent's user stands, by the settings that were read last.
     placement: Option<Placement>,
 }
@@ -149,6 +154,7 @@ impl Reconciler {
             damaged: Vec::new(),
             not_in_force: None,
             system_key: OnceLock::new(),
+            barred: None,
             placement: None,
         }
     }
@@ -311,6 +317,7 @@ impl Reconciler {
             return Err(PassError::Waits(Reason::NoCertificate));
         };
         let files = generation.files.clone();
+        self.look_at_clients().await;
         let configuration = self.configure(files);
         let Some(generation) = &self.newest else {
             return Err(PassError::Waits(Reason::NoCertificate));
@@ -324,9 +331,45 @@ impl Reconciler {
     fn configure(&mut self, files: TlsFiles) -> Result<Configuration, PassError> {
         let mut values = self.values(files, &Contents::new())?;
         values.system_key = self.system_key(|state| SystemKey::read_or_make(state).map(Some))?;
+        values.system_barred = self.barred.map(|(obstacle, _)| obstacle);
         let configuration = self.effective.of(&self.deployment.commit_point.parts().nats, &values)?;
         self.placement.clone_from(&configuration.system);
         Ok(configuration)
+    }
+
+    /// Looks whether a connected client sends a user that nobody asks for, before the agent's user is committed. Such a client
+    /// would be refused from then on.
+    async fn look_at_clients(&mut self) {
+        let now = self.clock.now();
+        let CommitParts { nats, .. } = self.deployment.commit_point.parts();
+        let is_barred = |(_, until): &(Obstacle, OffsetDateTime)| now < *until && *until < now + CLIENTS_AGAIN * 2;
+        if nats.system != System::Auto || self.barred.as_ref().is_some_and(is_barred) {
+            return;
+        }
+        let committed = self.deployment.commit_point.committed().ok().flatten();
+        let key = self.system_key(SystemKey::read).ok().flatten();
+        if committed.zip(key).is_some_and(|(text, key)| text.text().contains(&key)) {
+            self.barred = None;
+            return;
+        }
+        if self.deployment.seen().observed.presence == Presence::Unseen
+            && let Err(error) = self.deployment.observe(self.newest.as_ref()).await
+        {
+            tracing::debug!("{}", with_causes(&error));
+        }
+        let seen = self.deployment.seen();
+        let obstacle = match seen.observed.presence {
+            Presence::Running(_) => {
+                let server = &self.deployment.commit_point.parts().server;
+                match server.clients_send_users(&seen.listeners).await {
+                    Some(false) => None,
+                    Some(true) => Some(Obstacle::ClientsSendUsers),
+                    None => Some(Obstacle::ClientsUnknown),
+                }
+            }
+            _ => None,
+        };
+        self.barred = obstacle.map(|obstacle| (obstacle, now + CLIENTS_AGAIN));
     }
 
     /// The public key of the agent's user of the system account. `None`: the agent has no such user.

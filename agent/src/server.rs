@@ -2,6 +2,7 @@
 //! nats-server.
 
 pub mod apart;
+mod clients;
 pub mod monitor;
 pub mod probe;
 pub mod process;
@@ -214,6 +215,9 @@ pub trait Server: Send + Sync {
     /// handshakes of `last` are valid, the ports are not probed again.
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed;
 
+    /// Whether a connected client sends a user or a token. `None`: nobody knows.
+    async fn clients_send_users(&self, at: &Listeners) -> Option<bool>;
+
     /// Tells the running server to read its configuration again. An answer comes when the server is done.
     async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<Told, ServerError>;
 }
@@ -365,6 +369,16 @@ impl Server for NatsServer {
         let (client, route) = served_at_both(chain, at).await;
         let (client, route) = (told(client), told(route));
         Observed { presence, varz, routez, client, route, asked: Instant::now(), system }
+    }
+
+    async fn clients_send_users(&self, at: &Listeners) -> Option<bool> {
+        match clients::send_users(at.monitor).await {
+            Ok(sends) => sends,
+            Err(error) => {
+                tracing::debug!("{}", with_causes(&error));
+                None
+            }
+        }
     }
 
     /// A SIGHUP kills nats-server in its first milliseconds, and hangs 2.15.1 in lame duck mode. The client port is closed

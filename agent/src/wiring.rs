@@ -11,10 +11,10 @@ use crate::clock::Clock;
 use crate::conf::loss::Loss;
 use crate::conf::merge::PlacementNeeds;
 use crate::conf::render::template_text;
-use crate::config::{Config, DiscoveryKind, IssuerKind, TrustConfig};
+use crate::config::{Config, DiscoveryKind, IssuerKind, System, TrustConfig};
 use crate::credential::CredentialSource;
 use crate::credential::secret::ClusterSecret;
-use crate::included::{IncludedSecret, IncludedSource};
+use crate::included::{IncludedSecret, IncludedSource, SystemSecret, credentials_of};
 use crate::issue::acm_pca::AcmPca;
 use crate::issue::journal::Journal;
 use crate::issue::local::Local;
@@ -98,6 +98,10 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
     for (file, id) in &config.nats.included_secrets {
         included.push((file.clone(), Arc::new(IncludedSecret::new(aws().await, id))));
     }
+    if let System::Secret(id) = &config.nats.system {
+        let file = credentials_of(&config.state_directory, id);
+        included.push((file, Arc::new(SystemSecret::new(aws().await, id))));
+    }
     let peers: Arc<dyn PeerSource> = match &config.discovery.kind {
         DiscoveryKind::Asg { asg_name, addresses } => Arc::new(Asg::new(
             aws().await,
@@ -149,7 +153,8 @@ fn needs(config: &Config) -> Needs {
     let asg = matches!(config.discovery.kind, DiscoveryKind::Asg { .. });
     let secrets = matches!(config.trust, TrustConfig::SecretsManager { .. })
         || config.nats.cluster_secret_id.is_some()
-        || !config.nats.included_secrets.is_empty();
+        || !config.nats.included_secrets.is_empty()
+        || matches!(config.nats.system, System::Secret(_));
     // A template that can't be read is an error of the first pass.
     let template = config.nats.template.as_deref().and_then(|file| template_text(file).ok());
     let PlacementNeeds { zone, tags } = PlacementNeeds::of(&config.nats.settings, template.as_deref());

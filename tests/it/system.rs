@@ -198,7 +198,7 @@ async fn the_user_is_added_by_a_reload_and_every_client_stays_on_every_version()
             let bench = Bench::start(version, settings).await;
             let mut connected = bench.client(*client).await.unwrap();
             let (before, mut tree) = (bench.tree(settings), bench.tree(settings));
-            let placement = add(&mut tree, KEY);
+            let placement = add(&mut tree, KEY, None);
             assert!(matches!(placement, Placement::Account { others: found, .. } if found == *others), "{settings}");
             let said = bench.load(&write::text(&tree)).await;
             assert!(said.contains("Reloaded"), "{version}: {settings}: {said}");
@@ -222,7 +222,7 @@ async fn a_client_that_sends_a_user_which_nobody_asked_for_is_refused_once_the_a
         let bench = Bench::start(version, "").await;
         let mut connected = bench.client(Client::User("nobody")).await.unwrap();
         let mut tree = bench.tree("");
-        let placement = add(&mut tree, KEY);
+        let placement = add(&mut tree, KEY, None);
         assert!(matches!(placement, Placement::Account { others: Others::AnonymousAlone, .. }));
         bench.load(&write::text(&tree)).await;
         assert!(connected.is_kept().await.is_err(), "{version}");
@@ -278,7 +278,7 @@ async fn where_the_user_is_not_added_it_would_be_refused_or_lock_anonymous_clien
         for (settings, with_user, obstacle) in NOT_ADDED {
             let bench = Bench::start(version, settings).await;
             let mut tree = bench.tree(settings);
-            assert_eq!(add(&mut tree, KEY), Placement::Nowhere(*obstacle), "{settings}");
+            assert_eq!(add(&mut tree, KEY, None), Placement::Nowhere(*obstacle), "{settings}");
             assert!(!has_own(&tree), "{settings}");
             let anonymous = bench.client(Client::Anonymous).await;
             let with_user = with_user.replace("SYS", &SYS.replace("KEY", KEY));
@@ -307,7 +307,7 @@ async fn a_user_beside_an_auth_callout_passes_only_as_one_of_its_auth_users() {
         async move {
             let bench = Bench::start(version, alone).await;
             let mut tree = bench.tree(alone);
-            assert_eq!(add(&mut tree, KEY), Placement::Nowhere(Obstacle::AuthCallout));
+            assert_eq!(add(&mut tree, KEY, None), Placement::Nowhere(Obstacle::AuthCallout));
             let load = |settings: &str| text(settings, bench.directory.path(), &bench.block);
             assert!(bench.load(&load(&outside)).await.contains("Reloaded"));
             assert!(bench.client(Client::User("s")).await.is_err(), "{version}");
@@ -567,4 +567,39 @@ async fn credentials_of_another_account_are_told_from_a_server_that_is_away() {
     let status = status_with(node, |status| status["warnings"].to_string().contains("system_denied")).await;
     assert_eq!(status["state"], "healthy", "{status}");
     assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
+}
+
+/// An agent without the user is upgraded to an agent with the user.
+#[tokio::test]
+async fn an_upgrade_adds_the_user_and_waits_while_a_client_sends_a_user_that_nobody_asks_for() {
+    let mut nodes = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    nodes.configure().unwrap();
+    nodes.set("nats.system", "\"off\"").unwrap();
+    nodes.boot().await.unwrap();
+    let node = &nodes.nodes[0];
+    let committed = || std::fs::read_to_string(node.nats_config()).unwrap();
+    assert!(!committed().contains("nkey"));
+    let ca = node.newest_generation().unwrap().join("ca.pem");
+    let options = async_nats::ConnectOptions::with_user_and_password("nobody".into(), "asks".into());
+    let client = options.add_root_certificates(ca).connect(format!("tls://{}", node.client())).await.unwrap();
+    let traffic = traffic(&nodes, 200).await;
+    set(node.agent.config(), "nats.system", "\"auto\"").unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
+    status_with(node, |status| status["warnings"].to_string().contains("no user and no token in the clients")).await;
+    assert!(!committed().contains("nkey"));
+    client.flush().await.unwrap();
+    drop(client);
+    eventually("the client's end", SOON, async || {
+        let connz = monitor(node.monitor(), "/connz?auth=true").await.unwrap();
+        if connz.to_string().contains("nobody") { Err(connz.to_string()) } else { Ok(()) }
+    })
+    .await
+    .unwrap();
+    // The next process looks again at once, the same process after ten minutes.
+    nodes.nodes[0].agent.stop().await.unwrap();
+    nodes.nodes[0].agent.start().unwrap();
+    connected(&nodes.nodes[0]).await;
+    assert_nothing_lost(traffic).await;
+    let log = std::fs::read_to_string(nodes.nodes[0].server_log()).unwrap();
+    assert!(!log.contains("authentication error"), "{log}");
 }

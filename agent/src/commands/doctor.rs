@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::daemon::control::{ControlError, ask};
 use crate::daemon::protocol::{Answer, Request};
 use crate::error::{RemoteErrorKind, with_causes};
+use crate::included::Purpose;
 use crate::node::Node;
 use crate::output::{Paint, abbreviated, print, print_json};
 use crate::peers::{Peer, PeerSet, Sighting};
@@ -214,8 +215,17 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
 async fn included(parts: &Parts) -> Vec<Check> {
     let ids = &parts.commit_point.parts().nats.included_secrets;
     let asked = parts.included.iter().map(|(file, source)| async {
-        let id = ids.get(file).map_or("", String::as_str);
-        Check::of("included secret", &source.fetch().await, |content| format!("secret:{id}, {} bytes", content.len()))
+        let fetched = source.fetch().await;
+        match source.purpose() {
+            Purpose::Settings => {
+                let id = ids.get(file).map_or("", String::as_str);
+                Check::of("included secret", &fetched, |content| format!("secret:{id}, {} bytes", content.len()))
+            }
+            Purpose::System => match fetched {
+                Ok(_) => Check::ok(SYSTEM, "its credentials can be read"),
+                Err(error) => Check::warning(SYSTEM, with_causes(&error)),
+            },
+        }
     });
     futures_util::future::join_all(asked).await
 }

@@ -147,6 +147,14 @@ obstacles! {
     AccountLimited = "account_limited",
         "the system account has `limits`, and the agent's connection would count among them",
         "remove `limits` from the system account";
+    /// A connected client sends a user or a token that nobody asks for.
+    ClientsSendUsers = "clients_send_users",
+        "a connected client sends a user or a token that nobody asks for, and would be refused",
+        "no user and no token in the clients, or users = [ … ] in `authorization` for all of them";
+    /// Nobody knows whether connected clients send a user.
+    ClientsUnknown = "clients_unknown",
+        "nats-server doesn't say whether a connected client sends a user that nobody asks for, and would be refused",
+        "nats.monitor_listen on an address that answers without TLS, or a restart of nats-server";
     /// A setting is not what nats-server takes there.
     Unreadable = "unreadable",
         "`accounts`, or the users of the system account, are not in the form that nats-server reads",
@@ -220,9 +228,12 @@ fn placed(tree: &Map, key: &str) -> Result<Placement, Ambiguous> {
     Ok(Placement::Account { name: name.to_owned(), others })
 }
 
-/// Adds the user where it may stand.
-pub fn add(tree: &mut Map, key: &str) -> Placement {
-    let placement = placement(tree, key);
+/// Adds the user where it may stand. `barred` is what stands in the way where the user leaves in anonymous clients alone.
+pub fn add(tree: &mut Map, key: &str, barred: Option<Obstacle>) -> Placement {
+    let mut placement = placement(tree, key);
+    if let (Placement::Account { others: Others::AnonymousAlone, .. }, Some(obstacle)) = (&placement, barred) {
+        placement = Placement::Nowhere(obstacle);
+    }
     if let Placement::Account { name, .. } = &placement {
         let accounts = tree.iter().map(|(name, _)| name).find(|name| name.eq_ignore_ascii_case("accounts"));
         let accounts = accounts.unwrap_or("accounts").to_owned();
@@ -432,7 +443,7 @@ mod tests {
             ("accounts: x", O::Unreadable),
         ] {
             let mut tree = read(text);
-            assert_eq!(add(&mut tree, KEY), Placement::Nowhere(obstacle), "{text}");
+            assert_eq!(add(&mut tree, KEY, None), Placement::Nowhere(obstacle), "{text}");
             assert!(tree == read(text), "{text}");
         }
         let codes: std::collections::BTreeSet<_> = O::ALL.iter().map(|obstacle| obstacle.code()).collect();
@@ -443,7 +454,7 @@ mod tests {
     fn the_committed_text_says_where_the_user_comes_from_and_the_user_is_known_by_that() {
         for text in ["", "accounts { A { users: [ { user: a } ] }, \"$SYS\" { users: [ { user: s } ] } }"] {
             let mut tree = read(text);
-            add(&mut tree, KEY);
+            add(&mut tree, KEY, None);
             assert!(has_own(&tree) && !has_own(&read(text)));
             let written = Rendered::from_text(write::text(&tree));
             assert_eq!(written.text().matches("# nats-tls-agent (nats.system)\n").count(), 1, "{}", written.text());
@@ -455,9 +466,17 @@ mod tests {
     }
 
     #[test]
+    fn clients_that_send_a_user_bar_the_user_only_where_nobody_needs_one() {
+        let barred = Some(Obstacle::ClientsSendUsers);
+        assert_eq!(add(&mut Map::default(), KEY, barred), Placement::Nowhere(Obstacle::ClientsSendUsers));
+        let mut tree = read("authorization { users: [ { user: a } ] }");
+        assert_eq!(add(&mut tree, KEY, barred), account("$SYS", Others::Unaffected));
+    }
+
+    #[test]
     fn the_user_is_added_beside_the_users_of_its_account() {
         let mut tree = read("Accounts { SYS { Users: [ { user: s } ], exports: [ ] } }\nsystem_account: SYS");
-        add(&mut tree, KEY);
+        add(&mut tree, KEY, None);
         let users = tree.at("Accounts.SYS.Users").and_then(|users| users.value.as_array()).unwrap();
         assert!(users.len() == 2 && users[1].value.as_map().unwrap().get("nkey").unwrap().value.as_text() == Some(KEY));
     }
@@ -465,7 +484,7 @@ mod tests {
     #[test]
     fn anonymous_clients_are_disconnected_only_where_their_stand_in_goes() {
         let mut open = Map::default();
-        add(&mut open, KEY);
+        add(&mut open, KEY, None);
         assert!(disconnects(&open, &read("")));
         assert!(disconnects(&open, &read("max_payload: 1")));
         assert!(!disconnects(&read(""), &open) && !disconnects(&read(""), &read("a: 1")));

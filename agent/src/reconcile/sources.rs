@@ -403,6 +403,7 @@ impl Sources {
         if !self.kept_anchors.is_empty() {
             warnings.push(Reason::AnchorsKept { subjects: self.kept_anchors.clone() });
         }
+        warnings.extend(self.included.warnings());
         match self.takeover(now) {
             None => warnings.push(Reason::CredentialMissing),
             Some(takeover) => warnings.extend(takeover.next.map(|at| Reason::CredentialTakesOver { at })),

@@ -88,7 +88,7 @@ pub async fn routez(address: SocketAddr) -> Result<Routez, MonitorError> {
     get(address, "/routez").await
 }
 
-async fn get<T: DeserializeOwned>(address: SocketAddr, path: &'static str) -> Result<T, MonitorError> {
+pub(super) async fn get<T: DeserializeOwned>(address: SocketAddr, path: &'static str) -> Result<T, MonitorError> {
     let failed = |source| MonitorError { address, path, source };
     let answer = tokio::time::timeout(TIMEOUT, fetch(address, path)).await;
     let bytes = answer.map_err(|elapsed| failed(elapsed.into()))?.map_err(failed)?;

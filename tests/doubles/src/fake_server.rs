@@ -298,6 +298,10 @@ impl Server for FakeServer {
         }
     }
 
+    async fn clients_send_users(&self, _at: &Listeners) -> Option<bool> {
+        Some(false)
+    }
+
     async fn reload(&self, _chain: &StoredChain, _at: &Listeners) -> Result<Told, ServerError> {
         self.pace.begin(RELOAD).await;
         let Some(loaded) = self.loaded() else {

@@ -582,7 +582,7 @@ fn the_agents_own_user_is_neither_a_protection_nor_a_capability() {
     ] {
         let mut tree = crate::conf::read(text, Path::new("/nats-server.conf")).unwrap();
         let without = Facts::of(&tree).unwrap();
-        crate::conf::system::add(&mut tree, "UKEY");
+        crate::conf::system::add(&mut tree, "UKEY", None);
         let written = crate::conf::render::Rendered::from_text(crate::conf::write::text(&tree));
         let committed = written.tree(Path::new("/nats-server.conf")).unwrap();
         let tls = Facts { client_tls: true, cluster_tls: true, ..Facts::default() };
@@ -593,7 +593,7 @@ fn the_agents_own_user_is_neither_a_protection_nor_a_capability() {
     }
     // The agent's user doesn't stand for the users that are gone.
     let mut open = Map::default();
-    crate::conf::system::add(&mut open, "UKEY");
+    crate::conf::system::add(&mut open, "UKEY", None);
     let found =
         losses(Some(&facts("authorization { users: [ { user: a, password: b } ] }")), &Facts::of(&open).unwrap());
     assert_eq!(found.iter().map(|taken| taken.loss).collect::<Vec<_>>(), [Loss::Authorization]);

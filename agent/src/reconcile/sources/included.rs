@@ -10,8 +10,9 @@ use super::{Pace, Polled};
 use crate::aws::secret::SecretError;
 use crate::conf::reader::Contents;
 use crate::error::with_causes;
-use crate::included::{IncludedSource, forget_others, keep};
+use crate::included::{IncludedSource, Purpose, forget_others, keep};
 use crate::reason::Reason;
+use crate::server::system::Fault;
 
 /// In the order of the included secrets. `None` stands for a secret that was not due.
 pub(super) type Answers = Vec<Option<Result<Zeroizing<String>, SecretError>>>;
@@ -49,8 +50,9 @@ impl Included {
     pub(super) fn take(&mut self, answers: Answers, now: OffsetDateTime) {
         for ((file, polled), answer) in self.polled.iter_mut().zip(answers) {
             let kept = answer.map(|answer| {
-                let content = answer.map_err(|error| Reason::included(&error))?;
-                keep(file, &content, &self.state).map_err(|error| Reason::from(&error))
+                let purpose = polled.source.purpose();
+                let content = answer.map_err(|error| why(purpose, &error))?;
+                keep(file, &content, &self.state, purpose).map_err(|error| Reason::from(&error))
             });
             polled.note(kept, now, Reason::clone);
         }
@@ -65,26 +67,44 @@ impl Included {
     /// The contents that came, by the files that would keep them.
     pub(super) fn show(&mut self, answers: Answers, now: OffsetDateTime) -> Contents {
         let shown = self.polled.iter_mut().zip(answers).filter_map(|((file, polled), answer)| {
-            let content = polled.note(answer, now, Reason::included)?;
+            let purpose = polled.source.purpose();
+            let content = polled.note(answer, now, |error| why(purpose, error))?;
             Some((file.clone(), content))
         });
         shown.collect()
     }
 
-    /// Whether each secret has a content, of `fetched` or on the disk.
+    /// Whether each secret with settings has a content, of `fetched` or on the disk.
     pub(super) fn are_known(&self, fetched: &Contents) -> Result<(), Reason> {
         let is_unknown = |file: &PathBuf| !fetched.contains_key(file) && !file.exists();
-        let mut unknown = self.polled.iter().filter(|(file, _)| is_unknown(file));
+        let mut unknown = self.of(Purpose::Settings).filter(|(file, _)| is_unknown(file));
         unknown.find_map(|(_, polled)| polled.retry.reason.clone()).map_or(Ok(()), Err)
     }
 
-    /// Why secrets were not read.
+    /// Why secrets with settings were not read.
     pub(super) fn reasons(&self) -> impl Iterator<Item = Reason> {
-        self.polled.iter().filter_map(|(_, polled)| polled.retry.reason.clone())
+        self.of(Purpose::Settings).filter_map(|(_, polled)| polled.retry.reason.clone())
+    }
+
+    /// Why the credentials of the system account were not read.
+    pub(super) fn warnings(&self) -> impl Iterator<Item = Reason> {
+        self.of(Purpose::System).filter_map(|(_, polled)| polled.retry.reason.clone())
+    }
+
+    fn of(&self, purpose: Purpose) -> impl Iterator<Item = &(PathBuf, Polled<dyn IncludedSource, ()>)> {
+        self.polled.iter().filter(move |(_, polled)| polled.source.purpose() == purpose)
     }
 
     /// When secrets are worth another question.
     pub(super) fn times(&self) -> impl Iterator<Item = OffsetDateTime> {
         self.polled.iter().map(|(_, polled)| polled.retry.next)
+    }
+}
+
+/// Why a secret was not read. The agent does without credentials of the system account.
+fn why(purpose: Purpose, error: &SecretError) -> Reason {
+    match purpose {
+        Purpose::Settings => Reason::included(error),
+        Purpose::System => Reason::SystemSilent { fault: Fault::Credentials, why: with_causes(error) },
     }
 }
