@@ -381,14 +381,21 @@ impl Server for NatsServer {
         }
     }
 
-    /// A SIGHUP kills nats-server in its first milliseconds, and hangs 2.15.1 in lame duck mode. The client port is closed
-    /// in both states, so the client port must be open before the signal.
+    /// A SIGHUP kills nats-server in its first milliseconds, and a reload hangs 2.15.1 in lame duck mode. The client port is
+    /// closed in both states, so the client port must be open before the reload.
     ///
     /// The system account answers where the connection is open. A connection that ends before the answer has told the
     /// server all the same, so no signal follows.
     async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<Told, ServerError> {
         let process = NatsProcess::find(&at.pid_file, &self.binary, &self.config)?;
         let pid = process.pid;
+        let probed = match Prober::presenting(chain) {
+            Ok(prober) => prober.served(at.client, Port::Client).await,
+            Err(error) => Err(error),
+        };
+        if let Err(source @ (ProbeError::Connect { .. } | ProbeError::Slow { .. })) = probed {
+            return Err(ServerError::NotListening { pid, address: at.client, source });
+        }
         if let Some(system) = &self.system
             && system.keep(chain, at.client).await.is_ok()
         {
@@ -400,13 +407,6 @@ impl Server for NatsServer {
                     return Ok(Told::Signalled { pid });
                 }
             }
-        }
-        let probed = match Prober::presenting(chain) {
-            Ok(prober) => prober.served(at.client, Port::Client).await,
-            Err(error) => Err(error),
-        };
-        if let Err(source @ (ProbeError::Connect { .. } | ProbeError::Slow { .. })) = probed {
-            return Err(ServerError::NotListening { pid: process.pid, address: at.client, source });
         }
         process.hang_up()?;
         Ok(Told::Signalled { pid })

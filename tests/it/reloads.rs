@@ -51,6 +51,8 @@ fn issued(nodes: &Nodes) -> usize {
 async fn committed_node() -> Nodes {
     let mut nodes = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
     nodes.configure().unwrap();
+    // These tests are about the signal. The system account has its own tests.
+    nodes.set("nats.system", "\"off\"").unwrap();
     nodes.set("renewal.retry_min", "\"1s\"").unwrap();
     nodes.set("renewal.retry_max", "\"5s\"").unwrap();
     nodes.nodes[0].agent.start().unwrap();

@@ -603,3 +603,31 @@ async fn an_upgrade_adds_the_user_and_waits_while_a_client_sends_a_user_that_nob
     let log = std::fs::read_to_string(nodes.nodes[0].server_log()).unwrap();
     assert!(!log.contains("authentication error"), "{log}");
 }
+
+/// A reload in lame duck mode hangs 2.15.1, however nats-server is told.
+#[tokio::test]
+async fn invariant_10_a_server_that_drains_or_is_frozen_is_not_told_through_its_system_account_either() {
+    for signal in [Signal::SIGUSR2, Signal::SIGSTOP] {
+        let mut nodes = Nodes::start(AGENT, tools::NATS_SERVER, 1).await.unwrap();
+        connected(&nodes.nodes[0]).await;
+        let server = nodes.nodes[0].server.take().unwrap();
+        let node = &nodes.nodes[0];
+        server.signal(signal).unwrap();
+        if signal == Signal::SIGUSR2 {
+            eventually("the closed port", SOON, async || match TcpStream::connect(node.client()).await {
+                Ok(_) => Err("it is open".to_owned()),
+                Err(_) => Ok(()),
+            })
+            .await
+            .unwrap();
+        }
+        let refused = node.agent.run(&["renew"], Duration::from_mins(1)).await.unwrap();
+        // A server that drains without clients soon ends, and is not reloaded either.
+        let has_ended = refused.stdout.contains("nats-server isn't running");
+        let waits = refused.code == Some(1) && refused.stderr.contains("so it is starting or draining");
+        assert!(waits || signal == Signal::SIGUSR2 && has_ended, "{signal}: {refused:?}");
+        let log = std::fs::read_to_string(node.server_log()).unwrap();
+        assert!(!log.contains("Reloaded") && !log.contains("hangup"), "{signal}: {log}");
+        server.kill().await.unwrap();
+    }
+}

@@ -158,7 +158,7 @@ async fn a_step_back_of_three_hours_is_told_and_tears_nothing_down() {
     let before = node.agent.renew().await.unwrap();
     let traffic = traffic(&bench.nodes, 500).await;
     let (committed, issued) = (std::fs::read(node.nats_config()).unwrap(), bench.issued());
-    let reloads = || tail(&node.server_log(), usize::MAX).matches("hangup").count();
+    let reloads = || tail(&node.server_log(), usize::MAX).matches("Reloaded server").count();
     let reloads_before = reloads();
     bench.set_clock("-3h");
     let status = unhealthy(node, "the certificate is valid from").await;

@@ -155,6 +155,10 @@ obstacles! {
     ClientsUnknown = "clients_unknown",
         "nats-server doesn't say whether a connected client sends a user that nobody asks for, and would be refused",
         "nats.monitor_listen on an address that answers without TLS, or a restart of nats-server";
+    /// `system_account` names an account that doesn't exist, so nats-server doesn't start.
+    AccountUnknown = "account_unknown",
+        "`system_account` names an account that doesn't exist",
+        "accounts { NAME { } } with the name that `system_account` has";
     /// A setting is not what nats-server takes there.
     Unreadable = "unreadable",
         "`accounts`, or the users of the system account, are not in the form that nats-server reads",
@@ -202,6 +206,8 @@ fn placed(tree: &Map, key: &str) -> Result<Placement, Ambiguous> {
         Some(_) => return nowhere(Obstacle::Unreadable),
     };
     match accounts.and_then(|accounts| accounts.get(name)).map(|entry| &entry.value) {
+        // A new account of this name would hide a mistake that nats-server names.
+        None if tree.find(&SYSTEM_ACCOUNT)?.is_some() => return nowhere(Obstacle::AccountUnknown),
         None => {}
         Some(Value::Map(account)) => {
             if account.find(&["limits"])?.is_some_and(is_given) {
@@ -441,6 +447,8 @@ mod tests {
             ("accounts { \"$SYS\" { limits { max_connections: 1 } } }", O::AccountLimited),
             ("accounts { \"$SYS\" { users: { user: s } } }", O::Unreadable),
             ("accounts: x", O::Unreadable),
+            ("accounts { A { users: [ { user: a } ] } }\nsystem_account: B", O::AccountUnknown),
+            ("system_account: \"$SYS\"", O::AccountUnknown),
         ] {
             let mut tree = read(text);
             assert_eq!(add(&mut tree, KEY, None), Placement::Nowhere(obstacle), "{text}");
