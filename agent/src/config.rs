@@ -255,6 +255,8 @@ pub struct NatsConfig {
     pub pid_file: PathBuf,
     /// A file of `KEY=VALUE` lines: the values of variables in included files and in the template.
     pub environment_file: Option<PathBuf>,
+    /// `[nats.reload]`.
+    pub reload: ReloadConfig,
     /// `[nats.settings]`: settings of nats-server by their own names, merged over what is rendered.
     #[serde(deserialize_with = "left_to_parse")]
     pub settings: Map,
@@ -277,8 +279,24 @@ impl Default for NatsConfig {
             jetstream: JetStream::On(JetStreamLimits::default()),
             pid_file: "/run/nats/nats-server.pid".into(),
             environment_file: None,
+            reload: ReloadConfig::default(),
             settings: Map::default(),
         }
+    }
+}
+
+/// `[nats.reload]`: how long nats-server may take.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReloadConfig {
+    /// How long a reload that is under way is waited for.
+    #[serde(deserialize_with = "duration")]
+    pub timeout: Duration,
+}
+
+impl Default for ReloadConfig {
+    fn default() -> Self {
+        Self { timeout: Duration::from_mins(10) }
     }
 }
 
@@ -889,6 +907,9 @@ impl NatsConfig {
         if let Some(file) = &self.environment_file {
             absolute("nats.environment_file", file.clone())?;
         }
+        if self.reload.timeout < Duration::from_secs(10) || self.reload.timeout > MAX_PAUSE {
+            return Err(invalid("nats.reload.timeout", "must lie between 10s and a day"));
+        }
         if let JetStream::On(limits) = &self.jetstream {
             absolute("nats.jetstream.store_dir", limits.store_dir.clone())?;
         }
@@ -1152,7 +1173,7 @@ mod tests {
         let cases = [
             (
                 ec2("[nats]\nlissten = 1"),
-                "agent.toml:4: nats.lissten: unknown field `lissten`, expected one of `server`, `config`, `template`, `include`, `listen`, `cluster_name`, `cluster_listen`, `monitor_listen`, `client_auth`, `cluster_secret_id`, `jetstream`, `pid_file`, `environment_file`, `settings`",
+                "agent.toml:4: nats.lissten: unknown field `lissten`, expected one of `server`, `config`, `template`, `include`, `listen`, `cluster_name`, `cluster_listen`, `monitor_listen`, `client_auth`, `cluster_secret_id`, `jetstream`, `pid_file`, `environment_file`, `reload`, `settings`",
             ),
             (
                 ec2("[renewal]\nretry_min = 5"),

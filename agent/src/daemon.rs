@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use self::control::{ControlError, ControlSocket, Job};
 use self::metrics::MetricsError;
 use self::protocol::{Answer, Refusal};
+use self::renewal::Renewal;
 use self::systemd::Systemd;
 use crate::conf::loss::Loss;
 use crate::config::{Config, RenewalConfig};
@@ -118,14 +119,20 @@ impl Daemon {
         self.systemd.note_committed(&self.config.nats.config);
         let mut reconciler = self.first_reconciler().await?;
         let mut job = None::<Job>;
+        let mut waiting = Vec::<Waiting>::new();
         let started = Instant::now();
         let mut began = reconciler.clock().now_seen_from(started);
         loop {
             let before = self.status.borrow().clone();
             let pass = match job.take() {
-                Some(job) => serve(&mut reconciler, before.as_ref(), job).await,
+                Some(job) => {
+                    let (pass, asked) = serve(&mut reconciler, before.as_ref(), job).await;
+                    waiting.push(asked);
+                    pass
+                }
                 None => reconciler.pass(&PassRequest::default(), &Progress::default()).await,
             };
+            waiting.retain(|asked| !asked.answer(&pass));
             log(before.as_ref(), &pass.status);
             let (next, clock) = (pass.next, reconciler.clock());
             self.systemd.note_committed(&self.config.nats.config);
@@ -247,7 +254,25 @@ impl PendingConfiguration {
     }
 }
 
-async fn serve(reconciler: &mut Reconciler, before: Option<&Status>, job: Job) -> Pass {
+/// Somebody who waits for the result of a renewal.
+struct Waiting {
+    renewal: Renewal,
+    answers: mpsc::UnboundedSender<Answer>,
+}
+
+impl Waiting {
+    /// Answers if the result is clear, and returns whether it is.
+    fn answer(&self, pass: &Pass) -> bool {
+        let Some(result) = self.renewal.result(pass) else { return false };
+        let _gone = self.answers.send(match result {
+            Ok(renewed) => Answer::Renewed(Box::new(renewed)),
+            Err(refusal) => Answer::Refused(refusal),
+        });
+        true
+    }
+}
+
+async fn serve(reconciler: &mut Reconciler, before: Option<&Status>, job: Job) -> (Pass, Waiting) {
     let (sender, mut steps) = mpsc::unbounded_channel();
     let answers = job.answers.clone();
     let relay = tokio::spawn(async move {
@@ -255,14 +280,10 @@ async fn serve(reconciler: &mut Reconciler, before: Option<&Status>, job: Job) -
             let _gone = answers.send(Answer::Step(step));
         }
     });
-    let (pass, renewed) = renewal::renew(reconciler, before, job.wanted, Progress::to(sender)).await;
+    let (pass, renewal) = Renewal::begin(reconciler, before, job.wanted, Progress::to(sender)).await;
     // The result comes after the last step.
     let _cancelled = relay.await;
-    let _gone = job.answers.send(match renewed {
-        Ok(renewed) => Answer::Renewed(Box::new(renewed)),
-        Err(refusal) => Answer::Refused(refusal),
-    });
-    pass
+    (pass, Waiting { renewal, answers: job.answers })
 }
 
 /// agent.toml as it is now, or why it can't be used.

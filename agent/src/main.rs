@@ -61,7 +61,7 @@ async fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
             commands::renew::renew(&load()?, losses.allow_loss, json).await
         }
         Command::Status { json: JsonArg { json } } => commands::status::status(&load()?, json).await,
-        Command::Doctor { json: JsonArg { json } } => commands::doctor::doctor(&load()?, json).await,
+        Command::Doctor { json: JsonArg { json } } => Box::pin(commands::doctor::doctor(&load()?, json)).await,
         Command::Render { diff } => commands::render::render(&load()?, diff).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

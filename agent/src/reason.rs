@@ -162,6 +162,8 @@ codes! {
     NothingCommitted = "nothing_committed",
     /// nats-server doesn't serve the committed configuration.
     CommittedNotServed = "committed_not_served",
+    /// nats-server was told to reload, and nothing shows yet what became of it.
+    ReloadUnderWay = "reload_under_way",
     /// The monitoring port of nats-server doesn't answer.
     MonitoringSilent = "monitoring_silent",
     /// nats-server takes some settings only at a start.
@@ -190,6 +192,8 @@ codes! {
     SettingsRefused = "settings_refused",
     /// The committed configuration names no generation that can be read.
     ConfigurationWithoutGeneration = "configuration_without_generation",
+    /// A reload did not end in time, and nothing is taken back.
+    ReloadTimedOut = "reload_timed_out",
     /// A reload was not confirmed, and the previous configuration is back.
     ReloadRolledBack = "reload_rolled_back",
     /// A reload was not confirmed, and there is nothing to go back to.
@@ -389,6 +393,11 @@ pub enum Reason {
     NothingCommitted,
     /// nats-server doesn't serve the committed configuration.
     CommittedNotServed(Mismatch),
+    /// nats-server was told to reload, and nothing shows yet what became of it.
+    ReloadUnderWay {
+        /// When nats-server was told.
+        since: OffsetDateTime,
+    },
     /// The monitoring port of nats-server doesn't answer.
     MonitoringSilent {
         /// nats-server's pid.
@@ -507,6 +516,7 @@ impl Reason {
             Self::ServerNotLookedAt => Code::ServerNotLookedAt,
             Self::NothingCommitted => Code::NothingCommitted,
             Self::CommittedNotServed(_) => Code::CommittedNotServed,
+            Self::ReloadUnderWay { .. } => Code::ReloadUnderWay,
             Self::MonitoringSilent { .. } => Code::MonitoringSilent,
             Self::SettingsWaitForRestart { .. } => Code::SettingsWaitForRestart,
             Self::AgentConfigurationNotInForce { .. } => Code::AgentConfigurationNotInForce,
@@ -573,6 +583,7 @@ impl Reason {
 }
 
 impl fmt::Display for Reason {
+    #[expect(clippy::too_many_lines, reason = "a flat table of texts")]
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoCertificate => formatter.write_str("there is no certificate yet"),
@@ -636,6 +647,11 @@ impl fmt::Display for Reason {
             Self::ServerNotRunning { why } => write!(formatter, "nats-server isn't running: {why}"),
             Self::ServerNotLookedAt => formatter.write_str("nats-server was not looked at yet"),
             Self::NothingCommitted => formatter.write_str("no configuration is committed yet"),
+            Self::ReloadUnderWay { since } => write!(
+                formatter,
+                "nats-server reloads since {}, and new connections wait until the reload has ended; nothing else is signalled, \
+                 committed or taken back before", rfc3339(*since)
+            ),
             Self::CommittedNotServed(mismatch) => {
                 write!(formatter, "nats-server doesn't serve what is committed: {mismatch}")
             }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use time::OffsetDateTime;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -24,6 +25,7 @@ use self::monitor::{Routez, Varz};
 use self::probe::{Port, ProbeError, Prober};
 use self::process::{NatsProcess, ProcessError};
 use self::trial::{Prediction, predict};
+use crate::clock::Clock;
 use crate::conf::environment::Environment;
 use crate::conf::listeners::Listeners;
 use crate::conf::reader;
@@ -79,6 +81,8 @@ const HANDSHAKE_STANDS: Duration = Duration::from_mins(5);
 pub struct Observed {
     /// Whether nats-server runs.
     pub presence: Presence,
+    /// When the process started, if it runs.
+    pub started: Option<OffsetDateTime>,
     /// The answer to `/varz`, if monitoring answers.
     pub varz: Option<Varz>,
     /// The answer to `/routez`, if monitoring answers.
@@ -104,12 +108,18 @@ impl Observed {
         let none = || Err("nats-server isn't running".to_owned());
         Self {
             presence: Presence::Absent(why),
+            started: None,
             varz: None,
             routez: None,
             client: none(),
             route: none(),
             asked: Instant::now(),
         }
+    }
+
+    /// Whether a port serves the leaf with this SHA-256.
+    pub(crate) fn shows(&self, sha256: &str) -> bool {
+        [&self.client, &self.route].into_iter().flatten().any(|served| served.sha256 == sha256)
     }
 
     /// The number of ports, of three, that answered as a nats-server does.
@@ -305,8 +315,12 @@ impl Server for NatsServer {
     }
 
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed {
+        let mut started = None;
         let presence = match NatsProcess::find(&at.pid_file, &self.binary, &self.config) {
-            Ok(process) => Presence::Running(process.pid),
+            Ok(process) => {
+                started = process.started(Clock::System.now());
+                Presence::Running(process.pid)
+            }
             Err(ProcessError::Absent(why)) => {
                 let (client, route) = served_at_both(chain, at).await;
                 let seen = match &client {
@@ -327,7 +341,7 @@ impl Server for NatsServer {
             return Observed { routez, ..last.clone() };
         }
         let (client, route) = served_at_both(chain, at).await;
-        Observed { presence, varz, routez, client: told(client), route: told(route), asked: Instant::now() }
+        Observed { presence, started, varz, routez, client: told(client), route: told(route), asked: Instant::now() }
     }
 
     /// A SIGHUP kills nats-server in its first milliseconds, and hangs 2.15.1 in lame duck mode. The client port is closed

@@ -264,7 +264,9 @@ impl Status {
         reasons.extend(not_served(&findings.standing, observed));
         let is_there = matches!(observed.presence, Presence::Running(_) | Presence::Foreign(_));
         let refused = if is_there { refused(&findings) } else { Vec::new() };
-        let unserved = is_there && (observed.client.is_err() || observed.route.is_err() || !refused.is_empty());
+        let is_reloading = matches!(findings.standing, Standing::Reloading { .. });
+        let unserved =
+            is_there && !is_reloading && (observed.client.is_err() || observed.route.is_err() || !refused.is_empty());
         reasons.extend(refused);
         let state = match (reasons.is_empty(), expired || unserved) {
             (true, _) => State::Healthy,
@@ -371,6 +373,7 @@ fn not_served(standing: &Standing, observed: &Observed) -> Vec<Reason> {
     match (standing, &observed.presence) {
         (Standing::Served(_), _) => Vec::new(),
         (Standing::NotServed(mismatch), _) => vec![Reason::CommittedNotServed(mismatch.clone())],
+        (Standing::Reloading { since }, _) => vec![Reason::ReloadUnderWay { since: *since }],
         (Standing::NoServer { why }, _) => vec![Reason::ServerNotRunning { why: why.clone() }],
         (Standing::NothingCommitted, Presence::Absent(why)) => {
             vec![Reason::NothingCommitted, Reason::ServerNotRunning { why: why.clone() }]

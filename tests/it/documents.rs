@@ -193,6 +193,8 @@ fn the_documents_list_exactly_the_keys_that_there_are_with_their_defaults() {
     let tables = known("");
     let mut expected: BTreeSet<String> = tables.iter().flat_map(|table| known(table)).collect();
     expected.extend(known("nats.jetstream"));
+    expected.remove("nats.reload");
+    expected.extend(known("nats.reload"));
     assert_eq!(listed.keys().map(|key| (*key).to_owned()).collect::<BTreeSet<_>>(), expected);
 
     let required = keys(&read("templates/agent.toml"));

@@ -78,7 +78,7 @@ impl Check {
 
 /// Makes every check. The exit code is 1 where a check failed; a warning is no failure.
 pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
-    let mut commit_point = commit_point(config);
+    let mut commit_point = commit_point(config, Clock::System);
     let server = NatsServer::new(&config.nats, &config.state_directory);
     let (assembled, daemon, version) = tokio::join!(wire_to_look(config), daemon(config), server.version());
     let mut checks = vec![

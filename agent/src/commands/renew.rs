@@ -62,13 +62,13 @@ async fn renew_alone(config: &Config, allow_loss: Vec<Loss>, steps: &mut StepPri
     let mut reconciler = Reconciler::new(wire(config, Vec::new()).await?);
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let wanted = PassRequest { renew: true, allow_loss };
-    let renewing = renewal::renew(&mut reconciler, None, wanted, Progress::to(sender));
+    let renewing = renewal::renew_alone(&mut reconciler, wanted, Progress::to(sender));
     tokio::pin!(renewing);
     loop {
         tokio::select! {
             biased;
             Some(step) = receiver.recv() => steps.show(&step),
-            (_, renewed) = &mut renewing => {
+            renewed = &mut renewing => {
                 while let Ok(step) = receiver.try_recv() {
                     steps.show(&step);
                 }

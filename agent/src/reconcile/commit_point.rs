@@ -5,14 +5,17 @@
 //! (invariant 2). A reload counts only once it is seen from outside. A reload that is not seen is taken back by the
 //! same rename.
 
+mod reload;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use self::reload::{CONFIRM_TIMEOUT, Proof, UnderWay, Watched};
 use super::quarantine::Quarantine;
+use crate::clock::Clock;
 use crate::conf::digest::{UsedVariables, digest as digest_of};
 use crate::conf::effective::{Configuration, Sources};
 use crate::conf::listeners::Listeners;
@@ -25,21 +28,13 @@ use crate::config::NatsConfig;
 use crate::error::with_causes;
 use crate::progress::{Progress, Step};
 use crate::reason::{Code, Reason, mistake};
-use crate::server::process::ProcessError;
-use crate::server::standing::{Expected, Mismatch, Standing, has_loaded};
+use crate::server::standing::{Expected, Mismatch, Standing};
 use crate::server::trial::{Prediction, TrialTrouble};
 use crate::server::{Observed, Presence, Server, ServerError, Variables};
 use crate::state::durable::{self, FileError, Secrecy};
 use crate::state::generation::{Generation, Generations};
 use crate::x509::chain::StoredChain;
 use crate::x509::leaf::Leaf;
-
-/// How long a reload may take until it is confirmed. Measured: 5 to 10 ms; a loaded machine may take seconds.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
-/// nats-server's handler queues one signal and can lose the next, so the signal is repeated.
-const SIGNAL_AGAIN: Duration = Duration::from_secs(3);
-const FIRST_LOOK: Duration = Duration::from_millis(5);
-const LONGEST_LOOK: Duration = Duration::from_millis(250);
 
 /// The committed configuration, and the way to another configuration.
 ///
@@ -50,6 +45,10 @@ pub struct CommitPoint {
     /// What the committed text makes nats-server serve. Kept because `nats-server -t` takes milliseconds.
     expectation: Option<(Rendered, Expected)>,
     waiting: Option<WaitingSettings>,
+    /// A reload that has not ended.
+    under_way: Option<UnderWay>,
+    /// SHA-256 of the newest leaf that a port was seen to serve as expected.
+    shown: Option<String>,
     listeners: KnownListeners,
 }
 
@@ -79,6 +78,8 @@ pub struct CommitParts {
     pub server: Arc<dyn Server>,
     /// `[nats]`, with the path of the committed configuration.
     pub nats: NatsConfig,
+    /// The wall clock. A pass lasts, and a certificate may expire meanwhile.
+    pub clock: Clock,
     /// Where the generations are that the configuration names.
     pub generations: Generations,
     /// The state directory. Its mode decides who may read the configuration, which may hold the cluster credential.
@@ -120,8 +121,6 @@ pub(crate) struct Desired<'a> {
     pub(crate) generation: &'a Generation,
     /// The losses that are meant.
     pub(crate) allowed_losses: &'a [Loss],
-    /// The wall-clock time.
-    pub(crate) now: OffsetDateTime,
     /// A person asks for it: settings in quarantine are tried once, and no peer is waited for.
     pub(crate) is_asked: bool,
     /// Peers that lost their routes to this node. A change of settings goes through one node after the other.
@@ -195,7 +194,18 @@ pub enum DeployError {
          `agent renew {}` once", list(.0), switches(.0)
     )]
     Losses(Vec<TakenAway>),
-    /// nats-server wasn't seen to serve the configuration in time, and the previous configuration is back.
+    /// A reload did not end. Nothing is taken back, because nats-server refused nothing.
+    #[error(
+        "nats-server was told to reload, and for {} it neither answers nor serves the new configuration ({mismatch}); nothing is \
+         taken back. Look at its CPU time and its log, and restart it if it is stuck", humantime::format_duration(*timeout)
+    )]
+    ReloadTimedOut {
+        /// `nats.reload.timeout`.
+        timeout: Duration,
+        /// What was seen last.
+        mismatch: Mismatch,
+    },
+    /// nats-server refused the configuration or ended, and the previous configuration is back.
     #[error(
         "nats-server did not come to serve the new configuration within {} s ({mismatch}), so the previous one is back in \
          place{}; its log says why: look for \"Failed to reload\"", CONFIRM_TIMEOUT.as_secs(),
@@ -314,6 +324,7 @@ impl From<&DeployError> for Reason {
             DeployError::PeersAway(peers) => (Code::SettingsWaitForPeer, Some(peers.join(", "))),
             DeployError::Quarantined => (Code::SettingsQuarantined, None),
             DeployError::Losses(losses) => (Code::ConfigurationTakesAway, Some(mistake(losses))),
+            DeployError::ReloadTimedOut { .. } => (Code::ReloadTimedOut, None),
             DeployError::RolledBack { .. } => (Code::ReloadRolledBack, None),
             DeployError::NotConfirmed { .. } => (Code::ReloadNotConfirmed, None),
             DeployError::NotRolledBack { .. } => (Code::RollBackFailed, None),
@@ -336,7 +347,14 @@ impl CommitPoint {
     /// A commit point where nothing was looked at yet.
     #[must_use]
     pub fn new(parts: CommitParts) -> Self {
-        Self { parts, expectation: None, waiting: None, listeners: KnownListeners::default() }
+        Self {
+            parts,
+            expectation: None,
+            waiting: None,
+            under_way: None,
+            shown: None,
+            listeners: KnownListeners::default(),
+        }
     }
 
     /// What a commit and a reload need.
@@ -418,16 +436,47 @@ impl CommitPoint {
         else {
             return Err(DeployError::Unnamed(self.parts.nats.config.clone()));
         };
-        seen.standing = expected.judge(&seen.observed);
+        let expected = expected.clone();
+        self.note_shown(&seen.observed, &expected);
+        seen.standing = self.standing_under_way(expected.judge(&seen.observed));
         Ok(())
+    }
+
+    /// Notes that a port serves the expected leaf. A certificate that was seen served is never taken back
+    /// (invariant 16).
+    fn note_shown(&mut self, observed: &Observed, expected: &Expected) {
+        if observed.shows(&expected.leaf_sha256) {
+            self.shown = Some(expected.leaf_sha256.clone());
+        }
     }
 
     /// Notes that nats-server has loaded the committed text, as after a start. Without a digest the observation alone
     /// doesn't show a load.
     pub(crate) fn note_loaded(&self, seen: &Observation) -> Result<(), FileError> {
+        if self.is_in_force(seen) { self.note_running() } else { Ok(()) }
+    }
+
+    /// Whether nats-server runs with the committed text: by the digest that it reports, or because it was started after
+    /// the commit and serves the leaf.
+    fn is_in_force(&self, seen: &Observation) -> bool {
         let is_reported = self.expectation.as_ref().is_some_and(|(_, expected)| expected.is_reported(&seen.observed));
-        let is_in_force = seen.standing.is_served() && self.waiting.is_none();
-        if is_reported && is_in_force { self.note_running() } else { Ok(()) }
+        let committed = durable::renamed_at(&self.parts.nats.config);
+        let was_started_since = seen.observed.started.zip(committed).is_some_and(|(started, at)| started > at);
+        seen.standing.is_served() && self.waiting.is_none() && (is_reported || was_started_since)
+    }
+
+    /// Looks at a reload that is under way. `true`: it is still under way, and nothing else may be done.
+    pub(crate) async fn await_reload(
+        &mut self,
+        desired: &Desired<'_>,
+        seen: &mut Observation,
+        progress: &Progress,
+    ) -> Result<bool, DeployError> {
+        match self.watch(seen, progress)? {
+            Watched::Over => Ok(false),
+            Watched::Still => Ok(true),
+            Watched::Ended(mismatch) => self.roll_back(desired, mismatch, seen, progress).await.map(|()| false),
+        }
     }
 
     /// Commits what is desired and has nats-server load it, as far as `seen` shows that this is needed.
@@ -458,6 +507,7 @@ impl CommitPoint {
         }
         let reloaded = self.reload(&desired.generation.chain, Proof::Expected, seen, progress).await?;
         match (reloaded, &seen.standing) {
+            (Standing::Reloading { .. }, _) => Ok(()),
             (Standing::NotServed(mismatch), _) => {
                 let running = self.running_with(desired.generation)?.filter(|running| !self.is_same(running, rendered));
                 if let Some(running) = running
@@ -515,7 +565,13 @@ impl CommitPoint {
         seen: &mut Observation,
         progress: &Progress,
     ) -> Result<(), DeployError> {
-        self.commit_and_reload(&running, desired.generation, Proof::Load, seen, progress).await?;
+        let has_loaded = self.committed()?.as_ref() == Some(&running) && self.is_in_force(seen);
+        if !has_loaded {
+            self.commit_and_reload(&running, desired.generation, Proof::Load, seen, progress).await?;
+        }
+        if self.is_under_way() {
+            return Ok(());
+        }
         let loaded = self.expectation.clone();
         self.commit(&desired.configuration.rendered, desired.generation, progress).await?;
         self.waiting = seen.observed.varz.as_ref().zip(loaded).map(|(varz, (_, expected))| WaitingSettings {
@@ -540,10 +596,7 @@ impl CommitPoint {
     ) -> Result<(), DeployError> {
         let running = read_config(&self.running_file())?;
         self.quarantine_if_refused(running.as_ref(), &desired.configuration.tree, &mismatch)?;
-        let Some((running, before)) = running.and_then(|text| {
-            let before = self.generation_of(&text).filter(|before| before.chain.leaf().not_after > desired.now)?;
-            (!self.is_same(&text, &desired.configuration.rendered)).then_some((text, before))
-        }) else {
+        let Some((running, before)) = self.way_back(running, desired)? else {
             self.observe(Some(&desired.generation.chain), seen).await?;
             return Err(DeployError::NotConfirmed { mismatch });
         };
@@ -556,6 +609,27 @@ impl CommitPoint {
         self.observe(Some(&before.chain), seen).await?;
         let confirmed = reloaded.is_ok_and(|standing| standing.is_served());
         Err(DeployError::RolledBack { mismatch, confirmed })
+    }
+
+    /// The text to put back, and its generation: what ran before, unless its certificate has expired. Where the new
+    /// certificate was seen served, the settings alone go back.
+    fn way_back(
+        &self,
+        running: Option<Rendered>,
+        desired: &Desired<'_>,
+    ) -> Result<Option<(Rendered, Generation)>, DeployError> {
+        let Some(running) = running else { return Ok(None) };
+        let is_shown = self.shown.as_ref() == Some(&desired.generation.chain.leaf().sha256);
+        let (text, generation) = if is_shown {
+            let Some(text) = self.running_with(desired.generation)? else { return Ok(None) };
+            (text, desired.generation.clone())
+        } else {
+            let Some(before) = self.generation_of(&running) else { return Ok(None) };
+            (running, before)
+        };
+        let is_valid = generation.chain.leaf().not_after > self.parts.clock.now();
+        let is_other = !self.is_same(&text, &desired.configuration.rendered);
+        Ok((is_valid && is_other).then_some((text, generation)))
     }
 
     /// Commits the desired configuration after three proofs. nats-server reads the same settings as the agent, nothing
@@ -714,94 +788,10 @@ impl CommitPoint {
         Ok(Expected::of(digest, generation.chain.leaf()))
     }
 
-    /// Has nats-server load what is committed, and notes a load that was seen.
-    async fn reload(
-        &mut self,
-        chain: &StoredChain,
-        proof: Proof,
-        seen: &mut Observation,
-        progress: &Progress,
-    ) -> Result<Standing, DeployError> {
-        self.observe(Some(chain), seen).await?;
-        if matches!(seen.standing, Standing::NoServer { .. } | Standing::NothingCommitted) {
-            return Ok(seen.standing.clone());
-        }
-        let Some((_, expected)) = self.expectation.clone() else {
-            return Err(DeployError::Unnamed(self.parts.nats.config.clone()));
-        };
-        let before = seen.observed.clone();
-        let confirmed = self.signal_until_confirmed(&expected, chain, proof, seen, progress).await;
-        if confirmed.is_err() {
-            // The last handshakes may be out of date, so the ports are probed again.
-            seen.observed = Observed::unseen();
-            self.observe(Some(chain), seen).await?;
-        }
-        let standing = confirmed?;
-        if standing.is_not_served() {
-            return Ok(standing);
-        }
-        self.waiting = None;
-        self.observe(Some(chain), seen).await?;
-        if seen.standing.is_served() && expected.came_to_be_served(&before, &seen.observed) {
-            self.note_running()?;
-        }
-        Ok(standing)
-    }
-
-    async fn signal_until_confirmed(
-        &self,
-        expected: &Expected,
-        chain: &StoredChain,
-        proof: Proof,
-        before: &Observation,
-        progress: &Progress,
-    ) -> Result<Standing, DeployError> {
-        let (server, listeners) = (&self.parts.server, &before.listeners);
-        let started = tokio::time::Instant::now();
-        let mut signalled = None::<(i32, tokio::time::Instant)>;
-        let mut not_listening = None::<ServerError>;
-        let mut pause = FIRST_LOOK;
-        loop {
-            if signalled.is_none_or(|(_, at)| at.elapsed() >= SIGNAL_AGAIN) {
-                match server.reload(chain, listeners).await {
-                    Ok(pid) => {
-                        if signalled.is_none() {
-                            progress.report(Step::Signalled { pid });
-                        }
-                        signalled = Some((pid, tokio::time::Instant::now()));
-                    }
-                    // A nats-server that starts reads what is committed, and is signalled once it listens. A nats-server
-                    // that drains is left in peace.
-                    Err(error @ ServerError::NotListening { .. }) => not_listening = Some(error),
-                    Err(ServerError::Process(ProcessError::Absent(why))) if signalled.is_none() => {
-                        return Ok(Standing::NoServer { why });
-                    }
-                    // A nats-server that was there may be replaced this very moment.
-                    Err(ServerError::Process(ProcessError::Absent(_))) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_LOOK);
-            let observed = server.observe(Some(chain), listeners, None).await;
-            let is_told = proof == Proof::Expected && expected.digest.is_some();
-            let standing = match (expected.judge(&observed), signalled) {
-                (Standing::NoServer { why }, Some((pid, _))) => Standing::NotServed(Mismatch::Ended { pid, why }),
-                (standing, _) => standing.only_if(is_told || has_loaded(&before.observed, &observed)),
-            };
-            match standing {
-                Standing::NotServed(_) if started.elapsed() < CONFIRM_TIMEOUT => {}
-                Standing::Served(evidence) => {
-                    progress.report(Step::Confirmed { by: evidence.to_string() });
-                    return Ok(Standing::Served(evidence));
-                }
-                // A nats-server that was never signalled has refused nothing. Its next start finds the new configuration.
-                Standing::NotServed(_) if let (None, Some(error)) = (signalled, not_listening.take()) => {
-                    return Err(error.into());
-                }
-                standing => return Ok(standing),
-            }
-        }
+    /// What the committed text makes nats-server serve, once it is known.
+    fn expected(&self) -> Result<Expected, DeployError> {
+        let expectation = self.expectation.as_ref().map(|(_, expected)| expected.clone());
+        expectation.ok_or_else(|| DeployError::Unnamed(self.parts.nats.config.clone()))
     }
 
     /// Compares with the committed configuration. Where the committed file is gone or damaged, the running
@@ -891,15 +881,6 @@ fn agree(what: ReadText, theirs: Option<String>, ours: &str) -> Result<(), Deplo
         Some(theirs) if theirs != ours => Err(DeployError::ReadDifferently { what, theirs, ours: ours.to_owned() }),
         _ => Ok(()),
     }
-}
-
-/// What shows that nats-server reloaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Proof {
-    /// The expectation is seen. Where no digest shows it, a load must be seen too.
-    Expected,
-    /// A load is seen, though the expectation was met before.
-    Load,
 }
 
 fn read_config(path: &Path) -> Result<Option<Rendered>, FileError> {

@@ -131,6 +131,12 @@ impl Deployment {
             Err(error) if !is_committed => tracing::warn!("{}", with_causes(&error)),
             observed => observed?,
         }
+        let allowed_losses = &[allowed_losses, &wanted.allow_loss[..]].concat();
+        let desired = Desired { configuration, generation, allowed_losses, is_asked: wanted.renew, away };
+        if self.commit_point.await_reload(&desired, &mut self.seen, progress).await? {
+            return Ok(self.seen.standing.clone());
+        }
+        let rendered = &desired.configuration.rendered;
         if !is_committed || self.seen.standing.is_not_served() {
             // The turn is skipped once: a failure is tried again at its own pace.
             let is_ordinary = *wanted == PassRequest::default() && !std::mem::take(&mut self.skips_turn);
@@ -141,7 +147,7 @@ impl Deployment {
             let is_mended = match &self.obstacle {
                 None => false,
                 Some(Obstacle::Rendering) => true,
-                Some(Obstacle::Text(refused)) => *refused != configuration.rendered,
+                Some(Obstacle::Text(refused)) => refused != rendered,
             };
             if is_ordinary && now < self.retry.next && !is_mended {
                 return match (&self.seen.standing, self.retry.reason.clone()) {
@@ -150,13 +156,14 @@ impl Deployment {
                     (standing, None) => Ok(standing.clone()),
                 };
             }
-            let allowed_losses = &[allowed_losses, &wanted.allow_loss[..]].concat();
-            let desired = Desired { configuration, generation, allowed_losses, now, is_asked: wanted.renew, away };
             let applied = self.commit_point.apply(&desired, &mut self.seen, progress).await;
             let is_refused = applied.as_ref().is_err_and(DeployError::is_refusal);
             self.obstacle = is_refused.then_some(Obstacle::Text(desired.configuration.rendered));
             applied?;
             self.is_expectation_unknown = false;
+        }
+        if let Standing::Reloading { .. } = self.seen.standing {
+            return Ok(self.seen.standing.clone());
         }
         self.note_confirmed();
         self.commit_point.note_loaded(&self.seen)?;
@@ -216,7 +223,7 @@ impl Deployment {
                 self.retry.fail(now, retry_min, retry_max, error.into());
             }
             // The stages of issuer and sources count their own failures.
-            Ok(Standing::NotServed(_) | Standing::Unseen) | Err(_) => {}
+            Ok(Standing::NotServed(_) | Standing::Reloading { .. } | Standing::Unseen) | Err(_) => {}
         }
     }
 

@@ -172,6 +172,7 @@ impl Bench {
                     template: self.template.clone(),
                     ..NatsConfig::default()
                 },
+                clock: self.clock,
                 generations: Generations::of(&self.state()),
                 state: self.state(),
             }),

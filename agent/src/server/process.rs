@@ -8,14 +8,19 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{SysconfVar, sysconf};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use time::OffsetDateTime;
 
 use crate::state::durable::{self, FileError};
 
 const MAX_PID_FILE: u64 = 64;
 const MAX_COMMAND_LINE: u64 = 64 * 1024;
+const MAX_STAT: u64 = 4 * 1024;
 
 /// Our nats-server, pinned by a pidfd.
 #[derive(Debug)]
@@ -92,6 +97,15 @@ impl NatsProcess {
         Ok(Self { pid: number, pidfd })
     }
 
+    /// When the process started by the wall clock, to a hundredth of a second. Field 22 of `/proc/PID/stat` has the ticks
+    /// since the machine booted (proc(5)).
+    pub(crate) fn started(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        let stat = durable::read_if_there(Path::new(&format!("/proc/{}/stat", self.pid)), MAX_STAT).ok()??;
+        let since_boot = since_boot(&stat, sysconf(SysconfVar::CLK_TCK).ok()??)?;
+        let uptime = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
+        Some(now - uptime.checked_sub(since_boot)?)
+    }
+
     /// Tells nats-server to read its configuration again.
     pub(crate) fn hang_up(&self) -> Result<(), ProcessError> {
         match pidfd_send_signal(&self.pidfd, Signal::HUP) {
@@ -124,6 +138,15 @@ pub(crate) fn end_those_that_run_in(directories: &[PathBuf]) -> std::io::Result<
         }
     }
     Ok(())
+}
+
+/// The time from the boot of the machine to the start of a process.
+fn since_boot(stat: &[u8], ticks_per_second: i64) -> Option<Duration> {
+    // The second field is the name of the program in parentheses, and the name may hold blanks and parentheses.
+    let after_name = &stat[stat.iter().rposition(|byte| *byte == b')')? + 1..];
+    let ticks: u64 = std::str::from_utf8(after_name).ok()?.split_ascii_whitespace().nth(19)?.parse().ok()?;
+    let per_second = u64::try_from(ticks_per_second).ok().filter(|ticks| *ticks > 0)?;
+    Some(Duration::from_millis(ticks.checked_mul(1_000)? / per_second))
 }
 
 fn split_arguments(command_line: &[u8]) -> Vec<OsString> {
@@ -168,6 +191,7 @@ fn resolved(server: &Path) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
 
     fn arguments(list: &[&str]) -> Vec<OsString> {
         list.iter().map(OsString::from).collect()
@@ -216,6 +240,23 @@ mod tests {
         sleeper.wait().unwrap();
         let found = NatsProcess::find(&pid_file, Path::new("nats-server"), Path::new("/etc/nats.conf"));
         assert!(matches!(found, Err(ProcessError::Absent(_))), "{found:?}");
+    }
+
+    #[test]
+    fn the_start_of_a_process_is_told_by_the_wall_clock() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid_file = directory.path().join("pid");
+        std::fs::write(&pid_file, std::process::id().to_string()).unwrap();
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+        let now = Clock::System.now();
+        let started = NatsProcess { pid, pidfd }.started(now).unwrap();
+        assert!(started <= now && now - started < time::Duration::hours(1), "{started}");
+        let stat = |ticks: &str| format!("7 (a) b) c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 {ticks} 20");
+        assert_eq!(since_boot(stat("250").as_bytes(), 100), Some(Duration::from_millis(2_500)));
+        for (stat, ticks) in [(stat("x"), 100), (stat("250"), 0), (String::new(), 100), ("7 (a".into(), 100)] {
+            assert_eq!(since_boot(stat.as_bytes(), ticks), None, "{stat}");
+        }
     }
 
     #[test]

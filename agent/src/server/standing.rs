@@ -32,6 +32,11 @@ pub enum Standing {
         /// What shows that it doesn't run.
         why: String,
     },
+    /// nats-server was told to reload, and nothing shows yet what became of it.
+    Reloading {
+        /// When nats-server was told.
+        since: OffsetDateTime,
+    },
     /// No configuration is committed yet.
     NothingCommitted,
     /// nats-server serves something else, or can't be seen to serve the committed configuration.
@@ -244,6 +249,7 @@ mod tests {
         let leaf = || Ok(leaf("leaf"));
         let mut observed = Observed {
             presence: Presence::Running(1),
+            started: None,
             varz: Some(varz),
             routez: None,
             client: leaf(),

@@ -107,6 +107,7 @@ fn healthy() -> Findings {
         peers: peers([("10.0.1.1:6222", "10.0.1.1:6222"), ("10.0.1.2:6222", "10.0.1.2:6222")]),
         observed: Observed {
             presence: Presence::Running(4711),
+            started: None,
             varz: Some(varz),
             routez: Some(routez([("n2", "10.0.1.2")])),
             client: Ok(served(OURS, b"")),

@@ -13,7 +13,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -109,6 +109,14 @@ impl Loaded {
     }
 }
 
+/// When a file got its name. A rename changes the time of the inode.
+fn renamed_at(path: &Path) -> Option<OffsetDateTime> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(path).ok()?;
+    let nanoseconds = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
+    OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()
+}
+
 /// The value of a setting that stands on a line of its own.
 #[must_use]
 pub fn setting(text: &str, name: &str) -> Option<String> {
@@ -128,6 +136,9 @@ pub struct FakeServer {
     pub dies: AtomicBool,
     /// Whether the process runs but accepts no client, because it starts, drains or hangs.
     pub is_deaf: AtomicBool,
+    /// Seconds that a reload takes. Meanwhile handshakes and monitoring hang, as while nats-server authenticates each
+    /// client with a bcrypt password anew (§11).
+    pub reload_seconds: AtomicU64,
     /// Whether the version is below 2.11, which reports no digest.
     pub is_old: AtomicBool,
     /// Whether the monitoring port doesn't answer.
@@ -144,6 +155,10 @@ struct Process {
     starts: u64,
     loaded: Option<Arc<Loaded>>,
     load_time: Option<OffsetDateTime>,
+    /// When the configuration's file got its name, for the last start.
+    started: Option<OffsetDateTime>,
+    /// A reload that is under way ends at this time.
+    loads_at: Option<tokio::time::Instant>,
     /// The anchors of every bundle that any start or reload loaded.
     trusted: BTreeSet<String>,
 }
@@ -160,6 +175,7 @@ impl FakeServer {
             dies: off(),
             is_deaf: off(),
             is_old: off(),
+            reload_seconds: AtomicU64::new(0),
             is_mute: off(),
             clock,
             pace,
@@ -199,7 +215,11 @@ impl FakeServer {
 
     /// Starts the server with the committed configuration. The start replaces a running server.
     pub fn start(&self) {
-        self.process().starts += 1;
+        let mut process = self.process();
+        process.starts += 1;
+        process.loads_at = None;
+        process.started = renamed_at(&self.config).map(|renamed| renamed + Duration::from_nanos(1));
+        drop(process);
         if let Some(read) = self.read(&self.config, "a start") {
             self.load(read);
         }
@@ -227,6 +247,19 @@ impl FakeServer {
             process.loaded.replace(Arc::clone(&now))
         };
         self.witness.loaded(self, before.as_deref(), &now);
+    }
+
+    /// Ends a reload whose time has come. Returns whether a reload is still under way.
+    fn is_loading(&self) -> bool {
+        let Some(at) = self.process().loads_at else { return false };
+        if at > tokio::time::Instant::now() {
+            return true;
+        }
+        self.process().loads_at = None;
+        if let Some(read) = self.read(&self.config, "a reload") {
+            self.load(read);
+        }
+        false
     }
 
     fn digest_of_text(&self, text: &str) -> Option<String> {
@@ -268,6 +301,7 @@ impl Server for FakeServer {
     }
 
     async fn observe(&self, _chain: Option<&StoredChain>, _at: &Listeners, _last: Option<&Observed>) -> Observed {
+        let is_loading = self.is_loading();
         let seen = {
             let process = self.process();
             process.loaded.clone().zip(process.load_time).map(|(loaded, time)| (loaded, time, process.starts))
@@ -276,14 +310,15 @@ impl Server for FakeServer {
             return Observed::absent("it does not run".into());
         };
         self.pace.end().await;
-        let served = if self.is_deaf.load(Ordering::Relaxed) {
+        let served = if is_loading || self.is_deaf.load(Ordering::Relaxed) {
             Err("no leaf".to_owned())
         } else {
             Ok(Served::of(loaded.chain.clone()))
         };
         Observed {
             presence: Presence::Running(PID),
-            varz: (!self.is_mute.load(Ordering::Relaxed)).then(|| Varz {
+            started: self.process().started,
+            varz: (!is_loading && !self.is_mute.load(Ordering::Relaxed)).then(|| Varz {
                 version: "2.15.1".into(),
                 server_id: format!("start {starts}"),
                 config_load_time,
@@ -301,7 +336,7 @@ impl Server for FakeServer {
         let Some(loaded) = self.loaded() else {
             return Err(ProcessError::Absent("it does not run".into()).into());
         };
-        if self.is_deaf.load(Ordering::Relaxed) {
+        if self.is_loading() || self.is_deaf.load(Ordering::Relaxed) {
             let address = ([127, 0, 0, 1], 4222).into();
             return Err(ServerError::NotListening { pid: PID, address, source: ProbeError::Slow { address } });
         }
@@ -315,7 +350,12 @@ impl Server for FakeServer {
             && let Some(read) = self.read(&self.config, "a reload")
             && setting(&loaded.text, "server_name") == setting(&read.text, "server_name")
         {
-            self.load(read);
+            match self.reload_seconds.load(Ordering::Relaxed) {
+                0 => self.load(read),
+                seconds => {
+                    self.process().loads_at = Some(tokio::time::Instant::now() + Duration::from_secs(seconds));
+                }
+            }
         }
         self.pace.end().await;
         Ok(PID)

@@ -21,6 +21,76 @@ async fn a_server_that_dies_of_the_signal_is_told_so_and_its_next_start_comes_to
     assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));
 }
 
+/// A reload that is under way, after its first pass.
+async fn reloading(bench: &Bench, seconds: u64) -> Reconciler {
+    let mut agent = bench.serving().await;
+    bench.server.reload_seconds.store(seconds, Ordering::Relaxed);
+    let pass = renew(&mut agent).await;
+    assert!(matches!(pass.outcome, Ok(Standing::Reloading { .. })), "{:?}", pass.outcome);
+    assert_eq!((pass.status.state, bench.server.reloads()), (State::Degraded, 1));
+    assert_eq!(pass.status.reasons[0].code, "reload_under_way");
+    assert!(bench.committed().contains("generations/000002"));
+    agent
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_16_a_slow_reload_is_waited_for_without_a_second_signal_and_nothing_is_taken_back() {
+    for seconds in [12, 19, 32, 200] {
+        let bench = Bench::new().await;
+        let mut agent = reloading(&bench, seconds).await;
+        let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_secs(seconds)).await;
+        assert_eq!((pass.status.state, bench.server.reloads()), (State::Healthy, 1), "{:?}", pass.status.reasons);
+        assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));
+        assert_eq!(bench.issuer.requests(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_16_a_reload_that_never_ends_is_told_after_its_time_limit_and_taken_back_by_nobody() {
+    let bench = Bench::new().await;
+    let mut agent = reloading(&bench, 3_600).await;
+    let committed = bench.committed();
+    let limit = NatsConfig::default().reload.timeout;
+    let pass = bench.live(&mut agent, bench.clock.now() + limit + Duration::from_secs(30)).await;
+    assert_eq!(pass.status.state, State::Failing);
+    let codes: Vec<&str> = pass.status.reasons.iter().map(|reason| reason.code.as_str()).collect();
+    assert!(codes.contains(&"reload_timed_out"), "{codes:?}");
+    assert_eq!((bench.committed(), bench.server.reloads()), (committed, 1));
+    let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(2)).await;
+    assert_eq!((pass.status.state, bench.issuer.requests()), (State::Healthy, 2), "{:?}", pass.status.reasons);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_dies_of_a_slow_reload_finds_the_previous_configuration() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    let before = bench.committed();
+    bench.server.reload_seconds.store(60, Ordering::Relaxed);
+    assert!(matches!(renew(&mut agent).await.outcome, Ok(Standing::Reloading { .. })));
+    bench.server.stop();
+    let died = agent.pass(&PassRequest::default(), &Progress::default()).await.outcome.unwrap_err();
+    let PassError::Deploy(DeployError::RolledBack { mismatch, .. }) = &died else { panic!("{died:?}") };
+    assert!(matches!(mismatch, Mismatch::Ended { .. }), "{mismatch}");
+    assert_eq!(bench.committed(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_18_a_first_start_counts_on_every_version_so_a_bad_file_holds_no_certificate_back() {
+    for is_mute in [false, true] {
+        let mut bench = Bench::new().await;
+        bench.server.is_old.store(true, Ordering::Relaxed);
+        bench.server.is_mute.store(is_mute, Ordering::Relaxed);
+        drop(bench.serving().await);
+        bench.template = Some(bench.state().join("gone.tera"));
+        let mut agent = bench.agent();
+        let pass = bench.live(&mut agent, START + Duration::from_hours(24 * 6)).await;
+        assert_eq!(pass.status.state, State::Degraded, "{:?}", pass.status.reasons);
+        let newest = pass.status.leaf.unwrap();
+        assert!(newest.generation > 1, "nothing was renewed");
+        assert_eq!(bench.server.served().map(|leaf| leaf.serial), Some(newest.serial), "mute: {is_mute}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn invariant_10_a_server_that_accepts_no_client_is_not_signalled_and_nothing_is_taken_back() {
     let bench = Bench::new().await;
