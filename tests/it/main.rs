@@ -26,6 +26,7 @@ mod rotation;
 mod secrecy;
 mod service;
 mod settings;
+mod slow_reload;
 mod state_directory;
 mod steady;
 mod terraform;

@@ -45,6 +45,8 @@ pub(super) struct UnderWay {
     /// What was seen before the signal.
     before: Observed,
     proof: Proof,
+    /// Since when each pass saw a server that answers and has not loaded what is expected.
+    answers_since: Option<Instant>,
 }
 
 /// What became of a reload that is under way.
@@ -129,7 +131,8 @@ impl CommitPoint {
         let mut answers_since = None::<Instant>;
         let mut pause = FIRST_LOOK;
         loop {
-            let is_lost = |at: Instant| at.elapsed() >= SIGNAL_AGAIN && answers_since.is_some();
+            // A reload takes effect in steps, so an answer right after a silence doesn't show a lost signal.
+            let is_lost = |at: Instant| answers_since.is_some_and(|since| since.max(at).elapsed() >= SIGNAL_AGAIN);
             if signalled.is_none_or(|(_, at)| is_lost(at)) {
                 match server.reload(chain, listeners).await {
                     Ok(pid) => {
@@ -171,7 +174,7 @@ impl CommitPoint {
                 (Look::Ended(mismatch), _) if is_late => return Ok(Standing::NotServed(mismatch)),
                 (Look::Silent(_), Some(pid)) if is_late => {
                     let (expected, before) = (expected.clone(), before.clone());
-                    self.under_way = Some(UnderWay { begun, since, pid, expected, before, proof });
+                    self.under_way = Some(UnderWay { begun, since, pid, expected, before, proof, answers_since: None });
                     seen.observed = observed;
                     seen.standing = Standing::Reloading { since };
                     return Ok(seen.standing.clone());
@@ -195,7 +198,7 @@ impl CommitPoint {
     /// What the observation `seen` shows of a reload that is under way.
     pub(super) fn watch(&mut self, seen: &mut Observation, progress: &Progress) -> Result<Watched, DeployError> {
         let Some(under_way) = self.under_way.clone() else { return Ok(Watched::Over) };
-        let UnderWay { begun, since, pid, expected, before, proof } = under_way;
+        let UnderWay { begun, since, pid, expected, before, proof, answers_since } = under_way;
         match Look::of(&expected, proof, &before, &seen.observed, Some(pid)) {
             Look::Done(standing) => {
                 self.under_way = None;
@@ -209,13 +212,19 @@ impl CommitPoint {
             Look::Silent(mismatch) if begun.elapsed() >= self.parts.nats.reload.timeout => {
                 Err(DeployError::ReloadTimedOut { timeout: self.parts.nats.reload.timeout, mismatch })
             }
-            Look::Silent(_) => {
-                seen.standing = Standing::Reloading { since };
-                Ok(Watched::Still)
-            }
-            Look::Answers(_) => {
+            // An answer in between may come from a reload that takes effect in steps.
+            Look::Answers(_) if answers_since.is_some_and(|since| since.elapsed() >= REFUSED_AFTER) => {
                 self.under_way = None;
                 Ok(Watched::Over)
+            }
+            look @ (Look::Silent(_) | Look::Answers(_)) => {
+                let answers_since = match look {
+                    Look::Answers(_) => answers_since.or_else(|| Some(Instant::now())),
+                    _ => None,
+                };
+                self.under_way = self.under_way.take().map(|under_way| UnderWay { answers_since, ..under_way });
+                seen.standing = Standing::Reloading { since };
+                Ok(Watched::Still)
             }
             Look::Ended(mismatch) => {
                 self.under_way = None;
