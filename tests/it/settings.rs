@@ -1,5 +1,8 @@
 //! `[nats.settings]`, included files and variables: merged, owned, tried and rotated.
 
+mod effects;
+mod gateways;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
