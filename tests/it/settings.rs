@@ -2,6 +2,7 @@
 
 mod effects;
 mod gateways;
+mod operator_mode;
 
 use std::net::SocketAddr;
 use std::time::Duration;
