@@ -2,6 +2,7 @@
 
 mod effects;
 mod gateways;
+mod mistakes;
 mod operator_mode;
 
 use std::net::SocketAddr;
