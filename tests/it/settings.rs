@@ -6,18 +6,23 @@ mod mistakes;
 mod operator_mode;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use harness::cluster::Node;
+use harness::nats_server::NatsServer;
 use harness::nodes::{Nodes, at, set};
 use harness::process::tail;
 use harness::{eventually, tools};
 use nats_tls_agent::digest::sha256_hex;
 use nats_tls_agent::error::with_causes;
 use nats_tls_agent::server::probe::{Port, Prober};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::AGENT;
+use crate::protection::{assert_settings_stay, in_force, renew};
 use crate::rotation::{assert_nothing_lost, status_with, traffic, unhealthy};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -168,34 +173,60 @@ async fn invariant_15_a_line_that_nats_server_would_die_of_ends_no_node_and_hold
     std::fs::write(&include, "max_subscriptions: 1000\n").unwrap();
     nodes.set("nats.include", &format!("[{:?}]", include.display().to_string())).unwrap();
     nodes.boot().await.unwrap();
-    let pids: Vec<_> = nodes.nodes.iter().map(|node| node.server.as_ref().unwrap().pid()).collect();
     let traffic = traffic(&nodes, 500).await;
+    let ends = AtomicUsize::new(0);
+    let servers = nodes.nodes.iter_mut().map(|node| node.server.take().unwrap()).collect();
+    let checked = async {
+        std::fs::write(&include, "max_subscriptions: 1000\nlog_file: /no/such/directory/nats.log\n").unwrap();
+        for node in &nodes.nodes {
+            let status = unhealthy(node, "limits.conf:2").await;
+            assert_eq!(status["state"], "degraded", "{status}");
+            assert_eq!(status["settings"]["refused"]["code"], "settings_would_kill", "{status}");
+        }
+        // The certificate goes on with the settings that run.
+        let node = &nodes.nodes[0];
+        let before = in_force(node).await;
+        assert_eq!(renew(node, &[]).await.code, Some(1));
+        assert_settings_stay(node, &before).await;
+        assert_nothing_lost(traffic).await;
+        assert_eq!(ends.load(Ordering::Relaxed), 0, "{}", tail(&node.server_log(), 20));
 
-    std::fs::write(&include, "max_subscriptions: 1000\nlog_file: /no/such/directory/nats.log\n").unwrap();
-    for node in &nodes.nodes {
-        let status = unhealthy(node, "limits.conf:2").await;
-        assert_eq!(status["state"], "degraded", "{status}");
-        assert!(status["reasons"].to_string().contains("settings_would_kill"), "{status}");
+        // A nats-server that ends for another reason comes back.
+        let pid = node.agent.status().await.unwrap()["nats"]["pid"].clone();
+        kill(Pid::from_raw(pid.as_i64().unwrap().try_into().unwrap()), Signal::SIGKILL).unwrap();
+        let is_back = |status: &Value| {
+            let served = at(status, "served.client.sha256");
+            status["nats"]["pid"] != pid && !served.is_empty() && served == at(status, "leaf.sha256")
+        };
+        status_with(node, is_back).await;
+        unhealthy(node, "limits.conf:2").await;
+        std::fs::write(&include, "max_subscriptions: 2000\n").unwrap();
+        for node in &nodes.nodes {
+            node.healthy(SOON).await.unwrap();
+            let log = tail(&node.server_log(), 400);
+            assert!(!log.contains("no/such/directory"), "{log}");
+        }
+        assert_eq!(ends.load(Ordering::Relaxed), 1);
+    };
+    tokio::select! {
+        () = restart_always(servers, &ends) => {}
+        () = checked => {}
     }
-    // The certificate goes on with the settings that run.
-    let node = &nodes.nodes[0];
-    let before = at(&node.agent.status().await.unwrap(), "served.client.sha256").to_owned();
-    let renewed = node.agent.run(&["renew"], Duration::from_mins(1)).await.unwrap();
-    assert_eq!(renewed.code, Some(1), "{renewed:?}");
-    let status = node.agent.status().await.unwrap();
-    assert_eq!(at(&status, "served.client.sha256"), at(&status, "leaf.sha256"), "{status}");
-    assert_ne!(at(&status, "served.client.sha256"), before, "{status}");
+}
 
-    let now: Vec<_> = nodes.nodes.iter().map(|node| node.server.as_ref().unwrap().pid()).collect();
-    assert_eq!(now, pids);
-    for node in &nodes.nodes {
-        let log = tail(&node.server_log(), 400);
-        assert!(!log.contains("no/such/directory"), "{log}");
-    }
-    assert_nothing_lost(traffic).await;
-    std::fs::write(&include, "max_subscriptions: 2000\n").unwrap();
-    for node in &nodes.nodes {
-        node.healthy(SOON).await.unwrap();
+/// Starts each nats-server again when it ends, as systemd does with `Restart=always`, and counts the ends.
+async fn restart_always(mut servers: Vec<NatsServer>, ends: &AtomicUsize) {
+    loop {
+        for server in &mut servers {
+            if server.check_running().is_err() {
+                ends.fetch_add(1, Ordering::Relaxed);
+                // With settings that don't start, the next start fails like this start.
+                if let Ok(started) = NatsServer::start(server.launch().clone()).await {
+                    *server = started;
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
