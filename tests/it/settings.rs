@@ -6,6 +6,7 @@ mod mistakes;
 mod operator_mode;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -15,11 +16,16 @@ use harness::nodes::{Nodes, at, set};
 use harness::process::tail;
 use harness::{eventually, tools};
 use nats_tls_agent::digest::sha256_hex;
-use nats_tls_agent::error::with_causes;
-use nats_tls_agent::server::probe::{Port, Prober};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::AGENT;
 use crate::protection::{assert_settings_stay, in_force, renew};
@@ -55,21 +61,42 @@ fn port(node: &Node, number: u16) -> SocketAddr {
     SocketAddr::new(node.address.into(), node.metrics().port() + 1 + number)
 }
 
-/// Waits until a port serves this leaf, by its SHA-256. A port that sends nothing before the handshake is probed like a client
-/// port with `handshake_first`.
-async fn serves(address: SocketAddr, leaf: &str) {
-    let prober = Prober::anonymous().unwrap();
-    let served = eventually("the listener's new leaf", SOON, || async {
-        let chain = prober
-            .served(address, Port::Client)
-            .await
-            .map_err(|error| format!("{address}: {}", with_causes(&error)))?;
-        let served = sha256_hex(chain.leaf());
-        if served == leaf { Ok(()) } else { Err(format!("{address} serves {served}, not {leaf}")) }
-    });
-    served.await.unwrap();
+/// A TLS connection of a client that trusts the node's bundle.
+async fn begin_tls(
+    node: &Node,
+    stream: TcpStream,
+    versions: &[&'static SupportedProtocolVersion],
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let ca = node.newest_generation().unwrap().join("ca.pem");
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap();
+    let config = config.with_root_certificates(roots).with_no_client_auth();
+    let name = ServerName::IpAddress(stream.peer_addr()?.ip().into());
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
 
+/// Waits until a listener serves this leaf, by its SHA-256. `greeting` says whether the listener sends a line before TLS.
+async fn serves(node: &Node, address: SocketAddr, greeting: bool, leaf: &str) {
+    let served = async || {
+        let mut stream = BufReader::with_capacity(1, TcpStream::connect(address).await?);
+        if greeting {
+            stream.read_line(&mut String::new()).await?;
+        }
+        let stream = begin_tls(node, stream.into_inner(), rustls::ALL_VERSIONS).await?;
+        Ok(sha256_hex(&stream.get_ref().1.peer_certificates().unwrap()[0]))
+    };
+    eventually("the listener's new leaf", SOON, async || {
+        let served = served().await.map_err(|error: std::io::Error| format!("{address}: {error}"))?;
+        if served == leaf { Ok(()) } else { Err(format!("{address} serves {served}, not {leaf}")) }
+    })
+    .await
+    .unwrap();
+}
+
+/// The number of the leafnodes port. Of all ports in [`LISTENERS`] only this port sends a greeting.
+const LEAFNODES: u16 = 3;
 /// Every listener that nats-server has besides those of clients and routes, each with this node's certificate.
 const LISTENERS: &str = r#"
 [nats.settings]
@@ -105,7 +132,7 @@ async fn every_listener_of_settings_alone_serves_each_new_leaf_on_every_version(
             assert_eq!(renewed["result"], "confirmed", "{version}: {renewed}");
             let status = node.agent.status().await.unwrap();
             for number in 1..=4 {
-                serves(port(node, number), at(&status, "leaf.sha256")).await;
+                serves(node, port(node, number), number == LEAFNODES, at(&status, "leaf.sha256")).await;
             }
         }
         let committed = std::fs::read_to_string(node.nats_config()).unwrap();
@@ -155,7 +182,7 @@ async fn a_monitoring_port_with_tls_serves_each_new_leaf_on_every_version() {
             let renewed = node.agent.renew().await.unwrap();
             assert_eq!(renewed["result"], "confirmed", "{version}: {renewed}");
             let status = node.agent.status().await.unwrap();
-            serves(node.monitor(), at(&status, "leaf.sha256")).await;
+            serves(node, node.monitor(), false, at(&status, "leaf.sha256")).await;
         }
     });
     harness::join_all(runs).await;

@@ -1,7 +1,6 @@
 //! Settings inside blocks that the agent renders, and what nats-server then does.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use async_nats::jetstream::{self, stream};
 use harness::cluster::Node;
@@ -9,15 +8,13 @@ use harness::imds::{ImdsStub, InstanceFacts};
 use harness::nats_server::monitor;
 use harness::nodes::Nodes;
 use harness::{eventually, tools};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::AlertDescription;
 use rustls::version::TLS12;
-use rustls::{AlertDescription, ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::TcpStream;
 
-use super::{SOON, append, nodes};
+use super::{SOON, append, begin_tls, nodes};
 
 const SETTINGS: &str = r#"
 [nats.settings]
@@ -43,15 +40,8 @@ async fn info(address: SocketAddr) -> (Value, TcpStream) {
 
 /// What rustls says of a handshake that offers TLS 1.2 alone.
 async fn refusal_of_tls_1_2(node: &Node, stream: TcpStream) -> rustls::Error {
-    let ca = node.newest_generation().unwrap().join("ca.pem");
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&TLS12]).unwrap();
-    let config = config.with_root_certificates(roots).with_no_client_auth();
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let refused = connector.connect(ServerName::IpAddress(stream.peer_addr().unwrap().ip().into()), stream).await;
-    *refused.unwrap_err().into_inner().unwrap().downcast().unwrap()
+    let refused = begin_tls(node, stream, &[&TLS12]).await.unwrap_err();
+    *refused.into_inner().unwrap().downcast().unwrap()
 }
 
 /// Checks each setting by its effect.
