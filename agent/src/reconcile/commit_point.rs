@@ -840,9 +840,13 @@ impl CommitPoint {
         one == other || self.tree_of(one).is_some_and(|one| self.tree_of(other).is_some_and(|other| one == other))
     }
 
-    /// The text that nats-server runs with, naming this generation.
+    /// The text that nats-server runs with, naming this generation. Before any load was seen, nats-server reads the
+    /// committed text at its start.
     fn running_with(&self, generation: &Generation) -> Result<Option<Rendered>, DeployError> {
-        let running = read_config(&self.running_file())?;
+        let running = match read_config(&self.running_file())? {
+            None => self.committed()?,
+            running => running,
+        };
         let running = running.filter(|text| self.parts.generations.named_in(text.text()).is_some());
         running.map(|text| self.rebased(&text, generation.number)).transpose()
     }

@@ -338,6 +338,28 @@ async fn a_certificate_that_was_not_confirmed_beside_a_template_that_does_not_re
     assert_eq!((pass.status.state, bench.issuer.requests()), (State::Degraded, 2), "{:?}", pass.status.reasons);
 }
 
+/// nats-server before 2.11 reports no digest, so its start doesn't show what it loaded.
+#[tokio::test(start_paused = true)]
+async fn invariant_18_the_first_renewal_after_a_boot_without_a_digest_goes_on_beside_settings_that_are_refused() {
+    for is_seen in [true, false] {
+        let mut bench = Bench::new().await;
+        bench.server.is_old.store(true, Ordering::Relaxed);
+        if is_seen {
+            bench.serving().await;
+            let running = bench.server.config.with_file_name("nats-server.conf.running");
+            assert_eq!(std::fs::read_to_string(running).unwrap(), bench.committed());
+        } else {
+            pass(&mut bench.agent()).await;
+            bench.server.start();
+        }
+        bench.template = Some(bench.directory.path().join("gone.tera"));
+        let renewed = renew(&mut bench.agent()).await;
+        assert!(matches!(renewed.outcome, Err(PassError::Settings(_))), "{:?}", renewed.outcome);
+        assert_eq!(bench.issuer.requests(), 2);
+        assert_eq!(bench.server.served().map(|leaf| leaf.serial), renewed.status.leaf.map(|leaf| leaf.serial));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_roll_back_is_told_while_the_next_attempt_waits_for_its_turn() {
     let mut bench = Bench::new().await;
