@@ -17,7 +17,7 @@ use crate::issue::journal::JournalError;
 use crate::node::IdentityError;
 use crate::peers::Kept;
 use crate::server::ServerError;
-use crate::server::probe::Port;
+use crate::server::probe::{Port, Silence};
 use crate::server::process::ProcessError;
 use crate::server::standing::Mismatch;
 use crate::state::durable::FileError;
@@ -164,6 +164,12 @@ codes! {
     CommittedNotServed = "committed_not_served",
     /// nats-server was told to reload, and nothing shows yet what became of it.
     ReloadUnderWay = "reload_under_way",
+    /// A TLS listener beside the client and the route port shows no certificate.
+    ListenerSilent = "listener_silent",
+    /// A TLS listener serves an expired certificate that somebody else keeps.
+    ListenerCertificateExpired = "listener_certificate_expired",
+    /// nats-server takes no further client.
+    ServerFull = "server_full",
     /// The monitoring port of nats-server doesn't answer.
     MonitoringSilent = "monitoring_silent",
     /// nats-server takes some settings only at a start.
@@ -393,6 +399,29 @@ pub enum Reason {
     NothingCommitted,
     /// nats-server doesn't serve the committed configuration.
     CommittedNotServed(Mismatch),
+    /// A TLS listener beside the client and the route port shows no certificate.
+    ListenerSilent {
+        /// The listener.
+        port: Port,
+        /// Where it was dialled.
+        address: String,
+        /// What the probe met.
+        why: Silence,
+    },
+    /// A TLS listener serves an expired certificate that somebody else keeps.
+    ListenerCertificateExpired {
+        /// The listener.
+        port: Port,
+        /// Where it was dialled.
+        address: String,
+        /// The end of validity.
+        at: OffsetDateTime,
+    },
+    /// nats-server takes no further client.
+    ServerFull {
+        /// What the probe met.
+        said: String,
+    },
     /// nats-server was told to reload, and nothing shows yet what became of it.
     ReloadUnderWay {
         /// When nats-server was told.
@@ -517,6 +546,9 @@ impl Reason {
             Self::NothingCommitted => Code::NothingCommitted,
             Self::CommittedNotServed(_) => Code::CommittedNotServed,
             Self::ReloadUnderWay { .. } => Code::ReloadUnderWay,
+            Self::ListenerSilent { .. } => Code::ListenerSilent,
+            Self::ListenerCertificateExpired { .. } => Code::ListenerCertificateExpired,
+            Self::ServerFull { .. } => Code::ServerFull,
             Self::MonitoringSilent { .. } => Code::MonitoringSilent,
             Self::SettingsWaitForRestart { .. } => Code::SettingsWaitForRestart,
             Self::AgentConfigurationNotInForce { .. } => Code::AgentConfigurationNotInForce,
@@ -532,7 +564,9 @@ impl Reason {
     #[must_use]
     pub(crate) fn identity(&self) -> ReasonIdentity {
         let subject = match self {
-            Self::ServedCertificateRefused { port, .. } => Some(port.to_string()),
+            Self::ServedCertificateRefused { port, .. }
+            | Self::ListenerSilent { port, .. }
+            | Self::ListenerCertificateExpired { port, .. } => Some(port.to_string()),
             // Each failed attempt is news.
             Self::NoNewCertificate { attempts, because } => Some(format!("{attempts} {}", because.identity())),
             Self::AgentConfigurationNotInForce { because } => Some(because.identity().to_string()),
@@ -647,6 +681,19 @@ impl fmt::Display for Reason {
             Self::ServerNotRunning { why } => write!(formatter, "nats-server isn't running: {why}"),
             Self::ServerNotLookedAt => formatter.write_str("nats-server was not looked at yet"),
             Self::NothingCommitted => formatter.write_str("no configuration is committed yet"),
+            Self::ListenerSilent { port, address, why } => {
+                write!(formatter, "the {port} listener {address} shows no certificate: {why}")
+            }
+            Self::ListenerCertificateExpired { port, address, at } => write!(
+                formatter,
+                "the {port} listener {address} serves a certificate that expired at {}; replace it, or write certificate = \
+                 \"node\" in its tls block",
+                rfc3339(*at)
+            ),
+            Self::ServerFull { said } => write!(
+                formatter,
+                "nats-server takes no further client ({said}); the clients that it has go on, and it reloads as ever"
+            ),
             Self::ReloadUnderWay { since } => write!(
                 formatter,
                 "nats-server reloads since {}, and new connections wait until the reload has ended; nothing else is signalled, \

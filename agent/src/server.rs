@@ -12,29 +12,33 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use time::OffsetDateTime;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use self::monitor::{Routez, Varz};
-use self::probe::{Port, ProbeError, Prober};
+use self::probe::{Opening, Port, ProbeError, Prober, Silence};
 use self::process::{NatsProcess, ProcessError};
 use self::trial::{Prediction, predict};
 use crate::clock::Clock;
 use crate::conf::environment::Environment;
 use crate::conf::listeners::Listeners;
+use crate::conf::loss::Certificate;
 use crate::conf::reader;
 use crate::conf::tree::{Map, Source};
+use crate::conf::trial::Listener;
 use crate::conf::write::{self, HIDDEN};
 use crate::config::NatsConfig;
 use crate::digest::sha256_hex;
 use crate::error::with_causes;
 use crate::x509::chain::{Chain, StoredChain};
+use crate::x509::leaf::Leaf;
 
 /// The oldest nats-server that the agent works with: 2.10 is the first version with pooled routes.
 pub const OLDEST: (u32, u32) = (2, 10);
@@ -61,6 +65,8 @@ pub enum Presence {
 pub struct Served {
     /// SHA-256 of the leaf's DER, hexadecimal.
     pub sha256: String,
+    /// The end of validity, where the leaf can be read.
+    pub not_after: Option<OffsetDateTime>,
     /// The leaf and the CAs presented with it.
     pub chain: Chain,
 }
@@ -69,8 +75,20 @@ impl Served {
     /// The chain of a handshake, with the digest of its leaf.
     #[must_use]
     pub fn of(chain: Chain) -> Self {
-        Self { sha256: sha256_hex(chain.leaf()), chain }
+        let not_after = Leaf::parse(chain.leaf()).ok().map(|leaf| leaf.not_after);
+        Self { sha256: sha256_hex(chain.leaf()), not_after, chain }
     }
+}
+
+/// A TLS listener beside the client and the route port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// `host:port`, as it was dialled.
+    pub address: String,
+    /// Whose certificate the listener is to serve.
+    pub certificate: Certificate,
+    /// What the listener serves, or why no certificate was seen.
+    pub served: Result<Served, Silence>,
 }
 
 /// How long a handshake stays valid evidence while `/varz` reports no newer load.
@@ -88,9 +106,11 @@ pub struct Observed {
     /// The answer to `/routez`, if monitoring answers.
     pub routez: Option<Routez>,
     /// What the client port serves, or why no certificate was seen.
-    pub client: Result<Served, String>,
+    pub client: Result<Served, Silence>,
     /// What the route port serves, or why no certificate was seen.
-    pub route: Result<Served, String>,
+    pub route: Result<Served, Silence>,
+    /// What the other TLS listeners serve, or why no certificate was seen.
+    pub others: BTreeMap<Port, Other>,
     /// When the two ports were probed.
     pub asked: Instant,
 }
@@ -105,7 +125,7 @@ impl Observed {
     /// The observation of a nats-server that doesn't run.
     #[must_use]
     pub fn absent(why: String) -> Self {
-        let none = || Err("nats-server isn't running".to_owned());
+        let none = || Err(Silence::NotRunning);
         Self {
             presence: Presence::Absent(why),
             started: None,
@@ -113,13 +133,20 @@ impl Observed {
             routez: None,
             client: none(),
             route: none(),
+            others: BTreeMap::new(),
             asked: Instant::now(),
         }
     }
 
+    /// What the listeners serve with the agent's certificate, each that shows a certificate.
+    pub(crate) fn each_served(&self) -> impl Iterator<Item = &Served> {
+        let own = self.others.values().filter(|other| other.certificate == Certificate::Own);
+        [&self.client, &self.route].into_iter().chain(own.map(|other| &other.served)).flatten()
+    }
+
     /// Whether a port serves the leaf with this SHA-256.
     pub(crate) fn shows(&self, sha256: &str) -> bool {
-        [&self.client, &self.route].into_iter().flatten().any(|served| served.sha256 == sha256)
+        self.each_served().any(|served| served.sha256 == sha256)
     }
 
     /// The number of ports, of three, that answered as a nats-server does.
@@ -133,8 +160,9 @@ impl Observed {
         self.presence == *presence
             && varz.is_some()
             && self.varz.as_ref() == varz
-            && self.client.is_ok()
+            && matches!(self.client, Ok(_) | Err(Silence::Full(_)))
             && self.route.is_ok()
+            && self.others.values().all(|other| other.served.is_ok())
             && self.asked.elapsed() < HANDSHAKE_STANDS
     }
 }
@@ -227,13 +255,42 @@ pub struct NatsServer {
     config: PathBuf,
     /// The state directory, in which trials are made.
     state: PathBuf,
+    /// When the client port was probed last.
+    client_probed: Mutex<Option<Instant>>,
 }
+
+/// The pause between two probes of a client port that is throttled. The least limit is one connection a second.
+const THROTTLED: Duration = Duration::from_millis(1_100);
 
 impl NatsServer {
     /// The nats-server that `[nats]` describes.
     #[must_use]
     pub fn new(nats: &NatsConfig, state: &Path) -> Self {
-        Self { binary: nats.server.clone(), config: nats.config.clone(), state: state.to_owned() }
+        Self {
+            binary: nats.server.clone(),
+            config: nats.config.clone(),
+            state: state.to_owned(),
+            client_probed: Mutex::default(),
+        }
+    }
+
+    /// Probes the listeners. A client port that nats-server throttles is spared where it was probed just now.
+    async fn probe(&self, chain: Option<&StoredChain>, at: &Listeners) -> Probes {
+        let spares = at.client_is_throttled && self.pause_of_client_port().is_some();
+        if !spares {
+            self.note_client_probe();
+        }
+        Probes::of(chain, at, spares).await
+    }
+
+    fn note_client_probe(&self) {
+        *self.client_probed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// How long a throttled client port is left alone. `None`: it may be probed.
+    fn pause_of_client_port(&self) -> Option<Duration> {
+        let probed = (*self.client_probed.lock().unwrap_or_else(PoisonError::into_inner))?;
+        THROTTLED.checked_sub(probed.elapsed()).filter(|pause| !pause.is_zero())
     }
 
     /// The version of the binary. A version before [`OLDEST`] is an error.
@@ -322,11 +379,11 @@ impl Server for NatsServer {
                 Presence::Running(process.pid)
             }
             Err(ProcessError::Absent(why)) => {
-                let (client, route) = served_at_both(chain, at).await;
+                let Probes { client, route, .. } = self.probe(chain, at).await;
                 let seen = match &client {
                     Ok(_) => "serves TLS: check nats.pid_file and nats.listen",
-                    Err(ProbeError::Plain { .. }) => "speaks NATS without TLS: check nats.pid_file and nats.listen",
-                    Err(_) => return Observed { client: told(client), route: told(route), ..Observed::absent(why) },
+                    Err(Silence::Plain(_)) => "speaks NATS without TLS: check nats.pid_file and nats.listen",
+                    Err(_) => return Observed { client, route, ..Observed::absent(why) },
                 };
                 Presence::Foreign(format!("{why}, and yet {} {seen}", at.client))
             }
@@ -340,16 +397,20 @@ impl Server for NatsServer {
         if let Some(last) = last.filter(|last| last.still_holds(&presence, varz.as_ref())) {
             return Observed { routez, ..last.clone() };
         }
-        let (client, route) = served_at_both(chain, at).await;
-        Observed { presence, started, varz, routez, client: told(client), route: told(route), asked: Instant::now() }
+        let Probes { client, route, others } = self.probe(chain, at).await;
+        Observed { presence, started, varz, routez, client, route, others, asked: Instant::now() }
     }
 
     /// A SIGHUP kills nats-server in its first milliseconds, and hangs 2.15.1 in lame duck mode. The client port is closed
     /// in both states, so the client port must be open before the signal.
     async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<i32, ServerError> {
         let process = NatsProcess::find(&at.pid_file, &self.binary, &self.config)?;
+        if let (true, Some(pause)) = (at.client_is_throttled, self.pause_of_client_port()) {
+            tokio::time::sleep(pause).await;
+        }
+        self.note_client_probe();
         let probed = match Prober::presenting(chain) {
-            Ok(prober) => prober.served(at.client, Port::Client).await,
+            Ok(prober) => prober.served(&at.client.to_string(), client_opening(at)).await,
             Err(error) => Err(error),
         };
         if let Err(source @ (ProbeError::Connect { .. } | ProbeError::Slow { .. })) = probed {
@@ -360,21 +421,61 @@ impl Server for NatsServer {
     }
 }
 
-/// What the client port and the route port serve.
-async fn served_at_both(
-    chain: Option<&StoredChain>,
-    at: &Listeners,
-) -> (Result<Served, ProbeError>, Result<Served, ProbeError>) {
-    tokio::join!(served_at(chain, at.client, Port::Client), served_at(chain, at.route, Port::Route))
+/// What the TLS listeners serve.
+struct Probes {
+    client: Result<Served, Silence>,
+    route: Result<Served, Silence>,
+    others: BTreeMap<Port, Other>,
 }
 
-async fn served_at(chain: Option<&StoredChain>, address: SocketAddr, port: Port) -> Result<Served, ProbeError> {
-    let prober = chain.map_or_else(Prober::anonymous, Prober::presenting)?;
-    prober.served(address, port).await.map(Served::of)
+impl Probes {
+    /// Probes every listener at the same time, each once. `spares`: all but the client port.
+    async fn of(chain: Option<&StoredChain>, at: &Listeners, spares: bool) -> Self {
+        let prober = match chain.map_or_else(Prober::anonymous, Prober::presenting) {
+            Ok(prober) => prober,
+            Err(error) => {
+                let silence = Silence::from(&error);
+                return Self { client: Err(silence.clone()), route: Err(silence), others: BTreeMap::new() };
+            }
+        };
+        let probe = async |address: String, opening: Opening| {
+            prober.served(&address, opening).await.map(Served::of).map_err(|error| Silence::from(&error))
+        };
+        let others = at.others.iter().filter_map(|other| {
+            let port = port_of(other.listener)?;
+            let opening = if other.is_tls_first { Opening::Tls } else { port.opening() };
+            Some(async move {
+                let (address, certificate) = (other.address.clone(), other.certificate);
+                (port, Other { served: probe(address.clone(), opening).await, address, certificate })
+            })
+        });
+        let (client, route, others) = tokio::join!(
+            async {
+                if spares { Err(Silence::Spared) } else { probe(at.client.to_string(), client_opening(at)).await }
+            },
+            probe(at.route.to_string(), Port::Route.opening()),
+            join_all(others)
+        );
+        Self { client, route, others: others.into_iter().collect() }
+    }
 }
 
-fn told(served: Result<Served, ProbeError>) -> Result<Served, String> {
-    served.map_err(|error| with_causes(&error))
+fn client_opening(at: &Listeners) -> Opening {
+    if at.client_is_tls_first { Opening::Tls } else { Port::Client.opening() }
+}
+
+/// The port of a listener that can have TLS.
+fn port_of(listener: Listener) -> Option<Port> {
+    match listener {
+        Listener::Client => Some(Port::Client),
+        Listener::Cluster => Some(Port::Route),
+        Listener::Gateway => Some(Port::Gateway),
+        Listener::Leafnodes => Some(Port::Leafnode),
+        Listener::Websocket => Some(Port::Websocket),
+        Listener::Mqtt => Some(Port::Mqtt),
+        Listener::Https => Some(Port::Monitor),
+        Listener::Http | Listener::Profiling => None,
+    }
 }
 
 /// What nats-server said of a configuration, without the secrets of the configuration. Where the agent can't read the

@@ -1,18 +1,20 @@
 //! The status that operators and scripts read: the findings of the last pass.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use crate::conf::listeners::Listeners;
+use crate::conf::loss::Certificate;
 use crate::node::Node;
 use crate::peers::{Peer, PeerSet};
 use crate::reason::{Reason, Told};
 use crate::server::monitor::Routez;
-use crate::server::probe::Port;
+use crate::server::probe::{Port, Silence};
 use crate::server::standing::Standing;
-use crate::server::{Observed, Presence, Served};
+use crate::server::{Observed, Other, Presence, Served};
 use crate::state::generation::Generation;
 use crate::trust::TrustBundle;
 
@@ -115,20 +117,29 @@ pub struct LeafStatus {
 }
 
 /// What nats-server serves.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 pub struct ServedStatus {
     /// The leaf on the client port, if a certificate was seen.
     pub client: Option<ServedLeaf>,
     /// The leaf on the route port, if a certificate was seen.
     pub route: Option<ServedLeaf>,
+    /// The leaves on the other TLS listeners, each where a certificate was seen.
+    #[serde(flatten)]
+    pub others: BTreeMap<Port, ServedLeaf>,
     /// When the committed leaf was last seen served.
     #[serde(with = "time::serde::rfc3339::option")]
     pub confirmed_at: Option<OffsetDateTime>,
 }
 
 /// The leaf that a port serves.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 pub struct ServedLeaf {
+    /// `host:port`, as the agent dials it.
+    #[serde(default)]
+    pub address: String,
+    /// The end of validity, where the leaf can be read.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub not_after: Option<OffsetDateTime>,
     /// SHA-256 of the leaf's DER, hexadecimal.
     pub sha256: String,
 }
@@ -233,6 +244,8 @@ pub struct Findings {
     pub peers: PeerSet,
     /// The last observation of nats-server.
     pub observed: Observed,
+    /// Where nats-server was observed.
+    pub listeners: Listeners,
     /// Whether nats-server serves the committed configuration.
     pub standing: Standing,
     /// When nats-server was last seen to serve the committed configuration.
@@ -265,9 +278,12 @@ impl Status {
         let is_there = matches!(observed.presence, Presence::Running(_) | Presence::Foreign(_));
         let refused = if is_there { refused(&findings) } else { Vec::new() };
         let is_reloading = matches!(findings.standing, Standing::Reloading { .. });
-        let unserved =
-            is_there && !is_reloading && (observed.client.is_err() || observed.route.is_err() || !refused.is_empty());
+        let is_silent = |port: &Result<Served, Silence>| port.as_ref().is_err_and(|silence| !silence.is_harmless());
+        let unserved = is_there
+            && !is_reloading
+            && (is_silent(&observed.client) || is_silent(&observed.route) || !refused.is_empty());
         reasons.extend(refused);
+        reasons.extend(others_amiss(&findings));
         let state = match (reasons.is_empty(), expired || unserved) {
             (true, _) => State::Healthy,
             (false, false) => State::Degraded,
@@ -289,9 +305,15 @@ impl Status {
         if is_there && others.peek().is_some() && others.all(|peer| peer.route == RouteState::Down) {
             warnings.push(Reason::NoRoute);
         }
-        let served = |port: &Result<Served, String>| {
-            port.as_ref().ok().map(|served| ServedLeaf { sha256: served.sha256.clone() })
+        if let (true, Err(Silence::Full(said))) = (is_there, &observed.client) {
+            warnings.push(Reason::ServerFull { said: said.clone() });
+        }
+        let served = |address: String, port: &Result<Served, Silence>| {
+            let Served { sha256, not_after, .. } = port.as_ref().ok()?;
+            Some(ServedLeaf { address, not_after: *not_after, sha256: sha256.clone() })
         };
+        let others = observed.others.iter();
+        let others = others.filter_map(|(port, other)| Some((*port, served(other.address.clone(), &other.served)?)));
         Self {
             state,
             reasons: told_once(&reasons),
@@ -302,8 +324,9 @@ impl Status {
                 ..findings.settings.clone()
             },
             served: is_there.then(|| ServedStatus {
-                client: served(&observed.client),
-                route: served(&observed.route),
+                client: served(findings.listeners.client.to_string(), &observed.client),
+                route: served(findings.listeners.route.to_string(), &observed.route),
+                others: others.collect(),
                 confirmed_at: findings.confirmed_at,
             }),
             trust: bundle.as_ref().map(TrustStatus::of),
@@ -387,13 +410,27 @@ fn not_served(standing: &Standing, observed: &Observed) -> Vec<Reason> {
 fn refused(findings: &Findings) -> Vec<Reason> {
     let Findings { now, observed, generation, bundle, .. } = findings;
     let (Some(generation), Some(bundle)) = (generation, bundle) else { return Vec::new() };
-    let ports = [(Port::Client, &observed.client), (Port::Route, &observed.route)];
-    let others = ports.into_iter().filter_map(|(port, served)| {
+    let own = observed.others.iter().filter(|(_, other)| other.certificate == Certificate::Own);
+    let ports = [(Port::Client, &observed.client), (Port::Route, &observed.route)].into_iter();
+    let others = ports.chain(own.map(|(port, other)| (*port, &other.served))).filter_map(|(port, served)| {
         let served = served.as_ref().ok().filter(|served| served.sha256 != generation.chain.leaf().sha256)?;
         let why = bundle.refusal(&served.chain, *now)?;
         Some(Reason::ServedCertificateRefused { port, why })
     });
     others.collect()
+}
+
+/// What is amiss with listeners beside client and route port: silence, and an expired certificate that somebody else
+/// keeps.
+fn others_amiss(findings: &Findings) -> Vec<Reason> {
+    let amiss = |(port, Other { address, certificate, served }): (&Port, &Other)| match served {
+        Err(why) => Some(Reason::ListenerSilent { port: *port, address: address.clone(), why: why.clone() }),
+        Ok(Served { not_after: Some(at), .. }) if *certificate == Certificate::Foreign && *at <= findings.now => {
+            Some(Reason::ListenerCertificateExpired { port: *port, address: address.clone(), at: *at })
+        }
+        Ok(_) => None,
+    };
+    findings.observed.others.iter().filter_map(amiss).collect()
 }
 
 /// Each reason once. A reason that another reason names among its causes is left out.

@@ -18,6 +18,7 @@ mod house;
 mod iam;
 mod included;
 mod install;
+mod listeners;
 mod operator;
 mod protection;
 mod reloads;

@@ -134,6 +134,10 @@ async fn every_listener_of_settings_alone_serves_each_new_leaf_on_every_version(
             for number in 1..=4 {
                 serves(node, port(node, number), number == LEAFNODES, at(&status, "leaf.sha256")).await;
             }
+            for listener in ["client", "route", "websocket", "mqtt", "leafnode", "gateway"] {
+                assert_eq!(status["served"][listener]["sha256"], status["leaf"]["sha256"], "{version}: {status}");
+                assert_eq!(status["served"][listener]["not_after"], status["leaf"]["not_after"], "{version}: {status}");
+            }
         }
         let committed = std::fs::read_to_string(node.nats_config()).unwrap();
         assert!(committed.contains("\"az:n1\"") && committed.contains("agent.toml"), "{committed}");

@@ -65,7 +65,7 @@ async fn leaves_shown(nodes: &Nodes, is_over: &AtomicBool) -> Vec<String> {
     let mut shown = Vec::<String>::new();
     while !is_over.load(Ordering::Relaxed) {
         // A handshake that hangs shows nothing.
-        let Ok(chain) = prober.served(address, Port::Client).await else { continue };
+        let Ok(chain) = prober.served(&address.to_string(), Port::Client.opening()).await else { continue };
         let leaf = sha256_hex(chain.leaf());
         if shown.last() != Some(&leaf) {
             shown.push(leaf);

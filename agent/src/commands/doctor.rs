@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::CommandError;
 use crate::clock::{Clock, rfc3339};
+use crate::conf::loss::Certificate;
 use crate::config::Config;
 use crate::daemon::control::{ControlError, ask};
 use crate::daemon::protocol::{Answer, Request};
@@ -24,8 +25,8 @@ use crate::peers::{Peer, PeerSet, Sighting};
 use crate::reason::Reason;
 use crate::reconcile::commit_point::CommitPoint;
 use crate::reconcile::{Parts, Reconciler};
-use crate::server::probe::{Port, Prober};
-use crate::server::{NatsServer, Presence, Served};
+use crate::server::probe::{Port, Prober, Silence};
+use crate::server::{NatsServer, Other, Presence, Served};
 use crate::state::durable::FileError;
 use crate::state::generation::Generation;
 use crate::status::State;
@@ -311,17 +312,46 @@ async fn serving(commit_point: &mut CommitPoint, newest: Option<&Generation>) ->
         (Presence::Unseen, _) => Check::warning("process", Reason::ServerNotLookedAt.to_string()),
     };
     let now = Clock::System.now();
-    vec![
+    let mut checks = vec![
         process,
         port("client port", "nats.listen", &observed.client, newest, now),
         port("route port", "nats.cluster_listen", &observed.route, newest, now),
-    ]
+    ];
+    checks.extend(observed.others.iter().map(|(listener, other)| other_port(*listener, other, newest, now)));
+    checks
+}
+
+fn other_port(listener: Port, other: &Other, newest: Option<&Generation>, now: OffsetDateTime) -> Check {
+    let name = match listener {
+        Port::Client => "client port",
+        Port::Route => "route port",
+        Port::Gateway => "gateway port",
+        Port::Leafnode => "leafnode port",
+        Port::Websocket => "websocket port",
+        Port::Mqtt => "mqtt port",
+        Port::Monitor => "monitor port",
+    };
+    let key = format!("the listener's address, {},", other.address);
+    match (&other.served, other.certificate) {
+        (served, Certificate::Own) => port(name, &key, served, newest, now),
+        (Err(why), Certificate::Foreign) => Check::failed(name, format!("{why}; see whether {key} is right")),
+        (Ok(served), Certificate::Foreign) => match served.not_after {
+            Some(at) if at <= now => Check::failed(
+                name,
+                format!(
+                    "serves a certificate of somebody else that expired at {}; replace the certificate",
+                    rfc3339(at)
+                ),
+            ),
+            _ => Check::ok(name, "serves a certificate that somebody else keeps"),
+        },
+    }
 }
 
 fn port(
     name: &'static str,
     key: &str,
-    served: &Result<Served, String>,
+    served: &Result<Served, Silence>,
     newest: Option<&Generation>,
     now: OffsetDateTime,
 ) -> Check {
@@ -360,7 +390,7 @@ async fn dial(newest: &Generation, peers: Vec<Peer>) -> Vec<Check> {
     for (index, Peer { id, address, .. }) in peers.into_iter().enumerate() {
         let who = if id == address.to_string() { id } else { format!("{id} at {address}") };
         let prober = prober.clone();
-        dials.spawn(async move { (index, who, prober.served(address, Port::Route).await) });
+        dials.spawn(async move { (index, who, prober.served(&address.to_string(), Port::Route.opening()).await) });
     }
     let mut dialled = dials.join_all().await;
     dialled.sort_by_key(|(index, ..)| *index);

@@ -13,6 +13,7 @@ use crate::daemon::protocol::{Answer, Request};
 use crate::output::{DIGITS, Paint, abbreviated, print, print_json};
 use crate::reason::Reason;
 use crate::reconcile::Reconciler;
+use crate::server::probe::Port;
 use crate::status::{PeerStatus, RouteState, ServedLeaf, State, Status};
 use crate::wiring::{wire_to_inspect, wire_to_look};
 
@@ -114,15 +115,22 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
 /// Which leaf the ports serve, compared with the newest leaf.
 fn what_is_served(status: &Status) -> String {
     let Some(served) = &status.served else { return "nothing, nats-server isn't running".into() };
-    let leaf = |port: &Option<ServedLeaf>| match port {
+    let leaf = |port: Option<&ServedLeaf>| match port {
         None => "nothing".to_owned(),
         Some(shown) if status.leaf.as_ref().is_some_and(|newest| newest.sha256 == shown.sha256) => {
             "the leaf above".into()
         }
         Some(shown) => format!("another leaf, sha256:{}…", shown.sha256.get(..DIGITS).unwrap_or(&shown.sha256)),
     };
-    let (client, route) = (leaf(&served.client), leaf(&served.route));
-    if client == route { client } else { format!("{client} on the client port, {route} on the route port") }
+    let ports = [(Port::Client, served.client.as_ref()), (Port::Route, served.route.as_ref())].into_iter();
+    let shown: Vec<(Port, String)> = ports
+        .chain(served.others.iter().map(|(port, shown)| (*port, Some(shown))))
+        .map(|(port, shown)| (port, leaf(shown)))
+        .collect();
+    match shown.split_first() {
+        Some(((_, first), rest)) if rest.iter().all(|(_, other)| other == first) => first.clone(),
+        _ => shown.iter().map(|(port, shown)| format!("{shown} on the {port} port")).collect::<Vec<_>>().join(", "),
+    }
 }
 
 /// A span of time, in its two largest units.
@@ -159,7 +167,7 @@ mod tests {
             sha256: "0a".repeat(32),
             generation: 7,
         };
-        let shown = || Some(ServedLeaf { sha256: leaf.sha256.clone() });
+        let shown = || Some(ServedLeaf { sha256: leaf.sha256.clone(), ..ServedLeaf::default() });
         let peer = |id: &str, address: &str, route| PeerStatus {
             id: id.into(),
             address: address.into(),
@@ -171,7 +179,12 @@ mod tests {
             reasons: Vec::new(),
             warnings: Vec::new(),
             node: NodeStatus { name: "n1".into(), addresses: vec!["10.0.1.1".parse().unwrap()], dns_names: Vec::new() },
-            served: Some(ServedStatus { client: shown(), route: shown(), confirmed_at: Some(NOW) }),
+            served: Some(ServedStatus {
+                client: shown(),
+                route: shown(),
+                confirmed_at: Some(NOW),
+                ..ServedStatus::default()
+            }),
             leaf: Some(leaf),
             trust: None,
             peers: vec![
@@ -193,9 +206,12 @@ mod tests {
     #[test]
     fn what_is_served_is_told_beside_the_newest_leaf() {
         let told = |client: Option<&str>, route: Option<&str>, confirmed_at| {
-            let [client, route] =
-                [client, route].map(|leaf| leaf.map(|digits| ServedLeaf { sha256: digits.repeat(32) }));
-            let status = Status { served: Some(ServedStatus { client, route, confirmed_at }), ..sample() };
+            let [client, route] = [client, route]
+                .map(|leaf| leaf.map(|digits| ServedLeaf { sha256: digits.repeat(32), ..ServedLeaf::default() }));
+            let status = Status {
+                served: Some(ServedStatus { client, route, confirmed_at, ..ServedStatus::default() }),
+                ..sample()
+            };
             lines(&status, "served").concat()
         };
         let confirmed = "the leaf above, last confirmed 2026-03-01T12:00:00Z (in 0s)";

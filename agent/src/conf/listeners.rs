@@ -3,8 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-use super::loss::Facts;
-use super::tree::Map;
+use super::loss::{Certificate, Facts, certificate_of};
+use super::tree::{Map, Value};
+use super::trial::{Endpoint, Listener, block, endpoints, find};
 use crate::config::NatsConfig;
 
 /// The addresses at which nats-server can be dialled from this machine, and its pid file.
@@ -16,8 +17,27 @@ pub struct Listeners {
     pub route: SocketAddr,
     /// The monitoring listener.
     pub monitor: SocketAddr,
+    /// Whether the client listener begins TLS at once (`handshake_first`).
+    pub client_is_tls_first: bool,
+    /// Whether nats-server throttles new connections of clients (`connection_rate_limit`).
+    pub client_is_throttled: bool,
+    /// The other listeners with TLS.
+    pub others: Vec<TlsListener>,
     /// The path of the pid file.
     pub pid_file: PathBuf,
+}
+
+/// A listener with TLS beside the client and the route listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsListener {
+    /// What listens.
+    pub listener: Listener,
+    /// `host:port`, as this machine can dial it. The host may be a name.
+    pub address: String,
+    /// Whose certificate it serves.
+    pub certificate: Certificate,
+    /// Whether TLS begins at once where nats-server would greet first (`handshake_first`).
+    pub is_tls_first: bool,
 }
 
 impl Listeners {
@@ -27,13 +47,48 @@ impl Listeners {
     pub fn of(tree: Option<&Map>, nats: &NatsConfig) -> Self {
         let facts = tree.and_then(|tree| Facts::of(tree).ok()).unwrap_or_default();
         let listener = |said: &Option<String>, default| dialable(said.as_deref().and_then(parse).unwrap_or(default));
+        let client_tls = tree.and_then(|tree| tls_of(Listener::Client, tree));
         Self {
             client: listener(&facts.listen, nats.listen),
             route: listener(&facts.cluster_listen, nats.cluster_listen),
             monitor: listener(&facts.monitor_listen, nats.monitor_listen),
+            client_is_tls_first: is_tls_first(client_tls),
+            client_is_throttled: client_tls.is_some_and(|tls| find(tls, &["connection_rate_limit"]).is_some()),
+            others: tree.map(others).unwrap_or_default(),
             pid_file: facts.pid_file.map_or_else(|| nats.pid_file.clone(), PathBuf::from),
         }
     }
+}
+
+/// The listeners with TLS beside client and route listener. A port that the system chooses can't be dialled.
+fn others(tree: &Map) -> Vec<TlsListener> {
+    let other = |endpoint: Endpoint| {
+        let is_other =
+            !matches!(endpoint.listener, Listener::Client | Listener::Cluster | Listener::Http | Listener::Profiling);
+        let port = u16::try_from(endpoint.port).ok().filter(|port| is_other && *port != 0)?;
+        let tls = tls_of(endpoint.listener, tree);
+        let certificate = certificate_of(tls?)?;
+        let host = match endpoint.host.parse() {
+            Ok(ip) => dialable(SocketAddr::new(ip, port)).to_string(),
+            Err(_) => format!("{}:{port}", endpoint.host),
+        };
+        let is_tls_first = is_tls_first(tls);
+        Some(TlsListener { listener: endpoint.listener, address: host, certificate, is_tls_first })
+    };
+    endpoints(tree).into_iter().filter_map(other).collect()
+}
+
+/// The `tls` block of a listener. Monitoring has the block of clients (`server/server.go`, `startMonitoring`).
+fn tls_of(listener: Listener, tree: &Map) -> Option<&Map> {
+    let names = listener.block_names();
+    let around = if names.is_empty() { Some(tree) } else { block(tree, names) };
+    block(around?, &["tls"])
+}
+
+/// Whether `handshake_first` is `true`. With `auto` or a duration nats-server greets a client that waits.
+fn is_tls_first(tls: Option<&Map>) -> bool {
+    let names = ["handshake_first", "first", "immediate"];
+    tls.and_then(|tls| find(tls, &names)).is_some_and(|entry| entry.value == Value::Bool(true))
 }
 
 /// A listener as nats-server reads it: `host:port`, or a port alone. A host name gives `None`, and `[nats]` applies.

@@ -13,6 +13,8 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 pub use facts::Facts;
+pub use tls::Certificate;
+pub(crate) use tls::certificate_of;
 
 /// What a configuration can take away. The names are those of `--allow-loss` and never change. Allowing one loss allows
 /// no other.

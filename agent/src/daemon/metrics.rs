@@ -172,9 +172,8 @@ mod tests {
                 generation: 7,
             }),
             served: Some(ServedStatus {
-                client: None,
-                route: None,
                 confirmed_at: Some(datetime!(1970-01-01 00:00:04 UTC)),
+                ..ServedStatus::default()
             }),
             trust: Some(TrustStatus {
                 anchors: vec![anchor(datetime!(1970-01-01 00:00:09 UTC)), anchor(datetime!(1970-01-01 00:00:05 UTC))],

@@ -38,7 +38,7 @@ impl Dial for Network {
         let Ok(prober) = Prober::presenting(ours) else { return vec![None] };
         concurrently(peers, move |address| {
             let prober = prober.clone();
-            async move { prober.served(address, Port::Route).await.ok() }
+            async move { prober.served(&address.to_string(), Port::Route.opening()).await.ok() }
         })
         .await
     }

@@ -31,6 +31,7 @@ impl Reconciler {
             generation,
             peers: self.sources.known_peers().clone(),
             observed: seen.observed.clone(),
+            listeners: seen.listeners.clone(),
             standing: seen.standing.clone(),
             confirmed_at: self.deployment.confirmed_at(),
             faults,

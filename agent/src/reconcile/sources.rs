@@ -292,8 +292,7 @@ impl Sources {
             Ok(leaf) => now.min(leaf.not_after).max(leaf.not_before),
             Err(_) => now,
         };
-        let shown = [&observed.client, &observed.route].into_iter().filter_map(|port| port.as_ref().ok());
-        let mut served: Vec<_> = shown.map(|served| served.chain.clone()).collect();
+        let mut served: Vec<_> = observed.each_served().map(|served| served.chain.clone()).collect();
         served.push(newest.chain.chain().clone());
         let peers = self.peers.last_good.set.0.keys().copied().filter(|address| *address != own);
         let seen = self.dial.served_chains(&newest.chain, peers.collect()).await;

@@ -6,9 +6,10 @@ use std::fmt;
 
 use time::OffsetDateTime;
 
-use super::probe::Port;
+use super::probe::{Port, Silence};
 use super::{Observed, Presence};
 use crate::clock::rfc3339;
+use crate::conf::loss::Certificate;
 use crate::x509::leaf::Leaf;
 
 /// What nats-server is expected to serve.
@@ -64,7 +65,7 @@ pub enum Mismatch {
         /// The port.
         port: Port,
         /// What the probe met.
-        why: String,
+        why: Silence,
     },
     /// A port serves another leaf.
     OtherLeaf {
@@ -155,13 +156,21 @@ impl Expected {
             Presence::Foreign(why) => return Standing::NotServed(Mismatch::Foreign(why.clone())),
             Presence::Running(_) => {}
         }
-        for (port, served) in [(Port::Client, &observed.client), (Port::Route, &observed.route)] {
+        for (port, served) in [(Port::Route, &observed.route), (Port::Client, &observed.client)] {
             match served {
+                // A full server serves the others. What it loaded shows on the route port, which has no such limit.
+                Err(silence) if port == Port::Client && silence.is_harmless() => {}
                 Err(why) => return Standing::NotServed(Mismatch::PortSilent { port, why: why.clone() }),
                 Ok(served) if served.sha256 != self.leaf_sha256 => {
                     return Standing::NotServed(Mismatch::OtherLeaf { port });
                 }
                 Ok(_) => {}
+            }
+        }
+        for (port, other) in observed.others.iter().filter(|(_, other)| other.certificate == Certificate::Own) {
+            // A silent listener is a reason of its own.
+            if other.served.as_ref().is_ok_and(|served| served.sha256 != self.leaf_sha256) {
+                return Standing::NotServed(Mismatch::OtherLeaf { port: *port });
             }
         }
         let Some(varz) = &observed.varz else { return Standing::Served(Evidence::LeafAlone) };
@@ -188,7 +197,7 @@ impl Expected {
         match &after.varz {
             Some(varz) if varz.config_digest.is_some() => self.is_reported(after),
             Some(_) => has_loaded(before, after),
-            None => before.client.as_ref().is_ok_and(|served| served.sha256 != self.leaf_sha256),
+            None => before.route.as_ref().is_ok_and(|served| served.sha256 != self.leaf_sha256),
         }
     }
 }
@@ -228,6 +237,8 @@ pub(crate) fn has_loaded(before: &Observed, after: &Observed) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use time::macros::datetime;
 
     use super::*;
@@ -236,7 +247,7 @@ mod tests {
     use crate::x509::chain::Chain;
 
     fn leaf(sha256: &str) -> Served {
-        Served { sha256: sha256.into(), chain: Chain::new(vec![b"leaf"[..].into()]).unwrap() }
+        Served { sha256: sha256.into(), not_after: None, chain: Chain::new(vec![b"leaf"[..].into()]).unwrap() }
     }
 
     fn seen(change: impl FnOnce(&mut Observed)) -> Observed {
@@ -254,6 +265,7 @@ mod tests {
             routez: None,
             client: leaf(),
             route: leaf(),
+            others: BTreeMap::new(),
             asked: tokio::time::Instant::now(),
         };
         change(&mut observed);
@@ -271,8 +283,14 @@ mod tests {
         let other = |port| Standing::NotServed(Mismatch::OtherLeaf { port });
         assert_eq!(standing(|observed| observed.client = Ok(leaf("other"))), other(Port::Client));
         assert_eq!(standing(|observed| observed.route = Ok(leaf("other"))), other(Port::Route));
-        let silent = Standing::NotServed(Mismatch::PortSilent { port: Port::Route, why: "refused".into() });
-        assert_eq!(standing(|observed| observed.route = Err("refused".into())), silent);
+        let silent =
+            Standing::NotServed(Mismatch::PortSilent { port: Port::Route, why: Silence::Closed("refused".into()) });
+        assert_eq!(standing(|observed| observed.route = Err(Silence::Closed("refused".into()))), silent);
+        let silent =
+            Standing::NotServed(Mismatch::PortSilent { port: Port::Client, why: Silence::Hangs("no answer".into()) });
+        assert_eq!(standing(|observed| observed.client = Err(Silence::Hangs("no answer".into()))), silent);
+        // A full server shows on its route port and by its digest what it loaded.
+        assert!(standing(|observed| observed.client = Err(Silence::Full("no more".into()))).is_served());
         let foreign = Standing::NotServed(Mismatch::Foreign("sleep".into()));
         assert_eq!(standing(|observed| observed.presence = Presence::Foreign("sleep".into())), foreign);
         let gone = Standing::NoServer { why: "gone".into() };

@@ -32,7 +32,7 @@ fn texts(told: &[Told]) -> Vec<&str> {
 
 /// The chain of a port: one certificate with this DER, under this digest.
 fn served(sha256: &str, der: &[u8]) -> Served {
-    Served { sha256: sha256.into(), chain: Chain::new(vec![der.to_vec().into()]).unwrap() }
+    Served { sha256: sha256.into(), not_after: None, chain: Chain::new(vec![der.to_vec().into()]).unwrap() }
 }
 
 /// A served leaf that is valid for seven days, and a bundle with its CA.
@@ -112,8 +112,10 @@ fn healthy() -> Findings {
             routez: Some(routez([("n2", "10.0.1.2")])),
             client: Ok(served(OURS, b"")),
             route: Ok(served(OURS, b"")),
+            others: std::collections::BTreeMap::new(),
             asked: Instant::now(),
         },
+        listeners: Listeners::of(None, &crate::config::NatsConfig::default()),
         standing: Standing::Served(Evidence::LeafAlone),
         confirmed_at: Some(NOW),
         renewal: RenewalStatus::default(),
@@ -186,9 +188,11 @@ fn each_finding_makes_its_state_and_says_why() {
         (
             "a port without TLS",
             |findings| {
-                findings.observed.route = Err("no TLS".into());
-                findings.standing =
-                    Standing::NotServed(Mismatch::PortSilent { port: Port::Route, why: "no TLS".into() });
+                findings.observed.route = Err(Silence::Failed("no TLS".into()));
+                findings.standing = Standing::NotServed(Mismatch::PortSilent {
+                    port: Port::Route,
+                    why: Silence::Failed("no TLS".into()),
+                });
             },
             State::Failing,
             &["nats-server doesn't serve what is committed: route port: no TLS"],
@@ -282,9 +286,12 @@ fn a_node_without_a_route_to_anybody_warns_and_one_with_a_route_to_somebody_does
 #[test]
 fn what_is_served_is_told_unless_no_server_runs() {
     let mut findings = healthy();
-    findings.observed.route = Err("no TLS".into());
+    findings.observed.route = Err(Silence::Failed("no TLS".into()));
     let served = Status::of(findings).served.unwrap();
-    assert_eq!(served.client, Some(ServedLeaf { sha256: OURS.into() }));
+    assert_eq!(
+        served.client,
+        Some(ServedLeaf { address: "127.0.0.1:4222".into(), not_after: None, sha256: OURS.into() })
+    );
     assert_eq!(served.route, None);
 
     let mut findings = healthy();

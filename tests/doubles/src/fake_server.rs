@@ -10,7 +10,8 @@
 //! - Every listener shows the leaf of the loaded configuration until the next load (§1).
 //! - A server that accepts no client is starting or draining, and a signal could kill or hang it (§4 "Signals", §5).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -25,7 +26,7 @@ use nats_tls_agent::conf::listeners::Listeners;
 use nats_tls_agent::conf::render::Rendered;
 use nats_tls_agent::conf::tree::Map;
 use nats_tls_agent::server::monitor::Varz;
-use nats_tls_agent::server::probe::ProbeError;
+use nats_tls_agent::server::probe::{ProbeError, Silence};
 use nats_tls_agent::server::process::ProcessError;
 use nats_tls_agent::server::trial::Prediction;
 use nats_tls_agent::server::{Observed, Presence, Served, Server, ServerError, Variables};
@@ -311,7 +312,7 @@ impl Server for FakeServer {
         };
         self.pace.end().await;
         let served = if is_loading || self.is_deaf.load(Ordering::Relaxed) {
-            Err("no leaf".to_owned())
+            Err(Silence::Hangs("no leaf".to_owned()))
         } else {
             Ok(Served::of(loaded.chain.clone()))
         };
@@ -327,6 +328,7 @@ impl Server for FakeServer {
             routez: None,
             client: served.clone(),
             route: served,
+            others: BTreeMap::new(),
             asked: tokio::time::Instant::now(),
         }
     }
@@ -337,8 +339,12 @@ impl Server for FakeServer {
             return Err(ProcessError::Absent("it does not run".into()).into());
         };
         if self.is_loading() || self.is_deaf.load(Ordering::Relaxed) {
-            let address = ([127, 0, 0, 1], 4222).into();
-            return Err(ServerError::NotListening { pid: PID, address, source: ProbeError::Slow { address } });
+            let address = SocketAddr::from(([127, 0, 0, 1], 4222));
+            return Err(ServerError::NotListening {
+                pid: PID,
+                address,
+                source: ProbeError::Slow { address: address.to_string() },
+            });
         }
         self.reloads.fetch_add(1, Ordering::Relaxed);
         self.witness.told_to_reload();

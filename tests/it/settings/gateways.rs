@@ -86,7 +86,7 @@ async fn joined(clusters: &[Nodes; 2]) -> Vec<BTreeSet<u64>> {
 async fn served(node: &Node) -> String {
     let newest = Generations::of(&node.state_directory()).newest().unwrap().0.unwrap();
     let prober = Prober::presenting(&newest.chain).unwrap();
-    sha256_hex(prober.served(port(node, GATEWAY), Port::Route).await.unwrap().leaf())
+    sha256_hex(prober.served(&port(node, GATEWAY).to_string(), Port::Gateway.opening()).await.unwrap().leaf())
 }
 
 async fn renew_both_sides_of_a_gateway(version: &str, count: u8) {

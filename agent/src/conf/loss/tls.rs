@@ -72,6 +72,21 @@ impl Tls {
     }
 }
 
+/// Whose certificate a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certificate {
+    /// The certificate of a generation of the agent.
+    Own,
+    /// A certificate that somebody else keeps.
+    Foreign,
+}
+
+/// Whose certificate a `tls` block names. `None`: the block names no certificate, or has two names of one setting.
+pub(crate) fn certificate_of(tls: &Map) -> Option<Certificate> {
+    let is_own = has_own_certificate(tls).ok()?;
+    has_certificate(tls).ok()?.then_some(if is_own { Certificate::Own } else { Certificate::Foreign })
+}
+
 fn has_own_certificate(tls: &Map) -> Result<bool, Ambiguous> {
     if text(tls, &["cert_file"])?.is_some_and(|file| is_of_a_generation(&file, "cert.pem")) {
         return Ok(true);

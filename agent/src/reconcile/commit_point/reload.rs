@@ -99,7 +99,7 @@ impl CommitPoint {
         }
         let expected = self.expected()?;
         let before = seen.observed.clone();
-        let confirmed = self.signal_until_decided(&expected, chain, proof, seen, progress).await;
+        let confirmed = Box::pin(self.signal_until_decided(&expected, chain, proof, seen, progress)).await;
         if confirmed.is_err() {
             // The last handshakes may be out of date, so the ports are probed again.
             seen.observed = Observed::unseen();

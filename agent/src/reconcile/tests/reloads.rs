@@ -209,7 +209,7 @@ async fn invariant_02_a_crash_at_any_point_of_a_roll_back_leaves_a_whole_and_the
         heal: |bench| bench.server.ignores.store(false, Ordering::Relaxed),
         is_done: |_, _| true,
     };
-    change.suffer_everywhere().await;
+    Box::pin(change.suffer_everywhere()).await;
 }
 
 /// Two commits: the new certificate alone, and then the setting for nats-server's next start.
@@ -226,12 +226,12 @@ fn that_waits_for_a_restart(faults: &'static [Fault]) -> Change {
 
 #[tokio::test(start_paused = true)]
 async fn invariant_02_a_crash_at_any_point_of_a_change_that_waits_for_a_restart_leaves_a_whole() {
-    that_waits_for_a_restart(&[Fault::Crash]).suffer_everywhere().await;
+    Box::pin(that_waits_for_a_restart(&[Fault::Crash]).suffer_everywhere()).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn invariant_02_a_full_disk_at_any_point_of_a_change_that_waits_for_a_restart_leaves_a_whole() {
-    that_waits_for_a_restart(&[Fault::DiskFull]).suffer_everywhere().await;
+    Box::pin(that_waits_for_a_restart(&[Fault::DiskFull]).suffer_everywhere()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -253,7 +253,7 @@ async fn invariant_02_a_crash_or_a_full_disk_at_any_point_of_a_change_of_the_bun
             (committed, pass.status.trust.as_ref().map(|trust| trust.anchors.len())) == (2, Some(2))
         },
     };
-    change.suffer_everywhere().await;
+    Box::pin(change.suffer_everywhere()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -269,7 +269,7 @@ async fn invariant_02_a_crash_or_a_full_disk_at_any_point_of_a_change_of_peers_l
             committed.contains("127.0.0.4:1\"") && committed.contains("generations/000001")
         },
     };
-    change.suffer_everywhere().await;
+    Box::pin(change.suffer_everywhere()).await;
 }
 
 #[tokio::test(start_paused = true)]
