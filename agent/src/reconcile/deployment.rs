@@ -30,6 +30,8 @@ enum Obstacle {
     Rendering,
     /// This text was refused.
     Text(Rendered),
+    /// A peer had lost its route.
+    Peers,
 }
 
 /// What is to be deployed, and for whom.
@@ -143,11 +145,13 @@ impl Deployment {
             if is_ordinary && self.waits_for_turn(now, rank) {
                 return Ok(self.seen.standing.clone());
             }
-            // A refused text is worth another try as soon as the text differs.
+            // A refused text is worth another try as soon as the text differs. A change that waits for a peer is worth
+            // another try as soon as the peer is back.
             let is_mended = match &self.obstacle {
                 None => false,
                 Some(Obstacle::Rendering) => true,
                 Some(Obstacle::Text(refused)) => refused != rendered,
+                Some(Obstacle::Peers) => away.is_empty(),
             };
             if is_ordinary && now < self.retry.next && !is_mended {
                 return match (&self.seen.standing, self.retry.reason.clone()) {
@@ -157,8 +161,11 @@ impl Deployment {
                 };
             }
             let applied = self.commit_point.apply(&desired, &mut self.seen, progress).await;
-            let is_refused = applied.as_ref().is_err_and(DeployError::is_refusal);
-            self.obstacle = is_refused.then_some(Obstacle::Text(desired.configuration.rendered));
+            self.obstacle = match &applied {
+                Err(DeployError::PeersAway(_)) => Some(Obstacle::Peers),
+                Err(error) if error.is_refusal() => Some(Obstacle::Text(desired.configuration.rendered)),
+                _ => None,
+            };
             applied?;
             self.is_expectation_unknown = false;
         }

@@ -1,5 +1,6 @@
-//! Operator mode: the operator, the resolver and the system account are in `[nats.settings]` alone.
+//! Operator mode: the operator, the resolver and the system account are in an included file or in `[nats.settings]`.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use async_nats::{Client, ConnectOptions};
@@ -12,7 +13,7 @@ use harness::{StreamExt as _, eventually, tools};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::{SOON, append, nodes};
+use super::{SOON, nodes};
 use crate::protection::{assert_settings_stay, in_force, renew};
 use crate::rotation::unhealthy;
 
@@ -89,12 +90,25 @@ impl Operator {
         }
     }
 
-    fn settings(&self, resolver: &str) -> String {
+    /// The file that `nsc generate config --mem-resolver` writes.
+    fn memory(&self) -> String {
         let [(system, system_jwt), (application, application_jwt)] = [&self.system, &self.application];
         format!(
-            "[nats.settings]\noperator = \"{}\"\nsystem_account = \"{system}\"\nresolver = {resolver}\n\n\
-             [nats.settings.resolver_preload]\n{system} = \"{system_jwt}\"\n{application} = \"{application_jwt}\"\n",
+            "// Operator \"O\"\noperator: {}\n\nsystem_account: {system}\n\nresolver: MEMORY\n\nresolver_preload: {{\n  // \
+             Account \"A\"\n  {application}: {application_jwt}\n\n  // Account \"SYS\"\n  {system}: {system_jwt}\n\n}}\n",
             self.jwt
+        )
+    }
+
+    /// The settings of a resolver with a directory.
+    fn full(&self, directory: &Path) -> String {
+        let [(system, system_jwt), (application, application_jwt)] = [&self.system, &self.application];
+        format!(
+            "[nats.settings]\noperator = \"{}\"\nsystem_account = \"{system}\"\nresolver = {{ type = \"full\", dir = \"{}\", \
+             allow_delete = false, interval = \"2m\", timeout = \"1.9s\" }}\n\n\
+             [nats.settings.resolver_preload]\n{system} = \"{system_jwt}\"\n{application} = \"{application_jwt}\"\n",
+            self.jwt,
+            directory.display()
         )
     }
 
@@ -119,11 +133,13 @@ async fn echo(client: &Client) {
 }
 
 #[tokio::test]
-async fn operator_mode_of_settings_alone_starts_and_rotates_with_each_resolver_on_every_version() {
+async fn operator_mode_of_an_include_or_of_settings_starts_and_rotates_with_each_resolver_on_every_version() {
     let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
         let (operator, mut cluster) = (Operator::new(), nodes(version, 1));
         let plain = std::fs::read_to_string(cluster.nodes[0].agent.config()).unwrap();
-        append(&cluster, &operator.settings("\"MEMORY\""));
+        let include = cluster.directory().join("resolver.conf");
+        std::fs::write(&include, operator.memory()).unwrap();
+        cluster.set("nats.include", &format!("[{:?}]", include.display().to_string())).unwrap();
         cluster.boot().await.unwrap();
         let accounts = cluster.directory().join("accounts");
         let Nodes { nodes, cluster, .. } = &mut cluster;
@@ -133,12 +149,12 @@ async fn operator_mode_of_settings_alone_starts_and_rotates_with_each_resolver_o
         let client = operator.connect(node).await;
         rotate(version, node, &client).await;
 
-        // A reload puts a resolver with a directory in the place of the resolver in memory.
+        // The settings move into agent.toml, with a resolver that needs no restart.
         let change = |settings: &str| {
             std::fs::write(node.agent.config(), format!("{plain}{settings}")).unwrap();
             node.agent.signal(Signal::SIGHUP).unwrap();
         };
-        let full = operator.settings(&format!("{{ type = \"full\", dir = \"{}\" }}", accounts.display()));
+        let full = operator.full(&accounts);
         change(&full);
         eventually("the accounts in the directory", SOON, async || {
             match std::fs::read_dir(&accounts).map(Iterator::count) {
