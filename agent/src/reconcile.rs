@@ -14,6 +14,7 @@ mod quarantine;
 mod report;
 mod retry;
 mod sources;
+mod starts;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -151,6 +152,7 @@ impl Reconciler {
         self.deployment.note_outcome(&outcome);
         let now = self.clock.now();
         let (status, next) = (self.status(), self.next(now));
+        self.links.note_alone(status.is_alone(), now);
         let others = status.peers.iter().filter(|peer| !status.node.is_own(peer)).map(|peer| peer.id.clone());
         let routez = self.deployment.seen().observed.routez.as_ref();
         let servers = routez.map(|routez| routez.remotes().values().map(|(name, _)| (*name).to_owned()).collect());

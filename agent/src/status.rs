@@ -14,12 +14,15 @@ use crate::reason::{Reason, Told};
 use crate::server::monitor::Routez;
 use crate::server::probe::{Port, Silence};
 use crate::server::standing::Standing;
-use crate::server::{Observed, Other, Presence, Served};
+use crate::server::{Observed, Other, Phase, Presence, Served};
 use crate::state::generation::Generation;
 use crate::trust::TrustBundle;
 
 /// An anchor that ends within this time makes a warning, because a CA rollover takes preparation.
 const ANCHOR_WARNING: time::Duration = time::Duration::days(365);
+
+/// How long a node without any route is no failure: peers start at the same time, or are replaced.
+const ALONE: time::Duration = time::Duration::minutes(2);
 
 /// The state of a node in one word.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -223,6 +226,20 @@ pub struct NatsStatus {
     pub version: Option<String>,
     /// The digest of the loaded configuration, from nats-server 2.11 on.
     pub config_digest: Option<String>,
+    /// What nats-server is about, if it runs.
+    #[serde(default)]
+    pub state: Option<Phase>,
+}
+
+/// What nats-server is about, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimedPhase {
+    /// What it is about.
+    pub phase: Phase,
+    /// Since when that is seen.
+    pub since: OffsetDateTime,
+    /// When a start or a drain becomes a failure.
+    pub may_last_until: OffsetDateTime,
 }
 
 /// The findings of a pass, from which the status is made.
@@ -230,6 +247,12 @@ pub struct NatsStatus {
 pub struct Findings {
     /// The settings of nats-server, without the digest that nats-server reports.
     pub settings: SettingsStatus,
+    /// What nats-server is about. `None`: it doesn't run.
+    pub phase: Option<TimedPhase>,
+    /// Whether nats-server starts again and again and never serves.
+    pub is_crash_loop: bool,
+    /// Since when this node has a route to none of its peers.
+    pub alone_since: Option<OffsetDateTime>,
     /// The time of the pass.
     pub now: OffsetDateTime,
     /// The identity of the node.
@@ -274,17 +297,29 @@ impl Status {
             }
             Some(_) => {}
         }
-        reasons.extend(not_served(&findings.standing, observed));
+        let in_transition = transition(&findings);
+        match &in_transition {
+            Some(transition) => reasons.push(transition.clone()),
+            None => reasons.extend(not_served(&findings.standing, observed)),
+        }
+        reasons.extend(findings.is_crash_loop.then_some(Reason::ServerCrashLoop));
         let is_there = matches!(observed.presence, Presence::Running(_) | Presence::Foreign(_));
         let refused = if is_there { refused(&findings) } else { Vec::new() };
         let is_reloading = matches!(findings.standing, Standing::Reloading { .. });
         let is_silent = |port: &Result<Served, Silence>| port.as_ref().is_err_and(|silence| !silence.is_harmless());
         let unserved = is_there
             && !is_reloading
+            && in_transition.is_none()
             && (is_silent(&observed.client) || is_silent(&observed.route) || !refused.is_empty());
         reasons.extend(refused);
         reasons.extend(others_amiss(&findings));
-        let state = match (reasons.is_empty(), expired || unserved) {
+        let peers = routes(&findings);
+        let is_alone = is_there && are_all_down(&findings.node, &peers);
+        let is_long_alone = is_alone && findings.alone_since.is_some_and(|since| since + ALONE <= *now);
+        reasons.extend(is_long_alone.then_some(Reason::NoRoute));
+        let is_uncommitted = findings.standing == Standing::NothingCommitted;
+        let fails = expired || unserved || is_uncommitted || findings.is_crash_loop || is_long_alone;
+        let state = match (reasons.is_empty(), fails) {
             (true, _) => State::Healthy,
             (false, false) => State::Degraded,
             (false, true) => State::Failing,
@@ -300,11 +335,7 @@ impl Status {
                 warnings.push(Reason::Anchor { subject, not_after, has_ended });
             }
         }
-        let peers = routes(&findings);
-        let mut others = peers.iter().filter(|peer| !findings.node.is_own(peer)).peekable();
-        if is_there && others.peek().is_some() && others.all(|peer| peer.route == RouteState::Down) {
-            warnings.push(Reason::NoRoute);
-        }
+        warnings.extend((is_alone && !is_long_alone).then_some(Reason::NoRoute));
         if let (true, Err(Silence::Full(said))) = (is_there, &observed.client) {
             warnings.push(Reason::ServerFull { said: said.clone() });
         }
@@ -334,11 +365,20 @@ impl Status {
             nats: NatsStatus {
                 pid: if let Presence::Running(pid) = observed.presence { Some(pid) } else { None },
                 version: observed.varz.as_ref().map(|varz| varz.version.clone()),
+                state: findings.phase.map(|phase| phase.phase),
                 config_digest: observed.varz.as_ref().and_then(|varz| varz.config_digest.clone()),
             },
             node: findings.node,
             renewal: findings.renewal,
         }
+    }
+}
+
+impl Status {
+    /// Whether nats-server runs and has a route to none of the other peers.
+    #[must_use]
+    pub(crate) fn is_alone(&self) -> bool {
+        self.nats.pid.is_some() && are_all_down(&self.node, &self.peers)
     }
 }
 
@@ -389,6 +429,24 @@ impl TrustStatus {
         });
         Self { anchors: anchors.collect(), source: bundle.source.clone(), version: bundle.version.clone() }
     }
+}
+
+/// A start or a drain that is no failure yet.
+fn transition(findings: &Findings) -> Option<Reason> {
+    let TimedPhase { phase, since, may_last_until } = findings.phase?;
+    let is_committed = findings.standing != Standing::NothingCommitted;
+    match phase {
+        _ if !is_committed || may_last_until <= findings.now || findings.is_crash_loop => None,
+        Phase::Starting => Some(Reason::ServerStarting { since }),
+        Phase::Draining => Some(Reason::ServerDraining { since }),
+        Phase::Running | Phase::Reloading | Phase::Full => None,
+    }
+}
+
+/// Whether there are other peers, and a route to none.
+fn are_all_down(node: &NodeStatus, peers: &[PeerStatus]) -> bool {
+    let mut others = peers.iter().filter(|peer| !node.is_own(peer)).peekable();
+    others.peek().is_some() && others.all(|peer| peer.route == RouteState::Down)
 }
 
 /// Why nats-server doesn't serve a committed configuration. No reason: it does.

@@ -13,6 +13,7 @@ use crate::daemon::protocol::{Answer, Request};
 use crate::output::{DIGITS, Paint, abbreviated, print, print_json};
 use crate::reason::Reason;
 use crate::reconcile::Reconciler;
+use crate::server::Phase;
 use crate::server::probe::Port;
 use crate::status::{PeerStatus, RouteState, ServedLeaf, State, Status};
 use crate::wiring::{wire_to_inspect, wire_to_look};
@@ -92,7 +93,14 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
     }
     let nats = &status.nats;
     let version = nats.version.as_deref().unwrap_or("unknown version");
-    line("nats", &nats.pid.map_or("not running".to_owned(), |pid| format!("pid {pid}, {version}")));
+    let phase = match nats.state {
+        None | Some(Phase::Running) => "",
+        Some(Phase::Starting) => ", starting",
+        Some(Phase::Draining) => ", draining",
+        Some(Phase::Reloading) => ", reloading",
+        Some(Phase::Full) => ", full",
+    };
+    line("nats", &nats.pid.map_or("not running".to_owned(), |pid| format!("pid {pid}, {version}{phase}")));
     // The id of a static peer that is given by its address is the address.
     let named = || status.peers.iter().filter(|peer| peer.id != peer.address);
     let id = named().map(|peer| peer.id.len()).max().unwrap_or_default();
@@ -194,7 +202,7 @@ mod tests {
             ],
             renewal: RenewalStatus::default(),
             settings: crate::status::SettingsStatus::default(),
-            nats: NatsStatus { pid: Some(4711), version: Some("2.15.1".into()), config_digest: None },
+            nats: NatsStatus { pid: Some(4711), version: Some("2.15.1".into()), ..NatsStatus::default() },
         }
     }
 

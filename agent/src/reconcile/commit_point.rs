@@ -194,6 +194,12 @@ pub enum DeployError {
          `agent renew {}` once", list(.0), switches(.0)
     )]
     Losses(Vec<TakenAway>),
+    /// nats-server ended at each start with the new settings, and the previous settings are back.
+    #[error(
+        "nats-server ended three times as it started with the new settings, so the settings that it ran with before are back \
+         for its next start; its log says why. Correct nats.template, nats.include or [nats.settings]"
+    )]
+    PutBack,
     /// A reload did not end. Nothing is taken back, because nats-server refused nothing.
     #[error(
         "nats-server was told to reload, and for {} it neither answers nor serves the new configuration ({mismatch}); nothing is \
@@ -324,6 +330,7 @@ impl From<&DeployError> for Reason {
             DeployError::PeersAway(peers) => (Code::SettingsWaitForPeer, Some(peers.join(", "))),
             DeployError::Quarantined => (Code::SettingsQuarantined, None),
             DeployError::Losses(losses) => (Code::ConfigurationTakesAway, Some(mistake(losses))),
+            DeployError::PutBack => (Code::SettingsPutBack, None),
             DeployError::ReloadTimedOut { .. } => (Code::ReloadTimedOut, None),
             DeployError::RolledBack { .. } => (Code::ReloadRolledBack, None),
             DeployError::NotConfirmed { .. } => (Code::ReloadNotConfirmed, None),
@@ -477,6 +484,21 @@ impl CommitPoint {
             Watched::Still => Ok(true),
             Watched::Ended(mismatch) => self.roll_back(desired, mismatch, seen, progress).await.map(|()| false),
         }
+    }
+
+    /// Puts back the settings that nats-server ran with, because it ended again and again with the committed settings.
+    /// No error: it ran with these settings before, or with none, so there is nothing to put back.
+    pub(crate) async fn put_back(&mut self, desired: &Desired<'_>, progress: &Progress) -> Result<(), DeployError> {
+        let Some(committed) = self.committed()?.and_then(|text| self.tree_of(&text)) else { return Ok(()) };
+        let running = read_config(&self.running_file())?.and_then(|text| self.tree_of(&text));
+        let settings = self.settings_of(&committed);
+        if running.is_none_or(|running| self.settings_of(&running) == settings) {
+            return Ok(());
+        }
+        let Some(text) = self.running_with(desired.generation)? else { return Ok(()) };
+        self.quarantine().put(&settings)?;
+        self.commit(&text, desired.generation, progress).await?;
+        Err(DeployError::PutBack)
     }
 
     /// Commits what is desired and has nats-server load it, as far as `seen` shows that this is needed.

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use super::commit_point::{CommitPoint, DeployError, Desired, Observation};
 use super::pass::{PassError, PassRequest};
 use super::retry::Retry;
+use super::starts::Starts;
 use crate::clock::Clock;
 use crate::conf::effective::Configuration;
 use crate::conf::loss::Loss;
@@ -16,9 +17,10 @@ use crate::error::with_causes;
 use crate::progress::Progress;
 use crate::reason::{Reason, Told};
 use crate::schedule::{cycle, turn};
+use crate::server::Phase;
 use crate::server::standing::Standing;
 use crate::state::generation::Generation;
-use crate::status::SettingsStatus;
+use crate::status::{SettingsStatus, TimedPhase};
 
 /// How soon nats-server is looked at again while it doesn't serve what is committed.
 const WATCH: Duration = Duration::from_secs(1);
@@ -69,6 +71,9 @@ pub(super) struct Deployment {
     /// A credential took over on every node just now, so the change waits for no turn.
     skips_turn: bool,
     confirmed_at: Option<OffsetDateTime>,
+    starts: Starts,
+    /// What nats-server is about, since when, and until when that is no failure.
+    phase: Option<TimedPhase>,
 }
 
 impl Deployment {
@@ -87,7 +92,19 @@ impl Deployment {
             turn: None,
             skips_turn: false,
             confirmed_at: None,
+            starts: Starts::default(),
+            phase: None,
         }
+    }
+
+    /// What nats-server is about. `None`: it doesn't run.
+    pub(super) fn phase(&self) -> Option<TimedPhase> {
+        self.phase
+    }
+
+    /// Whether nats-server starts again and again and never serves.
+    pub(super) fn is_crash_loop(&self) -> bool {
+        self.starts.are_a_loop()
     }
 
     /// What was last seen of nats-server.
@@ -112,7 +129,23 @@ impl Deployment {
 
     /// Looks at nats-server.
     pub(super) async fn observe(&mut self, newest: Option<&Generation>) -> Result<(), DeployError> {
-        self.commit_point.observe(newest.map(|newest| &newest.chain), &mut self.seen).await
+        let observed = self.commit_point.observe(newest.map(|newest| &newest.chain), &mut self.seen).await;
+        self.note_seen();
+        observed
+    }
+
+    /// Notes the starts of nats-server, and what it is about.
+    fn note_seen(&mut self) {
+        let Observation { observed, standing, .. } = &self.seen;
+        self.starts.note(observed, standing);
+        let now = self.clock.now();
+        self.phase = self.starts.phase(observed, standing).map(|phase| {
+            let known = self.phase.filter(|known| known.phase == phase && known.since <= now);
+            // Another process of the agent may have seen the start.
+            let begun = observed.started.filter(|started| phase == Phase::Starting && *started <= now);
+            let since = begun.or(known.map(|known| known.since)).unwrap_or(now);
+            TimedPhase { phase, since, may_last_until: since + self.commit_point.parts().nats.start_timeout }
+        });
     }
 
     /// Brings the committed configuration, and then nats-server, to what is ordered. The status shows what is served,
@@ -137,6 +170,13 @@ impl Deployment {
         let desired = Desired { configuration, generation, allowed_losses, is_asked: wanted.renew, away };
         if self.commit_point.await_reload(&desired, &mut self.seen, progress).await? {
             return Ok(self.seen.standing.clone());
+        }
+        if self.starts.are_a_loop() {
+            let put_back = self.commit_point.put_back(&desired, progress).await;
+            if put_back.is_err() {
+                self.starts.forget();
+            }
+            put_back?;
         }
         let rendered = &desired.configuration.rendered;
         if !is_committed || self.seen.standing.is_not_served() {
@@ -218,6 +258,7 @@ impl Deployment {
 
     /// Counts what a pass came to.
     pub(super) fn note_outcome(&mut self, outcome: &Result<Standing, PassError>) {
+        self.note_seen();
         let now = self.clock.now();
         match outcome {
             // A change that waits for its turn has not been tried again.

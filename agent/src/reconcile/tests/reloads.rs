@@ -92,6 +92,56 @@ async fn invariant_18_a_first_start_counts_on_every_version_so_a_bad_file_holds_
 }
 
 #[tokio::test(start_paused = true)]
+async fn settings_with_which_nats_server_ends_at_each_start_are_taken_back_after_the_third_death() {
+    let mut bench = Bench::new().await;
+    drop(bench.serving().await);
+    bench.server.stop();
+    let before = bench.name;
+    bench.name = "another";
+    let mut agent = bench.agent();
+    bench.server.ends_at_start.store(true, Ordering::Relaxed);
+    let name = || setting(&bench.committed(), "server_name").unwrap();
+    let mut outcomes = Vec::new();
+    for _ in 0..5 {
+        outcomes.push(agent.pass(&PassRequest::default(), &Progress::default()).await);
+        if name() == before && outcomes.len() > 1 {
+            break;
+        }
+        assert_eq!(name(), "another");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        bench.server.start();
+    }
+    let last = outcomes.pop().unwrap();
+    assert!(matches!(last.outcome, Err(PassError::Deploy(DeployError::PutBack))), "{:?}", last.outcome);
+    assert_eq!((name().as_str(), outcomes.len()), (before, 3));
+    assert!(last.status.reasons.iter().any(|reason| reason.code == "settings_put_back"), "{:?}", last.status.reasons);
+
+    bench.server.ends_at_start.store(false, Ordering::Relaxed);
+    bench.server.start();
+    let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(24 * 6)).await;
+    assert_eq!((name().as_str(), pass.status.state), (before, State::Degraded), "{:?}", pass.status.reasons);
+    assert!(pass.status.reasons.iter().any(|reason| reason.code == "settings_quarantined"));
+    assert!(bench.issuer.requests() > 1, "the certificate was renewed beside the quarantine");
+    assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_ends_at_each_start_with_the_settings_that_it_ran_with_is_failing() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    bench.server.stop();
+    bench.server.ends_at_start.store(true, Ordering::Relaxed);
+    let mut pass = agent.pass(&PassRequest::default(), &Progress::default()).await;
+    for _ in 0..3 {
+        assert_eq!(pass.status.state, State::Degraded, "{:?}", pass.status.reasons);
+        bench.server.start();
+        pass = agent.pass(&PassRequest::default(), &Progress::default()).await;
+    }
+    assert_eq!(pass.status.state, State::Failing, "{:?}", pass.status.reasons);
+    assert!(pass.status.reasons.iter().any(|reason| reason.code == "server_crash_loop"), "{:?}", pass.status.reasons);
+}
+
+#[tokio::test(start_paused = true)]
 async fn invariant_10_a_server_that_accepts_no_client_is_not_signalled_and_nothing_is_taken_back() {
     let bench = Bench::new().await;
     let mut agent = bench.serving().await;
@@ -159,7 +209,7 @@ impl Change {
         for fault in self.faults.iter().copied() {
             for points in 0.. {
                 let at = format!("after {fault:?} at point {points}");
-                let Some(bench) = self.suffer(fault, points, &more, &at).await else {
+                let Some(bench) = Box::pin(self.suffer(fault, points, &more, &at)).await else {
                     assert!(points >= self.floor, "only {points} points were passed, {at}");
                     break;
                 };
