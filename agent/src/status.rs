@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 
 use crate::node::Node;
 use crate::peers::{Peer, PeerSet};
+use crate::progress::Step;
 use crate::reason::{Reason, Told};
 use crate::server::monitor::Routez;
 use crate::server::probe::Port;
@@ -15,6 +16,7 @@ use crate::server::standing::Standing;
 use crate::server::{Observed, Presence, Served};
 use crate::state::generation::Generation;
 use crate::trust::TrustBundle;
+use crate::x509::leaf::Leaf;
 
 /// An anchor that ends within this time makes a warning, because a CA rollover takes preparation.
 const ANCHOR_WARNING: time::Duration = time::Duration::days(365);
@@ -67,6 +69,20 @@ pub struct Status {
     pub settings: SettingsStatus,
     /// The nats-server of the node.
     pub nats: NatsStatus,
+    /// The pass that is under way, if any. Every other field is what the pass before found.
+    #[serde(default)]
+    pub pass: Option<PassStatus>,
+}
+
+/// A pass that is under way.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct PassStatus {
+    /// When the pass began.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// The last step that the pass has completed, if any.
+    #[serde(flatten)]
+    pub step: Option<Step>,
 }
 
 /// The settings of nats-server: what is committed, what runs, what waits and why settings are refused.
@@ -131,6 +147,24 @@ pub struct ServedStatus {
 pub struct ServedLeaf {
     /// SHA-256 of the leaf's DER, hexadecimal.
     pub sha256: String,
+    /// The end of validity, if the leaf can be read.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub not_after: Option<OffsetDateTime>,
+}
+
+impl ServedStatus {
+    /// Each listener that showed a leaf, by its name in the metrics.
+    pub fn listeners(&self) -> impl Iterator<Item = (&'static str, &ServedLeaf)> {
+        let seen = [("client", &self.client), ("route", &self.route)];
+        seen.into_iter().filter_map(|(listener, leaf)| Some((listener, leaf.as_ref()?)))
+    }
+}
+
+impl ServedLeaf {
+    fn of(served: &Served) -> Self {
+        let not_after = Leaf::parse(served.chain.leaf()).ok().map(|leaf| leaf.not_after);
+        Self { sha256: served.sha256.clone(), not_after }
+    }
 }
 
 /// The trust bundle in force.
@@ -289,9 +323,7 @@ impl Status {
         if is_there && others.peek().is_some() && others.all(|peer| peer.route == RouteState::Down) {
             warnings.push(Reason::NoRoute);
         }
-        let served = |port: &Result<Served, String>| {
-            port.as_ref().ok().map(|served| ServedLeaf { sha256: served.sha256.clone() })
-        };
+        let served = |port: &Result<Served, String>| port.as_ref().ok().map(ServedLeaf::of);
         Self {
             state,
             reasons: told_once(&reasons),
@@ -315,6 +347,7 @@ impl Status {
             },
             node: findings.node,
             renewal: findings.renewal,
+            pass: None,
         }
     }
 }

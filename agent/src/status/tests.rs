@@ -284,7 +284,7 @@ fn what_is_served_is_told_unless_no_server_runs() {
     let mut findings = healthy();
     findings.observed.route = Err("no TLS".into());
     let served = Status::of(findings).served.unwrap();
-    assert_eq!(served.client, Some(ServedLeaf { sha256: OURS.into() }));
+    assert_eq!(served.client, Some(ServedLeaf { sha256: OURS.into(), not_after: None }));
     assert_eq!(served.route, None);
 
     let mut findings = healthy();
