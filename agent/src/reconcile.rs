@@ -28,7 +28,7 @@ use self::deployment::{Deployment, Order};
 use self::issuing::Issuing;
 use self::last_good::LastGoodFile;
 use self::links::Links;
-pub use self::pass::{PassError, PassRequest};
+pub use self::pass::{PassError, PassRequest, Source};
 use self::sources::{Seams, Sources};
 use crate::clock::Clock;
 use crate::conf::effective::{self, Configuration, Effective, SettingsError};
@@ -44,7 +44,7 @@ use crate::node::Node;
 use crate::peers::PeerSource;
 use crate::peers::dial::Dial;
 use crate::progress::{Progress, Step};
-use crate::reason::Reason;
+use crate::reason::{Code, Reason};
 use crate::server::Presence;
 use crate::server::standing::{Mismatch, Standing};
 use crate::state::durable::FileError;
@@ -89,6 +89,10 @@ pub struct Pass {
     pub outcome: Result<Standing, PassError>,
     /// When the next pass is worth making.
     pub next: OffsetDateTime,
+    /// What came of the issuance. `None`: the issuer was not asked.
+    pub issuance: Option<Result<(), Code>>,
+    /// When each source answered last. A source that fails is left out.
+    pub answered: Vec<(Source, OffsetDateTime)>,
 }
 
 /// The stages, each with its own state, and the order between them.
@@ -158,7 +162,9 @@ impl Reconciler {
         let servers = routez.map(|routez| routez.remotes().values().map(|(name, _)| (*name).to_owned()).collect());
         self.links.note(servers, &others.collect());
         self.newest = None;
-        Pass { status, outcome, next }
+        let issuer = self.issuing.retry.succeeded_at().map(|at| (Source::Issuer, at));
+        let answered = self.sources.answered().chain(issuer).collect();
+        Pass { status, outcome, next, issuance: self.issuing.tried.take(), answered }
     }
 
     /// The newest leaf.

@@ -10,6 +10,7 @@ use crate::conf::listeners::Listeners;
 use crate::conf::loss::Certificate;
 use crate::node::Node;
 use crate::peers::{Peer, PeerSet};
+use crate::progress::Step;
 use crate::reason::{Reason, Told};
 use crate::server::monitor::Routez;
 use crate::server::probe::{Port, Silence};
@@ -72,6 +73,20 @@ pub struct Status {
     pub settings: SettingsStatus,
     /// The nats-server of the node.
     pub nats: NatsStatus,
+    /// The pass that is under way, if any. Every other field is what the pass before found.
+    #[serde(default)]
+    pub pass: Option<PassStatus>,
+}
+
+/// A pass that is under way.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct PassStatus {
+    /// When the pass began.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// The last step that the pass has completed, if any.
+    #[serde(flatten)]
+    pub step: Option<Step>,
 }
 
 /// The settings of nats-server: what is committed, what runs, what waits and why settings are refused.
@@ -145,6 +160,15 @@ pub struct ServedLeaf {
     pub not_after: Option<OffsetDateTime>,
     /// SHA-256 of the leaf's DER, hexadecimal.
     pub sha256: String,
+}
+
+impl ServedStatus {
+    /// Each listener that showed a leaf.
+    pub fn listeners(&self) -> impl Iterator<Item = (Port, &ServedLeaf)> {
+        let seen = [(Port::Client, &self.client), (Port::Route, &self.route)];
+        let seen = seen.into_iter().filter_map(|(listener, leaf)| Some((listener, leaf.as_ref()?)));
+        seen.chain(self.others.iter().map(|(listener, leaf)| (*listener, leaf)))
+    }
 }
 
 /// The trust bundle in force.
@@ -370,6 +394,7 @@ impl Status {
             },
             node: findings.node,
             renewal: findings.renewal,
+            pass: None,
         }
     }
 }
