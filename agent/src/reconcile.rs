@@ -49,7 +49,7 @@ use crate::server::Presence;
 use crate::server::standing::{Mismatch, Standing};
 use crate::state::durable::FileError;
 use crate::state::generation::{Generation, TlsFiles};
-use crate::status::{LeafStatus, Status};
+use crate::status::{LeafStatus, NodeStatus, Status};
 use crate::trust::TrustSource;
 
 /// The seams, and what is known of the node.
@@ -314,7 +314,10 @@ impl Reconciler {
         };
         let rank = self.sources.rank(self.own_route());
         let (allowed_losses, away) = (&self.allowed_losses[..], self.links.away());
-        let order = Order { generation, configuration, wanted, allowed_losses, rank, away };
+        let node = NodeStatus::of(&self.node);
+        let (peers, instance_id) = (self.sources.known_peers(), self.node.instance_id.as_ref());
+        let node = &node;
+        let order = Order { generation, configuration, wanted, allowed_losses, rank, away, peers, node, instance_id };
         self.deployment.apply(order, progress).await
     }
 

@@ -337,7 +337,7 @@ impl Status {
             && (is_silent(&observed.client) || is_silent(&observed.route) || !refused.is_empty());
         reasons.extend(refused);
         reasons.extend(others_amiss(&findings));
-        let peers = routes(&findings);
+        let peers = routes(&findings.node, findings.instance_id.as_ref(), &findings.peers, observed);
         let is_alone = is_there && are_all_down(&findings.node, &peers);
         let is_long_alone = is_alone && findings.alone_since.is_some_and(|since| since + ALONE <= *now);
         reasons.extend(is_long_alone.then_some(Reason::NoRoute));
@@ -527,15 +527,19 @@ fn told_once(reasons: &[Reason]) -> Vec<Told> {
 
 /// The peers, each with whether nats-server has a route to it. nats-server reports the server name of a remote, and the
 /// peer's route address where this node dialled. Any other remote can't be matched to a peer, and is counted.
-fn routes(findings: &Findings) -> Vec<PeerStatus> {
-    let Findings { node, observed, .. } = findings;
-    let peers = || findings.peers.0.values();
+pub(crate) fn routes(
+    node: &NodeStatus,
+    instance_id: Option<&String>,
+    peers: &PeerSet,
+    observed: &Observed,
+) -> Vec<PeerStatus> {
+    let peers = || peers.0.values();
     let remotes = observed.routez.as_ref().map(Routez::remotes);
     let remotes = remotes.as_ref().map(|remotes| remotes.values().collect::<Vec<_>>());
     let names: BTreeSet<&str> = remotes.iter().flatten().map(|(name, _)| *name).collect();
     let addresses: BTreeSet<IpAddr> = remotes.iter().flatten().flat_map(|(_, ips)| ips.iter().copied()).collect();
     let is_self = |peer: &Peer| {
-        let names_us = Some(&peer.id) == findings.instance_id.as_ref() || peer.id == node.name;
+        let names_us = Some(&peer.id) == instance_id || peer.id == node.name;
         names_us || node.addresses.contains(&peer.address.ip())
     };
     let is_seen = |peer: &Peer| names.contains(peer.id.as_str()) || addresses.contains(&peer.address.ip());

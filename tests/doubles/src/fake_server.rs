@@ -25,7 +25,7 @@ use nats_tls_agent::conf::effective::Sources;
 use nats_tls_agent::conf::listeners::Listeners;
 use nats_tls_agent::conf::render::Rendered;
 use nats_tls_agent::conf::tree::Map;
-use nats_tls_agent::server::monitor::Varz;
+use nats_tls_agent::server::monitor::{Routez, Varz};
 use nats_tls_agent::server::probe::{ProbeError, Silence};
 use nats_tls_agent::server::process::ProcessError;
 use nats_tls_agent::server::trial::Prediction;
@@ -140,6 +140,8 @@ pub struct FakeServer {
     /// Seconds that a reload takes. Meanwhile handshakes and monitoring hang, as while nats-server authenticates each
     /// client with a bcrypt password anew (§11).
     pub reload_seconds: AtomicU64,
+    /// The routes that monitoring reports, if it reports any.
+    pub routez: Mutex<Option<Routez>>,
     /// Whether the process ends as it starts, after it wrote its pid file.
     pub ends_at_start: AtomicBool,
     /// Whether the version is below 2.11, which reports no digest.
@@ -179,6 +181,7 @@ impl FakeServer {
             is_deaf: off(),
             is_old: off(),
             reload_seconds: AtomicU64::new(0),
+            routez: Mutex::default(),
             ends_at_start: off(),
             is_mute: off(),
             clock,
@@ -335,7 +338,7 @@ impl Server for FakeServer {
                 config_load_time,
                 config_digest: self.digest_of_text(&loaded.text),
             }),
-            routez: None,
+            routez: self.routez.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             client: served.clone(),
             route: served,
             others: BTreeMap::new(),
