@@ -63,16 +63,20 @@ pub(super) struct Order<'a> {
 }
 
 impl Order<'_> {
-    /// Whether nats-server has a route to every other peer. `None`: nats-server reports too little to tell.
+    /// Whether nats-server has a route to every other peer. `None`: nats-server reports too little to tell, or has no route
+    /// at all, and then no gossip reaches it.
     fn has_every_route(&self, observed: &Observed) -> Option<bool> {
         let others = routes(self.node, self.instance_id, self.peers, observed);
-        let mut others = others.iter().filter(|peer| !self.node.is_own(peer)).map(|peer| peer.route).peekable();
-        others.peek()?;
-        others.try_fold(true, |all, route| match route {
-            RouteState::Up => Some(all),
-            RouteState::Down => Some(false),
-            RouteState::Unknown => None,
-        })
+        let others = others.iter().filter(|peer| !self.node.is_own(peer)).map(|peer| peer.route);
+        let (mut is_any_up, mut is_any_down) = (false, false);
+        for route in others {
+            is_any_up |= route == RouteState::Up;
+            is_any_down |= route == RouteState::Down;
+            if route == RouteState::Unknown {
+                return None;
+            }
+        }
+        is_any_up.then_some(!is_any_down)
     }
 }
 
