@@ -215,6 +215,13 @@ async fn a_change_of_settings_waits_while_a_peer_that_had_a_route_has_none_and_n
     assert_eq!(waits["settings"]["refused"]["code"], "settings_wait_for_peer", "{waits}");
     let committed = |node: &Node| std::fs::read_to_string(node.nats_config()).unwrap();
     assert!(committed(node).contains("max_subscriptions: 1000\n"), "{}", committed(node));
+    // An agent that starts anew, or reads agent.toml anew, remembers the peer.
+    let other = &nodes.nodes[1];
+    other.agent.signal(Signal::SIGHUP).unwrap();
+    let confirmed = other.agent.status().await.unwrap()["served"]["confirmed_at"].clone();
+    status_with(other, |status| status["served"]["confirmed_at"] != confirmed).await;
+    unhealthy(other, "settings_wait_for_peer").await;
+    assert!(committed(other).contains("max_subscriptions: 1000\n"), "{}", committed(other));
     // A person may decide otherwise.
     assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
     assert!(committed(node).contains("max_subscriptions: 2000\n"), "{}", committed(node));

@@ -12,6 +12,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use super::links::{Neighbours, UnfitPeer};
 use super::quarantine::Quarantine;
 use crate::conf::digest::{UsedVariables, digest as digest_of};
 use crate::conf::effective::{Configuration, Sources};
@@ -124,8 +125,8 @@ pub(crate) struct Desired<'a> {
     pub(crate) now: OffsetDateTime,
     /// A person asks for it: settings in quarantine are tried once, and no peer is waited for.
     pub(crate) is_asked: bool,
-    /// Peers that lost their routes to this node. A change of settings goes through one node after the other.
-    pub(crate) away: &'a [String],
+    /// The other servers. A change of settings goes through one node after the other.
+    pub(super) neighbours: Neighbours,
 }
 
 /// Why the desired configuration isn't in force.
@@ -174,12 +175,13 @@ pub enum DeployError {
     /// The new settings could not be tried.
     #[error("the new settings could not be tried, so the settings in force stay; they are tried again")]
     NotTried(#[source] TrialTrouble),
-    /// A peer that had a route has none, perhaps for the same change of settings.
+    /// A peer that had a route has none or fails, perhaps for the same change of settings.
     #[error(
         "a change of settings goes through one node after the other, and it waits here while a peer that had a route to \
-         this node has none: {}; look at that peer, or run `agent renew` to make the change all the same", .0.join(", ")
+         this node has none or fails: {}; look at that peer, or run `agent renew` to make the change all the same",
+        peers(.0)
     )]
-    PeersAway(Vec<String>),
+    PeersUnfit(Vec<UnfitPeer>),
     /// nats-server ended with these settings, or refused them, and they have not changed since.
     #[error(
         "nats-server ended or refused a reload with these settings before, so they are not tried again until they change; \
@@ -311,7 +313,7 @@ impl From<&DeployError> for Reason {
             DeployError::WontStart { said } => (Code::SettingsWontStart, Some(said.clone())),
             DeployError::WouldKill { said } => (Code::SettingsWouldKill, Some(said.clone())),
             DeployError::NotTried(_) => (Code::SettingsNotTried, None),
-            DeployError::PeersAway(peers) => (Code::SettingsWaitForPeer, Some(peers.join(", "))),
+            DeployError::PeersUnfit(unfit) => (Code::SettingsWaitForPeer, Some(peers(unfit))),
             DeployError::Quarantined => (Code::SettingsQuarantined, None),
             DeployError::Losses(losses) => (Code::ConfigurationTakesAway, Some(mistake(losses))),
             DeployError::RolledBack { .. } => (Code::ReloadRolledBack, None),
@@ -322,6 +324,17 @@ impl From<&DeployError> for Reason {
         };
         Self::failed(code, subject, error)
     }
+}
+
+/// The most peers that a message names.
+const MAX_PEERS_NAMED: usize = 5;
+
+fn peers(unfit: &[UnfitPeer]) -> String {
+    let mut named: Vec<String> = unfit.iter().take(MAX_PEERS_NAMED).map(ToString::to_string).collect();
+    if unfit.len() > MAX_PEERS_NAMED {
+        named.push(format!("and {} more", unfit.len() - MAX_PEERS_NAMED));
+    }
+    named.join(", ")
 }
 
 fn list(losses: &[TakenAway]) -> String {
@@ -597,9 +610,6 @@ impl CommitPoint {
         if known.is_some_and(|known| self.settings_of(known) == settings) {
             return Ok(None);
         }
-        if !desired.is_asked && known.is_some() && !desired.away.is_empty() {
-            return Err(DeployError::PeersAway(desired.away.to_vec()));
-        }
         if !desired.is_asked && self.quarantine().holds(&settings)? {
             return Err(DeployError::Quarantined);
         }
@@ -607,6 +617,13 @@ impl CommitPoint {
             Presence::Running(pid) => Some(pid),
             _ => None,
         };
+        // Where nats-server doesn't run here, the change takes nothing from the cluster, and may be the remedy.
+        if !desired.is_asked && known.is_some() && pid.is_some() {
+            let unfit = desired.neighbours.unfit(&desired.generation.chain, desired.now).await;
+            if !unfit.is_empty() {
+                return Err(DeployError::PeersUnfit(unfit));
+            }
+        }
         progress.report(Step::Trying);
         match self.parts.server.predict(known.filter(|_| pid.is_some()), tree, pid).await {
             Prediction::Starts | Prediction::Reloadable => Ok(None),

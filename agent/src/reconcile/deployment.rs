@@ -1,10 +1,12 @@
 //! From a generation to a server that serves it: observe, commit, reload, and note what came of it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
 use super::commit_point::{CommitPoint, DeployError, Desired, Observation};
+use super::links::{Links, Neighbours};
 use super::pass::{PassError, PassRequest};
 use super::retry::Retry;
 use crate::clock::Clock;
@@ -13,6 +15,8 @@ use crate::conf::loss::Loss;
 use crate::conf::render::Rendered;
 use crate::config::RenewalConfig;
 use crate::error::with_causes;
+use crate::peers::Peer;
+use crate::peers::dial::Dial;
 use crate::progress::Progress;
 use crate::reason::{Reason, Told};
 use crate::schedule::{cycle, turn};
@@ -44,8 +48,12 @@ pub(super) struct Order<'a> {
     pub(super) allowed_losses: &'a [Loss],
     /// This node's place in the order of peers.
     pub(super) rank: usize,
-    /// Peers that lost their routes to this node.
-    pub(super) away: &'a [String],
+    /// The peers without this node.
+    pub(super) others: Vec<Peer>,
+    /// The servers that had a route to this node.
+    pub(super) links: &'a mut Links,
+    /// The way to the peers' route ports.
+    pub(super) dial: Arc<dyn Dial>,
 }
 
 /// The commit point, what was last seen of nats-server, and when a deployment is tried next.
@@ -117,8 +125,11 @@ impl Deployment {
     /// whatever comes of the order.
     pub(super) async fn apply(&mut self, order: Order<'_>, progress: &Progress) -> Result<Standing, PassError> {
         let now = self.clock.now();
-        let Order { generation, configuration, wanted, allowed_losses, rank, away } = order;
+        let Order { generation, configuration, wanted, allowed_losses, rank, others, links, dial } = order;
         let observed = self.observe(Some(generation)).await;
+        let routez = self.seen.observed.routez.as_ref();
+        links.note(routez, &others.iter().map(|peer| peer.id.clone()).collect());
+        let neighbours = Neighbours::new(links, routez, &others, dial);
         self.is_expectation_unknown = observed.is_err();
         self.note_confirmed();
         let configuration = match configuration {
@@ -151,7 +162,8 @@ impl Deployment {
                 };
             }
             let allowed_losses = &[allowed_losses, &wanted.allow_loss[..]].concat();
-            let desired = Desired { configuration, generation, allowed_losses, now, is_asked: wanted.renew, away };
+            let is_asked = wanted.renew;
+            let desired = Desired { configuration, generation, allowed_losses, now, is_asked, neighbours };
             let applied = self.commit_point.apply(&desired, &mut self.seen, progress).await;
             let is_refused = applied.as_ref().is_err_and(DeployError::is_refusal);
             self.obstacle = is_refused.then_some(Obstacle::Text(desired.configuration.rendered));
