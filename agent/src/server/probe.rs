@@ -11,6 +11,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::x509::chain::{Chain, ChainError, StoredChain};
 
@@ -133,6 +134,18 @@ impl Prober {
             }
         };
         tokio::time::timeout(TIMEOUT, probe).await.unwrap_or(Err(ProbeError::Slow { address }))
+    }
+
+    /// A connection to a port that begins TLS at once, and the chain that the port shows. The caller decides whether the
+    /// chain is the expected chain.
+    pub(crate) async fn connect(&self, address: SocketAddr) -> Result<(TlsStream<TcpStream>, Chain), ProbeError> {
+        let stream = TcpStream::connect(address).await.map_err(|source| ProbeError::Connect { address, source })?;
+        let name = ServerName::IpAddress(address.ip().into());
+        let stream =
+            self.connector.connect(name, stream).await.map_err(|source| ProbeError::Handshake { address, source })?;
+        let shown = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+        let chain = Chain::new(shown).map_err(|source| ProbeError::Chain { address, source })?;
+        Ok((stream, chain))
     }
 
     async fn handshake(&self, address: SocketAddr, port: Port) -> Result<Chain, ProbeError> {
