@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 
 use super::links::{Neighbours, UnfitPeer};
 use super::quarantine::Quarantine;
+use crate::conf::changes::Changes;
 use crate::conf::digest::{UsedVariables, digest as digest_of};
 use crate::conf::effective::{Configuration, Sources};
 use crate::conf::listeners::Listeners;
@@ -157,20 +158,24 @@ pub enum DeployError {
     /// nats-server does not start with the new settings.
     #[error(
         "nats-server would not start with the new settings, so they are not applied; correct nats.template, nats.include or \
-         [nats.settings]: {said}"
+         [nats.settings]: {said}{}", changed(.changes)
     )]
     WontStart {
         /// nats-server's own words.
         said: String,
+        /// The settings that differ from the running settings.
+        changes: Changes,
     },
     /// nats-server ends when it is told to load the new settings.
     #[error(
         "the running nats-server would end if it loaded the new settings, so they are not applied; correct nats.template, \
-         nats.include or [nats.settings]: {said}"
+         nats.include or [nats.settings]: {said}{}", changed(.changes)
     )]
     WouldKill {
         /// nats-server's own words.
         said: String,
+        /// The settings that differ from the running settings.
+        changes: Changes,
     },
     /// The new settings could not be tried.
     #[error("the new settings could not be tried, so the settings in force stay; they are tried again")]
@@ -185,9 +190,9 @@ pub enum DeployError {
     /// nats-server ended with these settings, or refused them, and they have not changed since.
     #[error(
         "nats-server ended or refused a reload with these settings before, so they are not tried again until they change; \
-         `agent renew` tries them once"
+         `agent renew` tries them once{}", changed(.0)
     )]
-    Quarantined,
+    Quarantined(Changes),
     /// One setting of the candidate has two names.
     #[error(transparent)]
     Ambiguous(#[from] Ambiguous),
@@ -296,7 +301,7 @@ impl DeployError {
                 | Self::Ambiguous(_)
                 | Self::WontStart { .. }
                 | Self::WouldKill { .. }
-                | Self::Quarantined
+                | Self::Quarantined(_)
                 | Self::Server(ServerError::Refused { .. })
         )
     }
@@ -310,11 +315,11 @@ impl From<&DeployError> for Reason {
             DeployError::Unreadable(error) => (Code::ConfigurationUnreadable, Some(mistake(error))),
             DeployError::ReadDifferently { theirs, .. } => (Code::ConfigurationReadDifferently, Some(theirs.clone())),
             DeployError::Ambiguous(error) => (Code::SettingsRefused, Some(mistake(error))),
-            DeployError::WontStart { said } => (Code::SettingsWontStart, Some(said.clone())),
-            DeployError::WouldKill { said } => (Code::SettingsWouldKill, Some(said.clone())),
+            DeployError::WontStart { said, .. } => (Code::SettingsWontStart, Some(said.clone())),
+            DeployError::WouldKill { said, .. } => (Code::SettingsWouldKill, Some(said.clone())),
             DeployError::NotTried(_) => (Code::SettingsNotTried, None),
             DeployError::PeersUnfit(unfit) => (Code::SettingsWaitForPeer, Some(peers(unfit))),
-            DeployError::Quarantined => (Code::SettingsQuarantined, None),
+            DeployError::Quarantined(changes) => (Code::SettingsQuarantined, Some(changes.to_string())),
             DeployError::Losses(losses) => (Code::ConfigurationTakesAway, Some(mistake(losses))),
             DeployError::RolledBack { .. } => (Code::ReloadRolledBack, None),
             DeployError::NotConfirmed { .. } => (Code::ReloadNotConfirmed, None),
@@ -324,6 +329,10 @@ impl From<&DeployError> for Reason {
         };
         Self::failed(code, subject, error)
     }
+}
+
+fn changed(changes: &Changes) -> String {
+    if changes.is_empty() { String::new() } else { format!("; these settings are new or changed: {changes}") }
 }
 
 /// The most peers that a message names.
@@ -606,12 +615,13 @@ impl CommitPoint {
         let tree = &desired.configuration.tree;
         let known = [&known.running, &known.committed].into_iter().flatten().find(|known| known.names_generation);
         let known = known.map(|known| &known.tree);
-        let settings = self.settings_of(tree);
-        if known.is_some_and(|known| self.settings_of(known) == settings) {
+        let (settings, before) = (self.settings_of(tree), known.map(|known| self.settings_of(known)));
+        if before.as_ref() == Some(&settings) {
             return Ok(None);
         }
+        let changes = || Changes::between(before.as_ref(), &settings);
         if !desired.is_asked && self.quarantine().holds(&settings)? {
-            return Err(DeployError::Quarantined);
+            return Err(DeployError::Quarantined(changes()));
         }
         let pid = match seen.observed.presence {
             Presence::Running(pid) => Some(pid),
@@ -631,8 +641,8 @@ impl CommitPoint {
                 tracing::info!("the new settings wait for a restart of nats-server: {said}");
                 self.running_with(desired.generation)
             }
-            Prediction::WontStart { said } => Err(DeployError::WontStart { said }),
-            Prediction::Kills { said } => Err(DeployError::WouldKill { said }),
+            Prediction::WontStart { said } => Err(DeployError::WontStart { said, changes: changes() }),
+            Prediction::Kills { said } => Err(DeployError::WouldKill { said, changes: changes() }),
             Prediction::Unknown(trouble) if known.is_some() => Err(DeployError::NotTried(trouble)),
             Prediction::Unknown(trouble) => {
                 tracing::warn!("the first settings are committed without a trial: {}", with_causes(&trouble));
