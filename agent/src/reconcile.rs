@@ -41,8 +41,8 @@ use crate::error::with_causes;
 use crate::included::IncludedSource;
 use crate::issue::{Issuance, Issued, ObtainError};
 use crate::node::Node;
-use crate::peers::PeerSource;
 use crate::peers::dial::Dial;
+use crate::peers::{Peer, PeerSource};
 use crate::progress::{Progress, Step};
 use crate::reason::{Code, Reason};
 use crate::server::Presence;
@@ -105,7 +105,7 @@ pub struct Reconciler {
     sources: Sources,
     issuing: Issuing,
     deployment: Deployment,
-    /// The peers that had routes.
+    /// The servers that had a route to this node.
     links: Links,
     /// The effective configuration that was read last.
     effective: Effective,
@@ -133,6 +133,7 @@ impl Reconciler {
             credential: parts.credential,
             included: parts.included,
         };
+        let links = Links::of(remembered.linked.clone());
         Self {
             sources: Sources::new(seams, clock, interval, &renewal, remembered, &commit.state),
             issuing: Issuing::new(parts.issuance, clock, renewal),
@@ -143,7 +144,7 @@ impl Reconciler {
             interval,
             allowed_losses: parts.allowed_losses,
             effective: Effective::default(),
-            links: Links::default(),
+            links,
             newest: None,
             damaged: Vec::new(),
             not_in_force: None,
@@ -157,10 +158,7 @@ impl Reconciler {
         let now = self.clock.now();
         let (status, next) = (self.status(), self.next(now));
         self.links.note_alone(status.is_alone(), now);
-        let others = status.peers.iter().filter(|peer| !status.node.is_own(peer)).map(|peer| peer.id.clone());
-        let routez = self.deployment.seen().observed.routez.as_ref();
-        let servers = routez.map(|routez| routez.remotes().values().map(|(name, _)| (*name).to_owned()).collect());
-        self.links.note(servers, &others.collect());
+        self.sources.remember_linked(self.links.seen());
         self.newest = None;
         let issuer = self.issuing.retry.succeeded_at().map(|at| (Source::Issuer, at));
         let answered = self.sources.answered().chain(issuer).collect();
@@ -313,11 +311,23 @@ impl Reconciler {
             return Err(PassError::Waits(Reason::NoCertificate));
         };
         let rank = self.sources.rank(self.own_route());
-        let (allowed_losses, away) = (&self.allowed_losses[..], self.links.away());
-        let node = NodeStatus::of(&self.node);
+        let (others, dial) = (self.others(), self.sources.dial());
+        let (allowed_losses, links) = (&self.allowed_losses[..], &mut self.links);
+        let node = &NodeStatus::of(&self.node);
         let (peers, instance_id) = (self.sources.known_peers(), self.node.instance_id.as_ref());
-        let node = &node;
-        let order = Order { generation, configuration, wanted, allowed_losses, rank, away, peers, node, instance_id };
+        let order = Order {
+            generation,
+            configuration,
+            wanted,
+            allowed_losses,
+            rank,
+            others,
+            links,
+            dial,
+            peers,
+            node,
+            instance_id,
+        };
         self.deployment.apply(order, progress).await
     }
 
@@ -336,6 +346,18 @@ impl Reconciler {
         let name = nats.cluster_name.as_deref().or(self.sources.group()).unwrap_or("nats");
         let values = Values::new(nats, &self.node, name, peers.addresses(), files, credential.cloned());
         Ok(values.map_err(SettingsError::from)?)
+    }
+
+    /// The peers without this node.
+    fn others(&self) -> Vec<Peer> {
+        let Node { name, instance_id, address, sans, .. } = &self.node;
+        let is_own = |peer: &Peer| {
+            peer.id == *name
+                || Some(&peer.id) == instance_id.as_ref()
+                || peer.address.ip() == *address
+                || sans.ips.contains(&peer.address.ip())
+        };
+        self.sources.known_peers().0.values().filter(|peer| !is_own(peer)).cloned().collect()
     }
 
     fn own_route(&self) -> SocketAddr {

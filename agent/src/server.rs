@@ -419,7 +419,7 @@ impl Server for NatsServer {
             }
             Err(error) => Presence::Foreign(with_causes(&error)),
         };
-        let (varz, routez) = tokio::join!(monitor::varz(at.monitor), monitor::routez(at.monitor));
+        let (varz, routez) = tokio::join!(monitor::varz(&at.monitor, chain), monitor::routez(&at.monitor, chain));
         if let Err(error) = &varz {
             tracing::debug!("{}", with_causes(error));
         }

@@ -184,7 +184,7 @@ async fn a_content_that_nats_server_would_refuse_is_named_by_secret_and_line_and
     for (content, code, place) in [
         (unclosed, "configuration_unreadable", "secret:nats/accounts:3"),
         (&unknown, "configuration_refused", "secret:nats/accounts:4"),
-        (&ends, "settings_wont_start", "resolving system account"),
+        (&ends, "settings_wont_start", "secret:nats/accounts:4 system_account"),
     ] {
         world.put(content).await;
         let status = unhealthy(world.node(), place).await;

@@ -169,9 +169,9 @@ async fn every_listener_of_settings_alone_serves_each_new_leaf_on_every_version(
     harness::join_all(runs).await;
 }
 
-/// The agent can't ask a monitoring port with TLS, and the certificate comes into force all the same.
+/// The agent asks a monitoring port with TLS, before and after each rotation.
 #[tokio::test]
-async fn a_monitoring_port_with_tls_serves_each_new_leaf_on_every_version() {
+async fn a_monitoring_port_with_tls_is_asked_and_serves_each_new_leaf_on_every_version() {
     let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
         let mut nodes = nodes(version, 1);
         append(&nodes, &format!("[nats.settings]\nhttps = \"{}\"\n", nodes.nodes[0].monitor()));
@@ -180,13 +180,16 @@ async fn a_monitoring_port_with_tls_serves_each_new_leaf_on_every_version() {
         node.agent.start().unwrap();
         node.committed().await.unwrap();
         cluster.start_server(node).await.unwrap();
-        let served = |status: &serde_json::Value| status["warnings"].to_string().contains("monitoring_silent");
-        status_with(node, served).await;
+        node.healthy(SOON).await.unwrap();
         for _ in 0..4 {
             let renewed = node.agent.renew().await.unwrap();
             assert_eq!(renewed["result"], "confirmed", "{version}: {renewed}");
             let status = node.agent.status().await.unwrap();
             serves(node, node.monitor(), false, at(&status, "leaf.sha256")).await;
+            assert!(!status["warnings"].to_string().contains("monitoring_silent"), "{version}: {status}");
+            assert!(status["nats"]["version"].is_string(), "{version}: {status}");
+            // From 2.11 on nats-server tells the digest of what it has loaded.
+            assert_eq!(status["settings"]["running"], status["settings"]["committed"], "{version}: {status}");
         }
     });
     harness::join_all(runs).await;
@@ -286,6 +289,13 @@ async fn a_change_of_settings_waits_while_a_peer_that_had_a_route_has_none_and_n
     let node = &nodes.nodes[0];
     let committed = |node: &Node| std::fs::read_to_string(node.nats_config()).unwrap();
     assert!(committed(node).contains("max_subscriptions: 1000\n"), "{}", committed(node));
+    // An agent that starts anew, or reads agent.toml anew, remembers the peer.
+    let other = &nodes.nodes[1];
+    other.agent.signal(Signal::SIGHUP).unwrap();
+    let confirmed = other.agent.status().await.unwrap()["served"]["confirmed_at"].clone();
+    status_with(other, |status| status["served"]["confirmed_at"] != confirmed).await;
+    unhealthy(other, "settings_wait_for_peer").await;
+    assert!(committed(other).contains("max_subscriptions: 1000\n"), "{}", committed(other));
     // A person may decide otherwise.
     assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
     assert!(committed(node).contains("max_subscriptions: 2000\n"), "{}", committed(node));

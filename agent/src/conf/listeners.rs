@@ -16,7 +16,7 @@ pub struct Listeners {
     /// The route listener.
     pub route: SocketAddr,
     /// The monitoring listener.
-    pub monitor: SocketAddr,
+    pub monitor: Monitor,
     /// Whether the client listener begins TLS at once (`handshake_first`).
     pub client_is_tls_first: bool,
     /// Whether nats-server throttles new connections of clients (`connection_rate_limit`).
@@ -40,6 +40,22 @@ pub struct TlsListener {
     pub is_tls_first: bool,
 }
 
+/// Where and how monitoring answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Monitor {
+    /// The address.
+    pub address: SocketAddr,
+    /// `None`: without TLS.
+    pub tls: Option<MonitorTls>,
+}
+
+/// TLS of monitoring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MonitorTls {
+    /// The file of the certificate. `None`: the configuration names a list of certificates.
+    pub cert_file: Option<PathBuf>,
+}
+
 impl Listeners {
     /// Reads the listeners from a configuration. What the configuration lacks comes from `[nats]`; so does everything
     /// without a configuration.
@@ -51,7 +67,10 @@ impl Listeners {
         Self {
             client: listener(&facts.listen, nats.listen),
             route: listener(&facts.cluster_listen, nats.cluster_listen),
-            monitor: listener(&facts.monitor_listen, nats.monitor_listen),
+            monitor: Monitor {
+                address: listener(&facts.monitor_listen, nats.monitor_listen),
+                tls: facts.monitor_tls.then(|| MonitorTls { cert_file: facts.client_certificate.map(PathBuf::from) }),
+            },
             client_is_tls_first: is_tls_first(client_tls),
             client_is_throttled: client_tls.is_some_and(|tls| find(tls, &["connection_rate_limit"]).is_some()),
             others: tree.map(others).unwrap_or_default(),
@@ -119,8 +138,23 @@ mod tests {
         let listeners = Listeners::of(Some(&tree), &nats);
         assert_eq!(listeners.client, ([10, 0, 0, 1], 14222).into());
         assert_eq!(listeners.route, ([127, 0, 0, 1], 16222).into());
-        assert_eq!(listeners.monitor, ([127, 0, 0, 1], 18222).into());
+        assert_eq!(listeners.monitor, Monitor { address: ([127, 0, 0, 1], 18222).into(), tls: None });
         assert_eq!(listeners.pid_file, PathBuf::from("/run/pid"));
+    }
+
+    #[test]
+    fn monitoring_with_tls_alone_serves_the_certificate_of_clients() {
+        let nats = NatsConfig::default();
+        let monitor = |text: &str| Listeners::of(crate::conf::read(text, &nats.config).ok().as_ref(), &nats).monitor;
+        let tls = |cert_file: Option<&str>| Some(MonitorTls { cert_file: cert_file.map(PathBuf::from) });
+        for (text, address, expected) in [
+            ("https: \"10.0.0.1:8443\", tls { cert_file: /c }", ([10, 0, 0, 1], 8443), tls(Some("/c"))),
+            ("https_port: 8443, tls { certs: [] }", ([127, 0, 0, 1], 8443), tls(None)),
+            ("http_port: 1, tls { cert_file: /c }", ([127, 0, 0, 1], 1), None),
+            ("http_port: 0, https_port: 2", ([127, 0, 0, 1], 2), tls(None)),
+        ] {
+            assert_eq!(monitor(text), Monitor { address: address.into(), tls: expected }, "{text}");
+        }
     }
 
     #[test]

@@ -15,8 +15,10 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use self::reload::{CONFIRM_TIMEOUT, Proof, UnderWay, Watched};
+use super::links::{Neighbours, UnfitPeer};
 use super::quarantine::Quarantine;
 use crate::clock::Clock;
+use crate::conf::changes::Changes;
 use crate::conf::digest::{UsedVariables, digest as digest_of};
 use crate::conf::effective::{Configuration, Sources};
 use crate::conf::listeners::Listeners;
@@ -139,8 +141,8 @@ pub(crate) struct Desired<'a> {
     pub(crate) is_asked: bool,
     /// A change of peers alone may be loaded with the next reload.
     pub(crate) may_defer: bool,
-    /// Peers that lost their routes to this node. A change of settings goes through one node after the other.
-    pub(crate) away: &'a [String],
+    /// The other servers. A change of settings goes through one node after the other.
+    pub(super) neighbours: Neighbours,
 }
 
 /// Why the desired configuration isn't in force.
@@ -171,36 +173,41 @@ pub enum DeployError {
     /// nats-server does not start with the new settings.
     #[error(
         "nats-server would not start with the new settings, so they are not applied; correct nats.template, nats.include or \
-         [nats.settings]: {said}"
+         [nats.settings]: {said}{}", changed(.changes)
     )]
     WontStart {
         /// nats-server's own words.
         said: String,
+        /// The settings that differ from the running settings.
+        changes: Changes,
     },
     /// nats-server ends when it is told to load the new settings.
     #[error(
         "the running nats-server would end if it loaded the new settings, so they are not applied; correct nats.template, \
-         nats.include or [nats.settings]: {said}"
+         nats.include or [nats.settings]: {said}{}", changed(.changes)
     )]
     WouldKill {
         /// nats-server's own words.
         said: String,
+        /// The settings that differ from the running settings.
+        changes: Changes,
     },
     /// The new settings could not be tried.
     #[error("the new settings could not be tried, so the settings in force stay; they are tried again")]
     NotTried(#[source] TrialTrouble),
-    /// A peer that had a route has none, perhaps for the same change of settings.
+    /// A peer that had a route has none or fails, perhaps for the same change of settings.
     #[error(
         "a change of settings goes through one node after the other, and it waits here while a peer that had a route to \
-         this node has none: {}; look at that peer, or run `agent renew` to make the change all the same", .0.join(", ")
+         this node has none or fails: {}; look at that peer, or run `agent renew` to make the change all the same",
+        peers(.0)
     )]
-    PeersAway(Vec<String>),
+    PeersUnfit(Vec<UnfitPeer>),
     /// nats-server ended with these settings, or refused them, and they have not changed since.
     #[error(
         "nats-server ended or refused a reload with these settings before, so they are not tried again until they change; \
-         `agent renew` tries them once"
+         `agent renew` tries them once{}", changed(.0)
     )]
-    Quarantined,
+    Quarantined(Changes),
     /// One setting of the candidate has two names.
     #[error(transparent)]
     Ambiguous(#[from] Ambiguous),
@@ -326,7 +333,7 @@ impl DeployError {
                 | Self::Ambiguous(_)
                 | Self::WontStart { .. }
                 | Self::WouldKill { .. }
-                | Self::Quarantined
+                | Self::Quarantined(_)
                 | Self::Server(ServerError::Refused { .. })
         )
     }
@@ -340,11 +347,11 @@ impl From<&DeployError> for Reason {
             DeployError::Unreadable(error) => (Code::ConfigurationUnreadable, Some(mistake(error))),
             DeployError::ReadDifferently { theirs, .. } => (Code::ConfigurationReadDifferently, Some(theirs.clone())),
             DeployError::Ambiguous(error) => (Code::SettingsRefused, Some(mistake(error))),
-            DeployError::WontStart { said } => (Code::SettingsWontStart, Some(said.clone())),
-            DeployError::WouldKill { said } => (Code::SettingsWouldKill, Some(said.clone())),
+            DeployError::WontStart { said, .. } => (Code::SettingsWontStart, Some(said.clone())),
+            DeployError::WouldKill { said, .. } => (Code::SettingsWouldKill, Some(said.clone())),
             DeployError::NotTried(_) => (Code::SettingsNotTried, None),
-            DeployError::PeersAway(peers) => (Code::SettingsWaitForPeer, Some(peers.join(", "))),
-            DeployError::Quarantined => (Code::SettingsQuarantined, None),
+            DeployError::PeersUnfit(unfit) => (Code::SettingsWaitForPeer, Some(peers(unfit))),
+            DeployError::Quarantined(changes) => (Code::SettingsQuarantined, Some(changes.to_string())),
             DeployError::Losses(losses) => (Code::ConfigurationTakesAway, Some(mistake(losses))),
             DeployError::PutBack => (Code::SettingsPutBack, None),
             DeployError::ReloadTimedOut { .. } => (Code::ReloadTimedOut, None),
@@ -356,6 +363,21 @@ impl From<&DeployError> for Reason {
         };
         Self::failed(code, subject, error)
     }
+}
+
+fn changed(changes: &Changes) -> String {
+    if changes.is_empty() { String::new() } else { format!("; these settings are new or changed: {changes}") }
+}
+
+/// The most peers that a message names.
+const MAX_PEERS_NAMED: usize = 5;
+
+fn peers(unfit: &[UnfitPeer]) -> String {
+    let mut named: Vec<String> = unfit.iter().take(MAX_PEERS_NAMED).map(ToString::to_string).collect();
+    if unfit.len() > MAX_PEERS_NAMED {
+        named.push(format!("and {} more", unfit.len() - MAX_PEERS_NAMED));
+    }
+    named.join(", ")
 }
 
 fn list(losses: &[TakenAway]) -> String {
@@ -743,20 +765,25 @@ impl CommitPoint {
         let tree = &desired.configuration.tree;
         let known = [&known.running, &known.committed].into_iter().flatten().find(|known| known.names_generation);
         let known = known.map(|known| &known.tree);
-        let settings = self.settings_of(tree);
-        if known.is_some_and(|known| self.settings_of(known) == settings) {
+        let (settings, before) = (self.settings_of(tree), known.map(|known| self.settings_of(known)));
+        if before.as_ref() == Some(&settings) {
             return Ok(None);
         }
-        if !desired.is_asked && known.is_some() && !desired.away.is_empty() {
-            return Err(DeployError::PeersAway(desired.away.to_vec()));
-        }
+        let changes = || Changes::between(before.as_ref(), &settings);
         if !desired.is_asked && self.quarantine().holds(&settings)? {
-            return Err(DeployError::Quarantined);
+            return Err(DeployError::Quarantined(changes()));
         }
         let pid = match seen.observed.presence {
             Presence::Running(pid) => Some(pid),
             _ => None,
         };
+        // Where nats-server doesn't run here, the change takes nothing from the cluster, and may be the remedy.
+        if !desired.is_asked && known.is_some() && pid.is_some() {
+            let unfit = desired.neighbours.unfit(&desired.generation.chain, self.parts.clock.now()).await;
+            if !unfit.is_empty() {
+                return Err(DeployError::PeersUnfit(unfit));
+            }
+        }
         progress.report(Step::Trying);
         match self.parts.server.predict(known.filter(|_| pid.is_some()), tree, pid).await {
             Prediction::Starts | Prediction::Reloadable => Ok(None),
@@ -764,8 +791,8 @@ impl CommitPoint {
                 tracing::info!("the new settings wait for a restart of nats-server: {said}");
                 self.running_with(desired.generation)
             }
-            Prediction::WontStart { said } => Err(DeployError::WontStart { said }),
-            Prediction::Kills { said } => Err(DeployError::WouldKill { said }),
+            Prediction::WontStart { said } => Err(DeployError::WontStart { said, changes: changes() }),
+            Prediction::Kills { said } => Err(DeployError::WouldKill { said, changes: changes() }),
             Prediction::Unknown(trouble) if known.is_some() => Err(DeployError::NotTried(trouble)),
             Prediction::Unknown(trouble) => {
                 tracing::warn!("the first settings are committed without a trial: {}", with_causes(&trouble));

@@ -1,10 +1,12 @@
 //! From a generation to a server that serves it: observe, commit, reload, and note what came of it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
 use super::commit_point::{CommitPoint, DeployError, Desired, Observation};
+use super::links::{Links, Neighbours};
 use super::pass::{PassError, PassRequest};
 use super::retry::Retry;
 use super::starts::Starts;
@@ -14,7 +16,8 @@ use crate::conf::loss::Loss;
 use crate::conf::render::Rendered;
 use crate::config::RenewalConfig;
 use crate::error::with_causes;
-use crate::peers::PeerSet;
+use crate::peers::dial::Dial;
+use crate::peers::{Peer, PeerSet};
 use crate::progress::Progress;
 use crate::reason::{Reason, Told};
 use crate::schedule::{cycle, turn};
@@ -52,8 +55,12 @@ pub(super) struct Order<'a> {
     pub(super) allowed_losses: &'a [Loss],
     /// This node's place in the order of peers.
     pub(super) rank: usize,
-    /// Peers that lost their routes to this node.
-    pub(super) away: &'a [String],
+    /// The peers without this node.
+    pub(super) others: Vec<Peer>,
+    /// The servers that had a route to this node.
+    pub(super) links: &'a mut Links,
+    /// The way to the peers' route ports.
+    pub(super) dial: Arc<dyn Dial>,
     /// The peers in force.
     pub(super) peers: &'a PeerSet,
     /// The identity of this node.
@@ -188,7 +195,10 @@ impl Deployment {
             self.commit_point.end_deferral();
             observed = self.observe(Some(order.generation)).await;
         }
-        let Order { generation, configuration, wanted, allowed_losses, rank, away, .. } = order;
+        let Order { generation, configuration, wanted, allowed_losses, rank, others, links, dial, .. } = order;
+        let routez = self.seen.observed.routez.as_ref();
+        links.note(routez, &others.iter().map(|peer| peer.id.clone()).collect());
+        let neighbours = Neighbours::new(links, routez, &others, dial);
         self.is_expectation_unknown = observed.is_err();
         self.note_confirmed();
         let configuration = match configuration {
@@ -208,7 +218,7 @@ impl Deployment {
             allowed_losses,
             is_asked: wanted.renew,
             may_defer: has_every_route.is_some(),
-            away,
+            neighbours,
         };
         if self.commit_point.await_reload(&desired, &mut self.seen, progress).await? {
             return Ok(self.seen.standing.clone());
@@ -233,7 +243,7 @@ impl Deployment {
                 None => false,
                 Some(Obstacle::Rendering) => true,
                 Some(Obstacle::Text(refused)) => refused != rendered,
-                Some(Obstacle::Peers) => away.is_empty(),
+                Some(Obstacle::Peers) => desired.neighbours.unfit(&generation.chain, now).await.is_empty(),
             };
             if is_ordinary && now < self.retry.next && !is_mended {
                 return match (&self.seen.standing, self.retry.reason.clone()) {
@@ -244,7 +254,7 @@ impl Deployment {
             }
             let applied = self.commit_point.apply(&desired, &mut self.seen, progress).await;
             self.obstacle = match &applied {
-                Err(DeployError::PeersAway(_)) => Some(Obstacle::Peers),
+                Err(DeployError::PeersUnfit(_)) => Some(Obstacle::Peers),
                 Err(error) if error.is_refusal() => Some(Obstacle::Text(desired.configuration.rendered)),
                 _ => None,
             };

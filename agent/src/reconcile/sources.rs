@@ -215,6 +215,19 @@ impl Sources {
         has_taken_over
     }
 
+    /// Remembers the servers that had a route, for the next process.
+    pub(super) fn remember_linked(&mut self, linked: &BTreeSet<String>) {
+        if self.remembered.linked != *linked {
+            self.remembered.linked.clone_from(linked);
+            self.file.write(&self.remembered);
+        }
+    }
+
+    /// The way to the peers' route ports.
+    pub(super) fn dial(&self) -> Arc<dyn Dial> {
+        Arc::clone(&self.dial)
+    }
+
     /// Asks discovery, the credential's source and the included secrets, and remembers nothing. Returns the contents of the
     /// secrets that answered.
     pub(super) async fn preview(&mut self, node: &Node) -> Contents {
@@ -297,8 +310,8 @@ impl Sources {
         served.push(newest.chain.chain().clone());
         let peers = self.peers.last_good.set.0.keys().copied().filter(|address| *address != own);
         let seen = self.dial.served_chains(&newest.chain, peers.collect()).await;
-        let unseen = seen.iter().any(Option::is_none);
-        served.extend(seen.into_iter().flatten());
+        let unseen = seen.values().any(Option::is_none);
+        served.extend(seen.into_values().flatten());
         fetched.keeping(&newest.bundle, |anchor| {
             let needs_it = |chain: &Chain| {
                 let at = in_its_time(chain);

@@ -1,4 +1,4 @@
-//! The monitoring port of nats-server, over plain HTTP on loopback.
+//! The monitoring port of nats-server, over plain HTTP on loopback or over TLS.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -10,6 +10,12 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use super::probe::Prober;
+use crate::conf::listeners::{Monitor, MonitorTls};
+use crate::x509::chain::{Chain, StoredChain};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// `/varz` is a few kilobytes; `/routez` grows with the cluster.
@@ -67,8 +73,10 @@ impl Routez {
 
 /// Why the monitoring port gave no answer.
 #[derive(Debug, thiserror::Error)]
-#[error("no answer from http://{address}{path}")]
+#[error("no answer from {scheme}://{address}{path}")]
 pub struct MonitorError {
+    /// `http` or `https`.
+    pub scheme: &'static str,
     /// The address of the monitoring port.
     pub address: SocketAddr,
     /// The path of the request.
@@ -78,25 +86,57 @@ pub struct MonitorError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// Reads `/varz`.
-pub async fn varz(address: SocketAddr) -> Result<Varz, MonitorError> {
-    get(address, "/varz").await
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Reads `/varz`. Over TLS the port must show the leaf of `ours`, or the leaf in the file that its configuration names.
+pub async fn varz(at: &Monitor, ours: Option<&StoredChain>) -> Result<Varz, MonitorError> {
+    get(at, ours, "/varz").await
 }
 
-/// Reads `/routez`.
-pub async fn routez(address: SocketAddr) -> Result<Routez, MonitorError> {
-    get(address, "/routez").await
+/// Reads `/routez`, as [`varz`] reads `/varz`.
+pub async fn routez(at: &Monitor, ours: Option<&StoredChain>) -> Result<Routez, MonitorError> {
+    get(at, ours, "/routez").await
 }
 
-async fn get<T: DeserializeOwned>(address: SocketAddr, path: &'static str) -> Result<T, MonitorError> {
-    let failed = |source| MonitorError { address, path, source };
-    let answer = tokio::time::timeout(TIMEOUT, fetch(address, path)).await;
+async fn get<T: DeserializeOwned>(
+    at: &Monitor,
+    ours: Option<&StoredChain>,
+    path: &'static str,
+) -> Result<T, MonitorError> {
+    let scheme = if at.tls.is_some() { "https" } else { "http" };
+    let failed = |source| MonitorError { scheme, address: at.address, path, source };
+    let answer = tokio::time::timeout(TIMEOUT, fetch(at, ours, path)).await;
     let bytes = answer.map_err(|elapsed| failed(elapsed.into()))?.map_err(failed)?;
     serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))
 }
 
-async fn fetch(address: SocketAddr, path: &str) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
-    let stream = tokio::net::TcpStream::connect(address).await?;
+async fn fetch(at: &Monitor, ours: Option<&StoredChain>, path: &str) -> Result<Bytes, Cause> {
+    let Some(tls) = &at.tls else {
+        return request(TcpStream::connect(at.address).await?, at.address, path).await;
+    };
+    let (stream, shown) = Prober::anonymous()?.connect(at.address).await?;
+    if is_known(&shown, ours, tls) {
+        request(stream, at.address, path).await
+    } else {
+        Err("it shows another certificate than nats-server was given".into())
+    }
+}
+
+/// Whether a leaf is ours. Until a reload nats-server serves the leaf of the configuration that it runs.
+fn is_known(shown: &Chain, ours: Option<&StoredChain>, tls: &MonitorTls) -> bool {
+    let of_file = || {
+        let pem = std::fs::read(tls.cert_file.as_ref()?).ok()?;
+        Chain::from_pem(&pem).ok()
+    };
+    ours.is_some_and(|ours| ours.chain().leaf() == shown.leaf())
+        || of_file().is_some_and(|of| of.leaf() == shown.leaf())
+}
+
+async fn request(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    address: SocketAddr,
+    path: &str,
+) -> Result<Bytes, Cause> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = hyper::Request::get(path).header("host", address.to_string()).body(Empty::<Bytes>::new())?;
     // The task ends once the sender is dropped. A time-out drops the sender too.
@@ -106,4 +146,80 @@ async fn fetch(address: SocketAddr, path: &str) -> Result<Bytes, Box<dyn std::er
         return Err(format!("it answered {}", response.status()).into());
     }
     Ok(Limited::new(response.into_body(), MAX_ANSWER).collect().await?.to_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rustls::ServerConfig;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::x509::test_ca::{Ca, key};
+
+    fn stored() -> StoredChain {
+        let (pair, key) = key();
+        StoredChain::new(key, Chain::new(vec![Ca::root("root").leaf(&pair).der().clone()]).unwrap()).unwrap()
+    }
+
+    /// A monitoring port that serves this chain. It counts the requests that it reads.
+    async fn serve(chain: &StoredChain) -> (SocketAddr, tokio::task::JoinHandle<usize>) {
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain.chain().certificates().cloned().collect(), chain.key().to_der().unwrap())
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let served = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = acceptor.accept(stream).await else { return 0 };
+            let read = stream.read(&mut [0; 1024]).await.unwrap_or_default();
+            let answer = "HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{\"routes\":[]}";
+            let _gone = stream.write_all(answer.as_bytes()).await;
+            let _end = stream.read(&mut [0]).await;
+            read
+        });
+        (address, served)
+    }
+
+    #[tokio::test]
+    async fn over_tls_only_a_port_with_our_leaf_or_the_committed_leaf_is_asked() {
+        let (ours, other) = (stored(), stored());
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("cert.pem");
+        std::fs::write(&file, ours.chain().to_pem()).unwrap();
+        for (presented, cert_file, is_asked) in [
+            (Some(&ours), None, true),
+            (Some(&other), Some(&file), true),
+            (None, Some(&file), true),
+            (Some(&other), None, false),
+            (None, Some(&directory.path().join("gone.pem")), false),
+        ] {
+            let (address, served) = serve(&ours).await;
+            let at = Monitor { address, tls: Some(MonitorTls { cert_file: cert_file.cloned() }) };
+            let answer = routez(&at, presented).await;
+            assert_eq!(answer.is_ok(), is_asked, "{answer:?}");
+            drop(answer);
+            assert_eq!(served.await.unwrap() > 0, is_asked);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_without_tls_is_no_port_with_tls() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let plain = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _gone = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        });
+        let at = Monitor { address, tls: Some(MonitorTls { cert_file: None }) };
+        let error = varz(&at, Some(&stored())).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("no answer from https://{address}/varz"));
+        plain.await.unwrap();
+    }
 }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use std::net::SocketAddr;
+
 use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -11,6 +13,7 @@ use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, SignatureScheme
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::error::with_causes;
 use crate::x509::chain::{Chain, ChainError, StoredChain};
@@ -240,6 +243,20 @@ impl Prober {
             }
         };
         tokio::time::timeout(TIMEOUT, probe).await.unwrap_or(Err(ProbeError::Slow { address: address() }))
+    }
+
+    /// A connection to a port that begins TLS at once, and the chain that the port shows. The caller decides whether the
+    /// chain is the expected chain.
+    pub(crate) async fn connect(&self, address: SocketAddr) -> Result<(TlsStream<TcpStream>, Chain), ProbeError> {
+        let at = || address.to_string();
+        let stream =
+            TcpStream::connect(address).await.map_err(|source| ProbeError::Connect { address: at(), source })?;
+        let name = ServerName::IpAddress(address.ip().into());
+        let stream = self.connector.connect(name, stream).await;
+        let stream = stream.map_err(|source| ProbeError::Handshake { address: at(), source })?;
+        let shown = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+        let chain = Chain::new(shown).map_err(|source| ProbeError::Chain { address: at(), source })?;
+        Ok((stream, chain))
     }
 
     async fn handshake(&self, address: &str, opening: Opening) -> Result<Chain, ProbeError> {

@@ -23,6 +23,10 @@ pub struct Facts {
     pub cluster_listen: Option<String>,
     /// Monitoring listener: `host:port`, or the port alone.
     pub monitor_listen: Option<String>,
+    /// Monitoring is served with TLS alone, with the certificate of clients.
+    pub monitor_tls: bool,
+    /// `cert_file` of clients.
+    pub client_certificate: Option<String>,
     /// The path of the pid file.
     pub pid_file: Option<String>,
     /// Clients must use TLS: a certificate is configured, and `allow_non_tls` is off.
@@ -59,6 +63,8 @@ impl Facts {
             listen: listener(top)?,
             cluster_listen: listener(&cluster)?,
             monitor_listen: monitor_listener(top)?,
+            monitor_tls: tls::is_monitored_with_tls(top)?,
+            client_certificate: text(&client_tls, &["cert_file"])?,
             pid_file: text(top, &["pidfile", "pid_file"])?,
             client_tls: tls::has_certificate(&client_tls)? && !may_be_on(top, "allow_non_tls")?,
             client_verify: is_on(&client_tls, "verify")? || is_on(&client_tls, "verify_and_map")?,
@@ -104,8 +110,12 @@ fn listener(map: &Map) -> Result<Option<String>, Ambiguous> {
 }
 
 fn monitor_listener(top: &Map) -> Result<Option<String>, Ambiguous> {
-    let http = text(top, &["http"])?;
-    Ok(http.or(text(top, &["http_port", "monitor_port"])?))
+    let names: [&[&str]; 2] = if tls::is_monitored_with_tls(top)? {
+        [&["https"], &["https_port"]]
+    } else {
+        [&["http"], &["http_port", "monitor_port"]]
+    };
+    Ok(text(top, names[0])?.or(text(top, names[1])?))
 }
 
 /// What `after` lacks of `before`.

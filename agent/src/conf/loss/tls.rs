@@ -205,6 +205,11 @@ fn is_a_port(entry: Option<&Entry>) -> bool {
     }
 }
 
+/// Whether monitoring is on, and only with TLS.
+pub(super) fn is_monitored_with_tls(top: &Map) -> Result<bool, Ambiguous> {
+    Ok(monitor(top)? == Monitor::Https)
+}
+
 fn monitor(top: &Map) -> Result<Monitor, Ambiguous> {
     Ok(if is_a_port(top.find(&["http"])?) || is_a_port(top.find(&["http_port", "monitor_port"])?) {
         Monitor::Http
