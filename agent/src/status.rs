@@ -17,9 +17,14 @@ use crate::server::standing::Standing;
 use crate::server::{Observed, Other, Presence, Served};
 use crate::state::generation::Generation;
 use crate::trust::TrustBundle;
+use crate::x509::leaf::Leaf;
 
 /// An anchor that ends within this time makes a warning, because a CA rollover takes preparation.
 const ANCHOR_WARNING: time::Duration = time::Duration::days(365);
+
+/// A certificate that somebody else keeps on a listener makes a warning within this time, and within the last third of its
+/// lifetime.
+const LISTENER_WARNING: time::Duration = time::Duration::days(7);
 
 /// The state of a node in one word.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -277,12 +282,17 @@ impl Status {
         reasons.extend(not_served(&findings.standing, observed));
         let is_there = matches!(observed.presence, Presence::Running(_) | Presence::Foreign(_));
         let refused = if is_there { refused(&findings) } else { Vec::new() };
+        let is_served = findings.standing.is_served();
         let is_reloading = matches!(findings.standing, Standing::Reloading { .. });
         let is_silent = |port: &Result<Served, Silence>| port.as_ref().is_err_and(|silence| !silence.is_harmless());
         let unserved = is_there
             && !is_reloading
-            && (is_silent(&observed.client) || is_silent(&observed.route) || !refused.is_empty());
+            && (is_silent(&observed.client) && !is_served || is_silent(&observed.route) || !refused.is_empty());
         reasons.extend(refused);
+        if let (true, Err(why)) = (is_served && is_silent(&observed.client), &observed.client) {
+            let address = findings.listeners.client.to_string();
+            reasons.push(Reason::ListenerSilent { port: Port::Client, address, why: why.clone() });
+        }
         reasons.extend(others_amiss(&findings));
         let state = match (reasons.is_empty(), expired || unserved) {
             (true, _) => State::Healthy,
@@ -308,6 +318,7 @@ impl Status {
         if let (true, Err(Silence::Full(said))) = (is_there, &observed.client) {
             warnings.push(Reason::ServerFull { said: said.clone() });
         }
+        warnings.extend(others_end(&findings));
         let served = |address: String, port: &Result<Served, Silence>| {
             let Served { sha256, not_after, .. } = port.as_ref().ok()?;
             Some(ServedLeaf { address, not_after: *not_after, sha256: sha256.clone() })
@@ -424,6 +435,7 @@ fn refused(findings: &Findings) -> Vec<Reason> {
 /// keeps.
 fn others_amiss(findings: &Findings) -> Vec<Reason> {
     let amiss = |(port, Other { address, certificate, served }): (&Port, &Other)| match served {
+        Err(why) if why.is_harmless() => None,
         Err(why) => Some(Reason::ListenerSilent { port: *port, address: address.clone(), why: why.clone() }),
         Ok(Served { not_after: Some(at), .. }) if *certificate == Certificate::Foreign && *at <= findings.now => {
             Some(Reason::ListenerCertificateExpired { port: *port, address: address.clone(), at: *at })
@@ -431,6 +443,18 @@ fn others_amiss(findings: &Findings) -> Vec<Reason> {
         Ok(_) => None,
     };
     findings.observed.others.iter().filter_map(amiss).collect()
+}
+
+/// The certificates of others that end soon. The agent renews none of them.
+fn others_end(findings: &Findings) -> Vec<Reason> {
+    let ends = |(port, other): (&Port, &Other)| {
+        let served = other.served.as_ref().ok().filter(|_| other.certificate == Certificate::Foreign)?;
+        let Leaf { not_before, not_after: at, .. } = Leaf::parse(served.chain.leaf()).ok()?;
+        let left = at - findings.now;
+        let is_soon = left > time::Duration::ZERO && left <= LISTENER_WARNING.min((at - not_before) / 3);
+        is_soon.then(|| Reason::ListenerCertificateEnds { port: *port, address: other.address.clone(), at })
+    };
+    findings.observed.others.iter().filter_map(ends).collect()
 }
 
 /// Each reason once. A reason that another reason names among its causes is left out.

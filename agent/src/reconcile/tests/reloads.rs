@@ -159,7 +159,7 @@ impl Change {
         for fault in self.faults.iter().copied() {
             for points in 0.. {
                 let at = format!("after {fault:?} at point {points}");
-                let Some(bench) = self.suffer(fault, points, &more, &at).await else {
+                let Some(bench) = Box::pin(self.suffer(fault, points, &more, &at)).await else {
                     assert!(points >= self.floor, "only {points} points were passed, {at}");
                     break;
                 };
