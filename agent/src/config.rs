@@ -255,6 +255,9 @@ pub struct NatsConfig {
     pub pid_file: PathBuf,
     /// A file of `KEY=VALUE` lines: the values of variables in included files and in the template.
     pub environment_file: Option<PathBuf>,
+    /// How long nats-server may start or drain until the node is failing.
+    #[serde(deserialize_with = "duration")]
+    pub start_timeout: Duration,
     /// `[nats.reload]`.
     pub reload: ReloadConfig,
     /// `[nats.settings]`: settings of nats-server by their own names, merged over what is rendered.
@@ -279,6 +282,7 @@ impl Default for NatsConfig {
             jetstream: JetStream::On(JetStreamLimits::default()),
             pid_file: "/run/nats/nats-server.pid".into(),
             environment_file: None,
+            start_timeout: Duration::from_mins(10),
             reload: ReloadConfig::default(),
             settings: Map::default(),
         }
@@ -907,6 +911,9 @@ impl NatsConfig {
         if let Some(file) = &self.environment_file {
             absolute("nats.environment_file", file.clone())?;
         }
+        if self.start_timeout > MAX_PAUSE {
+            return Err(invalid("nats.start_timeout", "must be a day at most"));
+        }
         if self.reload.timeout < Duration::from_secs(10) || self.reload.timeout > MAX_PAUSE {
             return Err(invalid("nats.reload.timeout", "must lie between 10s and a day"));
         }
@@ -1173,7 +1180,7 @@ mod tests {
         let cases = [
             (
                 ec2("[nats]\nlissten = 1"),
-                "agent.toml:4: nats.lissten: unknown field `lissten`, expected one of `server`, `config`, `template`, `include`, `listen`, `cluster_name`, `cluster_listen`, `monitor_listen`, `client_auth`, `cluster_secret_id`, `jetstream`, `pid_file`, `environment_file`, `reload`, `settings`",
+                "agent.toml:4: nats.lissten: unknown field `lissten`, expected one of `server`, `config`, `template`, `include`, `listen`, `cluster_name`, `cluster_listen`, `monitor_listen`, `client_auth`, `cluster_secret_id`, `jetstream`, `pid_file`, `environment_file`, `start_timeout`, `reload`, `settings`",
             ),
             (
                 ec2("[renewal]\nretry_min = 5"),

@@ -164,6 +164,12 @@ codes! {
     CommittedNotServed = "committed_not_served",
     /// nats-server was told to reload, and nothing shows yet what became of it.
     ReloadUnderWay = "reload_under_way",
+    /// nats-server runs and takes no client yet.
+    ServerStarting = "server_starting",
+    /// nats-server drains: it takes no client any more.
+    ServerDraining = "server_draining",
+    /// nats-server starts again and again, and never serves.
+    ServerCrashLoop = "server_crash_loop",
     /// A TLS listener beside the client and the route port shows no certificate.
     ListenerSilent = "listener_silent",
     /// A TLS listener serves an expired certificate that somebody else keeps.
@@ -200,6 +206,8 @@ codes! {
     SettingsRefused = "settings_refused",
     /// The committed configuration names no generation that can be read.
     ConfigurationWithoutGeneration = "configuration_without_generation",
+    /// nats-server ended at each start with the new settings, and the previous settings are back.
+    SettingsPutBack = "settings_put_back",
     /// A reload did not end in time, and nothing is taken back.
     ReloadTimedOut = "reload_timed_out",
     /// A reload was not confirmed, and the previous configuration is back.
@@ -401,6 +409,18 @@ pub enum Reason {
     NothingCommitted,
     /// nats-server doesn't serve the committed configuration.
     CommittedNotServed(Mismatch),
+    /// nats-server runs and takes no client yet.
+    ServerStarting {
+        /// Since when that is seen.
+        since: OffsetDateTime,
+    },
+    /// nats-server drains: it takes no client any more.
+    ServerDraining {
+        /// Since when that is seen.
+        since: OffsetDateTime,
+    },
+    /// nats-server starts again and again, and never serves.
+    ServerCrashLoop,
     /// A TLS listener beside the client and the route port shows no certificate.
     ListenerSilent {
         /// The listener.
@@ -557,6 +577,9 @@ impl Reason {
             Self::NothingCommitted => Code::NothingCommitted,
             Self::CommittedNotServed(_) => Code::CommittedNotServed,
             Self::ReloadUnderWay { .. } => Code::ReloadUnderWay,
+            Self::ServerStarting { .. } => Code::ServerStarting,
+            Self::ServerDraining { .. } => Code::ServerDraining,
+            Self::ServerCrashLoop => Code::ServerCrashLoop,
             Self::ListenerSilent { .. } => Code::ListenerSilent,
             Self::ListenerCertificateExpired { .. } => Code::ListenerCertificateExpired,
             Self::ListenerCertificateEnds { .. } => Code::ListenerCertificateEnds,
@@ -694,6 +717,19 @@ impl fmt::Display for Reason {
             Self::ServerNotRunning { why } => write!(formatter, "nats-server isn't running: {why}"),
             Self::ServerNotLookedAt => formatter.write_str("nats-server was not looked at yet"),
             Self::NothingCommitted => formatter.write_str("no configuration is committed yet"),
+            Self::ServerStarting { since } => write!(
+                formatter,
+                "nats-server starts since {} and takes no client yet; JetStream may recover its streams first",
+                rfc3339(*since)
+            ),
+            Self::ServerDraining { since } => write!(
+                formatter,
+                "nats-server takes no client since {}: it drains, and its next start reads the committed configuration",
+                rfc3339(*since)
+            ),
+            Self::ServerCrashLoop => formatter.write_str(
+                "nats-server starts again and again, and ends before it serves; its log says why",
+            ),
             Self::ListenerSilent { port, address, why } => {
                 write!(formatter, "the {port} port, {address}, shows no certificate: {why}")
             }

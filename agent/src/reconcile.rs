@@ -14,6 +14,7 @@ mod quarantine;
 mod report;
 mod retry;
 mod sources;
+mod starts;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,7 +28,7 @@ use self::deployment::{Deployment, Order};
 use self::issuing::Issuing;
 use self::last_good::LastGoodFile;
 use self::links::Links;
-pub use self::pass::{PassError, PassRequest};
+pub use self::pass::{PassError, PassRequest, Source};
 use self::sources::{Seams, Sources};
 use crate::clock::Clock;
 use crate::conf::effective::{self, Configuration, Effective, SettingsError};
@@ -43,12 +44,12 @@ use crate::node::Node;
 use crate::peers::PeerSource;
 use crate::peers::dial::Dial;
 use crate::progress::{Progress, Step};
-use crate::reason::Reason;
+use crate::reason::{Code, Reason};
 use crate::server::Presence;
 use crate::server::standing::{Mismatch, Standing};
 use crate::state::durable::FileError;
 use crate::state::generation::{Generation, TlsFiles};
-use crate::status::{LeafStatus, Status};
+use crate::status::{LeafStatus, NodeStatus, Status};
 use crate::trust::TrustSource;
 
 /// The seams, and what is known of the node.
@@ -88,6 +89,10 @@ pub struct Pass {
     pub outcome: Result<Standing, PassError>,
     /// When the next pass is worth making.
     pub next: OffsetDateTime,
+    /// What came of the issuance. `None`: the issuer was not asked.
+    pub issuance: Option<Result<(), Code>>,
+    /// When each source answered last. A source that fails is left out.
+    pub answered: Vec<(Source, OffsetDateTime)>,
 }
 
 /// The stages, each with its own state, and the order between them.
@@ -151,12 +156,15 @@ impl Reconciler {
         self.deployment.note_outcome(&outcome);
         let now = self.clock.now();
         let (status, next) = (self.status(), self.next(now));
+        self.links.note_alone(status.is_alone(), now);
         let others = status.peers.iter().filter(|peer| !status.node.is_own(peer)).map(|peer| peer.id.clone());
         let routez = self.deployment.seen().observed.routez.as_ref();
         let servers = routez.map(|routez| routez.remotes().values().map(|(name, _)| (*name).to_owned()).collect());
         self.links.note(servers, &others.collect());
         self.newest = None;
-        Pass { status, outcome, next }
+        let issuer = self.issuing.retry.succeeded_at().map(|at| (Source::Issuer, at));
+        let answered = self.sources.answered().chain(issuer).collect();
+        Pass { status, outcome, next, issuance: self.issuing.tried.take(), answered }
     }
 
     /// The newest leaf.
@@ -306,7 +314,10 @@ impl Reconciler {
         };
         let rank = self.sources.rank(self.own_route());
         let (allowed_losses, away) = (&self.allowed_losses[..], self.links.away());
-        let order = Order { generation, configuration, wanted, allowed_losses, rank, away };
+        let node = NodeStatus::of(&self.node);
+        let (peers, instance_id) = (self.sources.known_peers(), self.node.instance_id.as_ref());
+        let node = &node;
+        let order = Order { generation, configuration, wanted, allowed_losses, rank, away, peers, node, instance_id };
         self.deployment.apply(order, progress).await
     }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
@@ -80,6 +81,31 @@ impl Served {
     }
 }
 
+/// What tells one start of nats-server from another: each start writes the pid file anew, before anything can fail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartMark {
+    /// The pid in the file.
+    pub pid: i32,
+    /// When the file was written, in nanoseconds since 1970.
+    pub written: i128,
+}
+
+/// What a nats-server that runs is about.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It takes clients.
+    Running,
+    /// It takes no client yet, for instance while JetStream recovers.
+    Starting,
+    /// It took clients, and takes none any more.
+    Draining,
+    /// It loads a configuration, and new connections wait.
+    Reloading,
+    /// It has as many clients as it takes.
+    Full,
+}
+
 /// A TLS listener beside the client and the route port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Other {
@@ -101,6 +127,8 @@ pub struct Observed {
     pub presence: Presence,
     /// When the process started, if it runs.
     pub started: Option<OffsetDateTime>,
+    /// The last start that wrote the pid file.
+    pub start: Option<StartMark>,
     /// The answer to `/varz`, if monitoring answers.
     pub varz: Option<Varz>,
     /// The answer to `/routez`, if monitoring answers.
@@ -129,6 +157,7 @@ impl Observed {
         Self {
             presence: Presence::Absent(why),
             started: None,
+            start: None,
             varz: None,
             routez: None,
             client: none(),
@@ -373,6 +402,7 @@ impl Server for NatsServer {
 
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed {
         let mut started = None;
+        let start = process::start_mark(&at.pid_file);
         let presence = match NatsProcess::find(&at.pid_file, &self.binary, &self.config) {
             Ok(process) => {
                 started = process.started(Clock::System.now());
@@ -383,7 +413,7 @@ impl Server for NatsServer {
                 let seen = match &client {
                     Ok(_) => "serves TLS: check nats.pid_file and nats.listen",
                     Err(Silence::Plain(_)) => "speaks NATS without TLS: check nats.pid_file and nats.listen",
-                    Err(_) => return Observed { client, route, ..Observed::absent(why) },
+                    Err(_) => return Observed { start, client, route, ..Observed::absent(why) },
                 };
                 Presence::Foreign(format!("{why}, and yet {} {seen}", at.client))
             }
@@ -398,7 +428,7 @@ impl Server for NatsServer {
             return Observed { routez, ..last.clone() };
         }
         let Probes { client, route, others } = self.probe(chain, at).await;
-        Observed { presence, started, varz, routez, client, route, others, asked: Instant::now() }
+        Observed { presence, started, start, varz, routez, client, route, others, asked: Instant::now() }
     }
 
     /// A SIGHUP kills nats-server in its first milliseconds, and hangs 2.15.1 in lame duck mode. The client port is closed

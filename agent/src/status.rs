@@ -10,11 +10,12 @@ use crate::conf::listeners::Listeners;
 use crate::conf::loss::Certificate;
 use crate::node::Node;
 use crate::peers::{Peer, PeerSet};
-use crate::reason::{Reason, Told};
+use crate::progress::Step;
+use crate::reason::{Code, Reason, Told};
 use crate::server::monitor::Routez;
 use crate::server::probe::{Port, Silence};
 use crate::server::standing::Standing;
-use crate::server::{Observed, Other, Presence, Served};
+use crate::server::{Observed, Other, Phase, Presence, Served};
 use crate::state::generation::Generation;
 use crate::trust::TrustBundle;
 use crate::x509::leaf::Leaf;
@@ -25,6 +26,9 @@ const ANCHOR_WARNING: time::Duration = time::Duration::days(365);
 /// A certificate that somebody else keeps on a listener makes a warning within this time, and within the last third of its
 /// lifetime.
 const LISTENER_WARNING: time::Duration = time::Duration::days(7);
+
+/// How long a node without any route is no failure: peers start at the same time, or are replaced.
+const ALONE: time::Duration = time::Duration::minutes(2);
 
 /// The state of a node in one word.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -74,6 +78,20 @@ pub struct Status {
     pub settings: SettingsStatus,
     /// The nats-server of the node.
     pub nats: NatsStatus,
+    /// The pass that is under way, if any. Every other field is what the pass before found.
+    #[serde(default)]
+    pub pass: Option<PassStatus>,
+}
+
+/// A pass that is under way.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct PassStatus {
+    /// When the pass began.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// The last step that the pass has completed, if any.
+    #[serde(flatten)]
+    pub step: Option<Step>,
 }
 
 /// The settings of nats-server: what is committed, what runs, what waits and why settings are refused.
@@ -147,6 +165,15 @@ pub struct ServedLeaf {
     pub not_after: Option<OffsetDateTime>,
     /// SHA-256 of the leaf's DER, hexadecimal.
     pub sha256: String,
+}
+
+impl ServedStatus {
+    /// Each listener that showed a leaf.
+    pub fn listeners(&self) -> impl Iterator<Item = (Port, &ServedLeaf)> {
+        let seen = [(Port::Client, &self.client), (Port::Route, &self.route)];
+        let seen = seen.into_iter().filter_map(|(listener, leaf)| Some((listener, leaf.as_ref()?)));
+        seen.chain(self.others.iter().map(|(listener, leaf)| (*listener, leaf)))
+    }
 }
 
 /// The trust bundle in force.
@@ -228,6 +255,20 @@ pub struct NatsStatus {
     pub version: Option<String>,
     /// The digest of the loaded configuration, from nats-server 2.11 on.
     pub config_digest: Option<String>,
+    /// What nats-server is about, if it runs.
+    #[serde(default)]
+    pub state: Option<Phase>,
+}
+
+/// What nats-server is about, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimedPhase {
+    /// What it is about.
+    pub phase: Phase,
+    /// Since when that is seen.
+    pub since: OffsetDateTime,
+    /// When a start or a drain becomes a failure.
+    pub may_last_until: OffsetDateTime,
 }
 
 /// The findings of a pass, from which the status is made.
@@ -235,6 +276,12 @@ pub struct NatsStatus {
 pub struct Findings {
     /// The settings of nats-server, without the digest that nats-server reports.
     pub settings: SettingsStatus,
+    /// What nats-server is about. `None`: it doesn't run.
+    pub phase: Option<TimedPhase>,
+    /// Whether nats-server starts again and again and never serves.
+    pub is_crash_loop: bool,
+    /// Since when this node has a route to none of its peers.
+    pub alone_since: Option<OffsetDateTime>,
     /// The time of the pass.
     pub now: OffsetDateTime,
     /// The identity of the node.
@@ -279,7 +326,12 @@ impl Status {
             }
             Some(_) => {}
         }
-        reasons.extend(not_served(&findings.standing, observed));
+        let in_transition = transition(&findings);
+        match &in_transition {
+            Some(transition) => reasons.push(transition.clone()),
+            None => reasons.extend(not_served(&findings.standing, observed)),
+        }
+        reasons.extend(findings.is_crash_loop.then_some(Reason::ServerCrashLoop));
         let is_there = matches!(observed.presence, Presence::Running(_) | Presence::Foreign(_));
         let refused = if is_there { refused(&findings) } else { Vec::new() };
         let is_served = findings.standing.is_served();
@@ -287,14 +339,24 @@ impl Status {
         let is_silent = |port: &Result<Served, Silence>| port.as_ref().is_err_and(|silence| !silence.is_harmless());
         let unserved = is_there
             && !is_reloading
+            && in_transition.is_none()
             && (is_silent(&observed.client) && !is_served || is_silent(&observed.route) || !refused.is_empty());
         reasons.extend(refused);
         if let (true, Err(why)) = (is_served && is_silent(&observed.client), &observed.client) {
             let address = findings.listeners.client.to_string();
             reasons.push(Reason::ListenerSilent { port: Port::Client, address, why: why.clone() });
         }
-        reasons.extend(others_amiss(&findings));
-        let state = match (reasons.is_empty(), expired || unserved) {
+        let is_passing = is_reloading || in_transition.is_some();
+        let amiss = others_amiss(&findings).into_iter();
+        // A listener that is silent during a start or a reload is told by that reason.
+        reasons.extend(amiss.filter(|reason| !is_passing || reason.code() != Code::ListenerSilent));
+        let peers = routes(&findings.node, findings.instance_id.as_ref(), &findings.peers, observed);
+        let is_alone = is_there && are_all_down(&findings.node, &peers);
+        let is_long_alone = is_alone && findings.alone_since.is_some_and(|since| since + ALONE <= *now);
+        reasons.extend(is_long_alone.then_some(Reason::NoRoute));
+        let is_uncommitted = findings.standing == Standing::NothingCommitted;
+        let fails = expired || unserved || is_uncommitted || findings.is_crash_loop || is_long_alone;
+        let state = match (reasons.is_empty(), fails) {
             (true, _) => State::Healthy,
             (false, false) => State::Degraded,
             (false, true) => State::Failing,
@@ -310,11 +372,7 @@ impl Status {
                 warnings.push(Reason::Anchor { subject, not_after, has_ended });
             }
         }
-        let peers = routes(&findings);
-        let mut others = peers.iter().filter(|peer| !findings.node.is_own(peer)).peekable();
-        if is_there && others.peek().is_some() && others.all(|peer| peer.route == RouteState::Down) {
-            warnings.push(Reason::NoRoute);
-        }
+        warnings.extend((is_alone && !is_long_alone).then_some(Reason::NoRoute));
         if let (true, Err(Silence::Full(said))) = (is_there, &observed.client) {
             warnings.push(Reason::ServerFull { said: said.clone() });
         }
@@ -345,11 +403,21 @@ impl Status {
             nats: NatsStatus {
                 pid: if let Presence::Running(pid) = observed.presence { Some(pid) } else { None },
                 version: observed.varz.as_ref().map(|varz| varz.version.clone()),
+                state: findings.phase.map(|phase| phase.phase),
                 config_digest: observed.varz.as_ref().and_then(|varz| varz.config_digest.clone()),
             },
             node: findings.node,
             renewal: findings.renewal,
+            pass: None,
         }
+    }
+}
+
+impl Status {
+    /// Whether nats-server runs and has a route to none of the other peers.
+    #[must_use]
+    pub(crate) fn is_alone(&self) -> bool {
+        self.nats.pid.is_some() && are_all_down(&self.node, &self.peers)
     }
 }
 
@@ -400,6 +468,24 @@ impl TrustStatus {
         });
         Self { anchors: anchors.collect(), source: bundle.source.clone(), version: bundle.version.clone() }
     }
+}
+
+/// A start or a drain that is no failure yet.
+fn transition(findings: &Findings) -> Option<Reason> {
+    let TimedPhase { phase, since, may_last_until } = findings.phase?;
+    let is_committed = findings.standing != Standing::NothingCommitted;
+    match phase {
+        _ if !is_committed || may_last_until <= findings.now || findings.is_crash_loop => None,
+        Phase::Starting => Some(Reason::ServerStarting { since }),
+        Phase::Draining => Some(Reason::ServerDraining { since }),
+        Phase::Running | Phase::Reloading | Phase::Full => None,
+    }
+}
+
+/// Whether there are other peers, and a route to none.
+fn are_all_down(node: &NodeStatus, peers: &[PeerStatus]) -> bool {
+    let mut others = peers.iter().filter(|peer| !node.is_own(peer)).peekable();
+    others.peek().is_some() && others.all(|peer| peer.route == RouteState::Down)
 }
 
 /// Why nats-server doesn't serve a committed configuration. No reason: it does.
@@ -468,15 +554,19 @@ fn told_once(reasons: &[Reason]) -> Vec<Told> {
 
 /// The peers, each with whether nats-server has a route to it. nats-server reports the server name of a remote, and the
 /// peer's route address where this node dialled. Any other remote can't be matched to a peer, and is counted.
-fn routes(findings: &Findings) -> Vec<PeerStatus> {
-    let Findings { node, observed, .. } = findings;
-    let peers = || findings.peers.0.values();
+pub(crate) fn routes(
+    node: &NodeStatus,
+    instance_id: Option<&String>,
+    peers: &PeerSet,
+    observed: &Observed,
+) -> Vec<PeerStatus> {
+    let peers = || peers.0.values();
     let remotes = observed.routez.as_ref().map(Routez::remotes);
     let remotes = remotes.as_ref().map(|remotes| remotes.values().collect::<Vec<_>>());
     let names: BTreeSet<&str> = remotes.iter().flatten().map(|(name, _)| *name).collect();
     let addresses: BTreeSet<IpAddr> = remotes.iter().flatten().flat_map(|(_, ips)| ips.iter().copied()).collect();
     let is_self = |peer: &Peer| {
-        let names_us = Some(&peer.id) == findings.instance_id.as_ref() || peer.id == node.name;
+        let names_us = Some(&peer.id) == instance_id || peer.id == node.name;
         names_us || node.addresses.contains(&peer.address.ip())
     };
     let is_seen = |peer: &Peer| names.contains(peer.id.as_str()) || addresses.contains(&peer.address.ip());

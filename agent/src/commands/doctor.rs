@@ -146,7 +146,7 @@ async fn daemon(config: &Config) -> Check {
             let found = format!("it runs and is {}; `agent status` says why", status.state);
             if status.state == State::Failing { Check::failed(name, found) } else { Check::warning(name, found) }
         }
-        Ok(Answer::NoPassYet) => Check::warning(name, Reason::FirstPassUnderWay.to_string()),
+        Ok(Answer::NoPassYet { .. }) => Check::warning(name, Reason::FirstPassUnderWay.to_string()),
         Ok(Answer::Refused(refusal)) => Check::warning(name, refusal.to_string()),
         Ok(_) => Check::warning(name, "its answer belongs to another request"),
         Err(ControlError::NoDaemon { path, .. }) => {

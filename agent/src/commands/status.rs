@@ -13,6 +13,7 @@ use crate::daemon::protocol::{Answer, Request};
 use crate::output::{DIGITS, Paint, abbreviated, print, print_json};
 use crate::reason::Reason;
 use crate::reconcile::Reconciler;
+use crate::server::Phase;
 use crate::server::probe::Port;
 use crate::status::{PeerStatus, RouteState, ServedLeaf, ServedStatus, State, Status};
 use crate::wiring::{wire_to_inspect, wire_to_look};
@@ -22,7 +23,10 @@ use crate::wiring::{wire_to_inspect, wire_to_look};
 pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
     let status = match ask(&config.control_socket, &Request::Status, |_| {}).await {
         Ok(Answer::Status(status)) => *status,
-        Ok(Answer::NoPassYet) => inspect(config, Reason::FirstPassUnderWay).await?,
+        Ok(Answer::NoPassYet { pass }) => {
+            let status = inspect(config, Reason::FirstPassUnderWay).await?;
+            Status { pass, ..status }
+        }
         Ok(Answer::Refused(refusal)) => return Err(CommandError::Refused(refusal)),
         Ok(_) => return Err(CommandError::OtherAnswer),
         Err(ControlError::NoDaemon { .. }) => {
@@ -70,6 +74,10 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
     for warning in &status.warnings {
         line("  warning", &warning.text);
     }
+    if let Some(pass) = &status.pass {
+        let step = pass.step.as_ref().map(|step| format!("; last step: {step}")).unwrap_or_default();
+        line("pass", &format!("under way since {}{step}", at(pass.since)));
+    }
     let addresses: Vec<_> = status.node.addresses.iter().map(ToString::to_string).collect();
     line("node", &format!("{} at {}", status.node.name, addresses.join(", ")));
     if let Some(leaf) = &status.leaf {
@@ -105,7 +113,14 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
     }
     let nats = &status.nats;
     let version = nats.version.as_deref().unwrap_or("unknown version");
-    line("nats", &nats.pid.map_or("not running".to_owned(), |pid| format!("pid {pid}, {version}")));
+    let phase = match nats.state {
+        None | Some(Phase::Running) => "",
+        Some(Phase::Starting) => ", starting",
+        Some(Phase::Draining) => ", draining",
+        Some(Phase::Reloading) => ", reloading",
+        Some(Phase::Full) => ", full",
+    };
+    line("nats", &nats.pid.map_or("not running".to_owned(), |pid| format!("pid {pid}, {version}{phase}")));
     // The id of a static peer that is given by its address is the address.
     let named = || status.peers.iter().filter(|peer| peer.id != peer.address);
     let id = named().map(|peer| peer.id.len()).max().unwrap_or_default();
@@ -171,7 +186,8 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::status::{LeafStatus, NatsStatus, NodeStatus, RenewalStatus};
+    use crate::progress::Step;
+    use crate::status::{LeafStatus, NatsStatus, NodeStatus, PassStatus, RenewalStatus};
 
     const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
 
@@ -185,7 +201,9 @@ mod tests {
             sha256: "0a".repeat(32),
             generation: 7,
         };
-        let shown = || Some(ServedLeaf { sha256: leaf.sha256.clone(), ..ServedLeaf::default() });
+        let shown = || {
+            Some(ServedLeaf { sha256: leaf.sha256.clone(), not_after: Some(leaf.not_after), ..ServedLeaf::default() })
+        };
         let peer = |id: &str, address: &str, route| PeerStatus {
             id: id.into(),
             address: address.into(),
@@ -212,7 +230,8 @@ mod tests {
             ],
             renewal: RenewalStatus::default(),
             settings: crate::status::SettingsStatus::default(),
-            nats: NatsStatus { pid: Some(4711), version: Some("2.15.1".into()), config_digest: None },
+            nats: NatsStatus { pid: Some(4711), version: Some("2.15.1".into()), ..NatsStatus::default() },
+            pass: None,
         }
     }
 
@@ -250,6 +269,15 @@ mod tests {
         let expected = ["not confirmed yet", "client    another leaf, sha256:0c…", "route     nothing"];
         assert_eq!(told(Some(serde_json::from_str(old).unwrap())), expected);
         assert_eq!(told(None), ["nothing, nats-server isn't running"]);
+    }
+
+    #[test]
+    fn a_pass_under_way_is_told_with_its_last_step() {
+        let during = |step| Status { pass: Some(PassStatus { since: NOW, step }), ..sample() };
+        assert_eq!(lines(&sample(), "pass"), Vec::<String>::new());
+        assert_eq!(lines(&during(None), "pass"), ["under way since 2026-03-01T12:00:00Z (in 0s)"]);
+        let committed = lines(&during(Some(Step::Committed { generation: 8 })), "pass");
+        assert_eq!(committed, ["under way since 2026-03-01T12:00:00Z (in 0s); last step: committed generation 8"]);
     }
 
     #[test]

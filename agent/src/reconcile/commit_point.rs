@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use self::reload::{CONFIRM_TIMEOUT, Proof, UnderWay, Watched};
@@ -45,6 +46,8 @@ pub struct CommitPoint {
     /// What the committed text makes nats-server serve. Kept because `nats-server -t` takes milliseconds.
     expectation: Option<(Rendered, Expected)>,
     waiting: Option<WaitingSettings>,
+    /// A change of peers that is committed, and loaded with the next reload.
+    deferred: Option<Deferred>,
     /// A reload that has not ended.
     under_way: Option<UnderWay>,
     /// SHA-256 of the newest leaf that a port was seen to serve as expected.
@@ -102,6 +105,17 @@ struct WaitingSettings {
     names: Vec<String>,
 }
 
+/// A change of peers that nats-server was not told of. Gossip connects the peers meanwhile, and a reload has its cost: each
+/// reload authenticates every client anew.
+#[derive(Clone, Debug)]
+struct Deferred {
+    since: OffsetDateTime,
+    /// The server that has not loaded the change. nats-server has another id after each start.
+    server_id: String,
+    /// What nats-server is expected to serve meanwhile.
+    expected: Expected,
+}
+
 /// What was seen of nats-server, and what it says about the committed configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Observation {
@@ -123,6 +137,8 @@ pub(crate) struct Desired<'a> {
     pub(crate) allowed_losses: &'a [Loss],
     /// A person asks for it: settings in quarantine are tried once, and no peer is waited for.
     pub(crate) is_asked: bool,
+    /// A change of peers alone may be loaded with the next reload.
+    pub(crate) may_defer: bool,
     /// Peers that lost their routes to this node. A change of settings goes through one node after the other.
     pub(crate) away: &'a [String],
 }
@@ -194,6 +210,12 @@ pub enum DeployError {
          `agent renew {}` once", list(.0), switches(.0)
     )]
     Losses(Vec<TakenAway>),
+    /// nats-server ended at each start with the new settings, and the previous settings are back.
+    #[error(
+        "nats-server ended three times as it started with the new settings, so the settings that it ran with before are back \
+         for its next start; its log says why. Correct nats.template, nats.include or [nats.settings]"
+    )]
+    PutBack,
     /// A reload did not end. Nothing is taken back, because nats-server refused nothing.
     #[error(
         "nats-server was told to reload, and for {} it neither answers nor serves the new configuration ({mismatch}); nothing is \
@@ -324,6 +346,7 @@ impl From<&DeployError> for Reason {
             DeployError::PeersAway(peers) => (Code::SettingsWaitForPeer, Some(peers.join(", "))),
             DeployError::Quarantined => (Code::SettingsQuarantined, None),
             DeployError::Losses(losses) => (Code::ConfigurationTakesAway, Some(mistake(losses))),
+            DeployError::PutBack => (Code::SettingsPutBack, None),
             DeployError::ReloadTimedOut { .. } => (Code::ReloadTimedOut, None),
             DeployError::RolledBack { .. } => (Code::ReloadRolledBack, None),
             DeployError::NotConfirmed { .. } => (Code::ReloadNotConfirmed, None),
@@ -351,6 +374,7 @@ impl CommitPoint {
             parts,
             expectation: None,
             waiting: None,
+            deferred: None,
             under_way: None,
             shown: None,
             listeners: KnownListeners::default(),
@@ -419,6 +443,7 @@ impl CommitPoint {
         // A server that doesn't tell its id is taken for the same server.
         let is_same = |waiting: &WaitingSettings| !has_ended && server_id.is_none_or(|id| *id == waiting.server_id);
         self.waiting = self.waiting.take().filter(is_same);
+        self.deferred = self.deferred.take().filter(|deferred| !has_ended && server_id == Some(&deferred.server_id));
         if self.waiting.is_none() {
             // After a restart nobody listens where the committed text has no listener any more.
             let is_there = |port| now.others.iter().any(|other| port_of(other.listener) == Some(port));
@@ -436,9 +461,9 @@ impl CommitPoint {
             let expected = self.expectation_of(&committed).await?;
             self.expectation = Some((committed.clone(), expected));
         }
-        let ((Some(WaitingSettings { expected, .. }), _) | (None, Some((_, expected)))) =
-            (&self.waiting, &self.expectation)
-        else {
+        let meanwhile = self.waiting.as_ref().map(|waiting| &waiting.expected);
+        let meanwhile = meanwhile.or(self.deferred.as_ref().map(|deferred| &deferred.expected));
+        let Some(expected) = meanwhile.or(self.expectation.as_ref().map(|(_, expected)| expected)) else {
             return Err(DeployError::Unnamed(self.parts.nats.config.clone()));
         };
         let expected = expected.clone();
@@ -484,6 +509,21 @@ impl CommitPoint {
         }
     }
 
+    /// Puts back the settings that nats-server ran with, because it ended again and again with the committed settings.
+    /// No error: it ran with these settings before, or with none, so there is nothing to put back.
+    pub(crate) async fn put_back(&mut self, desired: &Desired<'_>, progress: &Progress) -> Result<(), DeployError> {
+        let Some(committed) = self.committed()?.and_then(|text| self.tree_of(&text)) else { return Ok(()) };
+        let running = read_config(&self.running_file())?.and_then(|text| self.tree_of(&text));
+        let settings = self.settings_of(&committed);
+        if running.is_none_or(|running| self.settings_of(&running) == settings) {
+            return Ok(());
+        }
+        let Some(text) = self.running_with(desired.generation)? else { return Ok(()) };
+        self.quarantine().put(&settings)?;
+        self.commit(&text, desired.generation, progress).await?;
+        Err(DeployError::PutBack)
+    }
+
     /// Commits what is desired and has nats-server load it, as far as `seen` shows that this is needed.
     pub(crate) async fn apply(
         &mut self,
@@ -498,8 +538,14 @@ impl CommitPoint {
         {
             return self.apply_around_waiting(desired, running, seen, progress).await;
         }
-        if self.committed()?.as_ref() != Some(rendered) {
+        let committed = self.committed()?;
+        if committed.as_ref() != Some(rendered) {
+            let deferred = self.deferral(committed.as_ref(), desired, seen);
             match self.prove_and_commit(desired, seen, progress).await {
+                Ok(Commit::Committed) if deferred.is_some() => {
+                    self.deferred = deferred;
+                    return self.observe(Some(&desired.generation.chain), seen).await;
+                }
                 Ok(Commit::Committed) => {}
                 Ok(Commit::NeedsRestart(running)) => {
                     return self.apply_around_waiting(desired, running, seen, progress).await;
@@ -525,6 +571,36 @@ impl CommitPoint {
             (_, Standing::NotServed(mismatch)) => Err(DeployError::Replaced { mismatch: mismatch.clone() }),
             _ => Ok(()),
         }
+    }
+
+    /// How a change of peers alone is deferred: nats-server serves everything else that is desired. `None`: the change is
+    /// loaded at once.
+    fn deferral(&self, committed: Option<&Rendered>, desired: &Desired<'_>, seen: &Observation) -> Option<Deferred> {
+        if !desired.may_defer || desired.is_asked || !seen.standing.is_served() || self.waiting.is_some() {
+            return None;
+        }
+        let committed = committed?;
+        let is_same_generation = self.parts.generations.named_in(committed.text()) == Some(desired.generation.number);
+        let is_of_peers = self.settings_of(&self.tree_of(committed)?) == self.settings_of(&desired.configuration.tree);
+        if !is_same_generation || !is_of_peers {
+            return None;
+        }
+        let varz = seen.observed.varz.as_ref()?;
+        let (since, expected) = match &self.deferred {
+            Some(deferred) => (deferred.since, deferred.expected.clone()),
+            None => (self.parts.clock.now(), self.expectation.as_ref()?.1.clone()),
+        };
+        Some(Deferred { since, server_id: varz.server_id.clone(), expected })
+    }
+
+    /// Since when a change of peers waits for the next reload.
+    pub(crate) fn deferred_since(&self) -> Option<OffsetDateTime> {
+        self.deferred.as_ref().map(|deferred| deferred.since)
+    }
+
+    /// Ends the wait of a change of peers. The next observation shows the change as not served.
+    pub(crate) fn end_deferral(&mut self) {
+        self.deferred = None;
     }
 
     /// Has nats-server load the generation with the settings that it runs with, because the desired settings can't be had:
@@ -778,6 +854,7 @@ impl CommitPoint {
         progress.report(Step::Committed { generation: generation.number });
         self.expectation = Some((rendered, Expected::of(digest, generation.chain.leaf())));
         self.waiting = None;
+        self.deferred = None;
         Ok(())
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use time::OffsetDateTime;
+
 /// What the passes of this process saw of the routes to other servers, by `server_name`.
 #[derive(Default)]
 pub(super) struct Links {
@@ -9,6 +11,8 @@ pub(super) struct Links {
     seen: BTreeSet<String>,
     /// Of these the servers without a route now.
     away: Vec<String>,
+    /// Since when this node has a route to none of its peers.
+    alone_since: Option<OffsetDateTime>,
 }
 
 impl Links {
@@ -26,6 +30,16 @@ impl Links {
             self.seen.clone_from(&now);
         }
         self.away = self.seen.difference(&now).cloned().collect();
+    }
+
+    /// Notes whether this node has a route to none of its peers.
+    pub(super) fn note_alone(&mut self, is_alone: bool, now: OffsetDateTime) {
+        self.alone_since = is_alone.then(|| self.alone_since.unwrap_or(now));
+    }
+
+    /// Since when this node has a route to none of its peers.
+    pub(super) fn alone_since(&self) -> Option<OffsetDateTime> {
+        self.alone_since
     }
 
     /// The servers that lost their routes.

@@ -37,6 +37,9 @@ impl Reconciler {
             faults,
             warnings,
             settings: self.deployment.settings(),
+            phase: self.deployment.phase(),
+            is_crash_loop: self.deployment.is_crash_loop(),
+            alone_since: self.links.alone_since(),
         })
     }
 

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 
 use self::included::Included;
 use super::last_good::{LastGood, LastGoodFile};
+use super::pass::Source;
 use super::retry::Retry;
 use crate::aws::secret::SecretError;
 use crate::clock::Clock;
@@ -407,6 +408,18 @@ impl Sources {
             Some(takeover) => warnings.extend(takeover.next.map(|at| Reason::CredentialTakesOver { at })),
         }
         warnings
+    }
+
+    /// When each source answered last. A source that fails is left out.
+    pub(super) fn answered(&self) -> impl Iterator<Item = (Source, OffsetDateTime)> {
+        let credential = self.credential.as_ref().and_then(|polled| polled.retry.succeeded_at());
+        let answered = [
+            (Source::Bundle, self.trust.retry.succeeded_at()),
+            (Source::Peers, self.peers.retry.succeeded_at()),
+            (Source::Credential, credential),
+            (Source::Included, self.included.answered_at()),
+        ];
+        answered.into_iter().filter_map(|(source, at)| Some((source, at?)))
     }
 
     /// When the sources are worth another question.

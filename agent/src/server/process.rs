@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use time::OffsetDateTime;
 
+use super::StartMark;
 use crate::state::durable::{self, FileError};
 
 const MAX_PID_FILE: u64 = 64;
@@ -115,6 +116,16 @@ impl NatsProcess {
             }
         }
     }
+}
+
+/// The last start that wrote the pid file, whether or not its process lives.
+pub(crate) fn start_mark(pid_file: &Path) -> Option<StartMark> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(pid_file).ok()?;
+    let text = durable::read_if_there(pid_file, MAX_PID_FILE).ok()??;
+    let pid = std::str::from_utf8(&text).ok()?.trim().parse().ok()?;
+    let written = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+    Some(StartMark { pid, written })
 }
 
 /// Kills every process whose configuration (`-c`) lies in one of these directories.

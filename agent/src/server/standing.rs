@@ -286,6 +286,7 @@ mod tests {
         let mut observed = Observed {
             presence: Presence::Running(1),
             started: None,
+            start: None,
             varz: Some(varz),
             routez: None,
             client: leaf(),

@@ -7,7 +7,6 @@ use time::macros::datetime;
 use tokio::time::Instant;
 
 use super::*;
-use crate::reason::Code;
 use crate::server::monitor::{RouteConnection, Varz};
 use crate::server::standing::{Evidence, Mismatch};
 use crate::state::generation::TlsFiles;
@@ -109,6 +108,7 @@ fn healthy() -> Findings {
         observed: Observed {
             presence: Presence::Running(4711),
             started: None,
+            start: None,
             varz: Some(varz),
             routez: Some(routez([("n2", "10.0.1.2")])),
             client: Ok(served(OURS, b"")),
@@ -121,6 +121,9 @@ fn healthy() -> Findings {
         confirmed_at: Some(NOW),
         renewal: RenewalStatus::default(),
         settings: crate::status::SettingsStatus::default(),
+        phase: None,
+        is_crash_loop: false,
+        alone_since: None,
         faults: Vec::new(),
         warnings: Vec::new(),
     }

@@ -25,11 +25,11 @@ use nats_tls_agent::conf::effective::Sources;
 use nats_tls_agent::conf::listeners::Listeners;
 use nats_tls_agent::conf::render::Rendered;
 use nats_tls_agent::conf::tree::Map;
-use nats_tls_agent::server::monitor::{CertificateEnds, Varz};
+use nats_tls_agent::server::monitor::{CertificateEnds, Routez, Varz};
 use nats_tls_agent::server::probe::{ProbeError, Silence};
 use nats_tls_agent::server::process::ProcessError;
 use nats_tls_agent::server::trial::Prediction;
-use nats_tls_agent::server::{Observed, Presence, Served, Server, ServerError, Variables};
+use nats_tls_agent::server::{Observed, Presence, Served, Server, ServerError, StartMark, Variables};
 use nats_tls_agent::trust::TrustBundle;
 use nats_tls_agent::x509::chain::{Chain, StoredChain};
 use nats_tls_agent::x509::leaf::Leaf;
@@ -140,6 +140,10 @@ pub struct FakeServer {
     /// Seconds that a reload takes. Meanwhile handshakes and monitoring hang, as while nats-server authenticates each
     /// client with a bcrypt password anew (§11).
     pub reload_seconds: AtomicU64,
+    /// The routes that monitoring reports, if it reports any.
+    pub routez: Mutex<Option<Routez>>,
+    /// Whether the process ends as it starts, after it wrote its pid file.
+    pub ends_at_start: AtomicBool,
     /// Whether the version is below 2.11, which reports no digest.
     pub is_old: AtomicBool,
     /// Whether the monitoring port doesn't answer.
@@ -177,6 +181,8 @@ impl FakeServer {
             is_deaf: off(),
             is_old: off(),
             reload_seconds: AtomicU64::new(0),
+            routez: Mutex::default(),
+            ends_at_start: off(),
             is_mute: off(),
             clock,
             pace,
@@ -220,6 +226,10 @@ impl FakeServer {
         process.starts += 1;
         process.loads_at = None;
         process.started = renamed_at(&self.config).map(|renamed| renamed + Duration::from_nanos(1));
+        if self.ends_at_start.load(Ordering::Relaxed) {
+            process.loaded = None;
+            return;
+        }
         drop(process);
         if let Some(read) = self.read(&self.config, "a start") {
             self.load(read);
@@ -314,7 +324,9 @@ impl Server for FakeServer {
             process.loaded.clone().zip(process.load_time).map(|(loaded, time)| (loaded, time, process.starts))
         };
         let Some((loaded, config_load_time, starts)) = seen else {
-            return Observed::absent("it does not run".into());
+            let starts = self.process().starts;
+            let start = (starts > 0).then(|| StartMark { pid: PID, written: i128::from(starts) });
+            return Observed { start, ..Observed::absent("it does not run".into()) };
         };
         self.pace.end().await;
         let served = if is_loading || self.is_deaf.load(Ordering::Relaxed) {
@@ -325,6 +337,7 @@ impl Server for FakeServer {
         Observed {
             presence: Presence::Running(PID),
             started: self.process().started,
+            start: Some(StartMark { pid: PID, written: i128::from(starts) }),
             varz: (!is_loading && !self.is_mute.load(Ordering::Relaxed)).then(|| Varz {
                 version: "2.15.1".into(),
                 server_id: format!("start {starts}"),
@@ -332,7 +345,7 @@ impl Server for FakeServer {
                 config_digest: self.digest_of_text(&loaded.text),
                 ends: self.ends(&loaded).into(),
             }),
-            routez: None,
+            routez: self.routez.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             client: served.clone(),
             route: served,
             others: BTreeMap::new(),

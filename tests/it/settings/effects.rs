@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 
-use async_nats::jetstream::{self, stream};
 use harness::cluster::Node;
 use harness::imds::{ImdsStub, InstanceFacts};
 use harness::nats_server::monitor;
@@ -86,20 +85,6 @@ async fn tags_of_the_zone_and_settings_inside_rendered_blocks_take_effect_and_ro
             }
         }
         assert_in_effect(&cluster, "eu-west-1a").await;
-
-        // Both nodes have the tag of one zone, so JetStream finds no second place for a replica.
-        let node = &cluster.nodes[0];
-        let ca = node.newest_generation().unwrap().join("ca.pem");
-        let options = async_nats::ConnectOptions::new().add_root_certificates(ca);
-        let client = options.connect(format!("tls://{}", node.client())).await.unwrap();
-        let jetstream = jetstream::new(client);
-        let create = async |name: &str, num_replicas| {
-            let config = stream::Config { name: name.to_owned(), num_replicas, ..stream::Config::default() };
-            jetstream.create_stream(config).await.map_err(|error| error.to_string())
-        };
-        eventually("a stream of one replica", SOON, || create("one", 1)).await.unwrap();
-        let refused = create("two", 2).await.unwrap_err();
-        assert!(refused.contains("no suitable peers"), "{version}: {refused}");
     });
     harness::join_all(runs).await;
 }

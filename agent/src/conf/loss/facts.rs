@@ -1,6 +1,10 @@
 //! The facts of a configuration, read from its effective tree.
 
+use std::collections::BTreeMap;
+
 use super::access::{self, Access};
+use super::limits::Limits;
+use super::permissions::{Change, Permissions};
 use super::store::{self, Store};
 use super::tls::{self, Listeners, is_on, may_be_on};
 use super::values::{block, is_given, text};
@@ -38,6 +42,9 @@ pub struct Facts {
     pub(super) listeners: Listeners,
     pub(super) access: Access,
     pub(super) store: Option<Store>,
+    pub(super) cluster_permissions: Permissions,
+    pub(super) limits: Limits,
+    pub(super) jetstream_limits: BTreeMap<&'static str, i64>,
 }
 
 impl Facts {
@@ -64,6 +71,9 @@ impl Facts {
             listeners: Listeners::of(top)?,
             access: Access::of(top)?,
             store: Store::of(top)?,
+            cluster_permissions: cluster_permissions(&cluster)?,
+            limits: Limits::of_server(top)?,
+            jetstream_limits: Limits::of_jetstream(top)?,
         })
     }
 }
@@ -72,6 +82,13 @@ impl Facts {
 fn credential(map: &Map) -> Result<bool, Ambiguous> {
     let authorization = block(map, &["authorization"])?;
     Ok(is_given(&authorization, &["user", "username"])? && is_given(&authorization, &["pass", "password"])?)
+}
+
+/// The permissions of routes. Those in `authorization` apply where the cluster has none.
+fn cluster_permissions(cluster: &Map) -> Result<Permissions, Ambiguous> {
+    let authorization = block(cluster, &["authorization"])?;
+    let below = authorization.find(&["default_permissions", "default_permission", "permissions"])?;
+    Permissions::of(cluster.find(&["permissions"])?.or(below))
 }
 
 fn listener(map: &Map) -> Result<Option<String>, Ambiguous> {
@@ -106,8 +123,23 @@ pub(super) fn compare(before: &Facts, after: &Facts, found: &mut Found) {
     if let (Some(before), Some(after)) = (&before.store, &after.store) {
         store::compare(before, after, found);
     }
+    if before.jetstream && after.jetstream {
+        for (name, limit) in &after.jetstream_limits {
+            if before.jetstream_limits.get(name).is_some_and(|before| limit < before) {
+                found.add(Loss::JetStreamLimits, format!("JetStream would have a lower {name}"));
+            }
+        }
+    }
+    for name in after.limits.lowered(&before.limits) {
+        found.add(Loss::ServerLimits, format!("nats-server would have a lower {name}"));
+    }
+    if after.cluster_permissions.change_from(&before.cluster_permissions) > Change::Kept {
+        found.add(Loss::ClusterPermissions, "more subjects could cross the routes");
+    }
     renamed("cluster", Loss::ClusterName, [&before.cluster_name, &after.cluster_name], found);
-    renamed("gateway", Loss::GatewayName, [&before.gateway_name, &after.gateway_name], found);
+    if after.listeners.has_gateway() {
+        renamed("gateway", Loss::GatewayName, [&before.gateway_name, &after.gateway_name], found);
+    }
     if before.cluster_credential && !after.cluster_credential {
         found.add(Loss::ClusterCredential, "routes would no longer need the cluster credential");
     }

@@ -247,6 +247,7 @@ impl CommitPoint {
 
     fn note_reloaded(&mut self, expected: &Expected, before: &Observed, seen: &Observation) -> Result<(), DeployError> {
         self.waiting = None;
+        self.deferred = None;
         if seen.standing.is_served() && expected.came_to_be_served(before, &seen.observed) {
             self.note_running()?;
         }

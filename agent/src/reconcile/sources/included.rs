@@ -83,6 +83,12 @@ impl Included {
         self.polled.iter().filter_map(|(_, polled)| polled.retry.reason.clone())
     }
 
+    /// When the secret answered that has waited longest for an answer.
+    pub(super) fn answered_at(&self) -> Option<OffsetDateTime> {
+        let answers: Option<Vec<_>> = self.polled.iter().map(|(_, polled)| polled.retry.succeeded_at()).collect();
+        answers?.into_iter().min()
+    }
+
     /// When secrets are worth another question.
     pub(super) fn times(&self) -> impl Iterator<Item = OffsetDateTime> {
         self.polled.iter().map(|(_, polled)| polled.retry.next)

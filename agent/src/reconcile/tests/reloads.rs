@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::conf::effective::SettingsError;
+use crate::server::monitor::{RouteConnection, Routez};
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_dies_of_the_signal_is_told_so_and_its_next_start_comes_to_serve_what_was_paid_for() {
@@ -21,6 +22,55 @@ async fn a_server_that_dies_of_the_signal_is_told_so_and_its_next_start_comes_to
     assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));
 }
 
+/// One route to each of these peers.
+fn routes_to(bench: &Bench, peers: &[u8]) {
+    let routes = peers.iter().map(|number| RouteConnection {
+        remote_id: format!("server {number}"),
+        remote_name: format!("i-{number}"),
+        ip: Some([127, 0, 0, *number].into()),
+    });
+    *bench.server.routez.lock().unwrap() = Some(Routez { routes: routes.collect() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_peers_alone_is_loaded_with_the_next_reload_while_every_peer_has_a_route() {
+    let bench = Bench::new().await;
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2]));
+    routes_to(&bench, &[2]);
+    let mut agent = bench.serving().await;
+    let before = bench.server.loaded().unwrap().text.clone();
+    for count in [3, 4] {
+        let all: Vec<u8> = (1..=count).collect();
+        routes_to(&bench, &all[1..]);
+        *bench.peers.0.lock().unwrap() = Some(peers(&all));
+        let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(1)).await;
+        assert_eq!((pass.status.state, bench.server.reloads()), (State::Healthy, 0), "{:?}", pass.status.reasons);
+        assert!(bench.committed().contains(&format!("127.0.0.{count}:1")));
+        assert_eq!(bench.server.loaded().unwrap().text, before);
+    }
+    let pass = renew(&mut agent).await;
+    assert_eq!((pass.status.state, bench.server.reloads()), (State::Healthy, 1), "{:?}", pass.status.reasons);
+    assert_eq!(bench.server.loaded().unwrap().text, bench.committed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_without_a_route_is_loaded_after_a_minute_and_at_once_where_routes_are_not_reported() {
+    let bench = Bench { interval: Duration::from_secs(30), ..Bench::new().await };
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2]));
+    routes_to(&bench, &[2]);
+    let mut agent = bench.serving().await;
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3]));
+    bench.live(&mut agent, bench.clock.now() + Duration::from_secs(50)).await;
+    assert_eq!(bench.server.reloads(), 0);
+    bench.live(&mut agent, bench.clock.now() + Duration::from_mins(4)).await;
+    assert_eq!((bench.server.reloads(), &bench.server.loaded().unwrap().text), (1, &bench.committed()));
+
+    *bench.server.routez.lock().unwrap() = None;
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3, 4]));
+    bench.live(&mut agent, bench.clock.now() + Duration::from_mins(4)).await;
+    assert_eq!((bench.server.reloads(), &bench.server.loaded().unwrap().text), (2, &bench.committed()));
+}
+
 /// A reload that is under way, after its first pass.
 async fn reloading(bench: &Bench, seconds: u64) -> Reconciler {
     let mut agent = bench.serving().await;
@@ -37,7 +87,7 @@ async fn reloading(bench: &Bench, seconds: u64) -> Reconciler {
 async fn invariant_16_a_slow_reload_is_waited_for_without_a_second_signal_and_nothing_is_taken_back() {
     for seconds in [12, 19, 32, 200] {
         let bench = Bench::new().await;
-        let mut agent = reloading(&bench, seconds).await;
+        let mut agent = Box::pin(reloading(&bench, seconds)).await;
         let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_secs(seconds)).await;
         assert_eq!((pass.status.state, bench.server.reloads()), (State::Healthy, 1), "{:?}", pass.status.reasons);
         assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));
@@ -48,7 +98,7 @@ async fn invariant_16_a_slow_reload_is_waited_for_without_a_second_signal_and_no
 #[tokio::test(start_paused = true)]
 async fn invariant_16_a_reload_that_never_ends_is_told_after_its_time_limit_and_taken_back_by_nobody() {
     let bench = Bench::new().await;
-    let mut agent = reloading(&bench, 3_600).await;
+    let mut agent = Box::pin(reloading(&bench, 3_600)).await;
     let committed = bench.committed();
     let limit = NatsConfig::default().reload.timeout;
     let pass = bench.live(&mut agent, bench.clock.now() + limit + Duration::from_secs(30)).await;
@@ -89,6 +139,56 @@ async fn invariant_18_a_first_start_counts_on_every_version_so_a_bad_file_holds_
         assert!(newest.generation > 1, "nothing was renewed");
         assert_eq!(bench.server.served().map(|leaf| leaf.serial), Some(newest.serial), "mute: {is_mute}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_with_which_nats_server_ends_at_each_start_are_taken_back_after_the_third_death() {
+    let mut bench = Bench::new().await;
+    drop(bench.serving().await);
+    bench.server.stop();
+    let before = bench.name;
+    bench.name = "another";
+    let mut agent = bench.agent();
+    bench.server.ends_at_start.store(true, Ordering::Relaxed);
+    let name = || setting(&bench.committed(), "server_name").unwrap();
+    let mut outcomes = Vec::new();
+    for _ in 0..5 {
+        outcomes.push(agent.pass(&PassRequest::default(), &Progress::default()).await);
+        if name() == before && outcomes.len() > 1 {
+            break;
+        }
+        assert_eq!(name(), "another");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        bench.server.start();
+    }
+    let last = outcomes.pop().unwrap();
+    assert!(matches!(last.outcome, Err(PassError::Deploy(DeployError::PutBack))), "{:?}", last.outcome);
+    assert_eq!((name().as_str(), outcomes.len()), (before, 3));
+    assert!(last.status.reasons.iter().any(|reason| reason.code == "settings_put_back"), "{:?}", last.status.reasons);
+
+    bench.server.ends_at_start.store(false, Ordering::Relaxed);
+    bench.server.start();
+    let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(24 * 6)).await;
+    assert_eq!((name().as_str(), pass.status.state), (before, State::Degraded), "{:?}", pass.status.reasons);
+    assert!(pass.status.reasons.iter().any(|reason| reason.code == "settings_quarantined"));
+    assert!(bench.issuer.requests() > 1, "the certificate was renewed beside the quarantine");
+    assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_ends_at_each_start_with_the_settings_that_it_ran_with_is_failing() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    bench.server.stop();
+    bench.server.ends_at_start.store(true, Ordering::Relaxed);
+    let mut pass = agent.pass(&PassRequest::default(), &Progress::default()).await;
+    for _ in 0..3 {
+        assert_eq!(pass.status.state, State::Degraded, "{:?}", pass.status.reasons);
+        bench.server.start();
+        pass = agent.pass(&PassRequest::default(), &Progress::default()).await;
+    }
+    assert_eq!(pass.status.state, State::Failing, "{:?}", pass.status.reasons);
+    assert!(pass.status.reasons.iter().any(|reason| reason.code == "server_crash_loop"), "{:?}", pass.status.reasons);
 }
 
 #[tokio::test(start_paused = true)]
