@@ -174,6 +174,8 @@ codes! {
     ListenerSilent = "listener_silent",
     /// A TLS listener serves an expired certificate that somebody else keeps.
     ListenerCertificateExpired = "listener_certificate_expired",
+    /// A TLS listener serves a certificate that somebody else keeps, and that ends soon.
+    ListenerCertificateEnds = "listener_certificate_ends",
     /// nats-server takes no further client.
     ServerFull = "server_full",
     /// The monitoring port of nats-server doesn't answer.
@@ -437,6 +439,15 @@ pub enum Reason {
         /// The end of validity.
         at: OffsetDateTime,
     },
+    /// A TLS listener serves a certificate that somebody else keeps, and that ends soon.
+    ListenerCertificateEnds {
+        /// The listener.
+        port: Port,
+        /// Where it was dialled.
+        address: String,
+        /// The end of validity.
+        at: OffsetDateTime,
+    },
     /// nats-server takes no further client.
     ServerFull {
         /// What the probe met.
@@ -571,6 +582,7 @@ impl Reason {
             Self::ServerCrashLoop => Code::ServerCrashLoop,
             Self::ListenerSilent { .. } => Code::ListenerSilent,
             Self::ListenerCertificateExpired { .. } => Code::ListenerCertificateExpired,
+            Self::ListenerCertificateEnds { .. } => Code::ListenerCertificateEnds,
             Self::ServerFull { .. } => Code::ServerFull,
             Self::MonitoringSilent { .. } => Code::MonitoringSilent,
             Self::SettingsWaitForRestart { .. } => Code::SettingsWaitForRestart,
@@ -589,7 +601,8 @@ impl Reason {
         let subject = match self {
             Self::ServedCertificateRefused { port, .. }
             | Self::ListenerSilent { port, .. }
-            | Self::ListenerCertificateExpired { port, .. } => Some(port.to_string()),
+            | Self::ListenerCertificateExpired { port, .. }
+            | Self::ListenerCertificateEnds { port, .. } => Some(port.to_string()),
             // Each failed attempt is news.
             Self::NoNewCertificate { attempts, because } => Some(format!("{attempts} {}", because.identity())),
             Self::AgentConfigurationNotInForce { because } => Some(because.identity().to_string()),
@@ -718,12 +731,18 @@ impl fmt::Display for Reason {
                 "nats-server starts again and again, and ends before it serves; its log says why",
             ),
             Self::ListenerSilent { port, address, why } => {
-                write!(formatter, "the {port} listener {address} shows no certificate: {why}")
+                write!(formatter, "the {port} port, {address}, shows no certificate: {why}")
             }
             Self::ListenerCertificateExpired { port, address, at } => write!(
                 formatter,
                 "the {port} listener {address} serves a certificate that expired at {}; replace it, or write certificate = \
                  \"node\" in its tls block",
+                rfc3339(*at)
+            ),
+            Self::ListenerCertificateEnds { port, address, at } => write!(
+                formatter,
+                "the {port} listener {address} serves a certificate that ends at {}, and the agent doesn't renew that \
+                 certificate; replace it, or write certificate = \"node\" in its tls block",
                 rfc3339(*at)
             ),
             Self::ServerFull { said } => write!(

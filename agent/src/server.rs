@@ -29,7 +29,7 @@ use self::process::{NatsProcess, ProcessError};
 use self::trial::{Prediction, predict};
 use crate::clock::Clock;
 use crate::conf::environment::Environment;
-use crate::conf::listeners::Listeners;
+use crate::conf::listeners::{First, Listeners};
 use crate::conf::loss::Certificate;
 use crate::conf::reader;
 use crate::conf::tree::{Map, Source};
@@ -440,7 +440,7 @@ impl Server for NatsServer {
         }
         self.note_client_probe();
         let probed = match Prober::presenting(chain) {
-            Ok(prober) => prober.served(&at.client.to_string(), client_opening(at)).await,
+            Ok(prober) => prober.served(&at.client.to_string(), opening(Port::Client, at.client_first)).await,
             Err(error) => Err(error),
         };
         if let Err(source @ (ProbeError::Connect { .. } | ProbeError::Slow { .. })) = probed {
@@ -473,7 +473,7 @@ impl Probes {
         };
         let others = at.others.iter().filter_map(|other| {
             let port = port_of(other.listener)?;
-            let opening = if other.is_tls_first { Opening::Tls } else { port.opening() };
+            let opening = opening(port, other.first);
             Some(async move {
                 let (address, certificate) = (other.address.clone(), other.certificate);
                 (port, Other { served: probe(address.clone(), opening).await, address, certificate })
@@ -481,21 +481,33 @@ impl Probes {
         });
         let (client, route, others) = tokio::join!(
             async {
-                if spares { Err(Silence::Spared) } else { probe(at.client.to_string(), client_opening(at)).await }
+                let opening = opening(Port::Client, at.client_first);
+                if spares { Err(Silence::Spared) } else { probe(at.client.to_string(), opening).await }
             },
             probe(at.route.to_string(), Port::Route.opening()),
             join_all(others)
         );
-        Self { client, route, others: others.into_iter().collect() }
+        let mut others: BTreeMap<_, Other> = others.into_iter().collect();
+        // Without a word nats-server turns MQTT clients away by the same limit (`createMQTTClient` in server/mqtt.go).
+        if let (Err(Silence::Full(said)), Some(mqtt)) = (&client, others.get_mut(&Port::Mqtt))
+            && let Err(Silence::Failed(_)) = mqtt.served
+        {
+            mqtt.served = Err(Silence::Full(said.clone()));
+        }
+        Self { client, route, others }
     }
 }
 
-fn client_opening(at: &Listeners) -> Opening {
-    if at.client_is_tls_first { Opening::Tls } else { Port::Client.opening() }
+fn opening(port: Port, first: First) -> Opening {
+    match (port, first) {
+        (Port::Client | Port::Leafnode, First::Client) => Opening::TlsThenGreeting,
+        (Port::Client | Port::Leafnode, First::Either) => Opening::Either,
+        (port, _) => port.opening(),
+    }
 }
 
 /// The port of a listener that can have TLS.
-fn port_of(listener: Listener) -> Option<Port> {
+pub(crate) fn port_of(listener: Listener) -> Option<Port> {
     match listener {
         Listener::Client => Some(Port::Client),
         Listener::Cluster => Some(Port::Route),

@@ -11,16 +11,21 @@ use crate::conf::loss::Certificate;
 use crate::node::Node;
 use crate::peers::{Peer, PeerSet};
 use crate::progress::Step;
-use crate::reason::{Reason, Told};
+use crate::reason::{Code, Reason, Told};
 use crate::server::monitor::Routez;
 use crate::server::probe::{Port, Silence};
 use crate::server::standing::Standing;
 use crate::server::{Observed, Other, Phase, Presence, Served};
 use crate::state::generation::Generation;
 use crate::trust::TrustBundle;
+use crate::x509::leaf::Leaf;
 
 /// An anchor that ends within this time makes a warning, because a CA rollover takes preparation.
 const ANCHOR_WARNING: time::Duration = time::Duration::days(365);
+
+/// A certificate that somebody else keeps on a listener makes a warning within this time, and within the last third of its
+/// lifetime.
+const LISTENER_WARNING: time::Duration = time::Duration::days(7);
 
 /// How long a node without any route is no failure: peers start at the same time, or are replaced.
 const ALONE: time::Duration = time::Duration::minutes(2);
@@ -329,14 +334,22 @@ impl Status {
         reasons.extend(findings.is_crash_loop.then_some(Reason::ServerCrashLoop));
         let is_there = matches!(observed.presence, Presence::Running(_) | Presence::Foreign(_));
         let refused = if is_there { refused(&findings) } else { Vec::new() };
+        let is_served = findings.standing.is_served();
         let is_reloading = matches!(findings.standing, Standing::Reloading { .. });
         let is_silent = |port: &Result<Served, Silence>| port.as_ref().is_err_and(|silence| !silence.is_harmless());
         let unserved = is_there
             && !is_reloading
             && in_transition.is_none()
-            && (is_silent(&observed.client) || is_silent(&observed.route) || !refused.is_empty());
+            && (is_silent(&observed.client) && !is_served || is_silent(&observed.route) || !refused.is_empty());
         reasons.extend(refused);
-        reasons.extend(others_amiss(&findings));
+        if let (true, Err(why)) = (is_served && is_silent(&observed.client), &observed.client) {
+            let address = findings.listeners.client.to_string();
+            reasons.push(Reason::ListenerSilent { port: Port::Client, address, why: why.clone() });
+        }
+        let is_passing = is_reloading || in_transition.is_some();
+        let amiss = others_amiss(&findings).into_iter();
+        // A listener that is silent during a start or a reload is told by that reason.
+        reasons.extend(amiss.filter(|reason| !is_passing || reason.code() != Code::ListenerSilent));
         let peers = routes(&findings.node, findings.instance_id.as_ref(), &findings.peers, observed);
         let is_alone = is_there && are_all_down(&findings.node, &peers);
         let is_long_alone = is_alone && findings.alone_since.is_some_and(|since| since + ALONE <= *now);
@@ -363,6 +376,7 @@ impl Status {
         if let (true, Err(Silence::Full(said))) = (is_there, &observed.client) {
             warnings.push(Reason::ServerFull { said: said.clone() });
         }
+        warnings.extend(others_end(&findings));
         let served = |address: String, port: &Result<Served, Silence>| {
             let Served { sha256, not_after, .. } = port.as_ref().ok()?;
             Some(ServedLeaf { address, not_after: *not_after, sha256: sha256.clone() })
@@ -507,6 +521,7 @@ fn refused(findings: &Findings) -> Vec<Reason> {
 /// keeps.
 fn others_amiss(findings: &Findings) -> Vec<Reason> {
     let amiss = |(port, Other { address, certificate, served }): (&Port, &Other)| match served {
+        Err(why) if why.is_harmless() => None,
         Err(why) => Some(Reason::ListenerSilent { port: *port, address: address.clone(), why: why.clone() }),
         Ok(Served { not_after: Some(at), .. }) if *certificate == Certificate::Foreign && *at <= findings.now => {
             Some(Reason::ListenerCertificateExpired { port: *port, address: address.clone(), at: *at })
@@ -514,6 +529,18 @@ fn others_amiss(findings: &Findings) -> Vec<Reason> {
         Ok(_) => None,
     };
     findings.observed.others.iter().filter_map(amiss).collect()
+}
+
+/// The certificates of others that end soon. The agent renews none of them.
+fn others_end(findings: &Findings) -> Vec<Reason> {
+    let ends = |(port, other): (&Port, &Other)| {
+        let served = other.served.as_ref().ok().filter(|_| other.certificate == Certificate::Foreign)?;
+        let Leaf { not_before, not_after: at, .. } = Leaf::parse(served.chain.leaf()).ok()?;
+        let left = at - findings.now;
+        let is_soon = left > time::Duration::ZERO && left <= LISTENER_WARNING.min((at - not_before) / 3);
+        is_soon.then(|| Reason::ListenerCertificateEnds { port: *port, address: other.address.clone(), at })
+    };
+    findings.observed.others.iter().filter_map(ends).collect()
 }
 
 /// Each reason once. A reason that another reason names among its causes is left out.

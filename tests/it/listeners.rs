@@ -7,13 +7,16 @@ use async_nats::{Client, ConnectOptions};
 use harness::cluster::Node;
 use harness::nodes::{Nodes, at};
 use harness::process::tail;
-use harness::tools;
+use harness::{eventually, tools};
+use nix::sys::signal::Signal;
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+use serde_json::Value;
 
 use crate::AGENT;
 use crate::rotation::status_with;
 
 const RENEWALS: usize = 3;
+const SOON: Duration = Duration::from_secs(20);
 
 /// A node with these lines in agent.toml, booted.
 async fn node(version: &str, settings: &str) -> Nodes {
@@ -47,15 +50,31 @@ async fn renews(node: &Node) {
     }
 }
 
+/// The errors in nats-server's log since its first reload. Before the first reload the test itself dials the client port.
+fn handshake_errors(node: &Node) -> Vec<String> {
+    let log = tail(&node.server_log(), usize::MAX);
+    let after_boot = log.find("Reloaded server configuration").unwrap_or_default();
+    let is_error = |line: &&str| line.contains("[ERR]") || line.to_lowercase().contains("handshake error");
+    log[after_boot..].lines().filter(is_error).map(str::to_owned).collect()
+}
+
 #[tokio::test]
 async fn a_full_server_is_healthy_and_takes_each_new_leaf() {
     let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
-        let nodes = node(version, "\n[nats.settings]\nmax_connections = 2\n").await;
+        let mut nodes = Nodes::new(AGENT, version, 1).unwrap();
+        nodes.configure().unwrap();
+        let (config, mqtt) = (nodes.nodes[0].agent.config().to_owned(), port(&nodes.nodes[0]));
+        // MQTT clients count too, and nats-server turns them away without a word.
+        let settings = format!(
+            "\n[nats.settings]\nmax_connections = 2\nmqtt = {{ listen = \"{mqtt}\", tls = {{ certificate = \"node\" }} }}\n"
+        );
+        std::fs::write(&config, std::fs::read_to_string(&config).unwrap() + &settings).unwrap();
+        nodes.boot().await.unwrap();
         let node = &nodes.nodes[0];
         let _clients = (connect(node).await.unwrap(), connect(node).await.unwrap());
         connect(node).await.unwrap_err();
         renews(node).await;
-        let is_full = |status: &serde_json::Value| status["warnings"].to_string().contains("server_full");
+        let is_full = |status: &Value| status["warnings"].to_string().contains("server_full");
         let status = status_with(node, is_full).await;
         assert_eq!(status["state"], "healthy", "{version}: {status}");
     });
@@ -100,7 +119,7 @@ async fn an_expired_certificate_that_somebody_else_keeps_on_a_listener_is_a_reas
     nodes.nodes[0].committed().await.unwrap();
     nodes.cluster.start_server(&mut nodes.nodes[0]).await.unwrap();
     let node = &nodes.nodes[0];
-    let is_told = |status: &serde_json::Value| status["reasons"].to_string().contains("listener_certificate_expired");
+    let is_told = |status: &Value| status["reasons"].to_string().contains("listener_certificate_expired");
     let status = status_with(node, is_told).await;
     assert_eq!(status["state"], "degraded", "{status}");
     assert_eq!(at(&status, "served.websocket.not_after"), "2021-01-01T00:00:00Z", "{status}");
@@ -109,4 +128,47 @@ async fn an_expired_certificate_that_somebody_else_keeps_on_a_listener_is_a_reas
     assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
     let doctor = node.agent.run(&["doctor"], Duration::from_secs(30)).await.unwrap();
     assert!(doctor.stdout.contains("websocket port") && doctor.stdout.contains("expired at 2021-01-01"), "{doctor:?}");
+}
+
+/// nats-server takes `handshake_first` up by a reload, so neither the old nor the new text alone says who speaks first.
+#[tokio::test]
+async fn handshake_first_is_taken_up_and_given_up_on_client_and_leafnode_port_without_a_wait() {
+    let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
+        let settings = "\n[nats.settings.tls]\nhandshake_first = false\n\n[nats.settings.leafnodes]\nlisten = \"LEAF\"\n\
+                        tls = { certificate = \"node\", handshake_first = false }\n";
+        let mut nodes = Nodes::new(AGENT, version, 1).unwrap();
+        nodes.configure().unwrap();
+        let config = nodes.nodes[0].agent.config().to_owned();
+        let settings = settings.replace("LEAF", &port(&nodes.nodes[0]).to_string());
+        let text = std::fs::read_to_string(&config).unwrap() + &settings;
+        std::fs::write(&config, &text).unwrap();
+        nodes.boot().await.unwrap();
+        let node = &nodes.nodes[0];
+        // A duration is how long nats-server waits for TLS before it greets.
+        for first in ["true", "\"auto\"", "\"10s\"", "false"] {
+            std::fs::write(&config, text.replace("handshake_first = false", &format!("handshake_first = {first}"))).unwrap();
+            node.agent.signal(Signal::SIGHUP).unwrap();
+            eventually("the new setting", SOON, async || {
+                let committed = std::fs::read_to_string(node.nats_config()).unwrap();
+                let written = format!("handshake_first: {first}\n");
+                if committed.matches(&written).count() == 2 { Ok(()) } else { Err(committed) }
+            })
+            .await
+            .unwrap();
+            let before = at(&node.agent.status().await.unwrap(), "served.confirmed_at").to_owned();
+            let is_served = |status: &Value| {
+                let leaf = at(status, "leaf.sha256");
+                let served = ["client", "route", "leafnode"].map(|port| at(status, &format!("served.{port}.sha256")));
+                at(status, "served.confirmed_at") != before && status["state"] == "healthy" && served == [leaf; 3]
+            };
+            status_with(node, is_served).await;
+            let renewed = node.agent.renew().await.unwrap();
+            assert_eq!(renewed["result"], "confirmed", "{version} {first}: {renewed}");
+        }
+        let log = node.agent.log_tail(usize::MAX);
+        assert!(!log.contains("reload_under_way"), "{version}: {log}");
+        let errors = handshake_errors(node);
+        assert!(errors.is_empty(), "{version}: {errors:?}\n{}\n{log}", tail(&node.server_log(), usize::MAX));
+    });
+    harness::join_all(runs).await;
 }

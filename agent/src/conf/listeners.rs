@@ -17,8 +17,8 @@ pub struct Listeners {
     pub route: SocketAddr,
     /// The monitoring listener.
     pub monitor: Monitor,
-    /// Whether the client listener begins TLS at once (`handshake_first`).
-    pub client_is_tls_first: bool,
+    /// Who speaks first on the client listener.
+    pub client_first: First,
     /// Whether nats-server throttles new connections of clients (`connection_rate_limit`).
     pub client_is_throttled: bool,
     /// The other listeners with TLS.
@@ -36,8 +36,19 @@ pub struct TlsListener {
     pub address: String,
     /// Whose certificate it serves.
     pub certificate: Certificate,
-    /// Whether TLS begins at once where nats-server would greet first (`handshake_first`).
-    pub is_tls_first: bool,
+    /// Who speaks first, where the protocol leaves a choice (`handshake_first`).
+    pub first: First,
+}
+
+/// Who speaks first on a listener of clients or leaf nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum First {
+    /// nats-server sends INFO in the clear.
+    Server,
+    /// The other end begins TLS (`handshake_first`).
+    Client,
+    /// One of the two. A reload may be changing the setting.
+    Either,
 }
 
 /// Where and how monitoring answers.
@@ -71,11 +82,26 @@ impl Listeners {
                 address: listener(&facts.monitor_listen, nats.monitor_listen),
                 tls: facts.monitor_tls.then(|| MonitorTls { cert_file: facts.client_certificate.map(PathBuf::from) }),
             },
-            client_is_tls_first: is_tls_first(client_tls),
+            client_first: tree.map_or(First::Either, |_| first(client_tls)),
             client_is_throttled: client_tls.is_some_and(|tls| find(tls, &["connection_rate_limit"]).is_some()),
             others: tree.map(others).unwrap_or_default(),
             pid_file: facts.pid_file.map_or_else(|| nats.pid_file.clone(), PathBuf::from),
         }
+    }
+
+    /// The same listeners while nats-server may take over another configuration. A reload takes `handshake_first` over.
+    #[must_use]
+    pub fn while_becoming(mut self, next: &Self) -> Self {
+        if self.client_first != next.client_first {
+            self.client_first = First::Either;
+        }
+        for listener in &mut self.others {
+            let next = next.others.iter().find(|next| next.listener == listener.listener);
+            if next.is_some_and(|next| next.first != listener.first) {
+                listener.first = First::Either;
+            }
+        }
+        self
     }
 }
 
@@ -91,8 +117,7 @@ fn others(tree: &Map) -> Vec<TlsListener> {
             Ok(ip) => dialable(SocketAddr::new(ip, port)).to_string(),
             Err(_) => format!("{}:{port}", endpoint.host),
         };
-        let is_tls_first = is_tls_first(tls);
-        Some(TlsListener { listener: endpoint.listener, address: host, certificate, is_tls_first })
+        Some(TlsListener { listener: endpoint.listener, address: host, certificate, first: first(tls) })
     };
     endpoints(tree).into_iter().filter_map(other).collect()
 }
@@ -104,10 +129,16 @@ fn tls_of(listener: Listener, tree: &Map) -> Option<&Map> {
     block(around?, &["tls"])
 }
 
-/// Whether `handshake_first` is `true`. With `auto` or a duration nats-server greets a client that waits.
-fn is_tls_first(tls: Option<&Map>) -> bool {
-    let names = ["handshake_first", "first", "immediate"];
-    tls.and_then(|tls| find(tls, &names)).is_some_and(|entry| entry.value == Value::Bool(true))
+/// With `auto` or a duration nats-server greets a client that waits. A client that begins TLS is served without that wait.
+fn first(tls: Option<&Map>) -> First {
+    let is_off = |value: &Value| match value {
+        Value::Text(text) => ["false", "off"].iter().any(|off| text.eq_ignore_ascii_case(off)),
+        value => *value == Value::Bool(false),
+    };
+    match tls.and_then(|tls| find(tls, &["handshake_first", "first", "immediate"])) {
+        Some(entry) if !is_off(&entry.value) => First::Client,
+        _ => First::Server,
+    }
 }
 
 /// A listener as nats-server reads it: `host:port`, or a port alone. A host name gives `None`, and `[nats]` applies.
@@ -140,6 +171,68 @@ mod tests {
         assert_eq!(listeners.route, ([127, 0, 0, 1], 16222).into());
         assert_eq!(listeners.monitor, Monitor { address: ([127, 0, 0, 1], 18222).into(), tls: None });
         assert_eq!(listeners.pid_file, PathBuf::from("/run/pid"));
+    }
+
+    fn listeners(text: &str) -> Listeners {
+        let nats = NatsConfig::default();
+        Listeners::of(Some(&crate::conf::read(text, &nats.config).unwrap()), &nats)
+    }
+
+    /// 0 is no listener, and nobody knows the port of -1.
+    #[test]
+    fn each_listener_with_tls_is_listed_as_this_machine_dials_it() {
+        use Certificate::{Foreign, Own};
+
+        let text = "http: 8222\ncluster { listen: 6222, tls { cert_file: a, key_file: b } }\n\
+                    websocket { host: ws.internal, port: 443, tls { cert_file: a, key_file: b } }\n\
+                    mqtt { port: 8883, tls { cert_file: /s/generations/000007/cert.pem, key_file: b } }\n\
+                    leafnodes { listen: \"[::]:7422\", tls { cert_file: a, key_file: b, handshake_first: auto } }\n\
+                    gateway { listen: 10.0.0.1:7222 }\n";
+        let listed = |text: &str| {
+            let others = listeners(text).others.into_iter();
+            others.map(|it| (it.listener, it.address, it.certificate, it.first)).collect::<Vec<_>>()
+        };
+        let expected = [
+            (Listener::Leafnodes, "[::1]:7422".to_owned(), Foreign, First::Client),
+            (Listener::Websocket, "ws.internal:443".to_owned(), Foreign, First::Server),
+            (Listener::Mqtt, "127.0.0.1:8883".to_owned(), Own, First::Server),
+        ];
+        assert_eq!(listed(text), expected);
+        for port in ["0", "-1"] {
+            assert!(
+                listed(&format!("mqtt {{ port: {port}, tls {{ cert_file: a, key_file: b }} }}")).is_empty(),
+                "{port}"
+            );
+        }
+        let https = "tls { cert_file: a, key_file: b }\nhttps: \"0.0.0.0:8443\"";
+        assert_eq!(listed(https)[0].1, "127.0.0.1:8443");
+        assert_eq!(listed("https: 8443"), []);
+    }
+
+    #[test]
+    fn the_tree_says_who_speaks_first_and_during_a_change_either_may() {
+        let client = |first: &str| listeners(&format!("tls {{ cert_file: a, key_file: b, handshake_first: {first} }}"));
+        for (value, first) in [
+            ("true", First::Client),
+            ("on", First::Client),
+            ("\"auto\"", First::Client),
+            ("\"300ms\"", First::Client),
+            ("false", First::Server),
+            ("\"off\"", First::Server),
+        ] {
+            assert_eq!(client(value).client_first, first, "{value}");
+        }
+        assert_eq!(listeners("").client_first, First::Server);
+        let changed = client("false").while_becoming(&client("true"));
+        assert_eq!(changed.client_first, First::Either);
+        assert_eq!(client("true").while_becoming(&client("\"auto\"")).client_first, First::Client);
+        let leaf = |first: &str| {
+            listeners(&format!(
+                "leafnodes {{ port: 7422, tls {{ cert_file: a, key_file: b, handshake_first: {first} }} }}"
+            ))
+        };
+        assert_eq!(leaf("false").while_becoming(&leaf("true")).others[0].first, First::Either);
+        assert_eq!(leaf("true").while_becoming(&listeners("")).others[0].first, First::Client);
     }
 
     #[test]

@@ -33,7 +33,7 @@ use crate::progress::{Progress, Step};
 use crate::reason::{Code, Reason, mistake};
 use crate::server::standing::{Expected, Mismatch, Standing};
 use crate::server::trial::{Prediction, TrialTrouble};
-use crate::server::{Observed, Presence, Server, ServerError, Variables};
+use crate::server::{Observed, Presence, Server, ServerError, Variables, port_of};
 use crate::state::durable::{self, FileError, Secrecy};
 use crate::state::generation::{Generation, Generations};
 use crate::x509::chain::StoredChain;
@@ -450,13 +450,13 @@ impl CommitPoint {
         let (committed, running) = (self.committed()?, read_config(&self.running_file())?);
         let now = self.listeners.of(committed.as_ref(), nats);
         let then = self.listeners.of(running.as_ref().or(committed.as_ref()), nats);
-        seen.listeners = then;
+        seen.listeners = then.while_becoming(&now);
         let mut observed = server.observe(ours, &seen.listeners, Some(&seen.observed)).await;
         if seen.listeners != now && observed.ports_seen() < 3 {
             // After a restart nats-server listens where the committed configuration says.
             let moved = server.observe(ours, &now, Some(&seen.observed)).await;
             if moved.ports_seen() > observed.ports_seen() {
-                (seen.listeners, observed) = (now, moved);
+                (seen.listeners, observed) = (now.clone(), moved);
             }
         }
         seen.observed = observed;
@@ -466,6 +466,11 @@ impl CommitPoint {
         let is_same = |waiting: &WaitingSettings| !has_ended && server_id.is_none_or(|id| *id == waiting.server_id);
         self.waiting = self.waiting.take().filter(is_same);
         self.deferred = self.deferred.take().filter(|deferred| !has_ended && server_id == Some(&deferred.server_id));
+        if self.waiting.is_none() {
+            // After a restart nobody listens where the committed text has no listener any more.
+            let is_there = |port| now.others.iter().any(|other| port_of(other.listener) == Some(port));
+            seen.observed.others.retain(|port, _| is_there(*port));
+        }
         let Some(committed) = committed else {
             seen.standing = match &seen.observed.presence {
                 Presence::Foreign(why) => Standing::NotServed(Mismatch::Foreign(why.clone())),

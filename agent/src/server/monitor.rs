@@ -7,13 +7,14 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::probe::Prober;
+use super::probe::{Port, Prober};
 use crate::conf::listeners::{Monitor, MonitorTls};
 use crate::x509::chain::{Chain, StoredChain};
 
@@ -34,6 +35,70 @@ pub struct Varz {
     /// The digest that `-t` prints for the same configuration. Versions before 2.11 report no digest.
     #[serde(default)]
     pub config_digest: Option<String>,
+    /// Until when the certificates hold that nats-server has loaded for its listeners.
+    #[serde(flatten)]
+    pub ends: Box<CertificateEnds>,
+}
+
+/// The ends of the loaded certificates, in whole seconds. 2.11.12, 2.12.4, 2.14.0 and later versions report the ends.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+pub struct CertificateEnds {
+    #[serde(default, rename = "tls_cert_not_after", deserialize_with = "readable_time")]
+    client: Option<OffsetDateTime>,
+    #[serde(default)]
+    cluster: ListenerVarz,
+    #[serde(default)]
+    gateway: ListenerVarz,
+    #[serde(default)]
+    leaf: ListenerVarz,
+    #[serde(default)]
+    mqtt: ListenerVarz,
+    #[serde(default)]
+    websocket: ListenerVarz,
+}
+
+/// The fields of one listener in `/varz`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+struct ListenerVarz {
+    #[serde(default, deserialize_with = "readable_time")]
+    tls_cert_not_after: Option<OffsetDateTime>,
+}
+
+impl CertificateEnds {
+    /// Every listener has a certificate with this end.
+    #[must_use]
+    pub fn all(at: OffsetDateTime) -> Self {
+        let listener = || ListenerVarz { tls_cert_not_after: Some(at) };
+        Self {
+            client: Some(at),
+            cluster: listener(),
+            gateway: listener(),
+            leaf: listener(),
+            mqtt: listener(),
+            websocket: listener(),
+        }
+    }
+
+    /// The end for one listener, where nats-server reports the end.
+    #[must_use]
+    pub fn at(&self, port: Port) -> Option<OffsetDateTime> {
+        let listener = match port {
+            // Monitoring has the certificate of clients.
+            Port::Client | Port::Monitor => return self.client,
+            Port::Route => &self.cluster,
+            Port::Gateway => &self.gateway,
+            Port::Leafnode => &self.leaf,
+            Port::Mqtt => &self.mqtt,
+            Port::Websocket => &self.websocket,
+        };
+        listener.tls_cert_not_after
+    }
+}
+
+/// A time. A time that can't be read is no reason to lose the rest of the answer.
+fn readable_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<OffsetDateTime>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.and_then(|text| OffsetDateTime::parse(&text, &Rfc3339).ok()))
 }
 
 /// The fields of `/routez` that the agent reads.
@@ -153,6 +218,7 @@ mod tests {
     use std::sync::Arc;
 
     use rustls::ServerConfig;
+    use time::macros::datetime;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -221,5 +287,17 @@ mod tests {
         let error = varz(&at, Some(&stored())).await.unwrap_err();
         assert_eq!(error.to_string(), format!("no answer from https://{address}/varz"));
         plain.await.unwrap();
+    }
+
+    #[test]
+    fn the_end_of_each_listeners_certificate_is_read_where_nats_server_reports_the_end() {
+        let old = r#"{"version": "2.10.26", "server_id": "A", "config_load_time": "2026-03-01T12:00:00Z", "cluster": {"addr": "::"}"#;
+        let read = |more: &str| serde_json::from_str::<Varz>(&format!("{old}{more}}}")).unwrap();
+        assert_eq!(read("").ends.at(Port::Client), None);
+        let end = r#""tls_cert_not_after": "2026-03-02T12:00:00Z""#;
+        let new = read(&format!(r#", {end}, "leaf": {{{end}}}, "mqtt": {{"tls_cert_not_after": "soon"}}"#));
+        let told = Some(datetime!(2026-03-02 12:00 UTC));
+        let ends = [Port::Client, Port::Monitor, Port::Leafnode, Port::Mqtt, Port::Route].map(|port| new.ends.at(port));
+        assert_eq!(ends, [told, told, told, None, None]);
     }
 }

@@ -1,6 +1,8 @@
 //! A TLS handshake from outside: it shows which chain a port serves.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use std::net::SocketAddr;
@@ -11,7 +13,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, SignatureScheme};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
@@ -25,9 +27,13 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 const GREETING: Duration = Duration::from_millis(1500);
 /// The longest wait for a refusal after a greeting. nats-server sends both in one go.
 const REFUSAL: Duration = Duration::from_millis(250);
+/// The longest wait for the greeting after TLS. The certificate is seen by then.
+const GREETING_AFTER_TLS: Duration = Duration::from_secs(1);
 
 /// nats-server's INFO line has some hundreds of bytes; with hundreds of `connect_urls` some tens of kilobytes.
 const MAX_INFO: u64 = 256 * 1024;
+/// How much of the other end's first words is kept for the case that TLS fails.
+const MAX_HEARD: usize = 4 * 1024;
 
 /// A TLS listener of nats-server.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,6 +90,8 @@ pub enum Opening {
     TlsThenGreeting,
     /// TLS begins at once.
     Tls,
+    /// Nobody knows who speaks first. A port that stays silent for a while counts as a port that waits for TLS.
+    Either,
 }
 
 /// Why a port shows no certificate.
@@ -263,7 +271,12 @@ impl Prober {
         let connect = |source| ProbeError::Connect { address: address.to_owned(), source };
         let mut stream = TcpStream::connect(address).await.map_err(connect)?;
         let handshake = |source| ProbeError::Handshake { address: address.to_owned(), source };
-        if opening == Opening::Greeting {
+        let greets = match opening {
+            Opening::Greeting => true,
+            Opening::Either => tokio::time::timeout(GREETING, stream.readable()).await.is_ok(),
+            Opening::TlsThenGreeting | Opening::Tls => false,
+        };
+        if greets {
             let (line, rest) = read_line(&mut stream).await.map_err(handshake)?;
             if !line.starts_with("INFO ") {
                 return Err(handshake(std::io::Error::other("it doesn't greet as a nats-server")));
@@ -271,15 +284,27 @@ impl Prober {
             if let Some(said) = refusal_in(&rest) {
                 return Err(ProbeError::Full { address: address.to_owned(), said });
             }
+            if !offers_tls(&line) {
+                return Err(ProbeError::Plain { address: address.to_owned() });
+            }
         }
         let name = ServerName::IpAddress(stream.peer_addr().map_err(connect)?.ip().into());
-        let mut stream = self.connector.connect(name, stream).await.map_err(handshake)?;
-        let served = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
-        if opening == Opening::TlsThenGreeting {
+        let mut stream = Overheard { stream, heard: Vec::new() };
+        let mut tls = match self.connector.connect(name, &mut stream).await {
+            Ok(tls) => tls,
+            Err(source) => {
+                return Err(match refusal_in(&String::from_utf8_lossy(&stream.heard)) {
+                    Some(said) => ProbeError::Full { address: address.to_owned(), said },
+                    None => handshake(source),
+                });
+            }
+        };
+        let served = tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+        if !greets && matches!(opening, Opening::TlsThenGreeting | Opening::Either) {
             // nats-server sends its greeting now, and logs an error where the connection is closed already.
-            let _greeting = read_line(&mut stream).await;
+            let _greeting = tokio::time::timeout(GREETING_AFTER_TLS, read_line(&mut tls)).await;
         }
-        let _closed = stream.shutdown().await;
+        let _closed = tls.shutdown().await;
         Chain::new(served).map_err(|source| ProbeError::Chain { address: address.to_owned(), source })
     }
 }
@@ -294,7 +319,7 @@ enum Said {
     Nothing,
 }
 
-/// Asks a port whose handshake failed. With TLS, a route port sends no greeting, and the greeting of a client port says so.
+/// Asks a port whose handshake failed without a word. With TLS, a route port sends no greeting, and the greeting of a client port says so.
 /// A full client port sends its greeting and an error at once (docs/nats-server.md).
 async fn said_in_the_clear(address: &str) -> Said {
     let greeting = async {
@@ -315,8 +340,12 @@ async fn said_in_the_clear(address: &str) -> Said {
     if let Some(said) = refusal_in(&rest).or_else(|| refusal_in(&later)) {
         return Said::Refusal(said);
     }
-    let offers_tls = line.contains("tls_required") || line.contains("tls_available");
-    if offers_tls { Said::Nothing } else { Said::PlainGreeting }
+    if offers_tls(&line) { Said::Nothing } else { Said::PlainGreeting }
+}
+
+/// Whether a greeting says that TLS follows, or may follow.
+fn offers_tls(info: &str) -> bool {
+    info.contains("tls_required") || info.contains("tls_available")
 }
 
 /// Reads a line, and returns it with what came after the line in one go. nats-server sends nothing after INFO until it is
@@ -332,6 +361,42 @@ async fn read_line(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<(St
 /// nats-server's words of an error line.
 fn refusal_in(line: &str) -> Option<String> {
     Some(line.strip_prefix("-ERR ")?.trim().trim_matches('\'').to_owned())
+}
+
+/// A connection, with the first bytes that came from the other end. Where TLS fails, they tell why without another connection,
+/// which a rate limit would count.
+struct Overheard {
+    stream: TcpStream,
+    heard: Vec<u8>,
+}
+
+impl AsyncRead for Overheard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let read = &buffer.filled()[before..];
+        let room = MAX_HEARD.saturating_sub(self.heard.len()).min(read.len());
+        self.heard.extend_from_slice(&read[..room]);
+        polled
+    }
+}
+
+impl AsyncWrite for Overheard {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
 
 /// Accepts any certificate: the caller compares it with its own afterwards. The signature that proves the key is checked.
@@ -375,6 +440,8 @@ impl ServerCertVerifier for AnyCertificate {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use rustls::ServerConfig;
     use tokio::net::TcpListener;
 
@@ -396,16 +463,19 @@ mod tests {
             .with_single_cert(ours.chain().certificates().cloned().collect(), ours.key().to_der().unwrap())
             .unwrap();
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let tls_first = tokio::spawn(async move {
-            let (stream, _) = listener.accept().await.unwrap();
-            let mut stream = acceptor.accept(stream).await.unwrap();
-            let _end = stream.read(&mut [0]).await;
-        });
-        let served = Prober::presenting(&ours).unwrap().served(&address.to_string(), Opening::Tls).await.unwrap();
-        assert_eq!(&served, ours.chain());
-        tls_first.await.unwrap();
+        for opening in [Opening::Tls, Opening::TlsThenGreeting, Opening::Either] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let acceptor = acceptor.clone();
+            let tls_first = tokio::spawn(async move {
+                let (stream, _) = listener.accept().await.unwrap();
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                let _end = stream.read(&mut [0]).await;
+            });
+            let served = Prober::presenting(&ours).unwrap().served(&address, opening).await.unwrap();
+            assert_eq!(&served, ours.chain(), "{opening:?}");
+            tls_first.await.unwrap();
+        }
     }
 
     #[tokio::test]
@@ -431,6 +501,54 @@ mod tests {
                 assert_eq!(matches!(error, ProbeError::Plain { .. }), is_plain, "{greeting}: {error}");
             }
             server.abort();
+        }
+    }
+
+    /// A port that says these words to each connection, and then reads. Returns its address, and the number of
+    /// connections and of bytes that it got.
+    async fn port(words: &'static [u8], pause: Duration) -> (String, Arc<[AtomicUsize; 2]>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let counts = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+        let counted = Arc::clone(&counts);
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                counted[0].fetch_add(1, Ordering::Relaxed);
+                let counted = Arc::clone(&counted);
+                tokio::spawn(async move {
+                    tokio::time::sleep(pause).await;
+                    let _gone = stream.write_all(words).await;
+                    let mut buffer = [0; 1024];
+                    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+                        counted[1].fetch_add(count, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        (address, counts)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_has_not_greeted_yet_is_slow_and_is_not_spoken_to() {
+        let (address, counts) = port(b"INFO {\"tls_required\":true}\r\n", TIMEOUT * 2).await;
+        let error = Prober::anonymous().unwrap().served(&address, Opening::Greeting).await.unwrap_err();
+        assert!(matches!(Silence::from(&error), Silence::Hangs(_)), "{error}");
+        let [connections, bytes] = &*counts;
+        assert_eq!((connections.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed)), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_full_or_throttled_says_so_to_one_connection() {
+        let full: &[u8] = b"INFO {\"tls_required\":true}\r\n-ERR 'maximum connections exceeded'\r\n";
+        let throttled: &[u8] = b"-ERR 'Connection throttling is active. Please try again later.'\r\n";
+        for (words, opening) in
+            [(full, Opening::Greeting), (full, Opening::Either), (throttled, Opening::TlsThenGreeting)]
+        {
+            let (address, counts) = port(words, Duration::ZERO).await;
+            let error = Prober::anonymous().unwrap().served(&address, opening).await.unwrap_err();
+            assert!(matches!(error, ProbeError::Full { .. }), "{error}");
+            assert_eq!(counts[0].load(Ordering::Relaxed), 1, "{opening:?}");
         }
     }
 }

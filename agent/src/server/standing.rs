@@ -19,6 +19,8 @@ pub(crate) struct Expected {
     pub(crate) digest: Option<String>,
     /// SHA-256 of the leaf's DER, hexadecimal.
     pub(crate) leaf_sha256: String,
+    /// The end of the leaf's validity.
+    pub(crate) not_after: OffsetDateTime,
 }
 
 /// Where a committed configuration stands.
@@ -138,7 +140,7 @@ impl Expected {
     /// The leaf and the digest that `nats-server -t` printed.
     #[must_use]
     pub(crate) fn of(digest: Option<String>, leaf: &Leaf) -> Self {
-        Self { digest, leaf_sha256: leaf.sha256.clone() }
+        Self { digest, leaf_sha256: leaf.sha256.clone(), not_after: leaf.not_after }
     }
 
     /// The digest that nats-server is expected to report.
@@ -159,7 +161,16 @@ impl Expected {
         for (port, served) in [(Port::Route, &observed.route), (Port::Client, &observed.client)] {
             match served {
                 // A full server serves the others. What it loaded shows on the route port, which has no such limit.
-                Err(silence) if port == Port::Client && silence.is_harmless() => {}
+                Err(silence) if port == Port::Client && silence.is_harmless() => {
+                    if self.is_told_on(port, observed) == Some(false) {
+                        return Standing::NotServed(Mismatch::OtherLeaf { port });
+                    }
+                }
+                // A server that is slow to greet has loaded what it says that it has loaded.
+                Err(Silence::Hangs(_))
+                    if port == Port::Client
+                        && self.is_reported(observed)
+                        && self.is_told_on(port, observed) == Some(true) => {}
                 Err(why) => return Standing::NotServed(Mismatch::PortSilent { port, why: why.clone() }),
                 Ok(served) if served.sha256 != self.leaf_sha256 => {
                     return Standing::NotServed(Mismatch::OtherLeaf { port });
@@ -181,6 +192,13 @@ impl Expected {
             }
             _ => Standing::Served(Evidence::LoadTime(varz.config_load_time)),
         }
+    }
+
+    /// Whether nats-server says that a listener has the expected leaf, by the end of its validity. `None`: this version
+    /// doesn't say.
+    fn is_told_on(&self, port: Port, observed: &Observed) -> Option<bool> {
+        let told = observed.varz.as_ref()?.ends.at(port)?;
+        Some(told.unix_timestamp() == self.not_after.unix_timestamp())
     }
 
     /// Whether nats-server itself reports the expected digest.
@@ -243,11 +261,17 @@ mod tests {
 
     use super::*;
     use crate::server::Served;
-    use crate::server::monitor::Varz;
+    use crate::server::monitor::{CertificateEnds, Varz};
     use crate::x509::chain::Chain;
 
     fn leaf(sha256: &str) -> Served {
         Served { sha256: sha256.into(), not_after: None, chain: Chain::new(vec![b"leaf"[..].into()]).unwrap() }
+    }
+
+    const END: OffsetDateTime = datetime!(2026-03-02 12:00 UTC);
+
+    fn expected() -> Expected {
+        Expected { digest: Some("sha256:ours".into()), leaf_sha256: "leaf".into(), not_after: END }
     }
 
     fn seen(change: impl FnOnce(&mut Observed)) -> Observed {
@@ -256,6 +280,7 @@ mod tests {
             server_id: "id".into(),
             config_load_time: datetime!(2026-03-01 12:00 UTC),
             config_digest: Some("sha256:ours".into()),
+            ends: Box::default(),
         };
         let leaf = || Ok(leaf("leaf"));
         let mut observed = Observed {
@@ -275,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_reload_counts_only_with_our_digest_and_our_leaf_on_both_ports() {
-        let expected = Expected { digest: Some("sha256:ours".into()), leaf_sha256: "leaf".into() };
+        let expected = expected();
         let standing = |change: fn(&mut Observed)| expected.judge(&seen(change));
         let digest = |observed: &mut Observed, digest: Option<&str>| {
             observed.varz.as_mut().unwrap().config_digest = digest.map(ToOwned::to_owned);
@@ -292,6 +317,21 @@ mod tests {
         assert_eq!(standing(|observed| observed.client = Err(Silence::Hangs("no answer".into()))), silent);
         // A full server shows on its route port and by its digest what it loaded.
         assert!(standing(|observed| observed.client = Err(Silence::Full("no more".into()))).is_served());
+        let told = |silence: Silence, at, digest: &str| {
+            expected.judge(&seen(|observed| {
+                let varz = observed.varz.as_mut().unwrap();
+                (varz.ends, varz.config_digest) = (CertificateEnds::all(at).into(), Some(digest.into()));
+                observed.client = Err(silence);
+            }))
+        };
+        let (full, hangs) = (|| Silence::Full("no more".into()), || Silence::Hangs("no answer".into()));
+        // What nats-server says of its certificate counts where its client port can't be seen.
+        assert!(told(full(), END, "sha256:ours").is_served());
+        assert_eq!(told(full(), END - time::Duration::HOUR, "sha256:ours"), other(Port::Client));
+        assert!(told(hangs(), END, "sha256:ours").is_served());
+        let silent = Standing::NotServed(Mismatch::PortSilent { port: Port::Client, why: hangs() });
+        assert_eq!(told(hangs(), END - time::Duration::HOUR, "sha256:ours"), silent);
+        assert_eq!(told(hangs(), END, "sha256:other"), silent);
         let foreign = Standing::NotServed(Mismatch::Foreign("sleep".into()));
         assert_eq!(standing(|observed| observed.presence = Presence::Foreign("sleep".into())), foreign);
         let gone = Standing::NoServer { why: "gone".into() };

@@ -7,7 +7,6 @@ use time::macros::datetime;
 use tokio::time::Instant;
 
 use super::*;
-use crate::reason::Code;
 use crate::server::monitor::{RouteConnection, Varz};
 use crate::server::standing::{Evidence, Mismatch};
 use crate::state::generation::TlsFiles;
@@ -97,6 +96,7 @@ fn healthy() -> Findings {
         server_id: "A".into(),
         config_load_time: NOW - DAY,
         config_digest: Some("sha256:00".into()),
+        ends: Box::default(),
     };
     Findings {
         now: NOW,
@@ -302,6 +302,54 @@ fn what_is_served_is_told_unless_no_server_runs() {
     findings.observed = Observed::absent("there is no pid file".into());
     let status = Status::of(findings);
     assert_eq!((status.served, status.nats.pid), (None, None));
+}
+
+/// A websocket listener with a certificate that holds until seven days after now.
+fn with_websocket(certificate: Certificate, served: Result<Served, Silence>) -> Findings {
+    let mut findings = healthy();
+    let address = "ws.internal:443".to_owned();
+    findings.observed.others.insert(Port::Websocket, Other { address, certificate, served });
+    findings
+}
+
+#[test]
+fn a_listener_is_told_by_whose_certificate_it_has_and_what_is_amiss_there() {
+    let closed = || Err(Silence::Closed("nobody listens".into()));
+    let foreign = |now| {
+        let leaf = Served { not_after: Some(NOW + 7 * DAY), ..other_leaf().0 };
+        Findings { now, ..with_websocket(Certificate::Foreign, Ok(leaf)) }
+    };
+    let cases = [
+        (with_websocket(Certificate::Own, closed()), State::Degraded, Some("listener_silent")),
+        (with_websocket(Certificate::Foreign, closed()), State::Degraded, Some("listener_silent")),
+        (with_websocket(Certificate::Own, Err(Silence::Full("no more".into()))), State::Healthy, None),
+        (with_websocket(Certificate::Own, Ok(served(OURS, b""))), State::Healthy, None),
+        // The bundle doesn't have the CA of either leaf, and another keeper may have another CA.
+        (with_websocket(Certificate::Own, Ok(other_leaf().0)), State::Failing, Some("served_certificate_refused")),
+        (foreign(NOW - DAY), State::Healthy, None),
+        (foreign(NOW + 6 * DAY), State::Healthy, Some("listener_certificate_ends")),
+        (foreign(NOW + 7 * DAY), State::Degraded, Some("listener_certificate_expired")),
+    ];
+    for (mut findings, state, code) in cases {
+        findings.generation = Some(generation(NOW + 14 * DAY));
+        let status = Status::of(findings);
+        let told: Vec<_> = status.reasons.iter().chain(&status.warnings).map(|told| told.code.as_str()).collect();
+        assert_eq!((status.state, told), (state, code.into_iter().collect()), "{:?}", status.reasons);
+        let text = status.reasons.first().map_or("websocket", |told| told.text.as_str());
+        assert!(text.contains("websocket"), "{text}");
+    }
+}
+
+#[test]
+fn a_client_port_that_is_slow_to_greet_is_no_failure_of_a_server_that_says_what_it_loaded() {
+    let mut findings = healthy();
+    findings.observed.client = Err(Silence::Hangs("no TLS handshake within 3 s".into()));
+    let status = Status::of(findings.clone());
+    assert_eq!(status.state, State::Degraded);
+    assert!(texts(&status.reasons)[0].starts_with("the client port, "), "{:?}", status.reasons);
+    findings.observed.client = Err(Silence::Full("no more".into()));
+    let status = Status::of(findings);
+    assert_eq!((status.state, status.warnings[0].code.as_str()), (State::Healthy, "server_full"));
 }
 
 /// Each case: the routes that nats-server reports, and the result for each peer except this node.

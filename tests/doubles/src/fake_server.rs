@@ -25,7 +25,7 @@ use nats_tls_agent::conf::effective::Sources;
 use nats_tls_agent::conf::listeners::Listeners;
 use nats_tls_agent::conf::render::Rendered;
 use nats_tls_agent::conf::tree::Map;
-use nats_tls_agent::server::monitor::{Routez, Varz};
+use nats_tls_agent::server::monitor::{CertificateEnds, Routez, Varz};
 use nats_tls_agent::server::probe::{ProbeError, Silence};
 use nats_tls_agent::server::process::ProcessError;
 use nats_tls_agent::server::trial::Prediction;
@@ -273,6 +273,12 @@ impl FakeServer {
         false
     }
 
+    /// Versions before 2.11 report no end of a certificate.
+    fn ends(&self, loaded: &Loaded) -> CertificateEnds {
+        let is_old = self.is_old.load(Ordering::Relaxed);
+        if is_old { CertificateEnds::default() } else { CertificateEnds::all(loaded.leaf.not_after) }
+    }
+
     fn digest_of_text(&self, text: &str) -> Option<String> {
         if self.is_old.load(Ordering::Relaxed) {
             return None;
@@ -337,6 +343,7 @@ impl Server for FakeServer {
                 server_id: format!("start {starts}"),
                 config_load_time,
                 config_digest: self.digest_of_text(&loaded.text),
+                ends: self.ends(&loaded).into(),
             }),
             routez: self.routez.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             client: served.clone(),
