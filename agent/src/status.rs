@@ -28,7 +28,7 @@ const ANCHOR_WARNING: time::Duration = time::Duration::days(365);
 const LISTENER_WARNING: time::Duration = time::Duration::days(7);
 
 /// How long a node without any route is no failure: peers start at the same time, or are replaced.
-const ALONE: time::Duration = time::Duration::minutes(2);
+const ALONE: time::Duration = time::Duration::minutes(10);
 
 /// The state of a node in one word.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]

@@ -127,6 +127,8 @@ impl World {
         );
         cluster.configure_with(&node, &text)?;
         set(node.agent.config(), "nats.jetstream", "false")?;
+        // A hanging port counts as a reload that is under way, and a cell waits for the end of that.
+        set(node.agent.config(), "nats.reload", "{ timeout = \"10s\" }")?;
         if setup.credential {
             set(node.agent.config(), "nats.cluster_secret_id", &format!("\"{ROUTES}\""))?;
         }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{CommitPoint, DeployError, Observation};
 use crate::progress::{Progress, Step};
+use crate::server::probe::{Port, Silence};
 use crate::server::process::ProcessError;
 use crate::server::standing::{Expected, Mismatch, Standing, has_loaded};
 use crate::server::{Observed, ServerError};
@@ -77,11 +78,20 @@ impl Look {
         let standing = expected.judge(observed).only_if(is_told || has_loaded(before, observed));
         match (standing, signalled) {
             (Standing::NoServer { why }, Some(pid)) => Self::Ended(Mismatch::Ended { pid, why }),
-            (Standing::NotServed(mismatch @ Mismatch::PortSilent { .. }), _) => Self::Silent(mismatch),
+            (Standing::NotServed(mismatch), _) if is_silent(&mismatch) => Self::Silent(mismatch),
             (Standing::NotServed(mismatch), _) => Self::Answers(mismatch),
             (standing, _) => Self::Done(standing),
         }
     }
+}
+
+/// Whether nobody can tell what nats-server does. A handshake that fails at once is an answer.
+fn is_silent(mismatch: &Mismatch) -> bool {
+    matches!(
+        mismatch,
+        Mismatch::PortSilent { why: Silence::Hangs(_), .. }
+            | Mismatch::PortSilent { port: Port::Client, why: Silence::Closed(_) }
+    )
 }
 
 impl CommitPoint {
@@ -236,8 +246,8 @@ impl CommitPoint {
     /// The standing of a reload that is under way, in the place of a silent port.
     pub(super) fn standing_under_way(&self, standing: Standing) -> Standing {
         match (&self.under_way, &standing) {
-            (Some(UnderWay { begun, since, .. }), Standing::NotServed(Mismatch::PortSilent { .. }))
-                if begun.elapsed() < self.parts.nats.reload.timeout =>
+            (Some(UnderWay { begun, since, .. }), Standing::NotServed(mismatch))
+                if is_silent(mismatch) && begun.elapsed() < self.parts.nats.reload.timeout =>
             {
                 Standing::Reloading { since: *since }
             }
