@@ -148,7 +148,7 @@ async fn a_first_boot_commits_the_settings_of_a_secret_and_a_new_account_comes_i
     // Without the secret there is nothing to start with, and the reason says why.
     world.nodes.nodes[0].agent.start().unwrap();
     let status = status_with(world.node(), |status| has_reason(status, "included_refused")).await;
-    assert_eq!(status["state"], "degraded", "{status}");
+    assert_eq!(status["state"], "failing", "{status}");
     assert!(!world.node().nats_config().exists());
     world.nodes.nodes[0].agent.stop().await.unwrap();
     world.put(SHOP).await;
