@@ -16,6 +16,8 @@ mod retry;
 mod sources;
 mod starts;
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,7 +37,7 @@ use crate::conf::effective::{self, Configuration, Effective, SettingsError};
 use crate::conf::loss::Loss;
 use crate::conf::reader::Contents;
 use crate::conf::render::{Rendered, Values};
-use crate::config::RenewalConfig;
+use crate::config::{NatsConfig, RenewalConfig};
 use crate::credential::{ClusterCredential, CredentialSource};
 use crate::error::with_causes;
 use crate::included::IncludedSource;
@@ -218,8 +220,8 @@ impl Reconciler {
         let files = newest.map_or_else(|| generations.files(1), |generation| generation.files);
         let included = self.sources.preview(&self.node).await;
         let committed = self.deployment.commit_point.committed()?;
-        let values = self.values(files, &included)?;
         let nats = &self.deployment.commit_point.parts().nats;
+        let values = self.values(nats, files, &included)?;
         Ok((committed, effective::preview(nats, &values, &included)?.rendered))
     }
 
@@ -306,12 +308,33 @@ impl Reconciler {
             return Err(PassError::Waits(Reason::NoCertificate));
         };
         let files = generation.files.clone();
-        let configuration = self.configure(files);
+        let candidates = self.sources.secrets().candidates(wanted.renew);
+        let (configuration, refused) = self.configure(files, &candidates);
+        let rendered = configuration.as_ref().ok().map(|configuration| configuration.rendered.clone());
+        let has_candidates = !candidates.is_empty() && refused.is_none();
+        let deployed = self.deploy_configuration(configuration, wanted, progress).await;
+        if has_candidates {
+            self.note_candidates(rendered.as_ref(), deployed.as_ref().err());
+        }
+        let standing = deployed?;
+        // A person who asks is told. Otherwise the status has the reason.
+        match refused.filter(|_| wanted.renew) {
+            Some(refused) => Err(refused),
+            None => Ok(standing),
+        }
+    }
+
+    async fn deploy_configuration(
+        &mut self,
+        configuration: Result<Configuration, PassError>,
+        wanted: &PassRequest,
+        progress: &Progress,
+    ) -> Result<Standing, PassError> {
+        let rank = self.sources.rank(self.own_route());
+        let (others, dial) = (self.others(), self.sources.dial());
         let Some(generation) = &self.newest else {
             return Err(PassError::Waits(Reason::NoCertificate));
         };
-        let rank = self.sources.rank(self.own_route());
-        let (others, dial) = (self.others(), self.sources.dial());
         let (allowed_losses, links) = (&self.allowed_losses[..], &mut self.links);
         let node = &NodeStatus::of(&self.node);
         let (peers, instance_id) = (self.sources.known_peers(), self.node.instance_id.as_ref());
@@ -331,15 +354,65 @@ impl Reconciler {
         self.deployment.apply(order, progress).await
     }
 
-    fn configure(&mut self, files: TlsFiles) -> Result<Configuration, PassError> {
-        let values = self.values(files, &Contents::new())?;
-        Ok(self.effective.of(&self.deployment.commit_point.parts().nats, &values)?)
+    /// New contents of included secrets that were committed are kept, and refused contents are noted.
+    fn note_candidates(&mut self, rendered: Option<&Rendered>, failed: Option<&PassError>) {
+        let committed = self.deployment.commit_point.committed().ok().flatten();
+        let secrets = self.sources.secrets();
+        match failed {
+            Some(error @ PassError::Deploy(deploy)) if deploy.is_refusal() => secrets.refuse(error.into()),
+            _ if rendered.is_some() && committed.as_ref() == rendered => {
+                if let Err(error) = secrets.adopt() {
+                    tracing::warn!("the content of an included secret is not kept: {}", with_causes(&error));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The configuration with new contents of included secrets. Where there is none, the configuration with the last
+    /// good contents takes its place, and the reason stands beside it.
+    fn configure(
+        &mut self,
+        files: TlsFiles,
+        candidates: &BTreeMap<PathBuf, PathBuf>,
+    ) -> (Result<Configuration, PassError>, Option<PassError>) {
+        let configuration = self.configure_with(files.clone(), candidates);
+        let refused = match configuration {
+            Err(refused @ PassError::Settings(_)) if !candidates.is_empty() => refused,
+            configuration => return (configuration, None),
+        };
+        if !self.sources.secrets().has_last_good() {
+            return (Err(refused), None);
+        }
+        let last_good = self.configure_with(files, &BTreeMap::new());
+        if last_good.is_err() {
+            // The fault is elsewhere.
+            return (last_good, None);
+        }
+        self.sources.secrets().refuse((&refused).into());
+        (last_good, Some(refused))
+    }
+
+    /// The configuration with some included files in the place of others.
+    fn configure_with(
+        &mut self,
+        files: TlsFiles,
+        instead: &BTreeMap<PathBuf, PathBuf>,
+    ) -> Result<Configuration, PassError> {
+        let mut nats = Cow::Borrowed(&self.deployment.commit_point.parts().nats);
+        for (file, now) in instead {
+            let nats = nats.to_mut();
+            nats.include.iter_mut().filter(|known| *known == file).for_each(|known| known.clone_from(now));
+            let id = nats.included_secrets.remove(file);
+            nats.included_secrets.extend(id.map(|id| (now.clone(), id)));
+        }
+        let values = self.values(&nats, files, &Contents::new())?;
+        Ok(self.effective.of(&nats, &values)?)
     }
 
     /// The values of the template, once every source is known that the configuration needs. `included` has contents of
     /// included secrets that are not kept on the disk.
-    fn values(&self, files: TlsFiles, included: &Contents) -> Result<Values, PassError> {
-        let nats = &self.deployment.commit_point.parts().nats;
+    fn values(&self, nats: &NatsConfig, files: TlsFiles, included: &Contents) -> Result<Values, PassError> {
         self.sources.included(included).map_err(PassError::Waits)?;
         let peers = self.sources.peers().map_err(PassError::Waits)?;
         let credential = self.sources.credential().map_err(PassError::Waits)?;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::Reconciler;
-use crate::reason::Reason;
+use crate::reason::{Reason, Told};
 use crate::state::durable;
 use crate::status::{Findings, NodeStatus, Status};
 
@@ -21,6 +21,8 @@ impl Reconciler {
         warnings.extend(self.second_selves());
         warnings.extend(self.opened_to_all());
         let seen = self.deployment.seen();
+        let mut settings = self.deployment.settings();
+        settings.refused = settings.refused.or_else(|| self.sources.included_refused().map(Told::from));
         Status::of(Findings {
             now,
             node: NodeStatus::of(&self.node),
@@ -36,7 +38,7 @@ impl Reconciler {
             confirmed_at: self.deployment.confirmed_at(),
             faults,
             warnings,
-            settings: self.deployment.settings(),
+            settings,
             phase: self.deployment.phase(),
             is_crash_loop: self.deployment.is_crash_loop(),
             alone_since: self.links.alone_since(),

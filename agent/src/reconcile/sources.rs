@@ -247,6 +247,16 @@ impl Sources {
         self.included.are_known(fetched)
     }
 
+    /// The included secrets.
+    pub(super) fn secrets(&mut self) -> &mut Included {
+        &mut self.included
+    }
+
+    /// Why new contents of included secrets are not committed.
+    pub(super) fn included_refused(&self) -> Option<&Reason> {
+        self.included.refused()
+    }
+
     async fn take_peers(&mut self, sighting: Option<Result<Sighting, RemoteError>>, node: &Node) {
         let known = &self.peers.last_good.set;
         let after = match &sighting {
