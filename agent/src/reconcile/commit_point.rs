@@ -979,11 +979,12 @@ impl CommitPoint {
 
     /// nats-server has loaded the committed text. Generations that no text names are not needed any more.
     fn note_running(&self) -> Result<(), FileError> {
-        if read_config(&self.running_file())? == self.committed()? {
+        let committed = self.committed()?;
+        if read_config(&self.running_file())? == committed {
             return Ok(());
         }
         durable::link(&self.parts.nats.config, &self.running_file())?;
-        let named = self.committed()?.and_then(|text| self.parts.generations.named_in(text.text()));
+        let named = committed.and_then(|text| self.parts.generations.named_in(text.text()));
         self.parts.generations.prune(named.as_slice())
     }
 }
