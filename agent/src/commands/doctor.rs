@@ -99,7 +99,7 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
         }
     };
     let sources = match assembled {
-        Ok(parts) => sources(parts, newest.as_ref()).await,
+        Ok(parts) => Box::pin(sources(parts, newest.as_ref())).await,
         Err(_) => Sources::default(),
     };
     checks.extend(sources.checks);

@@ -164,7 +164,7 @@ impl Included {
 
     /// When the secret answered that has waited longest for an answer.
     pub(super) fn answered_at(&self) -> Option<OffsetDateTime> {
-        let answers: Option<Vec<_>> = self.polled.iter().map(|(_, polled)| polled.retry.succeeded_at()).collect();
+        let answers: Option<Vec<_>> = self.secrets.iter().map(|secret| secret.polled.retry.succeeded_at()).collect();
         answers?.into_iter().min()
     }
 
