@@ -202,6 +202,8 @@ codes! {
     ServerNotListening = "server_not_listening",
     /// The pid file names another process, or can't be used.
     ServerForeign = "server_foreign",
+    /// The system hides nats-server's process from the agent.
+    ServerHidden = "server_hidden",
     /// The nats-server binary can't be run.
     ServerBinaryMissing = "server_binary_missing",
     /// The nats-server binary doesn't end.
@@ -506,6 +508,7 @@ impl Reason {
             Self::ServerNotRunning { .. } => Code::ServerNotRunning,
             Self::ServerNotLookedAt => Code::ServerNotLookedAt,
             Self::NothingCommitted => Code::NothingCommitted,
+            Self::CommittedNotServed(Mismatch::Hidden { .. }) => Code::ServerHidden,
             Self::CommittedNotServed(_) => Code::CommittedNotServed,
             Self::MonitoringSilent { .. } => Code::MonitoringSilent,
             Self::SettingsWaitForRestart { .. } => Code::SettingsWaitForRestart,
@@ -567,6 +570,7 @@ impl Reason {
         let is_same_process = matches!(
             (self, other),
             (Self::CommittedNotServed(Mismatch::Foreign(_)), Self::Failed { code: Code::ServerForeign, .. })
+                | (Self::CommittedNotServed(Mismatch::Hidden { .. }), Self::Failed { code: Code::ServerHidden, .. })
         );
         is_cause || is_same_process
     }
@@ -804,6 +808,7 @@ impl From<&ServerError> for Reason {
             ServerError::Version { found, .. } => (Code::ServerBinaryUnsuitable, Some(found.clone())),
             ServerError::Refused { message } => (Code::ConfigurationRefused, Some(message.clone())),
             ServerError::Process(ProcessError::Absent(_)) => (Code::ServerNotRunning, None),
+            ServerError::Process(ProcessError::Hidden { .. }) => (Code::ServerHidden, None),
             ServerError::Process(_) => (Code::ServerForeign, None),
             ServerError::NotListening { .. } => (Code::ServerNotListening, None),
         };

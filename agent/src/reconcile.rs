@@ -258,6 +258,7 @@ impl Reconciler {
         }
         match &self.deployment.seen().observed.presence {
             Presence::Foreign(why) => Err(PassError::Waits(Reason::CommittedNotServed(Mismatch::Foreign(why.clone())))),
+            Presence::Hidden(pid) => Err(PassError::Waits(Reason::CommittedNotServed(Mismatch::Hidden { pid: *pid }))),
             _ => Ok(()),
         }
     }

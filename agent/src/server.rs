@@ -52,6 +52,8 @@ pub enum Presence {
     Running(i32),
     /// The pid file names another process, or can't be used.
     Foreign(String),
+    /// The pid file names this pid, and the system hides the process from the agent.
+    Hidden(i32),
 }
 
 /// The chain that a port serves.
@@ -307,6 +309,7 @@ impl Server for NatsServer {
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed {
         let presence = match NatsProcess::find(&at.pid_file, &self.binary, &self.config) {
             Ok(process) => Presence::Running(process.pid),
+            Err(ProcessError::Hidden { pid }) => Presence::Hidden(pid),
             Err(ProcessError::Absent(why)) => {
                 let (client, route) = served_at_both(chain, at).await;
                 let seen = match &client {

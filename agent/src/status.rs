@@ -262,7 +262,7 @@ impl Status {
             Some(_) => {}
         }
         reasons.extend(not_served(&findings.standing, observed));
-        let is_there = matches!(observed.presence, Presence::Running(_) | Presence::Foreign(_));
+        let is_there = matches!(observed.presence, Presence::Running(_) | Presence::Foreign(_) | Presence::Hidden(_));
         let refused = if is_there { refused(&findings) } else { Vec::new() };
         let unserved = is_there && (observed.client.is_err() || observed.route.is_err() || !refused.is_empty());
         reasons.extend(refused);

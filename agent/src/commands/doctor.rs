@@ -25,6 +25,7 @@ use crate::reason::Reason;
 use crate::reconcile::commit_point::CommitPoint;
 use crate::reconcile::{Parts, Reconciler};
 use crate::server::probe::{Port, Prober};
+use crate::server::standing::Mismatch;
 use crate::server::{NatsServer, Presence, Served};
 use crate::state::durable::FileError;
 use crate::state::generation::Generation;
@@ -308,6 +309,7 @@ async fn serving(commit_point: &mut CommitPoint, newest: Option<&Generation>) ->
             ),
         ),
         (Presence::Foreign(why), _) => Check::failed("process", why.as_str()),
+        (Presence::Hidden(pid), _) => Check::failed("process", Mismatch::Hidden { pid: *pid }.to_string()),
         (Presence::Unseen, _) => Check::warning("process", Reason::ServerNotLookedAt.to_string()),
     };
     let now = Clock::System.now();

@@ -46,6 +46,15 @@ pub enum ProcessError {
     /// The pid file can't be read.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The system shows nothing of the process.
+    #[error(
+        "the system hides nats-server's process (pid {pid}) from the agent, so it is not signalled and loads no new \
+         certificate; set PrivateUsers=no in the unit of nats-server, and run both units as the same user"
+    )]
+    Hidden {
+        /// The pid in the file.
+        pid: i32,
+    },
     /// A system call on the process failed.
     #[error("could not {action} pid {pid}; the agent must run as the user that nats-server runs as")]
     System {
@@ -80,6 +89,9 @@ impl NatsProcess {
         };
         let directory = PathBuf::from(format!("/proc/{number}"));
         let executable = match std::fs::read_link(directory.join("exe")) {
+            Err(error) if is_hidden(error.kind(), directory.exists(), rustix::process::test_kill_process(pid)) => {
+                return Err(ProcessError::Hidden { pid: number });
+            }
             // The process has exited and its parent hasn't asked for the exit status yet, or it exits at this moment.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(absent(format!("{} names pid {number}, which has exited", pid_file.display())));
@@ -124,6 +136,16 @@ pub(crate) fn end_those_that_run_in(directories: &[PathBuf]) -> std::io::Result<
         }
     }
     Ok(())
+}
+
+/// Whether the system hides a process whose executable can't be read. A user namespace (`PrivateUsers=`) or another user hides
+/// it: its directory in /proc denies the look, or under `ProtectProc=invisible` isn't there although the process lives.
+fn is_hidden(error: std::io::ErrorKind, has_directory: bool, signalled: Result<(), Errno>) -> bool {
+    match error {
+        std::io::ErrorKind::PermissionDenied => true,
+        std::io::ErrorKind::NotFound => !has_directory && matches!(signalled, Ok(()) | Err(Errno::PERM)),
+        _ => false,
+    }
 }
 
 fn split_arguments(command_line: &[u8]) -> Vec<OsString> {
@@ -230,6 +252,18 @@ mod tests {
         let found = NatsProcess::find(&pid_file, Path::new("nats-server"), Path::new("/etc/nats.conf"));
         exited.wait().unwrap();
         assert!(matches!(found, Err(ProcessError::Absent(_))), "{found:?}");
+    }
+
+    #[test]
+    fn a_process_that_the_system_hides_is_told_from_one_that_has_exited() {
+        use std::io::ErrorKind::{NotFound, Other, PermissionDenied};
+        assert!(is_hidden(PermissionDenied, true, Ok(())));
+        assert!(is_hidden(NotFound, false, Ok(())) && is_hidden(NotFound, false, Err(Errno::PERM)));
+        // An exited process keeps its directory until its parent asks for it, and then has neither.
+        assert!(!is_hidden(NotFound, true, Ok(())) && !is_hidden(NotFound, false, Err(Errno::SRCH)));
+        assert!(!is_hidden(Other, true, Ok(())));
+        let told = ProcessError::Hidden { pid: 7 }.to_string();
+        assert!(told.contains("PrivateUsers=no"), "{told}");
     }
 
     #[test]
