@@ -17,6 +17,7 @@ use crate::issue::journal::JournalError;
 use crate::node::IdentityError;
 use crate::peers::Kept;
 use crate::server::ServerError;
+use crate::server::arguments::ArgumentFault;
 use crate::server::probe::Port;
 use crate::server::process::ProcessError;
 use crate::server::standing::Mismatch;
@@ -204,6 +205,10 @@ codes! {
     ServerForeign = "server_foreign",
     /// The system hides nats-server's process from the agent.
     ServerHidden = "server_hidden",
+    /// For an argument of nats-server each reload is refused.
+    ArgumentsRefuseReloads = "arguments_refuse_reloads",
+    /// An argument of nats-server stands in the place of a setting.
+    ArgumentsReplaceSettings = "arguments_replace_settings",
     /// The nats-server binary can't be run.
     ServerBinaryMissing = "server_binary_missing",
     /// The nats-server binary doesn't end.
@@ -401,6 +406,8 @@ pub enum Reason {
         /// The names of the settings.
         names: Vec<String>,
     },
+    /// nats-server was started with arguments that it should not have.
+    Arguments(ArgumentFault),
     /// agent.toml was read again and is not in force.
     AgentConfigurationNotInForce {
         /// Why not.
@@ -510,6 +517,8 @@ impl Reason {
             Self::NothingCommitted => Code::NothingCommitted,
             Self::CommittedNotServed(Mismatch::Hidden { .. }) => Code::ServerHidden,
             Self::CommittedNotServed(_) => Code::CommittedNotServed,
+            Self::Arguments(ArgumentFault::RefuseReloads(_)) => Code::ArgumentsRefuseReloads,
+            Self::Arguments(ArgumentFault::ReplaceSettings(_)) => Code::ArgumentsReplaceSettings,
             Self::MonitoringSilent { .. } => Code::MonitoringSilent,
             Self::SettingsWaitForRestart { .. } => Code::SettingsWaitForRestart,
             Self::AgentConfigurationNotInForce { .. } => Code::AgentConfigurationNotInForce,
@@ -543,6 +552,9 @@ impl Reason {
                 Some(port.to_string())
             }
             Self::SettingsWaitForRestart { names } => Some(names.join(", ")),
+            Self::Arguments(ArgumentFault::RefuseReloads(names) | ArgumentFault::ReplaceSettings(names)) => {
+                Some(names.join(", "))
+            }
             Self::KeyOpenToAll { path, .. } | Self::StateOpenToAll { path, .. } => Some(path.display().to_string()),
             Self::Failed { subject, .. } => subject.clone(),
             _ => None,
@@ -653,6 +665,7 @@ impl fmt::Display for Reason {
                 "nats-server takes {} only at a start: the change is committed and waits for its restart",
                 names.join(", ")
             ),
+            Self::Arguments(fault) => write!(formatter, "{fault}"),
             Self::AgentConfigurationNotInForce { because } => write!(
                 formatter,
                 "the configuration in force stays, as the one that was read last can't be used yet ({because}); if it is \

@@ -5,6 +5,7 @@
 //! retried within a pass: the next pass is the retry.
 
 pub mod commit_point;
+mod condition;
 mod deployment;
 mod issuing;
 mod last_good;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use self::commit_point::CommitPoint;
+use self::condition::Watch;
 use self::deployment::{Deployment, Order};
 use self::issuing::Issuing;
 use self::last_good::LastGoodFile;
@@ -102,6 +104,8 @@ pub struct Reconciler {
     deployment: Deployment,
     /// The peers that had routes.
     links: Links,
+    /// How nats-server was started.
+    watch: Watch,
     /// The effective configuration that was read last.
     effective: Effective,
     /// The newest generation. The key of the generation is in memory only while a pass needs the key.
@@ -139,6 +143,7 @@ impl Reconciler {
             allowed_losses: parts.allowed_losses,
             effective: Effective::default(),
             links: Links::default(),
+            watch: Watch::default(),
             newest: None,
             damaged: Vec::new(),
             not_in_force: None,
@@ -149,6 +154,7 @@ impl Reconciler {
     pub async fn pass(&mut self, wanted: &PassRequest, progress: &Progress) -> Pass {
         let outcome = self.reconcile(wanted, progress).await;
         self.deployment.note_outcome(&outcome);
+        self.look_at_condition().await;
         let now = self.clock.now();
         let (status, next) = (self.status(), self.next(now));
         let others = status.peers.iter().filter(|peer| !status.node.is_own(peer)).map(|peer| peer.id.clone());
@@ -190,6 +196,7 @@ impl Reconciler {
             Err(error) => Err(error.into()),
         };
         self.deployment.show(observed.err().as_ref());
+        self.look_at_condition().await;
         self.damaged.splice(0..0, because);
         self.status()
     }

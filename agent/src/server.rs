@@ -2,6 +2,7 @@
 //! nats-server.
 
 pub mod apart;
+pub mod arguments;
 pub mod monitor;
 pub mod probe;
 pub mod process;
@@ -20,6 +21,7 @@ use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use self::arguments::Arguments;
 use self::monitor::{Routez, Varz};
 use self::probe::{Port, ProbeError, Prober};
 use self::process::{NatsProcess, ProcessError};
@@ -54,6 +56,13 @@ pub enum Presence {
     Foreign(String),
     /// The pid file names this pid, and the system hides the process from the agent.
     Hidden(i32),
+}
+
+/// How nats-server was started.
+#[derive(Clone, Debug, Default)]
+pub struct Condition {
+    /// The arguments beside `-c`.
+    pub arguments: Arguments,
 }
 
 /// The chain that a port serves.
@@ -209,6 +218,13 @@ pub trait Server: Send + Sync {
     /// handshakes of `last` are valid, the ports are not probed again.
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed;
 
+    /// Looks at what changes seldom, in regular passes alone.
+    ///
+    /// The method never fails: a part that can't be seen is left out.
+    async fn condition(&self, _at: &Listeners) -> Condition {
+        Condition::default()
+    }
+
     /// Tells the running server to read its configuration again, and returns the pid.
     async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<i32, ServerError>;
 }
@@ -307,11 +323,15 @@ impl Server for NatsServer {
     }
 
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed {
+        let mut at = at.clone();
         let presence = match NatsProcess::find(&at.pid_file, &self.binary, &self.config) {
-            Ok(process) => Presence::Running(process.pid),
+            Ok(process) => {
+                at = process.arguments.over(&at);
+                Presence::Running(process.pid)
+            }
             Err(ProcessError::Hidden { pid }) => Presence::Hidden(pid),
             Err(ProcessError::Absent(why)) => {
-                let (client, route) = served_at_both(chain, at).await;
+                let (client, route) = served_at_both(chain, &at).await;
                 let seen = match &client {
                     Ok(_) => "serves TLS: check nats.pid_file and nats.listen",
                     Err(ProbeError::Plain { .. }) => "speaks NATS without TLS: check nats.pid_file and nats.listen",
@@ -329,14 +349,20 @@ impl Server for NatsServer {
         if let Some(last) = last.filter(|last| last.still_holds(&presence, varz.as_ref())) {
             return Observed { routez, ..last.clone() };
         }
-        let (client, route) = served_at_both(chain, at).await;
+        let (client, route) = served_at_both(chain, &at).await;
         Observed { presence, varz, routez, client: told(client), route: told(route), asked: Instant::now() }
+    }
+
+    async fn condition(&self, at: &Listeners) -> Condition {
+        let found = NatsProcess::find(&at.pid_file, &self.binary, &self.config);
+        Condition { arguments: found.map(|process| process.arguments).unwrap_or_default() }
     }
 
     /// A SIGHUP kills nats-server in its first milliseconds, and hangs 2.15.1 in lame duck mode. The client port is closed
     /// in both states, so the client port must be open before the signal.
     async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<i32, ServerError> {
         let process = NatsProcess::find(&at.pid_file, &self.binary, &self.config)?;
+        let at = process.arguments.over(at);
         let probed = match Prober::presenting(chain) {
             Ok(prober) => prober.served(at.client, Port::Client).await,
             Err(error) => Err(error),

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::CommandError;
 use crate::clock::{Clock, rfc3339};
+use crate::conf::listeners::Listeners;
 use crate::config::Config;
 use crate::daemon::control::{ControlError, ask};
 use crate::daemon::protocol::{Answer, Request};
@@ -26,7 +27,7 @@ use crate::reconcile::commit_point::CommitPoint;
 use crate::reconcile::{Parts, Reconciler};
 use crate::server::probe::{Port, Prober};
 use crate::server::standing::Mismatch;
-use crate::server::{NatsServer, Presence, Served};
+use crate::server::{Condition, NatsServer, Presence, Served};
 use crate::state::durable::FileError;
 use crate::state::generation::Generation;
 use crate::status::State;
@@ -295,7 +296,7 @@ async fn serving(commit_point: &mut CommitPoint, newest: Option<&Generation>) ->
     let mut seen = commit_point.unseen();
     // A separate line reports a committed file that can't be checked. The rest of the observation counts all the same.
     let _unknown = commit_point.observe(newest.map(|newest| &newest.chain), &mut seen).await;
-    let observed = seen.observed;
+    let (observed, listeners) = (seen.observed, seen.listeners);
     let config = commit_point.parts().nats.config.display();
     let process = match (&observed.presence, newest) {
         (Presence::Running(pid), _) => Check::ok("process", format!("pid {pid} runs with -c {config}")),
@@ -313,11 +314,31 @@ async fn serving(commit_point: &mut CommitPoint, newest: Option<&Generation>) ->
         (Presence::Unseen, _) => Check::warning("process", Reason::ServerNotLookedAt.to_string()),
     };
     let now = Clock::System.now();
-    vec![
+    let mut checks = vec![
         process,
         port("client port", "nats.listen", &observed.client, newest, now),
         port("route port", "nats.cluster_listen", &observed.route, newest, now),
-    ]
+    ];
+    if matches!(observed.presence, Presence::Running(_)) {
+        checks.extend(condition(commit_point, &listeners).await);
+    }
+    checks
+}
+
+/// How nats-server was started.
+async fn condition(commit_point: &CommitPoint, listeners: &Listeners) -> Vec<Check> {
+    let parts = commit_point.parts();
+    let Condition { arguments } = parts.server.condition(listeners).await;
+    let committed = || {
+        let text = commit_point.committed().ok().flatten();
+        text.and_then(|text| text.tree(&parts.nats.config).ok()).unwrap_or_default()
+    };
+    let graded = |name, is_failure: bool, found: String| {
+        if is_failure { Check::failed(name, found) } else { Check::warning(name, found) }
+    };
+    let faults = arguments.faults(committed).into_iter();
+    let checks: Vec<Check> = faults.map(|fault| graded("arguments", fault.is_failure(), fault.to_string())).collect();
+    checks
 }
 
 fn port(

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::arguments::Arguments;
 use crate::state::durable::{self, FileError};
 
 const MAX_PID_FILE: u64 = 64;
@@ -21,6 +22,8 @@ const MAX_COMMAND_LINE: u64 = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct NatsProcess {
     pub(crate) pid: i32,
+    /// The arguments that it was started with.
+    pub(crate) arguments: Arguments,
     pidfd: OwnedFd,
 }
 
@@ -70,7 +73,37 @@ pub enum ProcessError {
 
 impl NatsProcess {
     /// Finds the process whose pid the file holds, where that process runs `server` and its command line names `config`.
+    ///
+    /// An argument may name another pid file (`-P`). Where `pid_file` names no live process, each process of this machine is
+    /// looked at for such an argument.
     pub(crate) fn find(pid_file: &Path, server: &Path, config: &Path) -> Result<Self, ProcessError> {
+        match Self::named_by(pid_file, server, config) {
+            Err(ProcessError::Absent(why)) => Self::with_own_pid_file(server, config).ok_or(ProcessError::Absent(why)),
+            found => found,
+        }
+    }
+
+    /// The nats-server that an argument gave a pid file of its own. Its pid must stand in that file: before that a signal
+    /// would kill the process.
+    fn with_own_pid_file(server: &Path, config: &Path) -> Option<Self> {
+        let own = |entry: std::fs::DirEntry| {
+            let directory = entry.path();
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let executable = std::fs::read_link(directory.join("exe")).ok()?;
+            // Most processes are another program, and their command lines are not read.
+            let file_name = executable.file_name()?.as_bytes();
+            if !file_name.starts_with(server.file_name()?.as_bytes()) && resolved(server)? != executable {
+                return None;
+            }
+            let line = durable::read_if_there(&directory.join("cmdline"), MAX_COMMAND_LINE).ok()??;
+            let working_directory = std::fs::read_link(directory.join("cwd")).ok()?;
+            let pid_file = Arguments::of(&split_arguments(&line)).pid_file(&working_directory)?;
+            Self::named_by(&pid_file, server, config).ok().filter(|found| found.pid == pid)
+        };
+        std::fs::read_dir("/proc").ok()?.filter_map(Result::ok).find_map(own)
+    }
+
+    fn named_by(pid_file: &Path, server: &Path, config: &Path) -> Result<Self, ProcessError> {
         let absent = |what: String| ProcessError::Absent(what);
         let text = durable::read_if_there(pid_file, MAX_PID_FILE)?
             .ok_or_else(|| absent(format!("there is no {}", pid_file.display())))?;
@@ -99,9 +132,13 @@ impl NatsProcess {
             link => link.map_err(system("look at the executable of"))?,
         };
         let arguments = durable::read_if_there(&directory.join("cmdline"), MAX_COMMAND_LINE)?.unwrap_or_default();
-        recognise(&executable, &split_arguments(&arguments), server, config)
-            .map_err(|reason| ProcessError::Foreign { file: pid_file.to_owned(), pid: number, reason })?;
-        Ok(Self { pid: number, pidfd })
+        let arguments = split_arguments(&arguments);
+        recognise(&executable, &arguments, server, config).map_err(|reason| ProcessError::Foreign {
+            file: pid_file.to_owned(),
+            pid: number,
+            reason,
+        })?;
+        Ok(Self { pid: number, arguments: Arguments::of(&arguments), pidfd })
     }
 
     /// Tells nats-server to read its configuration again.
