@@ -18,6 +18,7 @@ use crate::node::IdentityError;
 use crate::peers::Kept;
 use crate::server::ServerError;
 use crate::server::arguments::ArgumentFault;
+use crate::server::jetstream::Trouble;
 use crate::server::probe::Port;
 use crate::server::process::ProcessError;
 use crate::server::standing::Mismatch;
@@ -209,6 +210,18 @@ codes! {
     ArgumentsRefuseReloads = "arguments_refuse_reloads",
     /// An argument of nats-server stands in the place of a setting.
     ArgumentsReplaceSettings = "arguments_replace_settings",
+    /// JetStream has no meta leader.
+    JetStreamWithoutLeader = "jetstream_without_leader",
+    /// A node alone has no JetStream.
+    JetStreamAlone = "jetstream_alone",
+    /// This node's JetStream is not current with the meta leader.
+    JetStreamRecovering = "jetstream_recovering",
+    /// The majority of the meta group hangs on one more death.
+    JetStreamMajorityAtRisk = "jetstream_majority_at_risk",
+    /// A member of the meta group is no node of the group any more.
+    JetStreamGhost = "jetstream_ghost",
+    /// A stream has no leader.
+    StreamWithoutLeader = "stream_without_leader",
     /// The nats-server binary can't be run.
     ServerBinaryMissing = "server_binary_missing",
     /// The nats-server binary doesn't end.
@@ -408,6 +421,8 @@ pub enum Reason {
     },
     /// nats-server was started with arguments that it should not have.
     Arguments(ArgumentFault),
+    /// JetStream needs attention.
+    JetStream(Trouble),
     /// agent.toml was read again and is not in force.
     AgentConfigurationNotInForce {
         /// Why not.
@@ -519,6 +534,14 @@ impl Reason {
             Self::CommittedNotServed(_) => Code::CommittedNotServed,
             Self::Arguments(ArgumentFault::RefuseReloads(_)) => Code::ArgumentsRefuseReloads,
             Self::Arguments(ArgumentFault::ReplaceSettings(_)) => Code::ArgumentsReplaceSettings,
+            Self::JetStream(trouble) => match trouble {
+                Trouble::WithoutLeader { .. } => Code::JetStreamWithoutLeader,
+                Trouble::Alone => Code::JetStreamAlone,
+                Trouble::Recovering => Code::JetStreamRecovering,
+                Trouble::MajorityAtRisk { .. } => Code::JetStreamMajorityAtRisk,
+                Trouble::Ghosts(_) => Code::JetStreamGhost,
+                Trouble::StreamsWithoutLeader(_) => Code::StreamWithoutLeader,
+            },
             Self::MonitoringSilent { .. } => Code::MonitoringSilent,
             Self::SettingsWaitForRestart { .. } => Code::SettingsWaitForRestart,
             Self::AgentConfigurationNotInForce { .. } => Code::AgentConfigurationNotInForce,
@@ -555,6 +578,7 @@ impl Reason {
             Self::Arguments(ArgumentFault::RefuseReloads(names) | ArgumentFault::ReplaceSettings(names)) => {
                 Some(names.join(", "))
             }
+            Self::JetStream(trouble) => trouble.subject(),
             Self::KeyOpenToAll { path, .. } | Self::StateOpenToAll { path, .. } => Some(path.display().to_string()),
             Self::Failed { subject, .. } => subject.clone(),
             _ => None,
@@ -666,6 +690,7 @@ impl fmt::Display for Reason {
                 names.join(", ")
             ),
             Self::Arguments(fault) => write!(formatter, "{fault}"),
+            Self::JetStream(trouble) => write!(formatter, "{trouble}"),
             Self::AgentConfigurationNotInForce { because } => write!(
                 formatter,
                 "the configuration in force stays, as the one that was read last can't be used yet ({because}); if it is \

@@ -104,7 +104,7 @@ pub struct Reconciler {
     deployment: Deployment,
     /// The peers that had routes.
     links: Links,
-    /// How nats-server was started.
+    /// How nats-server was started, and how its JetStream does.
     watch: Watch,
     /// The effective configuration that was read last.
     effective: Effective,

@@ -3,6 +3,7 @@
 
 pub mod apart;
 pub mod arguments;
+pub mod jetstream;
 pub mod monitor;
 pub mod probe;
 pub mod process;
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use self::arguments::Arguments;
+use self::jetstream::Seen;
 use self::monitor::{Routez, Varz};
 use self::probe::{Port, ProbeError, Prober};
 use self::process::{NatsProcess, ProcessError};
@@ -58,11 +60,13 @@ pub enum Presence {
     Hidden(i32),
 }
 
-/// How nats-server was started.
+/// How nats-server was started, and how its JetStream does.
 #[derive(Clone, Debug, Default)]
 pub struct Condition {
     /// The arguments beside `-c`.
     pub arguments: Arguments,
+    /// JetStream in a cluster, if monitoring shows it.
+    pub jetstream: Option<Seen>,
 }
 
 /// The chain that a port serves.
@@ -218,10 +222,10 @@ pub trait Server: Send + Sync {
     /// handshakes of `last` are valid, the ports are not probed again.
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed;
 
-    /// Looks at what changes seldom, in regular passes alone.
+    /// Looks at what changes seldom, in regular passes alone. Streams are looked at only `with_streams`.
     ///
     /// The method never fails: a part that can't be seen is left out.
-    async fn condition(&self, _at: &Listeners) -> Condition {
+    async fn condition(&self, _at: &Listeners, _with_streams: bool) -> Condition {
         Condition::default()
     }
 
@@ -353,9 +357,14 @@ impl Server for NatsServer {
         Observed { presence, varz, routez, client: told(client), route: told(route), asked: Instant::now() }
     }
 
-    async fn condition(&self, at: &Listeners) -> Condition {
+    async fn condition(&self, at: &Listeners, with_streams: bool) -> Condition {
         let found = NatsProcess::find(&at.pid_file, &self.binary, &self.config);
-        Condition { arguments: found.map(|process| process.arguments).unwrap_or_default() }
+        let arguments = found.map(|process| process.arguments).unwrap_or_default();
+        let jetstream = jetstream::look(arguments.over(at).monitor, with_streams).await.unwrap_or_else(|error| {
+            tracing::debug!("{}", with_causes(&error));
+            None
+        });
+        Condition { arguments, jetstream }
     }
 
     /// A SIGHUP kills nats-server in its first milliseconds, and hangs 2.15.1 in lame duck mode. The client port is closed

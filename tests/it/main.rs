@@ -19,6 +19,7 @@ mod house;
 mod iam;
 mod included;
 mod install;
+mod jetstream;
 mod operator;
 mod protection;
 mod reloads;

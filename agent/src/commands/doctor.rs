@@ -3,6 +3,7 @@
 //! Doctor reads and asks. It issues nothing and changes nothing. The checks that need no identity are made even where this
 //! node's identity is unknown.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -25,9 +26,10 @@ use crate::peers::{Peer, PeerSet, Sighting};
 use crate::reason::Reason;
 use crate::reconcile::commit_point::CommitPoint;
 use crate::reconcile::{Parts, Reconciler};
+use crate::server::jetstream::{Surroundings, Trouble};
 use crate::server::probe::{Port, Prober};
 use crate::server::standing::Mismatch;
-use crate::server::{Condition, NatsServer, Presence, Served};
+use crate::server::{Condition, NatsServer, Observed, Presence, Served};
 use crate::state::durable::FileError;
 use crate::state::generation::Generation;
 use crate::status::State;
@@ -108,7 +110,7 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
         Some(newest) => certificate(newest, Clock::System.now()),
         None => Check::warning("generation", NO_GENERATION),
     });
-    checks.extend(serving(&mut commit_point, newest.as_ref()).await);
+    checks.extend(serving(&mut commit_point, newest.as_ref(), sources.others).await);
     checks.extend(sources.peers);
     let healthy = checks.iter().all(|check| check.grade != Grade::Failed);
     if json {
@@ -162,6 +164,8 @@ async fn daemon(config: &Config) -> Check {
 struct Sources {
     checks: Vec<Check>,
     peers: Vec<Check>,
+    /// The ids of the other nodes, if discovery answers.
+    others: Option<BTreeSet<String>>,
 }
 
 async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
@@ -201,14 +205,16 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
         let pending = if entries.pending.is_some() { ", one under way" } else { "" };
         format!("{} in the last day{pending}", counted(issued, "certificate"))
     }));
+    let is_sighted = sighting.is_ok();
     let others = sighting.into_iter().flat_map(|seen| seen.peers);
-    let others = others.filter(|peer| peer.address.ip() != parts.node.address).collect();
+    let others: Vec<Peer> = others.filter(|peer| peer.address.ip() != parts.node.address).collect();
+    let ids = is_sighted.then(|| others.iter().map(|peer| peer.id.clone()).collect());
     let peers = match newest {
         Some(newest) => dial(newest, others).await,
         None => Vec::new(),
     };
     checks.push(configuration(Reconciler::new(parts)).await);
-    Sources { checks, peers }
+    Sources { checks, peers, others: ids }
 }
 
 /// Whether each included secret can be read. The last good content hides a secret that can't, until the next node boots.
@@ -292,7 +298,11 @@ const RENEW: &str = "run `agent renew`, which says what keeps a new certificate 
 
 /// The nats-server process and what its ports serve. Before the first generation it is normal that no server runs and that
 /// no port has TLS, so that is a warning.
-async fn serving(commit_point: &mut CommitPoint, newest: Option<&Generation>) -> Vec<Check> {
+async fn serving(
+    commit_point: &mut CommitPoint,
+    newest: Option<&Generation>,
+    others: Option<BTreeSet<String>>,
+) -> Vec<Check> {
     let mut seen = commit_point.unseen();
     // A separate line reports a committed file that can't be checked. The rest of the observation counts all the same.
     let _unknown = commit_point.observe(newest.map(|newest| &newest.chain), &mut seen).await;
@@ -320,15 +330,20 @@ async fn serving(commit_point: &mut CommitPoint, newest: Option<&Generation>) ->
         port("route port", "nats.cluster_listen", &observed.route, newest, now),
     ];
     if matches!(observed.presence, Presence::Running(_)) {
-        checks.extend(condition(commit_point, &listeners).await);
+        checks.extend(condition(commit_point, &observed, &listeners, others).await);
     }
     checks
 }
 
-/// How nats-server was started.
-async fn condition(commit_point: &CommitPoint, listeners: &Listeners) -> Vec<Check> {
+/// How nats-server was started, and how its JetStream does now. Without an answer of discovery nobody knows who is missing.
+async fn condition(
+    commit_point: &CommitPoint,
+    observed: &Observed,
+    listeners: &Listeners,
+    others: Option<BTreeSet<String>>,
+) -> Vec<Check> {
     let parts = commit_point.parts();
-    let Condition { arguments } = parts.server.condition(listeners).await;
+    let Condition { arguments, jetstream } = parts.server.condition(listeners, true).await;
     let committed = || {
         let text = commit_point.committed().ok().flatten();
         text.and_then(|text| text.tree(&parts.nats.config).ok()).unwrap_or_default()
@@ -337,7 +352,17 @@ async fn condition(commit_point: &CommitPoint, listeners: &Listeners) -> Vec<Che
         if is_failure { Check::failed(name, found) } else { Check::warning(name, found) }
     };
     let faults = arguments.faults(committed).into_iter();
-    let checks: Vec<Check> = faults.map(|fault| graded("arguments", fault.is_failure(), fault.to_string())).collect();
+    let mut checks: Vec<Check> =
+        faults.map(|fault| graded("arguments", fault.is_failure(), fault.to_string())).collect();
+    if let (Some(jetstream), Some(others), Some(routez)) = (jetstream, others, &observed.routez) {
+        let routes = routez.remotes().values().map(|(name, _)| (*name).to_owned()).collect();
+        let troubles = jetstream.troubles(&Surroundings { routes, others });
+        if troubles.is_empty() {
+            checks.push(Check::ok("jetstream", format!("its meta leader is {}", jetstream.meta.leader)));
+        }
+        let told = |trouble: Trouble| graded("jetstream", trouble.is_failure(), trouble.to_string());
+        checks.extend(troubles.into_iter().map(told));
+    }
     checks
 }
 

@@ -88,22 +88,39 @@ pub async fn routez(address: SocketAddr) -> Result<Routez, MonitorError> {
     get(address, "/routez").await
 }
 
-async fn get<T: DeserializeOwned>(address: SocketAddr, path: &'static str) -> Result<T, MonitorError> {
+/// Reads any path of the monitoring port.
+pub(crate) async fn get<T: DeserializeOwned>(address: SocketAddr, path: &'static str) -> Result<T, MonitorError> {
     let failed = |source| MonitorError { address, path, source };
     let answer = tokio::time::timeout(TIMEOUT, fetch(address, path)).await;
     let bytes = answer.map_err(|elapsed| failed(elapsed.into()))?.map_err(failed)?;
     serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))
 }
 
+/// Whether nats-server answers that something isn't available (503), as `/healthz` does.
+pub(crate) async fn is_unavailable(address: SocketAddr, path: &'static str) -> Result<bool, MonitorError> {
+    let failed = |source| MonitorError { address, path, source };
+    let answer = tokio::time::timeout(TIMEOUT, ask(address, path)).await;
+    let response = answer.map_err(|elapsed| failed(elapsed.into()))?.map_err(failed)?;
+    Ok(response.status() == hyper::StatusCode::SERVICE_UNAVAILABLE)
+}
+
 async fn fetch(address: SocketAddr, path: &str) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
+    let response = ask(address, path).await?;
+    if !response.status().is_success() {
+        return Err(format!("it answered {}", response.status()).into());
+    }
+    Ok(Limited::new(response.into_body(), MAX_ANSWER).collect().await?.to_bytes())
+}
+
+/// The head of an answer, whatever its status, with the body to read.
+async fn ask(
+    address: SocketAddr,
+    path: &str,
+) -> Result<hyper::Response<hyper::body::Incoming>, Box<dyn std::error::Error + Send + Sync>> {
     let stream = tokio::net::TcpStream::connect(address).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = hyper::Request::get(path).header("host", address.to_string()).body(Empty::<Bytes>::new())?;
     // The task ends once the sender is dropped. A time-out drops the sender too.
     tokio::spawn(connection);
-    let response = sender.send_request(request).await?;
-    if !response.status().is_success() {
-        return Err(format!("it answered {}", response.status()).into());
-    }
-    Ok(Limited::new(response.into_body(), MAX_ANSWER).collect().await?.to_bytes())
+    Ok(sender.send_request(request).await?)
 }
