@@ -17,6 +17,8 @@ use crate::issue::journal::JournalError;
 use crate::node::IdentityError;
 use crate::peers::Kept;
 use crate::server::ServerError;
+use crate::server::arguments::ArgumentFault;
+use crate::server::jetstream::Trouble;
 use crate::server::probe::{Port, Silence};
 use crate::server::process::ProcessError;
 use crate::server::standing::Mismatch;
@@ -222,6 +224,24 @@ codes! {
     ServerNotListening = "server_not_listening",
     /// The pid file names another process, or can't be used.
     ServerForeign = "server_foreign",
+    /// The system hides nats-server's process from the agent.
+    ServerHidden = "server_hidden",
+    /// For an argument of nats-server each reload is refused.
+    ArgumentsRefuseReloads = "arguments_refuse_reloads",
+    /// An argument of nats-server stands in the place of a setting.
+    ArgumentsReplaceSettings = "arguments_replace_settings",
+    /// JetStream has no meta leader.
+    JetStreamWithoutLeader = "jetstream_without_leader",
+    /// A node alone has no JetStream.
+    JetStreamAlone = "jetstream_alone",
+    /// This node's JetStream is not current with the meta leader.
+    JetStreamRecovering = "jetstream_recovering",
+    /// The majority of the meta group hangs on one more death.
+    JetStreamMajorityAtRisk = "jetstream_majority_at_risk",
+    /// A member of the meta group is no node of the group any more.
+    JetStreamGhost = "jetstream_ghost",
+    /// A stream has no leader.
+    StreamWithoutLeader = "stream_without_leader",
     /// The nats-server binary can't be run.
     ServerBinaryMissing = "server_binary_missing",
     /// The nats-server binary doesn't end.
@@ -468,6 +488,10 @@ pub enum Reason {
         /// The names of the settings.
         names: Vec<String>,
     },
+    /// nats-server was started with arguments that it should not have.
+    Arguments(ArgumentFault),
+    /// JetStream needs attention.
+    JetStream(Trouble),
     /// agent.toml was read again and is not in force.
     AgentConfigurationNotInForce {
         /// Why not.
@@ -575,6 +599,7 @@ impl Reason {
             Self::ServerNotRunning { .. } => Code::ServerNotRunning,
             Self::ServerNotLookedAt => Code::ServerNotLookedAt,
             Self::NothingCommitted => Code::NothingCommitted,
+            Self::CommittedNotServed(Mismatch::Hidden { .. }) => Code::ServerHidden,
             Self::CommittedNotServed(_) => Code::CommittedNotServed,
             Self::ReloadUnderWay { .. } => Code::ReloadUnderWay,
             Self::ServerStarting { .. } => Code::ServerStarting,
@@ -584,6 +609,16 @@ impl Reason {
             Self::ListenerCertificateExpired { .. } => Code::ListenerCertificateExpired,
             Self::ListenerCertificateEnds { .. } => Code::ListenerCertificateEnds,
             Self::ServerFull { .. } => Code::ServerFull,
+            Self::Arguments(ArgumentFault::RefuseReloads(_)) => Code::ArgumentsRefuseReloads,
+            Self::Arguments(ArgumentFault::ReplaceSettings(_)) => Code::ArgumentsReplaceSettings,
+            Self::JetStream(trouble) => match trouble {
+                Trouble::WithoutLeader { .. } => Code::JetStreamWithoutLeader,
+                Trouble::Alone => Code::JetStreamAlone,
+                Trouble::Recovering => Code::JetStreamRecovering,
+                Trouble::MajorityAtRisk { .. } => Code::JetStreamMajorityAtRisk,
+                Trouble::Ghosts(_) => Code::JetStreamGhost,
+                Trouble::StreamsWithoutLeader(_) => Code::StreamWithoutLeader,
+            },
             Self::MonitoringSilent { .. } => Code::MonitoringSilent,
             Self::SettingsWaitForRestart { .. } => Code::SettingsWaitForRestart,
             Self::AgentConfigurationNotInForce { .. } => Code::AgentConfigurationNotInForce,
@@ -620,6 +655,10 @@ impl Reason {
                 Some(port.to_string())
             }
             Self::SettingsWaitForRestart { names } => Some(names.join(", ")),
+            Self::Arguments(ArgumentFault::RefuseReloads(names) | ArgumentFault::ReplaceSettings(names)) => {
+                Some(names.join(", "))
+            }
+            Self::JetStream(trouble) => trouble.subject(),
             Self::KeyOpenToAll { path, .. } | Self::StateOpenToAll { path, .. } => Some(path.display().to_string()),
             Self::Failed { subject, .. } => subject.clone(),
             _ => None,
@@ -647,6 +686,7 @@ impl Reason {
         let is_same_process = matches!(
             (self, other),
             (Self::CommittedNotServed(Mismatch::Foreign(_)), Self::Failed { code: Code::ServerForeign, .. })
+                | (Self::CommittedNotServed(Mismatch::Hidden { .. }), Self::Failed { code: Code::ServerHidden, .. })
         );
         is_cause || is_same_process
     }
@@ -767,6 +807,8 @@ impl fmt::Display for Reason {
                 "nats-server takes {} only at a start: the change is committed and waits for its restart",
                 names.join(", ")
             ),
+            Self::Arguments(fault) => write!(formatter, "{fault}"),
+            Self::JetStream(trouble) => write!(formatter, "{trouble}"),
             Self::AgentConfigurationNotInForce { because } => write!(
                 formatter,
                 "the configuration in force stays, as the one that was read last can't be used yet ({because}); if it is \
@@ -922,6 +964,7 @@ impl From<&ServerError> for Reason {
             ServerError::Version { found, .. } => (Code::ServerBinaryUnsuitable, Some(found.clone())),
             ServerError::Refused { message } => (Code::ConfigurationRefused, Some(message.clone())),
             ServerError::Process(ProcessError::Absent(_)) => (Code::ServerNotRunning, None),
+            ServerError::Process(ProcessError::Hidden { .. }) => (Code::ServerHidden, None),
             ServerError::Process(_) => (Code::ServerForeign, None),
             ServerError::NotListening { .. } => (Code::ServerNotListening, None),
         };

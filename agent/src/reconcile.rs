@@ -5,6 +5,7 @@
 //! retried within a pass: the next pass is the retry.
 
 pub mod commit_point;
+mod condition;
 mod deployment;
 mod issuing;
 mod last_good;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use self::commit_point::CommitPoint;
+use self::condition::Watch;
 use self::deployment::{Deployment, Order};
 use self::issuing::Issuing;
 use self::last_good::LastGoodFile;
@@ -109,6 +111,8 @@ pub struct Reconciler {
     deployment: Deployment,
     /// The servers that had a route to this node.
     links: Links,
+    /// How nats-server was started, and how its JetStream does.
+    watch: Watch,
     /// The effective configuration that was read last.
     effective: Effective,
     /// The newest generation. The key of the generation is in memory only while a pass needs the key.
@@ -147,6 +151,7 @@ impl Reconciler {
             allowed_losses: parts.allowed_losses,
             effective: Effective::default(),
             links,
+            watch: Watch::default(),
             newest: None,
             damaged: Vec::new(),
             not_in_force: None,
@@ -157,6 +162,7 @@ impl Reconciler {
     pub async fn pass(&mut self, wanted: &PassRequest, progress: &Progress) -> Pass {
         let outcome = self.reconcile(wanted, progress).await;
         self.deployment.note_outcome(&outcome);
+        self.look_at_condition().await;
         let now = self.clock.now();
         let (status, next) = (self.status(), self.next(now));
         self.links.note_alone(status.is_alone(), now);
@@ -198,6 +204,7 @@ impl Reconciler {
             Err(error) => Err(error.into()),
         };
         self.deployment.show(observed.err().as_ref());
+        self.look_at_condition().await;
         self.damaged.splice(0..0, because);
         self.status()
     }
@@ -266,6 +273,7 @@ impl Reconciler {
         }
         match &self.deployment.seen().observed.presence {
             Presence::Foreign(why) => Err(PassError::Waits(Reason::CommittedNotServed(Mismatch::Foreign(why.clone())))),
+            Presence::Hidden(pid) => Err(PassError::Waits(Reason::CommittedNotServed(Mismatch::Hidden { pid: *pid }))),
             _ => Ok(()),
         }
     }

@@ -2,6 +2,8 @@
 //! nats-server.
 
 pub mod apart;
+pub mod arguments;
+pub mod jetstream;
 pub mod monitor;
 pub mod probe;
 pub mod process;
@@ -23,6 +25,8 @@ use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use self::arguments::Arguments;
+use self::jetstream::Seen;
 use self::monitor::{Routez, Varz};
 use self::probe::{Opening, Port, ProbeError, Prober, Silence};
 use self::process::{NatsProcess, ProcessError};
@@ -59,6 +63,17 @@ pub enum Presence {
     Running(i32),
     /// The pid file names another process, or can't be used.
     Foreign(String),
+    /// The pid file names this pid, and the system hides the process from the agent.
+    Hidden(i32),
+}
+
+/// How nats-server was started, and how its JetStream does.
+#[derive(Clone, Debug, Default)]
+pub struct Condition {
+    /// The arguments beside `-c`.
+    pub arguments: Arguments,
+    /// JetStream in a cluster, if monitoring shows it.
+    pub jetstream: Option<Seen>,
 }
 
 /// The chain that a port serves.
@@ -274,6 +289,13 @@ pub trait Server: Send + Sync {
     /// handshakes of `last` are valid, the ports are not probed again.
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed;
 
+    /// Looks at what changes seldom, in regular passes alone. Streams are looked at only `with_streams`.
+    ///
+    /// The method never fails: a part that can't be seen is left out.
+    async fn condition(&self, _at: &Listeners, _with_streams: bool) -> Condition {
+        Condition::default()
+    }
+
     /// Tells the running server to read its configuration again, and returns the pid.
     async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<i32, ServerError>;
 }
@@ -401,15 +423,17 @@ impl Server for NatsServer {
     }
 
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed {
-        let mut started = None;
+        let (mut started, mut at) = (None, at.clone());
         let start = process::start_mark(&at.pid_file);
         let presence = match NatsProcess::find(&at.pid_file, &self.binary, &self.config) {
             Ok(process) => {
                 started = process.started(Clock::System.now());
+                at = process.arguments.over(&at);
                 Presence::Running(process.pid)
             }
+            Err(ProcessError::Hidden { pid }) => Presence::Hidden(pid),
             Err(ProcessError::Absent(why)) => {
-                let Probes { client, route, .. } = self.probe(chain, at).await;
+                let Probes { client, route, .. } = self.probe(chain, &at).await;
                 let seen = match &client {
                     Ok(_) => "serves TLS: check nats.pid_file and nats.listen",
                     Err(Silence::Plain(_)) => "speaks NATS without TLS: check nats.pid_file and nats.listen",
@@ -427,14 +451,25 @@ impl Server for NatsServer {
         if let Some(last) = last.filter(|last| last.still_holds(&presence, varz.as_ref())) {
             return Observed { routez, ..last.clone() };
         }
-        let Probes { client, route, others } = self.probe(chain, at).await;
+        let Probes { client, route, others } = self.probe(chain, &at).await;
         Observed { presence, started, start, varz, routez, client, route, others, asked: Instant::now() }
+    }
+
+    async fn condition(&self, at: &Listeners, with_streams: bool) -> Condition {
+        let found = NatsProcess::find(&at.pid_file, &self.binary, &self.config);
+        let arguments = found.map(|process| process.arguments).unwrap_or_default();
+        let jetstream = jetstream::look(&arguments.over(at).monitor, with_streams).await.unwrap_or_else(|error| {
+            tracing::debug!("{}", with_causes(&error));
+            None
+        });
+        Condition { arguments, jetstream }
     }
 
     /// A SIGHUP kills nats-server in its first milliseconds, and hangs 2.15.1 in lame duck mode. The client port is closed
     /// in both states, so the client port must be open before the signal.
     async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<i32, ServerError> {
         let process = NatsProcess::find(&at.pid_file, &self.binary, &self.config)?;
+        let at = process.arguments.over(at);
         if let (true, Some(pause)) = (at.client_is_throttled, self.pause_of_client_port()) {
             tokio::time::sleep(pause).await;
         }

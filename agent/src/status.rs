@@ -332,7 +332,7 @@ impl Status {
             None => reasons.extend(not_served(&findings.standing, observed)),
         }
         reasons.extend(findings.is_crash_loop.then_some(Reason::ServerCrashLoop));
-        let is_there = matches!(observed.presence, Presence::Running(_) | Presence::Foreign(_));
+        let is_there = matches!(observed.presence, Presence::Running(_) | Presence::Foreign(_) | Presence::Hidden(_));
         let refused = if is_there { refused(&findings) } else { Vec::new() };
         let is_served = findings.standing.is_served();
         let is_reloading = matches!(findings.standing, Standing::Reloading { .. });

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on has failed")]
 
 mod alerts;
+mod arguments;
 mod aws;
 mod aws_double;
 mod bad_input;
@@ -18,6 +19,7 @@ mod house;
 mod iam;
 mod included;
 mod install;
+mod jetstream;
 mod listeners;
 mod operator;
 mod protection;

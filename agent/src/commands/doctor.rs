@@ -3,6 +3,7 @@
 //! Doctor reads and asks. It issues nothing and changes nothing. The checks that need no identity are made even where this
 //! node's identity is unknown.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -14,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::CommandError;
 use crate::clock::{Clock, rfc3339};
+use crate::conf::listeners::Listeners;
 use crate::conf::loss::Certificate;
 use crate::config::Config;
 use crate::daemon::control::{ControlError, ask};
@@ -25,8 +27,10 @@ use crate::peers::{Peer, PeerSet, Sighting};
 use crate::reason::Reason;
 use crate::reconcile::commit_point::CommitPoint;
 use crate::reconcile::{Parts, Reconciler};
+use crate::server::jetstream::{Surroundings, Trouble};
 use crate::server::probe::{Port, Prober, Silence};
-use crate::server::{NatsServer, Other, Presence, Served};
+use crate::server::standing::Mismatch;
+use crate::server::{Condition, NatsServer, Observed, Other, Presence, Served};
 use crate::state::durable::FileError;
 use crate::state::generation::Generation;
 use crate::status::State;
@@ -107,7 +111,7 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
         Some(newest) => certificate(newest, Clock::System.now()),
         None => Check::warning("generation", NO_GENERATION),
     });
-    checks.extend(serving(&mut commit_point, newest.as_ref()).await);
+    checks.extend(serving(&mut commit_point, newest.as_ref(), sources.others).await);
     checks.extend(sources.peers);
     let healthy = checks.iter().all(|check| check.grade != Grade::Failed);
     if json {
@@ -161,6 +165,8 @@ async fn daemon(config: &Config) -> Check {
 struct Sources {
     checks: Vec<Check>,
     peers: Vec<Check>,
+    /// The ids of the other nodes, if discovery answers.
+    others: Option<BTreeSet<String>>,
 }
 
 async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
@@ -200,14 +206,16 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
         let pending = if entries.pending.is_some() { ", one under way" } else { "" };
         format!("{} in the last day{pending}", counted(issued, "certificate"))
     }));
+    let is_sighted = sighting.is_ok();
     let others = sighting.into_iter().flat_map(|seen| seen.peers);
-    let others = others.filter(|peer| peer.address.ip() != parts.node.address).collect();
+    let others: Vec<Peer> = others.filter(|peer| peer.address.ip() != parts.node.address).collect();
+    let ids = is_sighted.then(|| others.iter().map(|peer| peer.id.clone()).collect());
     let peers = match newest {
         Some(newest) => dial(newest, others).await,
         None => Vec::new(),
     };
     checks.push(configuration(Reconciler::new(parts)).await);
-    Sources { checks, peers }
+    Sources { checks, peers, others: ids }
 }
 
 /// Whether each included secret can be read. The last good content hides a secret that can't, until the next node boots.
@@ -291,11 +299,15 @@ const RENEW: &str = "run `agent renew`, which says what keeps a new certificate 
 
 /// The nats-server process and what its ports serve. Before the first generation it is normal that no server runs and that
 /// no port has TLS, so that is a warning.
-async fn serving(commit_point: &mut CommitPoint, newest: Option<&Generation>) -> Vec<Check> {
+async fn serving(
+    commit_point: &mut CommitPoint,
+    newest: Option<&Generation>,
+    others: Option<BTreeSet<String>>,
+) -> Vec<Check> {
     let mut seen = commit_point.unseen();
     // A separate line reports a committed file that can't be checked. The rest of the observation counts all the same.
     let _unknown = commit_point.observe(newest.map(|newest| &newest.chain), &mut seen).await;
-    let observed = seen.observed;
+    let (observed, listeners) = (seen.observed, seen.listeners);
     let config = commit_point.parts().nats.config.display();
     let process = match (&observed.presence, newest) {
         (Presence::Running(pid), _) => Check::ok("process", format!("pid {pid} runs with -c {config}")),
@@ -309,6 +321,7 @@ async fn serving(commit_point: &mut CommitPoint, newest: Option<&Generation>) ->
             ),
         ),
         (Presence::Foreign(why), _) => Check::failed("process", why.as_str()),
+        (Presence::Hidden(pid), _) => Check::failed("process", Mismatch::Hidden { pid: *pid }.to_string()),
         (Presence::Unseen, _) => Check::warning("process", Reason::ServerNotLookedAt.to_string()),
     };
     let now = Clock::System.now();
@@ -318,6 +331,40 @@ async fn serving(commit_point: &mut CommitPoint, newest: Option<&Generation>) ->
         port("route port", "nats.cluster_listen", &observed.route, newest, now),
     ];
     checks.extend(observed.others.iter().map(|(listener, other)| other_port(*listener, other, newest, now)));
+    if matches!(observed.presence, Presence::Running(_)) {
+        checks.extend(condition(commit_point, &observed, &listeners, others).await);
+    }
+    checks
+}
+
+/// How nats-server was started, and how its JetStream does now. Without an answer of discovery nobody knows who is missing.
+async fn condition(
+    commit_point: &CommitPoint,
+    observed: &Observed,
+    listeners: &Listeners,
+    others: Option<BTreeSet<String>>,
+) -> Vec<Check> {
+    let parts = commit_point.parts();
+    let Condition { arguments, jetstream } = parts.server.condition(listeners, true).await;
+    let committed = || {
+        let text = commit_point.committed().ok().flatten();
+        text.and_then(|text| text.tree(&parts.nats.config).ok()).unwrap_or_default()
+    };
+    let graded = |name, is_failure: bool, found: String| {
+        if is_failure { Check::failed(name, found) } else { Check::warning(name, found) }
+    };
+    let faults = arguments.faults(committed).into_iter();
+    let mut checks: Vec<Check> =
+        faults.map(|fault| graded("arguments", fault.is_failure(), fault.to_string())).collect();
+    if let (Some(jetstream), Some(others), Some(routez)) = (jetstream, others, &observed.routez) {
+        let routes = routez.remotes().values().map(|(name, _)| (*name).to_owned()).collect();
+        let troubles = jetstream.troubles(&Surroundings { routes, others });
+        if troubles.is_empty() {
+            checks.push(Check::ok("jetstream", format!("its meta leader is {}", jetstream.meta.leader)));
+        }
+        let told = |trouble: Trouble| graded("jetstream", trouble.is_failure(), trouble.to_string());
+        checks.extend(troubles.into_iter().map(told));
+    }
     checks
 }
 

@@ -148,7 +148,7 @@ fn parse(text: &str) -> Option<SocketAddr> {
 }
 
 /// The address at which this machine can dial a listener: an unspecified address becomes loopback.
-fn dialable(listen: SocketAddr) -> SocketAddr {
+pub(crate) fn dialable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

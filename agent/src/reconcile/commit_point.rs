@@ -474,6 +474,7 @@ impl CommitPoint {
         let Some(committed) = committed else {
             seen.standing = match &seen.observed.presence {
                 Presence::Foreign(why) => Standing::NotServed(Mismatch::Foreign(why.clone())),
+                Presence::Hidden(pid) => Standing::NotServed(Mismatch::Hidden { pid: *pid }),
                 _ => Standing::NothingCommitted,
             };
             return Ok(());

@@ -16,8 +16,10 @@ impl Reconciler {
         faults.extend(self.sources.reasons());
         faults.extend(self.deployment.reason());
         faults.extend(self.issuing.reason());
+        faults.extend(self.watch.reasons(now));
         let mut warnings = self.sources.warnings(now);
         warnings.extend(self.deployment.warning());
+        warnings.extend(self.watch.warnings(now));
         warnings.extend(self.second_selves());
         warnings.extend(self.opened_to_all());
         let seen = self.deployment.seen();

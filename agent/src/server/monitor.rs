@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
+use hyper::Response;
+use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
@@ -163,7 +164,8 @@ pub async fn routez(at: &Monitor, ours: Option<&StoredChain>) -> Result<Routez, 
     get(at, ours, "/routez").await
 }
 
-async fn get<T: DeserializeOwned>(
+/// Reads any path of the monitoring port, as [`varz`] reads `/varz`.
+pub(crate) async fn get<T: DeserializeOwned>(
     at: &Monitor,
     ours: Option<&StoredChain>,
     path: &'static str,
@@ -175,7 +177,25 @@ async fn get<T: DeserializeOwned>(
     serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))
 }
 
+/// Whether nats-server answers that something isn't available (503), as `/healthz` does.
+pub(crate) async fn is_unavailable(at: &Monitor, path: &'static str) -> Result<bool, MonitorError> {
+    let scheme = if at.tls.is_some() { "https" } else { "http" };
+    let failed = |source| MonitorError { scheme, address: at.address, path, source };
+    let answer = tokio::time::timeout(TIMEOUT, ask(at, None, path)).await;
+    let response = answer.map_err(|elapsed| failed(elapsed.into()))?.map_err(failed)?;
+    Ok(response.status() == hyper::StatusCode::SERVICE_UNAVAILABLE)
+}
+
 async fn fetch(at: &Monitor, ours: Option<&StoredChain>, path: &str) -> Result<Bytes, Cause> {
+    let response = ask(at, ours, path).await?;
+    if !response.status().is_success() {
+        return Err(format!("it answered {}", response.status()).into());
+    }
+    Ok(Limited::new(response.into_body(), MAX_ANSWER).collect().await?.to_bytes())
+}
+
+/// The head of an answer, whatever its status, with the body to read.
+async fn ask(at: &Monitor, ours: Option<&StoredChain>, path: &str) -> Result<Response<Incoming>, Cause> {
     let Some(tls) = &at.tls else {
         return request(TcpStream::connect(at.address).await?, at.address, path).await;
     };
@@ -201,16 +221,12 @@ async fn request(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     address: SocketAddr,
     path: &str,
-) -> Result<Bytes, Cause> {
+) -> Result<Response<Incoming>, Cause> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = hyper::Request::get(path).header("host", address.to_string()).body(Empty::<Bytes>::new())?;
     // The task ends once the sender is dropped. A time-out drops the sender too.
     tokio::spawn(connection);
-    let response = sender.send_request(request).await?;
-    if !response.status().is_success() {
-        return Err(format!("it answered {}", response.status()).into());
-    }
-    Ok(Limited::new(response.into_body(), MAX_ANSWER).collect().await?.to_bytes())
+    Ok(sender.send_request(request).await?)
 }
 
 #[cfg(test)]

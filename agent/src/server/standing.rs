@@ -7,6 +7,7 @@ use std::fmt;
 use time::OffsetDateTime;
 
 use super::probe::{Port, Silence};
+use super::process::ProcessError;
 use super::{Observed, Presence};
 use crate::clock::rfc3339;
 use crate::conf::loss::Certificate;
@@ -62,6 +63,11 @@ pub enum Evidence {
 pub enum Mismatch {
     /// The pid file names another process, or can't be used.
     Foreign(String),
+    /// The system hides the process from the agent.
+    Hidden {
+        /// The pid in the pid file.
+        pid: i32,
+    },
     /// A port shows no certificate.
     PortSilent {
         /// The port.
@@ -109,6 +115,7 @@ impl fmt::Display for Mismatch {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Foreign(why) => formatter.write_str(why),
+            Self::Hidden { pid } => ProcessError::Hidden { pid: *pid }.fmt(formatter),
             Self::PortSilent { port, why } => write!(formatter, "{port} port: {why}"),
             Self::OtherLeaf { port } => write!(formatter, "the {port} port serves another leaf than ours"),
             Self::OtherConfiguration { loaded, committed } => {
@@ -156,6 +163,7 @@ impl Expected {
             Presence::Unseen => return Standing::Unseen,
             Presence::Absent(why) => return Standing::NoServer { why: why.clone() },
             Presence::Foreign(why) => return Standing::NotServed(Mismatch::Foreign(why.clone())),
+            Presence::Hidden(pid) => return Standing::NotServed(Mismatch::Hidden { pid: *pid }),
             Presence::Running(_) => {}
         }
         for (port, served) in [(Port::Route, &observed.route), (Port::Client, &observed.client)] {
@@ -334,6 +342,8 @@ mod tests {
         assert_eq!(told(hangs(), END, "sha256:other"), silent);
         let foreign = Standing::NotServed(Mismatch::Foreign("sleep".into()));
         assert_eq!(standing(|observed| observed.presence = Presence::Foreign("sleep".into())), foreign);
+        let hidden = Standing::NotServed(Mismatch::Hidden { pid: 7 });
+        assert_eq!(standing(|observed| observed.presence = Presence::Hidden(7)), hidden);
         let gone = Standing::NoServer { why: "gone".into() };
         assert_eq!(standing(|observed| observed.presence = Presence::Absent("gone".into())), gone);
         assert_eq!(standing(|observed| observed.presence = Presence::Unseen), Standing::Unseen);
