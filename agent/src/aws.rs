@@ -8,6 +8,7 @@
 //! * Instance metadata is never asked through a proxy.
 //! * The SDK repeats no request: the reconciler owns retry and back-off.
 
+pub(crate) mod calls;
 mod complete_xml;
 mod role;
 pub mod secret;

@@ -25,7 +25,7 @@ const EXIT_CODES: &str =
     "Exit codes: 0 done or healthy; 1 it ran and the answer is bad; 2 usage or configuration error.";
 
 /// What to do.
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 #[expect(missing_docs, reason = "a doc comment on a flattened field would replace the command's help")]
 pub enum Command {
     /// Run the daemon: keep certificate, trust bundle and routes current for as long as the machine lives
@@ -68,6 +68,14 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether the answer is JSON.
+    #[must_use]
+    pub fn is_json(&self) -> bool {
+        matches!(self, Self::Renew { json, .. } | Self::Status { json } | Self::Doctor { json } if json.json)
+    }
+}
+
 /// The `--json` option.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct JsonArg {
@@ -77,7 +85,7 @@ pub struct JsonArg {
 }
 
 /// The `--allow-loss` option.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct LossArg {
     /// Apply a configuration even if it takes this away; can be repeated
     #[arg(long, value_name = "WHAT")]

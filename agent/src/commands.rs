@@ -8,13 +8,15 @@ pub mod status;
 
 use std::process::ExitCode;
 
+use crate::cli::Command;
 use crate::config::ConfigError;
 use crate::daemon::DaemonError;
 use crate::daemon::control::ControlError;
 use crate::daemon::protocol::Refusal;
 use crate::error::with_causes;
 use crate::node::IdentityError;
-use crate::output::{OutputError, abbreviated};
+use crate::output::{OutputError, abbreviated, print_json};
+use crate::reason::{Code, Reason};
 use crate::reconcile::PassError;
 use crate::state::lock::LockError;
 
@@ -63,12 +65,35 @@ impl CommandError {
         }
     }
 
-    /// The code of a refusal. Other errors have no code.
+    /// The stable code: of the reason where there is a reason, else of the kind of the error.
     #[must_use]
-    pub fn code(&self) -> Option<&str> {
+    pub fn code(&self) -> &str {
         match self {
-            Self::Refused(refusal) => Some(refusal.code()),
-            _ => None,
+            Self::Config(_) => "agent_configuration_unusable",
+            Self::Identity(error) => Reason::from(error).code().as_str(),
+            Self::Pass(error) => Reason::from(error).code().as_str(),
+            Self::Lock(LockError::Held(_)) => "agent_at_work",
+            Self::Lock(LockError::WrongUser { .. }) => "wrong_user",
+            Self::Lock(LockError::File(_)) => Code::FileFailed.as_str(),
+            Self::Control(ControlError::NoDaemon { .. }) => Code::AgentNotRunning.as_str(),
+            Self::Control(ControlError::Denied { .. }) => "may_not_ask",
+            Self::Control(_) => "agent_silent",
+            Self::Daemon(_) => "agent_can_not_run",
+            Self::Refused(refusal) => refusal.code(),
+            Self::OtherAnswer => "agent_of_another_version",
+            Self::Output(_) => "output_failed",
+            Self::Runtime(_) => "runtime_failed",
+        }
+    }
+
+    /// Writes the error as one JSON document, in the shape of the command.
+    pub fn print_json(&self, command: &Command) -> Result<(), OutputError> {
+        let (code, text) = (self.code(), with_causes(self));
+        match command {
+            Command::Renew { .. } => {
+                print_json(&serde_json::json!({ "result": "failed", "code": code, "error": text }))
+            }
+            _ => print_json(&serde_json::json!({ "error": { "code": code, "text": text } })),
         }
     }
 

@@ -1,5 +1,6 @@
 //! nats-server.conf: its language, its text, and what it takes away.
 
+pub mod changes;
 mod cursor;
 pub mod digest;
 pub mod effective;

@@ -259,6 +259,11 @@ pub struct NatsConfig {
     pub system: System,
     /// A file of `KEY=VALUE` lines: the values of variables in included files and in the template.
     pub environment_file: Option<PathBuf>,
+    /// How long nats-server may start or drain until the node is failing.
+    #[serde(deserialize_with = "duration")]
+    pub start_timeout: Duration,
+    /// `[nats.reload]`.
+    pub reload: ReloadConfig,
     /// `[nats.settings]`: settings of nats-server by their own names, merged over what is rendered.
     #[serde(deserialize_with = "left_to_parse")]
     pub settings: Map,
@@ -282,8 +287,25 @@ impl Default for NatsConfig {
             pid_file: "/run/nats/nats-server.pid".into(),
             system: System::default(),
             environment_file: None,
+            start_timeout: Duration::from_mins(10),
+            reload: ReloadConfig::default(),
             settings: Map::default(),
         }
+    }
+}
+
+/// `[nats.reload]`: how long nats-server may take.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReloadConfig {
+    /// How long a reload that is under way is waited for.
+    #[serde(deserialize_with = "duration")]
+    pub timeout: Duration,
+}
+
+impl Default for ReloadConfig {
+    fn default() -> Self {
+        Self { timeout: Duration::from_mins(10) }
     }
 }
 
@@ -901,6 +923,12 @@ impl NatsConfig {
             System::Secret(id) => check_secret_id("nats.system.secret_id", id)?,
             System::Auto | System::Off => {}
         }
+        if self.start_timeout > MAX_PAUSE {
+            return Err(invalid("nats.start_timeout", "must be a day at most"));
+        }
+        if self.reload.timeout < Duration::from_secs(10) || self.reload.timeout > MAX_PAUSE {
+            return Err(invalid("nats.reload.timeout", "must lie between 10s and a day"));
+        }
         if let JetStream::On(limits) = &self.jetstream {
             absolute("nats.jetstream.store_dir", limits.store_dir.clone())?;
         }
@@ -1166,7 +1194,7 @@ mod tests {
         let cases = [
             (
                 ec2("[nats]\nlissten = 1"),
-                "agent.toml:4: nats.lissten: unknown field `lissten`, expected one of `server`, `config`, `template`, `include`, `listen`, `cluster_name`, `cluster_listen`, `monitor_listen`, `client_auth`, `cluster_secret_id`, `jetstream`, `pid_file`, `system`, `environment_file`, `settings`",
+                "agent.toml:4: nats.lissten: unknown field `lissten`, expected one of `server`, `config`, `template`, `include`, `listen`, `cluster_name`, `cluster_listen`, `monitor_listen`, `client_auth`, `cluster_secret_id`, `jetstream`, `pid_file`, `system`, `environment_file`, `start_timeout`, `reload`, `settings`",
             ),
             (
                 ec2("[renewal]\nretry_min = 5"),

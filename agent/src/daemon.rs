@@ -6,12 +6,16 @@
 pub mod control;
 pub mod metrics;
 pub mod protocol;
+pub mod published;
 pub(crate) mod renewal;
 pub(crate) mod systemd;
+pub mod tally;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -19,11 +23,14 @@ use tokio::time::Instant;
 use self::control::{ControlError, ControlSocket, Job};
 use self::metrics::MetricsError;
 use self::protocol::{Answer, Refusal};
+use self::published::Published;
+use self::renewal::Renewal;
 use self::systemd::Systemd;
+use self::tally::Tally;
 use crate::conf::loss::Loss;
 use crate::config::{Config, RenewalConfig};
 use crate::node::IdentityError;
-use crate::progress::Progress;
+use crate::progress::{Progress, Step};
 use crate::reason::{Reason, Told};
 use crate::reconcile::{Pass, PassRequest, Reconciler};
 use crate::schedule::backoff;
@@ -62,12 +69,13 @@ pub enum DaemonError {
 pub(crate) async fn run(file: PathBuf, config: Config, allowed_losses: Vec<Loss>) -> Result<(), DaemonError> {
     let _lock = Lock::take(&config.state_directory)?;
     let metrics_port = metrics::bind(config.metrics_listen).await?;
-    let control = ControlSocket::bind(&config.control_socket)?;
-    let (status, watched) = watch::channel(None::<Status>);
+    // The socket's file is removed before the lock is free, because another daemon then makes its own.
+    let (_socket, listener) = ControlSocket::bind(&config.control_socket)?;
+    let (published, watched) = watch::channel(Published::default());
     let (jobs, job) = mpsc::channel(1);
-    tokio::spawn(metrics::serve(metrics_port, watched.clone()));
-    tokio::spawn(control.serve(watched, jobs));
-    let socket = config.control_socket.clone();
+    let tally = Arc::new(Tally::default());
+    tokio::spawn(metrics::serve(metrics_port, watched.clone(), Arc::clone(&tally)));
+    tokio::spawn(control::serve(listener, watched, jobs));
     let listen = |kind| signal(kind).map_err(DaemonError::Signals);
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     let daemon = Daemon {
@@ -76,7 +84,9 @@ pub(crate) async fn run(file: PathBuf, config: Config, allowed_losses: Vec<Loss>
         allowed_losses,
         hang_up: listen(SignalKind::hangup())?,
         jobs: job,
-        status,
+        published,
+        tally,
+        waiting: Vec::new(),
         systemd: Systemd::of_environment(),
         pending: None,
     };
@@ -87,7 +97,6 @@ pub(crate) async fn run(file: PathBuf, config: Config, allowed_losses: Vec<Loss>
     };
     tracing::info!("stopping");
     Systemd::stopping();
-    let _gone = std::fs::remove_file(socket);
     ended
 }
 
@@ -99,17 +108,13 @@ struct Daemon {
     allowed_losses: Vec<Loss>,
     hang_up: Signal,
     jobs: mpsc::Receiver<Job>,
-    status: watch::Sender<Option<Status>>,
+    published: watch::Sender<Published>,
+    tally: Arc<Tally>,
+    /// Who waits for the result of a renewal.
+    waiting: Vec<Waiting>,
     systemd: Systemd,
     /// A configuration that waits for instance metadata.
     pending: Option<PendingConfiguration>,
-}
-
-/// What ended the pause between two passes.
-enum Awakened {
-    Timer,
-    Job(Option<Job>),
-    HangUp,
 }
 
 impl Daemon {
@@ -121,28 +126,17 @@ impl Daemon {
         let started = Instant::now();
         let mut began = reconciler.clock().now_seen_from(started);
         loop {
-            let before = self.status.borrow().clone();
-            let pass = match job.take() {
-                Some(job) => serve(&mut reconciler, before.as_ref(), job).await,
-                None => reconciler.pass(&PassRequest::default(), &Progress::default()).await,
-            };
-            log(before.as_ref(), &pass.status);
-            let (next, clock) = (pass.next, reconciler.clock());
-            self.systemd.note_committed(&self.config.nats.config);
-            self.publish(pass.status, &reconciler);
-            let awakened = tokio::select! {
-                () = self.systemd.sleep_until(&clock, next) => Awakened::Timer,
-                asked = self.jobs.recv() => Awakened::Job(asked),
-                _ = self.hang_up.recv() => Awakened::HangUp,
-            };
-            let is_reload = matches!(awakened, Awakened::HangUp);
-            match awakened {
-                Awakened::Timer => {}
-                Awakened::Job(asked) => job = asked,
-                Awakened::HangUp => {
-                    Systemd::reloading();
-                    self.read_again(&mut reconciler);
-                }
+            let next = self.pass(&mut reconciler, job.take().filter(Job::is_awaited)).await;
+            let clock = reconciler.clock();
+            let mut is_reload = false;
+            tokio::select! {
+                () = self.systemd.sleep_until(&clock, next) => {}
+                asked = self.jobs.recv() => job = asked,
+                _ = self.hang_up.recv() => is_reload = true,
+            }
+            if is_reload {
+                Systemd::reloading();
+                self.read_again(&mut reconciler);
             }
             let begins = clock.now_seen_from(started);
             if begins < began - CLOCK_IS_SET_BACK && self.pending.is_none() {
@@ -157,9 +151,49 @@ impl Daemon {
         }
     }
 
-    fn publish(&mut self, status: Status, reconciler: &Reconciler) {
-        self.systemd.show(&status, reconciler.clock().now());
-        self.status.send_replace(Some(status));
+    /// Makes one pass, for the job if there is one, and returns when the next pass is due.
+    async fn pass(&mut self, reconciler: &mut Reconciler, job: Option<Job>) -> OffsetDateTime {
+        let before = self.published.borrow().status.clone();
+        let clock = reconciler.clock();
+        let started = Instant::now();
+        self.published.send_modify(|published| published.begin(clock.now()));
+        let (sender, steps) = mpsc::unbounded_channel();
+        let relay = tokio::spawn(self.relay(steps, job.as_ref()));
+        let progress = Progress::to(sender);
+        let pass = if let Some(Job { wanted, answers }) = job {
+            let (pass, renewal) = Renewal::begin(reconciler, before.as_ref(), wanted, progress).await;
+            self.waiting.push(Waiting { renewal, answers });
+            pass
+        } else {
+            let pass = reconciler.pass(&PassRequest::default(), &progress).await;
+            drop(progress);
+            pass
+        };
+        // The result comes after the last step.
+        let _cancelled = relay.await;
+        self.tally.note(&pass, started.elapsed());
+        self.waiting.retain(|asked| !asked.answer(&pass));
+        log(before.as_ref(), &pass.status);
+        self.systemd.note_committed(&self.config.nats.config);
+        self.systemd.show(&pass.status, clock.now());
+        self.published.send_modify(|published| published.end(pass.status, clock.now()));
+        pass.next
+    }
+
+    /// Passes the steps of a pass on: to the counters, to the status, and to whoever waits for a renewal.
+    fn relay(&self, mut steps: mpsc::UnboundedReceiver<Step>, job: Option<&Job>) -> impl Future<Output = ()> + use<> {
+        let (tally, published) = (Arc::clone(&self.tally), self.published.clone());
+        let answers = self.waiting.iter().map(|asked| &asked.answers).chain(job.map(|job| &job.answers));
+        let answers: Vec<_> = answers.cloned().collect();
+        async move {
+            while let Some(step) = steps.recv().await {
+                tally.hear(&step);
+                published.send_modify(|published| published.step(step.clone()));
+                for client in &answers {
+                    let _gone = client.send(Answer::Step(step.clone()));
+                }
+            }
+        }
     }
 
     /// Waits for instance metadata without a limit: somebody would have to start a daemon that gave up.
@@ -177,7 +211,8 @@ impl Daemon {
             let mut reconciler = Reconciler::new(wire_to_inspect(&self.config).await);
             let found = reconciler.inspect(vec![reason.clone()]).await;
             let clock = reconciler.clock();
-            self.publish(found, &reconciler);
+            self.systemd.show(&found, clock.now());
+            self.published.send_modify(|published| published.status = Some(found));
             failures += 1;
             let RenewalConfig { retry_min, retry_max, .. } = self.config.renewal;
             let pause = clock.now() + backoff(failures, retry_min, retry_max, fastrand::f64());
@@ -247,22 +282,22 @@ impl PendingConfiguration {
     }
 }
 
-async fn serve(reconciler: &mut Reconciler, before: Option<&Status>, job: Job) -> Pass {
-    let (sender, mut steps) = mpsc::unbounded_channel();
-    let answers = job.answers.clone();
-    let relay = tokio::spawn(async move {
-        while let Some(step) = steps.recv().await {
-            let _gone = answers.send(Answer::Step(step));
-        }
-    });
-    let (pass, renewed) = renewal::renew(reconciler, before, job.wanted, Progress::to(sender)).await;
-    // The result comes after the last step.
-    let _cancelled = relay.await;
-    let _gone = job.answers.send(match renewed {
-        Ok(renewed) => Answer::Renewed(Box::new(renewed)),
-        Err(refusal) => Answer::Refused(refusal),
-    });
-    pass
+/// Somebody who waits for the result of a renewal.
+struct Waiting {
+    renewal: Renewal,
+    answers: mpsc::UnboundedSender<Answer>,
+}
+
+impl Waiting {
+    /// Answers if the result is clear, and returns whether it is.
+    fn answer(&self, pass: &Pass) -> bool {
+        let Some(result) = self.renewal.result(pass) else { return false };
+        let _gone = self.answers.send(match result {
+            Ok(renewed) => Answer::Renewed(Box::new(renewed)),
+            Err(refusal) => Answer::Refused(refusal),
+        });
+        true
+    }
 }
 
 /// agent.toml as it is now, or why it can't be used.

@@ -1,7 +1,7 @@
 //! Texts for nats-server in secrets: settings (`nats.include = ["secret:NAME"]`), and the credentials of `nats.system`.
 //!
 //! The content of a secret is kept in a file of the state directory, which the configuration includes like any other
-//! file. The file holds the last good content, and outlives the process.
+//! file. The file holds the last good content, and outlives the process. A content is good once it was committed.
 
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,12 @@ pub(crate) fn file_of(state: &Path, secret_id: &str) -> PathBuf {
 #[must_use]
 pub(crate) fn credentials_of(state: &Path, secret_id: &str) -> PathBuf {
     file_of(state, secret_id).with_extension("creds")
+}
+
+/// The file of a new content, until the content was committed.
+#[must_use]
+pub(crate) fn candidate_of(file: &Path) -> PathBuf {
+    file.with_extension("new")
 }
 
 fn directory(state: &Path) -> PathBuf {
@@ -99,9 +105,15 @@ impl IncludedSource for SystemSecret {
     }
 }
 
+/// Whether the file holds exactly this content.
+pub(crate) fn is_kept(file: &Path, content: &str) -> Result<bool, FileError> {
+    let kept = durable::read_if_there(file, MAX_SIZE)?.map(Zeroizing::new);
+    Ok(kept.is_some_and(|kept| *kept == content.as_bytes()))
+}
+
 /// Keeps the content. An equal content leaves the file unchanged, so the agent doesn't read the configuration again.
 pub(crate) fn keep(file: &Path, content: &str, state: &Path, purpose: Purpose) -> Result<(), FileError> {
-    if durable::read_if_there(file, MAX_SIZE)?.map(Zeroizing::new).is_some_and(|kept| *kept == content.as_bytes()) {
+    if is_kept(file, content)? {
         return Ok(());
     }
     let secrecy = Secrecy::of(state);
@@ -114,7 +126,7 @@ pub(crate) fn keep(file: &Path, content: &str, state: &Path, purpose: Purpose) -
 }
 
 /// Removes the contents of all secrets but those that `files` keep: a secret that is no longer included leaves the disk.
-pub(crate) fn forget_others(state: &Path, files: &[&Path]) -> Result<(), FileError> {
+pub(crate) fn forget_others(state: &Path, files: &[PathBuf]) -> Result<(), FileError> {
     let directory = directory(state);
     let entries = match std::fs::read_dir(&directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -122,7 +134,7 @@ pub(crate) fn forget_others(state: &Path, files: &[&Path]) -> Result<(), FileErr
     };
     for entry in entries {
         let file = entry.map_err(FileError::on("list", &directory))?.path();
-        if !files.contains(&file.as_path()) {
+        if !files.contains(&file) {
             durable::remove_if_there(&file)?;
         }
     }
@@ -141,7 +153,7 @@ mod tests {
         for file in [&kept, &gone] {
             keep(file, "a: 1", state.path(), Purpose::Settings).unwrap();
         }
-        forget_others(state.path(), &[&kept]).unwrap();
+        forget_others(state.path(), std::slice::from_ref(&kept)).unwrap();
         assert!(kept.exists() && !gone.exists());
         forget_others(state.path(), &[]).unwrap();
         assert!(!kept.exists());

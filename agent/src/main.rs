@@ -2,6 +2,7 @@
 
 use std::alloc::System;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -51,17 +52,26 @@ fn keep_memory_private() {
 
 async fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
     let Cli { command, config: file } = cli;
+    let asked = command.clone();
+    let result = carry_out(command, file).await;
+    if let (Err(error), true) = (&result, asked.is_json()) {
+        error.print_json(&asked)?;
+    }
+    result
+}
+
+async fn carry_out(command: Command, file: PathBuf) -> Result<ExitCode, CommandError> {
     let load = || Config::load(&file);
     match command {
         Command::Run { losses } => {
             let config = load()?;
-            commands::run::run(file, config, losses.allow_loss).await
+            commands::run::run(file.clone(), config, losses.allow_loss).await
         }
         Command::Renew { losses, json: JsonArg { json } } => {
             commands::renew::renew(&load()?, losses.allow_loss, json).await
         }
         Command::Status { json: JsonArg { json } } => commands::status::status(&load()?, json).await,
-        Command::Doctor { json: JsonArg { json } } => commands::doctor::doctor(&load()?, json).await,
+        Command::Doctor { json: JsonArg { json } } => Box::pin(commands::doctor::doctor(&load()?, json)).await,
         Command::Render { diff } => commands::render::render(&load()?, diff).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -18,7 +18,9 @@ use crate::issue::journal::JournalError;
 use crate::node::IdentityError;
 use crate::peers::Kept;
 use crate::server::ServerError;
-use crate::server::probe::Port;
+use crate::server::arguments::ArgumentFault;
+use crate::server::jetstream::Trouble;
+use crate::server::probe::{Port, Silence};
 use crate::server::process::ProcessError;
 use crate::server::standing::Mismatch;
 use crate::server::system::Fault;
@@ -164,6 +166,22 @@ codes! {
     NothingCommitted = "nothing_committed",
     /// nats-server doesn't serve the committed configuration.
     CommittedNotServed = "committed_not_served",
+    /// nats-server was told to reload, and nothing shows yet what became of it.
+    ReloadUnderWay = "reload_under_way",
+    /// nats-server runs and takes no client yet.
+    ServerStarting = "server_starting",
+    /// nats-server drains: it takes no client any more.
+    ServerDraining = "server_draining",
+    /// nats-server starts again and again, and never serves.
+    ServerCrashLoop = "server_crash_loop",
+    /// A TLS listener beside the client and the route port shows no certificate.
+    ListenerSilent = "listener_silent",
+    /// A TLS listener serves an expired certificate that somebody else keeps.
+    ListenerCertificateExpired = "listener_certificate_expired",
+    /// A TLS listener serves a certificate that somebody else keeps, and that ends soon.
+    ListenerCertificateEnds = "listener_certificate_ends",
+    /// nats-server takes no further client.
+    ServerFull = "server_full",
     /// The monitoring port of nats-server doesn't answer.
     MonitoringSilent = "monitoring_silent",
     /// The agent's user of the system account stands nowhere in the configuration.
@@ -200,6 +218,10 @@ codes! {
     SettingsRefused = "settings_refused",
     /// The committed configuration names no generation that can be read.
     ConfigurationWithoutGeneration = "configuration_without_generation",
+    /// nats-server ended at each start with the new settings, and the previous settings are back.
+    SettingsPutBack = "settings_put_back",
+    /// A reload did not end in time, and nothing is taken back.
+    ReloadTimedOut = "reload_timed_out",
     /// A reload was not confirmed, and the previous configuration is back.
     ReloadRolledBack = "reload_rolled_back",
     /// A reload was not confirmed, and there is nothing to go back to.
@@ -212,6 +234,24 @@ codes! {
     ServerNotListening = "server_not_listening",
     /// The pid file names another process, or can't be used.
     ServerForeign = "server_foreign",
+    /// The system hides nats-server's process from the agent.
+    ServerHidden = "server_hidden",
+    /// For an argument of nats-server each reload is refused.
+    ArgumentsRefuseReloads = "arguments_refuse_reloads",
+    /// An argument of nats-server stands in the place of a setting.
+    ArgumentsReplaceSettings = "arguments_replace_settings",
+    /// JetStream has no meta leader.
+    JetStreamWithoutLeader = "jetstream_without_leader",
+    /// A node alone has no JetStream.
+    JetStreamAlone = "jetstream_alone",
+    /// This node's JetStream is not current with the meta leader.
+    JetStreamRecovering = "jetstream_recovering",
+    /// The majority of the meta group hangs on one more death.
+    JetStreamMajorityAtRisk = "jetstream_majority_at_risk",
+    /// A member of the meta group is no node of the group any more.
+    JetStreamGhost = "jetstream_ghost",
+    /// A stream has no leader.
+    StreamWithoutLeader = "stream_without_leader",
     /// The nats-server binary can't be run.
     ServerBinaryMissing = "server_binary_missing",
     /// The nats-server binary doesn't end.
@@ -399,6 +439,55 @@ pub enum Reason {
     NothingCommitted,
     /// nats-server doesn't serve the committed configuration.
     CommittedNotServed(Mismatch),
+    /// nats-server runs and takes no client yet.
+    ServerStarting {
+        /// Since when that is seen.
+        since: OffsetDateTime,
+    },
+    /// nats-server drains: it takes no client any more.
+    ServerDraining {
+        /// Since when that is seen.
+        since: OffsetDateTime,
+    },
+    /// nats-server starts again and again, and never serves.
+    ServerCrashLoop,
+    /// A TLS listener beside the client and the route port shows no certificate.
+    ListenerSilent {
+        /// The listener.
+        port: Port,
+        /// Where it was dialled.
+        address: String,
+        /// What the probe met.
+        why: Silence,
+    },
+    /// A TLS listener serves an expired certificate that somebody else keeps.
+    ListenerCertificateExpired {
+        /// The listener.
+        port: Port,
+        /// Where it was dialled.
+        address: String,
+        /// The end of validity.
+        at: OffsetDateTime,
+    },
+    /// A TLS listener serves a certificate that somebody else keeps, and that ends soon.
+    ListenerCertificateEnds {
+        /// The listener.
+        port: Port,
+        /// Where it was dialled.
+        address: String,
+        /// The end of validity.
+        at: OffsetDateTime,
+    },
+    /// nats-server takes no further client.
+    ServerFull {
+        /// What the probe met.
+        said: String,
+    },
+    /// nats-server was told to reload, and nothing shows yet what became of it.
+    ReloadUnderWay {
+        /// When nats-server was told.
+        since: OffsetDateTime,
+    },
     /// The monitoring port of nats-server doesn't answer.
     MonitoringSilent {
         /// nats-server's pid.
@@ -418,6 +507,10 @@ pub enum Reason {
         /// The names of the settings.
         names: Vec<String>,
     },
+    /// nats-server was started with arguments that it should not have.
+    Arguments(ArgumentFault),
+    /// JetStream needs attention.
+    JetStream(Trouble),
     /// agent.toml was read again and is not in force.
     AgentConfigurationNotInForce {
         /// Why not.
@@ -525,7 +618,26 @@ impl Reason {
             Self::ServerNotRunning { .. } => Code::ServerNotRunning,
             Self::ServerNotLookedAt => Code::ServerNotLookedAt,
             Self::NothingCommitted => Code::NothingCommitted,
+            Self::CommittedNotServed(Mismatch::Hidden { .. }) => Code::ServerHidden,
             Self::CommittedNotServed(_) => Code::CommittedNotServed,
+            Self::ReloadUnderWay { .. } => Code::ReloadUnderWay,
+            Self::ServerStarting { .. } => Code::ServerStarting,
+            Self::ServerDraining { .. } => Code::ServerDraining,
+            Self::ServerCrashLoop => Code::ServerCrashLoop,
+            Self::ListenerSilent { .. } => Code::ListenerSilent,
+            Self::ListenerCertificateExpired { .. } => Code::ListenerCertificateExpired,
+            Self::ListenerCertificateEnds { .. } => Code::ListenerCertificateEnds,
+            Self::ServerFull { .. } => Code::ServerFull,
+            Self::Arguments(ArgumentFault::RefuseReloads(_)) => Code::ArgumentsRefuseReloads,
+            Self::Arguments(ArgumentFault::ReplaceSettings(_)) => Code::ArgumentsReplaceSettings,
+            Self::JetStream(trouble) => match trouble {
+                Trouble::WithoutLeader { .. } => Code::JetStreamWithoutLeader,
+                Trouble::Alone => Code::JetStreamAlone,
+                Trouble::Recovering => Code::JetStreamRecovering,
+                Trouble::MajorityAtRisk { .. } => Code::JetStreamMajorityAtRisk,
+                Trouble::Ghosts(_) => Code::JetStreamGhost,
+                Trouble::StreamsWithoutLeader(_) => Code::StreamWithoutLeader,
+            },
             Self::MonitoringSilent { .. } => Code::MonitoringSilent,
             Self::SystemUserNowhere(_) => Code::SystemUserNowhere,
             Self::SystemSilent { fault: Fault::Credentials, .. } => Code::SystemCredentials,
@@ -545,7 +657,10 @@ impl Reason {
     #[must_use]
     pub(crate) fn identity(&self) -> ReasonIdentity {
         let subject = match self {
-            Self::ServedCertificateRefused { port, .. } => Some(port.to_string()),
+            Self::ServedCertificateRefused { port, .. }
+            | Self::ListenerSilent { port, .. }
+            | Self::ListenerCertificateExpired { port, .. }
+            | Self::ListenerCertificateEnds { port, .. } => Some(port.to_string()),
             // Each failed attempt is news.
             Self::NoNewCertificate { attempts, because } => Some(format!("{attempts} {}", because.identity())),
             Self::AgentConfigurationNotInForce { because } => Some(because.identity().to_string()),
@@ -564,6 +679,10 @@ impl Reason {
             }
             Self::SettingsWaitForRestart { names } => Some(names.join(", ")),
             Self::SystemUserNowhere(obstacle) => Some(obstacle.code().to_owned()),
+            Self::Arguments(ArgumentFault::RefuseReloads(names) | ArgumentFault::ReplaceSettings(names)) => {
+                Some(names.join(", "))
+            }
+            Self::JetStream(trouble) => trouble.subject(),
             Self::KeyOpenToAll { path, .. } | Self::StateOpenToAll { path, .. } => Some(path.display().to_string()),
             Self::Failed { subject, .. } => subject.clone(),
             _ => None,
@@ -591,12 +710,14 @@ impl Reason {
         let is_same_process = matches!(
             (self, other),
             (Self::CommittedNotServed(Mismatch::Foreign(_)), Self::Failed { code: Code::ServerForeign, .. })
+                | (Self::CommittedNotServed(Mismatch::Hidden { .. }), Self::Failed { code: Code::ServerHidden, .. })
         );
         is_cause || is_same_process
     }
 }
 
 impl fmt::Display for Reason {
+    #[expect(clippy::too_many_lines, reason = "a flat table of texts")]
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoCertificate => formatter.write_str("there is no certificate yet"),
@@ -660,6 +781,43 @@ impl fmt::Display for Reason {
             Self::ServerNotRunning { why } => write!(formatter, "nats-server isn't running: {why}"),
             Self::ServerNotLookedAt => formatter.write_str("nats-server was not looked at yet"),
             Self::NothingCommitted => formatter.write_str("no configuration is committed yet"),
+            Self::ServerStarting { since } => write!(
+                formatter,
+                "nats-server starts since {} and takes no client yet; JetStream may recover its streams first",
+                rfc3339(*since)
+            ),
+            Self::ServerDraining { since } => write!(
+                formatter,
+                "nats-server takes no client since {}: it drains, and its next start reads the committed configuration",
+                rfc3339(*since)
+            ),
+            Self::ServerCrashLoop => formatter.write_str(
+                "nats-server starts again and again, and ends before it serves; its log says why",
+            ),
+            Self::ListenerSilent { port, address, why } => {
+                write!(formatter, "the {port} port, {address}, shows no certificate: {why}")
+            }
+            Self::ListenerCertificateExpired { port, address, at } => write!(
+                formatter,
+                "the {port} listener {address} serves a certificate that expired at {}; replace it, or write certificate = \
+                 \"node\" in its tls block",
+                rfc3339(*at)
+            ),
+            Self::ListenerCertificateEnds { port, address, at } => write!(
+                formatter,
+                "the {port} listener {address} serves a certificate that ends at {}, and the agent doesn't renew that \
+                 certificate; replace it, or write certificate = \"node\" in its tls block",
+                rfc3339(*at)
+            ),
+            Self::ServerFull { said } => write!(
+                formatter,
+                "nats-server takes no further client ({said}); the clients that it has go on, and it reloads as ever"
+            ),
+            Self::ReloadUnderWay { since } => write!(
+                formatter,
+                "nats-server reloads since {}, and new connections wait until the reload has ended; nothing else is signalled, \
+                 committed or taken back before", rfc3339(*since)
+            ),
             Self::CommittedNotServed(mismatch) => {
                 write!(formatter, "nats-server doesn't serve what is committed: {mismatch}")
             }
@@ -675,6 +833,8 @@ impl fmt::Display for Reason {
                 "nats-server takes {} only at a start: the change is committed and waits for its restart",
                 names.join(", ")
             ),
+            Self::Arguments(fault) => write!(formatter, "{fault}"),
+            Self::JetStream(trouble) => write!(formatter, "{trouble}"),
             Self::AgentConfigurationNotInForce { because } => write!(
                 formatter,
                 "the configuration in force stays, as the one that was read last can't be used yet ({because}); if it is \
@@ -830,6 +990,7 @@ impl From<&ServerError> for Reason {
             ServerError::Version { found, .. } => (Code::ServerBinaryUnsuitable, Some(found.clone())),
             ServerError::Refused { message } => (Code::ConfigurationRefused, Some(message.clone())),
             ServerError::Process(ProcessError::Absent(_)) => (Code::ServerNotRunning, None),
+            ServerError::Process(ProcessError::Hidden { .. }) => (Code::ServerHidden, None),
             ServerError::Process(_) => (Code::ServerForeign, None),
             ServerError::NotListening { .. } => (Code::ServerNotListening, None),
         };

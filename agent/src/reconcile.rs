@@ -5,6 +5,7 @@
 //! retried within a pass: the next pass is the retry.
 
 pub mod commit_point;
+mod condition;
 mod deployment;
 mod issuing;
 mod last_good;
@@ -14,47 +15,48 @@ mod quarantine;
 mod report;
 mod retry;
 mod sources;
+mod starts;
+mod system_user;
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use self::commit_point::{CommitParts, CommitPoint};
+use self::commit_point::CommitPoint;
+use self::condition::Watch;
 use self::deployment::{Deployment, Order};
 use self::issuing::Issuing;
 use self::last_good::LastGoodFile;
 use self::links::Links;
-pub use self::pass::{PassError, PassRequest};
+pub use self::pass::{PassError, PassRequest, Source};
 use self::sources::{Seams, Sources};
+use self::system_user::SystemUser;
 use crate::clock::Clock;
 use crate::conf::effective::{self, Configuration, Effective, SettingsError};
 use crate::conf::loss::Loss;
 use crate::conf::reader::Contents;
 use crate::conf::render::{Rendered, Values};
-use crate::conf::system::{Obstacle, Placement};
-use crate::config::{RenewalConfig, System};
+use crate::config::{NatsConfig, RenewalConfig};
 use crate::credential::{ClusterCredential, CredentialSource};
 use crate::error::with_causes;
 use crate::included::IncludedSource;
 use crate::issue::{Issuance, Issued, ObtainError};
 use crate::node::Node;
-use crate::peers::PeerSource;
 use crate::peers::dial::Dial;
+use crate::peers::{Peer, PeerSource};
 use crate::progress::{Progress, Step};
-use crate::reason::Reason;
+use crate::reason::{Code, Reason};
 use crate::server::Presence;
 use crate::server::standing::{Mismatch, Standing};
 use crate::state::durable::FileError;
 use crate::state::generation::{Generation, TlsFiles};
-use crate::state::system_key::SystemKey;
-use crate::status::{LeafStatus, Status};
+use crate::status::{LeafStatus, NodeStatus, Status};
 use crate::trust::TrustSource;
-
-/// How soon clients are looked at again that bar the agent's user.
-const CLIENTS_AGAIN: Duration = Duration::from_mins(10);
 
 /// The seams, and what is known of the node.
 pub struct Parts {
@@ -93,6 +95,10 @@ pub struct Pass {
     pub outcome: Result<Standing, PassError>,
     /// When the next pass is worth making.
     pub next: OffsetDateTime,
+    /// What came of the issuance. `None`: the issuer was not asked.
+    pub issuance: Option<Result<(), Code>>,
+    /// When each source answered last. A source that fails is left out.
+    pub answered: Vec<(Source, OffsetDateTime)>,
 }
 
 /// The stages, each with its own state, and the order between them.
@@ -105,8 +111,10 @@ pub struct Reconciler {
     sources: Sources,
     issuing: Issuing,
     deployment: Deployment,
-    /// The peers that had routes.
+    /// The servers that had a route to this node.
     links: Links,
+    /// How nats-server was started, and how its JetStream does.
+    watch: Watch,
     /// The effective configuration that was read last.
     effective: Effective,
     /// The newest generation. The key of the generation is in memory only while a pass needs the key.
@@ -115,12 +123,8 @@ pub struct Reconciler {
     damaged: Vec<Reason>,
     /// Why a changed agent.toml is not in force.
     not_in_force: Option<Reason>,
-    /// The public key of the agent's user of the system account, once it is known.
-    system_key: OnceLock<String>,
-    /// What stands in the way of the agent's user where nobody needs a user, and when clients are looked at again.
-    barred: Option<(Obstacle, OffsetDateTime)>,
-    /// Where the agent's user stands, by the settings that were read last.
-    placement: Option<Placement>,
+    /// The agent's user of the system account.
+    system_user: SystemUser,
 }
 
 impl Reconciler {
@@ -139,6 +143,8 @@ impl Reconciler {
             credential: parts.credential,
             included: parts.included,
         };
+        let links = Links::of(remembered.linked.clone());
+        let system_user = SystemUser::of(&commit.nats, &commit.state);
         Self {
             sources: Sources::new(seams, clock, interval, &renewal, remembered, &commit.state),
             issuing: Issuing::new(parts.issuance, clock, renewal),
@@ -149,13 +155,12 @@ impl Reconciler {
             interval,
             allowed_losses: parts.allowed_losses,
             effective: Effective::default(),
-            links: Links::default(),
+            links,
+            watch: Watch::default(),
             newest: None,
             damaged: Vec::new(),
             not_in_force: None,
-            system_key: OnceLock::new(),
-            barred: None,
-            placement: None,
+            system_user,
         }
     }
 
@@ -163,14 +168,15 @@ impl Reconciler {
     pub async fn pass(&mut self, wanted: &PassRequest, progress: &Progress) -> Pass {
         let outcome = self.reconcile(wanted, progress).await;
         self.deployment.note_outcome(&outcome);
+        self.look_at_condition().await;
         let now = self.clock.now();
         let (status, next) = (self.status(), self.next(now));
-        let others = status.peers.iter().filter(|peer| !status.node.is_own(peer)).map(|peer| peer.id.clone());
-        let routez = self.deployment.seen().observed.routez.as_ref();
-        let servers = routez.map(|routez| routez.remotes().values().map(|(name, _)| (*name).to_owned()).collect());
-        self.links.note(servers, &others.collect());
+        self.links.note_alone(status.is_alone(), now);
+        self.sources.remember_linked(self.links.seen());
         self.newest = None;
-        Pass { status, outcome, next }
+        let issuer = self.issuing.retry.succeeded_at().map(|at| (Source::Issuer, at));
+        let answered = self.sources.answered().chain(issuer).collect();
+        Pass { status, outcome, next, issuance: self.issuing.tried.take(), answered }
     }
 
     /// The newest leaf.
@@ -204,6 +210,7 @@ impl Reconciler {
             Err(error) => Err(error.into()),
         };
         self.deployment.show(observed.err().as_ref());
+        self.look_at_condition().await;
         self.damaged.splice(0..0, because);
         self.status()
     }
@@ -226,11 +233,11 @@ impl Reconciler {
         let files = newest.map_or_else(|| generations.files(1), |generation| generation.files);
         let included = self.sources.preview(&self.node).await;
         let committed = self.deployment.commit_point.committed()?;
-        let mut values = self.values(files, &included)?;
-        values.system_key = self.system_key(SystemKey::read)?;
         let nats = &self.deployment.commit_point.parts().nats;
+        let mut values = self.values(nats, files, &included)?;
+        values.system_key = self.system_user.key()?;
         let preview = effective::preview(nats, &values, &included)?;
-        self.placement = preview.system;
+        self.system_user.note_placement(preview.system);
         Ok((committed, preview.rendered))
     }
 
@@ -275,6 +282,7 @@ impl Reconciler {
         }
         match &self.deployment.seen().observed.presence {
             Presence::Foreign(why) => Err(PassError::Waits(Reason::CommittedNotServed(Mismatch::Foreign(why.clone())))),
+            Presence::Hidden(pid) => Err(PassError::Waits(Reason::CommittedNotServed(Mismatch::Hidden { pid: *pid }))),
             _ => Ok(()),
         }
     }
@@ -317,23 +325,110 @@ impl Reconciler {
             return Err(PassError::Waits(Reason::NoCertificate));
         };
         let files = generation.files.clone();
-        self.look_at_clients().await;
-        let configuration = self.configure(files);
+        Box::pin(self.look_at_clients()).await;
+        let candidates = self.sources.secrets().candidates(wanted.renew);
+        let (configuration, refused) = self.configure(files, &candidates);
+        let rendered = configuration.as_ref().ok().map(|configuration| configuration.rendered.clone());
+        let has_candidates = !candidates.is_empty() && refused.is_none();
+        let deployed = self.deploy_configuration(configuration, wanted, progress).await;
+        if has_candidates {
+            self.note_candidates(rendered.as_ref(), deployed.as_ref().err());
+        }
+        let standing = deployed?;
+        // A person who asks is told. Otherwise the status has the reason.
+        match refused.filter(|_| wanted.renew) {
+            Some(refused) => Err(refused),
+            None => Ok(standing),
+        }
+    }
+
+    async fn deploy_configuration(
+        &mut self,
+        configuration: Result<Configuration, PassError>,
+        wanted: &PassRequest,
+        progress: &Progress,
+    ) -> Result<Standing, PassError> {
+        let rank = self.sources.rank(self.own_route());
+        let (others, dial) = (self.others(), self.sources.dial());
         let Some(generation) = &self.newest else {
             return Err(PassError::Waits(Reason::NoCertificate));
         };
-        let rank = self.sources.rank(self.own_route());
-        let (allowed_losses, away) = (&self.allowed_losses[..], self.links.away());
-        let order = Order { generation, configuration, wanted, allowed_losses, rank, away };
+        let (allowed_losses, links) = (&self.allowed_losses[..], &mut self.links);
+        let node = &NodeStatus::of(&self.node);
+        let (peers, instance_id) = (self.sources.known_peers(), self.node.instance_id.as_ref());
+        let order = Order {
+            generation,
+            configuration,
+            wanted,
+            allowed_losses,
+            rank,
+            others,
+            links,
+            dial,
+            peers,
+            node,
+            instance_id,
+        };
         self.deployment.apply(order, progress).await
     }
 
-    fn configure(&mut self, files: TlsFiles) -> Result<Configuration, PassError> {
-        let mut values = self.values(files, &Contents::new())?;
-        values.system_key = self.system_key(|state| SystemKey::read_or_make(state).map(Some))?;
-        values.system_barred = self.barred.map(|(obstacle, _)| obstacle);
-        let configuration = self.effective.of(&self.deployment.commit_point.parts().nats, &values)?;
-        self.placement.clone_from(&configuration.system);
+    /// New contents of included secrets that were committed are kept, and refused contents are noted.
+    fn note_candidates(&mut self, rendered: Option<&Rendered>, failed: Option<&PassError>) {
+        let committed = self.deployment.commit_point.committed().ok().flatten();
+        let secrets = self.sources.secrets();
+        match failed {
+            Some(error @ PassError::Deploy(deploy)) if deploy.is_refusal() => secrets.refuse(error.into()),
+            _ if rendered.is_some() && committed.as_ref() == rendered => {
+                if let Err(error) = secrets.adopt() {
+                    tracing::warn!("the content of an included secret is not kept: {}", with_causes(&error));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The configuration with new contents of included secrets. Where there is none, the configuration with the last
+    /// good contents takes its place, and the reason stands beside it.
+    fn configure(
+        &mut self,
+        files: TlsFiles,
+        candidates: &BTreeMap<PathBuf, PathBuf>,
+    ) -> (Result<Configuration, PassError>, Option<PassError>) {
+        let configuration = self.configure_with(files.clone(), candidates);
+        let refused = match configuration {
+            Err(refused @ PassError::Settings(_)) if !candidates.is_empty() => refused,
+            configuration => return (configuration, None),
+        };
+        if !self.sources.secrets().has_last_good() {
+            return (Err(refused), None);
+        }
+        let last_good = self.configure_with(files, &BTreeMap::new());
+        if last_good.is_err() {
+            // The fault is elsewhere.
+            return (last_good, None);
+        }
+        self.sources.secrets().refuse((&refused).into());
+        (last_good, Some(refused))
+    }
+
+    /// The configuration with some included files in the place of others.
+    fn configure_with(
+        &mut self,
+        files: TlsFiles,
+        instead: &BTreeMap<PathBuf, PathBuf>,
+    ) -> Result<Configuration, PassError> {
+        let mut nats = Cow::Borrowed(&self.deployment.commit_point.parts().nats);
+        for (file, now) in instead {
+            let nats = nats.to_mut();
+            nats.include.iter_mut().filter(|known| *known == file).for_each(|known| known.clone_from(now));
+            let id = nats.included_secrets.remove(file);
+            nats.included_secrets.extend(id.map(|id| (now.clone(), id)));
+        }
+        let mut values = self.values(&nats, files, &Contents::new())?;
+        values.system_key = self.system_user.key_or_new()?;
+        values.system_barred = self.system_user.barred();
+        let configuration = self.effective.of(&nats, &values)?;
+        self.system_user.note_placement(configuration.system.clone());
         Ok(configuration)
     }
 
@@ -341,15 +436,8 @@ impl Reconciler {
     /// would be refused from then on.
     async fn look_at_clients(&mut self) {
         let now = self.clock.now();
-        let CommitParts { nats, .. } = self.deployment.commit_point.parts();
-        let is_barred = |(_, until): &(Obstacle, OffsetDateTime)| now < *until && *until < now + CLIENTS_AGAIN * 2;
-        if nats.system != System::Auto || self.barred.as_ref().is_some_and(is_barred) {
-            return;
-        }
-        let committed = self.deployment.commit_point.committed().ok().flatten();
-        let key = self.system_key(SystemKey::read).ok().flatten();
-        if committed.zip(key).is_some_and(|(text, key)| text.text().contains(&key)) {
-            self.barred = None;
+        let commit_point = &self.deployment.commit_point;
+        if !self.system_user.asks_clients(now, || commit_point.committed().ok().flatten()) {
             return;
         }
         if self.deployment.seen().observed.presence == Presence::Unseen
@@ -358,46 +446,38 @@ impl Reconciler {
             tracing::debug!("{}", with_causes(&error));
         }
         let seen = self.deployment.seen();
-        let obstacle = match seen.observed.presence {
+        let send_users = match seen.observed.presence {
             Presence::Running(_) => {
                 let server = &self.deployment.commit_point.parts().server;
-                match server.clients_send_users(&seen.listeners).await {
-                    Some(false) => None,
-                    Some(true) => Some(Obstacle::ClientsSendUsers),
-                    None => Some(Obstacle::ClientsUnknown),
-                }
+                let chain = self.newest.as_ref().map(|newest| &newest.chain);
+                server.clients_send_users(chain, &seen.listeners).await
             }
-            _ => None,
+            _ => Some(false),
         };
-        self.barred = obstacle.map(|obstacle| (obstacle, now + CLIENTS_AGAIN));
-    }
-
-    /// The public key of the agent's user of the system account. `None`: the agent has no such user.
-    fn system_key(
-        &self,
-        read: impl FnOnce(&Path) -> Result<Option<SystemKey>, FileError>,
-    ) -> Result<Option<String>, FileError> {
-        let CommitParts { nats, state, .. } = self.deployment.commit_point.parts();
-        if nats.system != System::Auto {
-            return Ok(None);
-        }
-        if let Some(known) = self.system_key.get() {
-            return Ok(Some(known.clone()));
-        }
-        let key = read(state)?.map(|key| key.public().to_owned());
-        Ok(key.map(|key| self.system_key.get_or_init(|| key).clone()))
+        self.system_user.note_clients(send_users, now);
     }
 
     /// The values of the template, once every source is known that the configuration needs. `included` has contents of
     /// included secrets that are not kept on the disk.
-    fn values(&self, files: TlsFiles, included: &Contents) -> Result<Values, PassError> {
-        let nats = &self.deployment.commit_point.parts().nats;
+    fn values(&self, nats: &NatsConfig, files: TlsFiles, included: &Contents) -> Result<Values, PassError> {
         self.sources.included(included).map_err(PassError::Waits)?;
         let peers = self.sources.peers().map_err(PassError::Waits)?;
         let credential = self.sources.credential().map_err(PassError::Waits)?;
         let name = nats.cluster_name.as_deref().or(self.sources.group()).unwrap_or("nats");
         let values = Values::new(nats, &self.node, name, peers.addresses(), files, credential.cloned());
         Ok(values.map_err(SettingsError::from)?)
+    }
+
+    /// The peers without this node.
+    fn others(&self) -> Vec<Peer> {
+        let Node { name, instance_id, address, sans, .. } = &self.node;
+        let is_own = |peer: &Peer| {
+            peer.id == *name
+                || Some(&peer.id) == instance_id.as_ref()
+                || peer.address.ip() == *address
+                || sans.ips.contains(&peer.address.ip())
+        };
+        self.sources.known_peers().0.values().filter(|peer| !is_own(peer)).cloned().collect()
     }
 
     fn own_route(&self) -> SocketAddr {

@@ -2,7 +2,9 @@
 //! nats-server.
 
 pub mod apart;
+pub mod arguments;
 mod clients;
+pub mod jetstream;
 pub mod monitor;
 pub mod probe;
 pub mod process;
@@ -14,28 +16,37 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use self::arguments::Arguments;
+use self::jetstream::Seen;
 use self::monitor::{Routez, Varz};
-use self::probe::{Port, ProbeError, Prober};
+use self::probe::{Opening, Port, ProbeError, Prober, Silence};
 use self::process::{NatsProcess, ProcessError};
 use self::system::{Answer, Link, SystemConnection, SystemError};
 use self::trial::{Prediction, predict};
+use crate::clock::Clock;
 use crate::conf::environment::Environment;
-use crate::conf::listeners::Listeners;
+use crate::conf::listeners::{First, Listeners};
+use crate::conf::loss::Certificate;
 use crate::conf::reader;
 use crate::conf::tree::{Map, Source};
+use crate::conf::trial::Listener;
 use crate::conf::write::{self, HIDDEN};
 use crate::config::NatsConfig;
 use crate::digest::sha256_hex;
 use crate::error::with_causes;
 use crate::x509::chain::{Chain, StoredChain};
+use crate::x509::leaf::Leaf;
 
 /// The oldest nats-server that the agent works with: 2.10 is the first version with pooled routes.
 pub const OLDEST: (u32, u32) = (2, 10);
@@ -43,8 +54,6 @@ pub const OLDEST: (u32, u32) = (2, 10);
 /// The limit for `nats-server -t`. The command takes milliseconds, and longer while the machine boots.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_OUTPUT: u64 = 64 * 1024;
-/// The longest wait for the answer to a reload. With hundreds of bcrypt users nats-server takes minutes.
-const RELOAD_WITHIN: Duration = Duration::from_mins(10);
 
 /// Whether nats-server runs, by its pid file and its process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +66,17 @@ pub enum Presence {
     Running(i32),
     /// The pid file names another process, or can't be used.
     Foreign(String),
+    /// The pid file names this pid, and the system hides the process from the agent.
+    Hidden(i32),
+}
+
+/// How nats-server was started, and how its JetStream does.
+#[derive(Clone, Debug, Default)]
+pub struct Condition {
+    /// The arguments beside `-c`.
+    pub arguments: Arguments,
+    /// JetStream in a cluster, if monitoring shows it.
+    pub jetstream: Option<Seen>,
 }
 
 /// The chain that a port serves.
@@ -64,6 +84,8 @@ pub enum Presence {
 pub struct Served {
     /// SHA-256 of the leaf's DER, hexadecimal.
     pub sha256: String,
+    /// The end of validity, where the leaf can be read.
+    pub not_after: Option<OffsetDateTime>,
     /// The leaf and the CAs presented with it.
     pub chain: Chain,
 }
@@ -72,8 +94,45 @@ impl Served {
     /// The chain of a handshake, with the digest of its leaf.
     #[must_use]
     pub fn of(chain: Chain) -> Self {
-        Self { sha256: sha256_hex(chain.leaf()), chain }
+        let not_after = Leaf::parse(chain.leaf()).ok().map(|leaf| leaf.not_after);
+        Self { sha256: sha256_hex(chain.leaf()), not_after, chain }
     }
+}
+
+/// What tells one start of nats-server from another: each start writes the pid file anew, before anything can fail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartMark {
+    /// The pid in the file.
+    pub pid: i32,
+    /// When the file was written, in nanoseconds since 1970.
+    pub written: i128,
+}
+
+/// What a nats-server that runs is about.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It takes clients.
+    Running,
+    /// It takes no client yet, for instance while JetStream recovers.
+    Starting,
+    /// It took clients, and takes none any more.
+    Draining,
+    /// It loads a configuration, and new connections wait.
+    Reloading,
+    /// It has as many clients as it takes.
+    Full,
+}
+
+/// A TLS listener beside the client and the route port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// `host:port`, as it was dialled.
+    pub address: String,
+    /// Whose certificate the listener is to serve.
+    pub certificate: Certificate,
+    /// What the listener serves, or why no certificate was seen.
+    pub served: Result<Served, Silence>,
 }
 
 /// How long a handshake stays valid evidence while `/varz` reports no newer load.
@@ -84,14 +143,20 @@ const HANDSHAKE_STANDS: Duration = Duration::from_mins(5);
 pub struct Observed {
     /// Whether nats-server runs.
     pub presence: Presence,
+    /// When the process started, if it runs.
+    pub started: Option<OffsetDateTime>,
+    /// The last start that wrote the pid file.
+    pub start: Option<StartMark>,
     /// The answer to `/varz`, if monitoring answers.
     pub varz: Option<Varz>,
     /// The answer to `/routez`, if monitoring answers.
     pub routez: Option<Routez>,
     /// What the client port serves, or why no certificate was seen.
-    pub client: Result<Served, String>,
+    pub client: Result<Served, Silence>,
     /// What the route port serves, or why no certificate was seen.
-    pub route: Result<Served, String>,
+    pub route: Result<Served, Silence>,
+    /// What the other TLS listeners serve, or why no certificate was seen.
+    pub others: BTreeMap<Port, Other>,
     /// When the two ports were probed.
     pub asked: Instant,
     /// The connection to the system account.
@@ -108,16 +173,30 @@ impl Observed {
     /// The observation of a nats-server that doesn't run.
     #[must_use]
     pub fn absent(why: String) -> Self {
-        let none = || Err("nats-server isn't running".to_owned());
+        let none = || Err(Silence::NotRunning);
         Self {
             presence: Presence::Absent(why),
+            started: None,
+            start: None,
             varz: None,
             routez: None,
             client: none(),
             route: none(),
+            others: BTreeMap::new(),
             asked: Instant::now(),
             system: Link::Unwanted,
         }
+    }
+
+    /// What the listeners serve with the agent's certificate, each that shows a certificate.
+    pub(crate) fn each_served(&self) -> impl Iterator<Item = &Served> {
+        let own = self.others.values().filter(|other| other.certificate == Certificate::Own);
+        [&self.client, &self.route].into_iter().chain(own.map(|other| &other.served)).flatten()
+    }
+
+    /// Whether a port serves the leaf with this SHA-256.
+    pub(crate) fn shows(&self, sha256: &str) -> bool {
+        self.each_served().any(|served| served.sha256 == sha256)
     }
 
     /// The number of ports, of three, that answered as a nats-server does.
@@ -131,8 +210,9 @@ impl Observed {
         self.presence == *presence
             && varz.is_some()
             && self.varz.as_ref() == varz
-            && self.client.is_ok()
+            && matches!(self.client, Ok(_) | Err(Silence::Full(_)))
             && self.route.is_ok()
+            && self.others.values().all(|other| other.served.is_ok())
             && self.asked.elapsed() < HANDSHAKE_STANDS
     }
 }
@@ -215,38 +295,27 @@ pub trait Server: Send + Sync {
     /// handshakes of `last` are valid, the ports are not probed again.
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed;
 
-    /// Whether a connected client sends a user or a token. `None`: nobody knows.
-    async fn clients_send_users(&self, at: &Listeners) -> Option<bool>;
-
-    /// Tells the running server to read its configuration again. An answer comes when the server is done.
-    async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<Told, ServerError>;
-}
-
-/// How the running server was told to read its configuration again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
-    /// By a signal, which nobody answers.
-    Signalled {
-        /// The process.
-        pid: i32,
-    },
-    /// Through its system account.
-    Answered {
-        /// The process.
-        pid: i32,
-        /// What it said.
-        answer: Answer,
-    },
-}
-
-impl Told {
-    /// The process that was told.
-    #[must_use]
-    pub fn pid(&self) -> i32 {
-        match self {
-            Self::Signalled { pid } | Self::Answered { pid, .. } => *pid,
-        }
+    /// Looks at what changes seldom, in regular passes alone. Streams are looked at only `with_streams`.
+    ///
+    /// The method never fails: a part that can't be seen is left out.
+    async fn condition(&self, _at: &Listeners, _with_streams: bool) -> Condition {
+        Condition::default()
     }
+
+    /// Whether a connected client sends a user or a token. `None`: nobody knows.
+    async fn clients_send_users(&self, chain: Option<&StoredChain>, at: &Listeners) -> Option<bool>;
+
+    /// Tells the running server to read its configuration again. An answer says that the server is done.
+    async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<Asked, ServerError>;
+}
+
+/// A server that was told to read its configuration again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The process.
+    pub pid: i32,
+    /// What the server answered. `None`: nobody answers a signal, or no answer came in time.
+    pub answer: Option<Answer>,
 }
 
 /// The real nats-server of this machine.
@@ -256,14 +325,51 @@ pub struct NatsServer {
     /// The state directory, in which trials are made.
     state: PathBuf,
     system: Option<SystemConnection>,
+    /// When the client port was probed last.
+    client_probed: Mutex<Option<Instant>>,
 }
+
+/// The pause between two probes of a client port that is throttled. The least limit is one connection a second.
+const THROTTLED: Duration = Duration::from_millis(1_100);
 
 impl NatsServer {
     /// The nats-server that `[nats]` describes.
     #[must_use]
     pub fn new(nats: &NatsConfig, state: &Path) -> Self {
-        let system = SystemConnection::of(nats, state);
-        Self { binary: nats.server.clone(), config: nats.config.clone(), state: state.to_owned(), system }
+        Self {
+            binary: nats.server.clone(),
+            config: nats.config.clone(),
+            state: state.to_owned(),
+            system: SystemConnection::of(nats, state),
+            client_probed: Mutex::default(),
+        }
+    }
+
+    /// Probes the listeners. A client port that nats-server throttles is spared where it was probed just now.
+    async fn probe(&self, chain: Option<&StoredChain>, at: &Listeners) -> Probes {
+        let spares = at.client_is_throttled && self.pause_of_client_port().is_some();
+        if !spares {
+            self.note_client_probe();
+        }
+        Probes::of(chain, at, spares).await
+    }
+
+    fn note_client_probe(&self) {
+        *self.client_probed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// How long a throttled client port is left alone. `None`: it may be probed.
+    fn pause_of_client_port(&self) -> Option<Duration> {
+        let probed = (*self.client_probed.lock().unwrap_or_else(PoisonError::into_inner))?;
+        THROTTLED.checked_sub(probed.elapsed()).filter(|pause| !pause.is_zero())
+    }
+
+    /// Waits until a throttled client port may be connected to, and counts a connection.
+    async fn await_client_port(&self, at: &Listeners) {
+        if let (true, Some(pause)) = (at.client_is_throttled, self.pause_of_client_port()) {
+            tokio::time::sleep(pause).await;
+        }
+        self.note_client_probe();
     }
 
     /// The version of the binary. A version before [`OLDEST`] is an error.
@@ -345,34 +451,50 @@ impl Server for NatsServer {
     }
 
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed {
+        let (mut started, mut at) = (None, at.clone());
+        let start = process::start_mark(&at.pid_file);
         let presence = match NatsProcess::find(&at.pid_file, &self.binary, &self.config) {
-            Ok(process) => Presence::Running(process.pid),
+            Ok(process) => {
+                started = process.started(Clock::System.now());
+                at = process.arguments.over(&at);
+                Presence::Running(process.pid)
+            }
+            Err(ProcessError::Hidden { pid }) => Presence::Hidden(pid),
             Err(ProcessError::Absent(why)) => {
-                let (client, route) = served_at_both(chain, at).await;
+                let Probes { client, route, .. } = self.probe(chain, &at).await;
                 let seen = match &client {
                     Ok(_) => "serves TLS: check nats.pid_file and nats.listen",
-                    Err(ProbeError::Plain { .. }) => "speaks NATS without TLS: check nats.pid_file and nats.listen",
-                    Err(_) => return Observed { client: told(client), route: told(route), ..Observed::absent(why) },
+                    Err(Silence::Plain(_)) => "speaks NATS without TLS: check nats.pid_file and nats.listen",
+                    Err(_) => return Observed { start, client, route, ..Observed::absent(why) },
                 };
                 Presence::Foreign(format!("{why}, and yet {} {seen}", at.client))
             }
             Err(error) => Presence::Foreign(with_causes(&error)),
         };
         let system = match (&presence, chain) {
-            (Presence::Running(_), Some(chain)) => self.link(chain, at).await,
+            (Presence::Running(_), Some(chain)) => self.link(chain, &at).await,
             _ => Link::Unwanted,
         };
-        let (varz, routez, system) = self.told_by_itself(system, at).await;
+        let (varz, routez, system) = self.told_by_itself(system, chain, &at).await;
         if let Some(last) = last.filter(|last| last.still_holds(&presence, varz.as_ref())) {
             return Observed { routez, system, ..last.clone() };
         }
-        let (client, route) = served_at_both(chain, at).await;
-        let (client, route) = (told(client), told(route));
-        Observed { presence, varz, routez, client, route, asked: Instant::now(), system }
+        let Probes { client, route, others } = self.probe(chain, &at).await;
+        Observed { presence, started, start, varz, routez, client, route, others, asked: Instant::now(), system }
     }
 
-    async fn clients_send_users(&self, at: &Listeners) -> Option<bool> {
-        match clients::send_users(at.monitor).await {
+    async fn condition(&self, at: &Listeners, with_streams: bool) -> Condition {
+        let found = NatsProcess::find(&at.pid_file, &self.binary, &self.config);
+        let arguments = found.map(|process| process.arguments).unwrap_or_default();
+        let jetstream = jetstream::look(&arguments.over(at).monitor, with_streams).await.unwrap_or_else(|error| {
+            tracing::debug!("{}", with_causes(&error));
+            None
+        });
+        Condition { arguments, jetstream }
+    }
+
+    async fn clients_send_users(&self, chain: Option<&StoredChain>, at: &Listeners) -> Option<bool> {
+        match clients::send_users(&at.monitor, chain).await {
             Ok(sends) => sends,
             Err(error) => {
                 tracing::debug!("{}", with_causes(&error));
@@ -384,32 +506,45 @@ impl Server for NatsServer {
     /// A SIGHUP kills nats-server in its first milliseconds, and a reload hangs 2.15.1 in lame duck mode. The client port is
     /// closed in both states, so the client port must be open before the reload.
     ///
-    /// The system account answers where the connection is open. A connection that ends before the answer has told the
-    /// server all the same, so no signal follows.
-    async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<Told, ServerError> {
+    /// The system account is asked where its connection is open. A server that gives no answer in time was told all the
+    /// same, so no signal follows.
+    async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<Asked, ServerError> {
         let process = NatsProcess::find(&at.pid_file, &self.binary, &self.config)?;
-        let pid = process.pid;
+        let (pid, at) = (process.pid, process.arguments.over(at));
+        self.await_client_port(&at).await;
         let probed = match Prober::presenting(chain) {
-            Ok(prober) => prober.served(at.client, Port::Client).await,
+            Ok(prober) => prober.served(&at.client.to_string(), opening(Port::Client, at.client_first)).await,
             Err(error) => Err(error),
         };
         if let Err(source @ (ProbeError::Connect { .. } | ProbeError::Slow { .. })) = probed {
             return Err(ServerError::NotListening { pid, address: at.client, source });
         }
         if let Some(system) = &self.system
-            && system.keep(chain, at.client).await.is_ok()
+            && system.is_up_at(at.client).await
         {
-            match system.reload(RELOAD_WITHIN).await {
-                Ok(answer) => return Ok(Told::Answered { pid, answer }),
+            match system.reload().await {
+                Ok(answer) => {
+                    let shown = |said: String| {
+                        // The values of settings follow, and may be secrets.
+                        let said = said.split_once(": old=").map_or(said.as_str(), |(said, _)| said);
+                        without_secrets(said, &self.config, &Variables::new())
+                    };
+                    let answer = match answer {
+                        Answer::Refused(said) => Answer::Refused(shown(said)),
+                        Answer::Loaded => Answer::Loaded,
+                    };
+                    return Ok(Asked { pid, answer: Some(answer) });
+                }
+                // The user is of another account, so nobody was told.
                 Err(SystemError::NoResponders { .. }) => {}
                 Err(error) => {
                     tracing::debug!("{}", with_causes(&error));
-                    return Ok(Told::Signalled { pid });
+                    return Ok(Asked { pid, answer: None });
                 }
             }
         }
         process.hang_up()?;
-        Ok(Told::Signalled { pid })
+        Ok(Asked { pid, answer: None })
     }
 }
 
@@ -417,25 +552,30 @@ impl NatsServer {
     /// Keeps the connection to the system account open.
     async fn link(&self, chain: &StoredChain, at: &Listeners) -> Link {
         let Some(system) = &self.system else { return Link::Unwanted };
-        match system.keep(chain, at.client).await {
+        if system.would_dial(at.client).await {
+            self.await_client_port(at).await;
+        }
+        match system.keep(chain, at.client, at.client_first).await {
             Ok(()) => Link::Up,
-            Err(error) => Link::Down { fault: error.fault(), why: with_causes(&error) },
+            Err(error) => Link::down(&error),
         }
     }
 
     /// What the server tells of itself and of its routes: through the system account, or else by its monitoring port. A
-    /// connection that gives no answer is none.
-    async fn told_by_itself(&self, mut link: Link, at: &Listeners) -> (Option<Varz>, Option<Routez>, Link) {
+    /// connection that gives no answer counts as down.
+    async fn told_by_itself(
+        &self,
+        mut link: Link,
+        chain: Option<&StoredChain>,
+        at: &Listeners,
+    ) -> (Option<Varz>, Option<Routez>, Link) {
         if let (Some(system), Link::Up) = (&self.system, &link) {
-            let (varz, routez) = tokio::join!(system.varz(), system.routez());
-            match (varz, routez) {
-                (Ok(varz), Ok(routez)) => return (Some(varz), Some(routez), link),
-                (Err(error), _) | (_, Err(error)) => {
-                    link = Link::Down { fault: error.fault(), why: with_causes(&error) };
-                }
+            match tokio::try_join!(system.varz(), system.routez()) {
+                Ok((varz, routez)) => return (Some(varz), Some(routez), link),
+                Err(error) => link = Link::down(&error),
             }
         }
-        let (varz, routez) = tokio::join!(monitor::varz(at.monitor), monitor::routez(at.monitor));
+        let (varz, routez) = tokio::join!(monitor::varz(&at.monitor, chain), monitor::routez(&at.monitor, chain));
         if let Err(error) = &varz {
             tracing::debug!("{}", with_causes(error));
         }
@@ -443,21 +583,73 @@ impl NatsServer {
     }
 }
 
-/// What the client port and the route port serve.
-async fn served_at_both(
-    chain: Option<&StoredChain>,
-    at: &Listeners,
-) -> (Result<Served, ProbeError>, Result<Served, ProbeError>) {
-    tokio::join!(served_at(chain, at.client, Port::Client), served_at(chain, at.route, Port::Route))
+/// What the TLS listeners serve.
+struct Probes {
+    client: Result<Served, Silence>,
+    route: Result<Served, Silence>,
+    others: BTreeMap<Port, Other>,
 }
 
-async fn served_at(chain: Option<&StoredChain>, address: SocketAddr, port: Port) -> Result<Served, ProbeError> {
-    let prober = chain.map_or_else(Prober::anonymous, Prober::presenting)?;
-    prober.served(address, port).await.map(Served::of)
+impl Probes {
+    /// Probes every listener at the same time, each once. `spares`: all but the client port.
+    async fn of(chain: Option<&StoredChain>, at: &Listeners, spares: bool) -> Self {
+        let prober = match chain.map_or_else(Prober::anonymous, Prober::presenting) {
+            Ok(prober) => prober,
+            Err(error) => {
+                let silence = Silence::from(&error);
+                return Self { client: Err(silence.clone()), route: Err(silence), others: BTreeMap::new() };
+            }
+        };
+        let probe = async |address: String, opening: Opening| {
+            prober.served(&address, opening).await.map(Served::of).map_err(|error| Silence::from(&error))
+        };
+        let others = at.others.iter().filter_map(|other| {
+            let port = port_of(other.listener)?;
+            let opening = opening(port, other.first);
+            Some(async move {
+                let (address, certificate) = (other.address.clone(), other.certificate);
+                (port, Other { served: probe(address.clone(), opening).await, address, certificate })
+            })
+        });
+        let (client, route, others) = tokio::join!(
+            async {
+                let opening = opening(Port::Client, at.client_first);
+                if spares { Err(Silence::Spared) } else { probe(at.client.to_string(), opening).await }
+            },
+            probe(at.route.to_string(), Port::Route.opening()),
+            join_all(others)
+        );
+        let mut others: BTreeMap<_, Other> = others.into_iter().collect();
+        // Without a word nats-server turns MQTT clients away by the same limit (`createMQTTClient` in server/mqtt.go).
+        if let (Err(Silence::Full(said)), Some(mqtt)) = (&client, others.get_mut(&Port::Mqtt))
+            && let Err(Silence::Failed(_)) = mqtt.served
+        {
+            mqtt.served = Err(Silence::Full(said.clone()));
+        }
+        Self { client, route, others }
+    }
 }
 
-fn told(served: Result<Served, ProbeError>) -> Result<Served, String> {
-    served.map_err(|error| with_causes(&error))
+fn opening(port: Port, first: First) -> Opening {
+    match (port, first) {
+        (Port::Client | Port::Leafnode, First::Client) => Opening::TlsThenGreeting,
+        (Port::Client | Port::Leafnode, First::Either) => Opening::Either,
+        (port, _) => port.opening(),
+    }
+}
+
+/// The port of a listener that can have TLS.
+pub(crate) fn port_of(listener: Listener) -> Option<Port> {
+    match listener {
+        Listener::Client => Some(Port::Client),
+        Listener::Cluster => Some(Port::Route),
+        Listener::Gateway => Some(Port::Gateway),
+        Listener::Leafnodes => Some(Port::Leafnode),
+        Listener::Websocket => Some(Port::Websocket),
+        Listener::Mqtt => Some(Port::Mqtt),
+        Listener::Https => Some(Port::Monitor),
+        Listener::Http | Listener::Profiling => None,
+    }
 }
 
 /// What nats-server said of a configuration, without the secrets of the configuration. Where the agent can't read the

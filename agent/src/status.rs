@@ -1,23 +1,34 @@
 //! The status that operators and scripts read: the findings of the last pass.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use crate::conf::listeners::Listeners;
+use crate::conf::loss::Certificate;
 use crate::node::Node;
 use crate::peers::{Peer, PeerSet};
-use crate::reason::{Reason, Told};
+use crate::progress::Step;
+use crate::reason::{Code, Reason, Told};
 use crate::server::monitor::Routez;
-use crate::server::probe::Port;
+use crate::server::probe::{Port, Silence};
 use crate::server::standing::Standing;
-use crate::server::{Observed, Presence, Served};
+use crate::server::{Observed, Other, Phase, Presence, Served};
 use crate::state::generation::Generation;
 use crate::trust::TrustBundle;
+use crate::x509::leaf::Leaf;
 
 /// An anchor that ends within this time makes a warning, because a CA rollover takes preparation.
 const ANCHOR_WARNING: time::Duration = time::Duration::days(365);
+
+/// A certificate that somebody else keeps on a listener makes a warning within this time, and within the last third of its
+/// lifetime.
+const LISTENER_WARNING: time::Duration = time::Duration::days(7);
+
+/// How long a node without any route is no failure: peers start at the same time, or are replaced.
+const ALONE: time::Duration = time::Duration::minutes(10);
 
 /// The state of a node in one word.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -67,6 +78,20 @@ pub struct Status {
     pub settings: SettingsStatus,
     /// The nats-server of the node.
     pub nats: NatsStatus,
+    /// The pass that is under way, if any. Every other field is what the pass before found.
+    #[serde(default)]
+    pub pass: Option<PassStatus>,
+}
+
+/// A pass that is under way.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct PassStatus {
+    /// When the pass began.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// The last step that the pass has completed, if any.
+    #[serde(flatten)]
+    pub step: Option<Step>,
 }
 
 /// The settings of nats-server: what is committed, what runs, what waits and why settings are refused.
@@ -115,22 +140,40 @@ pub struct LeafStatus {
 }
 
 /// What nats-server serves.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 pub struct ServedStatus {
     /// The leaf on the client port, if a certificate was seen.
     pub client: Option<ServedLeaf>,
     /// The leaf on the route port, if a certificate was seen.
     pub route: Option<ServedLeaf>,
+    /// The leaves on the other TLS listeners, each where a certificate was seen.
+    #[serde(flatten)]
+    pub others: BTreeMap<Port, ServedLeaf>,
     /// When the committed leaf was last seen served.
     #[serde(with = "time::serde::rfc3339::option")]
     pub confirmed_at: Option<OffsetDateTime>,
 }
 
 /// The leaf that a port serves.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 pub struct ServedLeaf {
+    /// `host:port`, as the agent dials it.
+    #[serde(default)]
+    pub address: String,
+    /// The end of validity, where the leaf can be read.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub not_after: Option<OffsetDateTime>,
     /// SHA-256 of the leaf's DER, hexadecimal.
     pub sha256: String,
+}
+
+impl ServedStatus {
+    /// Each listener that showed a leaf.
+    pub fn listeners(&self) -> impl Iterator<Item = (Port, &ServedLeaf)> {
+        let seen = [(Port::Client, &self.client), (Port::Route, &self.route)];
+        let seen = seen.into_iter().filter_map(|(listener, leaf)| Some((listener, leaf.as_ref()?)));
+        seen.chain(self.others.iter().map(|(listener, leaf)| (*listener, leaf)))
+    }
 }
 
 /// The trust bundle in force.
@@ -212,6 +255,20 @@ pub struct NatsStatus {
     pub version: Option<String>,
     /// The digest of the loaded configuration, from nats-server 2.11 on.
     pub config_digest: Option<String>,
+    /// What nats-server is about, if it runs.
+    #[serde(default)]
+    pub state: Option<Phase>,
+}
+
+/// What nats-server is about, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimedPhase {
+    /// What it is about.
+    pub phase: Phase,
+    /// Since when that is seen.
+    pub since: OffsetDateTime,
+    /// When a start or a drain becomes a failure.
+    pub may_last_until: OffsetDateTime,
 }
 
 /// The findings of a pass, from which the status is made.
@@ -219,6 +276,12 @@ pub struct NatsStatus {
 pub struct Findings {
     /// The settings of nats-server, without the digest that nats-server reports.
     pub settings: SettingsStatus,
+    /// What nats-server is about. `None`: it doesn't run.
+    pub phase: Option<TimedPhase>,
+    /// Whether nats-server starts again and again and never serves.
+    pub is_crash_loop: bool,
+    /// Since when this node has a route to none of its peers.
+    pub alone_since: Option<OffsetDateTime>,
     /// The time of the pass.
     pub now: OffsetDateTime,
     /// The identity of the node.
@@ -233,6 +296,8 @@ pub struct Findings {
     pub peers: PeerSet,
     /// The last observation of nats-server.
     pub observed: Observed,
+    /// Where nats-server was observed.
+    pub listeners: Listeners,
     /// Whether nats-server serves the committed configuration.
     pub standing: Standing,
     /// When nats-server was last seen to serve the committed configuration.
@@ -261,12 +326,37 @@ impl Status {
             }
             Some(_) => {}
         }
-        reasons.extend(not_served(&findings.standing, observed));
-        let is_there = matches!(observed.presence, Presence::Running(_) | Presence::Foreign(_));
+        let in_transition = transition(&findings);
+        match &in_transition {
+            Some(transition) => reasons.push(transition.clone()),
+            None => reasons.extend(not_served(&findings.standing, observed)),
+        }
+        reasons.extend(findings.is_crash_loop.then_some(Reason::ServerCrashLoop));
+        let is_there = matches!(observed.presence, Presence::Running(_) | Presence::Foreign(_) | Presence::Hidden(_));
         let refused = if is_there { refused(&findings) } else { Vec::new() };
-        let unserved = is_there && (observed.client.is_err() || observed.route.is_err() || !refused.is_empty());
+        let is_served = findings.standing.is_served();
+        let is_reloading = matches!(findings.standing, Standing::Reloading { .. });
+        let is_silent = |port: &Result<Served, Silence>| port.as_ref().is_err_and(|silence| !silence.is_harmless());
+        let unserved = is_there
+            && !is_reloading
+            && in_transition.is_none()
+            && (is_silent(&observed.client) && !is_served || is_silent(&observed.route) || !refused.is_empty());
         reasons.extend(refused);
-        let state = match (reasons.is_empty(), expired || unserved) {
+        if let (true, Err(why)) = (is_served && is_silent(&observed.client), &observed.client) {
+            let address = findings.listeners.client.to_string();
+            reasons.push(Reason::ListenerSilent { port: Port::Client, address, why: why.clone() });
+        }
+        let is_passing = is_reloading || in_transition.is_some();
+        let amiss = others_amiss(&findings).into_iter();
+        // A listener that is silent during a start or a reload is told by that reason.
+        reasons.extend(amiss.filter(|reason| !is_passing || reason.code() != Code::ListenerSilent));
+        let peers = routes(&findings.node, findings.instance_id.as_ref(), &findings.peers, observed);
+        let is_alone = is_there && are_all_down(&findings.node, &peers);
+        let is_long_alone = is_alone && findings.alone_since.is_some_and(|since| since + ALONE <= *now);
+        reasons.extend(is_long_alone.then_some(Reason::NoRoute));
+        let is_uncommitted = findings.standing == Standing::NothingCommitted;
+        let fails = expired || unserved || is_uncommitted || findings.is_crash_loop || is_long_alone;
+        let state = match (reasons.is_empty(), fails) {
             (true, _) => State::Healthy,
             (false, false) => State::Degraded,
             (false, true) => State::Failing,
@@ -282,14 +372,17 @@ impl Status {
                 warnings.push(Reason::Anchor { subject, not_after, has_ended });
             }
         }
-        let peers = routes(&findings);
-        let mut others = peers.iter().filter(|peer| !findings.node.is_own(peer)).peekable();
-        if is_there && others.peek().is_some() && others.all(|peer| peer.route == RouteState::Down) {
-            warnings.push(Reason::NoRoute);
+        warnings.extend((is_alone && !is_long_alone).then_some(Reason::NoRoute));
+        if let (true, Err(Silence::Full(said))) = (is_there, &observed.client) {
+            warnings.push(Reason::ServerFull { said: said.clone() });
         }
-        let served = |port: &Result<Served, String>| {
-            port.as_ref().ok().map(|served| ServedLeaf { sha256: served.sha256.clone() })
+        warnings.extend(others_end(&findings));
+        let served = |address: String, port: &Result<Served, Silence>| {
+            let Served { sha256, not_after, .. } = port.as_ref().ok()?;
+            Some(ServedLeaf { address, not_after: *not_after, sha256: sha256.clone() })
         };
+        let others = observed.others.iter();
+        let others = others.filter_map(|(port, other)| Some((*port, served(other.address.clone(), &other.served)?)));
         Self {
             state,
             reasons: told_once(&reasons),
@@ -300,8 +393,9 @@ impl Status {
                 ..findings.settings.clone()
             },
             served: is_there.then(|| ServedStatus {
-                client: served(&observed.client),
-                route: served(&observed.route),
+                client: served(findings.listeners.client.to_string(), &observed.client),
+                route: served(findings.listeners.route.to_string(), &observed.route),
+                others: others.collect(),
                 confirmed_at: findings.confirmed_at,
             }),
             trust: bundle.as_ref().map(TrustStatus::of),
@@ -309,11 +403,21 @@ impl Status {
             nats: NatsStatus {
                 pid: if let Presence::Running(pid) = observed.presence { Some(pid) } else { None },
                 version: observed.varz.as_ref().map(|varz| varz.version.clone()),
+                state: findings.phase.map(|phase| phase.phase),
                 config_digest: observed.varz.as_ref().and_then(|varz| varz.config_digest.clone()),
             },
             node: findings.node,
             renewal: findings.renewal,
+            pass: None,
         }
+    }
+}
+
+impl Status {
+    /// Whether nats-server runs and has a route to none of the other peers.
+    #[must_use]
+    pub(crate) fn is_alone(&self) -> bool {
+        self.nats.pid.is_some() && are_all_down(&self.node, &self.peers)
     }
 }
 
@@ -366,11 +470,30 @@ impl TrustStatus {
     }
 }
 
+/// A start or a drain that is no failure yet.
+fn transition(findings: &Findings) -> Option<Reason> {
+    let TimedPhase { phase, since, may_last_until } = findings.phase?;
+    let is_committed = findings.standing != Standing::NothingCommitted;
+    match phase {
+        _ if !is_committed || may_last_until <= findings.now || findings.is_crash_loop => None,
+        Phase::Starting => Some(Reason::ServerStarting { since }),
+        Phase::Draining => Some(Reason::ServerDraining { since }),
+        Phase::Running | Phase::Reloading | Phase::Full => None,
+    }
+}
+
+/// Whether there are other peers, and a route to none.
+fn are_all_down(node: &NodeStatus, peers: &[PeerStatus]) -> bool {
+    let mut others = peers.iter().filter(|peer| !node.is_own(peer)).peekable();
+    others.peek().is_some() && others.all(|peer| peer.route == RouteState::Down)
+}
+
 /// Why nats-server doesn't serve a committed configuration. No reason: it does.
 fn not_served(standing: &Standing, observed: &Observed) -> Vec<Reason> {
     match (standing, &observed.presence) {
         (Standing::Served(_), _) => Vec::new(),
         (Standing::NotServed(mismatch), _) => vec![Reason::CommittedNotServed(mismatch.clone())],
+        (Standing::Reloading { since }, _) => vec![Reason::ReloadUnderWay { since: *since }],
         (Standing::NoServer { why }, _) => vec![Reason::ServerNotRunning { why: why.clone() }],
         (Standing::NothingCommitted, Presence::Absent(why)) => {
             vec![Reason::NothingCommitted, Reason::ServerNotRunning { why: why.clone() }]
@@ -384,13 +507,40 @@ fn not_served(standing: &Standing, observed: &Observed) -> Vec<Reason> {
 fn refused(findings: &Findings) -> Vec<Reason> {
     let Findings { now, observed, generation, bundle, .. } = findings;
     let (Some(generation), Some(bundle)) = (generation, bundle) else { return Vec::new() };
-    let ports = [(Port::Client, &observed.client), (Port::Route, &observed.route)];
-    let others = ports.into_iter().filter_map(|(port, served)| {
+    let own = observed.others.iter().filter(|(_, other)| other.certificate == Certificate::Own);
+    let ports = [(Port::Client, &observed.client), (Port::Route, &observed.route)].into_iter();
+    let others = ports.chain(own.map(|(port, other)| (*port, &other.served))).filter_map(|(port, served)| {
         let served = served.as_ref().ok().filter(|served| served.sha256 != generation.chain.leaf().sha256)?;
         let why = bundle.refusal(&served.chain, *now)?;
         Some(Reason::ServedCertificateRefused { port, why })
     });
     others.collect()
+}
+
+/// What is amiss with listeners beside client and route port: silence, and an expired certificate that somebody else
+/// keeps.
+fn others_amiss(findings: &Findings) -> Vec<Reason> {
+    let amiss = |(port, Other { address, certificate, served }): (&Port, &Other)| match served {
+        Err(why) if why.is_harmless() => None,
+        Err(why) => Some(Reason::ListenerSilent { port: *port, address: address.clone(), why: why.clone() }),
+        Ok(Served { not_after: Some(at), .. }) if *certificate == Certificate::Foreign && *at <= findings.now => {
+            Some(Reason::ListenerCertificateExpired { port: *port, address: address.clone(), at: *at })
+        }
+        Ok(_) => None,
+    };
+    findings.observed.others.iter().filter_map(amiss).collect()
+}
+
+/// The certificates of others that end soon. The agent renews none of them.
+fn others_end(findings: &Findings) -> Vec<Reason> {
+    let ends = |(port, other): (&Port, &Other)| {
+        let served = other.served.as_ref().ok().filter(|_| other.certificate == Certificate::Foreign)?;
+        let Leaf { not_before, not_after: at, .. } = Leaf::parse(served.chain.leaf()).ok()?;
+        let left = at - findings.now;
+        let is_soon = left > time::Duration::ZERO && left <= LISTENER_WARNING.min((at - not_before) / 3);
+        is_soon.then(|| Reason::ListenerCertificateEnds { port: *port, address: other.address.clone(), at })
+    };
+    findings.observed.others.iter().filter_map(ends).collect()
 }
 
 /// Each reason once. A reason that another reason names among its causes is left out.
@@ -404,15 +554,19 @@ fn told_once(reasons: &[Reason]) -> Vec<Told> {
 
 /// The peers, each with whether nats-server has a route to it. nats-server reports the server name of a remote, and the
 /// peer's route address where this node dialled. Any other remote can't be matched to a peer, and is counted.
-fn routes(findings: &Findings) -> Vec<PeerStatus> {
-    let Findings { node, observed, .. } = findings;
-    let peers = || findings.peers.0.values();
+pub(crate) fn routes(
+    node: &NodeStatus,
+    instance_id: Option<&String>,
+    peers: &PeerSet,
+    observed: &Observed,
+) -> Vec<PeerStatus> {
+    let peers = || peers.0.values();
     let remotes = observed.routez.as_ref().map(Routez::remotes);
     let remotes = remotes.as_ref().map(|remotes| remotes.values().collect::<Vec<_>>());
     let names: BTreeSet<&str> = remotes.iter().flatten().map(|(name, _)| *name).collect();
     let addresses: BTreeSet<IpAddr> = remotes.iter().flatten().flat_map(|(_, ips)| ips.iter().copied()).collect();
     let is_self = |peer: &Peer| {
-        let names_us = Some(&peer.id) == findings.instance_id.as_ref() || peer.id == node.name;
+        let names_us = Some(&peer.id) == instance_id || peer.id == node.name;
         names_us || node.addresses.contains(&peer.address.ip())
     };
     let is_seen = |peer: &Peer| names.contains(peer.id.as_str()) || addresses.contains(&peer.address.ip());

@@ -130,7 +130,7 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
         dial: Arc::new(Network),
         credential,
         included,
-        commit_point: commit_point(config),
+        commit_point: commit_point(config, clock),
         clock,
         renewal: config.renewal,
         interval: config.discovery.interval,
@@ -140,10 +140,11 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
 
 /// nats-server and the commit point: the part that doesn't depend on the identity of the node.
 #[must_use]
-pub(crate) fn commit_point(config: &Config) -> CommitPoint {
+pub(crate) fn commit_point(config: &Config, clock: Clock) -> CommitPoint {
     CommitPoint::new(CommitParts {
         server: Arc::new(NatsServer::new(&config.nats, &config.state_directory)),
         nats: config.nats.clone(),
+        clock,
         generations: Generations::of(&config.state_directory),
         state: config.state_directory.clone(),
     })

@@ -19,14 +19,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use harness::tools;
 use nats_tls_agent::conf::digest::{UsedVariables, digest};
+use nats_tls_agent::conf::effective::Sources;
 use nats_tls_agent::conf::environment::Environment;
 use nats_tls_agent::conf::reader::{Fault, read, utf8};
-use nats_tls_agent::conf::tree::{Entry, Map, Origin, Source, Value};
+use nats_tls_agent::conf::tree::Source;
 
 /// The pinned versions that print a digest.
 const VERSIONS: &str = "2.12.8 2.15.1";
-/// Takes any tree on any version from 2.11 on. `X` counts as a used variable, so its settings may have any name.
-const WRAPPER: &str = "authorization { users: [ { X { include \"FILE\" }, user: $X, user: a, password: b } ] }\n";
 /// Files that the texts include.
 const FILES: [(&str, &str); 6] = [
     ("one.conf", "from_one: 1\ntls { from_one: true }\n"),
@@ -101,7 +100,7 @@ fn ours(text: &[u8], directory: &Path, environment: &Environment) -> Result<Stri
     let name = |file: &Path| Source::File(file.to_owned());
     let read = utf8(text, &source).and_then(|text| read(text, Arc::clone(&source), directory, environment, &name));
     match read {
-        Ok(read) => Ok(digest(&wrapped(read.map), UsedVariables::Keep)),
+        Ok(read) => Ok(digest(&Sources::wrapped_tree(read.map), UsedVariables::Keep)),
         Err(error) => {
             assert!(!error.to_string().contains('\n'), "{error}");
             Err(kind(&error.fault))
@@ -115,19 +114,6 @@ fn kind(fault: &Fault) -> String {
         other => format!("{other:?}"),
     };
     debug.chars().take_while(char::is_ascii_alphanumeric).collect()
-}
-
-fn wrapped(map: Map) -> Map {
-    let entry = |value| Entry::new(value, Origin { source: Arc::new(Source::Template(None)), line: 0 });
-    let mut user = Map::default();
-    for (name, value) in [("X", Value::Map(map)), ("user", Value::text("a")), ("password", Value::text("b"))] {
-        user.insert(name, entry(value));
-    }
-    let mut authorization = Map::default();
-    authorization.insert("users", entry(Value::Array(vec![entry(Value::Map(user))])));
-    let mut top = Map::default();
-    top.insert("authorization", entry(Value::Map(authorization)));
-    top
 }
 
 fn theirs(binary: &Path, directory: &Path, file: &str) -> Answer {
@@ -160,7 +146,7 @@ fn lay_out(directory: &Path, case: &Case) {
     std::fs::write(directory.join("FILE"), &case.text).unwrap();
     // nats-server takes every path for a relative path.
     let path = case.file.as_ref().map(|file| format!("{}{}", "../".repeat(30), file.display()));
-    std::fs::write(directory.join("wrapper"), WRAPPER.replace("FILE", path.as_deref().unwrap_or("FILE"))).unwrap();
+    std::fs::write(directory.join("wrapper"), Sources::wrapped(path.as_deref().unwrap_or("FILE"))).unwrap();
 }
 
 /// Compares all texts on all versions, with as many processes at once as there are processors, and one more.

@@ -2,14 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use harness::tools::workspace;
+use nats_tls_agent::aws::AwsSettings;
 use nats_tls_agent::cli::Cli;
 use nats_tls_agent::conf::loss::Loss;
-use nats_tls_agent::config::Config;
+use nats_tls_agent::config::{Config, IssuerKind};
 use nats_tls_agent::daemon::metrics;
-use nats_tls_agent::reason::Code;
+use nats_tls_agent::daemon::published::Published;
+use nats_tls_agent::daemon::tally::Tally;
+use nats_tls_agent::issue::Issuer as _;
+use nats_tls_agent::issue::acm_pca::AcmPca;
+use nats_tls_agent::reason::{Code, Reason, Told};
+use nats_tls_agent::reconcile::{Pass, PassError, Source};
 use nats_tls_agent::status::Status;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -194,6 +202,8 @@ fn the_documents_list_exactly_the_keys_that_there_are_with_their_defaults() {
     let mut expected: BTreeSet<String> = tables.iter().flat_map(|table| known(table)).collect();
     expected.extend(known("nats.jetstream"));
     expected.extend(known("nats.system"));
+    expected.remove("nats.reload");
+    expected.extend(known("nats.reload"));
     assert_eq!(listed.keys().map(|key| (*key).to_owned()).collect::<BTreeSet<_>>(), expected);
 
     let required = keys(&read("templates/agent.toml"));
@@ -270,19 +280,31 @@ fn the_documents_name_every_loss() {
     }
 }
 
-/// The test serves the document's own sample of a status. The sample must therefore be a valid status.
+/// The test serves the document's own sample of a status, with a reason, a warning, a source and a call that fails. The
+/// sample must be a valid status.
 #[tokio::test]
 async fn the_documents_list_exactly_the_metrics_that_are_served() {
     let document = read("docs/operations.md");
     let sample = blocks(section(&document, "## Status"), "json").remove(0);
-    let status: Status = serde_json::from_str(&sample).unwrap();
+    let mut status: Status = serde_json::from_str(&sample).unwrap();
     let again: serde_json::Value = serde_json::to_value(&status).unwrap();
     assert_eq!(again, serde_json::from_str::<serde_json::Value>(&sample).unwrap());
 
     let listener = metrics::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (_sender, watched) = tokio::sync::watch::channel(Some(status));
-    let serving = tokio::spawn(metrics::serve(listener, watched));
+    status.reasons.push(Told::from(&Reason::NoCertificate));
+    status.warnings.push(Told::from(&Reason::NoRoute));
+    let tally = Arc::new(Tally::default());
+    let (now, outcome) = (time::OffsetDateTime::UNIX_EPOCH, Err(PassError::Waits(Reason::NoRoute)));
+    let answered = vec![(Source::Peers, now)];
+    tally.note(&Pass { status: status.clone(), outcome, next: now, issuance: None, answered }, Duration::ZERO);
+    let nobody = AwsSettings { endpoint: Some("http://127.0.0.1:1".into()), ..AwsSettings::from_environment() };
+    let ca = parse(&read("templates/agent.toml")).issuer.kind;
+    let IssuerKind::AcmPca { ca_arn, template_arn } = ca else { panic!("{ca:?}") };
+    AcmPca::new(&nobody.load().await, ca_arn, template_arn).ca_pem().await.unwrap_err();
+    let published = Published { status: Some(status), pass: None, last_pass: Some(now) };
+    let (_sender, watched) = tokio::sync::watch::channel(published);
+    let serving = tokio::spawn(metrics::serve(listener, watched, tally));
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     let mut answer = String::new();

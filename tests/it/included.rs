@@ -148,7 +148,7 @@ async fn a_first_boot_commits_the_settings_of_a_secret_and_a_new_account_comes_i
     // Without the secret there is nothing to start with, and the reason says why.
     world.nodes.nodes[0].agent.start().unwrap();
     let status = status_with(world.node(), |status| has_reason(status, "included_refused")).await;
-    assert_eq!(status["state"], "degraded", "{status}");
+    assert_eq!(status["state"], "failing", "{status}");
     assert!(!world.node().nats_config().exists());
     world.nodes.nodes[0].agent.stop().await.unwrap();
     world.put(SHOP).await;
@@ -172,7 +172,7 @@ async fn a_first_boot_commits_the_settings_of_a_secret_and_a_new_account_comes_i
 
 #[tokio::test]
 async fn a_content_that_nats_server_would_refuse_is_named_by_secret_and_line_and_the_settings_in_force_stay() {
-    let world = World::serving().await;
+    let mut world = World::serving().await;
     let before = in_force(world.node()).await;
     let unclosed =
         "accounts {\n  SHOP { users: [ { user: user-of-the-yard, password: pass-of-the-yard } ] }\n  YARD {\n";
@@ -184,14 +184,32 @@ async fn a_content_that_nats_server_would_refuse_is_named_by_secret_and_line_and
     for (content, code, place) in [
         (unclosed, "configuration_unreadable", "secret:nats/accounts:3"),
         (&unknown, "configuration_refused", "secret:nats/accounts:4"),
-        (&ends, "settings_wont_start", "resolving system account"),
+        (&ends, "settings_wont_start", "secret:nats/accounts:4 system_account"),
     ] {
         world.put(content).await;
         let status = unhealthy(world.node(), place).await;
         let codes: Vec<_> = status["reasons"].as_array().unwrap().iter().map(|reason| at(reason, "code")).collect();
         assert!(status["state"] == "degraded" && codes.contains(&code), "{status}");
         world.stays(&before, 1).await;
+        // The last good content stays on the disk, so a restart and another change go on with it.
+        let kept = std::fs::read_dir(world.node().state_directory().join("included")).unwrap();
+        let mut kept = kept.map(|entry| entry.unwrap().path());
+        let kept = kept.find(|file| file.extension().is_some_and(|extension| extension == "conf")).unwrap();
+        assert_eq!(std::fs::read_to_string(kept).unwrap(), SHOP);
     }
+    world.nodes.nodes[0].agent.stop().await.unwrap();
+    let deadline = "\n[nats.settings]\nwrite_deadline = \"9s\"\n";
+    let text = std::fs::read_to_string(world.node().agent.config()).unwrap() + deadline;
+    std::fs::write(world.node().agent.config(), text).unwrap();
+    world.nodes.nodes[0].agent.start().unwrap();
+    eventually("the change", SOON, async || {
+        let committed = std::fs::read_to_string(world.node().nats_config()).unwrap_or_default();
+        if committed.contains("write_deadline: \"9s\"") { Ok(()) } else { Err(committed) }
+    })
+    .await
+    .unwrap();
+    unhealthy(world.node(), "resolving system account").await;
+    world.has_accounts(&["SHOP"]).await;
     world.put(SHOP_AND_BANK).await;
     world.has_accounts(&["BANK", "SHOP"]).await;
     world.node().healthy(SOON).await.unwrap();

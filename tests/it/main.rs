@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on has failed")]
 
 mod alerts;
+mod arguments;
 mod aws;
 mod aws_double;
 mod bad_input;
@@ -18,6 +19,8 @@ mod house;
 mod iam;
 mod included;
 mod install;
+mod jetstream;
+mod listeners;
 mod operator;
 mod protection;
 mod reloads;
@@ -26,6 +29,7 @@ mod rotation;
 mod secrecy;
 mod service;
 mod settings;
+mod slow_reload;
 mod state_directory;
 mod steady;
 mod system;

@@ -1,11 +1,16 @@
 //! The commands on a node where something is missing, and their messages to the operator.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use harness::cluster::Node;
 use harness::nodes::{Nodes, set};
 use harness::{eventually, tools};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixStream;
 
 use crate::doctor::start_by_hand;
 use crate::{AGENT, metric};
@@ -214,4 +219,119 @@ async fn a_static_peer_that_is_this_node_under_another_port_is_a_warning() {
         if warned(&status) == 1 && status["state"] == "healthy" { Ok(status) } else { Err(status.to_string()) }
     });
     assert!(status.await.unwrap()["warnings"].to_string().contains(&second));
+}
+
+/// Has the agent run nats-server's binary through a script. The script waits while the returned file is there, and so does a
+/// pass that checks a configuration.
+pub(crate) fn hold_nats_server(nodes: &Nodes) -> PathBuf {
+    let (held, script) = (nodes.directory().join("held"), nodes.directory().join("nats-server"));
+    let server = tools::nats_server(tools::NATS_SERVER).unwrap();
+    let text = format!(
+        "#!/bin/sh\nwhile [ -e '{}' ]; do sleep 0.02; done\nexec '{}' \"$@\"\n",
+        held.display(),
+        server.display()
+    );
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    nodes.set("nats.server", &format!("\"{}\"", script.display())).unwrap();
+    held
+}
+
+/// The socket of a node's control, as its configuration names it.
+fn control_socket(node: &Node) -> String {
+    let text = std::fs::read_to_string(node.agent.config()).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("socket = ")).unwrap();
+    serde_json::from_str(line).unwrap()
+}
+
+/// The number of accepted connections of a socket, in unix(7)'s table: the path stands in each of their lines.
+fn connections(socket: &str) -> usize {
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let accepted = |line: &&str| line.ends_with(socket) && line.split_whitespace().nth(5) == Some("03");
+    table.lines().filter(accepted).count()
+}
+
+#[tokio::test]
+async fn status_tells_a_pass_under_way_and_a_renewal_whose_client_is_gone_is_not_made() {
+    let mut nodes = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    nodes.configure().unwrap();
+    let held = hold_nats_server(&nodes);
+    nodes.nodes[0].agent.start().unwrap();
+    nodes.nodes[0].committed().await.unwrap();
+    let (node, issued) = (&nodes.nodes[0], nodes.cluster.ca_directory().join("issued"));
+    let issued = || std::fs::read_dir(&issued).unwrap().count();
+    let status = async || node.agent.status().await.map_err(|failure| failure.chain());
+    let between = eventually("a status between two passes", SOON, async || match status().await? {
+        status if status["pass"].is_null() && status["leaf"]["generation"] == 1 => Ok(()),
+        other => Err(other.to_string()),
+    });
+    between.await.unwrap();
+    assert_eq!(issued(), 1);
+
+    // SIGHUP makes a pass that checks the committed configuration.
+    std::fs::write(&held, "").unwrap();
+    node.agent.signal(Signal::SIGHUP).unwrap();
+    let during = eventually("a pass under way", SOON, async || match status().await? {
+        status if status["pass"]["since"].is_string() => Ok(status),
+        other => Err(other.to_string()),
+    });
+    let before = during.await.unwrap()["leaf"]["serial"].clone();
+    let told = node.agent.run(&["status"], SOON).await.unwrap();
+    assert!(told.stdout.contains("\npass      under way since "), "{}", told.stdout);
+
+    let socket = control_socket(node);
+    let mut client = tokio::process::Command::new(AGENT)
+        .args(["renew", "--config"])
+        .arg(node.agent.config())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let connected = eventually("the client's connection", SOON, async || match connections(&socket) {
+        0 => Err("no connection".to_owned()),
+        _ => Ok(()),
+    });
+    connected.await.unwrap();
+    client.kill().await.unwrap();
+    let mut request = UnixStream::connect(&socket).await.unwrap();
+    request.write_all(b"{\"command\": \"renew\"}\n").await.unwrap();
+    drop(request);
+    let gone = eventually("the end of both connections", SOON, async || match connections(&socket) {
+        0 => Ok(()),
+        count => Err(count.to_string()),
+    });
+    gone.await.unwrap();
+    assert!(status().await.unwrap()["pass"].is_object(), "the pass ended before the clients were gone");
+
+    std::fs::remove_file(&held).unwrap();
+    // The daemon takes one request after the other, so this renewal comes after what was asked before.
+    let renewed = node.agent.renew().await.unwrap();
+    assert_eq!((&renewed["old"]["serial"], &renewed["new"]["generation"]), (&before, &2.into()), "{renewed}");
+    assert_eq!(issued(), 2, "{}", node.agent.log_tail(30));
+}
+
+#[tokio::test]
+async fn with_json_an_error_is_json_too() {
+    let nodes = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    nodes.configure().unwrap();
+    let node = &nodes.nodes[0];
+    set(node.agent.config(), "renewal.at", "7").unwrap();
+    for command in ["status", "doctor", "renew"] {
+        let answer = node.agent.run(&[command, "--json"], SOON).await.unwrap();
+        let told = answer.json().unwrap();
+        let error = if command == "renew" { &told } else { &told["error"] };
+        let text = if command == "renew" { &told["error"] } else { &error["text"] };
+        assert_eq!((answer.code, &error["code"]), (Some(2), &"agent_configuration_unusable".into()), "{answer:?}");
+        assert!(text.as_str().unwrap().contains("renewal.at") && answer.stderr.contains("renewal.at"), "{answer:?}");
+    }
+    nodes.configure().unwrap();
+    // Something listens on the socket, and it is no daemon.
+    let listener = tokio::net::UnixListener::bind(control_socket(node)).unwrap();
+    let asked =
+        async { tokio::join!(node.agent.run(&["status", "--json"], SOON), async { drop(listener.accept().await) }) };
+    let answer = asked.await.0.unwrap();
+    assert_eq!(
+        (answer.code, &answer.json().unwrap()["error"]["code"]),
+        (Some(1), &"agent_silent".into()),
+        "{answer:?}"
+    );
 }

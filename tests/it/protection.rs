@@ -249,10 +249,10 @@ async fn invariant_03_a_template_that_nats_server_refuses_or_that_does_not_rende
         assert_settings_stay(node, &before).await;
     }
     // A correct template of the user's own replaces the built-in template.
-    change_template(node, &cluster, "max_connections: 65536", "max_connections: 1234");
+    change_template(node, &cluster, "max_connections: 65536", "max_connections: 123456");
     eventually("the template in force", SOON, async || {
         let varz = node.server.as_ref().unwrap().varz().await.map_err(|failure| failure.chain())?;
-        if varz["max_connections"] == 1234 { Ok(()) } else { Err(varz["max_connections"].to_string()) }
+        if varz["max_connections"] == 123_456 { Ok(()) } else { Err(varz["max_connections"].to_string()) }
     })
     .await
     .unwrap();

@@ -273,7 +273,7 @@ async fn invariant_10_a_server_in_lame_duck_mode_is_not_signalled_and_its_next_s
     .unwrap();
     renewal_fails(node, &["so it is starting or draining", "it is signalled when it listens"]).await;
     let status = unhealthy(node, "starting or draining").await;
-    assert_eq!(status["state"], "failing", "no client can connect: {status}");
+    assert_eq!((&status["state"], &status["nats"]["state"]), (&"degraded".into(), &"draining".into()), "{status}");
     node.server.as_mut().unwrap().check_running().unwrap();
     let log = tail(&node.server_log(), usize::MAX);
     let since = log.find("lame duck").unwrap();

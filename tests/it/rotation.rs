@@ -23,7 +23,7 @@ use crate::{AGENT, metric};
 
 /// The minimum number of renewals on each node.
 const ROTATIONS: usize = 5;
-const CONFIRMED: &str = "nats_tls_agent_served_confirmed_seconds";
+const CONFIRMED: &str = "nats_tls_agent_served_confirmed_timestamp_seconds";
 const SOON: Duration = Duration::from_secs(20);
 
 #[tokio::test]

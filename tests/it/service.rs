@@ -61,7 +61,7 @@ async fn systemd_hears_of_the_first_commit_the_state_each_reload_and_the_end_and
     set(node.agent.config(), "nats.template", &format!("\"{}\"", template.display())).unwrap();
     node.agent.start().unwrap();
     let status = manager.hears("STATUS=").await;
-    assert!(status.contains("degraded; certificate until ") && status.contains("generation 1"), "{status}");
+    assert!(status.contains("failing; certificate until ") && status.contains("generation 1"), "{status}");
     assert!(!node.nats_config().exists());
     // The loop sleeps longer than the watchdog's time-out, and still pings in time.
     manager.hears("WATCHDOG=1").await;

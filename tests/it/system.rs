@@ -12,6 +12,7 @@ use harness::loopback::Block;
 use harness::nats_server::{Launch, NatsServer, monitor};
 use harness::nodes::{Nodes, set};
 use harness::{eventually, tools};
+use nats_tls_agent::conf::listeners::First;
 use nats_tls_agent::conf::render::Rendered;
 use nats_tls_agent::conf::system::{Obstacle, Others, Placement, add, disconnects, has_own};
 use nats_tls_agent::conf::tree::Map;
@@ -378,7 +379,7 @@ async fn nats_server_answers_with_a_refusal_in_its_own_words_and_with_what_the_m
         let newest = Generations::of(&config.state_directory).newest().unwrap().0.unwrap();
         let system = SystemConnection::of(&config.nats, &config.state_directory).unwrap();
         assert!(matches!(system.varz().await, Err(SystemError::Lost { .. })));
-        system.keep(&newest.chain, node.client()).await.unwrap();
+        system.keep(&newest.chain, node.client(), First::Server).await.unwrap();
 
         let varz = system.varz().await.unwrap();
         let theirs = node.server.as_ref().unwrap().varz().await.unwrap();
@@ -389,31 +390,31 @@ async fn nats_server_answers_with_a_refusal_in_its_own_words_and_with_what_the_m
         let jsz: serde_json::Value = system.jsz("{}").await.unwrap();
         assert!(jsz["server_id"].is_string(), "{version}: {jsz}");
 
-        assert_eq!(system.reload(SOON).await.unwrap(), Answer::Loaded, "{version}");
+        assert_eq!(system.reload().await.unwrap(), Answer::Loaded, "{version}");
         let committed = std::fs::read_to_string(node.nats_config()).unwrap();
         std::fs::write(node.nats_config(), format!("{committed}\nnonsense_zzz: 1\n")).unwrap();
-        let refused = system.reload(SOON).await.unwrap();
+        let refused = system.reload().await.unwrap();
         assert!(matches!(&refused, Answer::Refused(why) if why.contains("nonsense_zzz")), "{version}: {refused:?}");
         std::fs::write(node.nats_config(), &committed).unwrap();
 
         // A full server answers on the open connection, which its own reload keeps.
         let full = format!("{committed}\nmax_connections: 1\n");
         std::fs::write(node.nats_config(), &full).unwrap();
-        assert_eq!(system.reload(SOON).await.unwrap(), Answer::Loaded, "{version}");
+        assert_eq!(system.reload().await.unwrap(), Answer::Loaded, "{version}");
         let other = SystemConnection::of(&config.nats, &config.state_directory).unwrap();
-        let late = other.keep(&newest.chain, node.client()).await.unwrap_err();
+        let late = other.keep(&newest.chain, node.client(), First::Server).await.unwrap_err();
         assert_eq!(late.fault(), Fault::Unreachable, "{version}: {late}");
         for _ in 0..3 {
-            assert_eq!(system.reload(SOON).await.unwrap(), Answer::Loaded, "{version}");
+            assert_eq!(system.reload().await.unwrap(), Answer::Loaded, "{version}");
         }
         system.varz().await.unwrap();
 
         // A failed attempt is not repeated at once.
         std::fs::write(node.nats_config(), &committed).unwrap();
-        assert_eq!(system.reload(SOON).await.unwrap(), Answer::Loaded, "{version}");
-        assert!(other.keep(&newest.chain, node.client()).await.is_err());
+        assert_eq!(system.reload().await.unwrap(), Answer::Loaded, "{version}");
+        assert!(other.keep(&newest.chain, node.client(), First::Server).await.is_err());
         eventually("the next attempt", SOON, async || {
-            other.keep(&newest.chain, node.client()).await.map_err(|error| error.to_string())
+            other.keep(&newest.chain, node.client(), First::Server).await.map_err(|error| error.to_string())
         })
         .await
         .unwrap();
@@ -428,7 +429,7 @@ async fn nats_server_answers_with_a_refusal_in_its_own_words_and_with_what_the_m
         })
         .await
         .unwrap();
-        let (lost, ()) = tokio::join!(system.reload(Duration::from_mins(1)), async {
+        let (lost, ()) = tokio::join!(system.reload(), async {
             tokio::time::sleep(Duration::from_millis(200)).await;
             server.kill().await.unwrap();
         });
@@ -445,9 +446,9 @@ async fn invariant_10_a_server_with_another_leaf_than_ours_is_not_asked() {
     let config = Config::load(ours.agent.config()).unwrap();
     let newest = Generations::of(&config.state_directory).newest().unwrap().0.unwrap();
     let system = SystemConnection::of(&config.nats, &config.state_directory).unwrap();
-    let refused = system.keep(&newest.chain, other.client()).await.unwrap_err();
+    let refused = system.keep(&newest.chain, other.client(), First::Server).await.unwrap_err();
     assert_eq!(refused.fault(), Fault::Unreachable, "{refused}");
-    assert!(!system.is_up().await);
+    assert!(!system.is_up_at(other.client()).await);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use harness::tools::workspace;
+use serde_json::Value;
 
 const AGENT: &str = "nats-tls-agent.service";
 /// The highest exposure, in tenths, that `systemd-analyze security` may report. The unit explains its causes.
@@ -64,6 +65,28 @@ fn systemd_finds_nothing_wrong_with_the_units() {
     fs::write(&unit, misspelt).unwrap();
     let output = verified();
     assert!(said(&output).contains("WatchDogSeconds"), "{}", said(&output));
+}
+
+/// Upstream's hardened unit sets `PrivateUsers=yes`, and the kernel then hides nats-server's process from the agent.
+#[test]
+fn the_drop_in_takes_nats_server_out_of_a_user_namespace() {
+    let Some(root) = installed() else { return };
+    let unit = root.path().join("etc/systemd/system/nats-server.service");
+    let hardened = fs::read_to_string(&unit).unwrap().replace("[Service]\n", "[Service]\nPrivateUsers=yes\n");
+    fs::write(&unit, hardened).unwrap();
+    let is_private = || {
+        let arguments = ["security", "--offline=true", "--json=short", "--no-pager", "nats-server.service"];
+        let output = systemd_analyze(root.path(), &arguments);
+        let checks: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)));
+        let checks = checks.as_array().unwrap().iter();
+        checks
+            .filter(|check| check["json_field"] == "PrivateUsers")
+            .map(|check| check["set"] == true)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(is_private(), [false]);
+    fs::remove_dir_all(root.path().join("etc/systemd/system/nats-server.service.d")).unwrap();
+    assert_eq!(is_private(), [true]);
 }
 
 /// `nats-server -t` creates nats-server's own directories, as a start of nats-server does.

@@ -7,6 +7,7 @@ use aws_sdk_secretsmanager::Client;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use super::calls::counted;
 use super::{nonsense, refused};
 use crate::error::{RemoteError, RemoteErrorKind};
 
@@ -85,7 +86,7 @@ impl Secret {
 
     async fn staged(&self, stage: &str) -> Result<SecretValue, RemoteError> {
         let request = self.client.get_secret_value().secret_id(&self.id).version_stage(stage);
-        let answer = request.send().await.map_err(|error| refused(GET, error))?;
+        let answer = counted(GET, request.send().await).map_err(|error| refused(GET, error))?;
         let content = match (answer.secret_string, answer.secret_binary) {
             (Some(text), _) => Zeroizing::new(text.into_bytes()),
             (None, Some(bytes)) => Zeroizing::new(bytes.into_inner()),

@@ -3,6 +3,7 @@
 //! Doctor reads and asks. It issues nothing and changes nothing. The checks that need no identity are made even where this
 //! node's identity is unknown.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -14,6 +15,8 @@ use tokio::task::JoinSet;
 
 use super::CommandError;
 use crate::clock::{Clock, rfc3339};
+use crate::conf::listeners::Listeners;
+use crate::conf::loss::Certificate;
 use crate::config::Config;
 use crate::daemon::control::{ControlError, ask};
 use crate::daemon::protocol::{Answer, Request};
@@ -25,9 +28,11 @@ use crate::peers::{Peer, PeerSet, Sighting};
 use crate::reason::Reason;
 use crate::reconcile::commit_point::CommitPoint;
 use crate::reconcile::{Parts, Reconciler};
-use crate::server::probe::{Port, Prober};
+use crate::server::jetstream::{Surroundings, Trouble};
+use crate::server::probe::{Port, Prober, Silence};
+use crate::server::standing::Mismatch;
 use crate::server::system::{Fault, Link};
-use crate::server::{NatsServer, Presence, Served};
+use crate::server::{Condition, NatsServer, Observed, Other, Presence, Served};
 use crate::state::durable::FileError;
 use crate::state::generation::Generation;
 use crate::status::State;
@@ -80,7 +85,7 @@ impl Check {
 
 /// Makes every check. The exit code is 1 where a check failed; a warning is no failure.
 pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
-    let mut commit_point = commit_point(config);
+    let mut commit_point = commit_point(config, Clock::System);
     let server = NatsServer::new(&config.nats, &config.state_directory);
     let (assembled, daemon, version) = tokio::join!(wire_to_look(config), daemon(config), server.version());
     let mut checks = vec![
@@ -100,7 +105,7 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
         }
     };
     let sources = match assembled {
-        Ok(parts) => sources(parts, newest.as_ref()).await,
+        Ok(parts) => Box::pin(sources(parts, newest.as_ref())).await,
         Err(_) => Sources::default(),
     };
     checks.extend(sources.checks);
@@ -108,7 +113,7 @@ pub async fn doctor(config: &Config, json: bool) -> Result<ExitCode, CommandErro
         Some(newest) => certificate(newest, Clock::System.now()),
         None => Check::warning("generation", NO_GENERATION),
     });
-    checks.extend(serving(&mut commit_point, newest.as_ref()).await);
+    checks.extend(serving(&mut commit_point, newest.as_ref(), sources.others).await);
     checks.extend(sources.peers);
     let healthy = checks.iter().all(|check| check.grade != Grade::Failed);
     if json {
@@ -147,7 +152,7 @@ async fn daemon(config: &Config) -> Check {
             let found = format!("it runs and is {}; `agent status` says why", status.state);
             if status.state == State::Failing { Check::failed(name, found) } else { Check::warning(name, found) }
         }
-        Ok(Answer::NoPassYet) => Check::warning(name, Reason::FirstPassUnderWay.to_string()),
+        Ok(Answer::NoPassYet { .. }) => Check::warning(name, Reason::FirstPassUnderWay.to_string()),
         Ok(Answer::Refused(refusal)) => Check::warning(name, refusal.to_string()),
         Ok(_) => Check::warning(name, "its answer belongs to another request"),
         Err(ControlError::NoDaemon { path, .. }) => {
@@ -162,6 +167,8 @@ async fn daemon(config: &Config) -> Check {
 struct Sources {
     checks: Vec<Check>,
     peers: Vec<Check>,
+    /// The ids of the other nodes, if discovery answers.
+    others: Option<BTreeSet<String>>,
 }
 
 async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
@@ -201,14 +208,16 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
         let pending = if entries.pending.is_some() { ", one under way" } else { "" };
         format!("{} in the last day{pending}", counted(issued, "certificate"))
     }));
+    let is_sighted = sighting.is_ok();
     let others = sighting.into_iter().flat_map(|seen| seen.peers);
-    let others = others.filter(|peer| peer.address.ip() != parts.node.address).collect();
+    let others: Vec<Peer> = others.filter(|peer| peer.address.ip() != parts.node.address).collect();
+    let ids = is_sighted.then(|| others.iter().map(|peer| peer.id.clone()).collect());
     let peers = match newest {
         Some(newest) => dial(newest, others).await,
         None => Vec::new(),
     };
     checks.extend(configuration(Reconciler::new(parts)).await);
-    Sources { checks, peers }
+    Sources { checks, peers, others: ids }
 }
 
 /// Whether each included secret can be read. The last good content hides a secret that can't, until the next node boots.
@@ -319,11 +328,15 @@ const RENEW: &str = "run `agent renew`, which says what keeps a new certificate 
 
 /// The nats-server process and what its ports serve. Before the first generation it is normal that no server runs and that
 /// no port has TLS, so that is a warning.
-async fn serving(commit_point: &mut CommitPoint, newest: Option<&Generation>) -> Vec<Check> {
+async fn serving(
+    commit_point: &mut CommitPoint,
+    newest: Option<&Generation>,
+    others: Option<BTreeSet<String>>,
+) -> Vec<Check> {
     let mut seen = commit_point.unseen();
     // A separate line reports a committed file that can't be checked. The rest of the observation counts all the same.
     let _unknown = commit_point.observe(newest.map(|newest| &newest.chain), &mut seen).await;
-    let observed = seen.observed;
+    let (observed, listeners) = (seen.observed, seen.listeners);
     let config = commit_point.parts().nats.config.display();
     let process = match (&observed.presence, newest) {
         (Presence::Running(pid), _) => Check::ok("process", format!("pid {pid} runs with -c {config}")),
@@ -337,6 +350,7 @@ async fn serving(commit_point: &mut CommitPoint, newest: Option<&Generation>) ->
             ),
         ),
         (Presence::Foreign(why), _) => Check::failed("process", why.as_str()),
+        (Presence::Hidden(pid), _) => Check::failed("process", Mismatch::Hidden { pid: *pid }.to_string()),
         (Presence::Unseen, _) => Check::warning("process", Reason::ServerNotLookedAt.to_string()),
     };
     let now = Clock::System.now();
@@ -346,13 +360,75 @@ async fn serving(commit_point: &mut CommitPoint, newest: Option<&Generation>) ->
         port("route port", "nats.cluster_listen", &observed.route, newest, now),
     ];
     checks.extend(system(&observed.system));
+    checks.extend(observed.others.iter().map(|(listener, other)| other_port(*listener, other, newest, now)));
+    if matches!(observed.presence, Presence::Running(_)) {
+        checks.extend(condition(commit_point, &observed, &listeners, others).await);
+    }
     checks
+}
+
+/// How nats-server was started, and how its JetStream does now. Without an answer of discovery nobody knows who is missing.
+async fn condition(
+    commit_point: &CommitPoint,
+    observed: &Observed,
+    listeners: &Listeners,
+    others: Option<BTreeSet<String>>,
+) -> Vec<Check> {
+    let parts = commit_point.parts();
+    let Condition { arguments, jetstream } = parts.server.condition(listeners, true).await;
+    let committed = || {
+        let text = commit_point.committed().ok().flatten();
+        text.and_then(|text| text.tree(&parts.nats.config).ok()).unwrap_or_default()
+    };
+    let graded = |name, is_failure: bool, found: String| {
+        if is_failure { Check::failed(name, found) } else { Check::warning(name, found) }
+    };
+    let faults = arguments.faults(committed).into_iter();
+    let mut checks: Vec<Check> =
+        faults.map(|fault| graded("arguments", fault.is_failure(), fault.to_string())).collect();
+    if let (Some(jetstream), Some(others), Some(routez)) = (jetstream, others, &observed.routez) {
+        let routes = routez.remotes().values().map(|(name, _)| (*name).to_owned()).collect();
+        let troubles = jetstream.troubles(&Surroundings { routes, others });
+        if troubles.is_empty() {
+            checks.push(Check::ok("jetstream", format!("its meta leader is {}", jetstream.meta.leader)));
+        }
+        let told = |trouble: Trouble| graded("jetstream", trouble.is_failure(), trouble.to_string());
+        checks.extend(troubles.into_iter().map(told));
+    }
+    checks
+}
+
+fn other_port(listener: Port, other: &Other, newest: Option<&Generation>, now: OffsetDateTime) -> Check {
+    let name = match listener {
+        Port::Client => "client port",
+        Port::Route => "route port",
+        Port::Gateway => "gateway port",
+        Port::Leafnode => "leafnode port",
+        Port::Websocket => "websocket port",
+        Port::Mqtt => "mqtt port",
+        Port::Monitor => "monitor port",
+    };
+    let key = format!("the listener's address, {},", other.address);
+    match (&other.served, other.certificate) {
+        (served, Certificate::Own) => port(name, &key, served, newest, now),
+        (Err(why), Certificate::Foreign) => Check::failed(name, format!("{why}; see whether {key} is right")),
+        (Ok(served), Certificate::Foreign) => match served.not_after {
+            Some(at) if at <= now => Check::failed(
+                name,
+                format!(
+                    "serves a certificate of somebody else that expired at {}; replace the certificate",
+                    rfc3339(at)
+                ),
+            ),
+            _ => Check::ok(name, "serves a certificate that somebody else keeps"),
+        },
+    }
 }
 
 fn port(
     name: &'static str,
     key: &str,
-    served: &Result<Served, String>,
+    served: &Result<Served, Silence>,
     newest: Option<&Generation>,
     now: OffsetDateTime,
 ) -> Check {
@@ -391,7 +467,7 @@ async fn dial(newest: &Generation, peers: Vec<Peer>) -> Vec<Check> {
     for (index, Peer { id, address, .. }) in peers.into_iter().enumerate() {
         let who = if id == address.to_string() { id } else { format!("{id} at {address}") };
         let prober = prober.clone();
-        dials.spawn(async move { (index, who, prober.served(address, Port::Route).await) });
+        dials.spawn(async move { (index, who, prober.served(&address.to_string(), Port::Route.opening()).await) });
     }
     let mut dialled = dials.join_all().await;
     dialled.sort_by_key(|(index, ..)| *index);

@@ -4,7 +4,6 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -15,32 +14,19 @@ use crate::config::Config;
 use crate::daemon::control::{ControlError, ask};
 use crate::daemon::protocol::{Answer, RenewalResult, Renewed, RenewedLeaf, Request};
 use crate::daemon::renewal;
-use crate::error::with_causes;
 use crate::output::{Paint, abbreviated, print, print_json};
 use crate::progress::{Progress, Step};
 use crate::reconcile::{PassRequest, Reconciler};
 use crate::state::lock::Lock;
 use crate::wiring::wire;
 
-/// The `--json` output of a renewal that failed.
-#[derive(Serialize)]
-struct Failed<'a> {
-    result: &'static str,
-    /// The code of a refusal. Other errors have no code.
-    code: Option<&'a str>,
-    error: String,
-}
-
 /// Renews, and shows each step on a terminal. Prints the old and the new certificate, or the reason of a failure.
 pub async fn renew(config: &Config, allow_loss: Vec<Loss>, json: bool) -> Result<ExitCode, CommandError> {
-    match (renewed(config, allow_loss, json).await, json) {
-        (Ok(renewed), true) => print_json(&renewed)?,
-        (Ok(renewed), false) => print(&abbreviated(&describe(&renewed)))?,
-        (Err(error), true) => {
-            print_json(&Failed { result: "failed", code: error.code(), error: with_causes(&error) })?;
-            return Err(error);
-        }
-        (Err(error), false) => return Err(error),
+    let renewed = renewed(config, allow_loss, json).await?;
+    if json {
+        print_json(&renewed)?;
+    } else {
+        print(&abbreviated(&describe(&renewed)))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -62,13 +48,13 @@ async fn renew_alone(config: &Config, allow_loss: Vec<Loss>, steps: &mut StepPri
     let mut reconciler = Reconciler::new(wire(config, Vec::new()).await?);
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let wanted = PassRequest { renew: true, allow_loss };
-    let renewing = renewal::renew(&mut reconciler, None, wanted, Progress::to(sender));
+    let renewing = renewal::renew_alone(&mut reconciler, wanted, Progress::to(sender));
     tokio::pin!(renewing);
     loop {
         tokio::select! {
             biased;
             Some(step) = receiver.recv() => steps.show(&step),
-            (_, renewed) = &mut renewing => {
+            renewed = &mut renewing => {
                 while let Ok(step) = receiver.try_recv() {
                     steps.show(&step);
                 }

@@ -13,7 +13,9 @@ use crate::daemon::protocol::{Answer, Request};
 use crate::output::{DIGITS, Paint, abbreviated, print, print_json};
 use crate::reason::Reason;
 use crate::reconcile::Reconciler;
-use crate::status::{PeerStatus, RouteState, ServedLeaf, State, Status};
+use crate::server::Phase;
+use crate::server::probe::Port;
+use crate::status::{PeerStatus, RouteState, ServedLeaf, ServedStatus, State, Status};
 use crate::wiring::{wire_to_inspect, wire_to_look};
 
 /// Prints the daemon's status. Where no daemon runs, or its first pass is under way, the command inspects the disk and
@@ -21,7 +23,10 @@ use crate::wiring::{wire_to_inspect, wire_to_look};
 pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
     let status = match ask(&config.control_socket, &Request::Status, |_| {}).await {
         Ok(Answer::Status(status)) => *status,
-        Ok(Answer::NoPassYet) => inspect(config, Reason::FirstPassUnderWay).await?,
+        Ok(Answer::NoPassYet { pass }) => {
+            let status = inspect(config, Reason::FirstPassUnderWay).await?;
+            Status { pass, ..status }
+        }
         Ok(Answer::Refused(refusal)) => return Err(CommandError::Refused(refusal)),
         Ok(_) => return Err(CommandError::OtherAnswer),
         Err(ControlError::NoDaemon { .. }) => {
@@ -69,6 +74,10 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
     for warning in &status.warnings {
         line("  warning", &warning.text);
     }
+    if let Some(pass) = &status.pass {
+        let step = pass.step.as_ref().map(|step| format!("; last step: {step}")).unwrap_or_default();
+        line("pass", &format!("under way since {}{step}", at(pass.since)));
+    }
     let addresses: Vec<_> = status.node.addresses.iter().map(ToString::to_string).collect();
     line("node", &format!("{} at {}", status.node.name, addresses.join(", ")));
     if let Some(leaf) = &status.leaf {
@@ -80,9 +89,22 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
     if let Some(next) = status.renewal.next {
         line("renewal", &at(next));
     }
-    let confirmed = status.served.as_ref().and_then(|served| served.confirmed_at);
-    let confirmed = confirmed.map(|confirmed| format!(", last confirmed {}", at(confirmed)));
-    line("served", &format!("{}{}", what_is_served(status), confirmed.unwrap_or_default()));
+    let confirmed = status.served.as_ref().map(|served| served.confirmed_at);
+    line(
+        "served",
+        &match confirmed {
+            None => "nothing, nats-server isn't running".to_owned(),
+            Some(None) => "not confirmed yet".to_owned(),
+            Some(Some(confirmed)) => format!("last confirmed {}", at(confirmed)),
+        },
+    );
+    let ports = status.served.as_ref().map(|served| ports(status, served)).unwrap_or_default();
+    let name = ports.iter().map(|row| row.port.len()).max().unwrap_or_default();
+    let address = ports.iter().map(|row| row.address.len()).max().unwrap_or_default();
+    for row in &ports {
+        let expires = row.not_after.map(|end| format!(", expires {}", at(end))).unwrap_or_default();
+        line("  port", &format!("{:<name$}  {:<address$}  {}{expires}", row.port, row.address, row.leaf));
+    }
     if let Some(trust) = &status.trust {
         line("trust", &format!("{}, version {}", trust.source, trust.version));
         for anchor in &trust.anchors {
@@ -91,7 +113,14 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
     }
     let nats = &status.nats;
     let version = nats.version.as_deref().unwrap_or("unknown version");
-    line("nats", &nats.pid.map_or("not running".to_owned(), |pid| format!("pid {pid}, {version}")));
+    let phase = match nats.state {
+        None | Some(Phase::Running) => "",
+        Some(Phase::Starting) => ", starting",
+        Some(Phase::Draining) => ", draining",
+        Some(Phase::Reloading) => ", reloading",
+        Some(Phase::Full) => ", full",
+    };
+    line("nats", &nats.pid.map_or("not running".to_owned(), |pid| format!("pid {pid}, {version}{phase}")));
     // The id of a static peer that is given by its address is the address.
     let named = || status.peers.iter().filter(|peer| peer.id != peer.address);
     let id = named().map(|peer| peer.id.len()).max().unwrap_or_default();
@@ -111,18 +140,30 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
     text
 }
 
-/// Which leaf the ports serve, compared with the newest leaf.
-fn what_is_served(status: &Status) -> String {
-    let Some(served) = &status.served else { return "nothing, nats-server isn't running".into() };
-    let leaf = |port: &Option<ServedLeaf>| match port {
-        None => "nothing".to_owned(),
-        Some(shown) if status.leaf.as_ref().is_some_and(|newest| newest.sha256 == shown.sha256) => {
-            "the leaf above".into()
-        }
-        Some(shown) => format!("another leaf, sha256:{}…", shown.sha256.get(..DIGITS).unwrap_or(&shown.sha256)),
+/// What one port serves.
+struct PortRow {
+    port: String,
+    address: String,
+    leaf: String,
+    not_after: Option<OffsetDateTime>,
+}
+
+/// A row for each port. Its leaf is compared with the newest leaf.
+fn ports(status: &Status, served: &ServedStatus) -> Vec<PortRow> {
+    let newest = status.leaf.as_ref().map(|newest| newest.sha256.as_str());
+    let row = |(port, shown): (Port, Option<&ServedLeaf>)| PortRow {
+        port: port.to_string(),
+        address: shown.map(|shown| shown.address.clone()).unwrap_or_default(),
+        leaf: match shown {
+            None => "nothing".to_owned(),
+            Some(shown) if newest == Some(&shown.sha256) => "the leaf above".into(),
+            Some(shown) => format!("another leaf, sha256:{}…", shown.sha256.get(..DIGITS).unwrap_or(&shown.sha256)),
+        },
+        not_after: shown.and_then(|shown| shown.not_after),
     };
-    let (client, route) = (leaf(&served.client), leaf(&served.route));
-    if client == route { client } else { format!("{client} on the client port, {route} on the route port") }
+    let others = served.others.iter().map(|(port, shown)| (*port, Some(shown)));
+    let own = [(Port::Client, served.client.as_ref()), (Port::Route, served.route.as_ref())];
+    own.into_iter().chain(others).map(row).collect()
 }
 
 /// A span of time, in its two largest units.
@@ -145,7 +186,8 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::status::{LeafStatus, NatsStatus, NodeStatus, RenewalStatus, ServedStatus};
+    use crate::progress::Step;
+    use crate::status::{LeafStatus, NatsStatus, NodeStatus, PassStatus, RenewalStatus};
 
     const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
 
@@ -159,7 +201,9 @@ mod tests {
             sha256: "0a".repeat(32),
             generation: 7,
         };
-        let shown = || Some(ServedLeaf { sha256: leaf.sha256.clone() });
+        let shown = || {
+            Some(ServedLeaf { sha256: leaf.sha256.clone(), not_after: Some(leaf.not_after), ..ServedLeaf::default() })
+        };
         let peer = |id: &str, address: &str, route| PeerStatus {
             id: id.into(),
             address: address.into(),
@@ -171,7 +215,12 @@ mod tests {
             reasons: Vec::new(),
             warnings: Vec::new(),
             node: NodeStatus { name: "n1".into(), addresses: vec!["10.0.1.1".parse().unwrap()], dns_names: Vec::new() },
-            served: Some(ServedStatus { client: shown(), route: shown(), confirmed_at: Some(NOW) }),
+            served: Some(ServedStatus {
+                client: shown(),
+                route: shown(),
+                confirmed_at: Some(NOW),
+                ..ServedStatus::default()
+            }),
             leaf: Some(leaf),
             trust: None,
             peers: vec![
@@ -181,7 +230,8 @@ mod tests {
             ],
             renewal: RenewalStatus::default(),
             settings: crate::status::SettingsStatus::default(),
-            nats: NatsStatus { pid: Some(4711), version: Some("2.15.1".into()), config_digest: None },
+            nats: NatsStatus { pid: Some(4711), version: Some("2.15.1".into()), ..NatsStatus::default() },
+            pass: None,
         }
     }
 
@@ -191,20 +241,43 @@ mod tests {
     }
 
     #[test]
-    fn what_is_served_is_told_beside_the_newest_leaf() {
-        let told = |client: Option<&str>, route: Option<&str>, confirmed_at| {
-            let [client, route] =
-                [client, route].map(|leaf| leaf.map(|digits| ServedLeaf { sha256: digits.repeat(32) }));
-            let status = Status { served: Some(ServedStatus { client, route, confirmed_at }), ..sample() };
-            lines(&status, "served").concat()
+    fn each_port_has_a_row_beside_the_newest_leaf() {
+        let shown = |address: &str, digits: &str| ServedLeaf {
+            address: address.into(),
+            sha256: digits.repeat(32),
+            not_after: Some(NOW + time::Duration::DAY),
         };
-        let confirmed = "the leaf above, last confirmed 2026-03-01T12:00:00Z (in 0s)";
-        assert_eq!(told(Some("0a"), Some("0a"), Some(NOW)), confirmed);
-        // A roll-back, and this process has confirmed no leaf before.
-        assert_eq!(told(Some("0b"), Some("0b"), None), "another leaf, sha256:0b0b0b0b0b0b…");
-        assert_eq!(told(Some("0a"), None, None), "the leaf above on the client port, nothing on the route port");
-        let absent = Status { served: None, ..sample() };
-        assert_eq!(lines(&absent, "served"), ["nothing, nats-server isn't running"]);
+        let served = ServedStatus {
+            client: Some(shown("10.0.1.1:4222", "0a")),
+            route: None,
+            others: [(Port::Websocket, shown("ws.internal:443", "0b"))].into(),
+            confirmed_at: Some(NOW),
+        };
+        let told = |served| {
+            let status = Status { served, ..sample() };
+            [lines(&status, "served"), lines(&status, "  port")].concat()
+        };
+        let expected = [
+            "last confirmed 2026-03-01T12:00:00Z (in 0s)",
+            "client     10.0.1.1:4222    the leaf above, expires 2026-03-02T12:00:00Z (in 1d 0h)",
+            "route                       nothing",
+            "websocket  ws.internal:443  another leaf, sha256:0b0b0b0b0b0b…, expires 2026-03-02T12:00:00Z (in 1d 0h)",
+        ];
+        assert_eq!(told(Some(served)), expected);
+        // An agent before this version told neither address nor end.
+        let old = r#"{"client": {"sha256": "0c"}, "route": null, "confirmed_at": null}"#;
+        let expected = ["not confirmed yet", "client    another leaf, sha256:0c…", "route     nothing"];
+        assert_eq!(told(Some(serde_json::from_str(old).unwrap())), expected);
+        assert_eq!(told(None), ["nothing, nats-server isn't running"]);
+    }
+
+    #[test]
+    fn a_pass_under_way_is_told_with_its_last_step() {
+        let during = |step| Status { pass: Some(PassStatus { since: NOW, step }), ..sample() };
+        assert_eq!(lines(&sample(), "pass"), Vec::<String>::new());
+        assert_eq!(lines(&during(None), "pass"), ["under way since 2026-03-01T12:00:00Z (in 0s)"]);
+        let committed = lines(&during(Some(Step::Committed { generation: 8 })), "pass");
+        assert_eq!(committed, ["under way since 2026-03-01T12:00:00Z (in 0s); last step: committed generation 8"]);
     }
 
     #[test]

@@ -169,7 +169,7 @@ fn read(
     if let Some(file) = nats.include.iter().find(is_missing) {
         return Err(SettingsError::NotIncluded(file.clone()));
     }
-    let digest = digest(&wrap(read.map.clone()), UsedVariables::Keep);
+    let digest = digest(&Sources::wrapped_tree(read.map.clone()), UsedVariables::Keep);
     let mut tree = without_variables(read.map);
     merge(&mut tree, resolved(&nats.settings, values)?);
     // The check comes first, because it refuses paths of generations, and the next step adds such paths.
@@ -229,24 +229,23 @@ impl Sources {
     pub fn wrapped(file: &str) -> String {
         format!("authorization {{ users: [ {{ X {{ include \"{file}\" }}\nuser: $X\nuser: a\npassword: b }} ] }}\n")
     }
-}
 
-/// The tree of [`Sources::wrapped`].
-fn wrap(tree: Map) -> Map {
-    let origin = Origin { source: Arc::new(Source::Template(None)), line: 0 };
-    let entry = |value| Entry::new(value, origin.clone());
-    let block = |settings: Vec<(&str, Value)>| {
-        let mut map = Map::default();
-        for (name, value) in settings {
-            map.insert(name, entry(value));
-        }
-        Value::Map(map)
-    };
-    let user = block(vec![("X", Value::Map(tree)), ("user", Value::text("a")), ("password", Value::text("b"))]);
-    let users = block(vec![("users", Value::Array(vec![entry(user)]))]);
-    let mut top = Map::default();
-    top.insert("authorization", entry(users));
-    top
+    /// The tree of [`Sources::wrapped`], where `tree` is the tree of the included file.
+    #[must_use]
+    pub fn wrapped_tree(tree: Map) -> Map {
+        let origin = Origin { source: Arc::new(Source::Template(None)), line: 0 };
+        let entry = |value| Entry::new(value, origin.clone());
+        let block = |settings: Vec<(&str, Value)>| {
+            let mut map = Map::default();
+            for (name, value) in settings {
+                map.insert(name, entry(value));
+            }
+            map
+        };
+        let user = vec![("X", Value::Map(tree)), ("user", Value::text("a")), ("password", Value::text("b"))];
+        let users = vec![("users", Value::Array(vec![entry(Value::Map(block(user)))]))];
+        block(vec![("authorization", Value::Map(block(users)))])
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,10 @@
 //! on 2.9.10 and 2.15.1). The committing code therefore compares the facts here first.
 
 mod access;
+mod exchange;
 mod facts;
+mod limits;
+mod permissions;
 mod store;
 mod tls;
 mod values;
@@ -13,6 +16,8 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 pub use facts::Facts;
+pub use tls::Certificate;
+pub(crate) use tls::certificate_of;
 
 /// What a configuration can take away. The names are those of `--allow-loss` and never change. Allowing one loss allows
 /// no other.
@@ -123,6 +128,46 @@ pub enum Loss {
     #[value(name = "jetstream-store")]
     #[serde(rename = "jetstream-store")]
     JetStreamStore,
+    /// A limit of JetStream that is lowered
+    #[value(name = "jetstream-limits")]
+    #[serde(rename = "jetstream-limits")]
+    JetStreamLimits,
+    /// A limit of nats-server that is lowered
+    ServerLimits,
+    /// A limit of an account that is lowered
+    AccountLimits,
+    /// A limit of an account's JetStream that is lowered
+    #[value(name = "account-jetstream-limits")]
+    #[serde(rename = "account-jetstream-limits")]
+    AccountJetStreamLimits,
+    /// An export of an account, or an importer of the export
+    AccountExport,
+    /// The list of accounts that may import an export
+    PrivateExport,
+    /// An import of an account
+    AccountImport,
+    /// Some of the subjects that a user's permissions close
+    UserSubjects,
+    /// The connection types or the proxy of a user
+    UserConnections,
+    /// The subjects that permissions keep from crossing routes
+    ClusterPermissions,
+    /// The subjects that a leafnode remote keeps from crossing
+    LeafnodeRemotePermissions,
+    /// The websocket listener
+    Websocket,
+    /// The MQTT listener
+    Mqtt,
+    /// The leafnode listener
+    Leafnodes,
+    /// A leafnode remote
+    LeafnodeRemote,
+    /// The gateway
+    Gateway,
+    /// A remote gateway
+    GatewayRemote,
+    /// The monitoring listener
+    Monitoring,
 }
 
 impl std::fmt::Display for Loss {
@@ -173,7 +218,7 @@ impl Found {
 /// missing TLS for clients or routes is a loss too.
 #[must_use]
 pub fn losses(before: Option<&Facts>, after: &Facts) -> Vec<TakenAway> {
-    let first = Facts { client_tls: true, cluster_tls: true, ..Facts::default() };
+    let first = Facts { client_tls: true, cluster_tls: true, limits: after.limits.clone(), ..Facts::default() };
     let before = before.unwrap_or(&first);
     let mut found = Found::default();
     facts::compare(before, after, &mut found);

@@ -95,12 +95,12 @@ pub(crate) fn block<'a>(map: &'a Map, names: &[&str]) -> Option<&'a Map> {
     find(map, names)?.value.as_map()
 }
 
-fn find_mut<'a>(map: &'a mut Map, names: &[&str]) -> Option<&'a mut Value> {
+pub(crate) fn find_mut<'a>(map: &'a mut Map, names: &[&str]) -> Option<&'a mut Value> {
     let is_one = |name: &str| names.iter().any(|known| known.eq_ignore_ascii_case(name));
     map.iter_mut().find(|(name, _)| is_one(name)).map(|(_, entry)| &mut entry.value)
 }
 
-fn block_mut<'a>(map: &'a mut Map, names: &[&str]) -> Option<&'a mut Map> {
+pub(crate) fn block_mut<'a>(map: &'a mut Map, names: &[&str]) -> Option<&'a mut Map> {
     if let Some(Value::Map(block)) = find_mut(map, names) { Some(block) } else { None }
 }
 

@@ -10,14 +10,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::WriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 
 use super::protocol::{ASKERS, Answer, Refusal, Request};
+use super::published::Published;
 use crate::progress::Step;
 use crate::reconcile::PassRequest;
 use crate::state::durable::{self, FileError};
-use crate::status::Status;
 
 /// The largest request.
 const MAX_REQUEST: u64 = 16 * 1024;
@@ -37,8 +38,16 @@ const STATUS_WITHIN: Duration = Duration::from_secs(10);
 pub struct Job {
     /// The request to the reconciler.
     pub wanted: PassRequest,
-    /// The lines to the client.
+    /// The lines to the client. The channel closes when the client hangs up.
     pub answers: mpsc::UnboundedSender<Answer>,
+}
+
+impl Job {
+    /// Whether the client still waits. Nobody pays for a certificate that nobody waits for.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        !self.answers.is_closed()
+    }
 }
 
 /// Why the control socket can't be served or reached.
@@ -87,15 +96,14 @@ pub enum ControlError {
     },
 }
 
-/// The listening socket. It is removed when this value is dropped.
+/// The file of the listening socket. The file is removed when this value is dropped, while the caller holds the lock.
 pub struct ControlSocket {
-    listener: UnixListener,
     path: PathBuf,
 }
 
 impl ControlSocket {
     /// Listens. The caller holds the lock, so an existing socket belongs to an earlier daemon.
-    pub fn bind(path: &Path) -> Result<Self, ControlError> {
+    pub fn bind(path: &Path) -> Result<(Self, UnixListener), ControlError> {
         if let Some(parent) = path.parent() {
             durable::create_directory(parent, 0o750)?;
         }
@@ -108,29 +116,29 @@ impl ControlSocket {
         let listener = UnixListener::bind(path).map_err(bind)?;
         // The umask of the process grants no more than this mode, so the socket is never open to all.
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o660)).map_err(bind)?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok((Self { path: path.to_owned() }, listener))
     }
+}
 
-    /// Serves clients for ever. A slow, hostile or vanished client costs one of [`MAX_CLIENTS`] places for [`PATIENCE`]
-    /// at most.
-    pub async fn serve(self, status: watch::Receiver<Option<Status>>, jobs: mpsc::Sender<Job>) {
-        let places = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CLIENTS));
-        loop {
-            let Ok(place) = std::sync::Arc::clone(&places).acquire_owned().await else { return };
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    let (status, jobs) = (status.clone(), jobs.clone());
-                    tokio::spawn(async move {
-                        if let Err(error) = converse(stream, &status, &jobs).await {
-                            tracing::debug!("a client of the control socket: {error}");
-                        }
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!("could not accept on the control socket: {error}");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
+/// Serves clients for ever. A slow, hostile or vanished client costs one of [`MAX_CLIENTS`] places for [`PATIENCE`]
+/// at most.
+pub async fn serve(listener: UnixListener, published: watch::Receiver<Published>, jobs: mpsc::Sender<Job>) {
+    let places = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CLIENTS));
+    loop {
+        let Ok(place) = std::sync::Arc::clone(&places).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (published, jobs) = (published.clone(), jobs.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = converse(stream, &published, &jobs).await {
+                        tracing::debug!("a client of the control socket: {error}");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!("could not accept on the control socket: {error}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
     }
@@ -149,44 +157,57 @@ fn may_ask(client: (u32, u32), daemon: (u32, u32)) -> bool {
 
 async fn converse(
     mut stream: UnixStream,
-    status: &watch::Receiver<Option<Status>>,
+    published: &watch::Receiver<Published>,
     jobs: &mpsc::Sender<Job>,
 ) -> io::Result<()> {
     let peer = stream.peer_cred()?;
     let daemon = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let (from_client, mut to_client) = stream.split();
     if !may_ask((peer.uid(), peer.gid()), daemon) {
         let refusal = Refusal::MayNotAsk { uid: peer.uid(), gid: peer.gid() };
-        return answer(&mut stream, &Answer::Refused(refusal)).await;
+        return answer(&mut to_client, &Answer::Refused(refusal)).await;
     }
     let mut line = Vec::new();
-    let mut reader = BufReader::new((&mut stream).take(MAX_REQUEST));
+    let mut reader = BufReader::new(from_client.take(MAX_REQUEST));
     tokio::time::timeout(PATIENCE, reader.read_until(b'\n', &mut line)).await??;
     match serde_json::from_slice(&line) {
         Ok(Request::Status) => {
-            let answered = match status.borrow().clone() {
-                Some(status) => Answer::Status(Box::new(status)),
-                None => Answer::NoPassYet,
+            let (status, pass) = {
+                let published = published.borrow();
+                (published.status_now(), published.pass.clone())
             };
-            answer(&mut stream, &answered).await
+            let answered = status.map_or(Answer::NoPassYet { pass }, |status| Answer::Status(Box::new(status)));
+            answer(&mut to_client, &answered).await
         }
         Ok(Request::Renew { allow_loss }) => {
-            let (answers, mut answered) = mpsc::unbounded_channel();
-            if jobs.send(Job { wanted: PassRequest { renew: true, allow_loss }, answers }).await.is_err() {
-                return answer(&mut stream, &Answer::Refused(Refusal::Stopping)).await;
+            let mut from_client = reader.into_inner().into_inner();
+            let mut more = [0];
+            // The end of this task closes the channel of the answers, and the loop makes no pass for a closed channel.
+            tokio::select! {
+                renewed = renew(&mut to_client, jobs, PassRequest { renew: true, allow_loss }) => renewed,
+                _gone = from_client.read(&mut more) => Ok(()),
             }
-            while let Some(line) = answered.recv().await {
-                answer(&mut stream, &line).await?;
-            }
-            Ok(())
         }
-        Err(error) => answer(&mut stream, &Answer::Refused(Refusal::NoRequest { why: error.to_string() })).await,
+        Err(error) => answer(&mut to_client, &Answer::Refused(Refusal::NoRequest { why: error.to_string() })).await,
     }
 }
 
-async fn answer(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
+/// Passes a renewal to the daemon's loop, and the loop's answers to the client.
+async fn renew(to_client: &mut WriteHalf<'_>, jobs: &mpsc::Sender<Job>, wanted: PassRequest) -> io::Result<()> {
+    let (answers, mut answered) = mpsc::unbounded_channel();
+    if jobs.send(Job { wanted, answers }).await.is_err() {
+        return answer(to_client, &Answer::Refused(Refusal::Stopping)).await;
+    }
+    while let Some(line) = answered.recv().await {
+        answer(to_client, &line).await?;
+    }
+    Ok(())
+}
+
+async fn answer(to_client: &mut WriteHalf<'_>, answer: &Answer) -> io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
-    tokio::time::timeout(PATIENCE, stream.write_all(&line)).await?
+    tokio::time::timeout(PATIENCE, to_client.write_all(&line)).await?
 }
 
 /// Asks the daemon, reports each step to `on_step`, and returns the last line of the answer.
@@ -225,21 +246,24 @@ pub async fn ask(path: &Path, request: &Request, mut on_step: impl FnMut(Step)) 
 mod tests {
     use super::*;
     use crate::conf::loss::Loss;
+    use crate::status::{PassStatus, Status};
 
     /// A control socket whose loop answers each renewal with one step and a refusal. The refusal repeats the allowed
     /// losses.
     struct Daemon {
-        directory: tempfile::TempDir,
-        status: watch::Sender<Option<Status>>,
+        _directory: tempfile::TempDir,
+        socket: ControlSocket,
+        published: watch::Sender<Published>,
     }
 
     impl Daemon {
         fn start() -> Self {
             let directory = tempfile::tempdir().unwrap();
-            let (status, watched) = watch::channel(None);
+            let (published, watched) = watch::channel(Published::default());
             let (jobs, mut job) = mpsc::channel::<Job>(1);
-            let daemon = Self { directory, status };
-            tokio::spawn(ControlSocket::bind(&daemon.path()).unwrap().serve(watched, jobs));
+            let (socket, listener) = ControlSocket::bind(&directory.path().join("run/control.sock")).unwrap();
+            let daemon = Self { _directory: directory, socket, published };
+            tokio::spawn(serve(listener, watched, jobs));
             tokio::spawn(async move {
                 while let Some(Job { wanted, answers }) = job.recv().await {
                     assert!(wanted.renew);
@@ -252,7 +276,11 @@ mod tests {
         }
 
         fn path(&self) -> PathBuf {
-            self.directory.path().join("run/control.sock")
+            self.socket.path.clone()
+        }
+
+        fn publish(&self, status: Status) {
+            self.published.send_modify(|published| published.status = Some(status));
         }
 
         async fn connect(&self) -> UnixStream {
@@ -288,6 +316,7 @@ mod tests {
             renewal: crate::status::RenewalStatus::default(),
             settings: crate::status::SettingsStatus::default(),
             nats: crate::status::NatsStatus::default(),
+            pass: None,
         }
     }
 
@@ -307,9 +336,51 @@ mod tests {
     async fn the_status_is_the_last_one_that_was_published() {
         let daemon = Daemon::start();
         let (_, answer) = daemon.ask(&Request::Status).await;
-        assert_eq!(answer, Answer::NoPassYet);
-        daemon.status.send_replace(Some(failing()));
+        assert_eq!(answer, Answer::NoPassYet { pass: None });
+        daemon.publish(failing());
         assert_eq!(daemon.ask(&Request::Status).await.1, Answer::Status(Box::new(failing())));
+    }
+
+    #[tokio::test]
+    async fn the_status_tells_the_pass_under_way_and_its_last_step() {
+        let daemon = Daemon::start();
+        let since = time::macros::datetime!(2026-03-01 12:00 UTC);
+        let pass = |step| Some(PassStatus { since, step });
+        daemon.published.send_modify(|published| published.begin(since));
+        assert_eq!(daemon.ask(&Request::Status).await.1, Answer::NoPassYet { pass: pass(None) });
+        daemon.published.send_modify(|published| published.end(failing(), since));
+        assert_eq!(daemon.ask(&Request::Status).await.1, Answer::Status(Box::new(failing())));
+        daemon.published.send_modify(|published| {
+            published.begin(since);
+            published.step(Step::Committed { generation: 7 });
+        });
+        let during = Status { pass: pass(Some(Step::Committed { generation: 7 })), ..failing() };
+        assert_eq!(daemon.ask(&Request::Status).await.1, Answer::Status(Box::new(during.clone())));
+        let told = serde_json::to_value(&during).unwrap();
+        let expected = serde_json::json!({"since": "2026-03-01T12:00:00Z", "step": "committed", "generation": 7});
+        assert_eq!(told["pass"], expected);
+    }
+
+    /// The daemon may make another pass for minutes before it looks at the request.
+    #[tokio::test]
+    async fn a_renewal_whose_client_has_gone_is_not_awaited() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_socket, listener) = ControlSocket::bind(&directory.path().join("control.sock")).unwrap();
+        let (_published, watched) = watch::channel(Published::default());
+        let (jobs, mut job) = mpsc::channel(1);
+        tokio::spawn(serve(listener, watched, jobs));
+        let asks = async || {
+            let mut client = UnixStream::connect(directory.path().join("control.sock")).await.unwrap();
+            let request = serde_json::to_vec(&Request::Renew { allow_loss: Vec::new() }).unwrap();
+            client.write_all(&[request, b"\n".to_vec()].concat()).await.unwrap();
+            client
+        };
+        let first = asks().await;
+        let queued = job.recv().await.unwrap();
+        assert!(queued.is_awaited());
+        drop(first);
+        queued.answers.closed().await;
+        assert!(!queued.is_awaited());
     }
 
     #[tokio::test]
@@ -332,7 +403,7 @@ mod tests {
             [vec![b' '; size - bytes.len() - 1], bytes, b"\n".to_vec()].concat()
         };
         let limit = usize::try_from(MAX_REQUEST).unwrap();
-        daemon.status.send_replace(Some(failing()));
+        daemon.publish(failing());
         assert_eq!(daemon.answers_to(&request(limit)).await, Answer::Status(Box::new(failing())));
         let answer = daemon.answers_to(&request(limit + 2)).await;
         assert!(is_no_request(&answer), "{answer:?}");
@@ -378,13 +449,30 @@ mod tests {
         // A killed daemon leaves its socket behind.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();
-        let socket = ControlSocket::bind(&path).unwrap();
+        let (socket, _listener) = ControlSocket::bind(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         UnixStream::connect(&path).await.unwrap();
         drop(socket);
         assert!(!path.exists());
         let asked = ask(&path, &Request::Status, |_| {}).await;
         assert!(matches!(asked, Err(ControlError::NoDaemon { .. })), "{asked:?}");
+    }
+
+    /// The runtime drops the task that serves the socket at some time after the lock is free. By then another daemon may
+    /// have bound its own socket under the same name.
+    #[tokio::test]
+    async fn the_end_of_the_serving_task_leaves_the_next_daemons_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let (socket, listener) = ControlSocket::bind(&path).unwrap();
+        let (_published, watched) = watch::channel(Published::default());
+        let (jobs, _job) = mpsc::channel(1);
+        let serving = tokio::spawn(serve(listener, watched, jobs));
+        drop(socket);
+        let _next = ControlSocket::bind(&path).unwrap();
+        serving.abort();
+        assert!(serving.await.unwrap_err().is_cancelled());
+        UnixStream::connect(&path).await.unwrap();
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use crate::conf::loss::Loss;
 use crate::progress::Step;
 use crate::reason::{Code, Told};
-use crate::status::{LeafStatus, Status};
+use crate::status::{LeafStatus, PassStatus, Status};
 
 /// Who may ask. Of a client's groups only the primary group is among its credentials.
 pub(super) const ASKERS: &str = "root, as the daemon's user, or as a user whose primary group is the daemon's";
@@ -36,7 +36,10 @@ pub enum Answer {
     /// The status.
     Status(Box<Status>),
     /// The daemon makes its first pass, so there is no status yet.
-    NoPassYet,
+    NoPassYet {
+        /// The first pass.
+        pass: Option<PassStatus>,
+    },
     /// The new certificate is in force.
     Renewed(Box<Renewed>),
     /// The daemon refuses, or the new certificate is not in force.

@@ -9,43 +9,71 @@ use crate::reconcile::{Pass, PassRequest, Reconciler};
 use crate::server::standing::Standing;
 use crate::status::Status;
 
-/// Makes one pass with a new certificate. `before` is the status of the pass before, if there was a pass.
-pub(crate) async fn renew(
+/// A renewal that somebody waits for. A reload that is under way makes the renewal longer than one pass.
+pub(crate) struct Renewal {
+    started: Instant,
+    /// The leaf before.
+    old: Option<RenewedLeaf>,
+}
+
+impl Renewal {
+    /// Makes a pass with a new certificate. `before` is the status of the pass before, if there was a pass.
+    pub(crate) async fn begin(
+        reconciler: &mut Reconciler,
+        before: Option<&Status>,
+        wanted: PassRequest,
+        progress: Progress,
+    ) -> (Pass, Self) {
+        let started = Instant::now();
+        let old = match before {
+            Some(status) => status.leaf.as_ref().map(RenewedLeaf::from),
+            None => reconciler.leaf().as_ref().map(RenewedLeaf::from),
+        };
+        (reconciler.pass(&wanted, &progress).await, Self { started, old })
+    }
+
+    /// What the renewal came to, by the last pass. `None`: the reload is still under way.
+    pub(crate) fn result(&self, pass: &Pass) -> Option<Result<Renewed, Refusal>> {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let old = self.old.as_ref();
+        let new = pass.status.leaf.as_ref().map(RenewedLeaf::from);
+        let renewed = |result, new, confirmed_by| Renewed { result, old: old.cloned(), new, confirmed_by, seconds };
+        Some(match (&pass.outcome, new) {
+            (Ok(Standing::Reloading { .. }), _) => return None,
+            (Err(error), new) => Err(not_renewed(Told::from(&Reason::from(error)), old, new)),
+            (Ok(Standing::NotServed(mismatch)), new) => {
+                let text = format!("the certificate is committed, but not served: {mismatch}");
+                let reason = Told { text, ..Told::from(&Reason::CommittedNotServed(mismatch.clone())) };
+                Err(not_renewed(reason, old, new))
+            }
+            (Ok(_), None) => Err(not_renewed(Told::from(&Reason::NoCertificate), old, None)),
+            (Ok(Standing::Served(evidence)), Some(new)) => {
+                Ok(renewed(RenewalResult::Confirmed, new, evidence.to_string()))
+            }
+            (Ok(Standing::NoServer { why }), Some(new)) => {
+                let nothing = format!("nothing yet, nats-server isn't running: {why}");
+                Ok(renewed(RenewalResult::Committed, new, nothing))
+            }
+            (Ok(Standing::NothingCommitted), new) => Err(not_renewed(Told::from(&Reason::NothingCommitted), old, new)),
+            (Ok(Standing::Unseen), new) => Err(not_renewed(Told::from(&Reason::ServerNotLookedAt), old, new)),
+        })
+    }
+}
+
+/// Makes passes until a new certificate is in force, or it is clear why not.
+pub(crate) async fn renew_alone(
     reconciler: &mut Reconciler,
-    before: Option<&Status>,
     wanted: PassRequest,
     progress: Progress,
-) -> (Pass, Result<Renewed, Refusal>) {
-    let started = Instant::now();
-    let old = match before {
-        Some(status) => status.leaf.as_ref().map(RenewedLeaf::from),
-        None => reconciler.leaf().as_ref().map(RenewedLeaf::from),
-    };
-    let pass = reconciler.pass(&wanted, &progress).await;
-    let seconds = started.elapsed().as_secs_f64();
-    let new = pass.status.leaf.as_ref().map(RenewedLeaf::from);
-    let committed =
-        |new, confirmed_by| Renewed { result: RenewalResult::Committed, old: old.clone(), new, confirmed_by, seconds };
-    let renewed = match (&pass.outcome, new) {
-        (Err(error), new) => Err(not_renewed(Told::from(&Reason::from(error)), old.as_ref(), new)),
-        (Ok(Standing::NotServed(mismatch)), new) => {
-            let text = format!("the certificate is committed, but not served: {mismatch}");
-            let reason = Told { text, ..Told::from(&Reason::CommittedNotServed(mismatch.clone())) };
-            Err(not_renewed(reason, old.as_ref(), new))
+) -> Result<Renewed, Refusal> {
+    let (mut pass, renewal) = Renewal::begin(reconciler, None, wanted, progress.clone()).await;
+    loop {
+        if let Some(result) = renewal.result(&pass) {
+            return result;
         }
-        (Ok(_), None) => Err(not_renewed(Told::from(&Reason::NoCertificate), old.as_ref(), None)),
-        (Ok(Standing::Served(evidence)), Some(new)) => {
-            Ok(Renewed { result: RenewalResult::Confirmed, old, new, confirmed_by: evidence.to_string(), seconds })
-        }
-        (Ok(Standing::NoServer { why }), Some(new)) => {
-            Ok(committed(new, format!("nothing yet, nats-server isn't running: {why}")))
-        }
-        (Ok(Standing::NothingCommitted), new) => {
-            Err(not_renewed(Told::from(&Reason::NothingCommitted), old.as_ref(), new))
-        }
-        (Ok(Standing::Unseen), new) => Err(not_renewed(Told::from(&Reason::ServerNotLookedAt), old.as_ref(), new)),
-    };
-    (pass, renewed)
+        reconciler.clock().sleep_until(pass.next).await;
+        pass = reconciler.pass(&PassRequest::default(), &progress).await;
+    }
 }
 
 /// A certificate that was issued and isn't in force is kept, so nobody pays for it again.

@@ -23,6 +23,7 @@ use x509_parser::oid_registry::{
 use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::{CertificateHandle, IssueRequest, IssuedChain, Issuer};
+use crate::aws::calls::{IN_PROGRESS, counted};
 use crate::aws::{nonsense, refused};
 use crate::config::CaArn;
 use crate::error::{RemoteError, RemoteErrorKind};
@@ -33,9 +34,6 @@ const ISSUE: &str = "acm-pca:IssueCertificate";
 const COLLECT: &str = "acm-pca:GetCertificate";
 const CA_CERTIFICATE: &str = "acm-pca:GetCertificateAuthorityCertificate";
 const DESCRIBE: &str = "acm-pca:DescribeCertificateAuthority";
-
-/// The error code of GetCertificate while the CA still signs.
-const IN_PROGRESS: &str = "RequestInProgressException";
 
 /// The longest validity that a CA in short-lived certificate mode issues
 /// (<https://docs.aws.amazon.com/privateca/latest/userguide/short-lived-certificates.html>).
@@ -101,7 +99,7 @@ impl AcmPca {
 
     async fn ask_usage_mode(&self) -> Result<UsageMode, RemoteError> {
         let request = self.client.describe_certificate_authority().certificate_authority_arn(self.ca_arn.as_str());
-        match request.send().await.map_err(|error| self.refused(DESCRIBE, error)) {
+        match counted(DESCRIBE, request.send().await).map_err(|error| self.refused(DESCRIBE, error)) {
             Ok(answer) => {
                 let mode = answer.certificate_authority.and_then(|ca| ca.usage_mode);
                 let short = mode == Some(CertificateAuthorityUsageMode::ShortLivedCertificate);
@@ -130,7 +128,8 @@ impl AcmPca {
     async fn ca_certificate(&self) -> Result<(String, Option<String>), RemoteError> {
         let request =
             self.client.get_certificate_authority_certificate().certificate_authority_arn(self.ca_arn.as_str());
-        let answer = request.send().await.map_err(|error| self.refused(CA_CERTIFICATE, error))?;
+        let answer =
+            counted(CA_CERTIFICATE, request.send().await).map_err(|error| self.refused(CA_CERTIFICATE, error))?;
         let certificate = self.pem(CA_CERTIFICATE, answer.certificate, MAX_CERTIFICATE_BYTES)?;
         let chain = answer.certificate_chain.filter(|chain| !chain.trim().is_empty());
         let chain = chain.map(|chain| self.pem(CA_CERTIFICATE, Some(chain), MAX_CHAIN_BYTES)).transpose()?;
@@ -184,7 +183,7 @@ impl Issuer for AcmPca {
             .validity(validity(request.validity, request.now))
             // The SDK adds no token of its own.
             .idempotency_token(request.idempotency_token);
-        let answer = call.send().await.map_err(|error| self.refused(ISSUE, error))?;
+        let answer = counted(ISSUE, call.send().await).map_err(|error| self.refused(ISSUE, error))?;
         answer
             .certificate_arn
             .filter(|arn| arn.starts_with("arn:") && arn.len() <= 2048)
@@ -195,7 +194,7 @@ impl Issuer for AcmPca {
     async fn collect(&self, handle: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError> {
         let call =
             self.client.get_certificate().certificate_authority_arn(self.ca_arn.as_str()).certificate_arn(&handle.0);
-        let answer = match call.send().await {
+        let answer = match counted(COLLECT, call.send().await) {
             Err(error) if error.code() == Some(IN_PROGRESS) => return Ok(None),
             answer => answer.map_err(|error| self.refused(COLLECT, error))?,
         };

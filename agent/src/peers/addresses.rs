@@ -161,6 +161,7 @@ mod ec2 {
     use aws_sdk_ec2::Client;
     use aws_sdk_ec2::types::{Filter, Instance};
 
+    use crate::aws::calls::counted;
     use crate::aws::{nonsense, refused};
     use crate::error::RemoteError;
 
@@ -194,7 +195,7 @@ mod ec2 {
             let mut token = None;
             for _ in 0..MAX_PAGES {
                 let request = self.0.describe_instances().filters(filter.clone()).set_next_token(token);
-                let answer = request.send().await.map_err(|error| refused(DESCRIBE, error))?;
+                let answer = counted(DESCRIBE, request.send().await).map_err(|error| refused(DESCRIBE, error))?;
                 let instances =
                     answer.reservations.unwrap_or_default().into_iter().flat_map(|r| r.instances.unwrap_or_default());
                 found.extend(instances.filter_map(|instance| address(&instance)).filter(|(id, _)| ids.contains(id)));

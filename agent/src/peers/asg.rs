@@ -10,6 +10,7 @@ use tokio::sync::OnceCell;
 
 use super::addresses::Addresses;
 use super::{MAX_PEERS, Peer, PeerSource, Sighting};
+use crate::aws::calls::counted;
 use crate::aws::{nonsense, refused};
 use crate::config::AddressLookup;
 use crate::error::{RemoteError, RemoteErrorKind};
@@ -64,7 +65,7 @@ impl Asg {
             return Err(unknown(RemoteErrorKind::Permanent, "the instance id is not known".into()));
         };
         let request = self.client.describe_auto_scaling_instances().instance_ids(id);
-        let answer = request.send().await.map_err(|error| refused(FIND_GROUP, error))?;
+        let answer = counted(FIND_GROUP, request.send().await).map_err(|error| refused(FIND_GROUP, error))?;
         answer
             .auto_scaling_instances()
             .iter()
@@ -85,7 +86,7 @@ impl Asg {
         for _ in 0..MAX_PAGES {
             let request =
                 self.client.describe_auto_scaling_groups().auto_scaling_group_names(group).set_next_token(token);
-            let answer = request.send().await.map_err(|error| refused(DESCRIBE, error))?;
+            let answer = counted(DESCRIBE, request.send().await).map_err(|error| refused(DESCRIBE, error))?;
             for described in answer.auto_scaling_groups.unwrap_or_default() {
                 if described.auto_scaling_group_name() == Some(group) {
                     exists = true;

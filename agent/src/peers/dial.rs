@@ -1,6 +1,6 @@
 //! The peers' route ports. The agent dials a peer before it drops the peer's route or an anchor.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,7 +22,7 @@ const DIALS: usize = 32;
 #[async_trait]
 pub trait Dial: Send + Sync {
     /// The chain that each peer shows on its route port, or nothing where a peer shows none. The dialler presents `ours`.
-    async fn served_chains(&self, ours: &StoredChain, peers: Vec<SocketAddr>) -> Vec<Option<Chain>>;
+    async fn served_chains(&self, ours: &StoredChain, peers: Vec<SocketAddr>) -> BTreeMap<SocketAddr, Option<Chain>>;
 
     /// The peers that still accept a connection, and those that a fault of this machine keeps from being asked.
     async fn answering(&self, peers: Vec<SocketAddr>) -> BTreeSet<SocketAddr>;
@@ -34,13 +34,16 @@ pub(crate) struct Network;
 
 #[async_trait]
 impl Dial for Network {
-    async fn served_chains(&self, ours: &StoredChain, peers: Vec<SocketAddr>) -> Vec<Option<Chain>> {
-        let Ok(prober) = Prober::presenting(ours) else { return vec![None] };
-        concurrently(peers, move |address| {
-            let prober = prober.clone();
-            async move { prober.served(address, Port::Route).await.ok() }
-        })
-        .await
+    async fn served_chains(&self, ours: &StoredChain, peers: Vec<SocketAddr>) -> BTreeMap<SocketAddr, Option<Chain>> {
+        let mut shown = peers.iter().map(|address| (*address, None)).collect::<BTreeMap<_, _>>();
+        if let Ok(prober) = Prober::presenting(ours) {
+            let dialled = concurrently(peers, move |address| {
+                let prober = prober.clone();
+                async move { (address, prober.served(&address.to_string(), Port::Route.opening()).await.ok()) }
+            });
+            shown.extend(dialled.await);
+        }
+        shown
     }
 
     async fn answering(&self, peers: Vec<SocketAddr>) -> BTreeSet<SocketAddr> {

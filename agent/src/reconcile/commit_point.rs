@@ -5,6 +5,8 @@
 //! (invariant 2). A reload counts only once it is seen from outside. A reload that is not seen is taken back by the
 //! same rename.
 
+mod reload;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +14,11 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use self::reload::{CONFIRM_TIMEOUT, Proof, UnderWay, Watched};
+use super::links::{Neighbours, UnfitPeer};
 use super::quarantine::Quarantine;
+use crate::clock::Clock;
+use crate::conf::changes::Changes;
 use crate::conf::digest::{UsedVariables, digest as digest_of};
 use crate::conf::effective::{Configuration, Sources};
 use crate::conf::listeners::Listeners;
@@ -26,21 +32,13 @@ use crate::config::NatsConfig;
 use crate::error::with_causes;
 use crate::progress::{Progress, Step};
 use crate::reason::{Code, Reason, mistake};
-use crate::server::process::ProcessError;
-use crate::server::standing::{Expected, Mismatch, Standing, has_loaded};
+use crate::server::standing::{Expected, Mismatch, Standing};
 use crate::server::trial::{Prediction, TrialTrouble};
-use crate::server::{Observed, Presence, Server, ServerError, Variables};
+use crate::server::{Observed, Presence, Server, ServerError, Variables, port_of};
 use crate::state::durable::{self, FileError, Secrecy};
 use crate::state::generation::{Generation, Generations};
 use crate::x509::chain::StoredChain;
 use crate::x509::leaf::Leaf;
-
-/// How long a reload may take until it is confirmed. Measured: 5 to 10 ms; a loaded machine may take seconds.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
-/// nats-server's handler queues one signal and can lose the next, so the signal is repeated.
-const SIGNAL_AGAIN: Duration = Duration::from_secs(3);
-const FIRST_LOOK: Duration = Duration::from_millis(5);
-const LONGEST_LOOK: Duration = Duration::from_millis(250);
 
 /// The committed configuration, and the way to another configuration.
 ///
@@ -51,6 +49,12 @@ pub struct CommitPoint {
     /// What the committed text makes nats-server serve. Kept because `nats-server -t` takes milliseconds.
     expectation: Option<(Rendered, Expected)>,
     waiting: Option<WaitingSettings>,
+    /// A change of peers that is committed, and loaded with the next reload.
+    deferred: Option<Deferred>,
+    /// A reload that has not ended.
+    under_way: Option<UnderWay>,
+    /// SHA-256 of the newest leaf that a port was seen to serve as expected.
+    shown: Option<String>,
     listeners: KnownListeners,
 }
 
@@ -80,6 +84,8 @@ pub struct CommitParts {
     pub server: Arc<dyn Server>,
     /// `[nats]`, with the path of the committed configuration.
     pub nats: NatsConfig,
+    /// The wall clock. A pass lasts, and a certificate may expire meanwhile.
+    pub clock: Clock,
     /// Where the generations are that the configuration names.
     pub generations: Generations,
     /// The state directory. Its mode decides who may read the configuration, which may hold the cluster credential.
@@ -102,6 +108,17 @@ struct WaitingSettings {
     names: Vec<String>,
 }
 
+/// A change of peers that nats-server was not told of. Gossip connects the peers meanwhile, and a reload has its cost: each
+/// reload authenticates every client anew.
+#[derive(Clone, Debug)]
+struct Deferred {
+    since: OffsetDateTime,
+    /// The server that has not loaded the change. nats-server has another id after each start.
+    server_id: String,
+    /// What nats-server is expected to serve meanwhile.
+    expected: Expected,
+}
+
 /// What was seen of nats-server, and what it says about the committed configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Observation {
@@ -121,12 +138,12 @@ pub(crate) struct Desired<'a> {
     pub(crate) generation: &'a Generation,
     /// The losses that are meant.
     pub(crate) allowed_losses: &'a [Loss],
-    /// The wall-clock time.
-    pub(crate) now: OffsetDateTime,
     /// A person asks for it: settings in quarantine are tried once, and no peer is waited for.
     pub(crate) is_asked: bool,
-    /// Peers that lost their routes to this node. A change of settings goes through one node after the other.
-    pub(crate) away: &'a [String],
+    /// A change of peers alone may be loaded with the next reload.
+    pub(crate) may_defer: bool,
+    /// The other servers. A change of settings goes through one node after the other.
+    pub(super) neighbours: Neighbours,
 }
 
 /// Why the desired configuration isn't in force.
@@ -157,36 +174,41 @@ pub enum DeployError {
     /// nats-server does not start with the new settings.
     #[error(
         "nats-server would not start with the new settings, so they are not applied; correct nats.template, nats.include or \
-         [nats.settings]: {said}"
+         [nats.settings]: {said}{}", changed(.changes)
     )]
     WontStart {
         /// nats-server's own words.
         said: String,
+        /// The settings that differ from the running settings.
+        changes: Changes,
     },
     /// nats-server ends when it is told to load the new settings.
     #[error(
         "the running nats-server would end if it loaded the new settings, so they are not applied; correct nats.template, \
-         nats.include or [nats.settings]: {said}"
+         nats.include or [nats.settings]: {said}{}", changed(.changes)
     )]
     WouldKill {
         /// nats-server's own words.
         said: String,
+        /// The settings that differ from the running settings.
+        changes: Changes,
     },
     /// The new settings could not be tried.
     #[error("the new settings could not be tried, so the settings in force stay; they are tried again")]
     NotTried(#[source] TrialTrouble),
-    /// A peer that had a route has none, perhaps for the same change of settings.
+    /// A peer that had a route has none or fails, perhaps for the same change of settings.
     #[error(
         "a change of settings goes through one node after the other, and it waits here while a peer that had a route to \
-         this node has none: {}; look at that peer, or run `agent renew` to make the change all the same", .0.join(", ")
+         this node has none or fails: {}; look at that peer, or run `agent renew` to make the change all the same",
+        peers(.0)
     )]
-    PeersAway(Vec<String>),
+    PeersUnfit(Vec<UnfitPeer>),
     /// nats-server ended with these settings, or refused them, and they have not changed since.
     #[error(
         "nats-server ended or refused a reload with these settings before, so they are not tried again until they change; \
-         `agent renew` tries them once"
+         `agent renew` tries them once{}", changed(.0)
     )]
-    Quarantined,
+    Quarantined(Changes),
     /// One setting of the candidate has two names.
     #[error(transparent)]
     Ambiguous(#[from] Ambiguous),
@@ -196,7 +218,24 @@ pub enum DeployError {
          `agent renew {}` once", list(.0), switches(.0)
     )]
     Losses(Vec<TakenAway>),
-    /// nats-server wasn't seen to serve the configuration in time, and the previous configuration is back.
+    /// nats-server ended at each start with the new settings, and the previous settings are back.
+    #[error(
+        "nats-server ended three times as it started with the new settings, so the settings that it ran with before are back \
+         for its next start; its log says why. Correct nats.template, nats.include or [nats.settings]"
+    )]
+    PutBack,
+    /// A reload did not end. Nothing is taken back, because nats-server refused nothing.
+    #[error(
+        "nats-server was told to reload, and for {} it neither answers nor serves the new configuration ({mismatch}); nothing is \
+         taken back. Look at its CPU time and its log, and restart it if it is stuck", humantime::format_duration(*timeout)
+    )]
+    ReloadTimedOut {
+        /// `nats.reload.timeout`.
+        timeout: Duration,
+        /// What was seen last.
+        mismatch: Mismatch,
+    },
+    /// nats-server refused the configuration or ended, and the previous configuration is back.
     #[error(
         "nats-server did not come to serve the new configuration within {} s ({mismatch}), so the previous one is back in \
          place{}; its log says why: look for \"Failed to reload\"", CONFIRM_TIMEOUT.as_secs(),
@@ -295,7 +334,7 @@ impl DeployError {
                 | Self::Ambiguous(_)
                 | Self::WontStart { .. }
                 | Self::WouldKill { .. }
-                | Self::Quarantined
+                | Self::Quarantined(_)
                 | Self::Server(ServerError::Refused { .. })
         )
     }
@@ -309,12 +348,14 @@ impl From<&DeployError> for Reason {
             DeployError::Unreadable(error) => (Code::ConfigurationUnreadable, Some(mistake(error))),
             DeployError::ReadDifferently { theirs, .. } => (Code::ConfigurationReadDifferently, Some(theirs.clone())),
             DeployError::Ambiguous(error) => (Code::SettingsRefused, Some(mistake(error))),
-            DeployError::WontStart { said } => (Code::SettingsWontStart, Some(said.clone())),
-            DeployError::WouldKill { said } => (Code::SettingsWouldKill, Some(said.clone())),
+            DeployError::WontStart { said, .. } => (Code::SettingsWontStart, Some(said.clone())),
+            DeployError::WouldKill { said, .. } => (Code::SettingsWouldKill, Some(said.clone())),
             DeployError::NotTried(_) => (Code::SettingsNotTried, None),
-            DeployError::PeersAway(peers) => (Code::SettingsWaitForPeer, Some(peers.join(", "))),
-            DeployError::Quarantined => (Code::SettingsQuarantined, None),
+            DeployError::PeersUnfit(unfit) => (Code::SettingsWaitForPeer, Some(peers(unfit))),
+            DeployError::Quarantined(changes) => (Code::SettingsQuarantined, Some(changes.to_string())),
             DeployError::Losses(losses) => (Code::ConfigurationTakesAway, Some(mistake(losses))),
+            DeployError::PutBack => (Code::SettingsPutBack, None),
+            DeployError::ReloadTimedOut { .. } => (Code::ReloadTimedOut, None),
             DeployError::RolledBack { .. } => (Code::ReloadRolledBack, None),
             DeployError::NotConfirmed { .. } => (Code::ReloadNotConfirmed, None),
             DeployError::NotRolledBack { .. } => (Code::RollBackFailed, None),
@@ -323,6 +364,21 @@ impl From<&DeployError> for Reason {
         };
         Self::failed(code, subject, error)
     }
+}
+
+fn changed(changes: &Changes) -> String {
+    if changes.is_empty() { String::new() } else { format!("; these settings are new or changed: {changes}") }
+}
+
+/// The most peers that a message names.
+const MAX_PEERS_NAMED: usize = 5;
+
+fn peers(unfit: &[UnfitPeer]) -> String {
+    let mut named: Vec<String> = unfit.iter().take(MAX_PEERS_NAMED).map(ToString::to_string).collect();
+    if unfit.len() > MAX_PEERS_NAMED {
+        named.push(format!("and {} more", unfit.len() - MAX_PEERS_NAMED));
+    }
+    named.join(", ")
 }
 
 fn list(losses: &[TakenAway]) -> String {
@@ -337,7 +393,15 @@ impl CommitPoint {
     /// A commit point where nothing was looked at yet.
     #[must_use]
     pub fn new(parts: CommitParts) -> Self {
-        Self { parts, expectation: None, waiting: None, listeners: KnownListeners::default() }
+        Self {
+            parts,
+            expectation: None,
+            waiting: None,
+            deferred: None,
+            under_way: None,
+            shown: None,
+            listeners: KnownListeners::default(),
+        }
     }
 
     /// What a commit and a reload need.
@@ -387,13 +451,13 @@ impl CommitPoint {
         let (committed, running) = (self.committed()?, read_config(&self.running_file())?);
         let now = self.listeners.of(committed.as_ref(), nats);
         let then = self.listeners.of(running.as_ref().or(committed.as_ref()), nats);
-        seen.listeners = then;
+        seen.listeners = then.while_becoming(&now);
         let mut observed = server.observe(ours, &seen.listeners, Some(&seen.observed)).await;
         if seen.listeners != now && observed.ports_seen() < 3 {
             // After a restart nats-server listens where the committed configuration says.
             let moved = server.observe(ours, &now, Some(&seen.observed)).await;
             if moved.ports_seen() > observed.ports_seen() {
-                (seen.listeners, observed) = (now, moved);
+                (seen.listeners, observed) = (now.clone(), moved);
             }
         }
         seen.observed = observed;
@@ -402,9 +466,16 @@ impl CommitPoint {
         // A server that doesn't tell its id is taken for the same server.
         let is_same = |waiting: &WaitingSettings| !has_ended && server_id.is_none_or(|id| *id == waiting.server_id);
         self.waiting = self.waiting.take().filter(is_same);
+        self.deferred = self.deferred.take().filter(|deferred| !has_ended && server_id == Some(&deferred.server_id));
+        if self.waiting.is_none() {
+            // After a restart nobody listens where the committed text has no listener any more.
+            let is_there = |port| now.others.iter().any(|other| port_of(other.listener) == Some(port));
+            seen.observed.others.retain(|port, _| is_there(*port));
+        }
         let Some(committed) = committed else {
             seen.standing = match &seen.observed.presence {
                 Presence::Foreign(why) => Standing::NotServed(Mismatch::Foreign(why.clone())),
+                Presence::Hidden(pid) => Standing::NotServed(Mismatch::Hidden { pid: *pid }),
                 _ => Standing::NothingCommitted,
             };
             return Ok(());
@@ -414,21 +485,67 @@ impl CommitPoint {
             let expected = self.expectation_of(&committed).await?;
             self.expectation = Some((committed.clone(), expected));
         }
-        let ((Some(WaitingSettings { expected, .. }), _) | (None, Some((_, expected)))) =
-            (&self.waiting, &self.expectation)
-        else {
+        let meanwhile = self.waiting.as_ref().map(|waiting| &waiting.expected);
+        let meanwhile = meanwhile.or(self.deferred.as_ref().map(|deferred| &deferred.expected));
+        let Some(expected) = meanwhile.or(self.expectation.as_ref().map(|(_, expected)| expected)) else {
             return Err(DeployError::Unnamed(self.parts.nats.config.clone()));
         };
-        seen.standing = expected.judge(&seen.observed);
+        let expected = expected.clone();
+        self.note_shown(&seen.observed, &expected);
+        seen.standing = self.standing_under_way(expected.judge(&seen.observed));
         Ok(())
+    }
+
+    /// Notes that a port serves the expected leaf. A certificate that was seen served is never taken back
+    /// (invariant 16).
+    fn note_shown(&mut self, observed: &Observed, expected: &Expected) {
+        if observed.shows(&expected.leaf_sha256) {
+            self.shown = Some(expected.leaf_sha256.clone());
+        }
     }
 
     /// Notes that nats-server has loaded the committed text, as after a start. Without a digest the observation alone
     /// doesn't show a load.
     pub(crate) fn note_loaded(&self, seen: &Observation) -> Result<(), FileError> {
+        if self.is_in_force(seen) { self.note_running() } else { Ok(()) }
+    }
+
+    /// Whether nats-server runs with the committed text: by the digest that it reports, or because it was started after
+    /// the commit and serves the leaf.
+    fn is_in_force(&self, seen: &Observation) -> bool {
         let is_reported = self.expectation.as_ref().is_some_and(|(_, expected)| expected.is_reported(&seen.observed));
-        let is_in_force = seen.standing.is_served() && self.waiting.is_none();
-        if is_reported && is_in_force { self.note_running() } else { Ok(()) }
+        let committed = durable::renamed_at(&self.parts.nats.config);
+        let was_started_since = seen.observed.started.zip(committed).is_some_and(|(started, at)| started > at);
+        seen.standing.is_served() && self.waiting.is_none() && (is_reported || was_started_since)
+    }
+
+    /// Looks at a reload that is under way. `true`: it is still under way, and nothing else may be done.
+    pub(crate) async fn await_reload(
+        &mut self,
+        desired: &Desired<'_>,
+        seen: &mut Observation,
+        progress: &Progress,
+    ) -> Result<bool, DeployError> {
+        match self.watch(seen, progress)? {
+            Watched::Over => Ok(false),
+            Watched::Still => Ok(true),
+            Watched::Ended(mismatch) => self.roll_back(desired, mismatch, seen, progress).await.map(|()| false),
+        }
+    }
+
+    /// Puts back the settings that nats-server ran with, because it ended again and again with the committed settings.
+    /// No error: it ran with these settings before, or with none, so there is nothing to put back.
+    pub(crate) async fn put_back(&mut self, desired: &Desired<'_>, progress: &Progress) -> Result<(), DeployError> {
+        let Some(committed) = self.committed()?.and_then(|text| self.tree_of(&text)) else { return Ok(()) };
+        let running = read_config(&self.running_file())?.and_then(|text| self.tree_of(&text));
+        let settings = self.settings_of(&committed);
+        if running.is_none_or(|running| self.settings_of(&running) == settings) {
+            return Ok(());
+        }
+        let Some(text) = self.running_with(desired.generation)? else { return Ok(()) };
+        self.quarantine().put(&settings)?;
+        self.commit(&text, desired.generation, progress).await?;
+        Err(DeployError::PutBack)
     }
 
     /// Commits what is desired and has nats-server load it, as far as `seen` shows that this is needed.
@@ -445,8 +562,14 @@ impl CommitPoint {
         {
             return self.apply_around_waiting(desired, running, seen, progress).await;
         }
-        if self.committed()?.as_ref() != Some(rendered) {
+        let committed = self.committed()?;
+        if committed.as_ref() != Some(rendered) {
+            let deferred = self.deferral(committed.as_ref(), desired, seen);
             match self.prove_and_commit(desired, seen, progress).await {
+                Ok(Commit::Committed) if deferred.is_some() => {
+                    self.deferred = deferred;
+                    return self.observe(Some(&desired.generation.chain), seen).await;
+                }
                 Ok(Commit::Committed) => {}
                 Ok(Commit::NeedsRestart(running)) => {
                     return self.apply_around_waiting(desired, running, seen, progress).await;
@@ -459,6 +582,7 @@ impl CommitPoint {
         }
         let reloaded = self.reload(&desired.generation.chain, Proof::Expected, seen, progress).await?;
         match (reloaded, &seen.standing) {
+            (Standing::Reloading { .. }, _) => Ok(()),
             (Standing::NotServed(mismatch), _) => {
                 let running = self.running_with(desired.generation)?.filter(|running| !self.is_same(running, rendered));
                 if let Some(running) = running
@@ -471,6 +595,36 @@ impl CommitPoint {
             (_, Standing::NotServed(mismatch)) => Err(DeployError::Replaced { mismatch: mismatch.clone() }),
             _ => Ok(()),
         }
+    }
+
+    /// How a change of peers alone is deferred: nats-server serves everything else that is desired. `None`: the change is
+    /// loaded at once.
+    fn deferral(&self, committed: Option<&Rendered>, desired: &Desired<'_>, seen: &Observation) -> Option<Deferred> {
+        if !desired.may_defer || desired.is_asked || !seen.standing.is_served() || self.waiting.is_some() {
+            return None;
+        }
+        let committed = committed?;
+        let is_same_generation = self.parts.generations.named_in(committed.text()) == Some(desired.generation.number);
+        let is_of_peers = self.settings_of(&self.tree_of(committed)?) == self.settings_of(&desired.configuration.tree);
+        if !is_same_generation || !is_of_peers {
+            return None;
+        }
+        let varz = seen.observed.varz.as_ref()?;
+        let (since, expected) = match &self.deferred {
+            Some(deferred) => (deferred.since, deferred.expected.clone()),
+            None => (self.parts.clock.now(), self.expectation.as_ref()?.1.clone()),
+        };
+        Some(Deferred { since, server_id: varz.server_id.clone(), expected })
+    }
+
+    /// Since when a change of peers waits for the next reload.
+    pub(crate) fn deferred_since(&self) -> Option<OffsetDateTime> {
+        self.deferred.as_ref().map(|deferred| deferred.since)
+    }
+
+    /// Ends the wait of a change of peers. The next observation shows the change as not served.
+    pub(crate) fn end_deferral(&mut self) {
+        self.deferred = None;
     }
 
     /// Has nats-server load the generation with the settings that it runs with, because the desired settings can't be had:
@@ -516,7 +670,13 @@ impl CommitPoint {
         seen: &mut Observation,
         progress: &Progress,
     ) -> Result<(), DeployError> {
-        self.commit_and_reload(&running, desired.generation, Proof::Load, seen, progress).await?;
+        let has_loaded = self.committed()?.as_ref() == Some(&running) && self.is_in_force(seen);
+        if !has_loaded {
+            self.commit_and_reload(&running, desired.generation, Proof::Load, seen, progress).await?;
+        }
+        if self.is_under_way() {
+            return Ok(());
+        }
         let loaded = self.expectation.clone();
         self.commit(&desired.configuration.rendered, desired.generation, progress).await?;
         self.waiting = seen.observed.varz.as_ref().zip(loaded).map(|(varz, (_, expected))| WaitingSettings {
@@ -541,10 +701,7 @@ impl CommitPoint {
     ) -> Result<(), DeployError> {
         let running = read_config(&self.running_file())?;
         self.quarantine_if_refused(running.as_ref(), &desired.configuration.tree, &mismatch)?;
-        let Some((running, before)) = running.and_then(|text| {
-            let before = self.generation_of(&text).filter(|before| before.chain.leaf().not_after > desired.now)?;
-            (!self.is_same(&text, &desired.configuration.rendered)).then_some((text, before))
-        }) else {
+        let Some((running, before)) = self.way_back(running, desired)? else {
             self.observe(Some(&desired.generation.chain), seen).await?;
             return Err(DeployError::NotConfirmed { mismatch });
         };
@@ -557,6 +714,27 @@ impl CommitPoint {
         self.observe(Some(&before.chain), seen).await?;
         let confirmed = reloaded.is_ok_and(|standing| standing.is_served());
         Err(DeployError::RolledBack { mismatch, confirmed })
+    }
+
+    /// The text to put back, and its generation: what ran before, unless its certificate has expired. Where the new
+    /// certificate was seen served, the settings alone go back.
+    fn way_back(
+        &self,
+        running: Option<Rendered>,
+        desired: &Desired<'_>,
+    ) -> Result<Option<(Rendered, Generation)>, DeployError> {
+        let Some(running) = running else { return Ok(None) };
+        let is_shown = self.shown.as_ref() == Some(&desired.generation.chain.leaf().sha256);
+        let (text, generation) = if is_shown {
+            let Some(text) = self.running_with(desired.generation)? else { return Ok(None) };
+            (text, desired.generation.clone())
+        } else {
+            let Some(before) = self.generation_of(&running) else { return Ok(None) };
+            (running, before)
+        };
+        let is_valid = generation.chain.leaf().not_after > self.parts.clock.now();
+        let is_other = !self.is_same(&text, &desired.configuration.rendered);
+        Ok((is_valid && is_other).then_some((text, generation)))
     }
 
     /// Commits the desired configuration after three proofs. nats-server reads the same settings as the agent, nothing
@@ -594,15 +772,13 @@ impl CommitPoint {
         let tree = &desired.configuration.tree;
         let known = [&known.running, &known.committed].into_iter().flatten().find(|known| known.names_generation);
         let known = known.map(|known| &known.tree);
-        let settings = self.settings_of(tree);
-        if known.is_some_and(|known| self.settings_of(known) == settings) {
+        let (settings, before) = (self.settings_of(tree), known.map(|known| self.settings_of(known)));
+        if before.as_ref() == Some(&settings) {
             return Ok(None);
         }
-        if !desired.is_asked && known.is_some() && !desired.away.is_empty() {
-            return Err(DeployError::PeersAway(desired.away.to_vec()));
-        }
+        let changes = || Changes::between(before.as_ref(), &settings);
         if !desired.is_asked && self.quarantine().holds(&settings)? {
-            return Err(DeployError::Quarantined);
+            return Err(DeployError::Quarantined(changes()));
         }
         let pid = match seen.observed.presence {
             Presence::Running(pid) => Some(pid),
@@ -612,6 +788,13 @@ impl CommitPoint {
             tracing::info!("a reload would disconnect every anonymous client, so the settings wait for a restart");
             return self.running_with(desired.generation);
         }
+        // Where nats-server doesn't run here, the change takes nothing from the cluster, and may be the remedy.
+        if !desired.is_asked && known.is_some() && pid.is_some() {
+            let unfit = desired.neighbours.unfit(&desired.generation.chain, self.parts.clock.now()).await;
+            if !unfit.is_empty() {
+                return Err(DeployError::PeersUnfit(unfit));
+            }
+        }
         progress.report(Step::Trying);
         match self.parts.server.predict(known.filter(|_| pid.is_some()), tree, pid).await {
             Prediction::Starts | Prediction::Reloadable => Ok(None),
@@ -619,8 +802,8 @@ impl CommitPoint {
                 tracing::info!("the new settings wait for a restart of nats-server: {said}");
                 self.running_with(desired.generation)
             }
-            Prediction::WontStart { said } => Err(DeployError::WontStart { said }),
-            Prediction::Kills { said } => Err(DeployError::WouldKill { said }),
+            Prediction::WontStart { said } => Err(DeployError::WontStart { said, changes: changes() }),
+            Prediction::Kills { said } => Err(DeployError::WouldKill { said, changes: changes() }),
             Prediction::Unknown(trouble) if known.is_some() => Err(DeployError::NotTried(trouble)),
             Prediction::Unknown(trouble) => {
                 tracing::warn!("the first settings are committed without a trial: {}", with_causes(&trouble));
@@ -704,6 +887,7 @@ impl CommitPoint {
         progress.report(Step::Committed { generation: generation.number });
         self.expectation = Some((rendered, Expected::of(digest, generation.chain.leaf())));
         self.waiting = None;
+        self.deferred = None;
         Ok(())
     }
 
@@ -719,95 +903,10 @@ impl CommitPoint {
         Ok(Expected::of(digest, generation.chain.leaf()))
     }
 
-    /// Has nats-server load what is committed, and notes a load that was seen.
-    async fn reload(
-        &mut self,
-        chain: &StoredChain,
-        proof: Proof,
-        seen: &mut Observation,
-        progress: &Progress,
-    ) -> Result<Standing, DeployError> {
-        self.observe(Some(chain), seen).await?;
-        if matches!(seen.standing, Standing::NoServer { .. } | Standing::NothingCommitted) {
-            return Ok(seen.standing.clone());
-        }
-        let Some((_, expected)) = self.expectation.clone() else {
-            return Err(DeployError::Unnamed(self.parts.nats.config.clone()));
-        };
-        let before = seen.observed.clone();
-        let confirmed = self.signal_until_confirmed(&expected, chain, proof, seen, progress).await;
-        if confirmed.is_err() {
-            // The last handshakes may be out of date, so the ports are probed again.
-            seen.observed = Observed::unseen();
-            self.observe(Some(chain), seen).await?;
-        }
-        let standing = confirmed?;
-        if standing.is_not_served() {
-            return Ok(standing);
-        }
-        self.waiting = None;
-        self.observe(Some(chain), seen).await?;
-        if seen.standing.is_served() && expected.came_to_be_served(&before, &seen.observed) {
-            self.note_running()?;
-        }
-        Ok(standing)
-    }
-
-    async fn signal_until_confirmed(
-        &self,
-        expected: &Expected,
-        chain: &StoredChain,
-        proof: Proof,
-        before: &Observation,
-        progress: &Progress,
-    ) -> Result<Standing, DeployError> {
-        let (server, listeners) = (&self.parts.server, &before.listeners);
-        let started = tokio::time::Instant::now();
-        let mut signalled = None::<(i32, tokio::time::Instant)>;
-        let mut not_listening = None::<ServerError>;
-        let mut pause = FIRST_LOOK;
-        loop {
-            if signalled.is_none_or(|(_, at)| at.elapsed() >= SIGNAL_AGAIN) {
-                match server.reload(chain, listeners).await {
-                    Ok(told) => {
-                        let pid = told.pid();
-                        if signalled.is_none() {
-                            progress.report(Step::Signalled { pid });
-                        }
-                        signalled = Some((pid, tokio::time::Instant::now()));
-                    }
-                    // A nats-server that starts reads what is committed, and is signalled once it listens. A nats-server
-                    // that drains is left in peace.
-                    Err(error @ ServerError::NotListening { .. }) => not_listening = Some(error),
-                    Err(ServerError::Process(ProcessError::Absent(why))) if signalled.is_none() => {
-                        return Ok(Standing::NoServer { why });
-                    }
-                    // A nats-server that was there may be replaced this very moment.
-                    Err(ServerError::Process(ProcessError::Absent(_))) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_LOOK);
-            let observed = server.observe(Some(chain), listeners, None).await;
-            let is_told = proof == Proof::Expected && expected.digest.is_some();
-            let standing = match (expected.judge(&observed), signalled) {
-                (Standing::NoServer { why }, Some((pid, _))) => Standing::NotServed(Mismatch::Ended { pid, why }),
-                (standing, _) => standing.only_if(is_told || has_loaded(&before.observed, &observed)),
-            };
-            match standing {
-                Standing::NotServed(_) if started.elapsed() < CONFIRM_TIMEOUT => {}
-                Standing::Served(evidence) => {
-                    progress.report(Step::Confirmed { by: evidence.to_string() });
-                    return Ok(Standing::Served(evidence));
-                }
-                // A nats-server that was never signalled has refused nothing. Its next start finds the new configuration.
-                Standing::NotServed(_) if let (None, Some(error)) = (signalled, not_listening.take()) => {
-                    return Err(error.into());
-                }
-                standing => return Ok(standing),
-            }
-        }
+    /// What the committed text makes nats-server serve, once it is known.
+    fn expected(&self) -> Result<Expected, DeployError> {
+        let expectation = self.expectation.as_ref().map(|(_, expected)| expected.clone());
+        expectation.ok_or_else(|| DeployError::Unnamed(self.parts.nats.config.clone()))
     }
 
     /// Compares with the committed configuration. Where the committed file is gone or damaged, the running
@@ -856,9 +955,13 @@ impl CommitPoint {
         one == other || self.tree_of(one).is_some_and(|one| self.tree_of(other).is_some_and(|other| one == other))
     }
 
-    /// The text that nats-server runs with, naming this generation.
+    /// The text that nats-server runs with, naming this generation. Before any load was seen, nats-server reads the
+    /// committed text at its start.
     fn running_with(&self, generation: &Generation) -> Result<Option<Rendered>, DeployError> {
-        let running = read_config(&self.running_file())?;
+        let running = match read_config(&self.running_file())? {
+            None => self.committed()?,
+            running => running,
+        };
         let running = running.filter(|text| self.parts.generations.named_in(text.text()).is_some());
         running.map(|text| self.rebased(&text, generation.number)).transpose()
     }
@@ -882,11 +985,12 @@ impl CommitPoint {
 
     /// nats-server has loaded the committed text. Generations that no text names are not needed any more.
     fn note_running(&self) -> Result<(), FileError> {
-        if read_config(&self.running_file())? == self.committed()? {
+        let committed = self.committed()?;
+        if read_config(&self.running_file())? == committed {
             return Ok(());
         }
         durable::link(&self.parts.nats.config, &self.running_file())?;
-        let named = self.committed()?.and_then(|text| self.parts.generations.named_in(text.text()));
+        let named = committed.and_then(|text| self.parts.generations.named_in(text.text()));
         self.parts.generations.prune(named.as_slice())
     }
 }
@@ -897,15 +1001,6 @@ fn agree(what: ReadText, theirs: Option<String>, ours: &str) -> Result<(), Deplo
         Some(theirs) if theirs != ours => Err(DeployError::ReadDifferently { what, theirs, ours: ours.to_owned() }),
         _ => Ok(()),
     }
-}
-
-/// What shows that nats-server reloaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Proof {
-    /// The expectation is seen. Where no digest shows it, a load must be seen too.
-    Expected,
-    /// A load is seen, though the expectation was met before.
-    Load,
 }
 
 fn read_config(path: &Path) -> Result<Option<Rendered>, FileError> {

@@ -1,27 +1,36 @@
 //! From a generation to a server that serves it: observe, commit, reload, and note what came of it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
 use super::commit_point::{CommitPoint, DeployError, Desired, Observation};
+use super::links::{Links, Neighbours};
 use super::pass::{PassError, PassRequest};
 use super::retry::Retry;
+use super::starts::Starts;
 use crate::clock::Clock;
 use crate::conf::effective::Configuration;
 use crate::conf::loss::Loss;
 use crate::conf::render::Rendered;
 use crate::config::RenewalConfig;
 use crate::error::with_causes;
+use crate::peers::dial::Dial;
+use crate::peers::{Peer, PeerSet};
 use crate::progress::Progress;
 use crate::reason::{Reason, Told};
 use crate::schedule::{cycle, turn};
 use crate::server::standing::Standing;
+use crate::server::{Observed, Phase};
 use crate::state::generation::Generation;
-use crate::status::SettingsStatus;
+use crate::status::{NodeStatus, RouteState, SettingsStatus, TimedPhase, routes};
 
 /// How soon nats-server is looked at again while it doesn't serve what is committed.
 const WATCH: Duration = Duration::from_secs(1);
+
+/// How long a new peer may have no route until a change of peers is loaded for it. Gossip needs a second.
+const ROUTE_COMES: Duration = Duration::from_mins(1);
 
 /// What kept the desired text from being committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +39,8 @@ enum Obstacle {
     Rendering,
     /// This text was refused.
     Text(Rendered),
+    /// A peer had lost its route.
+    Peers,
 }
 
 /// What is to be deployed, and for whom.
@@ -44,8 +55,36 @@ pub(super) struct Order<'a> {
     pub(super) allowed_losses: &'a [Loss],
     /// This node's place in the order of peers.
     pub(super) rank: usize,
-    /// Peers that lost their routes to this node.
-    pub(super) away: &'a [String],
+    /// The peers without this node.
+    pub(super) others: Vec<Peer>,
+    /// The servers that had a route to this node.
+    pub(super) links: &'a mut Links,
+    /// The way to the peers' route ports.
+    pub(super) dial: Arc<dyn Dial>,
+    /// The peers in force.
+    pub(super) peers: &'a PeerSet,
+    /// The identity of this node.
+    pub(super) node: &'a NodeStatus,
+    /// The instance id of a node on EC2.
+    pub(super) instance_id: Option<&'a String>,
+}
+
+impl Order<'_> {
+    /// Whether nats-server has a route to every other peer. `None`: nats-server reports too little to tell, or has no route
+    /// at all, and then no gossip reaches it.
+    fn has_every_route(&self, observed: &Observed) -> Option<bool> {
+        let others = routes(self.node, self.instance_id, self.peers, observed);
+        let others = others.iter().filter(|peer| !self.node.is_own(peer)).map(|peer| peer.route);
+        let (mut is_any_up, mut is_any_down) = (false, false);
+        for route in others {
+            is_any_up |= route == RouteState::Up;
+            is_any_down |= route == RouteState::Down;
+            if route == RouteState::Unknown {
+                return None;
+            }
+        }
+        is_any_up.then_some(!is_any_down)
+    }
 }
 
 /// The commit point, what was last seen of nats-server, and when a deployment is tried next.
@@ -67,6 +106,9 @@ pub(super) struct Deployment {
     /// A credential took over on every node just now, so the change waits for no turn.
     skips_turn: bool,
     confirmed_at: Option<OffsetDateTime>,
+    starts: Starts,
+    /// What nats-server is about, since when, and until when that is no failure.
+    phase: Option<TimedPhase>,
 }
 
 impl Deployment {
@@ -85,7 +127,19 @@ impl Deployment {
             turn: None,
             skips_turn: false,
             confirmed_at: None,
+            starts: Starts::default(),
+            phase: None,
         }
+    }
+
+    /// What nats-server is about. `None`: it doesn't run.
+    pub(super) fn phase(&self) -> Option<TimedPhase> {
+        self.phase
+    }
+
+    /// Whether nats-server starts again and again and never serves.
+    pub(super) fn is_crash_loop(&self) -> bool {
+        self.starts.are_a_loop()
     }
 
     /// What was last seen of nats-server.
@@ -110,15 +164,41 @@ impl Deployment {
 
     /// Looks at nats-server.
     pub(super) async fn observe(&mut self, newest: Option<&Generation>) -> Result<(), DeployError> {
-        self.commit_point.observe(newest.map(|newest| &newest.chain), &mut self.seen).await
+        let observed = self.commit_point.observe(newest.map(|newest| &newest.chain), &mut self.seen).await;
+        self.note_seen();
+        observed
+    }
+
+    /// Notes the starts of nats-server, and what it is about.
+    fn note_seen(&mut self) {
+        let Observation { observed, standing, .. } = &self.seen;
+        self.starts.note(observed, standing);
+        let now = self.clock.now();
+        self.phase = self.starts.phase(observed, standing).map(|phase| {
+            let known = self.phase.filter(|known| known.phase == phase && known.since <= now);
+            // Another process of the agent may have seen the start.
+            let begun = observed.started.filter(|started| phase == Phase::Starting && *started <= now);
+            let since = begun.or(known.map(|known| known.since)).unwrap_or(now);
+            TimedPhase { phase, since, may_last_until: since + self.commit_point.parts().nats.start_timeout }
+        });
     }
 
     /// Brings the committed configuration, and then nats-server, to what is ordered. The status shows what is served,
     /// whatever comes of the order.
     pub(super) async fn apply(&mut self, order: Order<'_>, progress: &Progress) -> Result<Standing, PassError> {
         let now = self.clock.now();
-        let Order { generation, configuration, wanted, allowed_losses, rank, away } = order;
-        let observed = self.observe(Some(generation)).await;
+        let mut observed = self.observe(Some(order.generation)).await;
+        let has_every_route = order.has_every_route(&self.seen.observed);
+        if let Some(since) = self.commit_point.deferred_since()
+            && (has_every_route.is_none() || has_every_route == Some(false) && since + ROUTE_COMES <= now)
+        {
+            self.commit_point.end_deferral();
+            observed = self.observe(Some(order.generation)).await;
+        }
+        let Order { generation, configuration, wanted, allowed_losses, rank, others, links, dial, .. } = order;
+        let routez = self.seen.observed.routez.as_ref();
+        links.note(routez, &others.iter().map(|peer| peer.id.clone()).collect());
+        let neighbours = Neighbours::new(links, routez, &others, dial);
         self.is_expectation_unknown = observed.is_err();
         self.note_confirmed();
         let configuration = match configuration {
@@ -131,17 +211,39 @@ impl Deployment {
             Err(error) if !is_committed => tracing::warn!("{}", with_causes(&error)),
             observed => observed?,
         }
+        let allowed_losses = &[allowed_losses, &wanted.allow_loss[..]].concat();
+        let desired = Desired {
+            configuration,
+            generation,
+            allowed_losses,
+            is_asked: wanted.renew,
+            may_defer: has_every_route.is_some(),
+            neighbours,
+        };
+        if self.commit_point.await_reload(&desired, &mut self.seen, progress).await? {
+            return Ok(self.seen.standing.clone());
+        }
+        if self.starts.are_a_loop() {
+            let put_back = self.commit_point.put_back(&desired, progress).await;
+            if put_back.is_err() {
+                self.starts.forget();
+            }
+            put_back?;
+        }
+        let rendered = &desired.configuration.rendered;
         if !is_committed || self.seen.standing.is_not_served() {
             // The turn is skipped once: a failure is tried again at its own pace.
             let is_ordinary = *wanted == PassRequest::default() && !std::mem::take(&mut self.skips_turn);
             if is_ordinary && self.waits_for_turn(now, rank) {
                 return Ok(self.seen.standing.clone());
             }
-            // A refused text is worth another try as soon as the text differs.
+            // A refused text is worth another try as soon as the text differs. A change that waits for a peer is worth
+            // another try as soon as the peer is back.
             let is_mended = match &self.obstacle {
                 None => false,
                 Some(Obstacle::Rendering) => true,
-                Some(Obstacle::Text(refused)) => *refused != configuration.rendered,
+                Some(Obstacle::Text(refused)) => refused != rendered,
+                Some(Obstacle::Peers) => desired.neighbours.unfit(&generation.chain, now).await.is_empty(),
             };
             if is_ordinary && now < self.retry.next && !is_mended {
                 return match (&self.seen.standing, self.retry.reason.clone()) {
@@ -150,13 +252,17 @@ impl Deployment {
                     (standing, None) => Ok(standing.clone()),
                 };
             }
-            let allowed_losses = &[allowed_losses, &wanted.allow_loss[..]].concat();
-            let desired = Desired { configuration, generation, allowed_losses, now, is_asked: wanted.renew, away };
             let applied = self.commit_point.apply(&desired, &mut self.seen, progress).await;
-            let is_refused = applied.as_ref().is_err_and(DeployError::is_refusal);
-            self.obstacle = is_refused.then_some(Obstacle::Text(desired.configuration.rendered));
+            self.obstacle = match &applied {
+                Err(DeployError::PeersUnfit(_)) => Some(Obstacle::Peers),
+                Err(error) if error.is_refusal() => Some(Obstacle::Text(desired.configuration.rendered)),
+                _ => None,
+            };
             applied?;
             self.is_expectation_unknown = false;
+        }
+        if let Standing::Reloading { .. } = self.seen.standing {
+            return Ok(self.seen.standing.clone());
         }
         self.note_confirmed();
         self.commit_point.note_loaded(&self.seen)?;
@@ -204,6 +310,7 @@ impl Deployment {
 
     /// Counts what a pass came to.
     pub(super) fn note_outcome(&mut self, outcome: &Result<Standing, PassError>) {
+        self.note_seen();
         let now = self.clock.now();
         match outcome {
             // A change that waits for its turn has not been tried again.
@@ -216,7 +323,7 @@ impl Deployment {
                 self.retry.fail(now, retry_min, retry_max, error.into());
             }
             // The stages of issuer and sources count their own failures.
-            Ok(Standing::NotServed(_) | Standing::Unseen) | Err(_) => {}
+            Ok(Standing::NotServed(_) | Standing::Reloading { .. } | Standing::Unseen) | Err(_) => {}
         }
     }
 
@@ -252,6 +359,8 @@ impl Deployment {
         let mut times = Vec::new();
         times.extend((self.retry.failures > 0).then_some(self.retry.next).filter(|next| *next > now));
         times.extend(self.turn.filter(|turn| *turn > now));
+        let peer_comes = self.commit_point.deferred_since().map(|since| since + ROUTE_COMES);
+        times.extend(peer_comes.filter(|comes| *comes > now));
         // Without a certificate there is nothing that nats-server could serve.
         if has_generation && !self.is_expectation_unknown && !self.seen.standing.is_served() {
             times.push(now + WATCH.min(self.interval));

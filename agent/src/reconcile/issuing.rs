@@ -9,7 +9,7 @@ use crate::config::RenewalConfig;
 use crate::issue::{Issuance, Issued, ObtainError};
 use crate::node::Node;
 use crate::progress::Progress;
-use crate::reason::Reason;
+use crate::reason::{Code, Reason};
 use crate::schedule::due;
 use crate::state::generation::Generation;
 use crate::status::RenewalStatus;
@@ -21,11 +21,13 @@ pub(super) struct Issuing {
     clock: Clock,
     renewal: RenewalConfig,
     pub(super) retry: Retry,
+    /// What came of the issuance in this pass. `None`: the issuer was not asked.
+    pub(super) tried: Option<Result<(), Code>>,
 }
 
 impl Issuing {
     pub(super) fn new(issuance: Issuance, clock: Clock, renewal: RenewalConfig) -> Self {
-        Self { issuance, clock, renewal, retry: Retry::at_once() }
+        Self { issuance, clock, renewal, retry: Retry::at_once(), tried: None }
     }
 
     /// When a generation's leaf is to be renewed.
@@ -79,7 +81,9 @@ impl Issuing {
         if let Err(error) = &verified {
             let RenewalConfig { retry_min, retry_max, .. } = self.renewal;
             let longest = retry_max.min(self.issuance.longest_pause(retry_min));
-            self.retry.fail(self.clock.now(), retry_min, longest, error.into());
+            let reason = Reason::from(error);
+            self.tried = Some(Err(reason.code()));
+            self.retry.fail(self.clock.now(), retry_min, longest, reason);
         }
         verified.map(Some)
     }
@@ -113,6 +117,7 @@ impl Issuing {
     pub(super) fn note_written(&mut self) -> Result<(), PassError> {
         self.issuance.forget()?;
         let now = self.clock.now();
+        self.tried = Some(Ok(()));
         self.retry.succeed(now, now + self.issuance.validity / 10);
         Ok(())
     }

@@ -1,7 +1,8 @@
-//! The last good answers of discovery and of the cluster credential's source.
+//! The last good answers of discovery and of the cluster credential's source, and the servers that had a route.
 //!
 //! They outlive the process in `STATE/last-good.json`, so a restart while AWS is away changes nothing.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,9 @@ pub(crate) struct LastGood {
     pub(crate) peers: PeerSet,
     /// The Auto Scaling group's name.
     pub(crate) group: Option<String>,
+    /// The servers that had a route to this node.
+    #[serde(default)]
+    pub(crate) linked: BTreeSet<String>,
     /// The cluster credential in force.
     pub(crate) credential: Option<ClusterCredential>,
     /// The versions that the credential's secret holds.

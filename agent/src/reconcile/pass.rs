@@ -22,6 +22,35 @@ pub struct PassRequest {
     pub allow_loss: Vec<Loss>,
 }
 
+/// Who is asked in a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// The source of the trust bundle.
+    Bundle,
+    /// Discovery.
+    Peers,
+    /// The source of the cluster credential.
+    Credential,
+    /// The included secrets.
+    Included,
+    /// The issuer.
+    Issuer,
+}
+
+impl Source {
+    /// The name in the metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bundle => "bundle",
+            Self::Peers => "peers",
+            Self::Credential => "credential",
+            Self::Included => "included",
+            Self::Issuer => "issuer",
+        }
+    }
+}
+
 /// Why a pass ended before its end.
 #[derive(Debug, thiserror::Error)]
 pub enum PassError {
@@ -51,7 +80,7 @@ pub enum PassError {
 impl PassError {
     /// Whether the way from a generation to a server that serves it failed. That way is tried again at its own pace, and
     /// never leads to an issuance.
-    pub(super) fn is_of_deployment(&self) -> bool {
+    pub(crate) fn is_of_deployment(&self) -> bool {
         matches!(self, Self::Journal(_) | Self::File(_) | Self::Settings(_) | Self::Deploy(_))
     }
 }

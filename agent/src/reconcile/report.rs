@@ -3,9 +3,7 @@
 use std::net::SocketAddr;
 
 use super::Reconciler;
-use crate::conf::system::Placement;
-use crate::reason::Reason;
-use crate::server::system::{Fault, Link};
+use crate::reason::{Reason, Told};
 use crate::state::durable;
 use crate::status::{Findings, NodeStatus, Status};
 
@@ -18,12 +16,16 @@ impl Reconciler {
         faults.extend(self.sources.reasons());
         faults.extend(self.deployment.reason());
         faults.extend(self.issuing.reason());
+        faults.extend(self.watch.reasons(now));
         let mut warnings = self.sources.warnings(now);
         warnings.extend(self.deployment.warning());
         warnings.extend(self.system_warning());
+        warnings.extend(self.watch.warnings(now));
         warnings.extend(self.second_selves());
         warnings.extend(self.opened_to_all());
         let seen = self.deployment.seen();
+        let mut settings = self.deployment.settings();
+        settings.refused = settings.refused.or_else(|| self.sources.included_refused().map(Told::from));
         Status::of(Findings {
             now,
             node: NodeStatus::of(&self.node),
@@ -34,24 +36,25 @@ impl Reconciler {
             generation,
             peers: self.sources.known_peers().clone(),
             observed: seen.observed.clone(),
+            listeners: seen.listeners.clone(),
             standing: seen.standing.clone(),
             confirmed_at: self.deployment.confirmed_at(),
             faults,
             warnings,
-            settings: self.deployment.settings(),
+            settings,
+            phase: self.deployment.phase(),
+            is_crash_loop: self.deployment.is_crash_loop(),
+            alone_since: self.links.alone_since(),
         })
     }
 
     /// Why reloads have no answer, although an answer is wanted.
     pub(crate) fn system_warning(&self) -> Option<Reason> {
-        if let Some(Placement::Nowhere(obstacle)) = self.placement {
-            return Some(Reason::SystemUserNowhere(obstacle));
+        // A server that loads its configuration may give no answer meanwhile.
+        if self.deployment.commit_point.is_under_way() {
+            return None;
         }
-        match &self.deployment.seen().observed.system {
-            // The user comes into force with the next start or reload, and another reason says what waits.
-            Link::Unwanted | Link::Up | Link::Down { fault: Fault::NotYet, .. } => None,
-            Link::Down { fault, why } => Some(Reason::SystemSilent { fault: *fault, why: why.clone() }),
-        }
+        self.system_user.warning(&self.deployment.seen().observed.system)
     }
 
     /// The peers that are this node under another port: each is a second row of this node.

@@ -30,6 +30,11 @@ impl Retry {
         *self = Self { next, since: now, failures: 0, reason: None };
     }
 
+    /// When the last try succeeded. `None`: none has succeeded, or a failure came since.
+    pub(super) fn succeeded_at(&self) -> Option<OffsetDateTime> {
+        (self.failures == 0 && self.since > OffsetDateTime::UNIX_EPOCH).then_some(self.since)
+    }
+
     /// After a clock was set back, what waits for minutes would wait for hours or years. So the next try comes now.
     pub(super) fn heed_step_back(&mut self, now: OffsetDateTime) {
         if now < self.since {

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 
 use self::included::Included;
 use super::last_good::{LastGood, LastGoodFile};
+use super::pass::Source;
 use super::retry::Retry;
 use crate::aws::secret::SecretError;
 use crate::clock::Clock;
@@ -214,6 +215,19 @@ impl Sources {
         has_taken_over
     }
 
+    /// Remembers the servers that had a route, for the next process.
+    pub(super) fn remember_linked(&mut self, linked: &BTreeSet<String>) {
+        if self.remembered.linked != *linked {
+            self.remembered.linked.clone_from(linked);
+            self.file.write(&self.remembered);
+        }
+    }
+
+    /// The way to the peers' route ports.
+    pub(super) fn dial(&self) -> Arc<dyn Dial> {
+        Arc::clone(&self.dial)
+    }
+
     /// Asks discovery, the credential's source and the included secrets, and remembers nothing. Returns the contents of the
     /// secrets that answered.
     pub(super) async fn preview(&mut self, node: &Node) -> Contents {
@@ -231,6 +245,16 @@ impl Sources {
     /// Why an included secret has no content: none of `fetched`, and no last good content.
     pub(super) fn included(&self, fetched: &Contents) -> Result<(), Reason> {
         self.included.are_known(fetched)
+    }
+
+    /// The included secrets.
+    pub(super) fn secrets(&mut self) -> &mut Included {
+        &mut self.included
+    }
+
+    /// Why new contents of included secrets are not committed.
+    pub(super) fn included_refused(&self) -> Option<&Reason> {
+        self.included.refused()
     }
 
     async fn take_peers(&mut self, sighting: Option<Result<Sighting, RemoteError>>, node: &Node) {
@@ -292,13 +316,12 @@ impl Sources {
             Ok(leaf) => now.min(leaf.not_after).max(leaf.not_before),
             Err(_) => now,
         };
-        let shown = [&observed.client, &observed.route].into_iter().filter_map(|port| port.as_ref().ok());
-        let mut served: Vec<_> = shown.map(|served| served.chain.clone()).collect();
+        let mut served: Vec<_> = observed.each_served().map(|served| served.chain.clone()).collect();
         served.push(newest.chain.chain().clone());
         let peers = self.peers.last_good.set.0.keys().copied().filter(|address| *address != own);
         let seen = self.dial.served_chains(&newest.chain, peers.collect()).await;
-        let unseen = seen.iter().any(Option::is_none);
-        served.extend(seen.into_iter().flatten());
+        let unseen = seen.values().any(Option::is_none);
+        served.extend(seen.into_values().flatten());
         fetched.keeping(&newest.bundle, |anchor| {
             let needs_it = |chain: &Chain| {
                 let at = in_its_time(chain);
@@ -409,6 +432,18 @@ impl Sources {
             Some(takeover) => warnings.extend(takeover.next.map(|at| Reason::CredentialTakesOver { at })),
         }
         warnings
+    }
+
+    /// When each source answered last. A source that fails is left out.
+    pub(super) fn answered(&self) -> impl Iterator<Item = (Source, OffsetDateTime)> {
+        let credential = self.credential.as_ref().and_then(|polled| polled.retry.succeeded_at());
+        let answered = [
+            (Source::Bundle, self.trust.retry.succeeded_at()),
+            (Source::Peers, self.peers.retry.succeeded_at()),
+            (Source::Credential, credential),
+            (Source::Included, self.included.answered_at()),
+        ];
+        answered.into_iter().filter_map(|(source, at)| Some((source, at?)))
     }
 
     /// When the sources are worth another question.

@@ -172,6 +172,7 @@ impl Bench {
                     template: self.template.clone(),
                     ..NatsConfig::default()
                 },
+                clock: self.clock,
                 generations: Generations::of(&self.state()),
                 state: self.state(),
             }),
@@ -618,7 +619,7 @@ async fn a_setting_that_waits_for_a_restart_never_holds_back_a_certificate() {
         bench.server.is_old.store(is_old, Ordering::Relaxed);
         // A short interval would make the weeks of this test slow.
         bench.interval = Duration::from_hours(2);
-        a_setting_waits(&mut bench).await;
+        Box::pin(a_setting_waits(&mut bench)).await;
     }
 }
 

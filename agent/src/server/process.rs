@@ -8,19 +8,28 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{SysconfVar, sysconf};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use time::OffsetDateTime;
 
+use super::StartMark;
+use super::arguments::Arguments;
 use crate::state::durable::{self, FileError};
 
 const MAX_PID_FILE: u64 = 64;
 const MAX_COMMAND_LINE: u64 = 64 * 1024;
+const MAX_STAT: u64 = 4 * 1024;
 
 /// Our nats-server, pinned by a pidfd.
 #[derive(Debug)]
 pub(crate) struct NatsProcess {
     pub(crate) pid: i32,
+    /// The arguments that it was started with.
+    pub(crate) arguments: Arguments,
     pidfd: OwnedFd,
 }
 
@@ -46,6 +55,15 @@ pub enum ProcessError {
     /// The pid file can't be read.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The system shows nothing of the process.
+    #[error(
+        "the system hides nats-server's process (pid {pid}) from the agent, so it is not signalled and loads no new \
+         certificate; set PrivateUsers=no in the unit of nats-server, and run both units as the same user"
+    )]
+    Hidden {
+        /// The pid in the file.
+        pid: i32,
+    },
     /// A system call on the process failed.
     #[error("could not {action} pid {pid}; the agent must run as the user that nats-server runs as")]
     System {
@@ -61,7 +79,37 @@ pub enum ProcessError {
 
 impl NatsProcess {
     /// Finds the process whose pid the file holds, where that process runs `server` and its command line names `config`.
+    ///
+    /// An argument may name another pid file (`-P`). Where `pid_file` names no live process, each process of this machine is
+    /// looked at for such an argument.
     pub(crate) fn find(pid_file: &Path, server: &Path, config: &Path) -> Result<Self, ProcessError> {
+        match Self::named_by(pid_file, server, config) {
+            Err(ProcessError::Absent(why)) => Self::with_own_pid_file(server, config).ok_or(ProcessError::Absent(why)),
+            found => found,
+        }
+    }
+
+    /// The nats-server that an argument gave a pid file of its own. Its pid must stand in that file: before that a signal
+    /// would kill the process.
+    fn with_own_pid_file(server: &Path, config: &Path) -> Option<Self> {
+        let own = |entry: std::fs::DirEntry| {
+            let directory = entry.path();
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let executable = std::fs::read_link(directory.join("exe")).ok()?;
+            // Most processes are another program, and their command lines are not read.
+            let file_name = executable.file_name()?.as_bytes();
+            if !file_name.starts_with(server.file_name()?.as_bytes()) && resolved(server)? != executable {
+                return None;
+            }
+            let line = durable::read_if_there(&directory.join("cmdline"), MAX_COMMAND_LINE).ok()??;
+            let working_directory = std::fs::read_link(directory.join("cwd")).ok()?;
+            let pid_file = Arguments::of(&split_arguments(&line)).pid_file(&working_directory)?;
+            Self::named_by(&pid_file, server, config).ok().filter(|found| found.pid == pid)
+        };
+        std::fs::read_dir("/proc").ok()?.filter_map(Result::ok).find_map(own)
+    }
+
+    fn named_by(pid_file: &Path, server: &Path, config: &Path) -> Result<Self, ProcessError> {
         let absent = |what: String| ProcessError::Absent(what);
         let text = durable::read_if_there(pid_file, MAX_PID_FILE)?
             .ok_or_else(|| absent(format!("there is no {}", pid_file.display())))?;
@@ -80,6 +128,9 @@ impl NatsProcess {
         };
         let directory = PathBuf::from(format!("/proc/{number}"));
         let executable = match std::fs::read_link(directory.join("exe")) {
+            Err(error) if is_hidden(error.kind(), directory.exists(), rustix::process::test_kill_process(pid)) => {
+                return Err(ProcessError::Hidden { pid: number });
+            }
             // The process has exited and its parent hasn't asked for the exit status yet, or it exits at this moment.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(absent(format!("{} names pid {number}, which has exited", pid_file.display())));
@@ -87,9 +138,22 @@ impl NatsProcess {
             link => link.map_err(system("look at the executable of"))?,
         };
         let arguments = durable::read_if_there(&directory.join("cmdline"), MAX_COMMAND_LINE)?.unwrap_or_default();
-        recognise(&executable, &split_arguments(&arguments), server, config)
-            .map_err(|reason| ProcessError::Foreign { file: pid_file.to_owned(), pid: number, reason })?;
-        Ok(Self { pid: number, pidfd })
+        let arguments = split_arguments(&arguments);
+        recognise(&executable, &arguments, server, config).map_err(|reason| ProcessError::Foreign {
+            file: pid_file.to_owned(),
+            pid: number,
+            reason,
+        })?;
+        Ok(Self { pid: number, arguments: Arguments::of(&arguments), pidfd })
+    }
+
+    /// When the process started by the wall clock, to a hundredth of a second. Field 22 of `/proc/PID/stat` has the ticks
+    /// since the machine booted (proc(5)).
+    pub(crate) fn started(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        let stat = durable::read_if_there(Path::new(&format!("/proc/{}/stat", self.pid)), MAX_STAT).ok()??;
+        let since_boot = since_boot(&stat, sysconf(SysconfVar::CLK_TCK).ok()??)?;
+        let uptime = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
+        Some(now - uptime.checked_sub(since_boot)?)
     }
 
     /// Tells nats-server to read its configuration again.
@@ -101,6 +165,16 @@ impl NatsProcess {
             }
         }
     }
+}
+
+/// The last start that wrote the pid file, whether or not its process lives.
+pub(crate) fn start_mark(pid_file: &Path) -> Option<StartMark> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(pid_file).ok()?;
+    let text = durable::read_if_there(pid_file, MAX_PID_FILE).ok()??;
+    let pid = std::str::from_utf8(&text).ok()?.trim().parse().ok()?;
+    let written = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+    Some(StartMark { pid, written })
 }
 
 /// Kills every process whose configuration (`-c`) lies in one of these directories.
@@ -124,6 +198,25 @@ pub(crate) fn end_those_that_run_in(directories: &[PathBuf]) -> std::io::Result<
         }
     }
     Ok(())
+}
+
+/// The time from the boot of the machine to the start of a process.
+fn since_boot(stat: &[u8], ticks_per_second: i64) -> Option<Duration> {
+    // The second field is the name of the program in parentheses, and the name may hold blanks and parentheses.
+    let after_name = &stat[stat.iter().rposition(|byte| *byte == b')')? + 1..];
+    let ticks: u64 = std::str::from_utf8(after_name).ok()?.split_ascii_whitespace().nth(19)?.parse().ok()?;
+    let per_second = u64::try_from(ticks_per_second).ok().filter(|ticks| *ticks > 0)?;
+    Some(Duration::from_millis(ticks.checked_mul(1_000)? / per_second))
+}
+
+/// Whether the system hides a process whose executable can't be read. A user namespace (`PrivateUsers=`) or another user hides
+/// it: its directory in /proc denies the look, or under `ProtectProc=invisible` isn't there although the process lives.
+fn is_hidden(error: std::io::ErrorKind, has_directory: bool, signalled: Result<(), Errno>) -> bool {
+    match error {
+        std::io::ErrorKind::PermissionDenied => true,
+        std::io::ErrorKind::NotFound => !has_directory && matches!(signalled, Ok(()) | Err(Errno::PERM)),
+        _ => false,
+    }
 }
 
 fn split_arguments(command_line: &[u8]) -> Vec<OsString> {
@@ -168,6 +261,7 @@ fn resolved(server: &Path) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
 
     fn arguments(list: &[&str]) -> Vec<OsString> {
         list.iter().map(OsString::from).collect()
@@ -219,6 +313,23 @@ mod tests {
     }
 
     #[test]
+    fn the_start_of_a_process_is_told_by_the_wall_clock() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid_file = directory.path().join("pid");
+        std::fs::write(&pid_file, std::process::id().to_string()).unwrap();
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+        let now = Clock::System.now();
+        let started = NatsProcess { pid, pidfd, arguments: Arguments::default() }.started(now).unwrap();
+        assert!(started <= now && now - started < time::Duration::hours(1), "{started}");
+        let stat = |ticks: &str| format!("7 (a) b) c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 {ticks} 20");
+        assert_eq!(since_boot(stat("250").as_bytes(), 100), Some(Duration::from_millis(2_500)));
+        for (stat, ticks) in [(stat("x"), 100), (stat("250"), 0), (String::new(), 100), ("7 (a".into(), 100)] {
+            assert_eq!(since_boot(stat.as_bytes(), ticks), None, "{stat}");
+        }
+    }
+
+    #[test]
     fn a_server_that_exited_and_was_not_waited_for_is_absent() {
         use nix::sys::wait::{Id, WaitPidFlag, waitid};
         let directory = tempfile::tempdir().unwrap();
@@ -230,6 +341,18 @@ mod tests {
         let found = NatsProcess::find(&pid_file, Path::new("nats-server"), Path::new("/etc/nats.conf"));
         exited.wait().unwrap();
         assert!(matches!(found, Err(ProcessError::Absent(_))), "{found:?}");
+    }
+
+    #[test]
+    fn a_process_that_the_system_hides_is_told_from_one_that_has_exited() {
+        use std::io::ErrorKind::{NotFound, Other, PermissionDenied};
+        assert!(is_hidden(PermissionDenied, true, Ok(())));
+        assert!(is_hidden(NotFound, false, Ok(())) && is_hidden(NotFound, false, Err(Errno::PERM)));
+        // An exited process keeps its directory until its parent asks for it, and then has neither.
+        assert!(!is_hidden(NotFound, true, Ok(())) && !is_hidden(NotFound, false, Err(Errno::SRCH)));
+        assert!(!is_hidden(Other, true, Ok(())));
+        let told = ProcessError::Hidden { pid: 7 }.to_string();
+        assert!(told.contains("PrivateUsers=no"), "{told}");
     }
 
     #[test]

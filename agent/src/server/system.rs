@@ -20,8 +20,10 @@ use tokio::time::Instant;
 
 use self::login::Login;
 use super::monitor::{Routez, Varz};
+use crate::conf::listeners::First;
 use crate::conf::system::INBOX;
 use crate::config::{NatsConfig, System};
+use crate::error::with_causes;
 use crate::state::durable::FileError;
 use crate::state::generation::Generations;
 use crate::x509::chain::StoredChain;
@@ -124,12 +126,10 @@ pub enum SystemError {
         verb: &'static str,
     },
     /// No answer came in time.
-    #[error("the system account gave no answer to {verb} within {} s", .within.as_secs())]
+    #[error("the system account gave no answer to {verb} within {} s", ANSWER_WITHIN.as_secs())]
     Silent {
         /// The question.
         verb: &'static str,
-        /// The limit.
-        within: Duration,
     },
     /// The answer can't be used.
     #[error("the system account's answer to {verb} can't be used: {what}")]
@@ -139,6 +139,14 @@ pub enum SystemError {
         /// What is wrong with the answer.
         what: String,
     },
+}
+
+impl Link {
+    /// The connection is down for this error.
+    #[must_use]
+    pub fn down(error: &SystemError) -> Self {
+        Self::Down { fault: error.fault(), why: with_causes(error) }
+    }
 }
 
 impl SystemError {
@@ -172,7 +180,7 @@ pub struct Healthz {
 pub struct SystemConnection {
     login: Login,
     generations: Generations,
-    open: Mutex<Attempts>,
+    attempts: Mutex<Attempts>,
 }
 
 /// The open connection, and what came of the attempts before.
@@ -181,8 +189,18 @@ struct Attempts {
     open: Option<Arc<Open>>,
     failed: Option<(SystemError, Instant)>,
     failures: u32,
-    /// The client port waits for the TLS handshake and greets after it.
-    tls_first: bool,
+}
+
+impl Attempts {
+    fn are_up_at(&self, address: SocketAddr) -> bool {
+        self.open.as_ref().is_some_and(|open| open.address == address && open.is_up())
+    }
+
+    /// The failure after which the next attempt is not due yet.
+    fn pause(&self) -> Option<SystemError> {
+        let (error, until) = self.failed.as_ref()?;
+        (Instant::now() < *until).then(|| error.clone())
+    }
 }
 
 struct Open {
@@ -196,10 +214,6 @@ impl Open {
     fn is_up(&self) -> bool {
         *self.up.borrow() && self.client.connection_state() == async_nats::connection::State::Connected
     }
-
-    fn is_up_at(&self, address: SocketAddr) -> bool {
-        self.address == address && self.is_up()
-    }
 }
 
 impl SystemConnection {
@@ -212,34 +226,37 @@ impl SystemConnection {
             System::CredsFile(file) => Login::Credentials(file.clone()),
             System::Secret(id) => Login::Credentials(crate::included::credentials_of(state, id)),
         };
-        Some(Self { login, generations: Generations::of(state), open: Mutex::default() })
+        Some(Self { login, generations: Generations::of(state), attempts: Mutex::default() })
+    }
+
+    /// Whether [`Self::keep`] would connect to this address now.
+    pub async fn would_dial(&self, address: SocketAddr) -> bool {
+        let attempts = self.attempts.lock().await;
+        !attempts.are_up_at(address) && attempts.pause().is_none()
+    }
+
+    /// Whether the connection to this address is open.
+    pub async fn is_up_at(&self, address: SocketAddr) -> bool {
+        self.attempts.lock().await.are_up_at(address)
     }
 
     /// Keeps the connection open. Where there is none and an attempt is due, an attempt is made, with `ours` as the client's
     /// certificate. nats-server must show a leaf of this node.
-    pub async fn keep(&self, ours: &StoredChain, address: SocketAddr) -> Result<(), SystemError> {
-        let mut attempts = self.open.lock().await;
-        if attempts.open.as_ref().is_some_and(|open| open.is_up_at(address)) {
+    pub async fn keep(&self, ours: &StoredChain, address: SocketAddr, first: First) -> Result<(), SystemError> {
+        let mut attempts = self.attempts.lock().await;
+        if attempts.are_up_at(address) {
             return Ok(());
         }
         attempts.open = None;
-        if let Some((error, until)) = &attempts.failed
-            && Instant::now() < *until
-        {
-            return Err(error.clone());
+        if let Some(error) = attempts.pause() {
+            return Err(error);
         }
-        match self.connect(ours, address, attempts.tls_first).await {
+        match self.connect(ours, address, first).await {
             Ok(open) => {
-                *attempts =
-                    Attempts { open: Some(Arc::new(open)), tls_first: attempts.tls_first, ..Attempts::default() };
+                *attempts = Attempts { open: Some(Arc::new(open)), ..Attempts::default() };
                 Ok(())
             }
             Err(error) => {
-                if let SystemError::Unreachable { source, .. } = &error
-                    && source.kind() == ConnectErrorKind::TimedOut
-                {
-                    attempts.tls_first = !attempts.tls_first;
-                }
                 attempts.failures = attempts.failures.saturating_add(1);
                 let pause = FIRST_PAUSE.saturating_mul(1 << attempts.failures.min(6)).min(LONGEST_PAUSE);
                 let pause = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
@@ -249,7 +266,7 @@ impl SystemConnection {
         }
     }
 
-    async fn connect(&self, ours: &StoredChain, address: SocketAddr, tls_first: bool) -> Result<Open, SystemError> {
+    async fn connect(&self, ours: &StoredChain, address: SocketAddr, first: First) -> Result<Open, SystemError> {
         let tls = tls::config(ours, self.generations.leaves()).ok_or(SystemError::Identity)?;
         let (is_up, up) = watch::channel(true);
         let note = move |event| {
@@ -276,7 +293,7 @@ impl SystemConnection {
             .subscription_capacity(CAPACITY)
             .read_buffer_capacity(4096)
             .event_callback(note);
-        if tls_first {
+        if first == First::Client {
             options = options.tls_first();
         }
         if matches!(self.login, Login::Key { .. }) {
@@ -286,15 +303,11 @@ impl SystemConnection {
         Ok(Open { client, address, up })
     }
 
-    /// Whether the connection is open.
-    pub async fn is_up(&self) -> bool {
-        self.open.lock().await.open.as_ref().is_some_and(|open| open.is_up())
-    }
-
-    /// Has nats-server load its configuration, and waits for the end of it.
-    pub async fn reload(&self, within: Duration) -> Result<Answer, SystemError> {
+    /// Has nats-server load its configuration. nats-server answers once the reload is done, so a reload that takes longer
+    /// than the wait gives no answer.
+    pub async fn reload(&self) -> Result<Answer, SystemError> {
         let verb = "RELOAD";
-        let answered = self.ask(verb, Bytes::new(), within).await?;
+        let answered = self.ask(verb, Bytes::new()).await?;
         Ok(match read::<serde::de::IgnoredAny>(verb, &answered)? {
             Said { error: Some(error), .. } => Answer::Refused(error.description),
             Said { error: None, .. } => Answer::Loaded,
@@ -322,24 +335,23 @@ impl SystemConnection {
     }
 
     async fn data<T: DeserializeOwned>(&self, verb: &'static str, options: Bytes) -> Result<T, SystemError> {
-        let answered = self.ask(verb, options, ANSWER_WITHIN).await?;
+        let answered = self.ask(verb, options).await?;
         let said = read(verb, &answered)?;
         let what = said.error.map_or_else(|| "it holds no data".to_owned(), |error| error.description);
         said.data.ok_or(SystemError::Nonsense { verb, what })
     }
 
     /// Asks the server that the connection leads to.
-    async fn ask(&self, verb: &'static str, options: Bytes, within: Duration) -> Result<Bytes, SystemError> {
-        // The lock is not held during a reload of minutes.
-        let open = self.open.lock().await.open.clone();
+    async fn ask(&self, verb: &'static str, options: Bytes) -> Result<Bytes, SystemError> {
+        let open = self.attempts.lock().await.open.clone();
         let open = open.filter(|open| open.is_up()).ok_or(SystemError::Lost { verb })?;
         let subject = format!("$SYS.REQ.SERVER.{}.{verb}", open.client.server_info().server_id);
         let mut up = open.up.clone();
         let answered = tokio::select! {
-            answered = tokio::time::timeout(within, open.client.request(subject, options)) => answered,
+            answered = tokio::time::timeout(ANSWER_WITHIN, open.client.request(subject, options)) => answered,
             _ended = up.wait_for(|is_up| !is_up) => return Err(SystemError::Lost { verb }),
         };
-        let message = answered.map_err(|_elapsed| SystemError::Silent { verb, within })?;
+        let message = answered.map_err(|_elapsed| SystemError::Silent { verb })?;
         let message = message.map_err(|error| match error.kind() {
             RequestErrorKind::NoResponders => SystemError::NoResponders { verb },
             _ => SystemError::Lost { verb },

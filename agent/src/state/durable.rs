@@ -9,6 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
+use time::OffsetDateTime;
 use tokio::task::JoinError;
 
 /// Flags for opening a file by its own name: a symlink there is not followed, and a FIFO there is not waited for.
@@ -115,6 +116,15 @@ pub(crate) fn link(from: &Path, to: &Path) -> Result<(), FileError> {
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
     fault::point().and_then(|()| fs::rename(from, to)).map_err(FileError::on("rename a file to", to))?;
     sync_parent(to)
+}
+
+/// When a file got its name, by the wall clock: a rename changes the inode's time (`ctime`). `None`: there is no such
+/// file, or it has a second name, whose link changed the time too.
+pub(crate) fn renamed_at(path: &Path) -> Option<OffsetDateTime> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = fs::metadata(path).ok().filter(|metadata| metadata.nlink() == 1)?;
+    let nanoseconds = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
+    OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()
 }
 
 /// Creates a directory and its missing parents with this mode.

@@ -7,7 +7,6 @@ use time::macros::datetime;
 use tokio::time::Instant;
 
 use super::*;
-use crate::reason::Code;
 use crate::server::monitor::{RouteConnection, Varz};
 use crate::server::standing::{Evidence, Mismatch};
 use crate::state::generation::TlsFiles;
@@ -32,7 +31,7 @@ fn texts(told: &[Told]) -> Vec<&str> {
 
 /// The chain of a port: one certificate with this DER, under this digest.
 fn served(sha256: &str, der: &[u8]) -> Served {
-    Served { sha256: sha256.into(), chain: Chain::new(vec![der.to_vec().into()]).unwrap() }
+    Served { sha256: sha256.into(), not_after: None, chain: Chain::new(vec![der.to_vec().into()]).unwrap() }
 }
 
 /// A served leaf that is valid for seven days, and a bundle with its CA.
@@ -97,6 +96,7 @@ fn healthy() -> Findings {
         server_id: "A".into(),
         config_load_time: NOW - DAY,
         config_digest: Some("sha256:00".into()),
+        ends: Box::default(),
     };
     Findings {
         now: NOW,
@@ -107,17 +107,24 @@ fn healthy() -> Findings {
         peers: peers([("10.0.1.1:6222", "10.0.1.1:6222"), ("10.0.1.2:6222", "10.0.1.2:6222")]),
         observed: Observed {
             presence: Presence::Running(4711),
+            started: None,
+            start: None,
             varz: Some(varz),
             routez: Some(routez([("n2", "10.0.1.2")])),
             client: Ok(served(OURS, b"")),
             route: Ok(served(OURS, b"")),
+            others: std::collections::BTreeMap::new(),
             asked: Instant::now(),
             system: crate::server::system::Link::Unwanted,
         },
+        listeners: Listeners::of(None, &crate::config::NatsConfig::default()),
         standing: Standing::Served(Evidence::LeafAlone),
         confirmed_at: Some(NOW),
         renewal: RenewalStatus::default(),
         settings: crate::status::SettingsStatus::default(),
+        phase: None,
+        is_crash_loop: false,
+        alone_since: None,
         faults: Vec::new(),
         warnings: Vec::new(),
     }
@@ -186,9 +193,11 @@ fn each_finding_makes_its_state_and_says_why() {
         (
             "a port without TLS",
             |findings| {
-                findings.observed.route = Err("no TLS".into());
-                findings.standing =
-                    Standing::NotServed(Mismatch::PortSilent { port: Port::Route, why: "no TLS".into() });
+                findings.observed.route = Err(Silence::Failed("no TLS".into()));
+                findings.standing = Standing::NotServed(Mismatch::PortSilent {
+                    port: Port::Route,
+                    why: Silence::Failed("no TLS".into()),
+                });
             },
             State::Failing,
             &["nats-server doesn't serve what is committed: route port: no TLS"],
@@ -282,15 +291,66 @@ fn a_node_without_a_route_to_anybody_warns_and_one_with_a_route_to_somebody_does
 #[test]
 fn what_is_served_is_told_unless_no_server_runs() {
     let mut findings = healthy();
-    findings.observed.route = Err("no TLS".into());
+    findings.observed.route = Err(Silence::Failed("no TLS".into()));
     let served = Status::of(findings).served.unwrap();
-    assert_eq!(served.client, Some(ServedLeaf { sha256: OURS.into() }));
+    assert_eq!(
+        served.client,
+        Some(ServedLeaf { address: "127.0.0.1:4222".into(), not_after: None, sha256: OURS.into() })
+    );
     assert_eq!(served.route, None);
 
     let mut findings = healthy();
     findings.observed = Observed::absent("there is no pid file".into());
     let status = Status::of(findings);
     assert_eq!((status.served, status.nats.pid), (None, None));
+}
+
+/// A websocket listener with a certificate that holds until seven days after now.
+fn with_websocket(certificate: Certificate, served: Result<Served, Silence>) -> Findings {
+    let mut findings = healthy();
+    let address = "ws.internal:443".to_owned();
+    findings.observed.others.insert(Port::Websocket, Other { address, certificate, served });
+    findings
+}
+
+#[test]
+fn a_listener_is_told_by_whose_certificate_it_has_and_what_is_amiss_there() {
+    let closed = || Err(Silence::Closed("nobody listens".into()));
+    let foreign = |now| {
+        let leaf = Served { not_after: Some(NOW + 7 * DAY), ..other_leaf().0 };
+        Findings { now, ..with_websocket(Certificate::Foreign, Ok(leaf)) }
+    };
+    let cases = [
+        (with_websocket(Certificate::Own, closed()), State::Degraded, Some("listener_silent")),
+        (with_websocket(Certificate::Foreign, closed()), State::Degraded, Some("listener_silent")),
+        (with_websocket(Certificate::Own, Err(Silence::Full("no more".into()))), State::Healthy, None),
+        (with_websocket(Certificate::Own, Ok(served(OURS, b""))), State::Healthy, None),
+        // The bundle doesn't have the CA of either leaf, and another keeper may have another CA.
+        (with_websocket(Certificate::Own, Ok(other_leaf().0)), State::Failing, Some("served_certificate_refused")),
+        (foreign(NOW - DAY), State::Healthy, None),
+        (foreign(NOW + 6 * DAY), State::Healthy, Some("listener_certificate_ends")),
+        (foreign(NOW + 7 * DAY), State::Degraded, Some("listener_certificate_expired")),
+    ];
+    for (mut findings, state, code) in cases {
+        findings.generation = Some(generation(NOW + 14 * DAY));
+        let status = Status::of(findings);
+        let told: Vec<_> = status.reasons.iter().chain(&status.warnings).map(|told| told.code.as_str()).collect();
+        assert_eq!((status.state, told), (state, code.into_iter().collect()), "{:?}", status.reasons);
+        let text = status.reasons.first().map_or("websocket", |told| told.text.as_str());
+        assert!(text.contains("websocket"), "{text}");
+    }
+}
+
+#[test]
+fn a_client_port_that_is_slow_to_greet_is_no_failure_of_a_server_that_says_what_it_loaded() {
+    let mut findings = healthy();
+    findings.observed.client = Err(Silence::Hangs("no TLS handshake within 3 s".into()));
+    let status = Status::of(findings.clone());
+    assert_eq!(status.state, State::Degraded);
+    assert!(texts(&status.reasons)[0].starts_with("the client port, "), "{:?}", status.reasons);
+    findings.observed.client = Err(Silence::Full("no more".into()));
+    let status = Status::of(findings);
+    assert_eq!((status.state, status.warnings[0].code.as_str()), (State::Healthy, "server_full"));
 }
 
 /// Each case: the routes that nats-server reports, and the result for each peer except this node.

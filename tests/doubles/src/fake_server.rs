@@ -10,10 +10,11 @@
 //! - Every listener shows the leaf of the loaded configuration until the next load (§1).
 //! - A server that accepts no client is starting or draining, and a signal could kill or hang it (§4 "Signals", §5).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,12 +25,12 @@ use nats_tls_agent::conf::effective::Sources;
 use nats_tls_agent::conf::listeners::Listeners;
 use nats_tls_agent::conf::render::Rendered;
 use nats_tls_agent::conf::tree::Map;
-use nats_tls_agent::server::monitor::Varz;
-use nats_tls_agent::server::probe::ProbeError;
+use nats_tls_agent::server::monitor::{CertificateEnds, Routez, Varz};
+use nats_tls_agent::server::probe::{ProbeError, Silence};
 use nats_tls_agent::server::process::ProcessError;
 use nats_tls_agent::server::system::Link;
 use nats_tls_agent::server::trial::Prediction;
-use nats_tls_agent::server::{Observed, Presence, Served, Server, ServerError, Told, Variables};
+use nats_tls_agent::server::{Asked, Observed, Presence, Served, Server, ServerError, StartMark, Variables};
 use nats_tls_agent::trust::TrustBundle;
 use nats_tls_agent::x509::chain::{Chain, StoredChain};
 use nats_tls_agent::x509::leaf::Leaf;
@@ -110,6 +111,14 @@ impl Loaded {
     }
 }
 
+/// When a file got its name. A rename changes the time of the inode.
+fn renamed_at(path: &Path) -> Option<OffsetDateTime> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(path).ok()?;
+    let nanoseconds = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
+    OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()
+}
+
 /// The value of a setting that stands on a line of its own.
 #[must_use]
 pub fn setting(text: &str, name: &str) -> Option<String> {
@@ -129,6 +138,13 @@ pub struct FakeServer {
     pub dies: AtomicBool,
     /// Whether the process runs but accepts no client, because it starts, drains or hangs.
     pub is_deaf: AtomicBool,
+    /// Seconds that a reload takes. Meanwhile handshakes and monitoring hang, as while nats-server authenticates each
+    /// client with a bcrypt password anew (§11).
+    pub reload_seconds: AtomicU64,
+    /// The routes that monitoring reports, if it reports any.
+    pub routez: Mutex<Option<Routez>>,
+    /// Whether the process ends as it starts, after it wrote its pid file.
+    pub ends_at_start: AtomicBool,
     /// Whether the version is below 2.11, which reports no digest.
     pub is_old: AtomicBool,
     /// Whether the monitoring port doesn't answer.
@@ -145,6 +161,10 @@ struct Process {
     starts: u64,
     loaded: Option<Arc<Loaded>>,
     load_time: Option<OffsetDateTime>,
+    /// When the configuration's file got its name, for the last start.
+    started: Option<OffsetDateTime>,
+    /// A reload that is under way ends at this time.
+    loads_at: Option<tokio::time::Instant>,
     /// The anchors of every bundle that any start or reload loaded.
     trusted: BTreeSet<String>,
 }
@@ -161,6 +181,9 @@ impl FakeServer {
             dies: off(),
             is_deaf: off(),
             is_old: off(),
+            reload_seconds: AtomicU64::new(0),
+            routez: Mutex::default(),
+            ends_at_start: off(),
             is_mute: off(),
             clock,
             pace,
@@ -200,7 +223,15 @@ impl FakeServer {
 
     /// Starts the server with the committed configuration. The start replaces a running server.
     pub fn start(&self) {
-        self.process().starts += 1;
+        let mut process = self.process();
+        process.starts += 1;
+        process.loads_at = None;
+        process.started = renamed_at(&self.config).map(|renamed| renamed + Duration::from_nanos(1));
+        if self.ends_at_start.load(Ordering::Relaxed) {
+            process.loaded = None;
+            return;
+        }
+        drop(process);
         if let Some(read) = self.read(&self.config, "a start") {
             self.load(read);
         }
@@ -228,6 +259,25 @@ impl FakeServer {
             process.loaded.replace(Arc::clone(&now))
         };
         self.witness.loaded(self, before.as_deref(), &now);
+    }
+
+    /// Ends a reload whose time has come. Returns whether a reload is still under way.
+    fn is_loading(&self) -> bool {
+        let Some(at) = self.process().loads_at else { return false };
+        if at > tokio::time::Instant::now() {
+            return true;
+        }
+        self.process().loads_at = None;
+        if let Some(read) = self.read(&self.config, "a reload") {
+            self.load(read);
+        }
+        false
+    }
+
+    /// Versions before 2.11 report no end of a certificate.
+    fn ends(&self, loaded: &Loaded) -> CertificateEnds {
+        let is_old = self.is_old.load(Ordering::Relaxed);
+        if is_old { CertificateEnds::default() } else { CertificateEnds::all(loaded.leaf.not_after) }
     }
 
     fn digest_of_text(&self, text: &str) -> Option<String> {
@@ -269,61 +319,77 @@ impl Server for FakeServer {
     }
 
     async fn observe(&self, _chain: Option<&StoredChain>, _at: &Listeners, _last: Option<&Observed>) -> Observed {
+        let is_loading = self.is_loading();
         let seen = {
             let process = self.process();
             process.loaded.clone().zip(process.load_time).map(|(loaded, time)| (loaded, time, process.starts))
         };
         let Some((loaded, config_load_time, starts)) = seen else {
-            return Observed::absent("it does not run".into());
+            let starts = self.process().starts;
+            let start = (starts > 0).then(|| StartMark { pid: PID, written: i128::from(starts) });
+            return Observed { start, ..Observed::absent("it does not run".into()) };
         };
         self.pace.end().await;
-        let served = if self.is_deaf.load(Ordering::Relaxed) {
-            Err("no leaf".to_owned())
+        let served = if is_loading || self.is_deaf.load(Ordering::Relaxed) {
+            Err(Silence::Hangs("no leaf".to_owned()))
         } else {
             Ok(Served::of(loaded.chain.clone()))
         };
         Observed {
             presence: Presence::Running(PID),
-            varz: (!self.is_mute.load(Ordering::Relaxed)).then(|| Varz {
+            started: self.process().started,
+            start: Some(StartMark { pid: PID, written: i128::from(starts) }),
+            varz: (!is_loading && !self.is_mute.load(Ordering::Relaxed)).then(|| Varz {
                 version: "2.15.1".into(),
                 server_id: format!("start {starts}"),
                 config_load_time,
                 config_digest: self.digest_of_text(&loaded.text),
+                ends: self.ends(&loaded).into(),
             }),
-            routez: None,
+            routez: self.routez.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             client: served.clone(),
             route: served,
+            others: BTreeMap::new(),
             asked: tokio::time::Instant::now(),
             system: Link::Unwanted,
         }
     }
 
-    async fn clients_send_users(&self, _at: &Listeners) -> Option<bool> {
+    async fn clients_send_users(&self, _chain: Option<&StoredChain>, _at: &Listeners) -> Option<bool> {
         Some(false)
     }
 
-    async fn reload(&self, _chain: &StoredChain, _at: &Listeners) -> Result<Told, ServerError> {
+    async fn reload(&self, _chain: &StoredChain, _at: &Listeners) -> Result<Asked, ServerError> {
         self.pace.begin(RELOAD).await;
         let Some(loaded) = self.loaded() else {
             return Err(ProcessError::Absent("it does not run".into()).into());
         };
-        if self.is_deaf.load(Ordering::Relaxed) {
-            let address = ([127, 0, 0, 1], 4222).into();
-            return Err(ServerError::NotListening { pid: PID, address, source: ProbeError::Slow { address } });
+        if self.is_loading() || self.is_deaf.load(Ordering::Relaxed) {
+            let address = SocketAddr::from(([127, 0, 0, 1], 4222));
+            return Err(ServerError::NotListening {
+                pid: PID,
+                address,
+                source: ProbeError::Slow { address: address.to_string() },
+            });
         }
         self.reloads.fetch_add(1, Ordering::Relaxed);
         self.witness.told_to_reload();
         if self.dies.load(Ordering::Relaxed) {
             self.stop();
-            return Ok(Told::Signalled { pid: PID });
+            return Ok(Asked { pid: PID, answer: None });
         }
         if !self.ignores.load(Ordering::Relaxed)
             && let Some(read) = self.read(&self.config, "a reload")
             && setting(&loaded.text, "server_name") == setting(&read.text, "server_name")
         {
-            self.load(read);
+            match self.reload_seconds.load(Ordering::Relaxed) {
+                0 => self.load(read),
+                seconds => {
+                    self.process().loads_at = Some(tokio::time::Instant::now() + Duration::from_secs(seconds));
+                }
+            }
         }
         self.pace.end().await;
-        Ok(Told::Signalled { pid: PID })
+        Ok(Asked { pid: PID, answer: None })
     }
 }

@@ -143,8 +143,16 @@ impl Agent {
     }
 
     /// The output of `agent status --json`. The command exits with 1 if the state isn't healthy.
+    ///
+    /// # Errors
+    /// The command has no status to tell.
     pub async fn status(&self) -> Result<Value, Failure> {
-        self.run(&["status", "--json"], STATUS_WITHIN).await?.json()
+        let answer = self.run(&["status", "--json"], STATUS_WITHIN).await?;
+        let status = answer.json()?;
+        match status.get("error") {
+            Some(error) => Err(Failure::new(format!("agent status ended with exit {:?}: {error}", answer.code))),
+            None => Ok(status),
+        }
     }
 
     /// The output of `agent renew --json`.

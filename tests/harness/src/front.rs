@@ -43,9 +43,10 @@ impl Mood {
 
 /// The agent recognises nats-server by the name of its executable and by the `-c` of its command line. The front is
 /// therefore a copy of the shell under that name. Its arguments after the script are `SERVER -c CONFIG PID_FILE
-/// MOOD_FILE`. The processes that the front starts end with the front.
+/// MOOD_FILE`, and then the server's further arguments. The agent reads none of these, because nats-server's own arguments
+/// end at the first word without a dash. The processes that the front starts end with the front.
 const SCRIPT: &str = r#"
-behind() { setpriv --pdeathsig KILL "$1" -c "$3" & child=$!; }
+behind() { setpriv --pdeathsig KILL "$server" -c "$config" "$@" & child=$!; }
 hang_up() {
     read -r mood < "$mood_file"
     echo "front: SIGHUP $mood"
@@ -56,7 +57,8 @@ hang_up() {
         is-replaced) kill -TERM "$child"; wait "$child"; behind "$@" ;;
     esac
 }
-pid_file=$4 mood_file=$5
+server=$1 config=$3 pid_file=$4 mood_file=$5
+shift 5
 behind "$@"
 until [ "$(cat "$pid_file" 2>/dev/null)" = "$child" ]; do sleep 0.01; done
 trap 'hang_up "$@"' HUP
@@ -84,6 +86,7 @@ impl Front {
         std::fs::write(&script, SCRIPT).map_err(cannot)?;
         let mut command = Command::new(&binary);
         command.arg(&script).arg(server).arg("-c").arg(node.nats_config()).arg(node.pid_file()).arg(&mood);
+        command.args(&node.server_arguments);
         let front = Self { mood, process: Process::spawn("the front", &mut command, &node.server_log())? };
         front.is(Mood::Passes)?;
         let pid = front.process.pid();
@@ -113,6 +116,11 @@ impl Front {
     /// Fails if the front has ended.
     pub fn check_running(&mut self) -> Result<(), Failure> {
         self.process.check_running()
+    }
+
+    /// Ends the server behind and the front.
+    pub async fn end(self) -> Result<(), Failure> {
+        self.process.stop(std::time::Duration::from_secs(10)).await.map(drop)
     }
 
     /// Sends the front a signal. SIGKILL ends the server behind it too.

@@ -300,7 +300,8 @@ impl Bench {
         let prober = Prober::presenting(&newest.chain).map_err(|error| error.to_string())?;
         let mut leaves = BTreeSet::new();
         for (address, port) in [(self.node().client(), Port::Client), (self.node().route(), Port::Route)] {
-            let served = prober.served(address, port).await.map_err(|error| error.to_string())?;
+            let served =
+                prober.served(&address.to_string(), port.opening()).await.map_err(|error| error.to_string())?;
             leaves.insert(nats_tls_agent::digest::sha256_hex(served.leaf()));
         }
         check(leaves.len() == 1, || format!("two leaves are served: {leaves:?}"))?;

@@ -1,7 +1,7 @@
 //! The gates before nats-server's ports, and the wrapper around the nats-server command.
 //!
-//! A gate listens on the port that the agent calls. nats-server itself listens on another port. Its configuration names
-//! that port by a variable, which the agent leaves unresolved.
+//! A gate listens on the port that the agent calls. nats-server itself listens on another port, which its arguments name.
+//! A front hides the arguments from the agent.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;

@@ -146,7 +146,7 @@ async fn invariant_07_no_fault_of_the_way_to_nats_server_disturbs_what_it_serves
     let setup = || Setup { gates: true, ..Setup::default() };
     let calls = vec![
         (setup(), Trigger::Renew, check()),
-        (setup(), Trigger::Renew, signal()),
+        (Setup::default(), Trigger::Renew, signal()),
         (setup(), Trigger::Renew, monitoring()),
         (setup(), Trigger::Renew, handshake()),
         (setup(), Trigger::Renew, route_handshake()),

@@ -10,6 +10,7 @@ use aws_double::http::AwsDouble;
 use aws_double::pca::CaSettings;
 use aws_double::secrets::Content;
 use harness::cluster::{Cluster, Node};
+use harness::front::Front;
 use harness::imds::{ImdsStub, InstanceFacts};
 use harness::nodes::set;
 use harness::traffic::Traffic;
@@ -71,6 +72,8 @@ pub(super) struct World {
     pub(super) imds: ImdsStub,
     pub(super) node: Node,
     pub(super) gates: Option<Gates>,
+    /// The process before a nats-server behind gates.
+    front: Option<Front>,
     pub(super) peer: Option<Gate>,
     pub(super) names: Option<super::names::Stub>,
     cluster: Cluster,
@@ -127,6 +130,8 @@ impl World {
         );
         cluster.configure_with(&node, &text)?;
         set(node.agent.config(), "nats.jetstream", "false")?;
+        // A hanging port counts as a reload that is under way, and a cell waits for the end of that.
+        set(node.agent.config(), "nats.reload", "{ timeout = \"10s\" }")?;
         if setup.credential {
             set(node.agent.config(), "nats.cluster_secret_id", &format!("\"{ROUTES}\""))?;
         }
@@ -144,7 +149,7 @@ impl World {
             None
         };
         let last_peer = AtomicU8::new(OWN + 1);
-        Ok(Self { double, imds, node, gates, peer, names, cluster, ca, anchors, last_peer, directory })
+        Ok(Self { double, imds, node, gates, front: None, peer, names, cluster, ca, anchors, last_peer, directory })
     }
 
     /// The CA's ARN.
@@ -167,10 +172,10 @@ impl World {
     }
 
     async fn start_server(&mut self) -> Result<(), Failure> {
-        if let Some(gates) = &mut self.gates {
-            gates.open().await?;
-        }
-        self.cluster.start_server(&mut self.node).await
+        let Some(gates) = &mut self.gates else { return self.cluster.start_server(&mut self.node).await };
+        gates.open().await?;
+        self.front = Some(Front::start(&self.node, &tools::nats_server(tools::NATS_SERVER)?).await?);
+        Ok(())
     }
 
     /// Boots the node while the fault holds, then ends the fault.
@@ -346,7 +351,7 @@ impl World {
 
     async fn told(&self, told: &Told, said: usize) -> Result<String, String> {
         // A first boot has no server yet, so the node can't be healthy.
-        let healthy = |status: &Value| status["state"] == "healthy" || self.node.server.is_none();
+        let healthy = |status: &Value| status["state"] == "healthy" || !self.has_server();
         eventually("the fault in the status", SOON, async || {
             let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
             if let Told::Nothing(met) = told
@@ -369,6 +374,10 @@ impl World {
             Told::Ill(_) | Told::Nothing(_) => "unharmed",
         }
         .into())
+    }
+
+    fn has_server(&self) -> bool {
+        self.node.server.is_some() || self.front.is_some()
     }
 
     /// A node meets each fault in one trial only, so any recorded call with the fault counts.
@@ -411,6 +420,9 @@ impl World {
             }
             if let Some(server) = self.node.server.take() {
                 server.kill().await?;
+            }
+            if let Some(front) = self.front.take() {
+                front.end().await?;
             }
             Ok::<_, Failure>(())
         };

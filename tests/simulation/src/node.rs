@@ -213,6 +213,7 @@ impl Life {
             commit_point: CommitPoint::new(CommitParts {
                 server: Arc::clone(&self.server) as Arc<dyn Server>,
                 nats: NatsConfig { config: self.directory.join("nats-server.conf"), ..NatsConfig::default() },
+                clock: world.clock,
                 generations: Generations::of(&self.directory),
                 state: self.directory.clone(),
             }),

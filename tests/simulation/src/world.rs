@@ -237,11 +237,11 @@ impl World {
 
 #[async_trait]
 impl Dial for World {
-    async fn served_chains(&self, _ours: &StoredChain, peers: Vec<SocketAddr>) -> Vec<Option<Chain>> {
+    async fn served_chains(&self, _ours: &StoredChain, peers: Vec<SocketAddr>) -> BTreeMap<SocketAddr, Option<Chain>> {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(2..10))).await;
         let books = self.books();
-        let chain = |peer| Some(books.nodes.get(peer)?.server.loaded()?.chain.clone());
-        peers.iter().map(chain).collect()
+        let chain = |peer: &SocketAddr| Some(books.nodes.get(peer)?.server.loaded()?.chain.clone());
+        peers.into_iter().map(|peer| (peer, chain(&peer))).collect()
     }
 
     async fn answering(&self, peers: Vec<SocketAddr>) -> BTreeSet<SocketAddr> {

@@ -1,9 +1,12 @@
 //! Who may connect, and what they may do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::tls::listens;
-use super::values::{block, is_given, text};
+use super::exchange::Exchange;
+use super::limits::Limits;
+use super::permissions::{Change, Permissions};
+use super::tls::{is_on, listens};
+use super::values::{block, is_given, text, texts};
 use super::{Found, Loss, store};
 use crate::conf::system;
 use crate::conf::tree::{Ambiguous, Entry, Map, Value};
@@ -24,6 +27,8 @@ pub(super) struct Access {
     operator: bool,
     trusted_keys: bool,
     resolver: bool,
+    /// Clients must come through a trusted proxy.
+    proxy_required: bool,
     /// There is an `authorization` block, even one that lets in everybody.
     has_block: bool,
     /// `authorization` has one user.
@@ -41,6 +46,9 @@ pub(super) struct Access {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Account {
     jetstream: bool,
+    limits: Limits,
+    jetstream_limits: Limits,
+    exchange: Exchange,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +56,16 @@ struct User {
     /// `None`: in `authorization`.
     account: Option<String>,
     has_password: bool,
-    limits: Limits,
+    permissions: Permissions,
+    ways: Ways,
+}
+
+/// The ways in which a user may connect.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Ways {
+    /// Empty: every kind of connection.
+    kinds: BTreeSet<String>,
+    proxy_required: bool,
 }
 
 /// A listener with users of its own.
@@ -57,21 +74,6 @@ struct Port {
     is_on: bool,
     has_users: bool,
     no_auth_user: Option<String>,
-}
-
-/// What a user's permissions restrict.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Limits {
-    publish: Subjects,
-    subscribe: Subjects,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Subjects {
-    /// Only some subjects are allowed.
-    allow: bool,
-    /// Some subjects are denied.
-    deny: bool,
 }
 
 impl Access {
@@ -88,6 +90,7 @@ impl Access {
             operator: is_given(top, &OPERATOR)?,
             trusted_keys: is_given(top, &["trusted", "trusted_keys"])?,
             resolver: is_given(top, &["resolver", "account_resolver", "accounts_resolver"])?,
+            proxy_required: is_on(&authorization, "proxy_required")?,
             has_block: top.find(&["authorization"])?.is_some(),
             single_user: is_given(&authorization, &USER)?,
             no_auth_user: no_auth_user(top)?,
@@ -101,7 +104,8 @@ impl Access {
         access.read_users(None, &authorization, &["default_permission", "default_permissions", "permissions"])?;
         if let Some(name) = text(&authorization, &USER)?.filter(|name| !name.is_empty()) {
             let has_password = is_given(&authorization, &PASSWORD)?;
-            access.users.insert(name, User { account: None, has_password, limits: Limits::default() });
+            let (permissions, ways) = (Permissions::default(), Ways::default());
+            access.users.insert(name, User { account: None, has_password, permissions, ways });
         }
         access.read_accounts(top.find(&["accounts"])?)?;
         Ok(access)
@@ -117,7 +121,7 @@ impl Access {
                     if system::is_own(entry) {
                         continue;
                     }
-                    self.accounts.insert(name.to_owned(), Account { jetstream: store::is_on(account)? });
+                    self.accounts.insert(name.to_owned(), Account::of(account)?);
                     self.read_users(Some(name), account, &["default_permissions"])?;
                 }
             }
@@ -131,7 +135,7 @@ impl Access {
     }
 
     fn read_users(&mut self, account: Option<&str>, map: &Map, defaults: &[&str]) -> Result<(), Ambiguous> {
-        let defaults = Limits::of(map.find(defaults)?)?;
+        let defaults = Permissions::of(map.find(defaults)?)?;
         let users = map.find(&["users"])?.and_then(|users| users.value.as_array()).unwrap_or_default();
         for user in users.iter().filter(|user| !system::is_own(user)).filter_map(|user| user.value.as_map()) {
             let nkey = text(user, &["nkey"])?.filter(|nkey| !nkey.is_empty()).map(|nkey| name_of_nkey(&nkey));
@@ -140,7 +144,8 @@ impl Access {
             let entry = User {
                 account: account.map(str::to_owned),
                 has_password: nkey.is_some() || is_given(user, &PASSWORD)?,
-                limits: if permissions.is_some() { Limits::of(permissions)? } else { defaults },
+                permissions: if permissions.is_some() { Permissions::of(permissions)? } else { defaults.clone() },
+                ways: Ways::of(user)?,
             };
             self.users.insert(name, entry);
         }
@@ -176,6 +181,31 @@ fn no_auth_user(map: &Map) -> Result<Option<String>, Ambiguous> {
     Ok(text(map, &["no_auth_user"])?.filter(|user| !user.is_empty()))
 }
 
+impl Account {
+    fn of(account: &Map) -> Result<Self, Ambiguous> {
+        let jetstream = store::is_on(account)?;
+        Ok(Self {
+            jetstream,
+            limits: Limits::of_account(account)?,
+            jetstream_limits: if jetstream { Limits::of_account_jetstream(account)? } else { Limits::default() },
+            exchange: Exchange::of(account)?,
+        })
+    }
+}
+
+impl Ways {
+    fn of(user: &Map) -> Result<Self, Ambiguous> {
+        let kinds = texts(user.find(&["allowed_connection_types", "connection_types", "clients"])?);
+        Ok(Self { kinds: kinds.map(str::to_uppercase).collect(), proxy_required: is_on(user, "proxy_required")? })
+    }
+
+    /// Whether a connection that was refused before is accepted.
+    fn accept_more_than(&self, before: &Self) -> bool {
+        let accepts_more = !before.kinds.is_empty() && (self.kinds.is_empty() || !self.kinds.is_subset(&before.kinds));
+        accepts_more || before.proxy_required && !self.proxy_required
+    }
+}
+
 impl Port {
     fn of(map: &Map, authorization: &Map) -> Result<Self, Ambiguous> {
         Ok(Self {
@@ -186,50 +216,6 @@ impl Port {
                 || is_given(authorization, &["users"])?,
             no_auth_user: no_auth_user(map)?,
         })
-    }
-}
-
-impl Limits {
-    fn of(permissions: Option<&Entry>) -> Result<Self, Ambiguous> {
-        let Some(map) = permissions.and_then(|entry| entry.value.as_map()) else { return Ok(Self::default()) };
-        let mut publish = Subjects::of(map.find(&["pub", "publish", "import"])?)?;
-        // With allowed responses nats-server closes every other subject, unless some subjects are allowed
-        // (parseUserPermissions in server/opts.go).
-        let responses = map.find(&["publish_allow_responses", "allow_responses"])?.map(|entry| &entry.value);
-        publish.allow |= matches!(responses, Some(Value::Bool(true) | Value::Map(_)));
-        Ok(Self { publish, subscribe: Subjects::of(map.find(&["sub", "subscribe", "export"])?)? })
-    }
-
-    /// Whether these limits restrict everything that `before` restricts.
-    fn keep(self, before: Self) -> bool {
-        self.publish.keep(before.publish) && self.subscribe.keep(before.subscribe)
-    }
-}
-
-impl Subjects {
-    fn of(entry: Option<&Entry>) -> Result<Self, Ambiguous> {
-        Ok(match entry {
-            None => Self::default(),
-            Some(entry) => match &entry.value {
-                // An empty map means nothing to nats-server.
-                Value::Map(map) => Self { allow: allows_some(map.find(&["allow"])?), deny: is_given(map, &["deny"])? },
-                _ => Self { allow: allows_some(Some(entry)), deny: false },
-            },
-        })
-    }
-
-    /// A list of allowed subjects may take the place of a list of denied subjects.
-    fn keep(self, before: Self) -> bool {
-        (self.allow || !before.allow) && (self.deny || !before.deny || self.allow && !before.allow)
-    }
-}
-
-/// Whether subjects are listed, and `>` is not among them.
-fn allows_some(entry: Option<&Entry>) -> bool {
-    match entry.map(|entry| &entry.value) {
-        Some(Value::Array(subjects)) => subjects.iter().all(|subject| subject.value.as_text() != Some(">")),
-        Some(Value::Text(subject)) => subject.as_str() != ">",
-        _ => false,
     }
 }
 
@@ -263,26 +249,59 @@ fn compare_means(before: &Access, after: &Access, found: &mut Found) {
 }
 
 fn compare_accounts(before: &Access, after: &Access, found: &mut Found) {
+    let exists = |name: &str| after.accounts.contains_key(name);
+    let is_gone = |name: &str| before.accounts.contains_key(name) && !exists(name);
     for (name, account) in &before.accounts {
-        match after.accounts.get(name) {
-            None => found.add(Loss::Account, format!("the account {name:?} would be gone, with all that it has")),
-            Some(now) if account.jetstream && !now.jetstream => {
-                found.add(Loss::AccountJetStream, format!("the account {name:?} would have no JetStream"));
+        let Some(now) = after.accounts.get(name) else {
+            found.add(Loss::Account, format!("the account {name:?} would be gone, with all that it has"));
+            continue;
+        };
+        if account.jetstream && !now.jetstream {
+            found.add(Loss::AccountJetStream, format!("the account {name:?} would have no JetStream"));
+        } else if account.jetstream {
+            for limit in now.jetstream_limits.lowered(&account.jetstream_limits) {
+                let what = format!("JetStream of the account {name:?} would have a lower limit, by {limit}");
+                found.add(Loss::AccountJetStreamLimits, what);
             }
-            Some(_) => {}
+        }
+        for limit in now.limits.lowered(&account.limits) {
+            found.add(Loss::AccountLimits, format!("the account {name:?} would have a lower {limit}"));
+        }
+        for subject in now.exchange.exports_gone(&account.exchange, exists) {
+            let what = format!("the account {name:?} would no longer export {subject:?} to the same accounts");
+            found.add(Loss::AccountExport, what);
+        }
+        for subject in now.exchange.exports_opened(&account.exchange) {
+            found.add(Loss::PrivateExport, format!("every account could import {subject:?} of the account {name:?}"));
+        }
+        for (subject, from) in now.exchange.imports_gone(&account.exchange, is_gone) {
+            let what = format!("the account {name:?} would no longer import {subject:?} of {from:?} as it does");
+            found.add(Loss::AccountImport, what);
         }
     }
 }
 
 fn compare_users(before: &Access, after: &Access, found: &mut Found) {
+    if before.proxy_required && !after.proxy_required {
+        found.add(Loss::UserConnections, "clients could connect without a trusted proxy");
+    }
     for (name, user) in &before.users {
         let Some(now) = after.users.get(name) else { continue };
         if user.has_password && !now.has_password {
             found.add(Loss::UserPassword, format!("the user {name:?} would need no password"));
         }
-        if !now.limits.keep(user.limits) {
-            found
-                .add(Loss::UserPermissions, format!("the user {name:?} could use subjects that its permissions close"));
+        match now.permissions.change_from(&user.permissions) {
+            Change::Kept => {}
+            Change::Wider => {
+                found.add(Loss::UserSubjects, format!("the user {name:?} could use more subjects than before"));
+            }
+            Change::Open => {
+                let what = format!("the user {name:?} could use every subject, and its permissions close some");
+                found.add(Loss::UserPermissions, what);
+            }
+        }
+        if now.ways.accept_more_than(&user.ways) {
+            found.add(Loss::UserConnections, format!("the user {name:?} could connect in more ways than before"));
         }
     }
     if !after.restricts() {

@@ -1,6 +1,10 @@
 //! The facts of a configuration, read from its effective tree.
 
+use std::collections::BTreeMap;
+
 use super::access::{self, Access};
+use super::limits::Limits;
+use super::permissions::{Change, Permissions};
 use super::store::{self, Store};
 use super::tls::{self, Listeners, is_on, may_be_on};
 use super::values::{block, is_given, text};
@@ -19,6 +23,10 @@ pub struct Facts {
     pub cluster_listen: Option<String>,
     /// Monitoring listener: `host:port`, or the port alone.
     pub monitor_listen: Option<String>,
+    /// Monitoring is served with TLS alone, with the certificate of clients.
+    pub monitor_tls: bool,
+    /// `cert_file` of clients.
+    pub client_certificate: Option<String>,
     /// The path of the pid file.
     pub pid_file: Option<String>,
     /// Clients must use TLS: a certificate is configured, and `allow_non_tls` is off.
@@ -38,6 +46,9 @@ pub struct Facts {
     pub(super) listeners: Listeners,
     pub(super) access: Access,
     pub(super) store: Option<Store>,
+    pub(super) cluster_permissions: Permissions,
+    pub(super) limits: Limits,
+    pub(super) jetstream_limits: BTreeMap<&'static str, i64>,
 }
 
 impl Facts {
@@ -52,6 +63,8 @@ impl Facts {
             listen: listener(top)?,
             cluster_listen: listener(&cluster)?,
             monitor_listen: monitor_listener(top)?,
+            monitor_tls: tls::is_monitored_with_tls(top)?,
+            client_certificate: text(&client_tls, &["cert_file"])?,
             pid_file: text(top, &["pidfile", "pid_file"])?,
             client_tls: tls::has_certificate(&client_tls)? && !may_be_on(top, "allow_non_tls")?,
             client_verify: is_on(&client_tls, "verify")? || is_on(&client_tls, "verify_and_map")?,
@@ -64,6 +77,9 @@ impl Facts {
             listeners: Listeners::of(top)?,
             access: Access::of(top)?,
             store: Store::of(top)?,
+            cluster_permissions: cluster_permissions(&cluster)?,
+            limits: Limits::of_server(top)?,
+            jetstream_limits: Limits::of_jetstream(top)?,
         })
     }
 }
@@ -72,6 +88,13 @@ impl Facts {
 fn credential(map: &Map) -> Result<bool, Ambiguous> {
     let authorization = block(map, &["authorization"])?;
     Ok(is_given(&authorization, &["user", "username"])? && is_given(&authorization, &["pass", "password"])?)
+}
+
+/// The permissions of routes. Those in `authorization` apply where the cluster has none.
+fn cluster_permissions(cluster: &Map) -> Result<Permissions, Ambiguous> {
+    let authorization = block(cluster, &["authorization"])?;
+    let below = authorization.find(&["default_permissions", "default_permission", "permissions"])?;
+    Permissions::of(cluster.find(&["permissions"])?.or(below))
 }
 
 fn listener(map: &Map) -> Result<Option<String>, Ambiguous> {
@@ -87,8 +110,12 @@ fn listener(map: &Map) -> Result<Option<String>, Ambiguous> {
 }
 
 fn monitor_listener(top: &Map) -> Result<Option<String>, Ambiguous> {
-    let http = text(top, &["http"])?;
-    Ok(http.or(text(top, &["http_port", "monitor_port"])?))
+    let names: [&[&str]; 2] = if tls::is_monitored_with_tls(top)? {
+        [&["https"], &["https_port"]]
+    } else {
+        [&["http"], &["http_port", "monitor_port"]]
+    };
+    Ok(text(top, names[0])?.or(text(top, names[1])?))
 }
 
 /// What `after` lacks of `before`.
@@ -106,8 +133,23 @@ pub(super) fn compare(before: &Facts, after: &Facts, found: &mut Found) {
     if let (Some(before), Some(after)) = (&before.store, &after.store) {
         store::compare(before, after, found);
     }
+    if before.jetstream && after.jetstream {
+        for (name, limit) in &after.jetstream_limits {
+            if before.jetstream_limits.get(name).is_some_and(|before| limit < before) {
+                found.add(Loss::JetStreamLimits, format!("JetStream would have a lower {name}"));
+            }
+        }
+    }
+    for name in after.limits.lowered(&before.limits) {
+        found.add(Loss::ServerLimits, format!("nats-server would have a lower {name}"));
+    }
+    if after.cluster_permissions.change_from(&before.cluster_permissions) > Change::Kept {
+        found.add(Loss::ClusterPermissions, "more subjects could cross the routes");
+    }
     renamed("cluster", Loss::ClusterName, [&before.cluster_name, &after.cluster_name], found);
-    renamed("gateway", Loss::GatewayName, [&before.gateway_name, &after.gateway_name], found);
+    if after.listeners.has_gateway() {
+        renamed("gateway", Loss::GatewayName, [&before.gateway_name, &after.gateway_name], found);
+    }
     if before.cluster_credential && !after.cluster_credential {
         found.add(Loss::ClusterCredential, "routes would no longer need the cluster credential");
     }

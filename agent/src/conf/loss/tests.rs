@@ -131,10 +131,10 @@ fn invariant_12_tls_of_every_listener_is_a_loss_of_its_own() {
         assert_is(&[&format!("{name}-tls")], &with, &listener(block, "no_tls: true"));
         assert_is(&[&format!("{name}-certificate")], &with, &listener(block, &format!("tls {{ {FOREIGN} }}")));
         assert_none(&with, &listener(block, &format!("tls {{ {NEXT} }}")));
-        // A listener that is off is no listener without TLS.
-        assert_none(&with, "");
-        assert_none(&with, &format!("{block} {{ port: 0 }}"));
-        assert_none("", &with);
+        // A listener that is gone is no listener without TLS, and a loss of its own.
+        let gone = if name == "leafnode" { "leafnodes" } else { name };
+        assert_is(&[gone], &with, "");
+        assert_is(&[gone], &with, &format!("{block} {{ port: 0 }}"));
     }
 }
 
@@ -208,8 +208,26 @@ fn invariant_12_leafnode_remotes_are_compared_one_by_one() {
     let insecure = with.replace(OWN, &format!("{OWN}, insecure: true"));
     assert_is(&["leafnode-remote-verify"], &remotes(&with), &remotes(&insecure));
     for after in ["", &remotes(other), &remotes(&without.replace("account", "disabled: true, account"))] {
-        assert_none(&remotes(&format!("{with}, {other}")), after);
+        assert_is(&["leafnode-remote"], &remotes(&format!("{with}, {other}")), after);
     }
+    // The hub has another address, and the account has as many remotes as before.
+    assert_none(&remotes(other), &remotes(&other.replace("other", "another")));
+    let closed = |more: &str| remotes(&format!("{{ url: \"nats-leaf://hub\"\n{more} }}"));
+    for (before, after) in
+        [("deny_imports: [ a, b ]", "deny_import: a"), ("deny_exports: \"a.>\"", "deny_exports: [ \"a.*\" ]")]
+    {
+        assert_is(&["leafnode-remote-permissions"], &closed(before), &closed(after));
+        assert_is(&["leafnode-remote-permissions"], &closed(before), &closed(""));
+    }
+}
+
+#[test]
+fn invariant_12_a_remote_gateway_that_is_dialled_no_longer_is_a_loss_of_its_own() {
+    let gateway = |remotes: &str| format!("gateway {{ name: g, port: 7222, gateways: [ {remotes} ] }}");
+    let (h, i) = ("{ name: h, url: \"nats://h:1\" }", "{ name: i, urls: [ \"nats://i:1\" ] }");
+    assert_is(&["gateway-remote"], &gateway(&format!("{h}, {i}")), &gateway(i));
+    assert_none(&gateway(&format!("{h}, {i}")), &gateway(&format!("{i}, {}", h.replace("h:1", "k:1"))));
+    assert_is(&["gateway"], &gateway(h), "");
 }
 
 #[test]
@@ -237,8 +255,10 @@ fn invariant_12_remote_gateways_without_a_block_of_their_own_use_the_gateways() 
 fn invariant_12_https_monitoring_does_not_become_http() {
     for (https, http) in [("https: 127.0.0.1:8443", "http: 127.0.0.1:8222"), ("https_port: 8443", "http_port: 8222")] {
         assert_is(&["monitoring-tls"], https, http);
-        assert_none(https, "");
-        assert_none(https, "http_port: 0");
+        for monitored in [https, http] {
+            assert_is(&["monitoring"], monitored, "");
+            assert_is(&["monitoring"], monitored, "http_port: 0");
+        }
     }
 }
 
@@ -268,7 +288,7 @@ fn invariant_12_a_client_without_a_user_is_let_in_only_if_it_is_meant() {
     let with = |more: &str| format!("{users}{more}");
     assert_eq!(names(Some(users), &with("no_auth_user: a")), ["no-auth-user"]);
     assert_none(&with("no_auth_user: a"), users);
-    assert_none(&with("no_auth_user: a"), &with("no_auth_user: a\nmax_payload: 1"));
+    assert_none(&with("no_auth_user: a"), &with("no_auth_user: a\nmax_payload: 2MB"));
     assert_eq!(names(Some(&with("no_auth_user: a")), &with("no_auth_user: b")), ["no-auth-user"]);
     // Everybody could connect before.
     assert_none("", &with("no_auth_user: a"));
@@ -334,13 +354,153 @@ fn invariant_12_what_a_permission_closes_stays_closed() {
     ] {
         assert_is(&["user-permissions"], &user(before), &user(after));
     }
-    assert_none(&user("permissions { publish: x }"), &user("permissions { publish: [ x, y ] }"));
+    for (before, after) in [
+        ("permissions { publish: x }", "permissions { publish: [ x, y ] }"),
+        ("permissions { sub { deny: [ x, y ] } }", "permission { subscribe { deny: y } }"),
+        ("permissions { publish: x }", "authorization { publish: x, allow_responses: true }"),
+    ] {
+        assert_is(&["user-subjects"], &user(before), &user(after));
+    }
+    assert_is(&["user-permissions"], &user("permissions { publish: x }"), &user("permissions { publish: [] }"));
+    assert_none(&user("permissions { publish: [ x, y ] }"), &user("permission { pub { allow: [ y, x, x ] } }"));
     assert_none(&user("permissions { publish { deny: x } }"), &user("permissions { publish: y }"));
     let default = "authorization { default_permissions { publish: x }, users: [ { user: a, password: p } ] }";
     assert_is(&["user-permissions"], default, &user(""));
     assert_none(default, &user("permissions { publish: x }"));
     let account = "accounts { A { default_permissions { publish: x }, users: [ { user: a, password: p } ] } }";
     assert_is(&["user-permissions"], account, &account.replace("default_permissions { publish: x },", ""));
+    assert_is(&["user-subjects"], account, &account.replace("publish: x", "publish: [ x, \"y.>\" ]"));
+}
+
+#[test]
+fn invariant_12_the_ways_of_a_user_to_connect_stay_closed() {
+    let user = |more: &str| format!("authorization {{ users: [ {{ user: a, password: p\n{more} }} ] }}");
+    for (before, after) in [
+        ("clients: [ STANDARD ]", ""),
+        ("allowed_connection_types: [ STANDARD ]", "connection_types: [ STANDARD, MQTT ]"),
+        ("clients: [ STANDARD ]", "clients: []"),
+        ("proxy_required: true", "proxy_required: false"),
+    ] {
+        assert_is(&["user-connections"], &user(before), &user(after));
+    }
+    assert_none(&user("clients: [ standard, MQTT ]"), &user("connection_types: [ mqtt, STANDARD ]"));
+    let all = "authorization { proxy_required: true, users: [ { user: a, password: p } ] }";
+    assert_is(&["user-connections"], all, &all.replace("proxy_required: true, ", ""));
+}
+
+#[test]
+fn invariant_12_what_no_route_carries_stays_closed() {
+    let cluster = |more: &str| format!("cluster {{ name: c\n{more} }}");
+    for (before, after) in [
+        ("permissions { import: a, export: b }", "permissions { import: a }"),
+        ("permissions { import { deny: [ a, b ] } }", "permissions { import { deny: a } }"),
+        ("authorization { permissions { import: a } }", ""),
+    ] {
+        assert_is(&["cluster-permissions"], &cluster(before), &cluster(after));
+    }
+    assert_none(
+        &cluster("authorization { user: a, password: b, permissions { import: a } }"),
+        &cluster("authorization { user: a, password: b }\npermissions { import: [ a ] }"),
+    );
+}
+
+#[test]
+fn invariant_12_a_lower_limit_is_a_loss_of_its_place() {
+    let server = |limits: &str| format!("server_name: n\n{limits}");
+    let jetstream = |limits: &str| format!("jetstream {{ store_dir: /a\n{limits} }}");
+    let account = |limits: &str| format!("accounts {{ A {{ users: [ {{ user: a }} ]\n{limits} }} }}");
+    let of = |limits: &str| account(&format!("limits {{ {limits} }}"));
+    let of_jetstream = |limits: &str| account(&format!("jetstream {{ {limits} }}"));
+    for (loss, before, after) in [
+        ("server-limits", server("max_connections: 10"), server("max_conn: 9")),
+        ("server-limits", server(""), server("max_connections: 100")),
+        ("server-limits", server("max_connections: 0"), server("")),
+        ("server-limits", server("max_payload: 8MB"), server("")),
+        ("server-limits", server(""), server("max_subs: 5")),
+        ("jetstream-limits", jetstream("max_file: 10G"), jetstream("max_file_store: \"9G\"")),
+        ("jetstream-limits", jetstream("max_mem: \"2K\""), jetstream("max_mem: 1024")),
+        ("account-limits", of("max_conn: 5"), of("max_connections: 4")),
+        ("account-limits", of("max_payload: -1"), of("max_payload: 1024")),
+        ("account-limits", account(""), of("max_leafs: 0")),
+        ("account-jetstream-limits", of_jetstream(""), of_jetstream("max_streams: 1")),
+        ("account-jetstream-limits", account("jetstream: enabled"), of_jetstream("max_mem: 0")),
+        ("account-jetstream-limits", of_jetstream("disk: 2G"), of_jetstream("max_file: 1G")),
+        ("account-jetstream-limits", of_jetstream("max_bytes: false"), of_jetstream("max_bytes_required: true")),
+    ] {
+        assert_is(&[loss], &before, &after);
+    }
+    for (one, other) in [
+        (server("max_connections: 65536, max_payload: 1MB"), server("")),
+        (server("max_connections: 0"), server("max_connections: -1")),
+        // Nobody knows three quarters of what.
+        (jetstream("max_file: 10G"), jetstream("")),
+        (jetstream("max_mem: 1024"), jetstream("max_memory_store: \"1K\"")),
+        (of_jetstream("max_streams: -1"), account("jetstream: true")),
+        (of_jetstream("streams: 0"), of_jetstream("")),
+    ] {
+        assert_none(&one, &other);
+        assert_none(&other, &one);
+    }
+}
+
+#[test]
+fn invariant_12_an_export_and_an_import_are_losses_of_their_own() {
+    let accounts = |exports: &str, imports: &str| {
+        format!("accounts {{ A {{ exports: [ {exports} ] }}, B {{ imports: [ {imports} ] }}, C {{}}, D {{}} }}")
+    };
+    let exports = |exports: &str| accounts(exports, "");
+    for (before, after) in [
+        ("{ stream: a }", ""),
+        ("{ stream: a }", "{ service: a }"),
+        ("{ service: \"a.>\" }", "{ service: \"a.*\" }"),
+        ("{ stream: a, accounts: [ B, C ] }", "{ stream: a, accounts: [ B ] }"),
+        ("{ stream: a }", "{ stream: a, accounts: [ B, C, D ] }"),
+        ("{ service: \"a.*\", account_token_position: 2 }", "{ service: \"a.*\", accounts: [ B ] }"),
+    ] {
+        assert_eq!(names(Some(&exports(before)), &exports(after)), ["account-export"], "{before} -> {after}");
+    }
+    for (before, after) in [
+        ("{ stream: a, accounts: [ B ] }", "{ stream: a }"),
+        ("{ stream: a, accounts: [ B ] }", "{ stream: \">\", accounts: [] }"),
+        ("{ service: \"a.*\", account_token_position: 2 }", "{ service: \"a.*\" }"),
+    ] {
+        assert_eq!(names(Some(&exports(before)), &exports(after)), ["private-export"], "{before} -> {after}");
+    }
+    for (before, after) in [
+        ("{ stream: a }, { service: b }", "{ service: b }, { stream: a }"),
+        ("{ stream: a.b }", "{ stream: \"a.>\" }"),
+        ("{ stream: a, accounts: [ B ] }", "{ stream: a, accounts: [ C, B ] }"),
+        (
+            "{ stream: \"a.>\", accounts: [ B ] }, { stream: a.b }",
+            "{ stream: a.b }, { stream: \"a.>\", accounts: [ B ] }",
+        ),
+        // The importer is gone, and an account that is gone is a loss of its own.
+        ("{ stream: a, accounts: [ B, X ] }", "{ stream: a, accounts: [ B ] }"),
+    ] {
+        assert_none(&exports(before), &exports(after));
+    }
+
+    let imports = |imports: &str| accounts("{ stream: \">\" }", imports);
+    let from = |subject: &str| format!("{{ stream {{ account: A, subject: \"{subject}\" }} }}");
+    for (before, after) in [
+        (from("a"), String::new()),
+        (from("a.>"), from("a.*")),
+        (from("a"), from("a").replace("} }", "}, to: b }")),
+        (from("a"), from("a").replace("} }", "}, prefix: p }")),
+        (from("a"), from("a").replace("stream", "service")),
+        (from("a").replace("} }", "}, to: b }"), from("a").replace("} }", "}, to: c }")),
+    ] {
+        let (before, after) =
+            (imports(&format!("{before}, {}", from("z"))), imports(&format!("{}, {after}", from("z"))));
+        assert_eq!(names(Some(&before), &after), ["account-import"], "{before} -> {after}");
+        assert_none(&after, &after);
+    }
+    assert_none(&imports(&from("a.b")), &imports(&from("a.*")));
+    let (prefix, to) = (from("a").replace("} }", "}, prefix: p }"), from("a").replace("} }", "}, to: p.a }"));
+    assert_none(&imports(&prefix), &imports(&to));
+    assert_none(&imports(&to), &imports(&prefix.replace("prefix: p", "prefix: \"p.\"")));
+    let gone = "accounts { B { imports: [] }, C {}, D {} }";
+    assert_eq!(names(Some(&imports(&from("a"))), gone), ["account"]);
 }
 
 #[test]
@@ -367,7 +527,7 @@ fn invariant_12_users_of_a_listener_are_losses_of_their_own() {
     ] {
         let with = format!("{block} {{ port: 1\n{users} }}");
         assert_is(&[name], &with, &format!("{block} {{ port: 1 }}"));
-        assert_none(&with, "");
+        assert_is(&[block], &with, "");
     }
 }
 
@@ -536,6 +696,16 @@ fn tree() -> impl Strategy<Value = Map> {
         "url",
         "operator",
         "system_account",
+        "exports",
+        "imports",
+        "stream",
+        "service",
+        "account",
+        "subject",
+        "limits",
+        "max_connections",
+        "clients",
+        "deny_imports",
     ]);
     let value = leaf.prop_recursive(5, 60, 6, move |inner| {
         let entry = inner.prop_map(move |value| Entry::new(value, origin()));

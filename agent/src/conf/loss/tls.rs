@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::values::{block, is_given, text};
+use super::permissions::{Change, Permissions};
+use super::values::{block, is_given, text, texts};
 use super::{Found, Loss};
 use crate::conf::tree::{Ambiguous, Entry, Map, Value};
 
@@ -72,6 +73,21 @@ impl Tls {
     }
 }
 
+/// Whose certificate a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certificate {
+    /// The certificate of a generation of the agent.
+    Own,
+    /// A certificate that somebody else keeps.
+    Foreign,
+}
+
+/// Whose certificate a `tls` block names. `None`: the block names no certificate, or has two names of one setting.
+pub(crate) fn certificate_of(tls: &Map) -> Option<Certificate> {
+    let is_own = has_own_certificate(tls).ok()?;
+    has_certificate(tls).ok()?.then_some(if is_own { Certificate::Own } else { Certificate::Foreign })
+}
+
 fn has_own_certificate(tls: &Map) -> Result<bool, Ambiguous> {
     if text(tls, &["cert_file"])?.is_some_and(|file| is_of_a_generation(&file, "cert.pem")) {
         return Ok(true);
@@ -117,6 +133,10 @@ struct Listener {
 /// What is dialled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Remote {
+    /// The account of a leafnode remote.
+    account: String,
+    /// The subjects that a leafnode remote keeps from crossing.
+    permissions: Permissions,
     /// The remote's own block.
     tls: Option<Tls>,
     /// The URLs ask for TLS.
@@ -185,6 +205,11 @@ fn is_a_port(entry: Option<&Entry>) -> bool {
     }
 }
 
+/// Whether monitoring is on, and only with TLS.
+pub(super) fn is_monitored_with_tls(top: &Map) -> Result<bool, Ambiguous> {
+    Ok(monitor(top)? == Monitor::Https)
+}
+
 fn monitor(top: &Map) -> Result<Monitor, Ambiguous> {
     Ok(if is_a_port(top.find(&["http"])?) || is_a_port(top.find(&["http_port", "monitor_port"])?) {
         Monitor::Http
@@ -196,7 +221,7 @@ fn monitor(top: &Map) -> Result<Monitor, Ambiguous> {
 }
 
 /// The maps of a list of blocks.
-fn maps<'a>(map: &'a Map, names: &[&str]) -> Result<impl Iterator<Item = &'a Map>, Ambiguous> {
+pub(super) fn maps<'a>(map: &'a Map, names: &[&str]) -> Result<impl Iterator<Item = &'a Map>, Ambiguous> {
     let entries = map.find(names)?.and_then(|entry| entry.value.as_array()).unwrap_or_default();
     Ok(entries.iter().filter_map(|entry| entry.value.as_map()))
 }
@@ -209,16 +234,18 @@ fn leaf_remotes(leafnodes: &Map) -> Result<BTreeMap<String, Remote>, Ambiguous> 
         if is_on(remote, "disabled")? {
             continue;
         }
-        let urls = match remote.find(&["url", "urls"])?.map(|entry| &entry.value) {
-            Some(Value::Text(url)) => vec![url.as_str()],
-            Some(Value::Array(urls)) => urls.iter().filter_map(|url| url.value.as_text()).collect(),
-            _ => Vec::new(),
-        };
+        let urls: Vec<&str> = texts(remote.find(&["url", "urls"])?).collect();
         let hosts: BTreeSet<&str> = urls.iter().map(|url| host_of(url)).collect();
         let account = text(remote, &["account", "local"])?.unwrap_or_else(|| "$G".to_owned());
         let name = format!("{} of account {account}", hosts.into_iter().collect::<Vec<_>>().join(", "));
         let has_secure_urls = !urls.is_empty() && urls.iter().all(|url| url.to_lowercase().starts_with("wss://"));
-        remotes.insert(name, Remote { tls: Tls::of(remote)?, has_secure_urls, inherits_tls: false });
+        // What a remote denies to its imports, the local account can't publish into, and the exports are the other way.
+        let permissions = Permissions::closing(
+            remote.find(&["deny_imports", "deny_import"])?,
+            remote.find(&["deny_exports", "deny_export"])?,
+        );
+        let tls = Tls::of(remote)?;
+        remotes.insert(name, Remote { account, permissions, tls, has_secure_urls, inherits_tls: false });
     }
     Ok(remotes)
 }
@@ -236,7 +263,7 @@ fn gateway_remotes(gateway: &Map) -> Result<BTreeMap<String, Remote>, Ambiguous>
     let mut remotes = BTreeMap::new();
     for remote in maps(gateway, &["gateways"])? {
         let name = text(remote, &["name"])?.unwrap_or_default();
-        remotes.insert(name, Remote { tls: Tls::of(remote)?, has_secure_urls: false, inherits_tls });
+        remotes.insert(name, Remote { tls: Tls::of(remote)?, inherits_tls, ..Remote::default() });
     }
     Ok(remotes)
 }
@@ -315,20 +342,51 @@ pub(super) fn compare(before: &Listeners, after: &Listeners, found: &mut Found) 
         let none = Tls::default();
         place.compare(before.as_ref().unwrap_or(&none), after.as_ref().unwrap_or(&none), "", found);
     }
-    for (place, before, after) in [
-        (&WEBSOCKET, &before.websocket, &after.websocket),
-        (&MQTT, &before.mqtt, &after.mqtt),
-        (&LEAFNODES, &before.leafnodes, &after.leafnodes),
-        (&GATEWAY, &before.gateway, &after.gateway),
+    for (place, gone, before, after) in [
+        (&WEBSOCKET, Loss::Websocket, &before.websocket, &after.websocket),
+        (&MQTT, Loss::Mqtt, &before.mqtt, &after.mqtt),
+        (&LEAFNODES, Loss::Leafnodes, &before.leafnodes, &after.leafnodes),
+        (&GATEWAY, Loss::Gateway, &before.gateway, &after.gateway),
     ] {
-        if let (Some(before), Some(after)) = (before, after) {
-            place.compare_listeners(before, after, found);
+        match (before, after) {
+            (Some(before), Some(after)) => place.compare_listeners(before, after, found),
+            (Some(_), None) => found.add(gone, format!("{} would be gone", place.name)),
+            (None, _) => {}
         }
     }
     LEAF_REMOTE.compare_remotes(&before.leaf_remotes, &after.leaf_remotes, found);
     GATEWAY_REMOTE.compare_remotes(&before.gateway_remotes, &after.gateway_remotes, found);
-    if (before.monitor, after.monitor) == (Monitor::Https, Monitor::Http) {
-        found.add(Loss::MonitoringTls, "monitoring would be served without TLS");
+    compare_dialled(before, after, found);
+    match (before.monitor, after.monitor) {
+        (Monitor::Https, Monitor::Http) => found.add(Loss::MonitoringTls, "monitoring would be served without TLS"),
+        (Monitor::Https | Monitor::Http, Monitor::Off) => found.add(Loss::Monitoring, "monitoring would be gone"),
+        _ => {}
+    }
+}
+
+/// What is no longer dialled. A leafnode remote at another address takes the place of the remote before, so remotes
+/// count by their accounts. Without a gateway no other gateway is dialled.
+fn compare_dialled(before: &Listeners, after: &Listeners, found: &mut Found) {
+    let dialled = |listeners: &Listeners, account: &str| {
+        listeners.leaf_remotes.values().filter(|remote| remote.account == account).count()
+    };
+    let accounts: BTreeSet<&str> = before.leaf_remotes.values().map(|remote| remote.account.as_str()).collect();
+    for account in accounts {
+        if dialled(after, account) < dialled(before, account) {
+            found.add(Loss::LeafnodeRemote, format!("the account {account:?} would have fewer leafnode remotes"));
+        }
+    }
+    for (name, remote) in &before.leaf_remotes {
+        let now = after.leaf_remotes.get(name);
+        if now.is_some_and(|now| now.permissions.change_from(&remote.permissions) > Change::Kept) {
+            let what = format!("the leafnode remote {name} would let more subjects cross");
+            found.add(Loss::LeafnodeRemotePermissions, what);
+        }
+    }
+    if after.has_gateway() {
+        for name in before.gateway_remotes.keys().filter(|name| !after.gateway_remotes.contains_key(*name)) {
+            found.add(Loss::GatewayRemote, format!("the remote gateway {name:?} would no longer be dialled"));
+        }
     }
 }
 

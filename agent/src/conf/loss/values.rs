@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::conf::tree::{Ambiguous, Map, Value};
+use crate::conf::tree::{Ambiguous, Entry, Map, Value};
 
 /// The block under any of these names. An absent block, or a value that is no block, is an empty block.
 pub(super) fn block<'a>(map: &'a Map, names: &[&str]) -> Result<Cow<'a, Map>, Ambiguous> {
@@ -27,4 +27,11 @@ pub(super) fn is_given(map: &Map, names: &[&str]) -> Result<bool, Ambiguous> {
         Value::Map(map) => !map.is_empty(),
         _ => true,
     }))
+}
+
+/// The texts of a list, or a single text.
+pub(super) fn texts(entry: Option<&Entry>) -> impl Iterator<Item = &str> {
+    let list = entry.and_then(|entry| entry.value.as_array()).unwrap_or_default();
+    let single = entry.and_then(|entry| entry.value.as_text());
+    list.iter().filter_map(|entry| entry.value.as_text()).chain(single)
 }

@@ -38,7 +38,7 @@ impl Listener {
     }
 
     /// Every name of the block (`server/opts.go`, up to 2.15.1). Listeners outside of a block have none.
-    pub(super) fn block_names(self) -> &'static [&'static str] {
+    pub(crate) fn block_names(self) -> &'static [&'static str] {
         match self {
             Self::Client | Self::Http | Self::Https | Self::Profiling => &[],
             Self::Cluster => &["cluster"],

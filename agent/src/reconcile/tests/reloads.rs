@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::conf::effective::SettingsError;
+use crate::server::monitor::{RouteConnection, Routez};
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_dies_of_the_signal_is_told_so_and_its_next_start_comes_to_serve_what_was_paid_for() {
@@ -19,6 +20,175 @@ async fn a_server_that_dies_of_the_signal_is_told_so_and_its_next_start_comes_to
     let pass = bench.live(&mut agent, START + Duration::from_hours(1)).await;
     assert_eq!((pass.status.state, bench.issuer.requests()), (State::Healthy, 2), "{:?}", pass.status.reasons);
     assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));
+}
+
+/// One route to each of these peers.
+fn routes_to(bench: &Bench, peers: &[u8]) {
+    let routes = peers.iter().map(|number| RouteConnection {
+        remote_id: format!("server {number}"),
+        remote_name: format!("i-{number}"),
+        ip: Some([127, 0, 0, *number].into()),
+    });
+    *bench.server.routez.lock().unwrap() = Some(Routez { routes: routes.collect() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_peers_alone_is_loaded_with_the_next_reload_while_every_peer_has_a_route() {
+    let bench = Bench::new().await;
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2]));
+    routes_to(&bench, &[2]);
+    let mut agent = bench.serving().await;
+    let before = bench.server.loaded().unwrap().text.clone();
+    for count in [3, 4] {
+        let all: Vec<u8> = (1..=count).collect();
+        routes_to(&bench, &all[1..]);
+        *bench.peers.0.lock().unwrap() = Some(peers(&all));
+        let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(1)).await;
+        assert_eq!((pass.status.state, bench.server.reloads()), (State::Healthy, 0), "{:?}", pass.status.reasons);
+        assert!(bench.committed().contains(&format!("127.0.0.{count}:1")));
+        assert_eq!(bench.server.loaded().unwrap().text, before);
+    }
+    let pass = renew(&mut agent).await;
+    assert_eq!((pass.status.state, bench.server.reloads()), (State::Healthy, 1), "{:?}", pass.status.reasons);
+    assert_eq!(bench.server.loaded().unwrap().text, bench.committed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_without_a_route_is_loaded_after_a_minute_and_at_once_where_routes_are_not_reported() {
+    let bench = Bench { interval: Duration::from_secs(30), ..Bench::new().await };
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2]));
+    routes_to(&bench, &[2]);
+    let mut agent = bench.serving().await;
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3]));
+    bench.live(&mut agent, bench.clock.now() + Duration::from_secs(50)).await;
+    assert_eq!(bench.server.reloads(), 0);
+    bench.live(&mut agent, bench.clock.now() + Duration::from_mins(4)).await;
+    assert_eq!((bench.server.reloads(), &bench.server.loaded().unwrap().text), (1, &bench.committed()));
+
+    *bench.server.routez.lock().unwrap() = None;
+    *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3, 4]));
+    bench.live(&mut agent, bench.clock.now() + Duration::from_mins(4)).await;
+    assert_eq!((bench.server.reloads(), &bench.server.loaded().unwrap().text), (2, &bench.committed()));
+}
+
+/// A reload that is under way, after its first pass.
+async fn reloading(bench: &Bench, seconds: u64) -> Reconciler {
+    let mut agent = bench.serving().await;
+    bench.server.reload_seconds.store(seconds, Ordering::Relaxed);
+    let pass = renew(&mut agent).await;
+    assert!(matches!(pass.outcome, Ok(Standing::Reloading { .. })), "{:?}", pass.outcome);
+    assert_eq!((pass.status.state, bench.server.reloads()), (State::Degraded, 1));
+    assert_eq!(pass.status.reasons[0].code, "reload_under_way");
+    assert!(bench.committed().contains("generations/000002"));
+    agent
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_16_a_slow_reload_is_waited_for_without_a_second_signal_and_nothing_is_taken_back() {
+    for seconds in [12, 19, 32, 200] {
+        let bench = Bench::new().await;
+        let mut agent = Box::pin(reloading(&bench, seconds)).await;
+        let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_secs(seconds)).await;
+        assert_eq!((pass.status.state, bench.server.reloads()), (State::Healthy, 1), "{:?}", pass.status.reasons);
+        assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));
+        assert_eq!(bench.issuer.requests(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_16_a_reload_that_never_ends_is_told_after_its_time_limit_and_taken_back_by_nobody() {
+    let bench = Bench::new().await;
+    let mut agent = Box::pin(reloading(&bench, 3_600)).await;
+    let committed = bench.committed();
+    let limit = NatsConfig::default().reload.timeout;
+    let pass = bench.live(&mut agent, bench.clock.now() + limit + Duration::from_secs(30)).await;
+    assert_eq!(pass.status.state, State::Failing);
+    let codes: Vec<&str> = pass.status.reasons.iter().map(|reason| reason.code.as_str()).collect();
+    assert!(codes.contains(&"reload_timed_out"), "{codes:?}");
+    assert_eq!((bench.committed(), bench.server.reloads()), (committed, 1));
+    let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(2)).await;
+    assert_eq!((pass.status.state, bench.issuer.requests()), (State::Healthy, 2), "{:?}", pass.status.reasons);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_dies_of_a_slow_reload_finds_the_previous_configuration() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    let before = bench.committed();
+    bench.server.reload_seconds.store(60, Ordering::Relaxed);
+    assert!(matches!(renew(&mut agent).await.outcome, Ok(Standing::Reloading { .. })));
+    bench.server.stop();
+    let died = agent.pass(&PassRequest::default(), &Progress::default()).await.outcome.unwrap_err();
+    let PassError::Deploy(DeployError::RolledBack { mismatch, .. }) = &died else { panic!("{died:?}") };
+    assert!(matches!(mismatch, Mismatch::Ended { .. }), "{mismatch}");
+    assert_eq!(bench.committed(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_18_a_first_start_counts_on_every_version_so_a_bad_file_holds_no_certificate_back() {
+    for is_mute in [false, true] {
+        let mut bench = Bench::new().await;
+        bench.server.is_old.store(true, Ordering::Relaxed);
+        bench.server.is_mute.store(is_mute, Ordering::Relaxed);
+        drop(bench.serving().await);
+        bench.template = Some(bench.state().join("gone.tera"));
+        let mut agent = bench.agent();
+        let pass = bench.live(&mut agent, START + Duration::from_hours(24 * 6)).await;
+        assert_eq!(pass.status.state, State::Degraded, "{:?}", pass.status.reasons);
+        let newest = pass.status.leaf.unwrap();
+        assert!(newest.generation > 1, "nothing was renewed");
+        assert_eq!(bench.server.served().map(|leaf| leaf.serial), Some(newest.serial), "mute: {is_mute}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_with_which_nats_server_ends_at_each_start_are_taken_back_after_the_third_death() {
+    let mut bench = Bench::new().await;
+    drop(bench.serving().await);
+    bench.server.stop();
+    let before = bench.name;
+    bench.name = "another";
+    let mut agent = bench.agent();
+    bench.server.ends_at_start.store(true, Ordering::Relaxed);
+    let name = || setting(&bench.committed(), "server_name").unwrap();
+    let mut outcomes = Vec::new();
+    for _ in 0..5 {
+        outcomes.push(agent.pass(&PassRequest::default(), &Progress::default()).await);
+        if name() == before && outcomes.len() > 1 {
+            break;
+        }
+        assert_eq!(name(), "another");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        bench.server.start();
+    }
+    let last = outcomes.pop().unwrap();
+    assert!(matches!(last.outcome, Err(PassError::Deploy(DeployError::PutBack))), "{:?}", last.outcome);
+    assert_eq!((name().as_str(), outcomes.len()), (before, 3));
+    assert!(last.status.reasons.iter().any(|reason| reason.code == "settings_put_back"), "{:?}", last.status.reasons);
+
+    bench.server.ends_at_start.store(false, Ordering::Relaxed);
+    bench.server.start();
+    let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_hours(24 * 6)).await;
+    assert_eq!((name().as_str(), pass.status.state), (before, State::Degraded), "{:?}", pass.status.reasons);
+    assert!(pass.status.reasons.iter().any(|reason| reason.code == "settings_quarantined"));
+    assert!(bench.issuer.requests() > 1, "the certificate was renewed beside the quarantine");
+    assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_ends_at_each_start_with_the_settings_that_it_ran_with_is_failing() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    bench.server.stop();
+    bench.server.ends_at_start.store(true, Ordering::Relaxed);
+    let mut pass = agent.pass(&PassRequest::default(), &Progress::default()).await;
+    for _ in 0..3 {
+        assert_eq!(pass.status.state, State::Degraded, "{:?}", pass.status.reasons);
+        bench.server.start();
+        pass = agent.pass(&PassRequest::default(), &Progress::default()).await;
+    }
+    assert_eq!(pass.status.state, State::Failing, "{:?}", pass.status.reasons);
+    assert!(pass.status.reasons.iter().any(|reason| reason.code == "server_crash_loop"), "{:?}", pass.status.reasons);
 }
 
 #[tokio::test(start_paused = true)]
@@ -89,7 +259,7 @@ impl Change {
         for fault in self.faults.iter().copied() {
             for points in 0.. {
                 let at = format!("after {fault:?} at point {points}");
-                let Some(bench) = self.suffer(fault, points, &more, &at).await else {
+                let Some(bench) = Box::pin(self.suffer(fault, points, &more, &at)).await else {
                     assert!(points >= self.floor, "only {points} points were passed, {at}");
                     break;
                 };
@@ -139,7 +309,7 @@ async fn invariant_02_a_crash_at_any_point_of_a_roll_back_leaves_a_whole_and_the
         heal: |bench| bench.server.ignores.store(false, Ordering::Relaxed),
         is_done: |_, _| true,
     };
-    change.suffer_everywhere().await;
+    Box::pin(change.suffer_everywhere()).await;
 }
 
 /// Two commits: the new certificate alone, and then the setting for nats-server's next start.
@@ -156,12 +326,12 @@ fn that_waits_for_a_restart(faults: &'static [Fault]) -> Change {
 
 #[tokio::test(start_paused = true)]
 async fn invariant_02_a_crash_at_any_point_of_a_change_that_waits_for_a_restart_leaves_a_whole() {
-    that_waits_for_a_restart(&[Fault::Crash]).suffer_everywhere().await;
+    Box::pin(that_waits_for_a_restart(&[Fault::Crash]).suffer_everywhere()).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn invariant_02_a_full_disk_at_any_point_of_a_change_that_waits_for_a_restart_leaves_a_whole() {
-    that_waits_for_a_restart(&[Fault::DiskFull]).suffer_everywhere().await;
+    Box::pin(that_waits_for_a_restart(&[Fault::DiskFull]).suffer_everywhere()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -183,7 +353,7 @@ async fn invariant_02_a_crash_or_a_full_disk_at_any_point_of_a_change_of_the_bun
             (committed, pass.status.trust.as_ref().map(|trust| trust.anchors.len())) == (2, Some(2))
         },
     };
-    change.suffer_everywhere().await;
+    Box::pin(change.suffer_everywhere()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -199,7 +369,7 @@ async fn invariant_02_a_crash_or_a_full_disk_at_any_point_of_a_change_of_peers_l
             committed.contains("127.0.0.4:1\"") && committed.contains("generations/000001")
         },
     };
-    change.suffer_everywhere().await;
+    Box::pin(change.suffer_everywhere()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -266,6 +436,28 @@ async fn a_certificate_that_was_not_confirmed_beside_a_template_that_does_not_re
     let pass = bench.live(&mut agent, START + Duration::from_hours(1)).await;
     assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));
     assert_eq!((pass.status.state, bench.issuer.requests()), (State::Degraded, 2), "{:?}", pass.status.reasons);
+}
+
+/// nats-server before 2.11 reports no digest, so its start doesn't show what it loaded.
+#[tokio::test(start_paused = true)]
+async fn invariant_18_the_first_renewal_after_a_boot_without_a_digest_goes_on_beside_settings_that_are_refused() {
+    for is_seen in [true, false] {
+        let mut bench = Bench::new().await;
+        bench.server.is_old.store(true, Ordering::Relaxed);
+        if is_seen {
+            bench.serving().await;
+            let running = bench.server.config.with_file_name("nats-server.conf.running");
+            assert_eq!(std::fs::read_to_string(running).unwrap(), bench.committed());
+        } else {
+            pass(&mut bench.agent()).await;
+            bench.server.start();
+        }
+        bench.template = Some(bench.directory.path().join("gone.tera"));
+        let renewed = renew(&mut bench.agent()).await;
+        assert!(matches!(renewed.outcome, Err(PassError::Settings(_))), "{:?}", renewed.outcome);
+        assert_eq!(bench.issuer.requests(), 2);
+        assert_eq!(bench.server.served().map(|leaf| leaf.serial), renewed.status.leaf.map(|leaf| leaf.serial));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,108 @@
+//! Reloads that take long: nats-server authenticates every client anew, and a bcrypt password takes a tenth of a second.
+//!
+//! New handshakes hang meanwhile. The agent waits, signals once, and takes nothing back (invariant 16).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, Event};
+use futures_util::future::join_all;
+use harness::nodes::Nodes;
+use harness::process::tail;
+use harness::{soak, tools};
+use nats_tls_agent::digest::sha256_hex;
+use nats_tls_agent::server::probe::{Port, Prober};
+use tokio::time::Instant;
+
+use crate::AGENT;
+
+/// `secret` by bcrypt with cost 11.
+const PASSWORD: &str = "$2b$11$abcdefghijklmnopqrstuuViuGI07N4McP9Kl.tD6XMEzyuvcY8LG";
+/// The longest connection or renewal: nats-server is busy with bcrypt, and tests share the processors.
+const PATIENCE: Duration = Duration::from_mins(4);
+
+/// A node whose clients have a bcrypt password.
+async fn node(version: &str) -> Nodes {
+    let mut nodes = Nodes::new(AGENT, version, 1).unwrap();
+    nodes.configure().unwrap();
+    let config = nodes.nodes[0].agent.config();
+    let settings = format!(
+        "\n[nats.settings.authorization]\ntimeout = 59\nusers = [{{ user = \"u\", password = \"{PASSWORD}\" }}]\n\
+         [nats.settings.tls]\ntimeout = 59\n"
+    );
+    let text = std::fs::read_to_string(config).unwrap() + &settings;
+    std::fs::write(config, text).unwrap();
+    let booted = nodes.boot().await;
+    booted.unwrap_or_else(|failure| panic!("{failure}\n{}", nodes.nodes[0].agent.log_tail(20)));
+    nodes
+}
+
+/// Connected clients, and the number of times that any of them lost its connection.
+async fn clients(nodes: &Nodes, count: usize) -> (Vec<Client>, Arc<AtomicUsize>) {
+    let node = &nodes.nodes[0];
+    let (url, ca) = (format!("tls://{}", node.client()), node.endpoint(false).unwrap().tls.unwrap().ca);
+    let lost = Arc::new(AtomicUsize::new(0));
+    let connect = || {
+        let lost = Arc::clone(&lost);
+        ConnectOptions::with_user_and_password("u".into(), "secret".into())
+            .require_tls(true)
+            .add_root_certificates(ca.clone())
+            .connection_timeout(PATIENCE)
+            .event_callback(move |event| {
+                lost.fetch_add(usize::from(matches!(event, Event::Disconnected)), Ordering::Relaxed);
+                async {}
+            })
+            .connect(url.clone())
+    };
+    let connected = join_all((0..count).map(|_| connect())).await;
+    (connected.into_iter().map(Result::unwrap).collect(), lost)
+}
+
+/// The leaves that the client port shows in turn, until `is_over`.
+async fn leaves_shown(nodes: &Nodes, is_over: &AtomicBool) -> Vec<String> {
+    let (address, prober) = (nodes.nodes[0].client(), Prober::anonymous().unwrap());
+    let mut shown = Vec::<String>::new();
+    while !is_over.load(Ordering::Relaxed) {
+        // A handshake that hangs shows nothing.
+        let Ok(chain) = prober.served(&address.to_string(), Port::Client.opening()).await else { continue };
+        let leaf = sha256_hex(chain.leaf());
+        if shown.last() != Some(&leaf) {
+            shown.push(leaf);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    shown
+}
+
+#[tokio::test]
+async fn invariant_16_renewals_beside_bcrypt_clients_are_each_confirmed_once_and_no_leaf_is_taken_back() {
+    let is_long = soak::is_long();
+    let (count, renewals) = if is_long { (150, 5) } else { (100, 1) };
+    let versions = if is_long { &tools::NATS_SERVER_VERSIONS[..] } else { &[tools::NATS_SERVER] };
+    for version in versions {
+        let nodes = node(version).await;
+        let (clients, lost) = clients(&nodes, count).await;
+        let (is_over, agent) = (AtomicBool::new(false), &nodes.nodes[0].agent);
+        let renew = async {
+            let mut longest = Duration::ZERO;
+            for _ in 0..renewals {
+                let started = Instant::now();
+                let answer = agent.run(&["renew", "--json"], PATIENCE).await.unwrap();
+                longest = longest.max(started.elapsed());
+                assert_eq!(answer.json().unwrap()["result"], "confirmed", "{answer:?}\n{}", agent.log_tail(40));
+            }
+            is_over.store(true, Ordering::Relaxed);
+            longest
+        };
+        let (longest, shown) = tokio::join!(renew, leaves_shown(&nodes, &is_over));
+        let log = agent.log_tail(usize::MAX);
+        assert_eq!(log.matches("to reload").count(), renewals, "{log}");
+        assert!(!log.contains("rolled back"), "{log}");
+        assert_eq!(shown.len(), renewals + 1, "{shown:?}");
+        assert_eq!(lost.load(Ordering::Relaxed), 0, "{}", tail(&nodes.nodes[0].server_log(), 20));
+        let name = format!("longest of {renewals} renewals beside {count} bcrypt clients, nats-server {version}");
+        soak::figure(&name, format!("{:.1} s", longest.as_secs_f64()));
+        drop(clients);
+    }
+}
