@@ -12,6 +12,8 @@ const MAX_COMPARISONS: usize = 1_000_000;
 const MAX_TOKENS: usize = 64;
 /// A token that no list can name. A wildcard stands for this token and for every other token.
 const UNNAMED: &str = "";
+/// The pattern of every subject.
+const ALL: &str = ">";
 
 /// What a user, a route or a leafnode remote may publish and receive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,17 +90,24 @@ impl Subjects {
     }
 
     fn change_from(&self, before: &Self) -> Change {
-        let is_open = |subjects: &Self| subjects.allow.is_none() && subjects.deny.is_empty();
-        match (is_open(before), is_open(self)) {
+        match (before.is_open(), self.is_open()) {
             (false, true) => Change::Open,
             (false, false) if self.reaches_beyond(before) => Change::Wider,
             (true, _) | (false, false) => Change::Kept,
         }
     }
 
+    /// Whether every subject is open. Several patterns may allow every subject together.
+    fn is_open(&self) -> bool {
+        let allows_all = |allow: &Names| {
+            allow.queues.is_empty() && are_within([&ALL.to_owned()], allow.plain.iter().map(String::as_str))
+        };
+        self.deny.is_empty() && self.allow.as_ref().is_none_or(allows_all)
+    }
+
     /// Whether some subject is open here, and was closed before.
     fn reaches_beyond(&self, before: &Self) -> bool {
-        let all = Names { plain: [">".to_owned()].into(), queues: BTreeSet::new() };
+        let all = Names { plain: [ALL.to_owned()].into(), queues: BTreeSet::new() };
         let (now, then) = (self.allow.as_ref().unwrap_or(&all), before.allow.as_ref().unwrap_or(&all));
         // Open is what is allowed and not denied, so a denied subject need not have been allowed.
         let closed_or_open_before = then.plain.union(&self.deny.plain).map(String::as_str);
@@ -254,6 +263,7 @@ mod tests {
         for (before, after, expected) in [
             ("publish: x", "pub { allow: [ x ] }", Change::Kept),
             ("publish: [ x, y ]", "publish: [ y, x ]", Change::Kept),
+            ("publish: [ \"*\", \"*.>\" ]", "publish: \">\"", Change::Kept),
             ("publish: [ x, y ]", "publish: x", Change::Kept),
             ("publish: x", "publish: [ x, y ]", Change::Wider),
             ("publish: \"a.*\"", "publish: [ a.b, a.c ]", Change::Kept),
