@@ -154,7 +154,7 @@ obstacles! {
     /// Nobody knows whether connected clients send a user.
     ClientsUnknown = "clients_unknown",
         "nats-server doesn't say whether a connected client sends a user that nobody asks for, and would be refused",
-        "nats.monitor_listen on an address that answers without TLS, or a restart of nats-server";
+        "nats.monitor_listen on an address that answers, or a restart of nats-server";
     /// `system_account` names an account that doesn't exist, so nats-server doesn't start.
     AccountUnknown = "account_unknown",
         "`system_account` names an account that doesn't exist",
