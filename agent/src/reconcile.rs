@@ -432,12 +432,12 @@ impl Reconciler {
         Ok(configuration)
     }
 
-    /// Looks whether a connected client sends a user that nobody asks for, before the agent's user is committed. Such a client
-    /// would be refused from then on.
+    /// Looks what a first user would change, before the agent's user is in force. A client that sends a user that nobody asks
+    /// for would be refused from then on, and nats-server might not start.
     async fn look_at_clients(&mut self) {
         let now = self.clock.now();
         let commit_point = &self.deployment.commit_point;
-        if !self.system_user.asks_clients(now, || commit_point.committed().ok().flatten()) {
+        if !self.system_user.asks_clients(now, || commit_point.running().ok().flatten()) {
             return;
         }
         if self.deployment.seen().observed.presence == Presence::Unseen
@@ -445,16 +445,17 @@ impl Reconciler {
         {
             tracing::debug!("{}", with_causes(&error));
         }
-        let seen = self.deployment.seen();
-        let send_users = match seen.observed.presence {
-            Presence::Running(_) => {
-                let server = &self.deployment.commit_point.parts().server;
+        let (seen, commit_point) = (self.deployment.seen(), &self.deployment.commit_point);
+        let committed = commit_point.committed().ok().flatten();
+        let obstacle = match seen.observed.presence {
+            Presence::Running(_) if !self.system_user.stands_in(committed.as_ref()) => {
                 let chain = self.newest.as_ref().map(|newest| &newest.chain);
-                server.clients_send_users(chain, &seen.listeners).await
+                commit_point.parts().server.obstacle_to_a_user(chain, &seen.listeners).await
             }
-            _ => Some(false),
+            Presence::Running(_) => None,
+            _ => self.system_user.obstacle_without_server(committed.as_ref(), now),
         };
-        self.system_user.note_clients(send_users, now);
+        self.system_user.note_obstacle(obstacle, now);
     }
 
     /// The values of the template, once every source is known that the configuration needs. `included` has contents of

@@ -39,6 +39,7 @@ use crate::conf::environment::Environment;
 use crate::conf::listeners::{First, Listeners};
 use crate::conf::loss::Certificate;
 use crate::conf::reader;
+use crate::conf::system::Obstacle;
 use crate::conf::tree::{Map, Source};
 use crate::conf::trial::Listener;
 use crate::conf::write::{self, HIDDEN};
@@ -302,8 +303,8 @@ pub trait Server: Send + Sync {
         Condition::default()
     }
 
-    /// Whether a connected client sends a user or a token. `None`: nobody knows.
-    async fn clients_send_users(&self, chain: Option<&StoredChain>, at: &Listeners) -> Option<bool>;
+    /// What of the running server stands in the way of a first user, which nobody but the agent needs.
+    async fn obstacle_to_a_user(&self, chain: Option<&StoredChain>, at: &Listeners) -> Option<Obstacle>;
 
     /// Tells the running server to read its configuration again. An answer says that the server is done.
     async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<Asked, ServerError>;
@@ -493,12 +494,19 @@ impl Server for NatsServer {
         Condition { arguments, jetstream }
     }
 
-    async fn clients_send_users(&self, chain: Option<&StoredChain>, at: &Listeners) -> Option<bool> {
-        match clients::send_users(&at.monitor, chain).await {
-            Ok(sends) => sends,
+    async fn obstacle_to_a_user(&self, chain: Option<&StoredChain>, at: &Listeners) -> Option<Obstacle> {
+        let found = NatsProcess::find(&at.pid_file, &self.binary, &self.config);
+        let arguments = found.map(|process| process.arguments).unwrap_or_default();
+        if arguments.name_a_user() {
+            return Some(Obstacle::Arguments);
+        }
+        match clients::send_users(&arguments.over(at).monitor, chain).await {
+            Ok(Some(false)) => None,
+            Ok(Some(true)) => Some(Obstacle::ClientsSendUsers),
+            Ok(None) => Some(Obstacle::ClientsUnknown),
             Err(error) => {
                 tracing::debug!("{}", with_causes(&error));
-                None
+                Some(Obstacle::ClientsUnknown)
             }
         }
     }

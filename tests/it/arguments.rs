@@ -16,6 +16,7 @@ use nats_tls_agent::conf::environment::Environment;
 use nats_tls_agent::conf::reader;
 use nats_tls_agent::conf::tree::Source;
 use nats_tls_agent::server::arguments::{ArgumentFault, Arguments};
+use nix::sys::signal::Signal;
 
 use crate::AGENT;
 use crate::doctor::{assert_check, diagnose};
@@ -152,6 +153,8 @@ async fn nats_server_refuses_reloads_for_the_arguments_of_which_the_agent_says_s
 async fn status_and_doctor_name_an_argument_that_refuses_reloads_and_find_what_arguments_set() {
     let mut nodes = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
     nodes.configure().unwrap();
+    // nats-server takes no account beside `--user`.
+    nodes.set("nats.system", "\"off\"").unwrap();
     nodes.nodes[0].agent.start().unwrap();
     nodes.nodes[0].committed().await.unwrap();
     nodes.nodes[0].server_arguments = ["--name", "over", "-DV"].map(str::to_owned).to_vec();
@@ -197,6 +200,13 @@ async fn status_and_doctor_name_an_argument_that_refuses_reloads_and_find_what_a
     assert_eq!(nodes.nodes[0].agent.renew().await.unwrap()["result"], "confirmed");
     let (_, checks) = diagnose(&nodes.nodes[0]).await;
     assert_check(&checks, "arguments", "warning", &["--http_port"]);
+
+    nodes.set("nats.system", "\"auto\"").unwrap();
+    nodes.nodes[0].agent.signal(Signal::SIGHUP).unwrap();
+    let status = status_with(&nodes.nodes[0], |status| has(status, "warnings", "system_user_nowhere")).await;
+    assert!(status["warnings"].to_string().contains("--user, --pass or --auth"), "{status}");
+    let committed = std::fs::read_to_string(nodes.nodes[0].nats_config()).unwrap();
+    assert!(!committed.contains("nkey"), "nats-server would not start: {committed}");
     let told = format!("{status}{checks:?}{}", nodes.nodes[0].agent.log_tail(usize::MAX));
     assert!(!told.contains(secret), "{told}");
     server.kill().await.unwrap();

@@ -96,6 +96,14 @@ macro_rules! obstacles {
     };
 }
 
+impl Obstacle {
+    /// Whether the settings alone don't show the obstacle.
+    #[must_use]
+    pub(crate) const fn is_of_the_running_server(self) -> bool {
+        matches!(self, Self::ClientsSendUsers | Self::ClientsUnknown | Self::Arguments | Self::NotRunning)
+    }
+}
+
 impl fmt::Display for Obstacle {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}; what would help: {}", self.why(), self.help())
@@ -155,6 +163,14 @@ obstacles! {
     ClientsUnknown = "clients_unknown",
         "nats-server doesn't say whether a connected client sends a user that nobody asks for, and would be refused",
         "nats.monitor_listen on an address that answers, or a restart of nats-server";
+    /// The arguments of nats-server name a user, a password or a token.
+    Arguments = "arguments",
+        "nats-server was started with --user, --pass or --auth, and takes no account beside these",
+        "users = [ { user: NAME, password: PASSWORD } ] in `authorization` of [nats.settings], in the place of the arguments";
+    /// nats-server doesn't run, so nobody knows how it is started.
+    NotRunning = "not_running",
+        "nats-server doesn't run, so nobody knows how it is started",
+        "a start of nats-server";
     /// `system_account` names an account that doesn't exist, so nats-server doesn't start.
     AccountUnknown = "account_unknown",
         "`system_account` names an account that doesn't exist",

@@ -433,6 +433,11 @@ impl CommitPoint {
         read_config(&self.parts.nats.config)
     }
 
+    /// The configuration that nats-server last ran with, as far as the agent has seen.
+    pub(crate) fn running(&self) -> Result<Option<Rendered>, FileError> {
+        read_config(&self.running_file())
+    }
+
     /// Whether the committed configuration names this leaf, of whatever generation.
     #[must_use]
     pub(crate) fn names(&self, leaf: &Leaf) -> bool {
@@ -448,7 +453,7 @@ impl CommitPoint {
         seen: &mut Observation,
     ) -> Result<(), DeployError> {
         let CommitParts { server, nats, .. } = &self.parts;
-        let (committed, running) = (self.committed()?, read_config(&self.running_file())?);
+        let (committed, running) = (self.committed()?, self.running()?);
         let now = self.listeners.of(committed.as_ref(), nats);
         let then = self.listeners.of(running.as_ref().or(committed.as_ref()), nats);
         seen.listeners = then.while_becoming(&now);
@@ -537,7 +542,7 @@ impl CommitPoint {
     /// No error: it ran with these settings before, or with none, so there is nothing to put back.
     pub(crate) async fn put_back(&mut self, desired: &Desired<'_>, progress: &Progress) -> Result<(), DeployError> {
         let Some(committed) = self.committed()?.and_then(|text| self.tree_of(&text)) else { return Ok(()) };
-        let running = read_config(&self.running_file())?.and_then(|text| self.tree_of(&text));
+        let running = self.running()?.and_then(|text| self.tree_of(&text));
         let settings = self.settings_of(&committed);
         if running.is_none_or(|running| self.settings_of(&running) == settings) {
             return Ok(());
@@ -699,7 +704,7 @@ impl CommitPoint {
         seen: &mut Observation,
         progress: &Progress,
     ) -> Result<(), DeployError> {
-        let running = read_config(&self.running_file())?;
+        let running = self.running()?;
         self.quarantine_if_refused(running.as_ref(), &desired.configuration.tree, &mismatch)?;
         let Some((running, before)) = self.way_back(running, desired)? else {
             self.observe(Some(&desired.generation.chain), seen).await?;
@@ -750,7 +755,7 @@ impl CommitPoint {
         let staged = self.stage(rendered).await.map_err(|error| self.with_origin(error, rendered, tree))?;
         let known = Known {
             committed: self.committed()?.and_then(|text| self.known(&text)),
-            running: read_config(&self.running_file())?.and_then(|text| self.known(&text)),
+            running: self.running()?.and_then(|text| self.known(&text)),
         };
         Self::check_losses(&known, tree, desired.allowed_losses)?;
         if let Some(running) = self.try_settings(&known, desired, seen, progress).await? {
@@ -958,7 +963,7 @@ impl CommitPoint {
     /// The text that nats-server runs with, naming this generation. Before any load was seen, nats-server reads the
     /// committed text at its start.
     fn running_with(&self, generation: &Generation) -> Result<Option<Rendered>, DeployError> {
-        let running = match read_config(&self.running_file())? {
+        let running = match self.running()? {
             None => self.committed()?,
             running => running,
         };
@@ -986,7 +991,7 @@ impl CommitPoint {
     /// nats-server has loaded the committed text. Generations that no text names are not needed any more.
     fn note_running(&self) -> Result<(), FileError> {
         let committed = self.committed()?;
-        if read_config(&self.running_file())? == committed {
+        if self.running()? == committed {
             return Ok(());
         }
         durable::link(&self.parts.nats.config, &self.running_file())?;

@@ -16,6 +16,10 @@ use crate::state::system_key::SystemKey;
 /// How soon clients are looked at again that bar the user.
 const CLIENTS_AGAIN: Duration = Duration::from_mins(10);
 
+/// How long a first configuration with a first user waits for the start of nats-server. nats-server's unit starts right
+/// after the first commit. An argument such as `--user` keeps nats-server from starting beside the user.
+const FIRST_START: Duration = Duration::from_secs(30);
+
 /// What is known of the agent's user.
 pub(super) struct SystemUser {
     is_wanted: bool,
@@ -23,6 +27,8 @@ pub(super) struct SystemUser {
     /// The public key, once it is known.
     key: Option<String>,
     clients: Clients,
+    /// Since when a first configuration with the user waits for the start of nats-server.
+    waits_since: Option<OffsetDateTime>,
     /// Where the user stands, by the settings that were read last.
     placement: Option<Placement>,
 }
@@ -33,8 +39,8 @@ enum Clients {
     Unasked,
     /// No client that is connected now would be refused.
     Pass,
-    /// The user is committed.
-    Committed,
+    /// nats-server has run with the user.
+    InForce,
     /// The obstacle stays until this time, when clients are looked at again.
     Bar(Obstacle, OffsetDateTime),
 }
@@ -46,6 +52,7 @@ impl SystemUser {
             state: state.to_owned(),
             key: None,
             clients: Clients::Unasked,
+            waits_since: None,
             placement: None,
         }
     }
@@ -66,14 +73,12 @@ impl SystemUser {
         Ok(self.key.clone())
     }
 
-    /// Whether the connected clients are to be asked, before a first user is committed. `committed` is called only where
-    /// the answer depends on the committed configuration.
-    pub(super) fn asks_clients(&mut self, now: OffsetDateTime, committed: impl FnOnce() -> Option<Rendered>) -> bool {
+    /// Whether the connected clients are to be asked, before a first user is in force. `running` is the configuration that
+    /// nats-server last ran with, and is called only where the answer depends on it.
+    pub(super) fn asks_clients(&mut self, now: OffsetDateTime, running: impl FnOnce() -> Option<Rendered>) -> bool {
         let depends_on_clients = match &self.placement {
             None | Some(Placement::Account { others: Others::AnonymousAlone, .. }) => true,
-            Some(Placement::Nowhere(obstacle)) => {
-                matches!(obstacle, Obstacle::ClientsSendUsers | Obstacle::ClientsUnknown)
-            }
+            Some(Placement::Nowhere(obstacle)) => obstacle.is_of_the_running_server(),
             Some(Placement::Account { others: Others::Unaffected, .. }) => false,
         };
         if !self.is_wanted || !depends_on_clients {
@@ -81,33 +86,52 @@ impl SystemUser {
             return false;
         }
         match self.clients {
-            Clients::Committed => return false,
+            Clients::InForce => return false,
             // A clock that was set back doesn't prolong the wait.
             Clients::Bar(_, until) if now < until && until < now + CLIENTS_AGAIN * 2 => return false,
             Clients::Unasked | Clients::Pass | Clients::Bar(..) => {}
         }
-        let key = self.key().ok().flatten();
-        if key.zip(committed()).is_some_and(|(key, committed)| committed.text().contains(&key)) {
-            self.clients = Clients::Committed;
+        if self.stands_in(running().as_ref()) {
+            self.clients = Clients::InForce;
             return false;
         }
         true
     }
 
-    /// Whether a connected client sends a user or a token that nobody asks for. `None`: nobody knows.
-    pub(super) fn note_clients(&mut self, send_users: Option<bool>, now: OffsetDateTime) {
-        let until = now + CLIENTS_AGAIN;
-        self.clients = match send_users {
-            Some(false) => Clients::Pass,
-            Some(true) => Clients::Bar(Obstacle::ClientsSendUsers, until),
-            None => Clients::Bar(Obstacle::ClientsUnknown, until),
+    /// Whether a configuration has the user.
+    pub(super) fn stands_in(&mut self, text: Option<&Rendered>) -> bool {
+        let key = self.key().ok().flatten();
+        key.zip(text).is_some_and(|(key, text)| text.text().contains(&key))
+    }
+
+    /// What stands in the way of a first user while nats-server doesn't run. Only a first configuration has the user before
+    /// nats-server was seen to run, and only for a while.
+    pub(super) fn obstacle_without_server(
+        &mut self,
+        committed: Option<&Rendered>,
+        now: OffsetDateTime,
+    ) -> Option<Obstacle> {
+        let committed = committed?;
+        if !self.stands_in(Some(committed)) {
+            return Some(Obstacle::NotRunning);
+        }
+        let since = *self.waits_since.get_or_insert(now);
+        (since + FIRST_START < now).then_some(Obstacle::NotRunning)
+    }
+
+    /// Notes what of the running server stands in the way of a first user.
+    pub(super) fn note_obstacle(&mut self, obstacle: Option<Obstacle>, now: OffsetDateTime) {
+        self.clients = match obstacle {
+            None => Clients::Pass,
+            Some(Obstacle::NotRunning) => Clients::Bar(Obstacle::NotRunning, now),
+            Some(obstacle) => Clients::Bar(obstacle, now + CLIENTS_AGAIN),
         };
     }
 
     /// What stands in the way of a user where nobody needs a user.
     pub(super) fn barred(&self) -> Option<Obstacle> {
         match self.clients {
-            Clients::Pass | Clients::Committed => None,
+            Clients::Pass | Clients::InForce => None,
             Clients::Bar(obstacle, _) => Some(obstacle),
             Clients::Unasked => Some(Obstacle::ClientsUnknown),
         }
@@ -119,8 +143,11 @@ impl SystemUser {
 
     /// Why reloads have no answer, although an answer is wanted.
     pub(super) fn warning(&self, link: &Link) -> Option<Reason> {
-        if let Some(Placement::Nowhere(obstacle)) = self.placement {
-            return Some(Reason::SystemUserNowhere(obstacle));
+        match self.placement {
+            // Other reasons say that nats-server doesn't run.
+            Some(Placement::Nowhere(Obstacle::NotRunning)) => return None,
+            Some(Placement::Nowhere(obstacle)) => return Some(Reason::SystemUserNowhere(obstacle)),
+            Some(Placement::Account { .. }) | None => {}
         }
         match link {
             // The user comes into force with the next start or reload, and another reason says what waits.
@@ -147,20 +174,20 @@ mod tests {
         let nothing = || None;
         assert!(user.asks_clients(now, nothing), "nobody knows the settings yet");
         assert_eq!(user.barred(), Some(Obstacle::ClientsUnknown));
-        user.note_clients(Some(true), now);
+        user.note_obstacle(Some(Obstacle::ClientsSendUsers), now);
         user.note_placement(Some(Placement::Nowhere(Obstacle::ClientsSendUsers)));
         assert_eq!(user.barred(), Some(Obstacle::ClientsSendUsers));
         assert!(!user.asks_clients(now + CLIENTS_AGAIN / 2, nothing));
         assert!(user.asks_clients(now + CLIENTS_AGAIN, nothing));
         assert!(user.asks_clients(now - CLIENTS_AGAIN * 2, nothing), "the clock was set back");
-        user.note_clients(Some(false), now);
+        user.note_obstacle(None, now);
         assert_eq!(user.barred(), None);
 
         let key = user.key_or_new().unwrap().unwrap();
-        let committed = || Some(Rendered::from_text(format!("nkey: {key}")));
-        assert!(!user.asks_clients(now, committed));
+        let with = || Some(Rendered::from_text(format!("nkey: {key}")));
+        assert!(!user.asks_clients(now, with));
         assert_eq!(user.barred(), None);
-        assert!(!user.asks_clients(now, || panic!("the committed text is read once")));
+        assert!(!user.asks_clients(now, || panic!("the running text is read once")));
 
         user.note_placement(Some(Placement::Nowhere(Obstacle::Token)));
         assert!(!user.asks_clients(now, || panic!("a token decides alone")));
@@ -168,6 +195,24 @@ mod tests {
         assert_eq!(user.barred(), Some(Obstacle::ClientsUnknown));
         user.note_placement(Some(OPEN));
         assert!(user.asks_clients(now, nothing));
+    }
+
+    #[test]
+    fn without_nats_server_only_a_first_configuration_has_the_user_and_only_for_a_while() {
+        let state = tempfile::tempdir().unwrap();
+        let (mut user, now) = (user(state.path()), OffsetDateTime::UNIX_EPOCH);
+        assert_eq!(user.obstacle_without_server(None, now), None);
+        let key = user.key_or_new().unwrap().unwrap();
+        let [with, without] = [format!("nkey: {key}"), "a: 1".into()].map(Rendered::from_text);
+        assert_eq!(user.obstacle_without_server(Some(&without), now), Some(Obstacle::NotRunning));
+        for (seconds, expected) in [(0, None), (30, None), (31, Some(Obstacle::NotRunning))] {
+            let at = now + Duration::from_secs(seconds);
+            assert_eq!(user.obstacle_without_server(Some(&with), at), expected, "{seconds} s");
+        }
+        user.note_obstacle(Some(Obstacle::NotRunning), now);
+        assert!(user.asks_clients(now, || None), "nats-server may run by now");
+        user.note_placement(Some(Placement::Nowhere(Obstacle::NotRunning)));
+        assert_eq!(user.warning(&Link::Unwanted), None);
     }
 
     #[test]

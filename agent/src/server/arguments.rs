@@ -166,6 +166,12 @@ impl Arguments {
         self.0.iter().rev().find(|argument| argument.name == name).and_then(|argument| argument.value.as_deref())
     }
 
+    /// Whether the arguments name a user, a password or a token. nats-server takes no account beside these.
+    #[must_use]
+    pub(crate) fn name_a_user(&self) -> bool {
+        self.0.iter().any(|argument| ["user", "pass", "auth"].contains(&argument.name))
+    }
+
     /// What is wrong with the arguments. `committed` gives the committed configuration, and is asked only if it matters.
     #[must_use]
     pub fn faults(&self, committed: impl FnOnce() -> Map) -> Vec<ArgumentFault> {

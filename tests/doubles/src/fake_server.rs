@@ -24,6 +24,7 @@ use nats_tls_agent::conf::digest::{UsedVariables, digest};
 use nats_tls_agent::conf::effective::Sources;
 use nats_tls_agent::conf::listeners::Listeners;
 use nats_tls_agent::conf::render::Rendered;
+use nats_tls_agent::conf::system::Obstacle;
 use nats_tls_agent::conf::tree::Map;
 use nats_tls_agent::server::monitor::{CertificateEnds, Routez, Varz};
 use nats_tls_agent::server::probe::{ProbeError, Silence};
@@ -355,8 +356,8 @@ impl Server for FakeServer {
         }
     }
 
-    async fn clients_send_users(&self, _chain: Option<&StoredChain>, _at: &Listeners) -> Option<bool> {
-        Some(false)
+    async fn obstacle_to_a_user(&self, _chain: Option<&StoredChain>, _at: &Listeners) -> Option<Obstacle> {
+        None
     }
 
     async fn reload(&self, _chain: &StoredChain, _at: &Listeners) -> Result<Asked, ServerError> {
