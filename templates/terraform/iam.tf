@@ -35,6 +35,14 @@ resource "aws_iam_role_policy" "included_secrets" {
   policy = templatefile("${path.module}/../iam/node-included-secrets.json", { included_secret_arns = jsonencode(var.included_secret_arns) })
 }
 
+resource "aws_iam_role_policy" "system_secret" {
+  count = var.system_secret_arn == "" ? 0 : 1
+
+  name   = "nats-tls-agent-system-secret"
+  role   = aws_iam_role.node.id
+  policy = templatefile("${path.module}/../iam/node-included-secrets.json", { included_secret_arns = jsonencode([var.system_secret_arn]) })
+}
+
 resource "aws_iam_role_policy" "included_secret_keys" {
   count = length(var.included_secret_key_arns)
 

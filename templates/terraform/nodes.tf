@@ -9,6 +9,9 @@ data "aws_ami" "node" {
 }
 
 locals {
+  # A key of [nats], before the keys of extra_agent_toml.
+  system_key = var.system_secret_arn == "" ? "" : "system = { secret_id = \"${var.system_secret_arn}\" }\n"
+
   user_data = templatefile("${path.module}/../user-data/user-data.yaml", {
     nats_server_url    = var.nats_server_url
     nats_server_sha256 = var.nats_server_sha256
@@ -22,7 +25,7 @@ locals {
     dns_names         = jsonencode(concat([var.client_dns_name], var.additional_dns_names))
     addresses         = var.addresses
     nats_include      = jsonencode(concat(["/etc/nats/conf.d/extra.conf"], formatlist("secret:%s", var.included_secret_arns)))
-    extra_agent_toml  = base64encode(var.extra_agent_toml)
+    extra_agent_toml  = base64encode("${local.system_key}${var.extra_agent_toml}")
     extra_nats_config = base64encode(var.extra_nats_config)
   })
 
@@ -166,6 +169,7 @@ resource "aws_autoscaling_group" "node" {
     aws_iam_role_policy.agent,
     aws_iam_role_policy.own_key,
     aws_iam_role_policy.included_secrets,
+    aws_iam_role_policy.system_secret,
     aws_iam_role_policy.included_secret_keys,
     aws_iam_role_policy.ec2_addresses,
     aws_iam_role_policy_attachment.additional,

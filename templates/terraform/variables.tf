@@ -255,8 +255,19 @@ variable "included_secret_arns" {
   }
 }
 
+variable "system_secret_arn" {
+  description = "A secret of Secrets Manager with credentials of a user of the system account, as operator mode needs: the text of a .creds file. Empty: the agent makes a user of its own where that changes nothing for clients."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = can(regex("^(arn:[a-z-]+:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+=.@!-]+-[A-Za-z0-9]{6})?$", var.system_secret_arn))
+    error_message = "system_secret_arn is the whole ARN of a secret, with the six random characters at its end."
+  }
+}
+
 variable "included_secret_key_arns" {
-  description = "The KMS keys of included secrets, where a secret has a key of its own. Neither aws/secretsmanager nor the module's own key (output secrets_key_arn) belongs here."
+  description = "The KMS keys of included secrets and of system_secret_arn, where a secret has a key of its own. Neither aws/secretsmanager nor the module's own key (output secrets_key_arn) belongs here."
   type        = list(string)
   default     = []
 

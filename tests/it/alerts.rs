@@ -16,8 +16,8 @@ use nats_tls_agent::conf::render::BUILT_IN;
 use nix::sys::signal::Signal;
 
 use self::recording::{Recording, scraped};
-use crate::AGENT;
 use crate::operator::hold_nats_server;
+use crate::{AGENT, jetstream};
 
 const RULES: &str = include_str!("../../templates/prometheus/alerts.yaml");
 const PLAYED: &str = include_str!("alerts.yaml");
@@ -82,6 +82,11 @@ fn prometheus_raises_each_alarm_in_time_and_none_for_what_passes() {
         ("for: 10m", "for: 5m"),
         ("90 * 86400", "60 * 86400"),
         ("for: 15m", "for: 5m"),
+        ("for: 3m", "for: 2m"),
+        ("for: 3m", "for: 4m"),
+        ("for: 40m", "for: 38m"),
+        ("for: 40m", "for: 41m"),
+        ("jetstream_ghost", "ghost"),
     ] {
         assert!(RULES.contains(from), "{from} is not in the rules");
         assert!(!play(&RULES.replacen(from, to, 1)).0, "the rules pass with {to} in place of {from}");
@@ -179,6 +184,34 @@ async fn settings_that_nats_server_refuses_raise_the_alarm_for_deployments_that_
     let first = recording.minute();
     recording.scrape_until(node, SOON, |recording| recording.minute() >= first + 45).await;
     recording.expect(&["NatsTlsDeploymentsFail"], &["NatsTlsNoPass", "NatsTlsFailing"]);
+    recording.play(&promtool, RULES);
+}
+
+/// A tenth of a second stands for a minute. Only the meta leader knows which members are away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_gone_and_then_a_dead_meta_leader_raise_the_alarms_for_jetstream() {
+    let Some(promtool) = promtool() else { return };
+    let mut nodes = jetstream::three(tools::NATS_SERVER).await;
+    let victim = (jetstream::leader(&nodes).await + 1) % 3;
+    jetstream::replace(&mut nodes, victim, "n4").await;
+    jetstream::tells(&nodes, &jetstream::GHOST).await;
+    let leader = jetstream::leader(&nodes).await;
+    let mut recording = Recording::stretched(600.0);
+    recording.scrape_until(&nodes.nodes[leader], SOON, |recording| recording.minute() >= 35).await;
+    recording.expect(&[], &["NatsTlsJetStreamAtRisk", "NatsTlsJetStreamDown"]);
+    recording.scrape_until(&nodes.nodes[leader], SOON, |recording| recording.minute() >= 45).await;
+    recording.expect(&["NatsTlsJetStreamAtRisk"], &["NatsTlsJetStreamDown"]);
+    recording.play(&promtool, RULES);
+
+    jetstream::replace(&mut nodes, leader, "n5").await;
+    jetstream::tells(&nodes, &["jetstream_without_leader"]).await;
+    let survivor = &nodes.nodes[(0..3).find(|index| ![victim, leader].contains(index)).unwrap()];
+    let without_leader = "nats_tls_agent_reasons{instance=\"n1\",code=\"jetstream_without_leader\"}";
+    let mut recording = Recording::stretched(600.0);
+    recording.scrape_until(survivor, SOON, |recording| recording.last(without_leader) == Some(1.0)).await;
+    let lost = recording.minute();
+    recording.scrape_until(survivor, SOON, |recording| recording.minute() >= lost + 6).await;
+    recording.expect(&["NatsTlsJetStreamDown"], &["NatsTlsFailing"]);
     recording.play(&promtool, RULES);
 }
 

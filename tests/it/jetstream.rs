@@ -23,7 +23,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const PASSWORD: &str = "of the system account";
 
 /// Three nodes with a user of the system account, and a stream of three replicas.
-async fn three(version: &str) -> Nodes {
+pub(crate) async fn three(version: &str) -> Nodes {
     let mut nodes = Nodes::new(AGENT, version, 3).unwrap();
     nodes.configure().unwrap();
     for node in &nodes.nodes {
@@ -89,7 +89,7 @@ async fn acknowledged(node: &Node) {
 }
 
 /// The index of the node that leads the meta group.
-async fn leader(nodes: &Nodes) -> usize {
+pub(crate) async fn leader(nodes: &Nodes) -> usize {
     let name = eventually("a meta leader", SOON, async || {
         let jsz = monitor(nodes.nodes[0].monitor(), "/jsz").await.map_err(|failure| failure.chain())?;
         jsz["meta_cluster"]["leader"].as_str().map(str::to_owned).ok_or_else(|| jsz.to_string())
@@ -99,7 +99,7 @@ async fn leader(nodes: &Nodes) -> usize {
 }
 
 /// The node dies with its machine. Another node takes its address, under another name.
-async fn replace(nodes: &mut Nodes, index: usize, name: &str) -> String {
+pub(crate) async fn replace(nodes: &mut Nodes, index: usize, name: &str) -> String {
     let dead = &mut nodes.nodes[index];
     dead.server.take().unwrap().kill().await.unwrap();
     dead.agent.kill().await.unwrap();
@@ -134,7 +134,7 @@ async fn told_by(nodes: &Nodes) -> Vec<(String, String, String)> {
 }
 
 /// Waits until exactly these codes of JetStream are told, on whatever node.
-async fn tells(nodes: &Nodes, codes: &[&str]) -> Vec<(String, String, String)> {
+pub(crate) async fn tells(nodes: &Nodes, codes: &[&str]) -> Vec<(String, String, String)> {
     let begun = Instant::now();
     let told = eventually(&format!("{codes:?}"), SOON, async || {
         let mut told = told_by(nodes).await;
@@ -148,7 +148,7 @@ async fn tells(nodes: &Nodes, codes: &[&str]) -> Vec<(String, String, String)> {
     told
 }
 
-const GHOST: [&str; 2] = ["jetstream_ghost", "jetstream_majority_at_risk"];
+pub(crate) const GHOST: [&str; 2] = ["jetstream_ghost", "jetstream_majority_at_risk"];
 
 /// The first death with a replacement, and the remedy of the warning, followed to the letter.
 async fn first_death(nodes: &mut Nodes, replacement: &str) {

@@ -252,6 +252,25 @@ fn the_secrets_that_user_data_includes_are_those_that_the_role_may_read() {
     }
 }
 
+/// The agent's credentials of the system account are a secret that the role may read, and a key of `[nats]`.
+#[test]
+fn the_secret_of_the_system_account_is_read_by_the_role_and_named_by_agent_toml() {
+    let resources = blocks(&parsed(&module()), "resource");
+    let policy = &resources["aws_iam_role_policy.system_secret"];
+    assert_eq!(at(policy, &["count"]), json!("${var.system_secret_arn == \"\" ? 0 : 1}"));
+    let text = at(policy, &["policy"]).to_string();
+    assert!(text.contains("node-included-secrets.json") && text.contains("[var.system_secret_arn]"), "{text}");
+    assert_eq!(variables()["system_secret_arn"]["default"], json!([""]));
+
+    let nodes = fs::read_to_string(module().join("nodes.tf")).unwrap();
+    let (_, key) = nodes.split_once("system_key = var.system_secret_arn == \"\" ? \"\" : \"").unwrap();
+    let (key, _) = key.split_once("\"\n").unwrap();
+    let key = key.replace("\\\"", "\"").replace("\\n", "\n").replace("${var.system_secret_arn}", SECRET);
+    let read: toml::Table = toml::from_str(&format!("[nats]\n{key}client_auth = \"none\"\n")).unwrap();
+    assert_eq!(read["nats"]["system"]["secret_id"].as_str(), Some(SECRET));
+    assert!(nodes.contains("base64encode(\"${local.system_key}${var.extra_agent_toml}\")"), "{nodes}");
+}
+
 /// The pattern of the variable's validation is tried here, as Terraform may be absent.
 #[test]
 fn an_included_secret_is_named_by_its_whole_arn() {
@@ -307,6 +326,7 @@ fn what_could_not_work_is_refused_by_its_variable() {
         &[
             ("included_secret_arns", &format!("[\"{SECRET}\"]")),
             ("included_secret_key_arns", r#"["arn:aws:kms:eu-west-1:111122223333:key/1-2"]"#),
+            ("system_secret_arn", SECRET),
         ],
     ] {
         let (passed, said) = plan(fine);
@@ -331,6 +351,7 @@ fn what_could_not_work_is_refused_by_its_variable() {
         ("included_secret_arns", r#"["nats/accounts"]"#, "whole ARNs of secrets"),
         ("included_secret_arns", &format!("[\"{SECRET}\", \"{SECRET}\"]"), "no secret twice"),
         ("included_secret_key_arns", r#"["alias/nats"]"#, "and not of aliases"),
+        ("system_secret_arn", "nats/system", "the whole ARN of a secret"),
     ] {
         let (passed, said) = plan(&[(name, value)]);
         assert!(!passed && said.contains(message), "{name} = {value}: {said}");
