@@ -640,7 +640,7 @@ impl Probes {
 
 fn opening(port: Port, first: First) -> Opening {
     match (port, first) {
-        (Port::Client | Port::Leafnode, First::Client) => Opening::TlsThenGreeting,
+        (Port::Client | Port::Leafnode, First::Client | First::Fallback) => Opening::TlsThenGreeting,
         (Port::Client | Port::Leafnode, First::Either) => Opening::Either,
         (port, _) => port.opening(),
     }

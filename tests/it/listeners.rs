@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::AGENT;
 use crate::rotation::status_with;
+use crate::system::connected;
 
 const RENEWALS: usize = 3;
 const SOON: Duration = Duration::from_secs(20);
@@ -64,13 +65,14 @@ async fn a_full_server_is_healthy_and_takes_each_new_leaf() {
         let mut nodes = Nodes::new(AGENT, version, 1).unwrap();
         nodes.configure().unwrap();
         let (config, mqtt) = (nodes.nodes[0].agent.config().to_owned(), port(&nodes.nodes[0]));
-        // MQTT clients count too, and nats-server turns them away without a word.
+        // MQTT clients count too, and nats-server turns them away without a word. The agent's own connection is the third.
         let settings = format!(
-            "\n[nats.settings]\nmax_connections = 2\nmqtt = {{ listen = \"{mqtt}\", tls = {{ certificate = \"node\" }} }}\n"
+            "\n[nats.settings]\nmax_connections = 3\nmqtt = {{ listen = \"{mqtt}\", tls = {{ certificate = \"node\" }} }}\n"
         );
         std::fs::write(&config, std::fs::read_to_string(&config).unwrap() + &settings).unwrap();
         nodes.boot().await.unwrap();
         let node = &nodes.nodes[0];
+        connected(node).await;
         let _clients = (connect(node).await.unwrap(), connect(node).await.unwrap());
         connect(node).await.unwrap_err();
         renews(node).await;

@@ -22,10 +22,11 @@ const PASSWORD: &str = "$2b$11$abcdefghijklmnopqrstuuViuGI07N4McP9Kl.tD6XMEzyuvc
 /// The longest connection or renewal: nats-server is busy with bcrypt, and tests share the processors.
 const PATIENCE: Duration = Duration::from_mins(4);
 
-/// A node whose clients have a bcrypt password.
-async fn node(version: &str) -> Nodes {
+/// A node whose clients have a bcrypt password. `system` is `nats.system`.
+async fn node(version: &str, system: &str) -> Nodes {
     let mut nodes = Nodes::new(AGENT, version, 1).unwrap();
     nodes.configure().unwrap();
+    nodes.set("nats.system", &format!("\"{system}\"")).unwrap();
     let config = nodes.nodes[0].agent.config();
     let settings = format!(
         "\n[nats.settings.authorization]\ntimeout = 59\nusers = [{{ user = \"u\", password = \"{PASSWORD}\" }}]\n\
@@ -80,8 +81,8 @@ async fn invariant_16_renewals_beside_bcrypt_clients_are_each_confirmed_once_and
     let is_long = soak::is_long();
     let (count, renewals) = if is_long { (150, 5) } else { (100, 1) };
     let versions = if is_long { &tools::NATS_SERVER_VERSIONS[..] } else { &[tools::NATS_SERVER] };
-    for version in versions {
-        let nodes = node(version).await;
+    for (version, system) in versions.iter().flat_map(|version| [(version, "auto"), (version, "off")]) {
+        let nodes = node(version, system).await;
         let (clients, lost) = clients(&nodes, count).await;
         let (is_over, agent) = (AtomicBool::new(false), &nodes.nodes[0].agent);
         let renew = async {
@@ -101,7 +102,9 @@ async fn invariant_16_renewals_beside_bcrypt_clients_are_each_confirmed_once_and
         assert!(!log.contains("rolled back"), "{log}");
         assert_eq!(shown.len(), renewals + 1, "{shown:?}");
         assert_eq!(lost.load(Ordering::Relaxed), 0, "{}", tail(&nodes.nodes[0].server_log(), 20));
-        let name = format!("longest of {renewals} renewals beside {count} bcrypt clients, nats-server {version}");
+        let name = format!(
+            "longest of {renewals} renewals beside {count} bcrypt clients, nats-server {version}, system {system}"
+        );
         soak::figure(&name, format!("{:.1} s", longest.as_secs_f64()));
         drop(clients);
     }

@@ -330,7 +330,7 @@ async fn connections(node: &Node) -> Vec<u64> {
     all.iter().filter(|one| one["name"] == "nats-tls-agent").map(|one| one["cid"].as_u64().unwrap()).collect()
 }
 
-async fn connected(node: &Node) -> u64 {
+pub(crate) async fn connected(node: &Node) -> u64 {
     let one = eventually("the agent's connection", SOON, async || match connections(node).await[..] {
         [one] => Ok(one),
         ref others => Err(format!("{others:?}")),

@@ -259,7 +259,7 @@ fn the_secret_of_the_system_account_is_read_by_the_role_and_named_by_agent_toml(
     let policy = &resources["aws_iam_role_policy.system_secret"];
     assert_eq!(at(policy, &["count"]), json!("${var.system_secret_arn == \"\" ? 0 : 1}"));
     let text = at(policy, &["policy"]).to_string();
-    assert!(text.contains("node-included-secrets.json") && text.contains("[var.system_secret_arn]"), "{text}");
+    assert!(text.contains("node-included-secrets.json") && text.contains("var.system_secret_arn"), "{text}");
     assert_eq!(variables()["system_secret_arn"]["default"], json!([""]));
 
     let nodes = fs::read_to_string(module().join("nodes.tf")).unwrap();

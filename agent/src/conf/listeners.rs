@@ -47,6 +47,8 @@ pub enum First {
     Server,
     /// The other end begins TLS (`handshake_first`).
     Client,
+    /// The other end begins TLS within 50 ms, or else nats-server sends INFO in the clear (`handshake_first: auto`).
+    Fallback,
     /// One of the two. A reload may be changing the setting.
     Either,
 }
@@ -135,7 +137,9 @@ fn first(tls: Option<&Map>) -> First {
         Value::Text(text) => ["false", "off"].iter().any(|off| text.eq_ignore_ascii_case(off)),
         value => *value == Value::Bool(false),
     };
+    let is_auto = |value: &Value| matches!(value, Value::Text(text) if text.eq_ignore_ascii_case("auto"));
     match tls.and_then(|tls| find(tls, &["handshake_first", "first", "immediate"])) {
+        Some(entry) if is_auto(&entry.value) => First::Fallback,
         Some(entry) if !is_off(&entry.value) => First::Client,
         _ => First::Server,
     }
@@ -193,7 +197,7 @@ mod tests {
             others.map(|it| (it.listener, it.address, it.certificate, it.first)).collect::<Vec<_>>()
         };
         let expected = [
-            (Listener::Leafnodes, "[::1]:7422".to_owned(), Foreign, First::Client),
+            (Listener::Leafnodes, "[::1]:7422".to_owned(), Foreign, First::Fallback),
             (Listener::Websocket, "ws.internal:443".to_owned(), Foreign, First::Server),
             (Listener::Mqtt, "127.0.0.1:8883".to_owned(), Own, First::Server),
         ];
@@ -215,7 +219,7 @@ mod tests {
         for (value, first) in [
             ("true", First::Client),
             ("on", First::Client),
-            ("\"auto\"", First::Client),
+            ("\"auto\"", First::Fallback),
             ("\"300ms\"", First::Client),
             ("false", First::Server),
             ("\"off\"", First::Server),
@@ -225,7 +229,7 @@ mod tests {
         assert_eq!(listeners("").client_first, First::Server);
         let changed = client("false").while_becoming(&client("true"));
         assert_eq!(changed.client_first, First::Either);
-        assert_eq!(client("true").while_becoming(&client("\"auto\"")).client_first, First::Client);
+        assert_eq!(client("true").while_becoming(&client("\"300ms\"")).client_first, First::Client);
         let leaf = |first: &str| {
             listeners(&format!(
                 "leafnodes {{ port: 7422, tls {{ cert_file: a, key_file: b, handshake_first: {first} }} }}"

@@ -789,10 +789,6 @@ impl CommitPoint {
             Presence::Running(pid) => Some(pid),
             _ => None,
         };
-        if pid.is_some() && known.is_some_and(|known| system::disconnects(known, tree)) {
-            tracing::info!("a reload would disconnect every anonymous client, so the settings wait for a restart");
-            return self.running_with(desired.generation);
-        }
         // Where nats-server doesn't run here, the change takes nothing from the cluster, and may be the remedy.
         if !desired.is_asked && known.is_some() && pid.is_some() {
             let unfit = desired.neighbours.unfit(&desired.generation.chain, self.parts.clock.now()).await;
@@ -802,6 +798,12 @@ impl CommitPoint {
         }
         progress.report(Step::Trying);
         match self.parts.server.predict(known.filter(|_| pid.is_some()), tree, pid).await {
+            Prediction::Starts | Prediction::Reloadable
+                if pid.is_some() && known.is_some_and(|known| system::disconnects(known, tree)) =>
+            {
+                tracing::info!("a reload would disconnect every anonymous client, so the settings wait for a restart");
+                self.running_with(desired.generation)
+            }
             Prediction::Starts | Prediction::Reloadable => Ok(None),
             Prediction::NeedsRestart { said } => {
                 tracing::info!("the new settings wait for a restart of nats-server: {said}");

@@ -293,6 +293,7 @@ impl SystemConnection {
             .subscription_capacity(CAPACITY)
             .read_buffer_capacity(4096)
             .event_callback(note);
+        // Beside `auto` the client waits for INFO: nats-server doesn't wait for a slow beginning of TLS.
         if first == First::Client {
             options = options.tls_first();
         }

@@ -48,6 +48,8 @@ pub(super) struct Setup {
     pub(super) leaving: &'static [&'static str],
     /// The agent calls nats-server through a wrapper, and the ports of nats-server lie behind gates.
     pub(super) gates: bool,
+    /// `nats.system`.
+    pub(super) system: &'static str,
     /// The agent resolves names at the test's stub.
     pub(super) names: bool,
 }
@@ -61,6 +63,7 @@ impl Default for Setup {
             credential: false,
             leaving: &[],
             gates: false,
+            system: "auto",
             names: false,
         }
     }
@@ -132,6 +135,7 @@ impl World {
         set(node.agent.config(), "nats.jetstream", "false")?;
         // A hanging port counts as a reload that is under way, and a cell waits for the end of that.
         set(node.agent.config(), "nats.reload", "{ timeout = \"10s\" }")?;
+        set(node.agent.config(), "nats.system", &format!("\"{}\"", setup.system))?;
         if setup.credential {
             set(node.agent.config(), "nats.cluster_secret_id", &format!("\"{ROUTES}\""))?;
         }
