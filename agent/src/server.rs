@@ -307,7 +307,16 @@ pub trait Server: Send + Sync {
     async fn obstacle_to_a_user(&self, chain: Option<&StoredChain>, at: &Listeners) -> Option<Obstacle>;
 
     /// Tells the running server to read its configuration again. An answer says that the server is done.
-    async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<Asked, ServerError>;
+    async fn reload(&self, by: By, chain: &StoredChain, at: &Listeners) -> Result<Asked, ServerError>;
+}
+
+/// How a server is told to read its configuration again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Through the system account where its connection is open, and by a signal otherwise.
+    System,
+    /// By a signal alone.
+    Signal,
 }
 
 /// A server that was told to read its configuration again.
@@ -515,8 +524,8 @@ impl Server for NatsServer {
     /// closed in both states, so the client port must be open before the reload.
     ///
     /// The system account is asked where its connection is open. A server that gives no answer in time was told all the
-    /// same, so no signal follows.
-    async fn reload(&self, chain: &StoredChain, at: &Listeners) -> Result<Asked, ServerError> {
+    /// same, so no signal follows at once.
+    async fn reload(&self, by: By, chain: &StoredChain, at: &Listeners) -> Result<Asked, ServerError> {
         let process = NatsProcess::find(&at.pid_file, &self.binary, &self.config)?;
         let (pid, at) = (process.pid, process.arguments.over(at));
         self.await_client_port(&at).await;
@@ -527,7 +536,7 @@ impl Server for NatsServer {
         if let Err(source @ (ProbeError::Connect { .. } | ProbeError::Slow { .. })) = probed {
             return Err(ServerError::NotListening { pid, address: at.client, source });
         }
-        if let Some(system) = &self.system
+        if let (By::System, Some(system)) = (by, &self.system)
             && system.is_up_at(at.client).await
         {
             match system.reload().await {

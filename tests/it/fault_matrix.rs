@@ -7,7 +7,9 @@ mod aws;
 mod gate;
 mod metadata;
 mod names;
+mod relay;
 mod server;
+mod system;
 mod table;
 mod world;
 
@@ -45,7 +47,7 @@ enum Met {
     Answered(Operation, Fault),
     /// The service refused a call of this operation with this code.
     Refused(Operation, &'static str),
-    /// The wrapper around nats-server left a mark of this name.
+    /// The wrapper around nats-server, or the relay before it, left a mark of this name.
     Marked(&'static str),
 }
 

@@ -31,7 +31,7 @@ use nats_tls_agent::server::probe::{ProbeError, Silence};
 use nats_tls_agent::server::process::ProcessError;
 use nats_tls_agent::server::system::Link;
 use nats_tls_agent::server::trial::Prediction;
-use nats_tls_agent::server::{Asked, Observed, Presence, Served, Server, ServerError, StartMark, Variables};
+use nats_tls_agent::server::{Asked, By, Observed, Presence, Served, Server, ServerError, StartMark, Variables};
 use nats_tls_agent::trust::TrustBundle;
 use nats_tls_agent::x509::chain::{Chain, StoredChain};
 use nats_tls_agent::x509::leaf::Leaf;
@@ -133,6 +133,9 @@ pub struct FakeServer {
     pub config: PathBuf,
     /// Whether a reload loads nothing.
     pub ignores: AtomicBool,
+    /// The outcome of a request through the system account, which loads nothing. `None`: there is no system account, so each
+    /// request is a signal.
+    pub system: Mutex<Option<Asked>>,
     /// Whether `-t` refuses every configuration.
     pub refuses: AtomicBool,
     /// Whether the process ends at a SIGHUP.
@@ -178,6 +181,7 @@ impl FakeServer {
         Self {
             config,
             ignores: off(),
+            system: Mutex::default(),
             refuses: off(),
             dies: off(),
             is_deaf: off(),
@@ -360,7 +364,7 @@ impl Server for FakeServer {
         None
     }
 
-    async fn reload(&self, _chain: &StoredChain, _at: &Listeners) -> Result<Asked, ServerError> {
+    async fn reload(&self, by: By, _chain: &StoredChain, _at: &Listeners) -> Result<Asked, ServerError> {
         self.pace.begin(RELOAD).await;
         let Some(loaded) = self.loaded() else {
             return Err(ProcessError::Absent("it does not run".into()).into());
@@ -372,6 +376,11 @@ impl Server for FakeServer {
                 address,
                 source: ProbeError::Slow { address: address.to_string() },
             });
+        }
+        let without_effect = self.system.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let (By::System, Some(asked)) = (by, without_effect) {
+            self.pace.end().await;
+            return Ok(asked);
         }
         self.reloads.fetch_add(1, Ordering::Relaxed);
         self.witness.told_to_reload();

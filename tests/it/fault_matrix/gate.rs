@@ -20,6 +20,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use super::relay::Relay;
+use super::world::Ports;
+
 /// The treatment of new connections. Established connections stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum Passage {
@@ -132,11 +135,13 @@ pub(super) struct Gates {
     pub(super) client: Gate,
     pub(super) route: Gate,
     pub(super) monitor: Gate,
+    /// Stands in the place of the client port's gate.
+    pub(super) relay: Option<Relay>,
     mode_file: PathBuf,
 }
 
 impl Gates {
-    pub(super) fn before(node: &mut Node, server: &Path, wrapper: &Path) -> Result<Self, Failure> {
+    pub(super) fn before(node: &mut Node, server: &Path, wrapper: &Path, ports: Ports) -> Result<Self, Failure> {
         let io = |error: std::io::Error| Failure::new("could not make a wrapper").because(error);
         let directory = wrapper.parent().unwrap_or(wrapper);
         std::fs::create_dir_all(directory).map_err(io)?;
@@ -163,7 +168,9 @@ impl Gates {
         ]
         .concat();
         set(node.agent.config(), "nats.server", &format!("\"{}\"", wrapper.display()))?;
+        let relay = || Relay::new(node.client(), client, &node.state_directory(), &mode_file);
         Ok(Self {
+            relay: (ports == Ports::Relayed).then(relay),
             client: Gate::new(node.client(), client),
             route: Gate::new(node.route(), route),
             monitor: Gate::new(node.monitor(), monitor),
@@ -174,7 +181,13 @@ impl Gates {
     /// Opens the ports of the gates, after the first commit and before nats-server's start. A trial of settings finds the
     /// ports taken otherwise.
     pub(super) async fn open(&mut self) -> Result<(), Failure> {
-        for gate in [&mut self.client, &mut self.route, &mut self.monitor] {
+        let client = if let Some(relay) = &mut self.relay {
+            relay.open().await?;
+            None
+        } else {
+            Some(&mut self.client)
+        };
+        for gate in client.into_iter().chain([&mut self.route, &mut self.monitor]) {
             if gate.tasks.is_empty() {
                 gate.open().await?;
             }
@@ -187,9 +200,12 @@ impl Gates {
         for gate in [self.client, self.route, self.monitor] {
             gate.end().await;
         }
+        if let Some(relay) = self.relay {
+            relay.end().await;
+        }
     }
 
-    /// Whether the wrapper ever completed this action.
+    /// Whether the wrapper ever completed this action, or the relay met this fault.
     pub(super) fn has_done(&self, mode: &str) -> bool {
         self.mark(mode).exists()
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use nix::sys::signal::Signal;
 
 use super::gate::{Gate, Gates, Passage};
-use super::world::{Setup, World};
+use super::world::{Ports, Setup, World};
 use super::{Met, Told, Trial, Trigger, boot_all, serve_all, table};
 
 fn trial(
@@ -137,13 +137,13 @@ fn gated(of: fn(&Gates) -> &Gate, passage: Passage) -> impl Fn(&World, bool) + S
 /// A first boot meets only the faults of `nats-server -t`, because no server runs yet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invariant_03_no_fault_of_the_check_at_a_first_boot_commits_anything() {
-    let setup = Setup { gates: true, ..Setup::default() };
+    let setup = Setup { ports: Ports::Gated, ..Setup::default() };
     table::check("nats-server, at first boot", &boot_all(setup, check()).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invariant_07_no_fault_of_the_way_to_nats_server_disturbs_what_it_serves() {
-    let setup = || Setup { gates: true, ..Setup::default() };
+    let setup = || Setup { ports: Ports::Gated, ..Setup::default() };
     let calls = vec![
         (setup(), Trigger::Renew, check()),
         (Setup::default(), Trigger::Renew, signal()),

@@ -20,6 +20,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::gate::{Gate, Gates};
+use super::relay::Relay;
 use super::{Met, SOON, Told, Trial, Trigger};
 use crate::{AGENT, metric};
 
@@ -31,6 +32,18 @@ pub(super) const ROUTES: &str = "nats-routes";
 const HEALTHY: &str = "nats_tls_agent_state{state=\"healthy\"}";
 /// The number of this node's instance. The next number belongs to an absent peer, which a gate may replace.
 pub(super) const OWN: u8 = 1;
+
+/// What stands before the ports of nats-server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Ports {
+    /// The agent reaches nats-server itself.
+    #[default]
+    Bare,
+    /// The ports lie behind gates, and the agent calls nats-server through a wrapper.
+    Gated,
+    /// A relay takes the place of the gate before the client port.
+    Relayed,
+}
 
 /// The properties of a trial's node.
 #[derive(Clone, Debug)]
@@ -46,8 +59,8 @@ pub(super) struct Setup {
     /// The trust bundle has roots of these names too. The node's own nats-server answers in the peer's place, behind a
     /// gate.
     pub(super) leaving: &'static [&'static str],
-    /// The agent calls nats-server through a wrapper, and the ports of nats-server lie behind gates.
-    pub(super) gates: bool,
+    /// What stands before nats-server.
+    pub(super) ports: Ports,
     /// `nats.system`.
     pub(super) system: &'static str,
     /// The agent resolves names at the test's stub.
@@ -62,7 +75,7 @@ impl Default for Setup {
             validity: "1h",
             credential: false,
             leaving: &[],
-            gates: false,
+            ports: Ports::default(),
             system: "auto",
             names: false,
         }
@@ -145,7 +158,10 @@ impl World {
             let address = SocketAddr::new(peer(node.address, OWN + 1), node.route().port());
             Some(Gate::start(address, node.route()).await?)
         };
-        let gates = if setup.gates { Some(Gates::before(&mut node, &server, &wrapper)?) } else { None };
+        let gates = match setup.ports {
+            Ports::Bare => None,
+            ports => Some(Gates::before(&mut node, &server, &wrapper, ports)?),
+        };
         let names = if setup.names {
             super::names::configure(directory.path(), node.address)?;
             Some(super::names::Stub::start(node.address).await?)
@@ -173,6 +189,10 @@ impl World {
 
     pub(super) fn gate(&self, of: fn(&Gates) -> &Gate) -> &Gate {
         of(self.gates.as_ref().unwrap())
+    }
+
+    pub(super) fn relay(&self) -> &Relay {
+        self.gates.as_ref().unwrap().relay.as_ref().unwrap()
     }
 
     async fn start_server(&mut self) -> Result<(), Failure> {
@@ -226,6 +246,9 @@ impl World {
     /// Injects a fault into a serving node, then ends the fault.
     pub(super) async fn serving(&mut self, trial: &Trial, trigger: Trigger) -> Result<String, String> {
         let before = self.node.agent.status().await.map_err(|failure| failure.chain())?;
+        if let Some(relay) = self.gates.as_ref().and_then(|gates| gates.relay.as_ref()) {
+            relay.connected(SOON).await?;
+        }
         let (paid, said) = (self.double.certificates(), self.log().lines().count());
         (trial.switch)(self, true);
         let outcome = self.suffer(trial, trigger, said).await;

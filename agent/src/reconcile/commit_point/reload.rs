@@ -15,7 +15,7 @@ use crate::server::probe::{Port, Silence};
 use crate::server::process::ProcessError;
 use crate::server::standing::{Expected, Mismatch, Standing, has_loaded};
 use crate::server::system::Answer;
-use crate::server::{Asked, Observed, ServerError};
+use crate::server::{Asked, By, Observed, ServerError};
 use crate::x509::chain::StoredChain;
 
 /// How long a pass waits for a reload. Measured: 5 to 10 ms; a loaded machine may take seconds.
@@ -153,7 +153,9 @@ impl CommitPoint {
             // A reload takes effect in steps, so an answer right after a silence doesn't show a lost signal.
             let is_lost = |at: Instant| answers_since.is_some_and(|since| since.max(at).elapsed() >= SIGNAL_AGAIN);
             if signalled.is_none_or(|(_, at)| is_lost(at)) {
-                match server.reload(chain, listeners).await {
+                // The system account may lose a request or lie about it, so a repetition goes another way.
+                let by = if signalled.is_none() { By::System } else { By::Signal };
+                match server.reload(by, chain, listeners).await {
                     Ok(Asked { pid, answer }) => {
                         if signalled.is_none() {
                             progress.report(Step::Signalled { pid });

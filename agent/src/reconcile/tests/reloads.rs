@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::conf::effective::SettingsError;
+use crate::server::Asked;
 use crate::server::monitor::{RouteConnection, Routez};
+use crate::server::system::Answer;
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_dies_of_the_signal_is_told_so_and_its_next_start_comes_to_serve_what_was_paid_for() {
@@ -20,6 +22,19 @@ async fn a_server_that_dies_of_the_signal_is_told_so_and_its_next_start_comes_to
     let pass = bench.live(&mut agent, START + Duration::from_hours(1)).await;
     assert_eq!((pass.status.state, bench.issuer.requests()), (State::Healthy, 2), "{:?}", pass.status.reasons);
     assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_to_the_system_account_without_effect_is_repeated_by_a_signal() {
+    for answer in [Some(Answer::Loaded), None] {
+        let bench = Bench::new().await;
+        let mut agent = bench.serving().await;
+        *bench.server.system.lock().unwrap() = Some(Asked { pid: 1, answer });
+        let pass = renew(&mut agent).await;
+        assert_eq!((pass.status.state, bench.server.reloads()), (State::Healthy, 1), "{:?}", pass.status.reasons);
+        assert_eq!(bench.issuer.requests(), 2);
+        assert_eq!(bench.server.served().map(|leaf| leaf.serial), pass.status.leaf.map(|leaf| leaf.serial));
+    }
 }
 
 /// One route to each of these peers.
