@@ -162,7 +162,7 @@ impl Daemon {
         let progress = Progress::to(sender);
         let pass = if let Some(Job { wanted, answers }) = job {
             let (pass, renewal) = Renewal::begin(reconciler, before.as_ref(), wanted, progress).await;
-            self.waiting.push(Waiting { renewal, answers });
+            self.waiting.push(Waiting { renewal, answers, told_at: Instant::now() });
             pass
         } else {
             let pass = reconciler.pass(&PassRequest::default(), &progress).await;
@@ -172,7 +172,7 @@ impl Daemon {
         // The result comes after the last step.
         let _cancelled = relay.await;
         self.tally.note(&pass, started.elapsed());
-        self.waiting.retain(|asked| !asked.answer(&pass));
+        self.waiting.retain_mut(|asked| !asked.answer(&pass));
         log(before.as_ref(), &pass.status);
         self.systemd.note_committed(&self.config.nats.config);
         self.systemd.show(&pass.status, clock.now());
@@ -286,12 +286,23 @@ impl PendingConfiguration {
 struct Waiting {
     renewal: Renewal,
     answers: mpsc::UnboundedSender<Answer>,
+    /// When the client last heard that the wait goes on.
+    told_at: Instant,
 }
+
+/// How often a client hears that nats-server still loads the configuration.
+const STILL_LOADS: Duration = Duration::from_secs(30);
 
 impl Waiting {
     /// Answers if the result is clear, and returns whether it is.
-    fn answer(&self, pass: &Pass) -> bool {
-        let Some(result) = self.renewal.result(pass) else { return false };
+    fn answer(&mut self, pass: &Pass) -> bool {
+        let Some(result) = self.renewal.result(pass) else {
+            if self.told_at.elapsed() >= STILL_LOADS {
+                self.told_at = Instant::now();
+                let _gone = self.answers.send(Answer::Step(Step::StillLoads));
+            }
+            return false;
+        };
         let _gone = self.answers.send(match result {
             Ok(renewed) => Answer::Renewed(Box::new(renewed)),
             Err(refusal) => Answer::Refused(refusal),

@@ -48,6 +48,8 @@ pub enum Step {
         /// The pid of nats-server.
         pid: i32,
     },
+    /// nats-server still loads the configuration.
+    StillLoads,
     /// nats-server serves the committed configuration.
     Confirmed {
         /// The evidence.
@@ -73,6 +75,7 @@ impl std::fmt::Display for Step {
             Self::Validated { digest: None } => write!(formatter, "nats-server -t accepts it"),
             Self::Committed { generation } => write!(formatter, "committed generation {generation}"),
             Self::Signalled { pid } => write!(formatter, "told nats-server (pid {pid}) to reload"),
+            Self::StillLoads => formatter.write_str("nats-server still loads the configuration"),
             Self::Confirmed { by } => write!(formatter, "confirmed: {by}"),
             Self::RolledBack { reason } => write!(formatter, "rolled back: {reason}"),
         }
@@ -103,6 +106,7 @@ impl Step {
             Self::Validated { .. } => of("validated"),
             Self::Committed { generation } => Fields { generation: Some(*generation), ..of("committed") },
             Self::Signalled { pid } => Fields { pid: Some(*pid), ..of("signalled") },
+            Self::StillLoads => of("still_loads"),
             Self::Confirmed { .. } => of("confirmed"),
             Self::RolledBack { .. } => of("rolled_back"),
         }

@@ -99,8 +99,6 @@ pub(super) struct Deployment {
     obstacle: Option<Obstacle>,
     /// The last observation could not tell what nats-server should serve.
     is_expectation_unknown: bool,
-    /// NotAfter of the leaf last seen served with no change pending.
-    served_until: Option<OffsetDateTime>,
     /// When a change that waits for this node's turn may be made.
     turn: Option<OffsetDateTime>,
     /// A credential took over on every node just now, so the change waits for no turn.
@@ -123,7 +121,6 @@ impl Deployment {
             retry: Retry::at_once(),
             obstacle: None,
             is_expectation_unknown: false,
-            served_until: None,
             turn: None,
             skips_turn: false,
             confirmed_at: None,
@@ -234,9 +231,6 @@ impl Deployment {
         if !is_committed || self.seen.standing.is_not_served() {
             // The turn is skipped once: a failure is tried again at its own pace.
             let is_ordinary = *wanted == PassRequest::default() && !std::mem::take(&mut self.skips_turn);
-            if is_ordinary && self.waits_for_turn(now, rank) {
-                return Ok(self.seen.standing.clone());
-            }
             // A refused text is worth another try as soon as the text differs. A change that waits for a peer is worth
             // another try as soon as the peer is back.
             let is_mended = match &self.obstacle {
@@ -252,7 +246,14 @@ impl Deployment {
                     (standing, None) => Ok(standing.clone()),
                 };
             }
+            if is_ordinary && self.waits_for_turn(now, rank) {
+                return Ok(self.seen.standing.clone());
+            }
             let applied = self.commit_point.apply(&desired, &mut self.seen, progress).await;
+            if applied.is_err() {
+                // The next try has a turn of its own.
+                self.turn = None;
+            }
             self.obstacle = match &applied {
                 Err(DeployError::PeersUnfit(_)) => Some(Obstacle::Peers),
                 Err(error) if error.is_refusal() => Some(Obstacle::Text(desired.configuration.rendered)),
@@ -267,7 +268,6 @@ impl Deployment {
         self.note_confirmed();
         self.commit_point.note_loaded(&self.seen)?;
         self.turn = None;
-        self.served_until = Some(generation.chain.leaf().not_after);
         Ok(self.seen.standing.clone())
     }
 
@@ -290,11 +290,13 @@ impl Deployment {
         error
     }
 
-    /// Whether a change waits for this node's turn: nats-server serves what is committed, by a leaf that has time left.
-    /// The first change of a process never waits, because a person may have restarted the agent with other settings.
+    /// Whether a change waits for this node's turn: nats-server shows a leaf that has time left. The cause of the change,
+    /// a death of the agent's process before, and a failed try make no difference.
     fn waits_for_turn(&mut self, now: OffsetDateTime, rank: usize) -> bool {
-        let Some((cycle, until)) = cycle(self.interval).zip(self.served_until) else { return false };
-        if !self.seen.standing.is_served() || until < now + cycle * 10 {
+        let Observed { client, route, .. } = &self.seen.observed;
+        let ends = [client, route].into_iter().filter_map(|served| served.as_ref().ok()?.not_after);
+        let Some((cycle, until)) = cycle(self.interval).zip(ends.min()) else { return false };
+        if until < now + cycle * 10 {
             return false;
         }
         // A turn further off than a cycle comes from a clock that was set back since.

@@ -669,6 +669,59 @@ async fn a_change_that_everyone_sees_waits_for_this_nodes_turn_and_a_renewal_tha
     assert_eq!(bench.server.reloads(), 2);
 }
 
+/// Every cause of a reload has one pacing: a process that starts, a process that died before its signal, and another try.
+#[tokio::test(start_paused = true)]
+async fn a_change_waits_for_the_turn_after_a_restart_a_death_and_a_failure_too() {
+    let mut bench = Bench::new().await;
+    bench.interval = Duration::from_secs(30);
+    let mut agent = bench.serving().await;
+    let add = |bench: &Bench, numbers: &[u8]| *bench.peers.0.lock().unwrap() = Some(peers(numbers));
+    let is_turn = |bench: &Bench| bench.clock.now().unix_timestamp().rem_euclid(60) < 10;
+
+    // Another process finds the change.
+    bench.clock.sleep_until(START + Duration::from_secs(30)).await;
+    add(&bench, &[1, 2, 3, 4]);
+    agent = {
+        drop(agent);
+        bench.agent()
+    };
+    drop(pass(&mut agent).await);
+    assert_eq!(bench.server.reloads(), 0);
+    bench.live(&mut agent, START + Duration::from_secs(75)).await;
+    assert_eq!(bench.server.reloads(), 1);
+
+    // A process died after its commit.
+    add(&bench, &[1, 2, 3, 4, 5]);
+    bench.server.is_deaf.store(true, Ordering::Relaxed);
+    bench.clock.sleep_until(START + Duration::from_secs(121)).await;
+    drop(pass(&mut agent).await.outcome.unwrap_err());
+    bench.server.is_deaf.store(false, Ordering::Relaxed);
+    bench.clock.sleep_until(START + Duration::from_secs(150)).await;
+    agent = {
+        drop(agent);
+        bench.agent()
+    };
+    let waits = pass(&mut agent).await;
+    assert_eq!((bench.server.reloads(), is_turn(&bench)), (1, false), "{:?}", waits.status);
+    bench.live(&mut agent, START + Duration::from_secs(195)).await;
+    assert_eq!(bench.server.reloads(), 2);
+
+    // A reload is refused, and the tries after it come in turns.
+    add(&bench, &[1, 2, 3, 4, 5, 6]);
+    bench.server.ignores.store(true, Ordering::Relaxed);
+    let mut tried = 0;
+    for second in 200..600 {
+        bench.clock.sleep_until(START + Duration::from_secs(second)).await;
+        let (before, began_in_turn) = (bench.server.reloads(), is_turn(&bench));
+        drop(pass(&mut agent).await);
+        if bench.server.reloads() > before {
+            assert!(began_in_turn, "a try at second {second}");
+            tried += 1;
+        }
+    }
+    assert!(tried > 2, "{tried} tries");
+}
+
 /// Runs a renewal with a fault at the given point of the disk. Returns `None` where the renewal has fewer points.
 async fn renew_with(agent: Reconciler, points: u32, fault: Fault) -> Option<Result<(Reconciler, Pass), ()>> {
     pass_with(agent, PassRequest { renew: true, ..PassRequest::default() }, points, fault).await

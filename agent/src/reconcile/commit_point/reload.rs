@@ -74,15 +74,8 @@ enum Look {
 }
 
 impl Look {
-    /// `is_acknowledged`: nats-server has said that it has loaded the configuration.
-    fn of(
-        expected: &Expected,
-        proof: Proof,
-        is_acknowledged: bool,
-        [before, observed]: [&Observed; 2],
-        signalled: Option<i32>,
-    ) -> Self {
-        let is_told = is_acknowledged || proof == Proof::Expected && expected.digest().is_some();
+    fn of(expected: &Expected, proof: Proof, before: &Observed, observed: &Observed, signalled: Option<i32>) -> Self {
+        let is_told = proof == Proof::Expected && expected.digest().is_some();
         let standing = expected.judge(observed).only_if(is_told || has_loaded(before, observed));
         match (standing, signalled) {
             (Standing::NoServer { why }, Some(pid)) => Self::Ended(Mismatch::Ended { pid, why }),
@@ -144,7 +137,6 @@ impl CommitPoint {
         let (server, listeners, before) = (self.parts.server.clone(), &listeners, &before);
         let (begun, since) = (Instant::now(), self.parts.clock.now());
         let mut signalled = None::<(i32, Instant)>;
-        let mut is_acknowledged = false;
         let mut not_listening = None::<ServerError>;
         // Since when each look showed a server that answers and has not loaded what is expected.
         let mut answers_since = None::<Instant>;
@@ -161,10 +153,9 @@ impl CommitPoint {
                             progress.report(Step::Signalled { pid });
                         }
                         signalled = Some((pid, Instant::now()));
-                        match answer {
-                            Some(Answer::Refused(said)) => return Ok(Standing::NotServed(Mismatch::Refused { said })),
-                            Some(Answer::Loaded) => is_acknowledged = true,
-                            None => {}
+                        // What is loaded shows in the next look.
+                        if let Some(Answer::Refused(said)) = answer {
+                            return Ok(Standing::NotServed(Mismatch::Refused { said }));
                         }
                     }
                     // A nats-server that starts reads what is committed, and is signalled once it listens. A nats-server
@@ -184,7 +175,7 @@ impl CommitPoint {
             self.note_shown(&observed, expected);
             let pid = signalled.map(|(pid, _)| pid);
             let is_late = begun.elapsed() >= CONFIRM_TIMEOUT;
-            match (Look::of(expected, proof, is_acknowledged, [before, &observed], pid), pid) {
+            match (Look::of(expected, proof, before, &observed, pid), pid) {
                 (Look::Done(standing), _) => {
                     if let Standing::Served(evidence) = &standing {
                         progress.report(Step::Confirmed { by: evidence.to_string() });
@@ -225,7 +216,7 @@ impl CommitPoint {
     pub(super) fn watch(&mut self, seen: &mut Observation, progress: &Progress) -> Result<Watched, DeployError> {
         let Some(under_way) = self.under_way.clone() else { return Ok(Watched::Over) };
         let UnderWay { begun, since, pid, expected, before, proof, answers_since } = under_way;
-        match Look::of(&expected, proof, false, [&before, &seen.observed], Some(pid)) {
+        match Look::of(&expected, proof, &before, &seen.observed, Some(pid)) {
             Look::Done(standing) => {
                 self.under_way = None;
                 if let Standing::Served(evidence) = &standing {
