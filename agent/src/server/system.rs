@@ -30,8 +30,10 @@ use crate::x509::chain::StoredChain;
 
 /// The longest attempt to connect. On one host a connection takes milliseconds.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// The longest wait for an answer that nats-server has ready.
+/// The longest wait for an answer. nats-server has most answers ready, and answers a reload once it is done.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long nobody asks a nats-server again that gave no answer: a frozen nats-server, or a reload that takes long.
+const AFTER_SILENCE: Duration = Duration::from_secs(20);
 /// nats-server pings every two minutes by itself, so the agent's own pings are a second guard.
 const PING: Duration = Duration::from_mins(5);
 /// The pauses between failed attempts.
@@ -196,7 +198,7 @@ impl Attempts {
         self.open.as_ref().is_some_and(|open| open.address == address && open.is_up())
     }
 
-    /// The failure after which the next attempt is not due yet.
+    /// The failure after which the next attempt or question is not due yet.
     fn pause(&self) -> Option<SystemError> {
         let (error, until) = self.failed.as_ref()?;
         (Instant::now() < *until).then(|| error.clone())
@@ -235,22 +237,24 @@ impl SystemConnection {
         !attempts.are_up_at(address) && attempts.pause().is_none()
     }
 
-    /// Whether the connection to this address is open.
-    pub async fn is_up_at(&self, address: SocketAddr) -> bool {
-        self.attempts.lock().await.are_up_at(address)
+    /// Whether the connection to this address is open, and nats-server answers.
+    pub async fn answers_at(&self, address: SocketAddr) -> bool {
+        let attempts = self.attempts.lock().await;
+        attempts.are_up_at(address) && attempts.pause().is_none()
     }
 
     /// Keeps the connection open. Where there is none and an attempt is due, an attempt is made, with `ours` as the client's
-    /// certificate. nats-server must show a leaf of this node.
+    /// certificate. nats-server must show a leaf of this node. A nats-server that gave no answer just now keeps its
+    /// connection, and counts as failed for a while.
     pub async fn keep(&self, ours: &StoredChain, address: SocketAddr, first: First) -> Result<(), SystemError> {
         let mut attempts = self.attempts.lock().await;
+        if let Some(error) = attempts.pause() {
+            return Err(error);
+        }
         if attempts.are_up_at(address) {
             return Ok(());
         }
         attempts.open = None;
-        if let Some(error) = attempts.pause() {
-            return Err(error);
-        }
         match self.connect(ours, address, first).await {
             Ok(open) => {
                 *attempts = Attempts { open: Some(Arc::new(open)), ..Attempts::default() };
@@ -352,7 +356,11 @@ impl SystemConnection {
             answered = tokio::time::timeout(ANSWER_WITHIN, open.client.request(subject, options)) => answered,
             _ended = up.wait_for(|is_up| !is_up) => return Err(SystemError::Lost { verb }),
         };
-        let message = answered.map_err(|_elapsed| SystemError::Silent { verb })?;
+        let Ok(message) = answered else {
+            let error = SystemError::Silent { verb };
+            self.attempts.lock().await.failed = Some((error.clone(), Instant::now() + AFTER_SILENCE));
+            return Err(error);
+        };
         let message = message.map_err(|error| match error.kind() {
             RequestErrorKind::NoResponders => SystemError::NoResponders { verb },
             _ => SystemError::Lost { verb },
