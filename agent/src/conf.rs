@@ -1,6 +1,7 @@
 //! nats-server.conf: its language, its text, and what it takes away.
 
 pub mod changes;
+pub mod cost;
 mod cursor;
 pub mod digest;
 pub mod effective;

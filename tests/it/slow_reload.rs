@@ -100,6 +100,7 @@ async fn invariant_16_renewals_beside_bcrypt_clients_are_each_confirmed_once_and
         let log = agent.log_tail(usize::MAX);
         assert_eq!(log.matches("to reload").count(), renewals, "{log}");
         assert!(!log.contains("rolled back"), "{log}");
+        assert_eq!(log.matches("clients by bcrypt again").count(), renewals, "{log}");
         assert_eq!(shown.len(), renewals + 1, "{shown:?}");
         assert_eq!(lost.load(Ordering::Relaxed), 0, "{}", tail(&nodes.nodes[0].server_log(), 20));
         let name = format!(

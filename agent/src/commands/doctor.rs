@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::CommandError;
 use crate::clock::{Clock, rfc3339};
+use crate::conf::cost::reload_costs;
 use crate::conf::listeners::Listeners;
 use crate::conf::loss::Certificate;
 use crate::config::Config;
@@ -383,9 +384,13 @@ async fn condition(
     let graded = |name, is_failure: bool, found: String| {
         if is_failure { Check::failed(name, found) } else { Check::warning(name, found) }
     };
-    let faults = arguments.faults(committed).into_iter();
+    let faults = arguments.faults(&committed).into_iter();
     let mut checks: Vec<Check> =
         faults.map(|fault| graded("arguments", fault.is_failure(), fault.to_string())).collect();
+    if let Some(varz) = &observed.varz {
+        let costs = reload_costs(&committed(), varz.connections, &varz.version);
+        checks.extend(costs.iter().map(|cost| Check::warning("reload", cost.to_string())));
+    }
     if let (Some(jetstream), Some(others), Some(routez)) = (jetstream, others, &observed.routez) {
         let routes = routez.remotes().values().map(|(name, _)| (*name).to_owned()).collect();
         let troubles = jetstream.troubles(&Surroundings { routes, others });

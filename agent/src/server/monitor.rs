@@ -36,6 +36,9 @@ pub struct Varz {
     /// The digest that `-t` prints for the same configuration. Versions before 2.11 report no digest.
     #[serde(default)]
     pub config_digest: Option<String>,
+    /// The clients that are connected.
+    #[serde(default)]
+    pub connections: u32,
     /// Until when the certificates hold that nats-server has loaded for its listeners.
     #[serde(flatten)]
     pub ends: Box<CertificateEnds>,

@@ -298,6 +298,7 @@ mod tests {
             server_id: "id".into(),
             config_load_time: datetime!(2026-03-01 12:00 UTC),
             config_digest: Some("sha256:ours".into()),
+            connections: 0,
             ends: Box::default(),
         };
         let leaf = || Ok(leaf("leaf"));

@@ -96,6 +96,7 @@ fn healthy() -> Findings {
         server_id: "A".into(),
         config_load_time: NOW - DAY,
         config_digest: Some("sha256:00".into()),
+        connections: 0,
         ends: Box::default(),
     };
     Findings {

@@ -349,6 +349,7 @@ impl Server for FakeServer {
                 server_id: format!("start {starts}"),
                 config_load_time,
                 config_digest: self.digest_of_text(&loaded.text),
+                connections: 0,
                 ends: self.ends(&loaded).into(),
             }),
             routez: self.routez.lock().unwrap_or_else(PoisonError::into_inner).clone(),

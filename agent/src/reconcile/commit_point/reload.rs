@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{CommitPoint, DeployError, Observation};
+use crate::conf::cost::reload_costs;
 use crate::progress::{Progress, Step};
 use crate::server::probe::{Port, Silence};
 use crate::server::process::ProcessError;
@@ -110,6 +111,7 @@ impl CommitPoint {
         }
         let expected = self.expected()?;
         let before = seen.observed.clone();
+        self.tell_costs(&before)?;
         let confirmed = Box::pin(self.signal_until_decided(&expected, chain, proof, seen, progress)).await;
         if confirmed.is_err() {
             // The last handshakes may be out of date, so the ports are probed again.
@@ -123,6 +125,16 @@ impl CommitPoint {
         self.observe(Some(chain), seen).await?;
         self.note_reloaded(&expected, &before, seen)?;
         Ok(standing)
+    }
+
+    /// Says before a reload what the reload costs the clients.
+    fn tell_costs(&self, observed: &Observed) -> Result<(), DeployError> {
+        if let Some((varz, tree)) = observed.varz.as_ref().zip(self.committed()?.and_then(|text| self.tree_of(&text))) {
+            for cost in reload_costs(&tree, varz.connections, &varz.version) {
+                tracing::info!("{cost}");
+            }
+        }
+        Ok(())
     }
 
     async fn signal_until_decided(
