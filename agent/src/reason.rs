@@ -236,7 +236,7 @@ codes! {
     ServerForeign = "server_foreign",
     /// The system hides nats-server's process from the agent.
     ServerHidden = "server_hidden",
-    /// For an argument of nats-server each reload is refused.
+    /// nats-server refuses each reload for one of its arguments.
     ArgumentsRefuseReloads = "arguments_refuse_reloads",
     /// An argument of nats-server stands in the place of a setting.
     ArgumentsReplaceSettings = "arguments_replace_settings",
@@ -495,7 +495,7 @@ pub enum Reason {
     },
     /// The agent's user of the system account stands nowhere in the configuration.
     SystemUserNowhere(Obstacle),
-    /// There is no connection to the system account, although one is wanted.
+    /// The wanted connection to the system account is missing.
     SystemSilent {
         /// What kind of failure keeps the connection away.
         fault: Fault,

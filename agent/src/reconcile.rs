@@ -41,6 +41,7 @@ use crate::conf::effective::{self, Configuration, Effective, SettingsError};
 use crate::conf::loss::Loss;
 use crate::conf::reader::Contents;
 use crate::conf::render::{Rendered, Values};
+use crate::conf::system::Obstacle;
 use crate::config::{NatsConfig, RenewalConfig};
 use crate::credential::{ClusterCredential, CredentialSource};
 use crate::error::with_causes;
@@ -236,6 +237,10 @@ impl Reconciler {
         let nats = &self.deployment.commit_point.parts().nats;
         let mut values = self.values(nats, files, &included)?;
         values.system_key = self.system_user.key()?;
+        // Only the daemon asks the running nats-server, so the user stays as it is committed.
+        if committed.is_some() && !self.system_user.stands_in(committed.as_ref()) {
+            values.system_barred = Some(Obstacle::NotRunning);
+        }
         let preview = effective::preview(nats, &values, &included)?;
         self.system_user.note_placement(preview.system);
         Ok((committed, preview.rendered))

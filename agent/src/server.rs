@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use self::arguments::Arguments;
-use self::jetstream::Seen;
+use self::jetstream::Look;
 use self::monitor::{Routez, Varz};
 use self::probe::{Opening, Port, ProbeError, Prober, Silence};
 use self::process::{NatsProcess, ProcessError};
@@ -76,8 +76,8 @@ pub enum Presence {
 pub struct Condition {
     /// The arguments beside `-c`.
     pub arguments: Arguments,
-    /// JetStream in a cluster, if monitoring shows it.
-    pub jetstream: Option<Seen>,
+    /// What monitoring shows of JetStream.
+    pub jetstream: Look,
 }
 
 /// The chain that a port serves.
@@ -209,8 +209,7 @@ impl Observed {
     /// same, and the handshakes successful and recent. Each handshake writes a line or two to the log of nats-server.
     fn still_holds(&self, presence: &Presence, varz: Option<&Varz>) -> bool {
         self.presence == *presence
-            && varz.is_some()
-            && self.varz.as_ref() == varz
+            && self.varz.as_ref().zip(varz).is_some_and(|(known, varz)| known.shows_the_same_load(varz))
             && matches!(self.client, Ok(_) | Err(Silence::Full(_)))
             && self.route.is_ok()
             && self.others.values().all(|other| other.served.is_ok())
@@ -487,7 +486,7 @@ impl Server for NatsServer {
         };
         let (varz, routez, system) = self.told_by_itself(system, chain, &at).await;
         if let Some(last) = last.filter(|last| last.still_holds(&presence, varz.as_ref())) {
-            return Observed { routez, system, ..last.clone() };
+            return Observed { varz, routez, system, ..last.clone() };
         }
         let Probes { client, route, others } = self.probe(chain, &at).await;
         Observed { presence, started, start, varz, routez, client, route, others, asked: Instant::now(), system }
@@ -498,7 +497,7 @@ impl Server for NatsServer {
         let arguments = found.map(|process| process.arguments).unwrap_or_default();
         let jetstream = jetstream::look(&arguments.over(at).monitor, with_streams).await.unwrap_or_else(|error| {
             tracing::debug!("{}", with_causes(&error));
-            None
+            Look::Unanswered
         });
         Condition { arguments, jetstream }
     }

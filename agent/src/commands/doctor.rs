@@ -29,7 +29,7 @@ use crate::peers::{Peer, PeerSet, Sighting};
 use crate::reason::Reason;
 use crate::reconcile::commit_point::CommitPoint;
 use crate::reconcile::{Parts, Reconciler};
-use crate::server::jetstream::{Surroundings, Trouble};
+use crate::server::jetstream::{Look, Surroundings, Trouble};
 use crate::server::probe::{Port, Prober, Silence};
 use crate::server::standing::Mismatch;
 use crate::server::system::{Fault, Link};
@@ -384,16 +384,17 @@ async fn condition(
     let graded = |name, is_failure: bool, found: String| {
         if is_failure { Check::failed(name, found) } else { Check::warning(name, found) }
     };
-    let faults = arguments.faults(&committed).into_iter();
+    let faults = arguments.faults(committed).into_iter();
     let mut checks: Vec<Check> =
         faults.map(|fault| graded("arguments", fault.is_failure(), fault.to_string())).collect();
     if let Some(varz) = &observed.varz {
         let costs = reload_costs(&committed(), varz.connections, &varz.version);
         checks.extend(costs.iter().map(|cost| Check::warning("reload", cost.to_string())));
     }
-    if let (Some(jetstream), Some(others), Some(routez)) = (jetstream, others, &observed.routez) {
+    if let (Look::Seen(jetstream), Some(others), Some(routez)) = (jetstream, others, &observed.routez) {
+        let knows_all = observed.varz.as_ref().is_some_and(|varz| !varz.ends.has_gateway());
         let routes = routez.remotes().values().map(|(name, _)| (*name).to_owned()).collect();
-        let troubles = jetstream.troubles(&Surroundings { routes, others });
+        let troubles = jetstream.troubles(&Surroundings { knows_all, routes, others });
         if troubles.is_empty() {
             checks.push(Check::ok("jetstream", format!("its meta leader is {}", jetstream.meta.leader)));
         }

@@ -1,8 +1,8 @@
 //! Where the agent's own user of the system account stands, so that nothing changes for any client.
 //!
 //! A first user turns authentication on for every client. nats-server keeps anonymous clients only where no other account
-//! and no `authorization` block exists: it then gives them a stand-in user (`sysAccOnlyNoAuthUser` in server/server.go).
-//! Every rule here was measured on 2.10.26, 2.12.8 and 2.15.1; `tests/it/system.rs` measures it again.
+//! and no `authorization` block exists. Such clients get a stand-in user (`sysAccOnlyNoAuthUser` in server/server.go).
+//! Every rule here was measured on 2.10.26, 2.12.8 and 2.15.1. `tests/it/system.rs` measures the rules again.
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -147,6 +147,10 @@ obstacles! {
     MqttAuthorization = "mqtt_authorization",
         "nats-server takes no user beside an `authorization` of mqtt",
         "users in `authorization` or in an account in the place of mqtt's `authorization`";
+    /// Leaf nodes may send a user, which nobody asks for.
+    LeafnodesOpen = "leafnodes_open",
+        "a leaf node that sends a user, which nobody asks for, would be refused, and nats-server doesn't tell what leaf nodes send",
+        "authorization { user: NAME, password: PASSWORD } in `leafnodes`, or users in `authorization`";
     /// The auth callout would be asked for the agent's user.
     AuthCallout = "auth_callout",
         "the auth callout would be asked for the agent's user and refuse it",
@@ -246,6 +250,9 @@ fn placed(tree: &Map, key: &str) -> Result<Placement, Ambiguous> {
         if maps_certificates(tree) {
             return nowhere(Obstacle::CertificatesMapped);
         }
+        if takes_leaf_nodes(tree)? {
+            return nowhere(Obstacle::LeafnodesOpen);
+        }
     }
     Ok(Placement::Account { name: name.to_owned(), others })
 }
@@ -332,6 +339,20 @@ fn has_own_authorization(tree: &Map, names: &[&str]) -> Result<bool, Ambiguous> 
     let authorization = listener.find(&["authorization", "authentication"])?.and_then(|entry| entry.value.as_map());
     let Some(authorization) = authorization else { return Ok(false) };
     Ok(authorization.find(&USER)?.is_some_and(is_given) || authorization.find(&["token"])?.is_some_and(is_given))
+}
+
+/// Whether leaf nodes are authenticated as clients are, because their listener has no `authorization` of its own.
+fn takes_leaf_nodes(tree: &Map) -> Result<bool, Ambiguous> {
+    let Some(leafnodes) = tree.find(&["leafnodes", "leaf"])?.and_then(|entry| entry.value.as_map()) else {
+        return Ok(false);
+    };
+    let listens = leafnodes.find(&["listen"])?.is_some() || leafnodes.find(&["port"])?.is_some();
+    let authorization = leafnodes.find(&["authorization"])?.and_then(|entry| entry.value.as_map());
+    let has_own = match authorization {
+        Some(own) => own.find(&USER)?.is_some_and(is_given) || own.find(&["users"])?.is_some_and(is_given),
+        None => false,
+    };
+    Ok(listens && !has_own)
 }
 
 /// Whether any TLS block maps certificates to users.
@@ -428,7 +449,10 @@ mod tests {
                 Unaffected,
             ),
             ("tls { verify_and_map: true }\nauthorization { users: [ { user: a } ] }", "$SYS", Unaffected),
-            ("leafnodes { authorization { user: l, password: l } }", "$SYS", AnonymousAlone),
+            ("leafnodes { listen: 7422, authorization { user: l, password: l } }", "$SYS", AnonymousAlone),
+            ("leafnodes { port: 7422, authorization { users: [ { user: l } ] } }", "$SYS", AnonymousAlone),
+            ("leafnodes { remotes: [ { url: \"nats://h:7422\" } ] }", "$SYS", AnonymousAlone),
+            ("leafnodes { listen: 7422 }\nauthorization { users: [ { user: a } ] }", "$SYS", Unaffected),
             ("websocket { no_auth_user: a }\nauthorization { users: [ { user: a } ] }", "$SYS", Unaffected),
         ] {
             assert_eq!(placement(&read(text), KEY), account(name, others), "{text}");
@@ -456,6 +480,8 @@ mod tests {
             ("accounts: [ A, B ]", O::AccountsListed),
             ("tls { verify_and_map: true }", O::CertificatesMapped),
             ("websocket { tls { verify_and_map: true } }", O::CertificatesMapped),
+            ("leafnodes { listen: 7422 }", O::LeafnodesOpen),
+            ("Leaf { port: 7422, authorization { timeout: 2 } }", O::LeafnodesOpen),
             ("websocket { authorization { username: w, password: w } }", O::WebsocketAuthorization),
             ("websocket { authorization { token: w } }", O::WebsocketAuthorization),
             ("mqtt { authorization { user: m, password: m } }", O::MqttAuthorization),

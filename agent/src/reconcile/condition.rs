@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use super::Reconciler;
 use crate::reason::Reason;
 use crate::server::arguments::ArgumentFault;
-use crate::server::jetstream::{Seen, Surroundings, Trouble};
+use crate::server::jetstream::{Look, Surroundings, Trouble};
 use crate::server::{Condition, Presence};
 
 /// An election, or a restart of a peer, takes seconds and is no trouble. What lasts longer is told.
@@ -25,7 +25,7 @@ pub(super) struct Watch {
     looked_at_streams: Option<OffsetDateTime>,
     streams_without_leader: BTreeSet<String>,
     arguments: Vec<ArgumentFault>,
-    /// Each trouble with the time since which each look saw it.
+    /// Each trouble, with the time of the first look of an unbroken row that saw the trouble.
     since: BTreeMap<Trouble, OffsetDateTime>,
 }
 
@@ -41,10 +41,15 @@ impl Watch {
         !self.since.is_empty() || self.looked_at_streams.is_none_or(is_due)
     }
 
-    fn note_jetstream(&mut self, seen: Option<Seen>, around: &Surroundings, now: OffsetDateTime) {
-        let Some(mut seen) = seen else {
-            self.streams_without_leader.clear();
-            return self.since.clear();
+    fn note_jetstream(&mut self, look: Look, around: &Surroundings, now: OffsetDateTime) {
+        let mut seen = match look {
+            // What was seen before stands until an answer.
+            Look::Unanswered => return,
+            Look::Off => {
+                self.streams_without_leader.clear();
+                return self.since.clear();
+            }
+            Look::Seen(seen) => seen,
         };
         if let Some(streams) = seen.without_leader.take() {
             self.streams_without_leader = streams;
@@ -115,6 +120,7 @@ impl Reconciler {
 
     fn surroundings(&self) -> Surroundings {
         let observed = &self.deployment.seen().observed;
+        let has_gateway = observed.varz.as_ref().is_none_or(|varz| varz.ends.has_gateway());
         let remotes = observed.routez.as_ref().map(|routez| routez.remotes()).unwrap_or_default();
         let own = [Some(&self.node.name), self.node.instance_id.as_ref()];
         let (address, sans) = (self.own_route(), &self.node.sans);
@@ -122,6 +128,7 @@ impl Reconciler {
             **route != address && !sans.ips.contains(&route.ip()) && !own.contains(&Some(&peer.id))
         });
         Surroundings {
+            knows_all: observed.routez.is_some() && !has_gateway,
             routes: remotes.values().map(|(name, _)| (*name).to_owned()).collect(),
             others: peers.map(|(_, peer)| peer.id.clone()).collect(),
         }
@@ -133,7 +140,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::server::jetstream::MetaGroup;
+    use crate::server::jetstream::{MetaGroup, Seen};
 
     const INTERVAL: Duration = Duration::from_secs(30);
 
@@ -153,29 +160,31 @@ mod tests {
         assert!(watch.is_due(begun, INTERVAL) && watch.wants_streams(begun, INTERVAL));
         let streams = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>());
         watch.looked = Some(begun);
-        watch.note_jetstream(Some(Seen { without_leader: streams(&[]), ..leader("n2") }), &around, begun);
+        watch.note_jetstream(Look::Seen(Seen { without_leader: streams(&[]), ..leader("n2") }), &around, begun);
         assert!(!watch.is_due(at(20), INTERVAL) && watch.is_due(at(29), INTERVAL) && watch.is_due(at(-1), INTERVAL));
         assert!(!watch.wants_streams(at(200), INTERVAL) && watch.wants_streams(at(280), INTERVAL));
 
-        watch.note_jetstream(Some(leader("")), &around, at(30));
+        watch.note_jetstream(Look::Seen(leader("")), &around, at(30));
         assert!(watch.reasons(at(39)).is_empty() && watch.wants_streams(at(60), INTERVAL));
-        watch.note_jetstream(Some(leader("")), &around, at(60));
+        watch.note_jetstream(Look::Seen(leader("")), &around, at(60));
         let dead = Trouble::WithoutLeader { size: 3 };
         assert_eq!((watch.reasons(at(60)), watch.warnings(at(60))), (vec![Reason::JetStream(dead)], vec![]));
 
         watch.note_jetstream(
-            Some(Seen { without_leader: streams(&["a > 1", "a > 2"]), ..leader("n2") }),
+            Look::Seen(Seen { without_leader: streams(&["a > 1", "a > 2"]), ..leader("n2") }),
             &around,
             at(90),
         );
         assert!(watch.reasons(at(99)).is_empty());
         // A look without streams keeps what the look before saw of streams.
-        let connected = Surroundings { routes: ["n2".to_owned()].into(), others: BTreeSet::new() };
-        watch.note_jetstream(Some(Seen { is_current: false, ..leader("n2") }), &connected, at(101));
+        let connected = Surroundings { knows_all: true, routes: ["n2".to_owned()].into(), others: BTreeSet::new() };
+        watch.note_jetstream(Look::Seen(Seen { is_current: false, ..leader("n2") }), &connected, at(101));
         let both = Trouble::StreamsWithoutLeader(vec!["a > 1".into(), "a > 2".into()]);
         assert_eq!(watch.reasons(at(101)), [Reason::JetStream(both)]);
         assert_eq!(watch.warnings(at(111)), [Reason::JetStream(Trouble::Recovering)]);
-        watch.note_jetstream(None, &around, at(120));
+        watch.note_jetstream(Look::Unanswered, &around, at(115));
+        assert!(!watch.reasons(at(115)).is_empty(), "what was seen stands");
+        watch.note_jetstream(Look::Off, &around, at(120));
         assert!(watch.reasons(at(200)).is_empty() && watch.warnings(at(200)).is_empty());
     }
 }

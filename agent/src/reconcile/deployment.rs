@@ -200,7 +200,7 @@ impl Deployment {
         self.note_confirmed();
         let configuration = match configuration {
             Ok(configuration) => configuration,
-            Err(error) => return Err(self.without_text(error, generation, wanted, progress).await),
+            Err(error) => return Err(self.without_text(error, generation, wanted, rank, progress).await),
         };
         let is_committed = self.commit_point.committed()?.as_ref() == Some(&configuration.rendered);
         match observed {
@@ -249,11 +249,9 @@ impl Deployment {
             if is_ordinary && self.waits_for_turn(now, rank) {
                 return Ok(self.seen.standing.clone());
             }
+            // The next change and another try have turns of their own.
+            self.turn = None;
             let applied = self.commit_point.apply(&desired, &mut self.seen, progress).await;
-            if applied.is_err() {
-                // The next try has a turn of its own.
-                self.turn = None;
-            }
             self.obstacle = match &applied {
                 Err(DeployError::PeersUnfit(_)) => Some(Obstacle::Peers),
                 Err(error) if error.is_refusal() => Some(Obstacle::Text(desired.configuration.rendered)),
@@ -277,14 +275,22 @@ impl Deployment {
         error: PassError,
         generation: &Generation,
         wanted: &PassRequest,
+        rank: usize,
         progress: &Progress,
     ) -> PassError {
-        let reason = Reason::from(&error);
+        let (now, reason) = (self.clock.now(), Reason::from(&error));
         let is_told = self.retry.reason.as_ref().is_some_and(|told| told.identity() == reason.identity());
-        if *wanted == PassRequest::default() && is_told && self.clock.now() < self.retry.next {
+        let is_ordinary = *wanted == PassRequest::default();
+        if is_ordinary && is_told && now < self.retry.next {
             self.retry.reason = Some(reason.clone());
             return PassError::Waits(reason);
         }
+        let loads = self.seen.standing.is_not_served() || !self.commit_point.names(generation.chain.leaf());
+        if is_ordinary && loads && self.waits_for_turn(now, rank) {
+            self.retry.reason = Some(reason.clone());
+            return PassError::Waits(reason);
+        }
+        self.turn = None;
         self.commit_point.apply_certificate(generation, &mut self.seen, progress).await;
         self.obstacle = Some(Obstacle::Rendering);
         error

@@ -16,6 +16,8 @@ use crate::state::system_key::SystemKey;
 /// How soon clients are looked at again that bar the user.
 const CLIENTS_AGAIN: Duration = Duration::from_mins(10);
 
+/// How soon a nats-server is asked again that gave no answer about its clients.
+const UNKNOWN_AGAIN: Duration = Duration::from_mins(1);
 /// How long a first configuration with a first user waits for the start of nats-server. nats-server's unit starts right
 /// after the first commit. An argument such as `--user` keeps nats-server from starting beside the user.
 const FIRST_START: Duration = Duration::from_secs(30);
@@ -124,6 +126,7 @@ impl SystemUser {
         self.clients = match obstacle {
             None => Clients::Pass,
             Some(Obstacle::NotRunning) => Clients::Bar(Obstacle::NotRunning, now),
+            Some(Obstacle::ClientsUnknown) => Clients::Bar(Obstacle::ClientsUnknown, now + UNKNOWN_AGAIN),
             Some(obstacle) => Clients::Bar(obstacle, now + CLIENTS_AGAIN),
         };
     }

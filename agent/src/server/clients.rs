@@ -6,8 +6,10 @@ use super::monitor::{MonitorError, get};
 use crate::conf::listeners::Monitor;
 use crate::x509::chain::StoredChain;
 
-/// `auth=true` shows what a client sends as its user. A token is shown as a word that stands for it.
-const PATH: &str = "/connz?auth=true&limit=8192";
+/// The clients of one answer. An answer of this size stays below the limit of an answer.
+const PAGE: usize = 1_024;
+/// Of more clients nobody knows what they send.
+const MAX_PAGES: usize = 64;
 
 #[derive(Deserialize)]
 struct Connz {
@@ -22,9 +24,19 @@ struct Connection {
 }
 
 /// Whether a connected client sends a user or a token. Without authentication nats-server ignores both. `None`: more
-/// clients are connected than one answer shows.
+/// clients are connected than the agent looks at.
+///
+/// `auth=true` shows what a client sends as its user. In the place of a token some versions show a word.
 pub(super) async fn send_users(monitor: &Monitor, ours: Option<&StoredChain>) -> Result<Option<bool>, MonitorError> {
-    let Connz { connections, total } = get(monitor, ours, PATH).await?;
-    let sends = connections.iter().any(|client| !client.authorized_user.is_empty());
-    Ok(if sends || connections.len() >= total { Some(sends) } else { None })
+    for page in 0..MAX_PAGES {
+        let path = format!("/connz?auth=true&limit={PAGE}&offset={}", page * PAGE);
+        let Connz { connections, total } = get(monitor, ours, path).await?;
+        if connections.iter().any(|client| !client.authorized_user.is_empty()) {
+            return Ok(Some(true));
+        }
+        if connections.is_empty() || page * PAGE + connections.len() >= total {
+            return Ok(Some(false));
+        }
+    }
+    Ok(None)
 }

@@ -1,8 +1,8 @@
 //! JetStream as nats-server's monitoring shows it, and what of it needs attention. The judgement is pure.
 //!
-//! The members of the meta group are servers by their names. A replaced instance has a new name, so its former name stays in
-//! the group as a ghost, and counts for the majority until somebody removes it. Only the meta leader knows its members fully:
-//! before 2.15 another server names none, and in 2.15 it knows neither when it heard of them nor whether they are offline.
+//! The members of the meta group are servers by their names. A replaced instance has a new name. Its former name stays in the
+//! group as a ghost, and counts for the majority until somebody removes the name. Only the meta leader knows its members
+//! fully. Before 2.15 another server names no member. In 2.15 another server doesn't know whether a member is alive.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -94,9 +94,24 @@ pub struct Seen {
     pub without_leader: Option<BTreeSet<String>>,
 }
 
+/// What a look at JetStream shows.
+#[derive(Clone, Debug, Default)]
+pub enum Look {
+    /// Monitoring gave no answer, so nobody knows.
+    #[default]
+    Unanswered,
+    /// JetStream is off, or makes no cluster.
+    Off,
+    /// JetStream in a cluster.
+    Seen(Seen),
+}
+
 /// What else the agent knows of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
+    /// Whether every server of the meta group would have a route to this server. A gateway leads to servers without a
+    /// route, and a nats-server that tells no routes leaves all of them unknown.
+    pub knows_all: bool,
     /// The names of the servers that this server has routes to.
     pub routes: BTreeSet<String>,
     /// The ids of the other nodes of the group. On EC2 a node's `server_name` is its id.
@@ -222,11 +237,10 @@ fn majority(size: usize) -> usize {
     size / 2 + 1
 }
 
-/// Looks at JetStream. `None`: JetStream is off, or makes no cluster. Streams are looked at only `with_streams`, and only
-/// where they are few enough.
-pub(crate) async fn look(at: &Monitor, with_streams: bool) -> Result<Option<Seen>, MonitorError> {
+/// Looks at JetStream. Streams are looked at only `with_streams`, and only where they are few enough.
+pub(crate) async fn look(at: &Monitor, with_streams: bool) -> Result<Look, MonitorError> {
     let Jsz { streams, meta_cluster: Some(meta), .. } = monitor::get::<Jsz>(at, None, "/jsz").await? else {
-        return Ok(None);
+        return Ok(Look::Off);
     };
     // Without a leader nobody is current, and the meta leader itself always is.
     let is_current = meta.leader.is_empty()
@@ -235,9 +249,10 @@ pub(crate) async fn look(at: &Monitor, with_streams: bool) -> Result<Option<Seen
     let without_leader = if with_streams && (1..=MOST_STREAMS).contains(&streams) {
         Some(without_leader(&monitor::get(at, None, "/jsz?streams=true").await?))
     } else {
-        (with_streams && streams == 0).then(BTreeSet::new)
+        // What was seen of fewer streams says nothing of so many.
+        with_streams.then(BTreeSet::new)
     };
-    Ok(Some(Seen { meta, is_current, without_leader }))
+    Ok(Look::Seen(Seen { meta, is_current, without_leader }))
 }
 
 fn without_leader(answer: &Jsz) -> BTreeSet<String> {
@@ -261,7 +276,7 @@ impl Seen {
     pub(crate) fn troubles(&self, around: &Surroundings) -> Vec<Trouble> {
         let Self { meta, is_current, without_leader } = self;
         // For a while 2.12 goes on to name a leader that has died.
-        let has_died = !is_current && !around.routes.contains(&meta.leader);
+        let has_died = !is_current && around.knows_all && !around.routes.contains(&meta.leader);
         if meta.leader.is_empty() || has_died {
             // A node whose group never had another member counts itself and the one that is missing.
             let is_alone = around.others.is_empty() && around.routes.is_empty() && meta.size <= 2;
@@ -274,7 +289,7 @@ impl Seen {
                 let absent = absent.iter().map(|replica| member(replica)).collect();
                 troubles.push(Trouble::MajorityAtRisk { size: meta.size, absent });
             }
-            let ghosts = absent.into_iter().map(member).filter(|member| is_ghost(member, around));
+            let ghosts = absent.into_iter().map(member).filter(|member| around.knows_all && is_ghost(member, around));
             troubles.extend(ghosts.map(|ghost| Trouble::Ghosts(vec![ghost])));
         }
         if !is_current {
@@ -286,7 +301,8 @@ impl Seen {
     }
 }
 
-/// A member without a route may be a server of another cluster, which a gateway connects. The leader hears of such a member.
+/// A member without a route may be a server of another cluster, which a gateway connects. The leader hears of such a member
+/// while that lives.
 fn is_absent(replica: &Replica, around: &Surroundings) -> bool {
     let is_heard = replica.active > 0 && replica.active < HEARD_WITHIN && !replica.offline;
     !is_heard && !around.routes.contains(&replica.name)
@@ -328,7 +344,7 @@ mod tests {
     }
 
     fn around(routes: &[&str], others: &[&str]) -> Surroundings {
-        Surroundings { routes: set(routes), others: set(others) }
+        Surroundings { knows_all: true, routes: set(routes), others: set(others) }
     }
 
     fn ghost(name: &str) -> Member {

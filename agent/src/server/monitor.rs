@@ -44,6 +44,15 @@ pub struct Varz {
     pub ends: Box<CertificateEnds>,
 }
 
+impl Varz {
+    /// Whether both answers are of one start of nats-server, and of one load of its configuration and certificates.
+    #[must_use]
+    pub(crate) fn shows_the_same_load(&self, other: &Self) -> bool {
+        let load = |varz: &Self| (varz.server_id.clone(), varz.config_load_time, varz.config_digest.clone());
+        load(self) == load(other) && self.ends == other.ends
+    }
+}
+
 /// The ends of the loaded certificates, in whole seconds. 2.11.12, 2.12.4, 2.14.0 and later versions report the ends.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 pub struct CertificateEnds {
@@ -64,15 +73,24 @@ pub struct CertificateEnds {
 /// The fields of one listener in `/varz`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 struct ListenerVarz {
+    /// A gateway has the name of its cluster.
+    #[serde(default)]
+    name: String,
     #[serde(default, deserialize_with = "readable_time")]
     tls_cert_not_after: Option<OffsetDateTime>,
 }
 
 impl CertificateEnds {
+    /// Whether nats-server is a gateway between clusters.
+    #[must_use]
+    pub(crate) fn has_gateway(&self) -> bool {
+        !self.gateway.name.is_empty()
+    }
+
     /// Every listener has a certificate with this end.
     #[must_use]
     pub fn all(at: OffsetDateTime) -> Self {
-        let listener = || ListenerVarz { tls_cert_not_after: Some(at) };
+        let listener = || ListenerVarz { tls_cert_not_after: Some(at), ..ListenerVarz::default() };
         Self {
             client: Some(at),
             cluster: listener(),
@@ -149,7 +167,7 @@ pub struct MonitorError {
     /// The address of the monitoring port.
     pub address: SocketAddr,
     /// The path of the request.
-    pub path: &'static str,
+    pub path: String,
     /// The cause.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
@@ -171,11 +189,12 @@ pub async fn routez(at: &Monitor, ours: Option<&StoredChain>) -> Result<Routez, 
 pub(crate) async fn get<T: DeserializeOwned>(
     at: &Monitor,
     ours: Option<&StoredChain>,
-    path: &'static str,
+    path: impl Into<String>,
 ) -> Result<T, MonitorError> {
     let scheme = if at.tls.is_some() { "https" } else { "http" };
-    let failed = |source| MonitorError { scheme, address: at.address, path, source };
-    let answer = tokio::time::timeout(TIMEOUT, fetch(at, ours, path)).await;
+    let path = path.into();
+    let answer = tokio::time::timeout(TIMEOUT, fetch(at, ours, &path)).await;
+    let failed = |source| MonitorError { scheme, address: at.address, path: path.clone(), source };
     let bytes = answer.map_err(|elapsed| failed(elapsed.into()))?.map_err(failed)?;
     serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))
 }
@@ -183,7 +202,7 @@ pub(crate) async fn get<T: DeserializeOwned>(
 /// Whether nats-server answers that something isn't available (503), as `/healthz` does.
 pub(crate) async fn is_unavailable(at: &Monitor, path: &'static str) -> Result<bool, MonitorError> {
     let scheme = if at.tls.is_some() { "https" } else { "http" };
-    let failed = |source| MonitorError { scheme, address: at.address, path, source };
+    let failed = |source| MonitorError { scheme, address: at.address, path: path.to_owned(), source };
     let answer = tokio::time::timeout(TIMEOUT, ask(at, None, path)).await;
     let response = answer.map_err(|elapsed| failed(elapsed.into()))?.map_err(failed)?;
     Ok(response.status() == hyper::StatusCode::SERVICE_UNAVAILABLE)

@@ -87,7 +87,7 @@ pub enum Mismatch {
         /// The digest of the committed configuration.
         committed: String,
     },
-    /// nats-server has loaded no configuration since the signal.
+    /// nats-server has loaded no configuration since the agent told it to.
     NothingLoaded,
     /// nats-server refuses the configuration.
     Refused {
@@ -126,7 +126,7 @@ impl fmt::Display for Mismatch {
             Self::OtherConfiguration { loaded, committed } => {
                 write!(formatter, "the loaded configuration is {loaded}, not {committed}")
             }
-            Self::NothingLoaded => formatter.write_str("nats-server has loaded nothing since the signal"),
+            Self::NothingLoaded => formatter.write_str("nats-server has loaded nothing since the agent told it to"),
             Self::Refused { said } => write!(formatter, "nats-server refuses the reload: {said}"),
             Self::Ended { pid, why } => write!(
                 formatter,
@@ -251,7 +251,7 @@ impl Standing {
         matches!(self, Self::NotServed(_))
     }
 
-    /// The same standing, if nats-server has loaded a configuration since the signal. Else a served configuration
+    /// The same standing, if nats-server has loaded a configuration since the agent told it to. Else a served configuration
     /// counts as not loaded.
     #[must_use]
     pub(crate) fn only_if(self, has_loaded: bool) -> Self {

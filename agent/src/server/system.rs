@@ -1,6 +1,6 @@
-//! The connection to nats-server's system account: one, over TLS with the node's own leaf, and kept open.
+//! The open connection to nats-server's system account, over TLS with the node's own leaf.
 //!
-//! nats-server answers there what no signal and no port tells: that a reload is done, or why it is refused. An open
+//! nats-server answers there what no signal and no port tells: the end of a reload, or the reason of a refusal. An open
 //! connection works on where a server has as many clients as it takes.
 
 mod login;
@@ -41,7 +41,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// The largest answer. The answer about routes grows with the cluster, and the answer about JetStream with the streams.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
-/// The agent asks for one thing at a time.
+/// The agent asks for two things at a time.
 const CAPACITY: usize = 16;
 
 /// Whether there is a connection to the system account.
@@ -243,8 +243,8 @@ impl SystemConnection {
         attempts.are_up_at(address) && attempts.pause().is_none()
     }
 
-    /// Keeps the connection open. Where there is none and an attempt is due, an attempt is made, with `ours` as the client's
-    /// certificate. nats-server must show a leaf of this node. A nats-server that gave no answer just now keeps its
+    /// Keeps the connection open, or makes a connection if an attempt is due. `ours` is the client's certificate.
+    /// nats-server must show a leaf of this node. A nats-server that gave no answer just now keeps its
     /// connection, and counts as failed for a while.
     pub async fn keep(&self, ours: &StoredChain, address: SocketAddr, first: First) -> Result<(), SystemError> {
         let mut attempts = self.attempts.lock().await;

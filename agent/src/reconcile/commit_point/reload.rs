@@ -41,7 +41,7 @@ pub(super) enum Proof {
 #[derive(Clone, Debug)]
 pub(super) struct UnderWay {
     begun: Instant,
-    /// When nats-server was signalled first.
+    /// When nats-server was told first.
     since: OffsetDateTime,
     pid: i32,
     expected: Expected,

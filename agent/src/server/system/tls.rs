@@ -1,4 +1,4 @@
-//! TLS to nats-server on this machine: it must show a leaf of this node.
+//! TLS to nats-server on this machine, which must show a leaf of this node.
 //!
 //! The connection dials loopback, for which no leaf has a name. A certificate of the same CA isn't enough: another
 //! process could answer in nats-server's place. So the leaf must be one that this node has the key of.
