@@ -536,7 +536,7 @@ impl Server for NatsServer {
             return Err(ServerError::NotListening { pid, address: at.client, source });
         }
         if let (By::System, Some(system)) = (by, &self.system)
-            && system.answers_at(at.client).await
+            && system.is_up_at(at.client).await
         {
             match system.reload().await {
                 Ok(answer) => {

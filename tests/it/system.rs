@@ -448,7 +448,7 @@ async fn invariant_10_a_server_with_another_leaf_than_ours_is_not_asked() {
     let system = SystemConnection::of(&config.nats, &config.state_directory).unwrap();
     let refused = system.keep(&newest.chain, other.client(), First::Server).await.unwrap_err();
     assert_eq!(refused.fault(), Fault::Unreachable, "{refused}");
-    assert!(!system.answers_at(other.client()).await);
+    assert!(!system.is_up_at(other.client()).await);
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ use crate::x509::chain::StoredChain;
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// The longest wait for an answer. nats-server has most answers ready, and answers a reload once it is done.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// How long nobody asks a nats-server again that gave no answer: a frozen nats-server, or a reload that takes long.
+/// How long a nats-server that gave no answer is asked for no data: it is frozen, or busy with a reload.
 const AFTER_SILENCE: Duration = Duration::from_secs(20);
 /// nats-server pings every two minutes by itself, so the agent's own pings are a second guard.
 const PING: Duration = Duration::from_mins(5);
@@ -237,10 +237,9 @@ impl SystemConnection {
         !attempts.are_up_at(address) && attempts.pause().is_none()
     }
 
-    /// Whether the connection to this address is open, and nats-server answers.
-    pub async fn answers_at(&self, address: SocketAddr) -> bool {
-        let attempts = self.attempts.lock().await;
-        attempts.are_up_at(address) && attempts.pause().is_none()
+    /// Whether the connection to this address is open.
+    pub async fn is_up_at(&self, address: SocketAddr) -> bool {
+        self.attempts.lock().await.are_up_at(address)
     }
 
     /// Keeps the connection open, or makes a connection if an attempt is due. `ours` is the client's certificate.
