@@ -338,6 +338,8 @@ pub struct NatsServer {
     client_probed: Mutex<Option<Instant>>,
 }
 
+/// How long nats-server may take to notice that a probe has ended.
+const PROBE_ENDS: Duration = Duration::from_millis(100);
 /// The pause between two probes of a client port that is throttled. The least limit is one connection a second.
 const THROTTLED: Duration = Duration::from_millis(1_100);
 
@@ -535,6 +537,8 @@ impl Server for NatsServer {
         if let Err(source @ (ProbeError::Connect { .. } | ProbeError::Slow { .. })) = probed {
             return Err(ServerError::NotListening { pid, address: at.client, source });
         }
+        // A reload that meets the ended probe can't authenticate the probe, and leaves an error in nats-server's log.
+        tokio::time::sleep(PROBE_ENDS).await;
         if let (By::System, Some(system)) = (by, &self.system)
             && system.is_up_at(at.client).await
         {

@@ -13,7 +13,7 @@ use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use serde_json::Value;
 
 use crate::AGENT;
-use crate::rotation::status_with;
+use crate::rotation::{errors, status_with};
 use crate::system::connected;
 
 const RENEWALS: usize = 3;
@@ -51,14 +51,13 @@ async fn renews(node: &Node) {
     }
 }
 
-/// The errors in nats-server's log since its first reload. Before the first reload the test itself dials the client port. A
-/// reload may meet a probe of the agent that is just ending, and then can't register it with its account.
+/// The errors in nats-server's log since its first reload. Before the first reload the test itself dials the client port.
 fn handshake_errors(node: &Node) -> Vec<String> {
     let log = tail(&node.server_log(), usize::MAX);
     let after_boot = log.find("Reloaded server configuration").unwrap_or_default();
-    let is_error = |line: &&str| line.contains("[ERR]") || line.to_lowercase().contains("handshake error");
-    let is_ending = |line: &&str| line.contains("Problem registering with account");
-    log[after_boot..].lines().filter(is_error).filter(|line| !is_ending(line)).map(str::to_owned).collect()
+    let log = &log[after_boot..];
+    let handshakes = log.lines().filter(|line| line.to_lowercase().contains("handshake error"));
+    errors(log).into_iter().chain(handshakes).map(str::to_owned).collect()
 }
 
 #[tokio::test]
