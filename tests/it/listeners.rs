@@ -13,7 +13,7 @@ use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use serde_json::Value;
 
 use crate::AGENT;
-use crate::rotation::{errors, status_with};
+use crate::rotation::status_with;
 use crate::system::connected;
 
 const RENEWALS: usize = 3;
@@ -55,9 +55,8 @@ async fn renews(node: &Node) {
 fn handshake_errors(node: &Node) -> Vec<String> {
     let log = tail(&node.server_log(), usize::MAX);
     let after_boot = log.find("Reloaded server configuration").unwrap_or_default();
-    let log = &log[after_boot..];
-    let handshakes = log.lines().filter(|line| line.to_lowercase().contains("handshake error"));
-    errors(log).into_iter().chain(handshakes).map(str::to_owned).collect()
+    let is_error = |line: &&str| line.contains("[ERR]") || line.to_lowercase().contains("handshake error");
+    log[after_boot..].lines().filter(is_error).map(str::to_owned).collect()
 }
 
 #[tokio::test]

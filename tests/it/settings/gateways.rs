@@ -110,7 +110,7 @@ async fn renew_both_sides_of_a_gateway(version: &str, count: u8) {
     assert_eq!(joined(&clusters).await, before, "{version}: a gateway connected again");
     for (node, log) in nodes.iter().zip(logs) {
         let since = &tail(&node.server_log(), usize::MAX)[log..];
-        assert_eq!(crate::rotation::errors(since), [""; 0], "{version}: {since}");
+        assert!(!since.contains("[ERR]"), "{version}: {since}");
     }
 
     // Without `tls` in the remote's own block, the remote uses the gateway's block. So both blocks go.
