@@ -17,6 +17,7 @@ mod fleet;
 mod harness_works;
 mod house;
 mod iam;
+mod idle;
 mod included;
 mod install;
 mod jetstream;

@@ -21,7 +21,8 @@ const STREAM: &str = "ACKNOWLEDGED";
 const ELECTED_WITHIN: Duration = Duration::from_mins(1);
 /// A publisher without an acknowledgement in this time sends the same message again.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(2);
-const READ_WITHIN: Duration = Duration::from_mins(1);
+/// The time for an election and for all messages.
+const READ_WITHIN: Duration = Duration::from_mins(2);
 /// The pause between two messages of one publisher.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -123,10 +124,15 @@ impl Acknowledged {
 
     async fn read(&self, missing: &mut BTreeSet<(usize, u64)>) -> Result<(), Failure> {
         let cannot = |error: async_nats::Error| Failure::new("could not read the stream").because(error);
-        let stream = self.stream().await?;
-        let mut left = stream.get_info().await.map_err(|error| cannot(error.into()))?.state.messages;
         let config = pull::OrderedConfig { deliver_policy: DeliverPolicy::All, ..pull::OrderedConfig::default() };
-        let consumer = stream.create_consumer(config).await.map_err(|error| cannot(error.into()))?;
+        // The leader of the meta group makes a consumer. A server that was killed a moment ago may have been the leader.
+        let (mut left, consumer) = eventually("a consumer of the stream", ELECTED_WITHIN, async || {
+            let stream = self.stream().await.map_err(|failure| failure.chain())?;
+            let info = stream.get_info().await.map_err(|error| error.to_string())?;
+            let consumer = stream.create_consumer(config.clone()).await.map_err(|error| error.to_string())?;
+            Ok((info.state.messages, consumer))
+        })
+        .await?;
         let mut messages = consumer.messages().await.map_err(|error| cannot(error.into()))?;
         while left > 0
             && let Some(message) = messages.next().await

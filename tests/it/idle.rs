@@ -1,0 +1,105 @@
+//! The cost of an idle agent, beside the cost of other builds: CPU time and memory over passes in which nothing changes.
+//! This command measures two builds in one run:
+//! `NATS_TLS_AGENT_SOAK=1 IDLE_AGENTS=before:after cargo test -p nats-tls-agent --test it -- idle:: --nocapture`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use harness::nodes::Nodes;
+use harness::{soak, tools};
+use tokio::time::sleep;
+
+use crate::AGENT;
+
+/// The variable with the paths of the agents to measure, separated by colons.
+const AGENTS: &str = "IDLE_AGENTS";
+const SOON: Duration = Duration::from_mins(1);
+
+#[tokio::test]
+async fn an_idle_agent_commits_reloads_and_logs_nothing() {
+    let given = std::env::var_os(AGENTS);
+    let agents: Vec<PathBuf> =
+        given.map_or_else(|| vec![AGENT.into()], |paths| std::env::split_paths(&paths).collect());
+    let (warm, seconds, many) = if soak::is_long() { (20, 60, 10_000) } else { (2, 3, 100) };
+    for users in [0, many] {
+        for agent in &agents {
+            let idle = Idle::start(agent, users).await;
+            sleep(Duration::from_secs(warm)).await;
+            let before = idle.look().await;
+            // The test measures the passes of this time. It waits for no condition.
+            sleep(Duration::from_secs(seconds)).await;
+            let after = idle.look().await;
+            assert_eq!(after.unchanged, before.unchanged, "{} with {users} users", agent.display());
+            let of = format!("idle: {} with {users} users, {seconds} passes", agent.display());
+            soak::figure(&format!("{of}: CPU in ms"), after.cpu - before.cpu);
+            soak::figure(&format!("{of}: PSS in KiB"), after.pss);
+            soak::figure(&format!("{of}: anonymous memory in KiB"), after.anonymous);
+        }
+    }
+}
+
+/// A healthy node with one pass a second, whose settings hold this number of users.
+struct Idle {
+    nodes: Nodes,
+}
+
+#[derive(Debug)]
+struct Look {
+    /// In ms.
+    cpu: u64,
+    /// In KiB, with the agent's share of pages that other processes map too.
+    pss: u64,
+    /// In KiB. Pages of the binary don't count.
+    anonymous: u64,
+    /// The generation, nats-server's process, the time of its last load, and the agent's log.
+    unchanged: (PathBuf, Option<u32>, String, String),
+}
+
+impl Idle {
+    async fn start(agent: &Path, users: usize) -> Self {
+        let mut nodes = Nodes::new(agent, tools::NATS_SERVER, 1).unwrap();
+        nodes.configure().unwrap();
+        nodes.set("discovery.interval", "\"1s\"").unwrap();
+        nodes.set("nats.jetstream", "false").unwrap();
+        if users > 0 {
+            let entries = (0..users).map(|number| format!("{{ user: u{number}, password: \"p{number}\" }}\n"));
+            let path = nodes.directory().join("users.conf");
+            std::fs::write(&path, format!("authorization {{ users = [\n{}] }}\n", entries.collect::<String>()))
+                .unwrap();
+            nodes.set("nats.include", &format!("[\"{}\"]", path.display())).unwrap();
+        }
+        let node = &mut nodes.nodes[0];
+        node.agent.start().unwrap();
+        node.committed().await.unwrap();
+        nodes.cluster.start_server(&mut nodes.nodes[0]).await.unwrap();
+        nodes.nodes[0].healthy(SOON).await.unwrap();
+        Self { nodes }
+    }
+
+    async fn look(&self) -> Look {
+        let node = &self.nodes.nodes[0];
+        let server = node.server.as_ref().unwrap();
+        let pid = node.agent.pid().unwrap();
+        let load = server.varz().await.unwrap()["config_load_time"].to_string();
+        let memory = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let of = |name: &str| -> u64 {
+            let lines = memory.lines().filter_map(|line| line.strip_prefix(name));
+            lines.map(|size| size.trim_end_matches("kB").trim().parse::<u64>().unwrap()).sum()
+        };
+        Look {
+            cpu: cpu(pid),
+            pss: of("Pss:"),
+            anonymous: of("Anonymous:"),
+            unchanged: (node.newest_generation().unwrap(), server.pid(), load, node.agent.log_tail(20)),
+        }
+    }
+}
+
+/// The CPU time of all threads in ms, also of those that ended: the fields utime and stime of proc(5).
+fn cpu(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let ticks: u64 = fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum();
+    // Linux shows 100 ticks in a second to programs on every architecture that the agent is built for.
+    ticks * 10
+}
