@@ -55,6 +55,11 @@ pub enum Step {
         /// The evidence.
         by: String,
     },
+    /// The reload disconnected clients.
+    Disconnected {
+        /// The number of clients.
+        clients: u64,
+    },
     /// The reload was not confirmed, and the previous configuration is back in place.
     RolledBack {
         /// The reason why the reload was not confirmed.
@@ -77,6 +82,7 @@ impl std::fmt::Display for Step {
             Self::Signalled { pid } => write!(formatter, "told nats-server (pid {pid}) to reload"),
             Self::StillLoads => formatter.write_str("nats-server still loads the configuration"),
             Self::Confirmed { by } => write!(formatter, "confirmed: {by}"),
+            Self::Disconnected { clients } => write!(formatter, "clients that the reload disconnected: {clients}"),
             Self::RolledBack { reason } => write!(formatter, "rolled back: {reason}"),
         }
     }
@@ -108,6 +114,7 @@ impl Step {
             Self::Signalled { pid } => Fields { pid: Some(*pid), ..of("signalled") },
             Self::StillLoads => of("still_loads"),
             Self::Confirmed { .. } => of("confirmed"),
+            Self::Disconnected { .. } => of("disconnected"),
             Self::RolledBack { .. } => of("rolled_back"),
         }
     }

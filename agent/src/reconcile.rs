@@ -374,7 +374,9 @@ impl Reconciler {
             node,
             instance_id,
         };
-        self.deployment.apply(order, progress).await
+        let deployed = self.deployment.apply(order, progress).await;
+        self.deployment.count_disconnected(&generation.chain, progress).await;
+        deployed
     }
 
     /// New contents of included secrets that were committed are kept, and refused contents are noted.
@@ -441,8 +443,10 @@ impl Reconciler {
     /// for would be refused from then on, and nats-server might not start.
     async fn look_at_clients(&mut self) {
         let now = self.clock.now();
-        let commit_point = &self.deployment.commit_point;
-        if !self.system_user.asks_clients(now, || commit_point.running().ok().flatten()) {
+        let (seen, commit_point) = (self.deployment.seen(), &self.deployment.commit_point);
+        let is_absent = matches!(seen.observed.presence, Presence::Absent(_));
+        let in_force = || [commit_point.committed(), commit_point.running()].map(|text| text.ok().flatten());
+        if !self.system_user.asks_server(now, is_absent, in_force) {
             return;
         }
         if self.deployment.seen().observed.presence == Presence::Unseen

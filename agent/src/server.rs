@@ -4,6 +4,7 @@
 pub mod apart;
 pub mod arguments;
 mod clients;
+mod inquiry;
 pub mod jetstream;
 pub mod monitor;
 pub mod probe;
@@ -11,6 +12,7 @@ pub mod process;
 pub mod standing;
 pub mod system;
 pub mod trial;
+mod verifier;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,6 +30,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use self::arguments::Arguments;
+use self::inquiry::Inquiry;
 use self::jetstream::Look;
 use self::monitor::{Routez, Varz};
 use self::probe::{Opening, Port, ProbeError, Prober, Silence};
@@ -298,8 +301,14 @@ pub trait Server: Send + Sync {
     /// Looks at what changes seldom, in regular passes alone. Streams are looked at only `with_streams`.
     ///
     /// The method never fails: a part that can't be seen is left out.
-    async fn condition(&self, _at: &Listeners, _with_streams: bool) -> Condition {
+    async fn condition(&self, _chain: Option<&StoredChain>, _at: &Listeners, _with_streams: bool) -> Condition {
         Condition::default()
+    }
+
+    /// The number of clients that the server has disconnected by its own decision since this time, as a reload does.
+    /// `None`: the server doesn't tell.
+    async fn cut_since(&self, _chain: &StoredChain, _at: &Listeners, _since: OffsetDateTime) -> Option<u64> {
+        None
     }
 
     /// What of the running server stands in the way of a first user, which nobody but the agent needs.
@@ -463,10 +472,11 @@ impl Server for NatsServer {
 
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed {
         let (mut started, mut at) = (None, at.clone());
-        let start = process::start_mark(&at.pid_file);
+        let mut start = process::start_mark(&at.pid_file);
         let presence = match NatsProcess::find(&at.pid_file, &self.binary, &self.config) {
             Ok(process) => {
                 started = process.started(Clock::System.now());
+                start = process::start_mark(&process.pid_file);
                 at = process.arguments.over(&at);
                 Presence::Running(process.pid)
             }
@@ -488,29 +498,33 @@ impl Server for NatsServer {
         };
         let (varz, routez, system) = self.told_by_itself(system, chain, &at).await;
         if let Some(last) = last.filter(|last| last.still_holds(&presence, varz.as_ref())) {
-            return Observed { varz, routez, system, ..last.clone() };
+            return Observed { started, start, varz, routez, system, ..last.clone() };
         }
         let Probes { client, route, others } = self.probe(chain, &at).await;
         Observed { presence, started, start, varz, routez, client, route, others, asked: Instant::now(), system }
     }
 
-    async fn condition(&self, at: &Listeners, with_streams: bool) -> Condition {
-        let found = NatsProcess::find(&at.pid_file, &self.binary, &self.config);
-        let arguments = found.map(|process| process.arguments).unwrap_or_default();
-        let jetstream = jetstream::look(&arguments.over(at).monitor, with_streams).await.unwrap_or_else(|error| {
+    async fn condition(&self, chain: Option<&StoredChain>, at: &Listeners, with_streams: bool) -> Condition {
+        let (arguments, at) = self.as_started(at);
+        let jetstream = jetstream::look(self.inquiry(chain, &at), with_streams).await.unwrap_or_else(|error| {
             tracing::debug!("{}", with_causes(&error));
             Look::Unanswered
         });
         Condition { arguments, jetstream }
     }
 
+    async fn cut_since(&self, chain: &StoredChain, at: &Listeners, since: OffsetDateTime) -> Option<u64> {
+        let (_, at) = self.as_started(at);
+        let cut = clients::cut_since(self.inquiry(Some(chain), &at), since).await;
+        cut.inspect_err(|error| tracing::debug!("{}", with_causes(error))).ok()
+    }
+
     async fn obstacle_to_a_user(&self, chain: Option<&StoredChain>, at: &Listeners) -> Option<Obstacle> {
-        let found = NatsProcess::find(&at.pid_file, &self.binary, &self.config);
-        let arguments = found.map(|process| process.arguments).unwrap_or_default();
+        let (arguments, at) = self.as_started(at);
         if arguments.name_a_user() {
             return Some(Obstacle::Arguments);
         }
-        match clients::send_users(&arguments.over(at).monitor, chain).await {
+        match clients::send_users(self.inquiry(chain, &at)).await {
             Ok(Some(false)) => None,
             Ok(Some(true)) => Some(Obstacle::ClientsSendUsers),
             Ok(None) => Some(Obstacle::ClientsUnknown),
@@ -569,6 +583,18 @@ impl Server for NatsServer {
 }
 
 impl NatsServer {
+    /// The arguments of the running server, and where it listens with them.
+    fn as_started(&self, at: &Listeners) -> (Arguments, Listeners) {
+        let found = NatsProcess::find(&at.pid_file, &self.binary, &self.config);
+        let arguments = found.map(|process| process.arguments).unwrap_or_default();
+        let at = arguments.over(at);
+        (arguments, at)
+    }
+
+    fn inquiry<'a>(&'a self, ours: Option<&'a StoredChain>, at: &'a Listeners) -> Inquiry<'a> {
+        Inquiry { system: self.system.as_ref(), monitor: &at.monitor, ours }
+    }
+
     /// Keeps the connection to the system account open.
     async fn link(&self, chain: &StoredChain, at: &Listeners) -> Link {
         let Some(system) = &self.system else { return Link::Unwanted };

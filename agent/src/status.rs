@@ -258,6 +258,19 @@ pub struct NatsStatus {
     /// What nats-server is about, if it runs.
     #[serde(default)]
     pub state: Option<Phase>,
+    /// The last reload that this process of the agent saw done.
+    #[serde(default)]
+    pub last_reload: Option<LastReload>,
+}
+
+/// A reload, and what it cost.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct LastReload {
+    /// When nats-server was told to reload.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// The clients that nats-server disconnected by its own decision since then. `None`: it didn't tell.
+    pub disconnected: Option<u64>,
 }
 
 /// What nats-server is about, and since when.
@@ -278,6 +291,8 @@ pub struct Findings {
     pub settings: SettingsStatus,
     /// What nats-server is about. `None`: it doesn't run.
     pub phase: Option<TimedPhase>,
+    /// The last reload that was seen done.
+    pub last_reload: Option<LastReload>,
     /// Whether nats-server starts again and again and never serves.
     pub is_crash_loop: bool,
     /// Since when this node has a route to none of its peers.
@@ -404,10 +419,32 @@ impl Status {
                 pid: if let Presence::Running(pid) = observed.presence { Some(pid) } else { None },
                 version: observed.varz.as_ref().map(|varz| varz.version.clone()),
                 state: findings.phase.map(|phase| phase.phase),
+                last_reload: findings.last_reload,
                 config_digest: observed.varz.as_ref().and_then(|varz| varz.config_digest.clone()),
             },
             node: findings.node,
             renewal: findings.renewal,
+            pass: None,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Status {
+    /// A status that tells a state alone.
+    pub(crate) fn bare(state: State) -> Self {
+        Self {
+            state,
+            reasons: Vec::new(),
+            warnings: Vec::new(),
+            node: NodeStatus::default(),
+            leaf: None,
+            served: None,
+            trust: None,
+            peers: Vec::new(),
+            renewal: RenewalStatus::default(),
+            settings: SettingsStatus::default(),
+            nats: NatsStatus::default(),
             pass: None,
         }
     }

@@ -212,6 +212,34 @@ async fn status_and_doctor_name_an_argument_that_refuses_reloads_and_find_what_a
     server.kill().await.unwrap();
 }
 
+/// nats-server doesn't start with `--user` beside the account of the agent's user.
+#[tokio::test]
+async fn a_user_among_the_arguments_of_a_later_start_makes_no_crash_loop() {
+    let mut nodes = Nodes::start(AGENT, tools::NATS_SERVER, 1).await.unwrap();
+    let node = &mut nodes.nodes[0];
+    eventually("the agent's user", SOON, async || {
+        let committed = std::fs::read_to_string(node.nats_config()).unwrap();
+        let status = node.agent.status().await.map_err(|failure| failure.chain())?;
+        if committed.contains("nkey") && status["state"] == "healthy" { Ok(()) } else { Err(committed) }
+    })
+    .await
+    .unwrap();
+    let launch = node.server.as_ref().unwrap().launch().clone();
+    node.server.take().unwrap().stop().await.unwrap();
+    let arguments = ["--user", "u", "--pass", "hunter2hunter2"].map(str::to_owned).to_vec();
+    let launch = Launch { arguments, ..launch };
+    // The service manager starts nats-server again and again.
+    let started = eventually("a start with --user", Duration::from_mins(2), async || {
+        NatsServer::start(launch.clone()).await.map_err(|failure| failure.chain())
+    });
+    let server = started.await.unwrap();
+    let status = status_with(node, |status| status["warnings"].to_string().contains("system_user_nowhere")).await;
+    assert!(status["warnings"].to_string().contains("--user, --pass or --auth"), "{status}");
+    assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
+    assert!(!std::fs::read_to_string(node.nats_config()).unwrap().contains("nkey"));
+    server.kill().await.unwrap();
+}
+
 /// The same address with a port that no node of the block has.
 fn moved(address: SocketAddr, by: u16) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port() + by)

@@ -11,6 +11,7 @@ use harness::cluster::Node;
 use harness::nats_server::monitor;
 use harness::nodes::Nodes;
 use harness::{eventually, tools};
+use nats_tls_agent::conf::render::BUILT_IN;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -233,4 +234,24 @@ async fn a_node_alone_says_that_jetstream_needs_another() {
     let (code, checks) = diagnose(&nodes.nodes[0]).await;
     assert_eq!(code, Some(0), "{checks:?}");
     assert_check(&checks, "jetstream", "warning", &["nats.jetstream = false"]);
+}
+
+#[tokio::test]
+async fn without_monitoring_jetstream_is_asked_through_the_system_account_on_every_version() {
+    let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
+        let mut nodes = Nodes::new(AGENT, version, 1).unwrap();
+        nodes.configure().unwrap();
+        set_system_user(&nodes.nodes[0]);
+        let template = nodes.directory().join("own.tera");
+        let text = BUILT_IN.replacen("http: \"{{ monitor_listen }}\"\n", "", 1);
+        assert_ne!(text, BUILT_IN);
+        std::fs::write(&template, text).unwrap();
+        nodes.set("nats.template", &format!("{:?}", template.display().to_string())).unwrap();
+        nodes.nodes[0].agent.start().unwrap();
+        nodes.nodes[0].committed().await.unwrap();
+        nodes.cluster.start_server(&mut nodes.nodes[0]).await.unwrap();
+        let told = tells(&nodes, &["jetstream_alone"]).await;
+        assert_eq!(told[0].0.as_str(), "healthy", "{version}: {told:?}");
+    });
+    harness::join_all(runs).await;
 }

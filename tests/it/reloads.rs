@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use async_nats::ConnectOptions;
 use harness::agent::Answer;
 use harness::cluster::Node;
 use harness::front::{Front, Mood};
@@ -366,4 +367,52 @@ async fn a_certificate_and_a_setting_that_waits_come_at_once_and_over_restarts_o
     let Nodes { nodes: all, cluster, .. } = &mut nodes;
     cluster.start_server(&mut all[0]).await.unwrap();
     status_with(&all[0], |status| status["state"] == "healthy" && !waits(status)).await;
+}
+
+#[tokio::test]
+async fn the_clients_that_a_reload_disconnects_are_counted_in_the_log_the_status_and_the_metrics() {
+    let runs = tools::NATS_SERVER_VERSIONS.into_iter().flat_map(|version| [(version, "auto"), (version, "off")]);
+    let runs = runs.map(|(version, system)| async move {
+        let mut nodes = Nodes::new(AGENT, version, 1).unwrap();
+        nodes.configure().unwrap();
+        let users = nodes.directory().join("users.conf");
+        let write = |password: &str| {
+            let text = format!(
+                "authorization {{ users: [ {{ user: a, password: {password} }}, {{ user: b, password: stays }} ] }}"
+            );
+            std::fs::write(&users, text).unwrap();
+        };
+        write("first");
+        for (key, value) in [("nats.system", system.to_owned()), ("nats.include", users.display().to_string())] {
+            let value = if key == "nats.include" { format!("[{value:?}]") } else { format!("{value:?}") };
+            nodes.set(key, &value).unwrap();
+        }
+        nodes.boot().await.unwrap();
+        let node = &nodes.nodes[0];
+        let connect = |user: &'static str, password: &'static str| {
+            let ca = node.endpoint(false).unwrap().tls.unwrap().ca;
+            let options = ConnectOptions::with_user_and_password(user.into(), password.into());
+            options.require_tls(true).add_root_certificates(ca).connect(format!("tls://{}", node.client()))
+        };
+        let mut clients = Vec::new();
+        for (user, password) in [("a", "first"), ("a", "first"), ("b", "stays")] {
+            clients.push(connect(user, password).await.unwrap());
+        }
+        // A connection that is younger than a login may take doesn't count, so the test lets the connections age.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        // From now on the clients of the old password are refused, and try again and again.
+        write("second");
+        let counted = |count: u64| move |status: &Value| status["nats"]["last_reload"]["disconnected"] == count;
+        status_with(node, counted(2)).await;
+        let name = "nats_tls_agent_reload_disconnected_clients_total";
+        assert_eq!(metric(node.metrics(), name).await, Some(2), "{version} {system}");
+        let log = node.agent.log_tail(50);
+        assert!(log.contains("clients that the reload disconnected: 2"), "{version} {system}: {log}");
+
+        renew(node).await;
+        let status = status_with(node, counted(0)).await;
+        assert!(status["nats"]["last_reload"]["since"].is_string(), "{version} {system}: {status}");
+        assert_eq!(metric(node.metrics(), name).await, Some(2), "{version} {system}");
+    });
+    harness::join_all(runs).await;
 }

@@ -386,9 +386,6 @@ async fn nats_server_answers_with_a_refusal_in_its_own_words_and_with_what_the_m
         assert_eq!(varz.server_id, theirs["server_id"], "{version}");
         assert_eq!(varz.config_digest.as_deref(), theirs["config_digest"].as_str(), "{version}");
         assert!(system.routez().await.unwrap().routes.is_empty());
-        assert!(["ok", "unavailable"].contains(&system.healthz().await.unwrap().status.as_str()));
-        let jsz: serde_json::Value = system.jsz("{}").await.unwrap();
-        assert!(jsz["server_id"].is_string(), "{version}: {jsz}");
 
         assert_eq!(system.reload().await.unwrap(), Answer::Loaded, "{version}");
         let committed = std::fs::read_to_string(node.nats_config()).unwrap();

@@ -39,6 +39,7 @@ use crate::state::generation::Generation;
 use crate::status::State;
 use crate::trust::{TrustBundle, TrustError};
 use crate::wiring::{commit_point, wire_to_look};
+use crate::x509::chain::StoredChain;
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq)]
@@ -363,7 +364,8 @@ async fn serving(
     checks.extend(system(&observed.system));
     checks.extend(observed.others.iter().map(|(listener, other)| other_port(*listener, other, newest, now)));
     if matches!(observed.presence, Presence::Running(_)) {
-        checks.extend(condition(commit_point, &observed, &listeners, others).await);
+        let chain = newest.map(|newest| &newest.chain);
+        checks.extend(condition(commit_point, chain, &observed, &listeners, others).await);
     }
     checks
 }
@@ -371,12 +373,13 @@ async fn serving(
 /// How nats-server was started, and how its JetStream does now. Without an answer of discovery nobody knows who is missing.
 async fn condition(
     commit_point: &CommitPoint,
+    chain: Option<&StoredChain>,
     observed: &Observed,
     listeners: &Listeners,
     others: Option<BTreeSet<String>>,
 ) -> Vec<Check> {
     let parts = commit_point.parts();
-    let Condition { arguments, jetstream } = parts.server.condition(listeners, true).await;
+    let Condition { arguments, jetstream } = parts.server.condition(chain, listeners, true).await;
     let committed = || {
         let text = commit_point.committed().ok().flatten();
         text.and_then(|text| text.tree(&parts.nats.config).ok()).unwrap_or_default()

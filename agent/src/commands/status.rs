@@ -15,7 +15,7 @@ use crate::reason::Reason;
 use crate::reconcile::Reconciler;
 use crate::server::Phase;
 use crate::server::probe::Port;
-use crate::status::{PeerStatus, RouteState, ServedLeaf, ServedStatus, State, Status};
+use crate::status::{LastReload, PeerStatus, RouteState, ServedLeaf, ServedStatus, State, Status};
 use crate::wiring::{wire_to_inspect, wire_to_look};
 
 /// Prints the daemon's status. Where no daemon runs, or its first pass is under way, the command inspects the disk and
@@ -121,6 +121,14 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
         Some(Phase::Full) => ", full",
     };
     line("nats", &nats.pid.map_or("not running".to_owned(), |pid| format!("pid {pid}, {version}{phase}")));
+    if let Some(LastReload { since, disconnected }) = nats.last_reload {
+        let cost = match disconnected {
+            None => String::new(),
+            Some(0) => ", no client disconnected".into(),
+            Some(clients) => format!(", clients disconnected: {clients}"),
+        };
+        line("  reload", &format!("{}{cost}", at(since)));
+    }
     // The id of a static peer that is given by its address is the address.
     let named = || status.peers.iter().filter(|peer| peer.id != peer.address);
     let id = named().map(|peer| peer.id.len()).max().unwrap_or_default();
@@ -187,7 +195,7 @@ mod tests {
 
     use super::*;
     use crate::progress::Step;
-    use crate::status::{LeafStatus, NatsStatus, NodeStatus, PassStatus, RenewalStatus};
+    use crate::status::{LeafStatus, NatsStatus, NodeStatus, PassStatus};
 
     const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
 
@@ -211,9 +219,6 @@ mod tests {
             route,
         };
         Status {
-            state: State::Healthy,
-            reasons: Vec::new(),
-            warnings: Vec::new(),
             node: NodeStatus { name: "n1".into(), addresses: vec!["10.0.1.1".parse().unwrap()], dns_names: Vec::new() },
             served: Some(ServedStatus {
                 client: shown(),
@@ -222,16 +227,13 @@ mod tests {
                 ..ServedStatus::default()
             }),
             leaf: Some(leaf),
-            trust: None,
             peers: vec![
                 peer("10.0.1.1:6222", "10.0.1.1:6222", RouteState::Up),
                 peer("n2:6222", "10.0.1.2:6222", RouteState::Down),
                 peer("other:6222", "10.0.1.3:6222", RouteState::Unknown),
             ],
-            renewal: RenewalStatus::default(),
-            settings: crate::status::SettingsStatus::default(),
             nats: NatsStatus { pid: Some(4711), version: Some("2.15.1".into()), ..NatsStatus::default() },
-            pass: None,
+            ..Status::bare(State::Healthy)
         }
     }
 
@@ -269,6 +271,19 @@ mod tests {
         let expected = ["not confirmed yet", "client    another leaf, sha256:0c…", "route     nothing"];
         assert_eq!(told(Some(serde_json::from_str(old).unwrap())), expected);
         assert_eq!(told(None), ["nothing, nats-server isn't running"]);
+    }
+
+    #[test]
+    fn the_last_reload_is_told_with_the_clients_that_it_disconnected() {
+        let after = |disconnected| {
+            let last_reload = Some(LastReload { since: NOW, disconnected });
+            let status = Status { nats: NatsStatus { last_reload, ..sample().nats }, ..sample() };
+            lines(&status, "  reload")
+        };
+        assert_eq!(lines(&sample(), "  reload"), Vec::<String>::new());
+        assert_eq!(after(None), ["2026-03-01T12:00:00Z (in 0s)"]);
+        assert_eq!(after(Some(0)), ["2026-03-01T12:00:00Z (in 0s), no client disconnected"]);
+        assert_eq!(after(Some(7)), ["2026-03-01T12:00:00Z (in 0s), clients disconnected: 7"]);
     }
 
     #[test]

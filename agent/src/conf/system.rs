@@ -33,10 +33,11 @@ const CALLOUT: [&str; 2] = ["auth_callout", "auth_hook"];
 pub const INBOX: &str = "_INBOX_nats-tls-agent";
 
 /// The only subjects that the agent's user may publish to. `*` is the id of a server, which changes with each start.
-const SUBJECTS: [&str; 5] = [
+const SUBJECTS: [&str; 6] = [
     "$SYS.REQ.SERVER.*.RELOAD",
     "$SYS.REQ.SERVER.*.VARZ",
     "$SYS.REQ.SERVER.*.ROUTEZ",
+    "$SYS.REQ.SERVER.*.CONNZ",
     "$SYS.REQ.SERVER.*.JSZ",
     "$SYS.REQ.SERVER.*.HEALTHZ",
 ];
@@ -295,6 +296,39 @@ pub fn is_own(entry: &Entry) -> bool {
     *entry.origin.source == Source::Agent
 }
 
+/// The settings without what [`add`] has added, and without the blocks of accounts that are empty then or were empty before.
+#[must_use]
+pub fn without_own(tree: &Map) -> Map {
+    let mut tree = tree.clone();
+    let accounts = tree.iter().map(|(name, _)| name).find(|name| name.eq_ignore_ascii_case("accounts"));
+    if let Some(accounts) = accounts.map(str::to_owned)
+        && tree.get_mut(&accounts).is_some_and(|entry| is_emptied(&mut entry.value))
+    {
+        tree.remove(&accounts);
+    }
+    tree
+}
+
+/// Takes out what [`add`] has added, and what is empty. Returns whether nothing is left.
+fn is_emptied(value: &mut Value) -> bool {
+    match value {
+        Value::Map(map) => {
+            let names: Vec<String> = map.iter().map(|(name, _)| name.to_owned()).collect();
+            for name in names {
+                if map.get_mut(&name).is_some_and(|entry| is_emptied(&mut entry.value)) {
+                    map.remove(&name);
+                }
+            }
+            map.is_empty()
+        }
+        Value::Array(entries) => {
+            entries.retain(|entry| !is_own(entry));
+            entries.is_empty()
+        }
+        _ => false,
+    }
+}
+
 /// Whether the agent's user stands among the settings.
 #[must_use]
 pub fn has_own(tree: &Map) -> bool {
@@ -423,6 +457,27 @@ mod tests {
 
     fn read(text: &str) -> Map {
         crate::conf::read(text, Path::new("/a.conf")).unwrap()
+    }
+
+    #[test]
+    fn without_the_own_user_the_settings_are_as_before_it_was_added() {
+        let account = "accounts { A { users: [ { user: a, password: b } ] } }";
+        let system = "accounts { \"$SYS\" { users: [ { user: a, password: b } ] } }";
+        for (text, expected) in [
+            ("a: 1", "a: 1"),
+            ("accounts {}", ""),
+            ("accounts { \"$SYS\" {} }", ""),
+            ("accounts { \"$SYS\" { users: [] } }", ""),
+            (account, account),
+            (system, system),
+        ] {
+            let (before, expected) = (read(text), read(expected));
+            let mut after = before.clone();
+            assert!(matches!(add(&mut after, KEY, None), Placement::Account { .. }), "{text}");
+            for tree in [before, after] {
+                assert!(without_own(&tree).differing(&expected).is_empty(), "{text}");
+            }
+        }
     }
 
     fn account(name: &str, others: Others) -> Placement {

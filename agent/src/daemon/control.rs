@@ -304,20 +304,8 @@ mod tests {
     }
 
     fn failing() -> Status {
-        Status {
-            state: crate::status::State::Failing,
-            reasons: vec![serde_json::from_str(r#"{"code": "no_route", "text": "no route is up"}"#).unwrap()],
-            warnings: Vec::new(),
-            node: crate::status::NodeStatus::default(),
-            leaf: None,
-            served: None,
-            trust: None,
-            peers: Vec::new(),
-            renewal: crate::status::RenewalStatus::default(),
-            settings: crate::status::SettingsStatus::default(),
-            nats: crate::status::NatsStatus::default(),
-            pass: None,
-        }
+        let reasons = vec![serde_json::from_str(r#"{"code": "no_route", "text": "no route is up"}"#).unwrap()];
+        Status { reasons, ..Status::bare(crate::status::State::Failing) }
     }
 
     fn is_no_request(answer: &Answer) -> bool {

@@ -246,6 +246,8 @@ fn register_counts(registry: &mut Registry, tally: &Tally) {
     registry.register("reloads", "Reloads that nats-server was told to make, by outcome", tally.reloads.clone());
     let help = "Reloads after which the previous configuration was put back";
     registry.register("reload_rollbacks", help, tally.rollbacks.clone());
+    let help = "Clients that reloads disconnected";
+    registry.register("reload_disconnected_clients", help, tally.disconnected.clone());
     registry.register("deployments_failed", "Passes that failed to deploy", tally.deployments_failed.clone());
     registry.register("issuances", "Passes that asked the issuer, by outcome", tally.issuances.clone());
     let help = "Time from the signal to a reload that is confirmed";
@@ -268,24 +270,13 @@ mod tests {
 
     use super::*;
     use crate::reason::{Reason, Told};
-    use crate::status::{
-        AnchorStatus, LeafStatus, NatsStatus, NodeStatus, PeerStatus, RenewalStatus, ServedLeaf, TrustStatus,
-    };
+    use crate::status::{AnchorStatus, LeafStatus, NodeStatus, PeerStatus, RenewalStatus, ServedLeaf, TrustStatus};
 
     fn first_pass() -> Status {
         Status {
-            state: State::Failing,
             reasons: vec![Told::from(&Reason::NoCertificate)],
-            warnings: Vec::new(),
-            node: NodeStatus::default(),
-            leaf: None,
-            served: None,
-            trust: None,
-            peers: Vec::new(),
             renewal: RenewalStatus { next: None, attempts: 2, last_error: Some("PCA is away".into()) },
-            settings: crate::status::SettingsStatus::default(),
-            nats: NatsStatus::default(),
-            pass: None,
+            ..Status::bare(State::Failing)
         }
     }
 
@@ -325,7 +316,6 @@ mod tests {
             node: NodeStatus { name: "own".into(), ..NodeStatus::default() },
             peers: vec![peer("own", RouteState::Up), peer("n2", RouteState::Up), peer("n3", RouteState::Unknown)],
             renewal: RenewalStatus { next: Some(datetime!(1970-01-01 00:00:03 UTC)), attempts: 0, last_error: None },
-            settings: crate::status::SettingsStatus::default(),
             ..first_pass()
         }
     }

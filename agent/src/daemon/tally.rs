@@ -97,6 +97,7 @@ pub struct Tally {
     pub(super) reload_seconds: Histogram,
     pub(super) reloads: ByOutcome,
     pub(super) rollbacks: Counter,
+    pub(super) disconnected: Counter,
     pub(super) deployments_failed: Counter,
     pub(super) issuances: ByOutcome,
     answered: Mutex<BTreeMap<Source, OffsetDateTime>>,
@@ -125,6 +126,7 @@ impl Default for Tally {
             reload_seconds: Histogram::new(RELOAD_SECONDS),
             reloads: starting_at_zero(Reload::ALL.map(Reload::as_str)),
             rollbacks: Counter::default(),
+            disconnected: Counter::default(),
             deployments_failed: Counter::default(),
             issuances: starting_at_zero(Issuance::ALL.map(Issuance::as_str)),
             answered: Mutex::default(),
@@ -166,6 +168,7 @@ impl Tally {
                 open.give_up();
                 self.rollbacks.inc();
             }
+            Step::Disconnected { clients } => drop(self.disconnected.inc_by(*clients)),
             _ => {}
         }
     }
@@ -210,7 +213,7 @@ mod tests {
     use crate::issue::ObtainError;
     use crate::reason::{Reason, Told};
     use crate::server::standing::{Evidence, Standing};
-    use crate::status::{NatsStatus, NodeStatus, RenewalStatus, SettingsStatus, State, Status};
+    use crate::status::{State, Status};
 
     const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
 
@@ -219,20 +222,7 @@ mod tests {
             Ok(Standing::Reloading { since }) => vec![Told::from(&Reason::ReloadUnderWay { since: *since })],
             _ => Vec::new(),
         };
-        let status = Status {
-            state: State::Healthy,
-            reasons,
-            warnings: Vec::new(),
-            node: NodeStatus::default(),
-            leaf: None,
-            served: None,
-            trust: None,
-            peers: Vec::new(),
-            renewal: RenewalStatus::default(),
-            settings: SettingsStatus::default(),
-            nats: NatsStatus::default(),
-            pass: None,
-        };
+        let status = Status { reasons, ..Status::bare(State::Healthy) };
         Pass { status, outcome, next: NOW, issuance: None, answered: Vec::new() }
     }
 

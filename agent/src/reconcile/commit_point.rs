@@ -37,6 +37,7 @@ use crate::server::trial::{Prediction, TrialTrouble};
 use crate::server::{Observed, Presence, Server, ServerError, Variables, port_of};
 use crate::state::durable::{self, FileError, Secrecy};
 use crate::state::generation::{Generation, Generations};
+use crate::status::LastReload;
 use crate::x509::chain::StoredChain;
 use crate::x509::leaf::Leaf;
 
@@ -53,6 +54,7 @@ pub struct CommitPoint {
     deferred: Option<Deferred>,
     /// A reload that has not ended.
     under_way: Option<UnderWay>,
+    last_reload: Option<LastReload>,
     /// SHA-256 of the newest leaf that a port was seen to serve as expected.
     shown: Option<String>,
     listeners: KnownListeners,
@@ -399,6 +401,7 @@ impl CommitPoint {
             waiting: None,
             deferred: None,
             under_way: None,
+            last_reload: None,
             shown: None,
             listeners: KnownListeners::default(),
         }
@@ -544,7 +547,10 @@ impl CommitPoint {
         let Some(committed) = self.committed()?.and_then(|text| self.tree_of(&text)) else { return Ok(()) };
         let running = self.running()?.and_then(|text| self.tree_of(&text));
         let settings = self.settings_of(&committed);
-        if running.is_none_or(|running| self.settings_of(&running) == settings) {
+        // The agent takes its own user out by itself.
+        if running
+            .is_none_or(|running| system::without_own(&self.settings_of(&running)) == system::without_own(&settings))
+        {
             return Ok(());
         }
         let Some(text) = self.running_with(desired.generation)? else { return Ok(()) };

@@ -25,8 +25,15 @@ pub(super) struct Watch {
     looked_at_streams: Option<OffsetDateTime>,
     streams_without_leader: BTreeSet<String>,
     arguments: Vec<ArgumentFault>,
-    /// Each trouble, with the time of the first look of an unbroken row that saw the trouble.
-    since: BTreeMap<Trouble, OffsetDateTime>,
+    /// Each trouble, with the first look of an unbroken row that saw the trouble.
+    since: BTreeMap<Trouble, Since>,
+}
+
+/// The first look of a row, and the number of looks.
+#[derive(Clone, Copy)]
+struct Since {
+    began: OffsetDateTime,
+    looks: u32,
 }
 
 impl Watch {
@@ -58,14 +65,21 @@ impl Watch {
         seen.without_leader = Some(self.streams_without_leader.clone());
         let before = std::mem::take(&mut self.since);
         // The clock may have been set back.
-        let began = |trouble: &Trouble| before.get(trouble).copied().filter(|began| *began <= now).unwrap_or(now);
-        self.since = seen.troubles(around).into_iter().map(|trouble| (trouble.clone(), began(&trouble))).collect();
+        let since = |trouble: &Trouble| {
+            let known = before.get(trouble).filter(|known| known.began <= now);
+            let Since { began, looks } = known.copied().unwrap_or(Since { began: now, looks: 0 });
+            Since { began, looks: looks.saturating_add(1) }
+        };
+        self.since = seen.troubles(around).into_iter().map(|trouble| (trouble.clone(), since(&trouble))).collect();
     }
 
-    /// The troubles that last, those of one kind together.
+    /// The troubles that two looks saw and that last, those of one kind together.
     fn lasting(&self, now: OffsetDateTime) -> Vec<Trouble> {
-        let lasting =
-            self.since.iter().filter(|(_, began)| now >= **began + PATIENCE).map(|(trouble, _)| trouble.clone());
+        let lasting = self
+            .since
+            .iter()
+            .filter(|(_, since)| since.looks > 1 && now >= since.began + PATIENCE)
+            .map(|(trouble, _)| trouble.clone());
         lasting.fold(Vec::new(), |mut told: Vec<Trouble>, trouble| {
             let rest = match told.last_mut() {
                 Some(last) => last.taking_in(trouble),
@@ -106,7 +120,8 @@ impl Reconciler {
         }
         let with_streams = self.watch.wants_streams(now, self.interval);
         let commit = self.deployment.commit_point.parts();
-        let Condition { arguments, jetstream } = commit.server.condition(&seen.listeners, with_streams).await;
+        let chain = self.newest.as_ref().map(|newest| &newest.chain);
+        let Condition { arguments, jetstream } = commit.server.condition(chain, &seen.listeners, with_streams).await;
         let committed = || {
             let text = self.deployment.commit_point.committed().ok().flatten();
             text.and_then(|text| text.tree(&commit.nats.config).ok()).unwrap_or_default()
@@ -165,7 +180,8 @@ mod tests {
         assert!(!watch.wants_streams(at(200), INTERVAL) && watch.wants_streams(at(280), INTERVAL));
 
         watch.note_jetstream(Look::Seen(leader("")), &around, at(30));
-        assert!(watch.reasons(at(39)).is_empty() && watch.wants_streams(at(60), INTERVAL));
+        assert!(watch.reasons(at(59)).is_empty(), "one look may have met an election");
+        assert!(watch.wants_streams(at(60), INTERVAL));
         watch.note_jetstream(Look::Seen(leader("")), &around, at(60));
         let dead = Trouble::WithoutLeader { size: 3 };
         assert_eq!((watch.reasons(at(60)), watch.warnings(at(60))), (vec![Reason::JetStream(dead)], vec![]));
@@ -181,6 +197,7 @@ mod tests {
         watch.note_jetstream(Look::Seen(Seen { is_current: false, ..leader("n2") }), &connected, at(101));
         let both = Trouble::StreamsWithoutLeader(vec!["a > 1".into(), "a > 2".into()]);
         assert_eq!(watch.reasons(at(101)), [Reason::JetStream(both)]);
+        watch.note_jetstream(Look::Seen(Seen { is_current: false, ..leader("n2") }), &connected, at(111));
         assert_eq!(watch.warnings(at(111)), [Reason::JetStream(Trouble::Recovering)]);
         watch.note_jetstream(Look::Unanswered, &around, at(115));
         assert!(!watch.reasons(at(115)).is_empty(), "what was seen stands");

@@ -25,6 +25,7 @@ use crate::server::standing::Standing;
 use crate::server::{Observed, Phase};
 use crate::state::generation::Generation;
 use crate::status::{NodeStatus, RouteState, SettingsStatus, TimedPhase, routes};
+use crate::x509::chain::StoredChain;
 
 /// How soon nats-server is looked at again while it doesn't serve what is committed.
 const WATCH: Duration = Duration::from_secs(1);
@@ -267,6 +268,11 @@ impl Deployment {
         self.commit_point.note_loaded(&self.seen)?;
         self.turn = None;
         Ok(self.seen.standing.clone())
+    }
+
+    /// Counts the clients that a reload disconnected.
+    pub(super) async fn count_disconnected(&mut self, chain: &StoredChain, progress: &Progress) {
+        self.commit_point.count_disconnected(chain, &self.seen.listeners, progress).await;
     }
 
     /// There is no text, so the new certificate goes into force with the settings that nats-server runs with.

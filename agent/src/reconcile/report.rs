@@ -43,6 +43,7 @@ impl Reconciler {
             warnings,
             settings,
             phase: self.deployment.phase(),
+            last_reload: self.deployment.commit_point.last_reload(),
             is_crash_loop: self.deployment.is_crash_loop(),
             alone_since: self.links.alone_since(),
         })

@@ -18,9 +18,9 @@ const CLIENTS_AGAIN: Duration = Duration::from_mins(10);
 
 /// How soon a nats-server is asked again that gave no answer about its clients.
 const UNKNOWN_AGAIN: Duration = Duration::from_mins(1);
-/// How long a first configuration with a first user waits for the start of nats-server. nats-server's unit starts right
-/// after the first commit. An argument such as `--user` keeps nats-server from starting beside the user.
-const FIRST_START: Duration = Duration::from_secs(30);
+/// How long a configuration with the user waits for the start of nats-server. nats-server's unit starts right after the
+/// first commit, and after each end.
+const START: Duration = Duration::from_secs(30);
 
 /// What is known of the agent's user.
 pub(super) struct SystemUser {
@@ -29,7 +29,7 @@ pub(super) struct SystemUser {
     /// The public key, once it is known.
     key: Option<String>,
     clients: Clients,
-    /// Since when a first configuration with the user waits for the start of nats-server.
+    /// Since when a configuration with the user waits for the start of nats-server.
     waits_since: Option<OffsetDateTime>,
     /// Where the user stands, by the settings that were read last.
     placement: Option<Placement>,
@@ -75,9 +75,18 @@ impl SystemUser {
         Ok(self.key.clone())
     }
 
-    /// Whether the connected clients are to be asked, before a first user is in force. `running` is the configuration that
-    /// nats-server last ran with, and is called only where the answer depends on it.
-    pub(super) fn asks_clients(&mut self, now: OffsetDateTime, running: impl FnOnce() -> Option<Rendered>) -> bool {
+    /// Whether it is to be asked what stands in the way of a user that nobody but the agent needs: before it is in force, and
+    /// while nats-server doesn't run. `in_force` are the configurations that are committed and that nats-server last ran with.
+    /// It is called only where the answer depends on it.
+    pub(super) fn asks_server<const N: usize>(
+        &mut self,
+        now: OffsetDateTime,
+        is_absent: bool,
+        in_force: impl FnOnce() -> [Option<Rendered>; N],
+    ) -> bool {
+        if !is_absent {
+            self.waits_since = None;
+        }
         let depends_on_clients = match &self.placement {
             None | Some(Placement::Account { others: Others::AnonymousAlone, .. }) => true,
             Some(Placement::Nowhere(obstacle)) => obstacle.is_of_the_running_server(),
@@ -88,12 +97,12 @@ impl SystemUser {
             return false;
         }
         match self.clients {
-            Clients::InForce => return false,
+            Clients::InForce if !is_absent => return false,
             // A clock that was set back doesn't prolong the wait.
             Clients::Bar(_, until) if now < until && until < now + CLIENTS_AGAIN * 2 => return false,
-            Clients::Unasked | Clients::Pass | Clients::Bar(..) => {}
+            Clients::Unasked | Clients::Pass | Clients::InForce | Clients::Bar(..) => {}
         }
-        if self.stands_in(running().as_ref()) {
+        if !is_absent && in_force().iter().all(|text| self.stands_in(text.as_ref())) {
             self.clients = Clients::InForce;
             return false;
         }
@@ -106,8 +115,8 @@ impl SystemUser {
         key.zip(text).is_some_and(|(key, text)| text.text().contains(&key))
     }
 
-    /// What stands in the way of a first user while nats-server doesn't run. Only a first configuration has the user before
-    /// nats-server was seen to run, and only for a while.
+    /// What stands in the way of the user while nats-server doesn't run. The user stands in a first configuration, and stays in
+    /// a later one, but only for a while: an argument such as `--user` may keep nats-server from starting beside the user.
     pub(super) fn obstacle_without_server(
         &mut self,
         committed: Option<&Rendered>,
@@ -118,7 +127,7 @@ impl SystemUser {
             return Some(Obstacle::NotRunning);
         }
         let since = *self.waits_since.get_or_insert(now);
-        (since + FIRST_START < now).then_some(Obstacle::NotRunning)
+        (since + START < now).then_some(Obstacle::NotRunning)
     }
 
     /// Notes what of the running server stands in the way of a first user.
@@ -174,30 +183,30 @@ mod tests {
     fn clients_are_asked_only_while_the_answer_decides() {
         let state = tempfile::tempdir().unwrap();
         let (mut user, now) = (user(state.path()), OffsetDateTime::UNIX_EPOCH);
-        let nothing = || None;
-        assert!(user.asks_clients(now, nothing), "nobody knows the settings yet");
+        let nothing = || [None];
+        assert!(user.asks_server(now, false, nothing), "nobody knows the settings yet");
         assert_eq!(user.barred(), Some(Obstacle::ClientsUnknown));
         user.note_obstacle(Some(Obstacle::ClientsSendUsers), now);
         user.note_placement(Some(Placement::Nowhere(Obstacle::ClientsSendUsers)));
         assert_eq!(user.barred(), Some(Obstacle::ClientsSendUsers));
-        assert!(!user.asks_clients(now + CLIENTS_AGAIN / 2, nothing));
-        assert!(user.asks_clients(now + CLIENTS_AGAIN, nothing));
-        assert!(user.asks_clients(now - CLIENTS_AGAIN * 2, nothing), "the clock was set back");
+        assert!(!user.asks_server(now + CLIENTS_AGAIN / 2, false, nothing));
+        assert!(user.asks_server(now + CLIENTS_AGAIN, false, nothing));
+        assert!(user.asks_server(now - CLIENTS_AGAIN * 2, false, nothing), "the clock was set back");
         user.note_obstacle(None, now);
         assert_eq!(user.barred(), None);
 
         let key = user.key_or_new().unwrap().unwrap();
-        let with = || Some(Rendered::from_text(format!("nkey: {key}")));
-        assert!(!user.asks_clients(now, with));
+        let with = || [Some(Rendered::from_text(format!("nkey: {key}")))];
+        assert!(!user.asks_server(now, false, with));
         assert_eq!(user.barred(), None);
-        assert!(!user.asks_clients(now, || panic!("the running text is read once")));
+        assert!(!user.asks_server::<1>(now, false, || panic!("the running text is read once")));
 
         user.note_placement(Some(Placement::Nowhere(Obstacle::Token)));
-        assert!(!user.asks_clients(now, || panic!("a token decides alone")));
+        assert!(!user.asks_server::<1>(now, false, || panic!("a token decides alone")));
         // The token goes in the same pass that reads the settings, so nobody was asked.
         assert_eq!(user.barred(), Some(Obstacle::ClientsUnknown));
         user.note_placement(Some(OPEN));
-        assert!(user.asks_clients(now, nothing));
+        assert!(user.asks_server(now, false, nothing));
     }
 
     #[test]
@@ -213,9 +222,32 @@ mod tests {
             assert_eq!(user.obstacle_without_server(Some(&with), at), expected, "{seconds} s");
         }
         user.note_obstacle(Some(Obstacle::NotRunning), now);
-        assert!(user.asks_clients(now, || None), "nats-server may run by now");
+        assert!(user.asks_server(now, false, || [None]), "nats-server may run by now");
         user.note_placement(Some(Placement::Nowhere(Obstacle::NotRunning)));
         assert_eq!(user.warning(&Link::Unwanted), None);
+    }
+
+    #[test]
+    fn a_user_in_force_goes_while_nats_server_does_not_come_up_and_comes_back_once_it_was_asked() {
+        let state = tempfile::tempdir().unwrap();
+        let (mut user, now) = (user(state.path()), OffsetDateTime::UNIX_EPOCH);
+        let key = user.key_or_new().unwrap().unwrap();
+        let [with, without] = [format!("nkey: {key}"), "a: 1".into()].map(|text| Some(Rendered::from_text(text)));
+        user.note_placement(Some(Placement::Account { name: "$SYS".into(), others: Others::AnonymousAlone }));
+        let [committed, ran] = [&with, &with];
+        assert!(!user.asks_server(now, false, || [committed.clone(), ran.clone()]), "the user is in force");
+        for (seconds, barred) in [(0, None), (30, None), (31, Some(Obstacle::NotRunning))] {
+            let at = now + Duration::from_secs(seconds);
+            assert!(user.asks_server(at, true, || [committed.clone(), ran.clone()]), "{seconds} s");
+            let obstacle = user.obstacle_without_server(with.as_ref(), at);
+            user.note_obstacle(obstacle, at);
+            assert_eq!(user.barred(), barred, "{seconds} s");
+        }
+        // nats-server runs without the user, and its arguments are looked at.
+        let now = now + START * 2;
+        assert!(user.asks_server(now, false, || [without.clone(), with.clone()]));
+        user.note_obstacle(Some(Obstacle::Arguments), now);
+        assert_eq!(user.barred(), Some(Obstacle::Arguments));
     }
 
     #[test]
@@ -224,7 +256,7 @@ mod tests {
         let nats = NatsConfig { system: System::Off, ..NatsConfig::default() };
         let mut user = SystemUser::of(&nats, state.path());
         assert_eq!(user.key_or_new().unwrap(), None);
-        assert!(!user.asks_clients(OffsetDateTime::UNIX_EPOCH, || panic!("nothing is asked")));
+        assert!(!user.asks_server::<1>(OffsetDateTime::UNIX_EPOCH, false, || panic!("nothing is asked")));
         assert!(std::fs::read_dir(state.path()).unwrap().next().is_none());
     }
 }

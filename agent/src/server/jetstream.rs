@@ -9,8 +9,8 @@ use std::fmt;
 
 use serde::Deserialize;
 
-use super::monitor::{self, MonitorError};
-use crate::conf::listeners::Monitor;
+use super::inquiry::{Inquiry, Question};
+use super::monitor::MonitorError;
 
 /// A leader hears of a live member once a second. A member that was silent for longer is taken for dead.
 const HEARD_WITHIN: i64 = 5_000_000_000;
@@ -238,16 +238,17 @@ fn majority(size: usize) -> usize {
 }
 
 /// Looks at JetStream. Streams are looked at only `with_streams`, and only where they are few enough.
-pub(crate) async fn look(at: &Monitor, with_streams: bool) -> Result<Look, MonitorError> {
-    let Jsz { streams, meta_cluster: Some(meta), .. } = monitor::get::<Jsz>(at, None, "/jsz").await? else {
+pub(super) async fn look(inquiry: Inquiry<'_>, with_streams: bool) -> Result<Look, MonitorError> {
+    let jsz = Question::plain("JSZ", "/jsz");
+    let Jsz { streams, meta_cluster: Some(meta), .. } = inquiry.ask(&jsz).await? else {
         return Ok(Look::Off);
     };
     // Without a leader nobody is current, and the meta leader itself always is.
-    let is_current = meta.leader.is_empty()
-        || is_leader(&meta)
-        || !monitor::is_unavailable(at, "/healthz?js-meta-only=true").await?;
+    let is_current = meta.leader.is_empty() || is_leader(&meta) || inquiry.is_current().await?;
     let without_leader = if with_streams && (1..=MOST_STREAMS).contains(&streams) {
-        Some(without_leader(&monitor::get(at, None, "/jsz?streams=true").await?))
+        let options = r#"{"accounts":true,"streams":true}"#.into();
+        let details = Question { verb: "JSZ", options, path: "/jsz?streams=true".into() };
+        Some(without_leader(&inquiry.ask(&details).await?))
     } else {
         // What was seen of fewer streams says nothing of so many.
         with_streams.then(BTreeSet::new)

@@ -175,6 +175,13 @@ pub struct MonitorError {
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
+impl MonitorError {
+    fn of(at: &Monitor, path: &str, source: Cause) -> Self {
+        let scheme = if at.tls.is_some() { "https" } else { "http" };
+        Self { scheme, address: at.address, path: path.to_owned(), source }
+    }
+}
+
 /// Reads `/varz`. Over TLS the port must show the leaf of `ours`, or the leaf in the file that its configuration names.
 pub async fn varz(at: &Monitor, ours: Option<&StoredChain>) -> Result<Varz, MonitorError> {
     get(at, ours, "/varz").await
@@ -189,21 +196,18 @@ pub async fn routez(at: &Monitor, ours: Option<&StoredChain>) -> Result<Routez, 
 pub(crate) async fn get<T: DeserializeOwned>(
     at: &Monitor,
     ours: Option<&StoredChain>,
-    path: impl Into<String>,
+    path: &str,
 ) -> Result<T, MonitorError> {
-    let scheme = if at.tls.is_some() { "https" } else { "http" };
-    let path = path.into();
-    let answer = tokio::time::timeout(TIMEOUT, fetch(at, ours, &path)).await;
-    let failed = |source| MonitorError { scheme, address: at.address, path: path.clone(), source };
+    let answer = tokio::time::timeout(TIMEOUT, fetch(at, ours, path)).await;
+    let failed = |source| MonitorError::of(at, path, source);
     let bytes = answer.map_err(|elapsed| failed(elapsed.into()))?.map_err(failed)?;
     serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))
 }
 
 /// Whether nats-server answers that something isn't available (503), as `/healthz` does.
-pub(crate) async fn is_unavailable(at: &Monitor, path: &'static str) -> Result<bool, MonitorError> {
-    let scheme = if at.tls.is_some() { "https" } else { "http" };
-    let failed = |source| MonitorError { scheme, address: at.address, path: path.to_owned(), source };
-    let answer = tokio::time::timeout(TIMEOUT, ask(at, None, path)).await;
+pub(crate) async fn is_unavailable(at: &Monitor, ours: Option<&StoredChain>, path: &str) -> Result<bool, MonitorError> {
+    let failed = |source| MonitorError::of(at, path, source);
+    let answer = tokio::time::timeout(TIMEOUT, ask(at, ours, path)).await;
     let response = answer.map_err(|elapsed| failed(elapsed.into()))?.map_err(failed)?;
     Ok(response.status() == hyper::StatusCode::SERVICE_UNAVAILABLE)
 }

@@ -30,6 +30,8 @@ pub(crate) struct NatsProcess {
     pub(crate) pid: i32,
     /// The arguments that it was started with.
     pub(crate) arguments: Arguments,
+    /// The pid file that holds its pid.
+    pub(crate) pid_file: PathBuf,
     pidfd: OwnedFd,
 }
 
@@ -144,7 +146,7 @@ impl NatsProcess {
             pid: number,
             reason,
         })?;
-        Ok(Self { pid: number, arguments: Arguments::of(&arguments), pidfd })
+        Ok(Self { pid: number, arguments: Arguments::of(&arguments), pid_file: pid_file.to_owned(), pidfd })
     }
 
     /// When the process started by the wall clock, to a hundredth of a second. Field 22 of `/proc/PID/stat` has the ticks
@@ -320,7 +322,8 @@ mod tests {
         let pid = i32::try_from(std::process::id()).unwrap();
         let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
         let now = Clock::System.now();
-        let started = NatsProcess { pid, pidfd, arguments: Arguments::default() }.started(now).unwrap();
+        let started =
+            NatsProcess { pid, pidfd, arguments: Arguments::default(), pid_file: PathBuf::new() }.started(now).unwrap();
         assert!(started <= now && now - started < time::Duration::hours(1), "{started}");
         let stat = |ticks: &str| format!("7 (a) b) c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 {ticks} 20");
         assert_eq!(since_boot(stat("250").as_bytes(), 100), Some(Duration::from_millis(2_500)));

@@ -168,16 +168,6 @@ impl SystemError {
     }
 }
 
-/// What `healthz` says.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
-pub struct Healthz {
-    /// `ok`, or another word.
-    pub status: String,
-    /// What is wrong.
-    #[serde(default)]
-    pub error: Option<String>,
-}
-
 /// The connection, or the way to it.
 pub struct SystemConnection {
     login: Login,
@@ -328,17 +318,8 @@ impl SystemConnection {
         self.data("ROUTEZ", Bytes::new()).await
     }
 
-    /// What `/healthz` says.
-    pub async fn healthz(&self) -> Result<Healthz, SystemError> {
-        self.data("HEALTHZ", Bytes::new()).await
-    }
-
-    /// What `/jsz` says. `options` is nats-server's JSON of options, `{}` for none.
-    pub async fn jsz<T: DeserializeOwned>(&self, options: &'static str) -> Result<T, SystemError> {
-        self.data("JSZ", Bytes::from_static(options.as_bytes())).await
-    }
-
-    async fn data<T: DeserializeOwned>(&self, verb: &'static str, options: Bytes) -> Result<T, SystemError> {
+    /// The data of an answer. `options` is nats-server's JSON of options, empty for none.
+    pub(super) async fn data<T: DeserializeOwned>(&self, verb: &'static str, options: Bytes) -> Result<T, SystemError> {
         let answered = self.ask(verb, options).await?;
         let said = read(verb, &answered)?;
         let what = said.error.map_or_else(|| "it holds no data".to_owned(), |error| error.description);
@@ -415,10 +396,10 @@ mod tests {
         let refused = br#"{"server":{},"error":{"code":500,"description":"n.conf:1:1: unknown field"}}"#;
         let refused = read::<serde::de::IgnoredAny>("RELOAD", refused).unwrap();
         assert_eq!(refused.error.unwrap().description, "n.conf:1:1: unknown field");
-        let healthz = read::<Healthz>("HEALTHZ", br#"{"server":{},"data":{"status":"ok"}}"#).unwrap();
-        assert_eq!(healthz.data.unwrap().status, "ok");
+        let routez = read::<Routez>("ROUTEZ", br#"{"server":{},"data":{"routes":[]}}"#).unwrap();
+        assert!(routez.data.unwrap().routes.is_empty());
         for nonsense in [&b""[..], b"[]", b"{}", b"{\"server\":{},\"data\":7}", b"\xff"] {
-            assert!(read::<Healthz>("HEALTHZ", nonsense).is_err());
+            assert!(read::<Routez>("ROUTEZ", nonsense).is_err());
         }
     }
 }

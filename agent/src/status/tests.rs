@@ -124,6 +124,7 @@ fn healthy() -> Findings {
         renewal: RenewalStatus::default(),
         settings: crate::status::SettingsStatus::default(),
         phase: None,
+        last_reload: None,
         is_crash_loop: false,
         alone_since: None,
         faults: Vec::new(),

@@ -6,6 +6,7 @@
 pub mod acknowledged;
 pub mod agent;
 pub mod cluster;
+pub mod crowd;
 pub mod fleet;
 pub mod front;
 pub mod gateway;

@@ -4,7 +4,7 @@
 //! directory. `aws-double` with its quotas stands for AWS, and `doubles::fake_server` stands for nats-server. One
 //! thread runs all nodes, and the clock jumps from timer to timer. The same seed gives the same run.
 //!
-//! # Two scenarios
+//! # Three scenarios
 //!
 //! **A year.** Clusters of five nodes have weekly certificates. AWS is away, throttles, denies or loses answers for up
 //! to [`AUTONOMY`]. Agents are killed at random awaits and restarted. nats-servers restart, instances are replaced, and
@@ -24,6 +24,9 @@
 //! - the addition and the removal of a root,
 //! - an `agent renew` of all nodes,
 //! - a scale-out by a fifth, and a scale-in.
+//!
+//! **Turnover.** Ten instances of a cluster of five are replaced in a day, at the real interval. With an auth callout each
+//! reload disconnects every client of a server, so the reloads are what the clients of such a cluster notice.
 //!
 //! # What is promised
 //!
@@ -112,6 +115,26 @@ pub fn rush_hour(clusters: Vec<usize>, seed: u64, tell: Tell) -> std::io::Result
         let mut fleet = Fleet::new(Arc::clone(world), seed, disturbances);
         fleet.boot(&plan.clusters, Duration::from_secs(1));
         fleet.rush(&plan).await;
+        fleet
+    })
+}
+
+/// Runs a cluster of five through a day in which ten of its instances are replaced. Where nats-server `tells_routes`, a change
+/// of peers alone needs no reload.
+///
+/// # Errors
+/// The state directories can't be made.
+pub fn turnover(tells_routes: bool, seed: u64, tell: Tell) -> std::io::Result<Report> {
+    let never = Duration::from_hours(24 * 365);
+    let disturbances = Disturbances { killed: 0.0, agent_restart: never, server_restart: never };
+    run("turnover", 1, RUSH_INTERVAL, seed, tell, async |world: &Arc<World>| {
+        if tells_routes {
+            world.tell_routes();
+        }
+        world.begin_phase("turnover");
+        let mut fleet = Fleet::new(Arc::clone(world), seed, disturbances);
+        fleet.boot(&[CLUSTER], Duration::from_secs(1));
+        fleet.turn_over(10, Duration::from_hours(24)).await;
         fleet
     })
 }

@@ -160,6 +160,17 @@ impl Fleet {
         }
     }
 
+    /// Replaces instances one after the other, at the product's own interval.
+    pub(crate) async fn turn_over(&mut self, times: u32, length: Duration) {
+        for _ in 0..times {
+            tokio::time::sleep(length / times).await;
+            if let Some(number) = self.random_node() {
+                self.replace(number).await;
+            }
+        }
+        tokio::time::sleep(10 * MINUTE).await;
+    }
+
     /// Runs the events at which all nodes act at once, at the product's own interval.
     pub(crate) async fn rush(&mut self, plan: &Rush) {
         let world = Arc::clone(&self.world);

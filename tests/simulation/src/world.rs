@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use doubles::fake_server::{FakeServer, Loaded};
 use nats_tls_agent::clock::Clock;
 use nats_tls_agent::peers::dial::Dial;
+use nats_tls_agent::server::monitor::{RouteConnection, Routez};
 use nats_tls_agent::x509::chain::{Chain, StoredChain};
 use time::OffsetDateTime;
 
@@ -28,6 +29,7 @@ pub(crate) struct World {
     pub(crate) tell: Tell,
     books: Mutex<Books>,
     interval: AtomicU64,
+    tells_routes: AtomicBool,
 }
 
 /// A node as the other nodes see it.
@@ -71,7 +73,15 @@ impl World {
     pub(crate) fn new(clock: Clock, clusters: usize, directory: PathBuf, interval: Duration, tell: Tell) -> Arc<Self> {
         let cloud = Arc::new(Cloud::new(clock, clusters));
         let interval = AtomicU64::new(interval.as_secs());
-        Arc::new(Self { clock, cloud, directory, tell, books: Mutex::default(), interval })
+        Arc::new(Self {
+            clock,
+            cloud,
+            directory,
+            tell,
+            books: Mutex::default(),
+            interval,
+            tells_routes: AtomicBool::new(false),
+        })
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
@@ -85,6 +95,31 @@ impl World {
 
     pub(crate) fn set_interval(&self, interval: Duration) {
         self.interval.store(interval.as_secs(), Ordering::Relaxed);
+    }
+
+    /// nats-servers tell their routes from now on. Gossip connects all that run in a cluster, whatever their configurations
+    /// say (docs/nats-server.md, section 3).
+    pub(crate) fn tell_routes(&self) {
+        self.tells_routes.store(true, Ordering::Relaxed);
+    }
+
+    fn spread_gossip(&self, cluster: usize) {
+        if !self.tells_routes.load(Ordering::Relaxed) {
+            return;
+        }
+        let books = self.books();
+        let running: Vec<_> =
+            books.nodes.iter().filter(|(_, node)| node.cluster == cluster && node.server.loaded().is_some()).collect();
+        for (address, node) in &running {
+            let others = running.iter().filter(|(other, _)| other != address);
+            let route = |(other, _): &(&SocketAddr, &Seen)| RouteConnection {
+                remote_id: other.to_string(),
+                remote_name: other.to_string(),
+                ip: Some(other.ip()),
+            };
+            let routes = others.map(route).collect();
+            *node.server.routez.lock().unwrap_or_else(PoisonError::into_inner) = Some(Routez { routes });
+        }
     }
 
     /// Begins a phase. Reloads are counted by phase.
@@ -122,9 +157,11 @@ impl World {
     /// Removes a node. The node answers no peer from now on.
     pub(crate) fn leave(&self, address: SocketAddr) {
         let gone = self.books().nodes.remove(&address);
-        if let Some(loaded) = gone.and_then(|gone| gone.server.loaded()) {
+        let Some(gone) = gone else { return };
+        if let Some(loaded) = gone.server.loaded() {
             self.check_alive(&loaded);
         }
+        self.spread_gossip(gone.cluster);
     }
 
     pub(crate) fn note_anchors(&self, address: SocketAddr, anchors: BTreeSet<String>) {
@@ -172,6 +209,7 @@ impl World {
         }
         self.check_alive(loaded);
         self.check_trust(caller, server, loaded);
+        self.spread_gossip(caller.cluster);
     }
 
     /// Checks invariant 5: this server and every other server of its cluster can shake hands at any time. Every chain

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use simulation::{Report, Share, rush_hour, year};
+use simulation::{Report, Share, rush_hour, turnover, year};
 
 /// An arbitrary seed. A failure prints the seed that repeats it.
 const SEED: u64 = 3;
@@ -29,6 +29,25 @@ fn a_simulated_fleet_at_rush_hour_stays_within_the_quotas_and_reloads_a_third_at
     let report = rush_hour(vec![3, 5, 5], SEED, |_| {}).unwrap();
     assert_kept(&report);
     assert!(report.figures.reloading.values().all(|share| *share != Share::default()), "{report}");
+}
+
+/// The clients of each server, which only an auth callout knows. Each reload disconnects them (docs/nats-server.md, section
+/// 11).
+const CLIENTS: u64 = 1000;
+
+#[test]
+fn a_day_of_ten_replacements_costs_the_clients_of_an_auth_callout_few_connections_where_gossip_has_the_routes() {
+    let day = |tells_routes| {
+        let report = turnover(tells_routes, SEED, |_| {}).unwrap();
+        assert_kept(&report);
+        assert_eq!(report.figures.replacements, 10, "{report}");
+        report.figures.reloads
+    };
+    // Where nats-server tells no routes, each change of peers is loaded at once, as before changes were deferred.
+    let (before, after) = (day(false), day(true));
+    println!("disconnects of {CLIENTS} clients of each server: {} before, {} after", before * CLIENTS, after * CLIENTS);
+    assert!(before > 40, "each replacement is loaded by the four others: {before}");
+    assert!(after * 10 < before, "{after} reloads in place of {before}");
 }
 
 #[test]

@@ -11,12 +11,14 @@ use tokio::time::Instant;
 
 use super::{CommitPoint, DeployError, Observation};
 use crate::conf::cost::reload_costs;
+use crate::conf::listeners::Listeners;
 use crate::progress::{Progress, Step};
 use crate::server::probe::{Port, Silence};
 use crate::server::process::ProcessError;
 use crate::server::standing::{Expected, Mismatch, Standing, has_loaded};
 use crate::server::system::Answer;
 use crate::server::{Asked, By, Observed, ServerError};
+use crate::status::LastReload;
 use crate::x509::chain::StoredChain;
 
 /// How long a pass waits for a reload. Measured: 5 to 10 ms; a loaded machine may take seconds.
@@ -112,6 +114,7 @@ impl CommitPoint {
         let expected = self.expected()?;
         let before = seen.observed.clone();
         self.tell_costs(&before)?;
+        let since = self.parts.clock.now();
         let confirmed = Box::pin(self.signal_until_decided(&expected, chain, proof, seen, progress)).await;
         if confirmed.is_err() {
             // The last handshakes may be out of date, so the ports are probed again.
@@ -123,7 +126,7 @@ impl CommitPoint {
             return Ok(standing);
         }
         self.observe(Some(chain), seen).await?;
-        self.note_reloaded(&expected, &before, seen)?;
+        self.note_reloaded(&expected, &before, since, seen)?;
         Ok(standing)
     }
 
@@ -218,6 +221,21 @@ impl CommitPoint {
         }
     }
 
+    /// Counts the clients that the last reload disconnected, once.
+    pub(crate) async fn count_disconnected(&mut self, chain: &StoredChain, at: &Listeners, progress: &Progress) {
+        let Some(LastReload { since, disconnected: None }) = self.last_reload else { return };
+        let Some(clients) = self.parts.server.cut_since(chain, at, since).await else { return };
+        self.last_reload = Some(LastReload { since, disconnected: Some(clients) });
+        if clients > 0 {
+            progress.report(Step::Disconnected { clients });
+        }
+    }
+
+    /// The last reload that was seen to be done.
+    pub(crate) fn last_reload(&self) -> Option<LastReload> {
+        self.last_reload
+    }
+
     /// Whether a reload is under way.
     #[must_use]
     pub(crate) fn is_under_way(&self) -> bool {
@@ -234,7 +252,7 @@ impl CommitPoint {
                 if let Standing::Served(evidence) = &standing {
                     progress.report(Step::Confirmed { by: evidence.to_string() });
                 }
-                self.note_reloaded(&expected, &before, seen)?;
+                self.note_reloaded(&expected, &before, since, seen)?;
                 Ok(Watched::Over)
             }
             // The reload may still end by itself, so nothing is signalled.
@@ -274,9 +292,16 @@ impl CommitPoint {
         }
     }
 
-    fn note_reloaded(&mut self, expected: &Expected, before: &Observed, seen: &Observation) -> Result<(), DeployError> {
+    fn note_reloaded(
+        &mut self,
+        expected: &Expected,
+        before: &Observed,
+        since: OffsetDateTime,
+        seen: &Observation,
+    ) -> Result<(), DeployError> {
         self.waiting = None;
         self.deferred = None;
+        self.last_reload = Some(LastReload { since, disconnected: None });
         if seen.standing.is_served() && expected.came_to_be_served(before, &seen.observed) {
             self.note_running()?;
         }

@@ -1,0 +1,251 @@
+//! What a renewal comes to while nats-server is full, throttled, slow, frozen, dead or refuses: with the connection to the
+//! system account and without it. The long form does so on each version.
+//!
+//! Whatever happens, one certificate is paid for, and it is served once nats-server can load it.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions};
+use harness::cluster::Node;
+use harness::nodes::{Nodes, at};
+use harness::process::{Process, tail};
+use harness::{eventually, soak, tools};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use serde_json::Value;
+use tokio::process::Command;
+use tokio::time::Instant;
+
+use crate::AGENT;
+use crate::rotation::status_with;
+
+const SOON: Duration = Duration::from_mins(1);
+/// The time until a paid certificate is in force: a failing pass, and pauses between tries.
+const HEALED_WITHIN: Duration = Duration::from_mins(3);
+
+/// What nats-server does while the agent renews.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Case {
+    Full,
+    Throttled,
+    /// JetStream recovers, so nats-server takes no client.
+    Recovers,
+    Frozen,
+    /// It ends while it is told to reload.
+    Dies,
+    /// An argument beside `-c` makes it refuse each reload.
+    Refuses,
+}
+
+const CASES: [Case; 6] = [Case::Full, Case::Throttled, Case::Recovers, Case::Frozen, Case::Dies, Case::Refuses];
+
+/// A row of the table.
+struct Row {
+    /// The result of `agent renew`.
+    outcome: String,
+    took: Duration,
+    rollbacks: usize,
+    /// The state right after the renewal, and the state of nats-server.
+    state: String,
+    /// How long the new certificate took to be served, from the start of the renewal.
+    served: Duration,
+}
+
+impl Case {
+    fn settings(self) -> &'static str {
+        match self {
+            Self::Full => "\n[nats.settings]\nmax_connections = 3\n",
+            Self::Throttled => "\n[nats.settings.tls]\nconnection_rate_limit = 1\n",
+            _ => "",
+        }
+    }
+
+    /// Makes the node, and brings nats-server into the case.
+    async fn node(self, version: &str, system: &str) -> (Nodes, Vec<Client>) {
+        let mut nodes = Nodes::new(AGENT, version, 1).unwrap();
+        nodes.configure().unwrap();
+        nodes.set("nats.system", &format!("\"{system}\"")).unwrap();
+        if self != Self::Recovers {
+            nodes.set("nats.jetstream", "false").unwrap();
+        }
+        nodes.set("renewal.retry_min", "\"1s\"").unwrap();
+        nodes.set("renewal.retry_max", "\"5s\"").unwrap();
+        let config = nodes.nodes[0].agent.config().to_owned();
+        std::fs::write(&config, std::fs::read_to_string(&config).unwrap() + self.settings()).unwrap();
+        if self == Self::Refuses {
+            nodes.nodes[0].server_arguments = vec!["--name".into(), "over".into()];
+            nodes.nodes[0].agent.start().unwrap();
+            nodes.nodes[0].committed().await.unwrap();
+            nodes.cluster.start_server(&mut nodes.nodes[0]).await.unwrap();
+            let is_seen = |status: &Value| status["reasons"].to_string().contains("arguments_refuse_reloads");
+            status_with(&nodes.nodes[0], is_seen).await;
+        } else {
+            nodes.boot().await.unwrap();
+        }
+        let mut clients = Vec::new();
+        if self == Self::Full {
+            while let Ok(client) = connect(&nodes.nodes[0]).await {
+                clients.push(client);
+            }
+        }
+        (nodes, clients)
+    }
+
+    async fn run(self, version: &str, system: &str) -> Row {
+        let (mut nodes, clients) = self.node(version, system).await;
+        let issued = nodes.cluster.ca_directory().join("issued");
+        let paid = || std::fs::read_dir(&issued).unwrap().count();
+        let before = at(&nodes.nodes[0].agent.status().await.unwrap(), "leaf.sha256").to_owned();
+        let committed = std::fs::read_to_string(nodes.nodes[0].nats_config()).unwrap();
+        let (begun, mut recovery) = (Instant::now(), None);
+        match self {
+            Self::Recovers => {
+                nodes.nodes[0].server.take().unwrap().kill().await.unwrap();
+                recovery = Some(Recovery::begin(&nodes.nodes[0], version));
+            }
+            Self::Frozen => nodes.nodes[0].server.as_ref().unwrap().signal(Signal::SIGSTOP).unwrap(),
+            _ => {}
+        }
+        let agent = &nodes.nodes[0].agent;
+        let renew = agent.run(&["renew", "--json"], HEALED_WITHIN);
+        let meanwhile = async {
+            if self == Self::Dies {
+                // A certificate that is committed is about to be loaded.
+                eventually("the commit", SOON, async || {
+                    let now = std::fs::read_to_string(nodes.nodes[0].nats_config()).unwrap();
+                    if now == committed { Err("the previous text".to_owned()) } else { Ok(()) }
+                })
+                .await
+                .unwrap();
+                nodes.nodes[0].server.as_ref().unwrap().signal(Signal::SIGKILL).unwrap();
+            }
+        };
+        let (answer, ()) = tokio::join!(renew, meanwhile);
+        let (answer, took) = (answer.unwrap(), begun.elapsed());
+        let told = answer.json().unwrap();
+        let code = told["error"]["code"].as_str().or(told["code"].as_str()).unwrap_or_default();
+        let outcome = format!("{} {code}", told["result"].as_str().unwrap_or_default()).trim().to_owned();
+        let status = agent.status().await.unwrap();
+        let state = format!("{}, {}", at(&status, "state"), status["nats"]["state"].as_str().unwrap_or("absent"));
+        self.end(&mut nodes, recovery.as_mut(), begun).await;
+        let node = &nodes.nodes[0];
+        let what = format!("{self:?} {version} {system}: the new leaf");
+        let served = eventually(&what, HEALED_WITHIN, async || {
+            let status = node.agent.status().await.map_err(|failure| failure.chain())?;
+            let leaf = at(&status, "leaf.sha256");
+            if status["state"] == "healthy" && at(&status, "served.route.sha256") == leaf && leaf != before {
+                Ok(begun.elapsed())
+            } else {
+                Err(format!("{} {}\n{}", status["state"], status["reasons"], node.agent.log_tail(20)))
+            }
+        });
+        let served = served.await.unwrap();
+        assert_eq!(paid(), 2, "{self:?} {version} {system}: {}", node.agent.log_tail(40));
+        let rollbacks = node.agent.log_tail(usize::MAX).matches("rolled back: ").count();
+        drop(clients);
+        Row { outcome, took, rollbacks, state, served }
+    }
+
+    /// Ends what keeps nats-server from the new certificate.
+    async fn end(self, nodes: &mut Nodes, recovery: Option<&mut Recovery>, begun: Instant) {
+        let Nodes { nodes: all, cluster, .. } = nodes;
+        let node = &mut all[0];
+        match self {
+            Self::Recovers | Self::Frozen => {
+                // So long the case lasts. The test waits for no condition.
+                tokio::time::sleep_until(begun + Duration::from_secs(if soak::is_long() { 60 } else { 20 })).await;
+                match recovery {
+                    Some(recovery) => recovery.end(),
+                    None => node.server.as_ref().unwrap().signal(Signal::SIGCONT).unwrap(),
+                }
+            }
+            Self::Dies => {
+                node.server.take().unwrap().kill().await.unwrap();
+                cluster.start_server(node).await.unwrap();
+            }
+            Self::Refuses => {
+                node.server.take().unwrap().stop().await.unwrap();
+                node.server_arguments.clear();
+                cluster.start_server(node).await.unwrap();
+            }
+            Self::Full | Self::Throttled => {}
+        }
+    }
+
+    fn check(self, row: &Row, of: &str) {
+        let Row { outcome, rollbacks, state, .. } = row;
+        let told = format!("{of}: {outcome}, {state}, {rollbacks} roll-backs");
+        match self {
+            Self::Full | Self::Throttled => {
+                assert!(outcome == "confirmed" && state.starts_with("healthy"), "{told}");
+                assert_eq!(*rollbacks, 0, "{told}");
+            }
+            Self::Recovers => assert!(*rollbacks == 0 && state.ends_with("starting"), "{told}"),
+            Self::Frozen | Self::Dies => assert!(*rollbacks <= usize::from(self == Self::Dies), "{told}"),
+            Self::Refuses => {
+                assert!(*rollbacks > 0 && outcome != "confirmed" && state.starts_with("degraded"), "{told}");
+            }
+        }
+    }
+}
+
+/// A nats-server whose JetStream reads a stream's `meta.inf` that is a FIFO, so it waits until somebody writes.
+struct Recovery {
+    _server: Process,
+    fifo: PathBuf,
+    log: PathBuf,
+}
+
+impl Recovery {
+    fn begin(node: &Node, version: &str) -> Self {
+        let store = node.nats_config().with_file_name("jetstream");
+        let stream = store.join("jetstream/$G/streams/SLOW");
+        std::fs::create_dir_all(&stream).unwrap();
+        let fifo = stream.join("meta.inf");
+        mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        let mut command = Command::new(tools::nats_server(version).unwrap());
+        command.arg("-c").arg(node.nats_config());
+        Self {
+            _server: Process::spawn("nats-server", &mut command, &node.server_log()).unwrap(),
+            fifo,
+            log: node.server_log(),
+        }
+    }
+
+    fn end(&self) {
+        // Nobody reads in a nats-server that has recovered or has ended, and then a blocking open would hang.
+        let written = OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&self.fifo);
+        let log = tail(&self.log, 20);
+        written.unwrap_or_else(|error| panic!("{error}: {log}"));
+    }
+}
+
+async fn connect(node: &Node) -> Result<Client, async_nats::ConnectError> {
+    let ca = node.endpoint(false).unwrap().tls.unwrap().ca;
+    let options = ConnectOptions::new().require_tls(true).add_root_certificates(ca);
+    options.connection_timeout(Duration::from_secs(10)).connect(format!("tls://{}", node.client())).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_nats_server_does_one_certificate_is_paid_for_and_comes_to_be_served() {
+    let versions = if soak::is_long() { &tools::NATS_SERVER_VERSIONS[..] } else { &[tools::NATS_SERVER] };
+    for version in versions {
+        let cases = ["auto", "off"].into_iter().flat_map(|system| CASES.map(|case| (case, system)));
+        let rows = cases.map(|(case, system)| async move { (case, system, case.run(version, system).await) });
+        for (case, system, row) in harness::join_all(rows).await {
+            let of = format!("{case:?}, nats-server {version}, system {system}");
+            let Row { outcome, took, rollbacks, state, served } = &row;
+            let figure = format!(
+                "{outcome} after {:.1} s, {rollbacks} roll-backs, {state}; served after {:.1} s",
+                took.as_secs_f64(),
+                served.as_secs_f64()
+            );
+            soak::figure(&format!("outcome: {of}"), figure);
+            case.check(&row, &of);
+        }
+    }
+}
