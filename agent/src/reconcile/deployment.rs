@@ -1,5 +1,6 @@
 //! From a generation to a server that serves it: observe, commit, reload, and note what came of it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use crate::x509::chain::StoredChain;
 /// How soon nats-server is looked at again while it doesn't serve what is committed.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// How long a new peer may have no route until a change of peers is loaded for it. Gossip needs a second.
+/// How long a peer that is up may have no route until a change of peers is loaded for it. Gossip needs a second.
 const ROUTE_COMES: Duration = Duration::from_mins(1);
 
 /// What kept the desired text from being committed.
@@ -71,20 +72,26 @@ pub(super) struct Order<'a> {
 }
 
 impl Order<'_> {
-    /// Whether nats-server has a route to every other peer. `None`: nats-server reports too little to tell, or has no route
-    /// at all, and then no gossip reaches it.
-    fn has_every_route(&self, observed: &Observed) -> Option<bool> {
-        let others = routes(self.node, self.instance_id, self.peers, observed);
-        let others = others.iter().filter(|peer| !self.node.is_own(peer)).map(|peer| peer.route);
-        let (mut is_any_up, mut is_any_down) = (false, false);
-        for route in others {
-            is_any_up |= route == RouteState::Up;
-            is_any_down |= route == RouteState::Down;
-            if route == RouteState::Unknown {
-                return None;
-            }
+    /// The other peers to which nats-server has no route. `None`: nats-server reports too little to tell, or has no route at
+    /// all, and then no gossip reaches it.
+    fn without_route(&self, observed: &Observed) -> Option<Vec<SocketAddr>> {
+        let routes = routes(self.node, self.instance_id, self.peers, observed);
+        let others: Vec<_> = routes.iter().filter(|peer| !self.node.is_own(peer)).collect();
+        if others.iter().any(|peer| peer.route == RouteState::Unknown) {
+            return None;
         }
-        is_any_up.then_some(!is_any_down)
+        let down = others.iter().filter(|peer| peer.route == RouteState::Down);
+        let down: Vec<_> = down.filter_map(|peer| peer.address.parse().ok()).collect();
+        others.iter().any(|peer| peer.route == RouteState::Up).then_some(down)
+    }
+
+    /// Whether a change of peers must be loaded that was committed at `since`. A peer that isn't up dials this node by itself
+    /// once it is, and gossip does the rest.
+    async fn needs_load(&self, observed: &Observed, since: OffsetDateTime, now: OffsetDateTime) -> bool {
+        match self.without_route(observed) {
+            None => true,
+            Some(down) => since + ROUTE_COMES <= now && !self.dial.answering(down).await.is_empty(),
+        }
     }
 }
 
@@ -186,9 +193,9 @@ impl Deployment {
     pub(super) async fn apply(&mut self, order: Order<'_>, progress: &Progress) -> Result<Standing, PassError> {
         let now = self.clock.now();
         let mut observed = self.observe(Some(order.generation)).await;
-        let has_every_route = order.has_every_route(&self.seen.observed);
+        let may_defer = order.without_route(&self.seen.observed).is_some();
         if let Some(since) = self.commit_point.deferred_since()
-            && (has_every_route.is_none() || has_every_route == Some(false) && since + ROUTE_COMES <= now)
+            && order.needs_load(&self.seen.observed, since, now).await
         {
             self.commit_point.end_deferral();
             observed = self.observe(Some(order.generation)).await;
@@ -210,14 +217,8 @@ impl Deployment {
             observed => observed?,
         }
         let allowed_losses = &[allowed_losses, &wanted.allow_loss[..]].concat();
-        let desired = Desired {
-            configuration,
-            generation,
-            allowed_losses,
-            is_asked: wanted.renew,
-            may_defer: has_every_route.is_some(),
-            neighbours,
-        };
+        let desired =
+            Desired { configuration, generation, allowed_losses, is_asked: wanted.renew, may_defer, neighbours };
         if self.commit_point.await_reload(&desired, &mut self.seen, progress).await? {
             return Ok(self.seen.standing.clone());
         }

@@ -2,6 +2,7 @@
 //!
 //! The reconciler, schedule, journal, acceptance and commit are real. The issuer, sources and nats-server are doubles.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ use crate::state::durable::fault::{Fault, plan};
 use crate::state::generation::Generations;
 use crate::status::State;
 use crate::trust::{RejectedChain, TrustBundle, TrustError};
+use crate::x509::chain::{Chain, StoredChain};
 use crate::x509::csr::KeyAlgorithm;
 use crate::x509::san::Sans;
 
@@ -88,6 +90,27 @@ impl Witness for Strict {
 }
 
 /// A node, and handles to everything around the node.
+/// The network, in which these peers answer beside those that do.
+#[derive(Default)]
+struct SettableDial {
+    answering: Mutex<BTreeSet<SocketAddr>>,
+}
+
+#[async_trait]
+impl Dial for SettableDial {
+    async fn served_chains(&self, ours: &StoredChain, peers: Vec<SocketAddr>) -> BTreeMap<SocketAddr, Option<Chain>> {
+        Network.served_chains(ours, peers).await
+    }
+
+    async fn answering(&self, peers: Vec<SocketAddr>) -> BTreeSet<SocketAddr> {
+        let (known, others) = {
+            let answering = self.answering.lock().unwrap();
+            peers.into_iter().partition::<Vec<_>, _>(|peer| answering.contains(peer))
+        };
+        known.into_iter().chain(Network.answering(others).await).collect()
+    }
+}
+
 struct Bench {
     directory: tempfile::TempDir,
     clock: Clock,
@@ -95,6 +118,7 @@ struct Bench {
     issuer: Arc<MoodyIssuer>,
     trust: Arc<SettableTrust>,
     peers: Arc<SettablePeers>,
+    dial: Arc<SettableDial>,
     server: Arc<FakeServer>,
     interval: Duration,
     validity: Duration,
@@ -123,6 +147,7 @@ impl Bench {
             issuer,
             trust: Arc::new(SettableTrust(Mutex::new(Some(bundle)))),
             peers: Arc::new(SettablePeers(Mutex::new(Some(peers(&[1, 2, 3]))))),
+            dial: Arc::default(),
             server: Arc::new(server),
             interval: Duration::from_mins(10),
             validity: WEEK,
@@ -162,7 +187,7 @@ impl Bench {
             },
             trust: Arc::clone(&self.trust) as Arc<dyn TrustSource>,
             peers: Arc::clone(&self.peers) as Arc<dyn PeerSource>,
-            dial: Arc::new(Network),
+            dial: Arc::clone(&self.dial) as Arc<dyn Dial>,
             credential,
             included: Vec::new(),
             commit_point: CommitPoint::new(CommitParts {

@@ -88,8 +88,12 @@ impl Node {
         let witness = Box::new(Bookkeeper { world: Arc::clone(world), caller });
         let config = directory.join("nats-server.conf");
         let server = Arc::new(FakeServer::new(config, world.clock, Pace::Measured, witness));
-        let shown =
-            Seen { cluster: caller.cluster, server: Arc::clone(&server), anchors: std::collections::BTreeSet::new() };
+        let shown = Seen {
+            id: id.clone(),
+            cluster: caller.cluster,
+            server: Arc::clone(&server),
+            anchors: std::collections::BTreeSet::new(),
+        };
         world.join(address, shown);
         let (orders, told) = mpsc::unbounded_channel();
         let life = Life {

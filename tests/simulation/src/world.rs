@@ -35,6 +35,7 @@ pub(crate) struct World {
 /// A node as the other nodes see it.
 #[derive(Clone)]
 pub(crate) struct Seen {
+    pub(crate) id: String,
     pub(crate) cluster: usize,
     pub(crate) server: Arc<FakeServer>,
     /// The anchors of the last pass's status.
@@ -112,9 +113,9 @@ impl World {
             books.nodes.iter().filter(|(_, node)| node.cluster == cluster && node.server.loaded().is_some()).collect();
         for (address, node) in &running {
             let others = running.iter().filter(|(other, _)| other != address);
-            let route = |(other, _): &(&SocketAddr, &Seen)| RouteConnection {
-                remote_id: other.to_string(),
-                remote_name: other.to_string(),
+            let route = |(other, seen): &(&SocketAddr, &Seen)| RouteConnection {
+                remote_id: seen.id.clone(),
+                remote_name: seen.id.clone(),
                 ip: Some(other.ip()),
             };
             let routes = others.map(route).collect();
