@@ -217,7 +217,9 @@ impl Issuance {
 
     fn is_tried_enough(&self, entries: &Entries) -> bool {
         let now = self.clock.now();
-        entries.pending.as_ref().is_none_or(|pending| !is_within(GIVE_UP_AFTER, pending.begun, now))
+        // The issuer may have refused requests for long before it gave the handle.
+        let since = |pending: &Pending| pending.named.unwrap_or(pending.begun);
+        entries.pending.as_ref().is_none_or(|pending| !is_within(GIVE_UP_AFTER, since(pending), now))
     }
 
     /// Whether an issuance is under way: begun and not ended.
@@ -255,9 +257,11 @@ impl Issuance {
         };
         match self.issuer.request(&request).await {
             Ok(handle) => {
-                entries.note_issued(self.clock.now());
-                entries.pending = Some(Pending { handle: Some(handle.clone()), unheard: None, ..pending });
-                self.journal.store(entries)?;
+                let named = self.clock.now();
+                entries.note_issued(named);
+                entries.pending =
+                    Some(Pending { handle: Some(handle.clone()), named: Some(named), unheard: None, ..pending });
+                self.journal.store_or_keep(entries);
                 Ok(handle)
             }
             Err(error) => {
@@ -470,6 +474,95 @@ mod tests {
         // The old request, or a request at another time, could only give a lifetime that is too short or too long.
         assert!(asked[3].0 >= NOW + Duration::from_mins(10), "{asked:?}");
         assert!(asked[4].0 < NOW - Duration::from_mins(19), "{asked:?}");
+    }
+
+    /// An issuer that refuses each request until a time. It doesn't know a certificate when it is asked for it first.
+    struct Late {
+        clock: Clock,
+        from: OffsetDateTime,
+        given: AtomicU32,
+        asked: AtomicU32,
+        /// Whether the disk is full as the handle arrives.
+        fills_disk: bool,
+    }
+
+    #[async_trait]
+    impl Issuer for Late {
+        fn name(&self) -> String {
+            "late".into()
+        }
+
+        async fn prepare(&self, _: Duration) -> Result<String, RemoteError> {
+            Ok("SHA256WITHECDSA".into())
+        }
+
+        async fn request(&self, _: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError> {
+            if self.clock.now() < self.from {
+                return Err(RemoteError::new(RemoteErrorKind::Throttled, "IssueCertificate on late", "400", "wait"));
+            }
+            if self.fills_disk {
+                durable::fault::plan(Some((0, durable::fault::Fault::DiskFull)));
+            }
+            let number = self.given.fetch_add(1, Ordering::Relaxed) + 1;
+            Ok(CertificateHandle(format!("arn {number}")))
+        }
+
+        async fn collect(&self, handle: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError> {
+            if self.asked.fetch_add(1, Ordering::Relaxed) == 0 {
+                return Err(RemoteError::new(RemoteErrorKind::Absent, "GetCertificate on late", "400", "wait"));
+            }
+            Ok(Some(IssuedChain { leaf_pem: handle.0.clone(), chain_pem: String::new() }))
+        }
+
+        async fn ca_pem(&self) -> Result<String, RemoteError> {
+            Err(away())
+        }
+
+        fn spare_issuances_a_day(&self) -> u32 {
+            12
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invariant_11_a_certificate_that_was_refused_for_long_and_is_unknown_at_first_is_collected_and_not_paid_again()
+     {
+        for minutes in [0, 6, 40] {
+            let (directory, clock) = (tempfile::tempdir().unwrap(), Clock::starting_at(NOW));
+            let from = NOW + Duration::from_mins(minutes);
+            let issuer = Arc::new(Late { clock, from, given: 0.into(), asked: 0.into(), fills_disk: false });
+            let issuance = issuance(directory.path(), Arc::clone(&issuer) as Arc<dyn Issuer>, clock);
+            let mut tries = 0;
+            let issued = loop {
+                match issuance.obtain(&node(), &Progress::default()).await {
+                    Ok(issued) => break issued,
+                    Err(_) => clock.sleep_until(clock.now() + Duration::from_secs(30)).await,
+                }
+                tries += 1;
+                assert!(tries < 100);
+            };
+            assert_eq!(
+                (issued.chain.leaf_pem.as_str(), issuer.given.load(Ordering::Relaxed)),
+                ("arn 1", 1),
+                "{minutes}"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invariant_11_a_certificate_whose_name_meets_a_full_disk_is_collected_and_not_paid_again() {
+        let (directory, clock) = (tempfile::tempdir().unwrap(), Clock::starting_at(NOW));
+        let issuer = Late { clock, from: NOW, given: 0.into(), asked: 0.into(), fills_disk: true };
+        let issuer = Arc::new(issuer);
+        let issuance = issuance(directory.path(), Arc::clone(&issuer) as Arc<dyn Issuer>, clock);
+        issuance.obtain(&node(), &Progress::default()).await.unwrap_err();
+        // PCA has forgotten the token by then.
+        clock.sleep_until(NOW + Duration::from_mins(6)).await;
+        let issued = issuance.obtain(&node(), &Progress::default()).await.unwrap();
+        assert_eq!((issued.chain.leaf_pem.as_str(), issuer.given.load(Ordering::Relaxed)), ("arn 1", 1));
+        let counted = |journal: &Journal| journal.load().unwrap().issued_in_a_day(clock.now());
+        assert_eq!((counted(&issuance.journal), counted(&Journal::of(directory.path()))), (1, 0));
+        issuance.forget().unwrap();
+        assert_eq!(counted(&Journal::of(directory.path())), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -40,7 +40,7 @@ use crate::clock::Clock;
 use crate::conf::effective::{self, Configuration, Effective, SettingsError};
 use crate::conf::loss::Loss;
 use crate::conf::reader::Contents;
-use crate::conf::render::{Rendered, Values};
+use crate::conf::render::{Rendered, Values, cluster_name_of};
 use crate::conf::system::Obstacle;
 use crate::config::{NatsConfig, RenewalConfig};
 use crate::credential::{ClusterCredential, CredentialSource};
@@ -473,7 +473,8 @@ impl Reconciler {
         self.sources.included(included).map_err(PassError::Waits)?;
         let peers = self.sources.peers().map_err(PassError::Waits)?;
         let credential = self.sources.credential().map_err(PassError::Waits)?;
-        let name = nats.cluster_name.as_deref().or(self.sources.group()).unwrap_or("nats");
+        let name = nats.cluster_name.clone().or_else(|| self.sources.group().map(cluster_name_of));
+        let name = name.as_deref().unwrap_or("nats");
         let values = Values::new(nats, &self.node, name, peers.addresses(), files, credential.cloned());
         Ok(values.map_err(SettingsError::from)?)
     }

@@ -10,16 +10,21 @@ use crate::x509::leaf::Leaf;
 /// that remains at a renewal is therefore never less than documented.
 const SPREAD: f64 = 0.1;
 
+/// How far an issuer may date NotBefore back. PCA dates it back by an hour
+/// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>, `ValidityNotBefore`).
+const BACKDATED: Duration = Duration::from_hours(1);
+
 /// When a leaf is due for renewal: at the share `at` of its lifetime, or earlier by up to a tenth of that. The hash of
 /// `seed` (the node's name) decides how much earlier, so a fleet that booted together doesn't renew together.
 ///
-/// The lifetime counts from `validity` before its end at the earliest. An issuer may date NotBefore back (PCA: one
-/// hour). A short-lived leaf is still not due the moment it is issued.
+/// A leaf counts by its own length, whatever `validity` is configured by now. Only where an hour makes a difference,
+/// `validity` tells how much of the length lies before the issuance ([`BACKDATED`]). A short-lived leaf is therefore not due
+/// the moment it is issued.
 #[must_use]
 pub fn due(leaf: &Leaf, validity: Duration, at: f64, seed: &str) -> OffsetDateTime {
-    let begin = leaf.not_before.max(leaf.not_after - validity);
-    let lifetime = Duration::try_from(leaf.not_after - begin).unwrap_or_default();
-    begin + lifetime.mul_f64(at * (1.0 - SPREAD * share(seed)))
+    let length = Duration::try_from(leaf.not_after - leaf.not_before).unwrap_or_default();
+    let lifetime = length.saturating_sub(BACKDATED).max(validity.min(length));
+    leaf.not_after - lifetime.mul_f64(1.0 - at * (1.0 - SPREAD * share(seed)))
 }
 
 /// The shortest time between the issuance of a leaf and its renewal under [`due`].
@@ -160,6 +165,19 @@ mod tests {
             let leaf = leaf(issued - Duration::from_secs(backdated), issued + Duration::from_secs(life));
             let due = due(&leaf, Duration::from_secs(validity), at, &seed);
             prop_assert!(due < leaf.not_after && due >= leaf.not_before);
+        }
+
+        /// A node whose validity was changed since has the time for retries that its leaf was issued with.
+        #[test]
+        fn a_leaf_counts_by_its_own_length_whatever_validity_is_configured_by_now(
+            life in 7200_u64..400_000_000, is_backdated: bool, validity in 30_u64..400_000_000, at in 0.1..0.95,
+            seed in ".{0,20}",
+        ) {
+            let (issued, life) = (OffsetDateTime::UNIX_EPOCH + WEEK, Duration::from_secs(life));
+            let leaf = leaf(issued - HOUR * u32::from(is_backdated), issued + life);
+            let left = leaf.not_after - due(&leaf, Duration::from_secs(validity), at, &seed);
+            prop_assert!(left >= (life - HOUR).mul_f64(1.0 - at), "{left}");
+            prop_assert!(left <= (life + HOUR).mul_f64(1.0 - at * 0.9), "{left}");
         }
 
         #[test]

@@ -487,6 +487,15 @@ fn percent_encoded(text: &str) -> Zeroizing<String> {
     encoded
 }
 
+/// The cluster's name for the name of an Auto Scaling group. nats-server refuses white space in a cluster's name. Every node of
+/// the group has the same name.
+#[must_use]
+pub fn cluster_name_of(group: &str) -> String {
+    let is_gap = |character: char| character.is_whitespace() || character.is_control();
+    let words: Vec<&str> = group.split(is_gap).filter(|word| !word.is_empty()).collect();
+    if words.is_empty() { "nats".into() } else { words.join("-") }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStringExt;
@@ -497,6 +506,13 @@ mod tests {
     use crate::conf::tree::Value;
     use crate::config::{JetStreamLimits, Size};
     use crate::x509::san::Sans;
+
+    #[test]
+    fn a_group_whose_name_has_blanks_gives_a_cluster_its_name() {
+        for (group, name) in [("nats", "nats"), ("my nats  fleet", "my-nats-fleet"), (" a\tb ", "a-b"), (" ", "nats")] {
+            assert_eq!(cluster_name_of(group), name);
+        }
+    }
 
     #[test]
     fn invariant_01_what_is_shown_holds_no_password_in_any_form_whatever_its_age() {

@@ -4,12 +4,14 @@
 //! certificate, so it is as secret as a key file.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use crate::error::with_causes;
 use crate::state::durable::{self, FileError, Secrecy};
 use crate::x509::csr::Csr;
 
@@ -28,11 +30,12 @@ pub struct CertificateHandle(pub String);
 #[derive(Clone, Debug)]
 pub struct Journal {
     path: PathBuf,
+    /// What could not be written, as on a full disk. The entries have a certificate that is paid for.
+    unwritten: Arc<Mutex<Option<Entries>>>,
 }
 
-/// The content of the journal.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
+/// The content of the journal. Fields of a newer agent are left out, so that a downgrade goes on.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Entries {
     version: u32,
     /// The pending issuance.
@@ -50,7 +53,6 @@ struct Versioned {
 
 /// A pending issuance.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct Pending {
     /// The key and the certificate request.
     pub csr: Csr,
@@ -76,6 +78,9 @@ pub struct Pending {
     pub valid_from: Option<OffsetDateTime>,
     /// The certificate's handle at the issuer, once the issuer has given the handle.
     pub handle: Option<CertificateHandle>,
+    /// When the issuer gave the handle. Journals of older agents lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub named: Option<OffsetDateTime>,
 }
 
 /// Why the journal can't be used.
@@ -101,7 +106,7 @@ impl Journal {
     /// The journal of a state directory.
     #[must_use]
     pub fn of(state: &Path) -> Self {
-        Self { path: state.join("issuance.json") }
+        Self { path: state.join("issuance.json"), unwritten: Arc::default() }
     }
 
     /// The path of the file.
@@ -110,8 +115,11 @@ impl Journal {
         &self.path
     }
 
-    /// Reads the journal. A missing file is an empty journal.
+    /// Reads the journal. A missing file is an empty journal. What could not be written takes the place of the file.
     pub fn load(&self) -> Result<Entries, JournalError> {
+        if let Some(entries) = self.unwritten().clone() {
+            return Ok(entries);
+        }
         let Some(bytes) = durable::read_if_there(&self.path, MAX_SIZE)?.map(Zeroizing::new) else {
             return Ok(Entries { version: VERSION, pending: None, issued: Vec::new() });
         };
@@ -123,7 +131,22 @@ impl Journal {
         let text = serde_json::to_vec(entries)
             .map(Zeroizing::new)
             .map_err(|error| JournalError::Unreadable { path: self.path.clone(), reason: error.to_string() })?;
-        Ok(durable::replace(&self.path, &text, Secrecy::of(self.path.parent().unwrap_or(&self.path)).file_mode())?)
+        durable::replace(&self.path, &text, Secrecy::of(self.path.parent().unwrap_or(&self.path)).file_mode())?;
+        *self.unwritten() = None;
+        Ok(())
+    }
+
+    /// Replaces the journal, or keeps the entries in memory where the file can't be written. The next [`Self::store`] writes
+    /// the entries.
+    pub(super) fn store_or_keep(&self, entries: &Entries) {
+        if let Err(error) = self.store(entries) {
+            tracing::warn!("a certificate that is paid for is kept in memory: {}", with_causes(&error));
+            *self.unwritten() = Some(entries.clone());
+        }
+    }
+
+    fn unwritten(&self) -> MutexGuard<'_, Option<Entries>> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -131,17 +154,27 @@ impl Pending {
     /// A pending issuance that was not requested from the issuer yet.
     #[must_use]
     pub fn of(csr: Csr, begun: OffsetDateTime) -> Self {
-        let (issuer, signing_algorithm, dated, unheard, valid_from, handle) = (None, None, None, None, None, None);
-        Self { csr, issuer, begun, signing_algorithm, dated, unheard, valid_from, handle }
+        Self {
+            csr,
+            issuer: None,
+            begun,
+            signing_algorithm: None,
+            dated: None,
+            unheard: None,
+            valid_from: None,
+            handle: None,
+            named: None,
+        }
     }
 
-    /// Whether the issuance, or its certificate's lifetime, began less than `within` ago. A journal or an issuer can
+    /// Whether the issuance, its request or its certificate's lifetime began less than `within` ago. A journal or an issuer can
     /// name any time, so the sum saturates.
     #[must_use]
     pub fn is_recent(&self, within: Duration, now: OffsetDateTime) -> bool {
         let within = time::Duration::try_from(within).unwrap_or(time::Duration::MAX);
         let is_recent = |time: OffsetDateTime| time.saturating_add(within) > now;
-        is_recent(self.begun) || self.valid_from.is_some_and(|from| from <= now && is_recent(from))
+        let since = [self.valid_from, self.named].into_iter().flatten();
+        is_recent(self.begun) || since.filter(|time| *time <= now).any(is_recent)
     }
 }
 
@@ -223,17 +256,41 @@ mod tests {
         assert_eq!((read.handle, read.begun), (handle, NOW));
     }
 
+    /// The fields that agents came to note, the oldest first.
+    const NOTED: [&str; 6] = ["signing_algorithm", "issuer", "dated", "unheard", "valid_from", "named"];
+
     #[test]
-    fn a_journal_of_an_agent_that_noted_less_is_read() {
+    fn a_journal_is_read_by_agents_before_and_after_the_agent_that_wrote_it() {
         let (_state, journal) = journal();
         let mut entries = journal.load().unwrap();
         let csr = Csr::generate("n1", &Sans::default(), KeyAlgorithm::EcdsaP256).unwrap();
-        entries.pending = Some(Pending { handle: Some(CertificateHandle("arn".into())), ..Pending::of(csr, NOW) });
-        let text = serde_json::to_string(&entries).unwrap();
-        for key in ["issuer", "signing_algorithm", "dated", "unheard", "valid_from"] {
-            assert!(!text.contains(key), "{text}");
+        let all = Pending {
+            handle: Some(CertificateHandle("arn".into())),
+            issuer: Some("CA".into()),
+            signing_algorithm: Some("SHA256WITHECDSA".into()),
+            dated: Some(NOW),
+            unheard: Some(NOW),
+            valid_from: Some(NOW),
+            named: Some(NOW),
+            ..Pending::of(csr, NOW)
+        };
+        entries.pending = Some(all);
+        let mut written = serde_json::to_value(&entries).unwrap();
+        written["later"] = "s3cret".into();
+        written["pending"]["later"] = 7.into();
+        for noted in (0..=NOTED.len()).rev() {
+            let read = Entries::parse(written.to_string().as_bytes()).unwrap();
+            let pending = read.pending.unwrap();
+            assert_eq!(pending.handle, Some(CertificateHandle("arn".into())), "{noted} fields");
+            assert_eq!(pending.issuer.is_some(), noted > 1, "{noted} fields");
+            if let Some(field) = noted.checked_sub(1).map(|last| NOTED[last]) {
+                assert!(written["pending"].as_object_mut().unwrap().remove(field).is_some(), "{field}");
+            }
         }
-        assert!(Entries::parse(text.as_bytes()).unwrap().pending.is_some_and(|pending| pending.handle.is_some()));
+        // What an agent has not to note stays out of the file.
+        let csr = Csr::generate("n1", &Sans::default(), KeyAlgorithm::EcdsaP256).unwrap();
+        let text = serde_json::to_string(&Pending::of(csr, NOW)).unwrap();
+        assert!(NOTED.iter().all(|field| !text.contains(field)), "{text}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::error::X509Error;
 use x509_parser::extensions::ParsedExtension;
+use x509_parser::x509::X509Version;
 
 use crate::digest::sha256_hex;
 use crate::x509::der;
@@ -109,14 +110,14 @@ pub enum AnchorFault {
 }
 
 impl TrustBundle {
-    /// Reads a PEM bundle. Text between blocks is comment, and duplicates are dropped. Expired anchors stay: their removal
+    /// Reads a PEM bundle, in each form in which people store it ([`pem::as_stored`]). Text between blocks is comment, and duplicates are dropped. Expired anchors stay: their removal
     /// is up to the bundle's owner.
     pub fn parse(pem: &[u8], source: &str, version: &str) -> Result<Self, BundleError> {
         if pem.len() > MAX_BUNDLE {
             return Err(BundleError::TooLarge { size: pem.len() });
         }
         let mut anchors: Vec<Anchor> = Vec::new();
-        for block in pem::certificates(pem).map_err(BundleError::Pem)? {
+        for block in pem::certificates(&pem::as_stored(pem)).map_err(BundleError::Pem)? {
             let anchor = Anchor::parse(block.der).map_err(|(subject, fault)| BundleError::Anchor {
                 number: block.number,
                 line: block.line,
@@ -185,7 +186,9 @@ impl Anchor {
 /// Whether webpki and Go's verifier can both use the certificate as an anchor.
 fn check(certificate: &X509Certificate<'_>, der: &[u8]) -> Result<(), AnchorFault> {
     let constraints = certificate.basic_constraints().map_err(|_| AnchorFault::Der)?;
-    if !constraints.is_some_and(|constraints| constraints.value.ca) {
+    // Version 1 has no extensions. Go and webpki take such a root (RFC 5280, section 6.1.4, leaves roots to local policy).
+    let is_old_root = certificate.version() == X509Version::V1 && is_self_signed(certificate);
+    if !is_old_root && !constraints.is_some_and(|constraints| constraints.value.ca) {
         return Err(AnchorFault::NotCa);
     }
     let usage = certificate.key_usage().map_err(|_| AnchorFault::Der)?;
@@ -196,9 +199,7 @@ fn check(certificate: &X509Certificate<'_>, der: &[u8]) -> Result<(), AnchorFaul
         return Err(AnchorFault::Serial);
     }
     // A signature of an unknown algorithm passes: only a wrong signature proves damage.
-    if is_self_signed(certificate)
-        && matches!(certificate.verify_signature(None), Err(X509Error::SignatureVerificationError))
-    {
+    if is_self_signed(certificate) && is_signed_by_another(certificate) {
         return Err(AnchorFault::Signature);
     }
     let der = der.into();
@@ -213,10 +214,10 @@ fn has_known_algorithm(key: &[u8]) -> bool {
     der::VERIFIED.iter().any(|algorithm| identifier == Some(algorithm.public_key_alg_id().as_ref()))
 }
 
-/// Whether the certificate claims to be signed with its own key. Key identifiers decide, and names only without them: a CA
-/// that changes its key issues itself a certificate with equal names and another authority key identifier (RFC 5280,
-/// section 3.2).
-fn is_self_signed(certificate: &X509Certificate<'_>) -> bool {
+/// Whether the certificate claims to be signed with its own key. A CA that changes its key issues itself a certificate with
+/// equal names (RFC 5280, section 3.2). Key identifiers decide. Only a self-signed certificate may have its own identifier
+/// and no other (section 4.2.1.1). Without identifiers the signature decides.
+pub(super) fn is_self_signed(certificate: &X509Certificate<'_>) -> bool {
     let (mut own, mut authority) = (None, None);
     for extension in certificate.extensions() {
         match extension.parsed_extension() {
@@ -225,10 +226,17 @@ fn is_self_signed(certificate: &X509Certificate<'_>) -> bool {
             _ => {}
         }
     }
-    match authority {
-        Some(authority) => own == Some(authority),
-        None => certificate.subject().as_raw() == certificate.issuer().as_raw(),
+    let has_own_name = || certificate.subject().as_raw() == certificate.issuer().as_raw();
+    match (authority, own) {
+        (Some(authority), own) => own == Some(authority),
+        (None, Some(_)) => has_own_name(),
+        (None, None) => has_own_name() && !is_signed_by_another(certificate),
     }
+}
+
+/// Whether the signature is not made with the certificate's own key. A signature of an unknown algorithm tells nothing.
+fn is_signed_by_another(certificate: &X509Certificate<'_>) -> bool {
+    matches!(certificate.verify_signature(None), Err(X509Error::SignatureVerificationError))
 }
 
 #[cfg(test)]
@@ -236,6 +244,7 @@ mod tests {
     use base64::Engine as _;
     use base64::prelude::BASE64_STANDARD;
     use proptest::prelude::*;
+    use rcgen::CustomExtension;
 
     use super::*;
     use crate::x509::pem::{self, PemFault};
@@ -276,6 +285,92 @@ mod tests {
     fn keeps_an_expired_anchor() {
         let old = Ca::root_with("old", |params| params.not_after = params.not_before + time::Duration::days(1));
         assert_eq!(subjects(&parse(&old.pem).unwrap()), ["CN=old"]);
+    }
+
+    /// A root of version 1, without extensions, made by openssl 3.0. It is valid until 2126.
+    const OLD_ROOT: &str = "-----BEGIN CERTIFICATE-----
+MIIBITCByQIUCaDG01MdAvr+Q1uQJ2rJpCv95oowCgYIKoZIzj0EAwIwEzERMA8G
+A1UEAwwIb2xkIHJvb3QwIBcNMjYxMTI5MTMwMTIyWhgPMjEyNjExMDUxMzAxMjJa
+MBMxETAPBgNVBAMMCG9sZCByb290MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE
+MvOCf6HCRPA3OI886A3TOkWdgyDNF4mAeHlLjg9dN0kH2FRUpbVhsyb2zw7wq84q
+Ks1wug4KKXBSKfJUCBJR/jAKBggqhkjOPQQDAgNHADBEAiBldE3qLhNTy6q4NMc/
+tjMv6gJDl2aUkLOOU1l8o6+iZQIgNQF6G363BheaZQ80ktTYFI3YdUsFSgmeQIGF
+7Zj3BoA=
+-----END CERTIFICATE-----
+";
+
+    /// A CA with critical policies (any policy), as some public roots have.
+    fn with_critical_policies(params: &mut rcgen::CertificateParams) {
+        let any = vec![0x30, 0x08, 0x30, 0x06, 0x06, 0x04, 0x55, 0x1d, 0x20, 0x00];
+        let mut policies = CustomExtension::from_oid_content(&[2, 5, 29, 32], any);
+        policies.set_criticality(true);
+        params.custom_extensions.push(policies);
+    }
+
+    /// A CA without key identifiers.
+    fn without_identifiers(params: &mut rcgen::CertificateParams) {
+        params.is_ca = rcgen::IsCa::NoCa;
+        let mut constraints = CustomExtension::from_oid_content(&[2, 5, 29, 19], vec![0x30, 0x03, 0x01, 0x01, 0xff]);
+        constraints.set_criticality(true);
+        params.custom_extensions.push(constraints);
+    }
+
+    #[test]
+    fn an_anchor_that_nats_server_takes_is_taken_whatever_its_form() {
+        let old = Ca::root_with("rolled over", without_identifiers);
+        let new = Ca::root_with("rolled over", without_identifiers);
+        let crossed = old.again(&new, |_| ());
+        let policies = Ca::root("root").below_with("with policies", with_critical_policies);
+        let text: String = [OLD_ROOT, &old.pem, &new.pem, &crossed.pem, &policies.pem].concat();
+        let bundle = parse(&text).unwrap();
+        let expected = ["CN=old root", "CN=rolled over", "CN=rolled over", "CN=rolled over", "CN=with policies"];
+        assert_eq!(subjects(&bundle), expected);
+        // Without the CA that signed it a self-issued certificate is no damage either.
+        assert_eq!(subjects(&parse(&crossed.pem).unwrap()), ["CN=rolled over"]);
+    }
+
+    #[test]
+    fn a_leaf_chains_to_an_anchor_with_critical_policies() {
+        let policies = Ca::root("root").below_with("with policies", with_critical_policies);
+        let served = [policies.leaf(&key().0).der().clone()].to_vec();
+        let chain = crate::x509::chain::Chain::new(served).unwrap();
+        assert!(parse(&policies.pem).unwrap().chains(&chain, crate::x509::test_ca::NOW));
+    }
+
+    #[test]
+    fn a_bundle_is_read_in_each_form_in_which_people_store_it() {
+        let (one, two) = (Ca::root("one"), Ca::root("two"));
+        let text = format!("{}{}", one.pem, two.pem);
+        let whole = parse(&text).unwrap();
+        let utf_16 = |order: fn(u16) -> [u8; 2], mark: &str| -> Vec<u8> {
+            format!("{mark}{text}").encode_utf16().flat_map(order).collect()
+        };
+        for (form, stored) in [
+            ("a byte order mark", format!("\u{feff}{text}").into_bytes()),
+            ("base64 of PEM", BASE64_STANDARD.encode(&text).into_bytes()),
+            ("base64 of PEM, in lines", BASE64_STANDARD.encode(&text).replace("LS0tLS1C", "LS0t\nLS1C").into_bytes()),
+            ("UTF-16, little end first", utf_16(u16::to_le_bytes, "\u{feff}")),
+            ("UTF-16, big end first", utf_16(u16::to_be_bytes, "\u{feff}")),
+            ("UTF-16 without a mark", utf_16(u16::to_le_bytes, "")),
+            ("literal line feeds", text.replace('\n', "\\n").into_bytes()),
+            ("literal carriage returns", text.replace('\n', "\\r\\n").into_bytes()),
+            ("blanks for line feeds", text.replace('\n', " ").into_bytes()),
+            ("blanks, and none at the end", text.trim_end().replace('\n', " ").into_bytes()),
+            ("base64 of literal line feeds", BASE64_STANDARD.encode(text.replace('\n', "\\n")).into_bytes()),
+        ] {
+            let read = TrustBundle::parse(&stored, "file", "1").unwrap_or_else(|error| panic!("{form}: {error}"));
+            assert_eq!(read.anchors, whole.anchors, "{form}");
+        }
+        let single = parse(&one.pem).unwrap();
+        for (form, stored) in
+            [("DER", one.der.clone()), ("base64 of DER", BASE64_STANDARD.encode(&one.der).into_bytes())]
+        {
+            assert_eq!(TrustBundle::parse(&stored, "file", "1").unwrap().anchors, single.anchors, "{form}");
+        }
+        // A private key in any form stays a private key.
+        let (_, secret) = key();
+        let hidden = BASE64_STANDARD.encode(format!("{}{}", one.pem, secret.expose()));
+        assert!(message(&hidden).contains("is a private key"), "{}", message(&hidden));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use webpki::{EndEntityCert, KeyUsage, RequiredEkuNotFoundContext, VerifiedPath};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ExtendedKeyUsage;
 
-use super::bundle::{Anchor, TrustBundle};
+use super::bundle::{Anchor, TrustBundle, is_self_signed};
 use crate::clock::rfc3339;
 use crate::issue::IssuedChain;
 use crate::x509::chain::{Chain, ChainError, MAX_CERTIFICATES, StoredChain};
@@ -228,8 +228,8 @@ impl TrustBundle {
     /// Verifies an issuer's answer for a key and for the names of the CSR (invariant 4).
     ///
     /// The certificates above the leaf may come in any order, with others among them. The result holds the path to an
-    /// anchor, in order, without the root. An intermediate stays in the result even where it is an anchor itself: a client
-    /// may trust the root alone.
+    /// anchor, in order, without the root. Every other CA above the leaf follows, such as a cross-signed CA: a client or a
+    /// peer may have another anchor than this node. An intermediate stays in the result even where it is an anchor itself.
     pub fn verify(
         &self,
         issued: &IssuedChain,
@@ -247,6 +247,7 @@ impl TrustBundle {
         let mut served = vec![issued.leaf().clone()];
         served.extend(path.intermediates);
         served.extend(anchor.map(|anchor| anchor.clone().into()));
+        add_other_ways(&mut served, issued.above(), now);
         // The check above proves that the leaf belongs to the key.
         let stored = StoredChain::known(key.clone(), Chain::new(served)?).map_err(RejectedChain::Leaf)?;
         Ok(VerifiedChain(stored))
@@ -328,6 +329,37 @@ impl TrustBundle {
         let (below, missing) = (der::name(last.subject()), der::name(last.issuer()));
         RejectedChain::MissingIntermediate { serial, below, missing, anchors }
     }
+}
+
+/// Adds every CA of `above` that signed a certificate of `served`, and the CAs above that CA. Self-signed CAs are left out,
+/// because nobody trusts a root for being shown.
+fn add_other_ways(served: &mut Vec<CertificateDer<'static>>, above: &[CertificateDer<'static>], now: OffsetDateTime) {
+    let mut index = 0;
+    while let Some(below) = served.get(index).cloned() {
+        index += 1;
+        let Ok(below) = der::read(&below) else { continue };
+        for ca in above {
+            let Ok(issuer) = der::read(ca) else { continue };
+            let is_above = below.issuer().as_raw() == issuer.subject().as_raw()
+                && !is_self_signed(&issuer)
+                && is_for_both_usages(&issuer)
+                && may_sign(ca).is_ok()
+                && (issuer.validity().not_before.to_datetime()..issuer.validity().not_after.to_datetime())
+                    .contains(&now)
+                && below.verify_signature(Some(issuer.public_key())).is_ok();
+            if is_above && !served.contains(ca) {
+                served.push(ca.clone());
+            }
+        }
+    }
+}
+
+/// Whether a CA signs certificates of servers and of clients.
+fn is_for_both_usages(ca: &X509Certificate<'_>) -> bool {
+    let usage = ca.extended_key_usage().ok();
+    usage.is_some_and(|usage| {
+        usage.is_none_or(|usage| usage.value.any || usage.value.server_auth && usage.value.client_auth)
+    })
 }
 
 struct Path<'a> {
@@ -433,8 +465,7 @@ fn go_accepts(path: &VerifiedPath<'_>, anchor: &Anchor, now: OffsetDateTime) -> 
     if constraints.and_then(|value| value.value.path_len_constraint).is_some_and(|longest| intermediates > longest) {
         return Err(webpki::Error::PathLenConstraintViolated);
     }
-    let usage = root.extended_key_usage().map_err(|_| webpki::Error::BadDer)?;
-    if usage.is_some_and(|usage| !(usage.value.any || usage.value.server_auth && usage.value.client_auth)) {
+    if !is_for_both_usages(&root) {
         let (required, present) = (KeyUsage::client_auth(), Vec::new());
         return Err(webpki::Error::RequiredEkuNotFoundContext(RequiredEkuNotFoundContext { required, present }));
     }
@@ -576,6 +607,32 @@ mod tests {
             assert_eq!(verified.chain().to_pem(), leaf.pem() + &lower.pem);
             assert!(bundle(&[&root]).chains(verified.chain(), NOW));
         }
+    }
+
+    #[test]
+    fn a_client_or_a_peer_with_another_anchor_finds_its_way_through_the_served_chain() {
+        // A cross-signed CA: the new root is an anchor here, and the old root elsewhere.
+        let (old, new) = (Ca::root("old"), Ca::root("new"));
+        let crossed = old.again(&new, |_| ());
+        let lower = new.below("lower");
+        let (pair, pem) = key();
+        let leaf = lower.leaf(&pair);
+        let chain = issued(&leaf, &[&lower, &crossed, &old]);
+        for here in [&new, &old] {
+            let verified = bundle(&[here]).verify(&chain, &pem, &sans(), NOW).unwrap();
+            assert_eq!(verified.chain().to_pem(), leaf.pem() + &lower.pem + &crossed.pem);
+            for there in [&new, &old, &lower] {
+                assert!(bundle(&[there]).chains(verified.chain(), NOW));
+            }
+        }
+        // Two sub-CAs are anchors here, and the root alone elsewhere.
+        let upper = old.below("upper");
+        let lower = upper.below("lower");
+        let leaf = lower.leaf(&pair);
+        let chain = issued(&leaf, &[&lower, &upper, &old]);
+        let verified = bundle(&[&lower, &upper]).verify(&chain, &pem, &sans(), NOW).unwrap();
+        assert_eq!(verified.chain().to_pem(), leaf.pem() + &lower.pem + &upper.pem);
+        assert!(bundle(&[&old]).chains(verified.chain(), NOW));
     }
 
     #[test]

@@ -4,13 +4,19 @@
 //! nats-server 2.9.10 and 2.15.1). Here every line belongs to a complete block or is a comment, and no damage turns a line
 //! of a block into a comment.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use zeroize::Zeroizing;
 
+use super::der;
+
 /// The label of every block that [`certificates`] accepts.
 const CERTIFICATE: &str = "CERTIFICATE";
+const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+const END: &str = "-----END CERTIFICATE-----";
 
 /// One decoded block. Its content is not parsed yet.
 #[derive(Debug)]
@@ -67,6 +73,70 @@ pub enum PemFault {
     PrivateKey,
 }
 
+/// The most wrappings around PEM, such as base64 of text with literal line feeds.
+const MAX_WRAPPINGS: usize = 4;
+
+/// The PEM text in what somebody stored: with a byte order mark, as UTF-16, as base64 of PEM or of one certificate, as one
+/// certificate in DER, with literal `\n`, or with blanks in the place of line feeds. None of these can mean anything else.
+/// Anything else is returned as it is.
+pub(crate) fn as_stored(stored: &[u8]) -> Cow<'_, [u8]> {
+    let mut text = Cow::Borrowed(stored);
+    for _ in 0..MAX_WRAPPINGS {
+        match unwrapped(&text) {
+            Some(inner) => text = Cow::Owned(inner),
+            None => break,
+        }
+    }
+    text
+}
+
+/// The content of one wrapping. `None`: there is no wrapping.
+fn unwrapped(stored: &[u8]) -> Option<Vec<u8>> {
+    if let Some(rest) = stored.strip_prefix(b"\xef\xbb\xbf") {
+        return Some(rest.to_vec());
+    }
+    if let Some(text) = utf_16(stored) {
+        return Some(text.into_bytes());
+    }
+    if stored.first() == Some(&0x30) && der::read(stored).is_ok() {
+        return Some(encode(stored).into_bytes());
+    }
+    let text = std::str::from_utf8(stored).ok()?;
+    if text.contains(BEGIN) {
+        return with_line_feeds(text).map(String::into_bytes);
+    }
+    let body: Vec<u8> = stored.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let inner = decode(&body)?;
+    let holds_pem = inner.windows(BEGIN.len()).any(|window| window == BEGIN.as_bytes());
+    (holds_pem || der::read(&inner).is_ok()).then_some(inner)
+}
+
+/// Text in UTF-16, with a byte order mark or beginning with a dash as PEM does.
+fn utf_16(stored: &[u8]) -> Option<String> {
+    let number: fn([u8; 2]) -> u16 = match stored.get(..2)? {
+        [0xff, 0xfe] | [b'-', 0] => u16::from_le_bytes,
+        [0xfe, 0xff] | [0, b'-'] => u16::from_be_bytes,
+        _ => return None,
+    };
+    let (units, rest) = stored.as_chunks::<2>();
+    let units: Vec<u16> = units.iter().map(|unit| number(*unit)).collect();
+    let text = String::from_utf16(&units).ok().filter(|_| rest.is_empty())?;
+    Some(text.trim_start_matches('\u{feff}').to_owned())
+}
+
+/// PEM text in which something stood in the place of line feeds.
+fn with_line_feeds(text: &str) -> Option<String> {
+    let text = if text.contains(&format!("{BEGIN}\\n")) || text.contains(&format!("{BEGIN}\\r\\n")) {
+        text.replace("\\r\\n", "\n").replace("\\n", "\n")
+    } else if text.contains(&format!("{BEGIN} M")) {
+        let begun = text.replace(&format!("{BEGIN} "), &format!("{BEGIN}\n"));
+        begun.replace(&format!(" {END}"), &format!("\n{END}")).replace(&format!("{END} "), &format!("{END}\n"))
+    } else {
+        return None;
+    };
+    Some(text)
+}
+
 /// Reads every certificate. Text between blocks is comment.
 pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<Block>, PemError> {
     let mut blocks: Vec<Block> = Vec::new();
@@ -88,7 +158,7 @@ pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<Block>, PemError> {
             (Line::End(_), None) => return Err(fault(line, PemFault::Unopened)),
             (Line::End(_), Some(_)) | (Line::Damaged, _) => return Err(fault(line, PemFault::Boundary)),
             (Line::Text, Some((begin, mut body))) => {
-                body.extend_from_slice(text);
+                body.extend(text.iter().filter(|byte| **byte != b' '));
                 open = Some((begin, body));
             }
             (Line::Text, None) if is_body(text) => return Err(fault(line, PemFault::Stray)),
