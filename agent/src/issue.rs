@@ -529,36 +529,32 @@ mod tests {
         for minutes in [0, 6, 40] {
             let (directory, clock) = (tempfile::tempdir().unwrap(), Clock::starting_at(NOW));
             let from = NOW + Duration::from_mins(minutes);
-            let issuer = Arc::new(Late { clock, from, given: 0.into(), asked: 0.into(), fills_disk: false });
-            let issuance = issuance(directory.path(), Arc::clone(&issuer) as Arc<dyn Issuer>, clock);
+            let late = Arc::new(Late { clock, from, given: 0.into(), asked: 0.into(), fills_disk: false });
+            let issuance = issuance(directory.path(), Arc::clone(&late) as Arc<dyn Issuer>, clock);
             let mut tries = 0;
-            let issued = loop {
+            let found = loop {
                 match issuance.obtain(&node(), &Progress::default()).await {
-                    Ok(issued) => break issued,
+                    Ok(found) => break found,
                     Err(_) => clock.sleep_until(clock.now() + Duration::from_secs(30)).await,
                 }
                 tries += 1;
                 assert!(tries < 100);
             };
-            assert_eq!(
-                (issued.chain.leaf_pem.as_str(), issuer.given.load(Ordering::Relaxed)),
-                ("arn 1", 1),
-                "{minutes}"
-            );
+            assert_eq!((found.chain.leaf_pem.as_str(), late.given.load(Ordering::Relaxed)), ("arn 1", 1), "{minutes}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn invariant_11_a_certificate_whose_name_meets_a_full_disk_is_collected_and_not_paid_again() {
         let (directory, clock) = (tempfile::tempdir().unwrap(), Clock::starting_at(NOW));
-        let issuer = Late { clock, from: NOW, given: 0.into(), asked: 0.into(), fills_disk: true };
-        let issuer = Arc::new(issuer);
-        let issuance = issuance(directory.path(), Arc::clone(&issuer) as Arc<dyn Issuer>, clock);
+        let late = Late { clock, from: NOW, given: 0.into(), asked: 0.into(), fills_disk: true };
+        let late = Arc::new(late);
+        let issuance = issuance(directory.path(), Arc::clone(&late) as Arc<dyn Issuer>, clock);
         issuance.obtain(&node(), &Progress::default()).await.unwrap_err();
         // PCA has forgotten the token by then.
         clock.sleep_until(NOW + Duration::from_mins(6)).await;
-        let issued = issuance.obtain(&node(), &Progress::default()).await.unwrap();
-        assert_eq!((issued.chain.leaf_pem.as_str(), issuer.given.load(Ordering::Relaxed)), ("arn 1", 1));
+        let found = issuance.obtain(&node(), &Progress::default()).await.unwrap();
+        assert_eq!((found.chain.leaf_pem.as_str(), late.given.load(Ordering::Relaxed)), ("arn 1", 1));
         let counted = |journal: &Journal| journal.load().unwrap().issued_in_a_day(clock.now());
         assert_eq!((counted(&issuance.journal), counted(&Journal::of(directory.path()))), (1, 0));
         issuance.forget().unwrap();

@@ -330,7 +330,7 @@ impl Reconciler {
             return Err(PassError::Waits(Reason::NoCertificate));
         };
         let files = generation.files.clone();
-        Box::pin(self.look_at_clients()).await;
+        Box::pin(self.look_for_obstacles()).await;
         let candidates = self.sources.secrets().candidates(wanted.renew);
         let (configuration, refused) = self.configure(files, &candidates);
         let rendered = configuration.as_ref().ok().map(|configuration| configuration.rendered.clone());
@@ -439,19 +439,18 @@ impl Reconciler {
         Ok(configuration)
     }
 
-    /// Looks what a first user would change, before the agent's user is in force. A client that sends a user that nobody asks
-    /// for would be refused from then on, and nats-server might not start.
-    async fn look_at_clients(&mut self) {
+    /// Looks for an obstacle to the agent's user, where nobody but the agent needs a user. A client that sends a user which
+    /// nobody asks for would be refused from then on, and nats-server might not start.
+    async fn look_for_obstacles(&mut self) {
         let now = self.clock.now();
         let (seen, commit_point) = (self.deployment.seen(), &self.deployment.commit_point);
-        let is_absent = matches!(seen.observed.presence, Presence::Absent(_));
+        let is_running = matches!(seen.observed.presence, Presence::Running(_));
         let in_force = || [commit_point.committed(), commit_point.running()].map(|text| text.ok().flatten());
-        if !self.system_user.asks_server(now, is_absent, in_force) {
+        if !self.system_user.asks_server(now, is_running, in_force) {
             return;
         }
-        if self.deployment.seen().observed.presence == Presence::Unseen
-            && let Err(error) = self.deployment.observe(self.newest.as_ref()).await
-        {
+        // nats-server may have come up since the last pass.
+        if !is_running && let Err(error) = self.deployment.observe(self.newest.as_ref()).await {
             tracing::debug!("{}", with_causes(&error));
         }
         let (seen, commit_point) = (self.deployment.seen(), &self.deployment.commit_point);

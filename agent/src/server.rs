@@ -83,6 +83,15 @@ pub struct Condition {
     pub jetstream: Look,
 }
 
+/// When a reload began and ended, by the clock of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// When nats-server was told to reload.
+    pub begun: OffsetDateTime,
+    /// When nats-server had loaded the configuration.
+    pub ended: OffsetDateTime,
+}
+
 /// The chain that a port serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Served {
@@ -211,8 +220,14 @@ impl Observed {
     /// Whether the last handshakes still show what the ports serve. The server and its loaded configuration must be the
     /// same, and the handshakes successful and recent. Each handshake writes a line or two to the log of nats-server.
     fn still_holds(&self, presence: &Presence, varz: Option<&Varz>) -> bool {
-        self.presence == *presence
+        self.may_hold(presence)
             && self.varz.as_ref().zip(varz).is_some_and(|(known, varz)| known.shows_the_same_load(varz))
+    }
+
+    /// Whether the last handshakes hold if nats-server has loaded nothing since.
+    fn may_hold(&self, presence: &Presence) -> bool {
+        self.presence == *presence
+            && self.varz.is_some()
             && matches!(self.client, Ok(_) | Err(Silence::Full(_)))
             && self.route.is_ok()
             && self.others.values().all(|other| other.served.is_ok())
@@ -298,16 +313,16 @@ pub trait Server: Send + Sync {
     /// handshakes of `last` are valid, the ports are not probed again.
     async fn observe(&self, chain: Option<&StoredChain>, at: &Listeners, last: Option<&Observed>) -> Observed;
 
-    /// Looks at what changes seldom, in regular passes alone. Streams are looked at only `with_streams`.
+    /// Looks at what changes seldom, in regular passes alone. `streams` says whether streams are looked at. `None`: JetStream isn't
+    /// looked at.
     ///
     /// The method never fails: a part that can't be seen is left out.
-    async fn condition(&self, _chain: Option<&StoredChain>, _at: &Listeners, _with_streams: bool) -> Condition {
+    async fn condition(&self, _chain: Option<&StoredChain>, _at: &Listeners, _streams: Option<bool>) -> Condition {
         Condition::default()
     }
 
-    /// The number of clients that the server has disconnected by its own decision since this time, as a reload does.
-    /// `None`: the server doesn't tell.
-    async fn cut_since(&self, _chain: &StoredChain, _at: &Listeners, _since: OffsetDateTime) -> Option<u64> {
+    /// The number of clients that a reload disconnected. `None`: nats-server gives no answer.
+    async fn closed_by(&self, _chain: &StoredChain, _at: &Listeners, _load: &Load) -> Option<u64> {
         None
     }
 
@@ -476,7 +491,7 @@ impl Server for NatsServer {
         let presence = match NatsProcess::find(&at.pid_file, &self.binary, &self.config) {
             Ok(process) => {
                 started = process.started(Clock::System.now());
-                start = process::start_mark(&process.pid_file);
+                start = process::start_mark(&process.pid_file).filter(|mark| mark.pid == process.pid);
                 at = process.arguments.over(&at);
                 Presence::Running(process.pid)
             }
@@ -496,16 +511,24 @@ impl Server for NatsServer {
             (Presence::Running(_), Some(chain)) => self.link(chain, &at).await,
             _ => Link::Unwanted,
         };
-        let (varz, routez, system) = self.told_by_itself(system, chain, &at).await;
-        if let Some(last) = last.filter(|last| last.still_holds(&presence, varz.as_ref())) {
-            return Observed { started, start, varz, routez, system, ..last.clone() };
-        }
-        let Probes { client, route, others } = self.probe(chain, &at).await;
+        let told = self.told_by_itself(system, chain, &at);
+        let ((varz, routez, system), probes) = if let Some(last) = last.filter(|last| last.may_hold(&presence)) {
+            let (varz, routez, system) = told.await;
+            if last.still_holds(&presence, varz.as_ref()) {
+                return Observed { started, start, varz, routez, system, ..last.clone() };
+            }
+            ((varz, routez, system), self.probe(chain, &at).await)
+        } else {
+            // A frozen nats-server answers nobody. Its time-outs pass at the same time.
+            tokio::join!(told, self.probe(chain, &at))
+        };
+        let Probes { client, route, others } = probes;
         Observed { presence, started, start, varz, routez, client, route, others, asked: Instant::now(), system }
     }
 
-    async fn condition(&self, chain: Option<&StoredChain>, at: &Listeners, with_streams: bool) -> Condition {
+    async fn condition(&self, chain: Option<&StoredChain>, at: &Listeners, streams: Option<bool>) -> Condition {
         let (arguments, at) = self.as_started(at);
+        let Some(with_streams) = streams else { return Condition { arguments, jetstream: Look::Unanswered } };
         let jetstream = jetstream::look(self.inquiry(chain, &at), with_streams).await.unwrap_or_else(|error| {
             tracing::debug!("{}", with_causes(&error));
             Look::Unanswered
@@ -513,10 +536,10 @@ impl Server for NatsServer {
         Condition { arguments, jetstream }
     }
 
-    async fn cut_since(&self, chain: &StoredChain, at: &Listeners, since: OffsetDateTime) -> Option<u64> {
+    async fn closed_by(&self, chain: &StoredChain, at: &Listeners, load: &Load) -> Option<u64> {
         let (_, at) = self.as_started(at);
-        let cut = clients::cut_since(self.inquiry(Some(chain), &at), since).await;
-        cut.inspect_err(|error| tracing::debug!("{}", with_causes(error))).ok()
+        let closed = clients::closed_by(self.inquiry(Some(chain), &at), load).await;
+        closed.inspect_err(|error| tracing::debug!("{}", with_causes(error))).ok()
     }
 
     async fn obstacle_to_a_user(&self, chain: Option<&StoredChain>, at: &Listeners) -> Option<Obstacle> {
@@ -524,7 +547,8 @@ impl Server for NatsServer {
         if arguments.name_a_user() {
             return Some(Obstacle::Arguments);
         }
-        match clients::send_users(self.inquiry(chain, &at)).await {
+        // The agent's own connection may still be open, and sends a user.
+        match clients::send_users(Inquiry { system: None, ..self.inquiry(chain, &at) }).await {
             Ok(Some(false)) => None,
             Ok(Some(true)) => Some(Obstacle::ClientsSendUsers),
             Ok(None) => Some(Obstacle::ClientsUnknown),

@@ -258,18 +258,18 @@ pub struct NatsStatus {
     /// What nats-server is about, if it runs.
     #[serde(default)]
     pub state: Option<Phase>,
-    /// The last reload that this process of the agent saw done.
+    /// The last reload that this process of the agent confirmed.
     #[serde(default)]
     pub last_reload: Option<LastReload>,
 }
 
-/// A reload, and what it cost.
+/// A reload, and the number of clients that it disconnected.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct LastReload {
     /// When nats-server was told to reload.
     #[serde(with = "time::serde::rfc3339")]
     pub since: OffsetDateTime,
-    /// The clients that nats-server disconnected by its own decision since then. `None`: it didn't tell.
+    /// `None`: nats-server gave no answer.
     pub disconnected: Option<u64>,
 }
 
@@ -291,7 +291,7 @@ pub struct Findings {
     pub settings: SettingsStatus,
     /// What nats-server is about. `None`: it doesn't run.
     pub phase: Option<TimedPhase>,
-    /// The last reload that was seen done.
+    /// The last confirmed reload.
     pub last_reload: Option<LastReload>,
     /// Whether nats-server starts again and again and never serves.
     pub is_crash_loop: bool,

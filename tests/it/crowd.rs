@@ -17,7 +17,7 @@ const LOADED: &str = "nats_tls_agent_reloads_total{outcome=\"loaded\"}";
 const DISCONNECTED: &str = "nats_tls_agent_reload_disconnected_clients_total";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_more_a_peer_replaced_and_renewals_cost_none_of_many_clients_its_connection() {
+async fn no_client_loses_its_connection_over_a_new_peer_a_replaced_peer_and_renewals() {
     let count = if soak::is_long() { 5000 } else { 300 };
     let mut fleet = Fleet::launch(Path::new(AGENT), 3, Identity::Given).await.unwrap();
     fleet.start_all().await.unwrap();
@@ -48,7 +48,7 @@ async fn a_peer_more_a_peer_replaced_and_renewals_cost_none_of_many_clients_its_
     let status = fleet.nodes[0].node.agent.status().await.unwrap();
     assert_eq!(status["nats"]["last_reload"]["disconnected"], 0, "{status}");
 
-    // The same traffic for as long a time, beside which nothing is reloaded.
+    // The same traffic for a while, beside which nothing is reloaded.
     let (quiet, begun) = (Traffic::start(&fleet.ring(2), RATE).await.unwrap(), Instant::now());
     sleep_until(begun + span.min(Duration::from_secs(if soak::is_long() { 60 } else { 3 }))).await;
     let quiet = quiet.stop().await.unwrap();
@@ -62,7 +62,7 @@ async fn a_peer_more_a_peer_replaced_and_renewals_cost_none_of_many_clients_its_
     fleet.end().await.unwrap();
 }
 
-/// A node more than are known joins the group, which then has four.
+/// Grows the group to four nodes. `known` are the ids of the present nodes.
 async fn join(fleet: &mut Fleet, known: &[String]) {
     let launched = fleet.moto.resize(GROUP, 4).await.unwrap();
     let new = launched.into_iter().find(|instance| !known.contains(&instance.id)).unwrap();

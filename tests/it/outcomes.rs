@@ -1,7 +1,7 @@
-//! What a renewal comes to while nats-server is full, throttled, slow, frozen, dead or refuses: with the connection to the
-//! system account and without it. The long form does so on each version.
+//! The result of a renewal while nats-server is full, throttled, recovering, frozen, dying or refusing. Each case runs with
+//! and without the system connection. The long form runs every version.
 //!
-//! Whatever happens, one certificate is paid for, and it is served once nats-server can load it.
+//! The agent buys one certificate, and nats-server serves the certificate in the end.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -22,9 +22,10 @@ use tokio::time::Instant;
 
 use crate::AGENT;
 use crate::rotation::status_with;
+use crate::system::connected;
 
 const SOON: Duration = Duration::from_mins(1);
-/// The time until a paid certificate is in force: a failing pass, and pauses between tries.
+/// The limit until the new certificate is served.
 const HEALED_WITHIN: Duration = Duration::from_mins(3);
 
 /// What nats-server does while the agent renews.
@@ -35,9 +36,9 @@ enum Case {
     /// JetStream recovers, so nats-server takes no client.
     Recovers,
     Frozen,
-    /// It ends while it is told to reload.
+    /// nats-server ends between the commit and the reload.
     Dies,
-    /// An argument beside `-c` makes it refuse each reload.
+    /// An argument beside `-c` makes nats-server refuse reloads.
     Refuses,
 }
 
@@ -51,7 +52,7 @@ struct Row {
     rollbacks: usize,
     /// The state right after the renewal, and the state of nats-server.
     state: String,
-    /// How long the new certificate took to be served, from the start of the renewal.
+    /// The time from the start of the renewal to the new leaf.
     served: Duration,
 }
 
@@ -88,6 +89,9 @@ impl Case {
         }
         let mut clients = Vec::new();
         if self == Self::Full {
+            if system == "auto" {
+                connected(&nodes.nodes[0]).await;
+            }
             while let Ok(client) = connect(&nodes.nodes[0]).await {
                 clients.push(client);
             }
@@ -156,7 +160,7 @@ impl Case {
         let node = &mut all[0];
         match self {
             Self::Recovers | Self::Frozen => {
-                // So long the case lasts. The test waits for no condition.
+                // The case lasts this long.
                 tokio::time::sleep_until(begun + Duration::from_secs(if soak::is_long() { 60 } else { 20 })).await;
                 match recovery {
                     Some(recovery) => recovery.end(),
@@ -180,12 +184,15 @@ impl Case {
         let Row { outcome, rollbacks, state, .. } = row;
         let told = format!("{of}: {outcome}, {state}, {rollbacks} roll-backs");
         match self {
-            Self::Full | Self::Throttled => {
-                assert!(outcome == "confirmed" && state.starts_with("healthy"), "{told}");
-                assert_eq!(*rollbacks, 0, "{told}");
+            Self::Full => assert_eq!((&**outcome, *rollbacks, &**state), ("confirmed", 0, "healthy, full"), "{told}"),
+            Self::Throttled => {
+                assert!(outcome == "confirmed" && *rollbacks == 0 && state.starts_with("healthy"), "{told}");
             }
             Self::Recovers => assert!(*rollbacks == 0 && state.ends_with("starting"), "{told}"),
-            Self::Frozen | Self::Dies => assert!(*rollbacks <= usize::from(self == Self::Dies), "{told}"),
+            Self::Frozen => {
+                assert!(*rollbacks == 0 && outcome != "confirmed" && !state.starts_with("healthy"), "{told}")
+            }
+            Self::Dies => assert!(*rollbacks <= 1 && outcome != "confirmed" && state.ends_with("absent"), "{told}"),
             Self::Refuses => {
                 assert!(*rollbacks > 0 && outcome != "confirmed" && state.starts_with("degraded"), "{told}");
             }
@@ -193,7 +200,7 @@ impl Case {
     }
 }
 
-/// A nats-server whose JetStream reads a stream's `meta.inf` that is a FIFO, so it waits until somebody writes.
+/// A nats-server that waits in its recovery, because `meta.inf` of a stream is a FIFO.
 struct Recovery {
     _server: Process,
     fifo: PathBuf,
@@ -217,7 +224,7 @@ impl Recovery {
     }
 
     fn end(&self) {
-        // Nobody reads in a nats-server that has recovered or has ended, and then a blocking open would hang.
+        // A blocking open would hang if nats-server no longer reads.
         let written = OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&self.fifo);
         let log = tail(&self.log, 20);
         written.unwrap_or_else(|error| panic!("{error}: {log}"));

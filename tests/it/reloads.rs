@@ -73,6 +73,9 @@ async fn fronted_node() -> (Nodes, Front) {
     let nodes = committed_node().await;
     let server = tools::nats_server(tools::NATS_SERVER).unwrap();
     let front = Front::start(&nodes.nodes[0], &server).await.unwrap();
+    // The pid file named the server behind for a moment.
+    let pid = front.pid();
+    status_with(&nodes.nodes[0], |status| status["nats"]["pid"].as_u64() == pid.map(u64::from)).await;
     nodes.nodes[0].healthy(SOON).await.unwrap();
     (nodes, front)
 }
@@ -398,9 +401,9 @@ async fn the_clients_that_a_reload_disconnects_are_counted_in_the_log_the_status
         for (user, password) in [("a", "first"), ("a", "first"), ("b", "stays")] {
             clients.push(connect(user, password).await.unwrap());
         }
-        // A connection that is younger than a login may take doesn't count, so the test lets the connections age.
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        // From now on the clients of the old password are refused, and try again and again.
+        // The agent doesn't count connections younger than a login, so the connections must age.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        // The two clients with the old password are refused, and retry.
         write("second");
         let counted = |count: u64| move |status: &Value| status["nats"]["last_reload"]["disconnected"] == count;
         status_with(node, counted(2)).await;
@@ -413,6 +416,10 @@ async fn the_clients_that_a_reload_disconnects_are_counted_in_the_log_the_status
         let status = status_with(node, counted(0)).await;
         assert!(status["nats"]["last_reload"]["since"].is_string(), "{version} {system}: {status}");
         assert_eq!(metric(node.metrics(), name).await, Some(2), "{version} {system}");
+
+        // The user of the last client is gone.
+        std::fs::write(&users, "authorization { users: [ { user: a, password: second } ] }").unwrap();
+        status_with(node, counted(1)).await;
     });
     harness::join_all(runs).await;
 }

@@ -379,7 +379,7 @@ async fn condition(
     others: Option<BTreeSet<String>>,
 ) -> Vec<Check> {
     let parts = commit_point.parts();
-    let Condition { arguments, jetstream } = parts.server.condition(chain, listeners, true).await;
+    let Condition { arguments, jetstream } = parts.server.condition(chain, listeners, Some(true)).await;
     let committed = || {
         let text = commit_point.committed().ok().flatten();
         text.and_then(|text| text.tree(&parts.nats.config).ok()).unwrap_or_default()

@@ -296,37 +296,36 @@ pub fn is_own(entry: &Entry) -> bool {
     *entry.origin.source == Source::Agent
 }
 
-/// The settings without what [`add`] has added, and without the blocks of accounts that are empty then or were empty before.
+/// The settings without the entries that [`add`] made. Accounts without any setting, and lists of no users, are left out too,
+/// because [`add`] may have filled them.
 #[must_use]
 pub fn without_own(tree: &Map) -> Map {
     let mut tree = tree.clone();
-    let accounts = tree.iter().map(|(name, _)| name).find(|name| name.eq_ignore_ascii_case("accounts"));
-    if let Some(accounts) = accounts.map(str::to_owned)
-        && tree.get_mut(&accounts).is_some_and(|entry| is_emptied(&mut entry.value))
-    {
+    let name_of = |map: &Map, wanted: &str| {
+        let mut names = map.iter().map(|(name, _)| name);
+        names.find(|name| name.eq_ignore_ascii_case(wanted)).map(str::to_owned)
+    };
+    let Some(accounts) = name_of(&tree, "accounts") else { return tree };
+    let Some(Value::Map(block)) = tree.get_mut(&accounts).map(|entry| &mut entry.value) else { return tree };
+    let names: Vec<String> = block.iter().map(|(name, _)| name.to_owned()).collect();
+    for name in names {
+        let Some(Value::Map(account)) = block.get_mut(&name).map(|entry| &mut entry.value) else { continue };
+        if let Some(users) = name_of(account, "users")
+            && let Some(Value::Array(entries)) = account.get_mut(&users).map(|entry| &mut entry.value)
+        {
+            entries.retain(|entry| !is_own(entry));
+            if entries.is_empty() {
+                account.remove(&users);
+            }
+        }
+        if account.is_empty() {
+            block.remove(&name);
+        }
+    }
+    if block.is_empty() {
         tree.remove(&accounts);
     }
     tree
-}
-
-/// Takes out what [`add`] has added, and what is empty. Returns whether nothing is left.
-fn is_emptied(value: &mut Value) -> bool {
-    match value {
-        Value::Map(map) => {
-            let names: Vec<String> = map.iter().map(|(name, _)| name.to_owned()).collect();
-            for name in names {
-                if map.get_mut(&name).is_some_and(|entry| is_emptied(&mut entry.value)) {
-                    map.remove(&name);
-                }
-            }
-            map.is_empty()
-        }
-        Value::Array(entries) => {
-            entries.retain(|entry| !is_own(entry));
-            entries.is_empty()
-        }
-        _ => false,
-    }
 }
 
 /// Whether the agent's user stands among the settings.
@@ -463,6 +462,7 @@ mod tests {
     fn without_the_own_user_the_settings_are_as_before_it_was_added() {
         let account = "accounts { A { users: [ { user: a, password: b } ] } }";
         let system = "accounts { \"$SYS\" { users: [ { user: a, password: b } ] } }";
+        let jetstream = "accounts { A { jetstream {}, exports [] }, \"$SYS\" { users: [ { user: a } ] } }";
         for (text, expected) in [
             ("a: 1", "a: 1"),
             ("accounts {}", ""),
@@ -470,6 +470,7 @@ mod tests {
             ("accounts { \"$SYS\" { users: [] } }", ""),
             (account, account),
             (system, system),
+            (jetstream, jetstream),
         ] {
             let (before, expected) = (read(text), read(expected));
             let mut after = before.clone();

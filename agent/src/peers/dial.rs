@@ -1,4 +1,5 @@
-//! The peers' route ports. The agent dials a peer before it drops the peer's route or an anchor.
+//! The peers' route ports. The agent dials a peer before it drops the peer's route or an anchor, and where nats-server has no
+//! route to the peer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -12,7 +13,7 @@ use tokio::task::JoinSet;
 use crate::server::probe::{Port, Prober};
 use crate::x509::chain::{Chain, StoredChain};
 
-/// The longest wait for a peer that left the group. The system sends a lost SYN again after one second and after three (RFC
+/// The longest wait for a peer. The system sends a lost SYN again after one second and after three (RFC
 /// 6298, section 2).
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 /// The most peers dialled at the same time.

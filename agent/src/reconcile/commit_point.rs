@@ -11,10 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use self::reload::{CONFIRM_TIMEOUT, Proof, UnderWay, Watched};
+use self::reload::{CONFIRM_TIMEOUT, Confirmed, Proof, UnderWay, Watched};
 use super::links::{Neighbours, UnfitPeer};
 use super::quarantine::Quarantine;
 use crate::clock::Clock;
@@ -37,7 +36,6 @@ use crate::server::trial::{Prediction, TrialTrouble};
 use crate::server::{Observed, Presence, Server, ServerError, Variables, port_of};
 use crate::state::durable::{self, FileError, Secrecy};
 use crate::state::generation::{Generation, Generations};
-use crate::status::LastReload;
 use crate::x509::chain::StoredChain;
 use crate::x509::leaf::Leaf;
 
@@ -54,7 +52,7 @@ pub struct CommitPoint {
     deferred: Option<Deferred>,
     /// A reload that has not ended.
     under_way: Option<UnderWay>,
-    last_reload: Option<LastReload>,
+    confirmed: Option<Confirmed>,
     /// SHA-256 of the newest leaf that a port was seen to serve as expected.
     shown: Option<String>,
     listeners: KnownListeners,
@@ -114,7 +112,6 @@ struct WaitingSettings {
 /// reload authenticates every client anew.
 #[derive(Clone, Debug)]
 struct Deferred {
-    since: OffsetDateTime,
     /// The server that has not loaded the change. nats-server has another id after each start.
     server_id: String,
     /// What nats-server is expected to serve meanwhile.
@@ -401,7 +398,7 @@ impl CommitPoint {
             waiting: None,
             deferred: None,
             under_way: None,
-            last_reload: None,
+            confirmed: None,
             shown: None,
             listeners: KnownListeners::default(),
         }
@@ -547,7 +544,7 @@ impl CommitPoint {
         let Some(committed) = self.committed()?.and_then(|text| self.tree_of(&text)) else { return Ok(()) };
         let running = self.running()?.and_then(|text| self.tree_of(&text));
         let settings = self.settings_of(&committed);
-        // The agent takes its own user out by itself.
+        // A difference in the agent's user alone puts nothing back: the agent takes its user out by itself.
         if running
             .is_none_or(|running| system::without_own(&self.settings_of(&running)) == system::without_own(&settings))
         {
@@ -621,16 +618,16 @@ impl CommitPoint {
             return None;
         }
         let varz = seen.observed.varz.as_ref()?;
-        let (since, expected) = match &self.deferred {
-            Some(deferred) => (deferred.since, deferred.expected.clone()),
-            None => (self.parts.clock.now(), self.expectation.as_ref()?.1.clone()),
+        let expected = match &self.deferred {
+            Some(deferred) => deferred.expected.clone(),
+            None => self.expectation.as_ref()?.1.clone(),
         };
-        Some(Deferred { since, server_id: varz.server_id.clone(), expected })
+        Some(Deferred { server_id: varz.server_id.clone(), expected })
     }
 
-    /// Since when a change of peers waits for the next reload.
-    pub(crate) fn deferred_since(&self) -> Option<OffsetDateTime> {
-        self.deferred.as_ref().map(|deferred| deferred.since)
+    /// Whether a change of peers waits for the next reload.
+    pub(crate) fn is_deferred(&self) -> bool {
+        self.deferred.is_some()
     }
 
     /// Ends the wait of a change of peers. The next observation shows the change as not served.

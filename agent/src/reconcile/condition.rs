@@ -25,11 +25,11 @@ pub(super) struct Watch {
     looked_at_streams: Option<OffsetDateTime>,
     streams_without_leader: BTreeSet<String>,
     arguments: Vec<ArgumentFault>,
-    /// Each trouble, with the first look of an unbroken row that saw the trouble.
+    /// Each trouble, with the consecutive looks that saw the trouble.
     since: BTreeMap<Trouble, Since>,
 }
 
-/// The first look of a row, and the number of looks.
+/// Consecutive looks at one trouble.
 #[derive(Clone, Copy)]
 struct Since {
     began: OffsetDateTime,
@@ -73,7 +73,7 @@ impl Watch {
         self.since = seen.troubles(around).into_iter().map(|trouble| (trouble.clone(), since(&trouble))).collect();
     }
 
-    /// The troubles that two looks saw and that last, those of one kind together.
+    /// The troubles of two looks or more that outlast [`PATIENCE`], those of one kind together.
     fn lasting(&self, now: OffsetDateTime) -> Vec<Trouble> {
         let lasting = self
             .since
@@ -118,10 +118,11 @@ impl Reconciler {
         if !self.watch.is_due(now, self.interval) {
             return;
         }
-        let with_streams = self.watch.wants_streams(now, self.interval);
+        // A nats-server that told nothing in this pass tells nothing of JetStream either.
+        let streams = seen.observed.varz.is_some().then(|| self.watch.wants_streams(now, self.interval));
         let commit = self.deployment.commit_point.parts();
         let chain = self.newest.as_ref().map(|newest| &newest.chain);
-        let Condition { arguments, jetstream } = commit.server.condition(chain, &seen.listeners, with_streams).await;
+        let Condition { arguments, jetstream } = commit.server.condition(chain, &seen.listeners, streams).await;
         let committed = || {
             let text = self.deployment.commit_point.committed().ok().flatten();
             text.and_then(|text| text.tree(&commit.nats.config).ok()).unwrap_or_default()

@@ -1,5 +1,6 @@
 //! From a generation to a server that serves it: observe, commit, reload, and note what came of it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +32,10 @@ use crate::x509::chain::StoredChain;
 /// How soon nats-server is looked at again while it doesn't serve what is committed.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// How long a peer that is up may have no route until a change of peers is loaded for it. Gossip needs a second.
+/// How long a running peer may lack a route before the change of peers is loaded. Gossip needs a second.
 const ROUTE_COMES: Duration = Duration::from_mins(1);
+/// How soon peers without a route are dialled again.
+const DIAL_AGAIN: Duration = Duration::from_secs(20);
 
 /// What kept the desired text from being committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,8 +75,8 @@ pub(super) struct Order<'a> {
 }
 
 impl Order<'_> {
-    /// The other peers to which nats-server has no route. `None`: nats-server reports too little to tell, or has no route at
-    /// all, and then no gossip reaches it.
+    /// The other peers to which nats-server has no route. `None`: nats-server reports too little. Or nats-server has no route,
+    /// so no gossip reaches it.
     fn without_route(&self, observed: &Observed) -> Option<Vec<SocketAddr>> {
         let routes = routes(self.node, self.instance_id, self.peers, observed);
         let others: Vec<_> = routes.iter().filter(|peer| !self.node.is_own(peer)).collect();
@@ -84,14 +87,32 @@ impl Order<'_> {
         let down: Vec<_> = down.filter_map(|peer| peer.address.parse().ok()).collect();
         others.iter().any(|peer| peer.route == RouteState::Up).then_some(down)
     }
+}
 
-    /// Whether a change of peers must be loaded that was committed at `since`. A peer that isn't up dials this node by itself
-    /// once it is, and gossip does the rest.
-    async fn needs_load(&self, observed: &Observed, since: OffsetDateTime, now: OffsetDateTime) -> bool {
-        match self.without_route(observed) {
-            None => true,
-            Some(down) => since + ROUTE_COMES <= now && !self.dial.answering(down).await.is_empty(),
+/// The peers that nats-server should have a route to and hasn't, while a change of peers is not loaded.
+#[derive(Default)]
+struct Unrouted {
+    /// When a peer was first seen to accept connections without a route.
+    since: BTreeMap<SocketAddr, OffsetDateTime>,
+    dialled: Option<OffsetDateTime>,
+}
+
+impl Unrouted {
+    /// Whether the change must be loaded: a peer accepts connections and lacks a route for a while. A peer that is down needs no
+    /// load. The peer dials this node when it starts, and gossip spreads the route.
+    async fn need_load(&mut self, without_route: Vec<SocketAddr>, dial: &dyn Dial, now: OffsetDateTime) -> bool {
+        self.since.retain(|peer, since| without_route.contains(peer) && *since <= now);
+        // A peer that drops packets keeps a pass waiting for seconds.
+        let is_due = self.dialled.is_none_or(|dialled| now < dialled || now >= dialled + DIAL_AGAIN);
+        if !without_route.is_empty() && is_due {
+            self.dialled = Some(now);
+            let answering = dial.answering(without_route).await;
+            self.since.retain(|peer, _| answering.contains(peer));
+            for peer in answering {
+                self.since.entry(peer).or_insert(now);
+            }
         }
+        self.since.values().any(|since| *since + ROUTE_COMES <= now)
     }
 }
 
@@ -113,6 +134,7 @@ pub(super) struct Deployment {
     skips_turn: bool,
     confirmed_at: Option<OffsetDateTime>,
     starts: Starts,
+    unrouted: Unrouted,
     /// What nats-server is about, since when, and until when that is no failure.
     phase: Option<TimedPhase>,
 }
@@ -133,6 +155,7 @@ impl Deployment {
             skips_turn: false,
             confirmed_at: None,
             starts: Starts::default(),
+            unrouted: Unrouted::default(),
             phase: None,
         }
     }
@@ -193,12 +216,19 @@ impl Deployment {
     pub(super) async fn apply(&mut self, order: Order<'_>, progress: &Progress) -> Result<Standing, PassError> {
         let now = self.clock.now();
         let mut observed = self.observe(Some(order.generation)).await;
-        let may_defer = order.without_route(&self.seen.observed).is_some();
-        if let Some(since) = self.commit_point.deferred_since()
-            && order.needs_load(&self.seen.observed, since, now).await
-        {
-            self.commit_point.end_deferral();
-            observed = self.observe(Some(order.generation)).await;
+        let without_route = order.without_route(&self.seen.observed);
+        let may_defer = without_route.is_some();
+        if self.commit_point.is_deferred() {
+            let needs_load = match without_route {
+                None => true,
+                Some(peers) => self.unrouted.need_load(peers, order.dial.as_ref(), now).await,
+            };
+            if needs_load {
+                self.commit_point.end_deferral();
+                observed = self.observe(Some(order.generation)).await;
+            }
+        } else {
+            self.unrouted = Unrouted::default();
         }
         let Order { generation, configuration, wanted, allowed_losses, rank, others, links, dial, .. } = order;
         let routez = self.seen.observed.routez.as_ref();
@@ -273,7 +303,7 @@ impl Deployment {
 
     /// Counts the clients that a reload disconnected.
     pub(super) async fn count_disconnected(&mut self, chain: &StoredChain, progress: &Progress) {
-        self.commit_point.count_disconnected(chain, &self.seen.listeners, progress).await;
+        self.commit_point.count_disconnected(chain, &self.seen, progress).await;
     }
 
     /// There is no text, so the new certificate goes into force with the settings that nats-server runs with.
@@ -374,8 +404,8 @@ impl Deployment {
         let mut times = Vec::new();
         times.extend((self.retry.failures > 0).then_some(self.retry.next).filter(|next| *next > now));
         times.extend(self.turn.filter(|turn| *turn > now));
-        let peer_comes = self.commit_point.deferred_since().map(|since| since + ROUTE_COMES);
-        times.extend(peer_comes.filter(|comes| *comes > now));
+        let loads_for = self.unrouted.since.values().map(|since| *since + ROUTE_COMES);
+        times.extend(loads_for.filter(|time| *time > now));
         // Without a certificate there is nothing that nats-server could serve.
         if has_generation && !self.is_expectation_unknown && !self.seen.standing.is_served() {
             times.push(now + WATCH.min(self.interval));

@@ -18,8 +18,8 @@ const CLIENTS_AGAIN: Duration = Duration::from_mins(10);
 
 /// How soon a nats-server is asked again that gave no answer about its clients.
 const UNKNOWN_AGAIN: Duration = Duration::from_mins(1);
-/// How long a configuration with the user waits for the start of nats-server. nats-server's unit starts right after the
-/// first commit, and after each end.
+/// How long a configuration with the user waits for the start of nats-server. The service manager starts nats-server right
+/// after the first commit, and again after nats-server ends.
 const START: Duration = Duration::from_secs(30);
 
 /// What is known of the agent's user.
@@ -75,16 +75,16 @@ impl SystemUser {
         Ok(self.key.clone())
     }
 
-    /// Whether it is to be asked what stands in the way of a user that nobody but the agent needs: before it is in force, and
-    /// while nats-server doesn't run. `in_force` are the configurations that are committed and that nats-server last ran with.
-    /// It is called only where the answer depends on it.
-    pub(super) fn asks_server<const N: usize>(
+    /// Whether the server is to be asked for an obstacle to a user that nobody but the agent needs. The question matters before
+    /// the user is in force, and while nats-server doesn't run. `in_force` gives the committed text and the text that ran last,
+    /// and is called only if needed.
+    pub(super) fn asks_server(
         &mut self,
         now: OffsetDateTime,
-        is_absent: bool,
-        in_force: impl FnOnce() -> [Option<Rendered>; N],
+        is_running: bool,
+        in_force: impl FnOnce() -> [Option<Rendered>; 2],
     ) -> bool {
-        if !is_absent {
+        if is_running {
             self.waits_since = None;
         }
         let depends_on_clients = match &self.placement {
@@ -97,12 +97,12 @@ impl SystemUser {
             return false;
         }
         match self.clients {
-            Clients::InForce if !is_absent => return false,
+            Clients::InForce if is_running => return false,
             // A clock that was set back doesn't prolong the wait.
             Clients::Bar(_, until) if now < until && until < now + CLIENTS_AGAIN * 2 => return false,
             Clients::Unasked | Clients::Pass | Clients::InForce | Clients::Bar(..) => {}
         }
-        if !is_absent && in_force().iter().all(|text| self.stands_in(text.as_ref())) {
+        if is_running && in_force().iter().all(|text| self.stands_in(text.as_ref())) {
             self.clients = Clients::InForce;
             return false;
         }
@@ -115,8 +115,8 @@ impl SystemUser {
         key.zip(text).is_some_and(|(key, text)| text.text().contains(&key))
     }
 
-    /// What stands in the way of the user while nats-server doesn't run. The user stands in a first configuration, and stays in
-    /// a later one, but only for a while: an argument such as `--user` may keep nats-server from starting beside the user.
+    /// What stands in the way of the user while nats-server doesn't run. A configuration keeps its user for [`START`]. An
+    /// argument such as `--user` may keep nats-server from starting beside the user.
     pub(super) fn obstacle_without_server(
         &mut self,
         committed: Option<&Rendered>,
@@ -183,34 +183,34 @@ mod tests {
     fn clients_are_asked_only_while_the_answer_decides() {
         let state = tempfile::tempdir().unwrap();
         let (mut user, now) = (user(state.path()), OffsetDateTime::UNIX_EPOCH);
-        let nothing = || [None];
-        assert!(user.asks_server(now, false, nothing), "nobody knows the settings yet");
+        let nothing = || [None, None];
+        assert!(user.asks_server(now, true, nothing), "nobody knows the settings yet");
         assert_eq!(user.barred(), Some(Obstacle::ClientsUnknown));
         user.note_obstacle(Some(Obstacle::ClientsSendUsers), now);
         user.note_placement(Some(Placement::Nowhere(Obstacle::ClientsSendUsers)));
         assert_eq!(user.barred(), Some(Obstacle::ClientsSendUsers));
-        assert!(!user.asks_server(now + CLIENTS_AGAIN / 2, false, nothing));
-        assert!(user.asks_server(now + CLIENTS_AGAIN, false, nothing));
-        assert!(user.asks_server(now - CLIENTS_AGAIN * 2, false, nothing), "the clock was set back");
+        assert!(!user.asks_server(now + CLIENTS_AGAIN / 2, true, nothing));
+        assert!(user.asks_server(now + CLIENTS_AGAIN, true, nothing));
+        assert!(user.asks_server(now - CLIENTS_AGAIN * 2, true, nothing), "the clock was set back");
         user.note_obstacle(None, now);
         assert_eq!(user.barred(), None);
 
         let key = user.key_or_new().unwrap().unwrap();
-        let with = || [Some(Rendered::from_text(format!("nkey: {key}")))];
-        assert!(!user.asks_server(now, false, with));
+        let with = || [(), ()].map(|()| Some(Rendered::from_text(format!("nkey: {key}"))));
+        assert!(!user.asks_server(now, true, with));
         assert_eq!(user.barred(), None);
-        assert!(!user.asks_server::<1>(now, false, || panic!("the running text is read once")));
+        assert!(!user.asks_server(now, true, || panic!("the running text is read once")));
 
         user.note_placement(Some(Placement::Nowhere(Obstacle::Token)));
-        assert!(!user.asks_server::<1>(now, false, || panic!("a token decides alone")));
+        assert!(!user.asks_server(now, true, || panic!("a token decides alone")));
         // The token goes in the same pass that reads the settings, so nobody was asked.
         assert_eq!(user.barred(), Some(Obstacle::ClientsUnknown));
         user.note_placement(Some(OPEN));
-        assert!(user.asks_server(now, false, nothing));
+        assert!(user.asks_server(now, true, nothing));
     }
 
     #[test]
-    fn without_nats_server_only_a_first_configuration_has_the_user_and_only_for_a_while() {
+    fn without_nats_server_a_configuration_keeps_its_user_only_for_a_while() {
         let state = tempfile::tempdir().unwrap();
         let (mut user, now) = (user(state.path()), OffsetDateTime::UNIX_EPOCH);
         assert_eq!(user.obstacle_without_server(None, now), None);
@@ -222,7 +222,7 @@ mod tests {
             assert_eq!(user.obstacle_without_server(Some(&with), at), expected, "{seconds} s");
         }
         user.note_obstacle(Some(Obstacle::NotRunning), now);
-        assert!(user.asks_server(now, false, || [None]), "nats-server may run by now");
+        assert!(user.asks_server(now, true, || [None, None]), "nats-server may run by now");
         user.note_placement(Some(Placement::Nowhere(Obstacle::NotRunning)));
         assert_eq!(user.warning(&Link::Unwanted), None);
     }
@@ -234,20 +234,23 @@ mod tests {
         let key = user.key_or_new().unwrap().unwrap();
         let [with, without] = [format!("nkey: {key}"), "a: 1".into()].map(|text| Some(Rendered::from_text(text)));
         user.note_placement(Some(Placement::Account { name: "$SYS".into(), others: Others::AnonymousAlone }));
-        let [committed, ran] = [&with, &with];
-        assert!(!user.asks_server(now, false, || [committed.clone(), ran.clone()]), "the user is in force");
-        for (seconds, barred) in [(0, None), (30, None), (31, Some(Obstacle::NotRunning))] {
-            let at = now + Duration::from_secs(seconds);
-            assert!(user.asks_server(at, true, || [committed.clone(), ran.clone()]), "{seconds} s");
-            let obstacle = user.obstacle_without_server(with.as_ref(), at);
-            user.note_obstacle(obstacle, at);
-            assert_eq!(user.barred(), barred, "{seconds} s");
+        let in_force = || [with.clone(), with.clone()];
+        assert!(!user.asks_server(now, true, in_force), "the user is in force");
+        // Two stops: the second has a time of its own.
+        for stopped in [now, now + START * 10] {
+            for (seconds, barred) in [(0, None), (30, None), (31, Some(Obstacle::NotRunning))] {
+                let at = stopped + Duration::from_secs(seconds);
+                assert!(user.asks_server(at, false, in_force), "{seconds} s");
+                let obstacle = user.obstacle_without_server(with.as_ref(), at);
+                user.note_obstacle(obstacle, at);
+                assert_eq!(user.barred(), barred, "{seconds} s");
+            }
+            let again = stopped + START * 5;
+            // nats-server runs without the user, and is asked.
+            assert!(user.asks_server(again, true, || [without.clone(), with.clone()]));
+            user.note_obstacle(None, again);
+            assert!(!user.asks_server(again, true, in_force), "the user is in force again");
         }
-        // nats-server runs without the user, and its arguments are looked at.
-        let now = now + START * 2;
-        assert!(user.asks_server(now, false, || [without.clone(), with.clone()]));
-        user.note_obstacle(Some(Obstacle::Arguments), now);
-        assert_eq!(user.barred(), Some(Obstacle::Arguments));
     }
 
     #[test]
@@ -256,7 +259,7 @@ mod tests {
         let nats = NatsConfig { system: System::Off, ..NatsConfig::default() };
         let mut user = SystemUser::of(&nats, state.path());
         assert_eq!(user.key_or_new().unwrap(), None);
-        assert!(!user.asks_server::<1>(OffsetDateTime::UNIX_EPOCH, false, || panic!("nothing is asked")));
+        assert!(!user.asks_server(OffsetDateTime::UNIX_EPOCH, true, || panic!("nothing is asked")));
         assert!(std::fs::read_dir(state.path()).unwrap().next().is_none());
     }
 }

@@ -89,8 +89,7 @@ impl Witness for Strict {
     }
 }
 
-/// A node, and handles to everything around the node.
-/// The network, in which these peers answer beside those that do.
+/// The real network, where the peers in `answering` also count as answering.
 #[derive(Default)]
 struct SettableDial {
     answering: Mutex<BTreeSet<SocketAddr>>,
@@ -111,6 +110,7 @@ impl Dial for SettableDial {
     }
 }
 
+/// A node, and handles to everything around the node.
 struct Bench {
     directory: tempfile::TempDir,
     clock: Clock,

@@ -1,10 +1,12 @@
-//! The clients that are connected to nats-server, and the clients that it disconnected.
+//! The clients that are connected to nats-server, and the clients that a reload disconnected.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::Deserialize;
 use time::OffsetDateTime;
 
+use super::Load;
 use super::inquiry::{Inquiry, Question};
 use super::monitor::MonitorError;
 
@@ -13,9 +15,10 @@ const PAGE: usize = 1_024;
 /// Of more clients nobody knows what they send.
 const MAX_PAGES: usize = 64;
 
-/// A younger connection may not have logged in yet. Its refusal is no matter of a reload. nats-server allows two seconds for
-/// a login (`authorization { timeout }`).
-const LOGIN: Duration = Duration::from_secs(2);
+/// A younger connection may still log in. A reload doesn't cause the refusal of such a login.
+const LOGIN: Duration = Duration::from_secs(5);
+/// nats-server notes a closed connection in a goroutine, so the noted end is a little later than the end.
+const NOTED_WITHIN: Duration = Duration::from_millis(250);
 
 #[derive(Deserialize)]
 struct Connz {
@@ -25,6 +28,10 @@ struct Connz {
 
 #[derive(Deserialize)]
 struct Connection {
+    #[serde(default)]
+    cid: u64,
+    #[serde(default)]
+    kind: String,
     #[serde(default)]
     authorized_user: String,
     #[serde(with = "time::serde::rfc3339")]
@@ -40,18 +47,29 @@ struct Connection {
 }
 
 impl Connection {
-    /// Whether nats-server's own decision ended a connection that stood before `since`. A reload ends the connections of
-    /// users that it refuses, of a lowered `max_connections`, of deleted accounts and of certificates that are no longer
-    /// pinned (`server/reload.go` of nats-server 2.15.1). The words are those of `ClosedState`.
-    fn was_cut_since(&self, since: OffsetDateTime) -> bool {
-        let is_decision = match self.reason.as_str() {
-            "Authentication Failure" | "Maximum Connections Exceeded" | "Credentials Revoked" | "Missing Account" => {
-                true
-            }
+    /// Whether a reload from `load.begun` to `load.ended` closed this client. The words are those of `ClosedState` (nats-server
+    /// 2.15.1), and `server/reload.go` says which of them a reload uses:
+    ///
+    /// - "Authentication Failure": the user has another password, or is refused now.
+    /// - "Client Closed": the user is gone or has moved to another account. A client that leaves by itself has the same reason.
+    /// - "Maximum Connections Exceeded": `max_connections` was lowered.
+    /// - "Credentials Revoked", "Proxy Not Trusted": the account says so now.
+    /// - "TLS Handshake Failure", after the handshake: the certificate is pinned no longer.
+    fn was_closed_by(&self, load: &Load) -> bool {
+        let is_of_reload = match self.reason.as_str() {
+            "Authentication Failure"
+            | "Client Closed"
+            | "Maximum Connections Exceeded"
+            | "Credentials Revoked"
+            | "Proxy Not Trusted" => true,
             "TLS Handshake Failure" => !self.tls_version.is_empty(),
             _ => false,
         };
-        is_decision && self.start + LOGIN < since
+        let is_client = self.kind.is_empty() || self.kind == "Client";
+        is_of_reload
+            && is_client
+            && self.start + LOGIN < load.begun
+            && self.stop.is_some_and(|stop| stop >= load.begun && stop <= load.ended + NOTED_WITHIN)
     }
 }
 
@@ -78,11 +96,13 @@ pub(super) async fn send_users(inquiry: Inquiry<'_>) -> Result<Option<bool>, Mon
     Ok(None)
 }
 
-/// The clients that were connected before `since` and that nats-server has disconnected by its own decision after it.
-/// nats-server remembers the last 10,000 closed connections (`max_closed_clients`). The move of a client to another account
-/// is not told from a client that leaves, so it doesn't count.
-pub(super) async fn cut_since(inquiry: Inquiry<'_>, since: OffsetDateTime) -> Result<u64, MonitorError> {
-    let mut cut = 0;
+/// The number of clients that a reload closed. A client counts that was connected before.
+///
+/// nats-server remembers the last 10,000 closed connections (`max_closed_clients`), so the number is a lower limit after
+/// more. A client that leaves by itself during the reload counts too.
+pub(super) async fn closed_by(inquiry: Inquiry<'_>, load: &Load) -> Result<u64, MonitorError> {
+    // Connections that end meanwhile move others to the next page.
+    let mut closed = BTreeSet::new();
     for page in 0..MAX_PAGES {
         let offset = page * PAGE;
         // 1 is the state of a closed connection. The connection that was closed last comes first.
@@ -92,14 +112,13 @@ pub(super) async fn cut_since(inquiry: Inquiry<'_>, since: OffsetDateTime) -> Re
             path: format!("/connz?state=closed&sort=stop&limit={PAGE}&offset={offset}"),
         };
         let Connz { connections, .. } = inquiry.ask(&question).await?;
-        let is_late = |client: &&Connection| client.stop.is_some_and(|stop| stop >= since);
-        let late: Vec<_> = connections.iter().take_while(is_late).collect();
-        cut += late.iter().filter(|client| client.was_cut_since(since)).count() as u64;
-        if late.len() < connections.len() || connections.len() < PAGE {
+        closed.extend(connections.iter().filter(|client| client.was_closed_by(load)).map(|client| client.cid));
+        let is_earlier = |client: &Connection| client.stop.is_none_or(|stop| stop < load.begun);
+        if connections.len() < PAGE || connections.last().is_none_or(is_earlier) {
             break;
         }
     }
-    Ok(cut)
+    Ok(closed.len() as u64)
 }
 
 #[cfg(test)]
@@ -109,25 +128,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_decision_of_nats_server_about_a_client_that_stood_before_counts() {
-        let since = datetime!(2026-03-01 12:00 UTC);
-        let closed = |start, reason: &str, tls_version: &str| Connection {
-            authorized_user: String::new(),
-            start,
-            stop: Some(since),
-            reason: reason.into(),
-            tls_version: tls_version.into(),
-        };
-        let (before, after) = (datetime!(2026-03-01 11:00 UTC), datetime!(2026-03-01 11:59:59 UTC));
-        for (start, reason, tls_version, counts) in [
-            (before, "Authentication Failure", "1.3", true),
-            (after, "Authentication Failure", "1.3", false),
-            (before, "Maximum Connections Exceeded", "", true),
-            (before, "Client Closed", "1.3", false),
-            (before, "TLS Handshake Failure", "", false),
-            (before, "TLS Handshake Failure", "1.3", true),
+    fn a_client_counts_that_was_connected_before_and_that_the_reload_closed() {
+        let load = Load { begun: datetime!(2026-03-01 12:00 UTC), ended: datetime!(2026-03-01 12:00:10 UTC) };
+        let (before, during) = (datetime!(2026-03-01 11:00 UTC), datetime!(2026-03-01 12:00:05 UTC));
+        let just_before = datetime!(2026-03-01 11:59:58 UTC);
+        let after = datetime!(2026-03-01 12:00:11 UTC);
+        for (kind, start, stop, reason, tls_version, counts) in [
+            ("Client", before, during, "Authentication Failure", "1.3", true),
+            ("", before, during, "Authentication Failure", "1.3", true),
+            ("Leafnode", before, during, "Authentication Failure", "1.3", false),
+            ("Client", just_before, during, "Authentication Failure", "1.3", false),
+            ("Client", before, before, "Authentication Failure", "1.3", false),
+            ("Client", before, after, "Authentication Failure", "1.3", false),
+            ("Client", before, during, "Maximum Connections Exceeded", "", true),
+            ("Client", before, during, "Client Closed", "1.3", true),
+            ("Client", before, during, "Stale Connection", "1.3", false),
+            ("Client", before, during, "TLS Handshake Failure", "", false),
+            ("Client", before, during, "TLS Handshake Failure", "1.3", true),
         ] {
-            assert_eq!(closed(start, reason, tls_version).was_cut_since(since), counts, "{reason}");
+            let client = Connection {
+                cid: 1,
+                kind: kind.into(),
+                authorized_user: String::new(),
+                start,
+                stop: Some(stop),
+                reason: reason.into(),
+                tls_version: tls_version.into(),
+            };
+            assert_eq!(client.was_closed_by(&load), counts, "{kind} {start} {stop} {reason}");
         }
     }
 }

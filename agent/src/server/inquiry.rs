@@ -1,4 +1,4 @@
-//! Questions to nats-server about itself: through its system account, or else at its monitoring port.
+//! Questions to nats-server about itself, through its system account or its monitoring port.
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -10,7 +10,8 @@ use crate::conf::listeners::Monitor;
 use crate::error::with_causes;
 use crate::x509::chain::StoredChain;
 
-/// A question, in the words of both ways (`server/monitor.go` and `server/events.go` of nats-server 2.15.1).
+/// A question, for the system account and for the monitoring port (`server/events.go` and `server/monitor.go` of nats-server
+/// 2.15.1).
 pub(super) struct Question {
     /// The last word of the subject `$SYS.REQ.SERVER.<id>.VERB`.
     pub(super) verb: &'static str,
@@ -30,7 +31,7 @@ impl Question {
 /// The ways to ask a nats-server.
 #[derive(Clone, Copy)]
 pub(super) struct Inquiry<'a> {
-    /// The system account, where its connection is open.
+    /// The connection to the system account, if the agent wants a connection.
     pub(super) system: Option<&'a SystemConnection>,
     /// The monitoring port.
     pub(super) monitor: &'a Monitor,
@@ -45,7 +46,7 @@ struct Health {
 }
 
 impl Inquiry<'_> {
-    /// The answer to a question. A system account that gives no answer leaves the question to the monitoring port.
+    /// The answer to a question. The monitoring port is asked if the system account gives no answer.
     pub(super) async fn ask<T: DeserializeOwned>(&self, question: &Question) -> Result<T, MonitorError> {
         match self.ask_system(question).await {
             Some(answer) => Ok(answer),
@@ -53,7 +54,8 @@ impl Inquiry<'_> {
         }
     }
 
-    /// Whether this server's JetStream keeps up with the meta leader. `/healthz` answers 503 where something is wrong.
+    /// Whether this server's JetStream keeps up with the meta leader. Elsewhere the health is "unavailable", and `/healthz`
+    /// answers 503.
     pub(super) async fn is_current(&self) -> Result<bool, MonitorError> {
         let question = Question {
             verb: "HEALTHZ",
@@ -61,7 +63,7 @@ impl Inquiry<'_> {
             path: "/healthz?js-meta-only=true".into(),
         };
         match self.ask_system::<Health>(&question).await {
-            Some(health) => Ok(health.status == "ok"),
+            Some(health) => Ok(health.status != "unavailable"),
             None => Ok(!monitor::is_unavailable(self.monitor, self.ours, &question.path).await?),
         }
     }

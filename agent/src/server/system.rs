@@ -320,6 +320,10 @@ impl SystemConnection {
 
     /// The data of an answer. `options` is nats-server's JSON of options, empty for none.
     pub(super) async fn data<T: DeserializeOwned>(&self, verb: &'static str, options: Bytes) -> Result<T, SystemError> {
+        // A nats-server that gave no answer just now is asked for no data.
+        if let Some(error) = self.attempts.lock().await.pause() {
+            return Err(error);
+        }
         let answered = self.ask(verb, options).await?;
         let said = read(verb, &answered)?;
         let what = said.error.map_or_else(|| "it holds no data".to_owned(), |error| error.description);

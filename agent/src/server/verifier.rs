@@ -1,4 +1,4 @@
-//! Who may answer in a handshake with a nats-server: anybody whose leaf the caller looks at, or the owner of known leaves.
+//! Verifies servers in handshakes with nats-server: every leaf is accepted, or known leaves alone.
 //!
 //! No name is checked, because the agent dials addresses of its own machine and of peers. The signature that proves the key
 //! is always checked.

@@ -21,7 +21,7 @@ const STREAM: &str = "ACKNOWLEDGED";
 const ELECTED_WITHIN: Duration = Duration::from_mins(1);
 /// A publisher without an acknowledgement in this time sends the same message again.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(2);
-/// The time for an election and for all messages.
+/// The limit for an election and for reading all messages.
 const READ_WITHIN: Duration = Duration::from_mins(2);
 /// The pause between two messages of one publisher.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -125,7 +125,7 @@ impl Acknowledged {
     async fn read(&self, missing: &mut BTreeSet<(usize, u64)>) -> Result<(), Failure> {
         let cannot = |error: async_nats::Error| Failure::new("could not read the stream").because(error);
         let config = pull::OrderedConfig { deliver_policy: DeliverPolicy::All, ..pull::OrderedConfig::default() };
-        // The leader of the meta group makes a consumer. A server that was killed a moment ago may have been the leader.
+        // Only the meta leader makes consumers, and the leader may have just been killed.
         let (mut left, consumer) = eventually("a consumer of the stream", ELECTED_WITHIN, async || {
             let stream = self.stream().await.map_err(|failure| failure.chain())?;
             let info = stream.get_info().await.map_err(|error| error.to_string())?;

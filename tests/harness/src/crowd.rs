@@ -5,7 +5,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use crate::Failure;
 use crate::traffic::{Connection, Endpoint};
 
-/// TLS handshakes at a time. With more the first client would wait for the last.
+/// The number of concurrent TLS handshakes. More handshakes would exceed the time limit of the first client.
 const AT_ONCE: usize = 32;
 
 /// Connected clients of one nats-server.

@@ -236,11 +236,22 @@ impl World {
             self.node.agent.start()?;
             self.node.committed().await?;
             self.start_server().await?;
+            self.sees_front().await?;
             self.node.healthy(SOON).await?;
             let endpoint = self.node.endpoint(false)?;
             Traffic::start(&[(endpoint.clone(), endpoint)], 20).await
         };
         booted.await.map_err(|failure| format!("no boot: {}", failure.chain()))
+    }
+
+    /// Waits until the agent takes the front for nats-server. Before, the pid file named the server behind for a moment.
+    async fn sees_front(&self) -> Result<(), Failure> {
+        let Some(pid) = self.front.as_ref().and_then(Front::pid) else { return Ok(()) };
+        eventually("the front in the status", SOON, async || {
+            let status = self.node.agent.status().await.map_err(|failure| failure.chain())?;
+            if status["nats"]["pid"] == pid { Ok(()) } else { Err(status["nats"].to_string()) }
+        })
+        .await
     }
 
     /// Injects a fault into a serving node, then ends the fault.

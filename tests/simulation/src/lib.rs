@@ -25,8 +25,8 @@
 //! - an `agent renew` of all nodes,
 //! - a scale-out by a fifth, and a scale-in.
 //!
-//! **Turnover.** Ten instances of a cluster of five are replaced in a day, at the real interval. With an auth callout each
-//! reload disconnects every client of a server, so the reloads are what the clients of such a cluster notice.
+//! **Turnover.** Ten instances of a cluster of five are replaced in a day, at the real interval. The
+//! reloads are counted, because an auth callout loses every client at a reload.
 //!
 //! # What is promised
 //!
@@ -119,8 +119,8 @@ pub fn rush_hour(clusters: Vec<usize>, seed: u64, tell: Tell) -> std::io::Result
     })
 }
 
-/// Runs a cluster of five through a day in which ten of its instances are replaced. Where nats-server `tells_routes`, a change
-/// of peers alone needs no reload.
+/// Runs a cluster of five through a day in which ten of its instances are replaced. `tells_routes`: nats-servers report their
+/// routes, so a change of peers alone needs no reload.
 ///
 /// # Errors
 /// The state directories can't be made.

@@ -98,8 +98,8 @@ impl World {
         self.interval.store(interval.as_secs(), Ordering::Relaxed);
     }
 
-    /// nats-servers tell their routes from now on. Gossip connects all that run in a cluster, whatever their configurations
-    /// say (docs/nats-server.md, section 3).
+    /// nats-servers report their routes from now on. Gossip connects all running servers of a cluster (docs/nats-server.md,
+    /// section 3).
     pub(crate) fn tell_routes(&self) {
         self.tells_routes.store(true, Ordering::Relaxed);
     }

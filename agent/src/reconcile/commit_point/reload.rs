@@ -11,13 +11,12 @@ use tokio::time::Instant;
 
 use super::{CommitPoint, DeployError, Observation};
 use crate::conf::cost::reload_costs;
-use crate::conf::listeners::Listeners;
 use crate::progress::{Progress, Step};
 use crate::server::probe::{Port, Silence};
 use crate::server::process::ProcessError;
 use crate::server::standing::{Expected, Mismatch, Standing, has_loaded};
 use crate::server::system::Answer;
-use crate::server::{Asked, By, Observed, ServerError};
+use crate::server::{Asked, By, Load, Observed, ServerError};
 use crate::status::LastReload;
 use crate::x509::chain::StoredChain;
 
@@ -27,6 +26,10 @@ pub(super) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 const REFUSED_AFTER: Duration = Duration::from_secs(5);
 /// nats-server's handler queues one signal and can lose the next, so the signal is repeated while nats-server answers.
 const SIGNAL_AGAIN: Duration = Duration::from_secs(3);
+/// When nats-server has noted every client that a reload disconnected.
+const ALL_NOTED_AFTER: Duration = Duration::from_secs(1);
+/// How long the disconnected clients of a reload are asked for. nats-server remembers a limited number of closed connections.
+const COUNTED_WITHIN: Duration = Duration::from_mins(5);
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LONGEST_LOOK: Duration = Duration::from_millis(250);
 
@@ -52,6 +55,17 @@ pub(super) struct UnderWay {
     proof: Proof,
     /// Since when each pass saw a server that answers and has not loaded what is expected.
     answers_since: Option<Instant>,
+}
+
+/// A confirmed reload, and the clients that it disconnected.
+#[derive(Clone, Debug)]
+pub(super) struct Confirmed {
+    load: Load,
+    /// The start of nats-server that made the reload. Empty: nats-server didn't say.
+    server_id: String,
+    disconnected: Option<u64>,
+    /// Whether the clients were counted late enough.
+    is_counted: bool,
 }
 
 /// What became of a reload that is under way.
@@ -114,7 +128,6 @@ impl CommitPoint {
         let expected = self.expected()?;
         let before = seen.observed.clone();
         self.tell_costs(&before)?;
-        let since = self.parts.clock.now();
         let confirmed = Box::pin(self.signal_until_decided(&expected, chain, proof, seen, progress)).await;
         if confirmed.is_err() {
             // The last handshakes may be out of date, so the ports are probed again.
@@ -126,7 +139,7 @@ impl CommitPoint {
             return Ok(standing);
         }
         self.observe(Some(chain), seen).await?;
-        self.note_reloaded(&expected, &before, since, seen)?;
+        self.note_reloaded(&expected, &before, seen)?;
         Ok(standing)
     }
 
@@ -191,8 +204,11 @@ impl CommitPoint {
             let pid = signalled.map(|(pid, _)| pid);
             let is_late = begun.elapsed() >= CONFIRM_TIMEOUT;
             match (Look::of(expected, proof, before, &observed, pid), pid) {
-                (Look::Done(standing), _) => {
+                (Look::Done(standing), pid) => {
                     if let Standing::Served(evidence) = &standing {
+                        if pid.is_some() {
+                            self.note_confirmed_load(since, &observed);
+                        }
                         progress.report(Step::Confirmed { by: evidence.to_string() });
                     }
                     return Ok(standing);
@@ -221,19 +237,36 @@ impl CommitPoint {
         }
     }
 
-    /// Counts the clients that the last reload disconnected, once.
-    pub(crate) async fn count_disconnected(&mut self, chain: &StoredChain, at: &Listeners, progress: &Progress) {
-        let Some(LastReload { since, disconnected: None }) = self.last_reload else { return };
-        let Some(clients) = self.parts.server.cut_since(chain, at, since).await else { return };
-        self.last_reload = Some(LastReload { since, disconnected: Some(clients) });
-        if clients > 0 {
-            progress.report(Step::Disconnected { clients });
+    /// Counts the clients that the last reload disconnected: at once, and again once nats-server has noted all of them.
+    pub(crate) async fn count_disconnected(&mut self, chain: &StoredChain, seen: &Observation, progress: &Progress) {
+        let Some(Confirmed { load, server_id, disconnected, is_counted }) = &mut self.confirmed else { return };
+        let since = self.parts.clock.now() - load.ended;
+        let varz = seen.observed.varz.as_ref();
+        // Another start of nats-server remembers none of these clients.
+        if *is_counted || since > COUNTED_WITHIN || varz.is_none_or(|varz| varz.server_id != *server_id) {
+            return;
+        }
+        let Some(clients) = self.parts.server.closed_by(chain, &seen.listeners, load).await else { return };
+        *is_counted = since > ALL_NOTED_AFTER;
+        let known = disconnected.unwrap_or_default();
+        *disconnected = Some(clients.max(known));
+        if clients > known {
+            progress.report(Step::Disconnected { clients: clients - known });
         }
     }
 
-    /// The last reload that was seen to be done.
+    /// Notes a reload that nats-server was told to make, and that is confirmed.
+    fn note_confirmed_load(&mut self, begun: OffsetDateTime, observed: &Observed) {
+        let ended = observed.varz.as_ref().map(|varz| varz.config_load_time).filter(|time| *time >= begun);
+        let load = Load { begun, ended: ended.unwrap_or_else(|| self.parts.clock.now()) };
+        let server_id = observed.varz.as_ref().map(|varz| varz.server_id.clone()).unwrap_or_default();
+        self.confirmed = Some(Confirmed { load, server_id, disconnected: None, is_counted: false });
+    }
+
+    /// The last confirmed reload.
     pub(crate) fn last_reload(&self) -> Option<LastReload> {
-        self.last_reload
+        let Confirmed { load, disconnected, .. } = self.confirmed.as_ref()?;
+        Some(LastReload { since: load.begun, disconnected: *disconnected })
     }
 
     /// Whether a reload is under way.
@@ -250,9 +283,10 @@ impl CommitPoint {
             Look::Done(standing) => {
                 self.under_way = None;
                 if let Standing::Served(evidence) = &standing {
+                    self.note_confirmed_load(since, &seen.observed);
                     progress.report(Step::Confirmed { by: evidence.to_string() });
                 }
-                self.note_reloaded(&expected, &before, since, seen)?;
+                self.note_reloaded(&expected, &before, seen)?;
                 Ok(Watched::Over)
             }
             // The reload may still end by itself, so nothing is signalled.
@@ -292,16 +326,9 @@ impl CommitPoint {
         }
     }
 
-    fn note_reloaded(
-        &mut self,
-        expected: &Expected,
-        before: &Observed,
-        since: OffsetDateTime,
-        seen: &Observation,
-    ) -> Result<(), DeployError> {
+    fn note_reloaded(&mut self, expected: &Expected, before: &Observed, seen: &Observation) -> Result<(), DeployError> {
         self.waiting = None;
         self.deferred = None;
-        self.last_reload = Some(LastReload { since, disconnected: None });
         if seen.standing.is_served() && expected.came_to_be_served(before, &seen.observed) {
             self.note_running()?;
         }

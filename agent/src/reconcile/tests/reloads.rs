@@ -76,7 +76,7 @@ async fn a_peer_that_is_up_and_has_no_route_is_loaded_after_a_minute_and_at_once
     let mut agent = bench.serving().await;
     *bench.peers.0.lock().unwrap() = Some(peers(&[1, 2, 3]));
     bench.live(&mut agent, bench.clock.now() + Duration::from_mins(10)).await;
-    assert_eq!(bench.server.reloads(), 0, "the peer boots, and dials this node by itself");
+    assert_eq!(bench.server.reloads(), 0, "the peer is down, so nothing is loaded");
     bench.dial.answering.lock().unwrap().insert(peers(&[3])[0].address);
     bench.live(&mut agent, bench.clock.now() + Duration::from_mins(4)).await;
     assert_eq!((bench.server.reloads(), &bench.server.loaded().unwrap().text), (1, &bench.committed()));

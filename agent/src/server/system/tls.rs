@@ -1,8 +1,8 @@
 //! TLS to nats-server on this machine, which must show a leaf of this node.
 //!
 //! The connection dials loopback, for which no leaf has a name. A certificate of the same CA isn't enough: another
-//! process could answer in nats-server's place. So the leaf must be one that this node has the key of. An expired leaf is
-//! served until the next one is loaded, and loading it is what the connection is for.
+//! process could answer in nats-server's place. So the leaf must be one that this node has the key of. nats-server
+//! serves an expired leaf until the next leaf is loaded. The connection works then too, because the reload goes through it.
 
 use std::sync::Arc;
 
