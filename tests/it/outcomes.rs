@@ -190,7 +190,7 @@ impl Case {
             }
             Self::Recovers => assert!(*rollbacks == 0 && state.ends_with("starting"), "{told}"),
             Self::Frozen => {
-                assert!(*rollbacks == 0 && outcome != "confirmed" && !state.starts_with("healthy"), "{told}")
+                assert!(*rollbacks == 0 && outcome != "confirmed" && !state.starts_with("healthy"), "{told}");
             }
             Self::Dies => assert!(*rollbacks <= 1 && outcome != "confirmed" && state.ends_with("absent"), "{told}"),
             Self::Refuses => {
