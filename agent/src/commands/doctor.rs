@@ -8,10 +8,12 @@ use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::CommandError;
 use crate::clock::{Clock, rfc3339};
@@ -29,7 +31,7 @@ use crate::peers::{Peer, PeerSet, Sighting};
 use crate::reason::Reason;
 use crate::reconcile::commit_point::CommitPoint;
 use crate::reconcile::{Parts, Reconciler};
-use crate::server::jetstream::{Look, Surroundings, Trouble};
+use crate::server::jetstream::{Look, Seen, Surroundings, Trouble};
 use crate::server::probe::{Port, Prober, Silence};
 use crate::server::standing::Mismatch;
 use crate::server::system::{Fault, Link};
@@ -394,17 +396,41 @@ async fn condition(
         let costs = reload_costs(&committed(), varz.connections, &varz.version);
         checks.extend(costs.iter().map(|cost| Check::warning("reload", cost.to_string())));
     }
-    if let (Look::Seen(jetstream), Some(others), Some(routez)) = (jetstream, others, &observed.routez) {
-        let knows_all = observed.varz.as_ref().is_some_and(|varz| !varz.ends.has_gateway());
-        let routes = routez.remotes().values().map(|(name, _)| (*name).to_owned()).collect();
-        let troubles = jetstream.troubles(&Surroundings { knows_all, routes, others });
+    if let (Look::Seen(mut seen), Some(others), Some(_)) = (jetstream, others, &observed.routez) {
+        let mut troubles = troubles(&seen, observed, &others);
+        let since = Instant::now();
+        // After a start, or a death of the leader, JetStream elects a leader. The election is no trouble.
+        while troubles.iter().any(passes) && since.elapsed() < ELECTED_WITHIN {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let observed = parts.server.observe(chain, listeners, Some(observed)).await;
+            if let Look::Seen(again) = parts.server.condition(chain, listeners, Some(true)).await.jetstream {
+                seen = again;
+                troubles = self::troubles(&seen, &observed, &others);
+            }
+        }
         if troubles.is_empty() {
-            checks.push(Check::ok("jetstream", format!("its meta leader is {}", jetstream.meta.leader)));
+            checks.push(Check::ok("jetstream", format!("its meta leader is {}", seen.meta.leader)));
         }
         let told = |trouble: Trouble| graded("jetstream", trouble.is_failure(), trouble.to_string());
         checks.extend(troubles.into_iter().map(told));
     }
     checks
+}
+
+/// How long JetStream may take to elect a leader.
+const ELECTED_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Whether an election may end the trouble.
+fn passes(trouble: &Trouble) -> bool {
+    trouble.is_failure() || *trouble == Trouble::Recovering
+}
+
+fn troubles(seen: &Seen, observed: &Observed, others: &BTreeSet<String>) -> Vec<Trouble> {
+    let knows_all = observed.varz.as_ref().is_some_and(|varz| !varz.ends.has_gateway());
+    let remotes = observed.routez.as_ref().map(|routez| routez.remotes()).unwrap_or_default();
+    let routes = remotes.values().map(|(name, _)| (*name).to_owned()).collect();
+    seen.troubles(&Surroundings { knows_all, routes, others: others.clone() })
 }
 
 fn other_port(listener: Port, other: &Other, newest: Option<&Generation>, now: OffsetDateTime) -> Check {
