@@ -35,6 +35,9 @@ pub enum Command {
     },
     /// Renew now, and wait until nats-server is seen to serve the new certificate
     Renew {
+        /// Serve a certificate of a new CA although clients' notice of the CA is not over
+        #[arg(long)]
+        now: bool,
         #[command(flatten)]
         losses: LossArg,
         #[command(flatten)]
@@ -47,6 +50,11 @@ pub enum Command {
     },
     /// Check every precondition from here to the peers, each with a remedy
     Doctor {
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Show how far a change of the CA is, on this node and on each peer
+    Rollover {
         #[command(flatten)]
         json: JsonArg,
     },
@@ -72,7 +80,12 @@ impl Command {
     /// Whether the answer is JSON.
     #[must_use]
     pub fn is_json(&self) -> bool {
-        matches!(self, Self::Renew { json, .. } | Self::Status { json } | Self::Doctor { json } if json.json)
+        match self {
+            Self::Renew { json, .. } | Self::Status { json } | Self::Doctor { json } | Self::Rollover { json } => {
+                json.json
+            }
+            _ => false,
+        }
     }
 }
 
@@ -98,9 +111,16 @@ mod tests {
 
     #[test]
     fn every_command_takes_a_configuration_before_it_and_after_it() {
-        for command in
-            [&["run"][..], &["renew"], &["status"], &["doctor"], &["render"], &["completions", "bash"], &["man", "run"]]
-        {
+        for command in [
+            &["run"][..],
+            &["renew"],
+            &["status"],
+            &["doctor"],
+            &["rollover"],
+            &["render"],
+            &["completions", "bash"],
+            &["man", "run"],
+        ] {
             let config = |before: &[&str], after: &[&str]| {
                 Cli::try_parse_from([&["agent"][..], before, command, after].concat()).unwrap().config
             };

@@ -3,6 +3,7 @@
 pub mod doctor;
 pub mod render;
 pub mod renew;
+pub mod rollover;
 pub mod run;
 pub mod status;
 

@@ -89,6 +89,8 @@ pub struct Config {
     pub discovery: DiscoveryConfig,
     /// The schedule of renewals and retries.
     pub renewal: RenewalConfig,
+    /// The times of a change of the CA.
+    pub rollover: RolloverConfig,
     /// nats-server and its configuration file.
     pub nats: NatsConfig,
     /// The directory of generations, journal and lock.
@@ -217,6 +219,24 @@ pub struct RenewalConfig {
 impl Default for RenewalConfig {
     fn default() -> Self {
         Self { at: 0.67, retry_min: Duration::from_secs(5), retry_max: Duration::from_mins(10) }
+    }
+}
+
+/// `[rollover]`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RolloverConfig {
+    /// How long the bundle holds a new CA before a leaf of the CA is served. Clients read the bundle meanwhile.
+    #[serde(deserialize_with = "duration")]
+    pub client_notice: Duration,
+    /// How long a leaf of a new CA waits for peers that don't trust the CA.
+    #[serde(deserialize_with = "duration")]
+    pub deadline: Duration,
+}
+
+impl Default for RolloverConfig {
+    fn default() -> Self {
+        Self { client_notice: Duration::from_hours(24), deadline: Duration::from_hours(7 * 24) }
     }
 }
 
@@ -545,6 +565,8 @@ struct RawConfig {
     #[serde(default)]
     renewal: RenewalConfig,
     #[serde(default)]
+    rollover: RolloverConfig,
+    #[serde(default)]
     nats: NatsConfig,
     #[serde(default)]
     state: RawState,
@@ -700,6 +722,7 @@ impl RawConfig {
         self.nats.name_secrets(&self.state.directory)?;
         self.nats.check()?;
         self.renewal.check()?;
+        self.rollover.check()?;
         check_listeners(&[
             ("nats.listen", self.nats.listen),
             ("nats.cluster_listen", self.nats.cluster_listen),
@@ -725,6 +748,7 @@ impl RawConfig {
             trust: self.trust.check()?,
             discovery: self.discovery.check()?,
             renewal: self.renewal,
+            rollover: self.rollover,
             nats: self.nats,
             state_directory,
             control_socket,
@@ -869,6 +893,17 @@ impl RenewalConfig {
         }
         if self.retry_max < self.retry_min {
             return Err(invalid("renewal.retry_max", "must not be less than renewal.retry_min"));
+        }
+        Ok(())
+    }
+}
+
+impl RolloverConfig {
+    fn check(&self) -> Result<(), InvalidKey> {
+        for (key, length) in [("rollover.client_notice", self.client_notice), ("rollover.deadline", self.deadline)] {
+            if length > MAX_VALIDITY {
+                return Err(invalid(key, "must be ten years at most"));
+            }
         }
         Ok(())
     }

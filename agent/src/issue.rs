@@ -19,13 +19,14 @@ use async_trait::async_trait;
 use time::OffsetDateTime;
 
 pub use self::journal::CertificateHandle;
-use self::journal::{Entries, Journal, JournalError, Pending};
+use self::journal::{Concluded, Entries, Journal, JournalError, Pending};
 use crate::clock::Clock;
 use crate::error::{RemoteError, RemoteErrorKind};
 use crate::node::Node;
 use crate::progress::{Progress, Step};
 use crate::state::durable;
 use crate::x509::csr::{Csr, CsrError, KeyAlgorithm};
+use crate::x509::leaf::Leaf;
 
 /// What the issuer returned, not verified yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,7 +193,29 @@ impl Issuance {
         Ok(Issued { csr, chain })
     }
 
-    /// Forgets the issuance under way: its certificate is in a generation, or is unusable.
+    /// Ends the issuance under way: its certificate is in a generation. Notes what the certificate was asked for.
+    pub(crate) fn conclude(&self, leaf: &Leaf) -> Result<(), JournalError> {
+        let mut entries = self.journal.load()?;
+        entries.concluded = entries.pending.take().and_then(|pending| {
+            let Pending { csr, issuer, validity, .. } = pending;
+            let Csr { algorithm, sans, .. } = csr;
+            Some(Concluded { leaf: leaf.sha256.clone(), issuer: issuer?, validity: validity?, algorithm, sans })
+        });
+        self.journal.store(&entries)
+    }
+
+    /// Whether a leaf is what agent.toml asks for now. A leaf of an older agent is: nobody noted what it was asked for.
+    pub(crate) fn is_as_asked(&self, leaf: &Leaf, node: &Node) -> bool {
+        let concluded = self.journal.load().ok().and_then(|entries| entries.concluded);
+        concluded.filter(|known| known.leaf == leaf.sha256).is_none_or(|known| {
+            known.issuer == self.issuer.name()
+                && known.validity == in_millis(self.validity)
+                && known.algorithm == self.algorithm
+                && known.sans == node.sans
+        })
+    }
+
+    /// Forgets the issuance under way: its certificate is unusable.
     pub(crate) fn forget(&self) -> Result<(), JournalError> {
         let mut entries = self.journal.load()?;
         entries.pending = None;
@@ -246,6 +269,7 @@ impl Issuance {
         // has a request whose time lies far ahead because the clock was set back.
         let dated = pending.dated.filter(|dated| is_within(TOKEN_HOLDS, *dated, now)).unwrap_or(now);
         pending.dated = Some(dated);
+        pending.validity = Some(in_millis(self.validity));
         entries.pending = Some(pending.clone());
         self.journal.store(entries)?;
         let request = IssueRequest {
@@ -331,6 +355,10 @@ impl Issuance {
         let scheduled = Duration::from_hours(24).as_millis() / self.renewed_after.as_millis().max(1);
         usize::try_from(scheduled).unwrap_or(usize::MAX).saturating_add(self.issuer.spare_issuances_a_day() as usize)
     }
+}
+
+fn in_millis(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Whether `then` is less than `length` from `now`, on either side: the clock may have been set back.

@@ -11,6 +11,7 @@ use nats_tls_agent::cli::{Cli, Command, JsonArg};
 use nats_tls_agent::commands::{self, CommandError};
 use nats_tls_agent::config::Config;
 use nats_tls_agent::output::{OutputError, Paint, print};
+use nats_tls_agent::reconcile::PassRequest;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
@@ -67,9 +68,11 @@ async fn carry_out(command: Command, file: PathBuf) -> Result<ExitCode, CommandE
             let config = load()?;
             commands::run::run(file.clone(), config, losses.allow_loss).await
         }
-        Command::Renew { losses, json: JsonArg { json } } => {
-            commands::renew::renew(&load()?, losses.allow_loss, json).await
+        Command::Renew { now, losses, json: JsonArg { json } } => {
+            let wanted = PassRequest { renew: true, allow_loss: losses.allow_loss, now };
+            Box::pin(commands::renew::renew(&load()?, wanted, json)).await
         }
+        Command::Rollover { json: JsonArg { json } } => Box::pin(commands::rollover::rollover(&load()?, json)).await,
         Command::Status { json: JsonArg { json } } => commands::status::status(&load()?, json).await,
         Command::Doctor { json: JsonArg { json } } => Box::pin(commands::doctor::doctor(&load()?, json)).await,
         Command::Render { diff } => commands::render::render(&load()?, diff).await,

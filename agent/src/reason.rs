@@ -26,6 +26,7 @@ use crate::server::standing::Mismatch;
 use crate::server::system::Fault;
 use crate::state::durable::FileError;
 use crate::state::generation::GenerationError;
+use crate::trust::rollover::Wait;
 use crate::trust::{Refusal, TrustError};
 
 macro_rules! codes {
@@ -158,6 +159,10 @@ codes! {
     AnchorEnded = "anchor_ended",
     /// Anchors that the source no longer has are kept.
     AnchorsKept = "anchors_kept",
+    /// A leaf of a new CA waits until it is trusted.
+    RolloverWaits = "rollover_waits",
+    /// A leaf of a new CA went into force before everybody trusted the CA.
+    RolloverOverruled = "rollover_overruled",
     /// nats-server doesn't run.
     ServerNotRunning = "server_not_running",
     /// Nobody has looked at nats-server yet.
@@ -428,6 +433,20 @@ pub enum Reason {
         /// Distinguished names.
         subjects: Vec<String>,
     },
+    /// A leaf of a new CA waits until it is trusted.
+    RolloverWaits {
+        /// The subject of the new anchor.
+        issuer: String,
+        /// Since when the leaf waits.
+        since: OffsetDateTime,
+        /// What the leaf waits for.
+        waits: Vec<Wait>,
+    },
+    /// A leaf of a new CA went into force before everybody trusted the CA.
+    RolloverOverruled {
+        /// What the leaf waited for.
+        waits: Vec<Wait>,
+    },
     /// nats-server doesn't run.
     ServerNotRunning {
         /// What shows it.
@@ -615,6 +634,8 @@ impl Reason {
             Self::Anchor { has_ended: true, .. } => Code::AnchorEnded,
             Self::Anchor { has_ended: false, .. } => Code::AnchorEnds,
             Self::AnchorsKept { .. } => Code::AnchorsKept,
+            Self::RolloverWaits { .. } => Code::RolloverWaits,
+            Self::RolloverOverruled { .. } => Code::RolloverOverruled,
             Self::ServerNotRunning { .. } => Code::ServerNotRunning,
             Self::ServerNotLookedAt => Code::ServerNotLookedAt,
             Self::NothingCommitted => Code::NothingCommitted,
@@ -674,6 +695,7 @@ impl Reason {
             Self::PeerIsThisNode { peer, .. } => Some(peer.clone()),
             Self::Anchor { subject, .. } => Some(subject.clone()),
             Self::AnchorsKept { subjects } => Some(subjects.join(", ")),
+            Self::RolloverWaits { issuer, .. } => Some(issuer.clone()),
             Self::CommittedNotServed(Mismatch::PortSilent { port, .. } | Mismatch::OtherLeaf { port }) => {
                 Some(port.to_string())
             }
@@ -777,6 +799,17 @@ impl fmt::Display for Reason {
                 "the trust bundle no longer holds {}, which a certificate still served in the cluster chains to, so it is \
                  kept until none does",
                 subjects.join(", ")
+            ),
+            Self::RolloverWaits { issuer, since, waits } => write!(
+                formatter,
+                "a certificate of {issuer} is issued since {} and waits for {}",
+                rfc3339(*since),
+                listed(waits)
+            ),
+            Self::RolloverOverruled { waits } => write!(
+                formatter,
+                "the certificate of a new CA went into force, because its time to wait was over; connections may break with {}",
+                listed(waits)
             ),
             Self::ServerNotRunning { why } => write!(formatter, "nats-server isn't running: {why}"),
             Self::ServerNotLookedAt => formatter.write_str("nats-server was not looked at yet"),
@@ -888,6 +921,10 @@ impl fmt::Display for Told {
 }
 
 /// The call that failed, with the service's error code.
+fn listed(waits: &[Wait]) -> String {
+    waits.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
 fn call(error: &RemoteError) -> String {
     format!("{} {}", error.attempt, error.code.as_deref().unwrap_or_default())
 }

@@ -14,6 +14,7 @@ mod pass;
 mod quarantine;
 mod report;
 mod retry;
+mod rollover;
 mod sources;
 mod starts;
 mod system_user;
@@ -34,6 +35,7 @@ use self::issuing::Issuing;
 use self::last_good::LastGoodFile;
 use self::links::Links;
 pub use self::pass::{PassError, PassRequest, Source};
+use self::rollover::{Rollover, View};
 use self::sources::{Seams, Sources};
 use self::system_user::SystemUser;
 use crate::clock::Clock;
@@ -42,7 +44,7 @@ use crate::conf::loss::Loss;
 use crate::conf::reader::Contents;
 use crate::conf::render::{Rendered, Values, cluster_name_of};
 use crate::conf::system::Obstacle;
-use crate::config::{NatsConfig, RenewalConfig};
+use crate::config::{NatsConfig, RenewalConfig, RolloverConfig};
 use crate::credential::{ClusterCredential, CredentialSource};
 use crate::error::with_causes;
 use crate::included::IncludedSource;
@@ -81,6 +83,8 @@ pub struct Parts {
     pub clock: Clock,
     /// `[renewal]`.
     pub renewal: RenewalConfig,
+    /// `[rollover]`.
+    pub rollover: RolloverConfig,
     /// `discovery.interval`.
     pub interval: Duration,
     /// Losses that the command line allows for as long as this process lives.
@@ -126,6 +130,8 @@ pub struct Reconciler {
     not_in_force: Option<Reason>,
     /// The agent's user of the system account.
     system_user: SystemUser,
+    /// What peers trust and serve, and what a leaf of a new CA waits for.
+    rollover: Rollover,
 }
 
 impl Reconciler {
@@ -136,6 +142,7 @@ impl Reconciler {
         let commit = parts.commit_point.parts();
         let file = LastGoodFile::of(&commit.state);
         let own = node.instance_id.clone().unwrap_or_else(|| node.name.clone());
+        let rollover = Rollover::of(&commit.state, &own, parts.rollover, interval);
         let remembered = file.read(own, commit.nats.cluster_secret_id.as_ref());
         let seams = Seams {
             trust: parts.trust,
@@ -162,6 +169,7 @@ impl Reconciler {
             damaged: Vec::new(),
             not_in_force: None,
             system_user,
+            rollover,
         }
     }
 
@@ -171,6 +179,11 @@ impl Reconciler {
         self.deployment.note_outcome(&outcome);
         self.look_at_condition().await;
         let now = self.clock.now();
+        if let (Some(newest), Some(bundle)) = (&self.newest, self.sources.bundle()) {
+            let fetched = self.sources.fetched_bundle().unwrap_or(bundle);
+            let view = View::of(self.sources.known_peers(), self.own_route(), newest, fetched, now);
+            self.rollover.note_phase(bundle, &view);
+        }
         let (status, next) = (self.status(), self.next(now));
         self.links.note_alone(status.is_alone(), now);
         self.sources.remember_linked(self.links.seen());
@@ -257,15 +270,23 @@ impl Reconciler {
         }
         let is_committed = |newest: &Generation| self.deployment.commit_point.names(newest.chain.leaf());
         let obtain = self.issuing.is_wanted(self.newest.as_ref(), is_committed, wanted.renew, &self.node, now);
+        let held = self.issuing.take_held(&self.node);
         let (issued, answers) = tokio::join!(
-            async { if obtain { Some(self.issuing.obtain(&self.node, progress).await) } else { None } },
+            async {
+                match held {
+                    Some(held) => Some(Ok(held)),
+                    None if obtain => Some(self.issuing.obtain(&self.node, progress).await),
+                    None => None,
+                }
+            },
             self.sources.ask(now),
         );
         let (own, observed) = (self.own_route(), &self.deployment.seen().observed);
-        if self.sources.take(answers, &self.node, own, self.newest.as_ref(), observed).await {
+        let (newest, rollover) = (self.newest.as_ref(), &mut self.rollover);
+        if self.sources.take(answers, &self.node, own, newest, observed, rollover).await {
             self.deployment.skip_turn();
         }
-        let refused = match self.advance(issued, progress) {
+        let refused = match self.advance(issued, wanted, progress).await {
             Ok(refused) => refused,
             Err(error) => {
                 // The status shows beside the error what is served.
@@ -294,21 +315,36 @@ impl Reconciler {
 
     /// Makes the generation to deploy, where there is a new chain or another bundle. Returns why there is no new chain
     /// although a new chain was wanted: the newest generation is deployed all the same.
-    fn advance(
+    async fn advance(
         &mut self,
         issued: Option<Result<Issued, ObtainError>>,
+        wanted: &PassRequest,
         progress: &Progress,
     ) -> Result<Option<PassError>, PassError> {
+        let own = self.own_route();
         let (bundle, why) = (self.sources.bundle(), self.sources.trust_reason());
-        let (verified, refused) = match self.issuing.take(issued, bundle, why, &self.node) {
+        let (mut verified, mut refused) = match self.issuing.take(issued, bundle, why, &self.node) {
             Ok(verified) => (verified, None),
             Err(error) => (None, Some(error)),
         };
+        if let (Some(chain), Some(newest), Some(bundle)) = (&verified, &self.newest, bundle) {
+            let (rollover, dial) = (&mut self.rollover, self.sources.dial());
+            let fetched = self.sources.fetched_bundle().unwrap_or(bundle);
+            let view = View::of(self.sources.known_peers(), own, newest, fetched, self.clock.now());
+            if rollover.must_wait(chain.chain(), bundle, wanted.now, &view, dial.as_ref()).await {
+                // A person who asks is told. Otherwise the status has the phase.
+                refused = rollover.reason().filter(|_| wanted.renew).map(PassError::Waits);
+                self.issuing.hold();
+                verified = None;
+            } else {
+                rollover.note_switch(chain.chain(), newest.chain.chain(), bundle, view.now);
+            }
+        }
         let generations = &self.deployment.commit_point.parts().generations;
         match (verified, &self.newest, bundle) {
             (Some(chain), _, Some(bundle)) => {
                 let generation = generations.write(&chain, bundle)?;
-                self.issuing.note_written()?;
+                self.issuing.note_written(chain.leaf())?;
                 progress.report(Step::Issued { serial: chain.leaf().serial.clone(), generation: generation.number });
                 self.newest = Some(generation);
             }
@@ -501,6 +537,7 @@ impl Reconciler {
         times.extend(self.sources.times(now));
         times.extend(self.issuing.times(newest, &self.node));
         times.extend(self.deployment.times(now, newest.is_some()));
+        times.extend(self.rollover.times(now));
         let mut soonest = times.into_iter().min().unwrap_or(now);
         if let (None, Some(next)) = (newest, self.deployment.next_try()) {
             // The state directory can't be read, so an earlier pass could do nothing.

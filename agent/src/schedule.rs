@@ -10,6 +10,9 @@ use crate::x509::leaf::Leaf;
 /// that remains at a renewal is therefore never less than documented.
 const SPREAD: f64 = 0.1;
 
+/// A bundle changes a few times in a CA's life, so its source is asked every tenth round of discovery.
+pub(crate) const ROUNDS_PER_SECRET_POLL: u32 = 10;
+
 /// How far an issuer may date NotBefore back. PCA dates it back by an hour
 /// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>, `ValidityNotBefore`).
 const BACKDATED: Duration = Duration::from_hours(1);

@@ -18,6 +18,7 @@ use crate::server::standing::Standing;
 use crate::server::{Observed, Other, Phase, Presence, Served};
 use crate::state::generation::Generation;
 use crate::trust::TrustBundle;
+use crate::trust::rollover::RolloverPhase;
 use crate::x509::leaf::Leaf;
 
 /// An anchor that ends within this time makes a warning, because a CA rollover takes preparation.
@@ -69,6 +70,9 @@ pub struct Status {
     pub served: Option<ServedStatus>,
     /// The trust anchors of the node.
     pub trust: Option<TrustStatus>,
+    /// Where a change of the CA stands.
+    #[serde(default)]
+    pub rollover: RolloverStatus,
     /// The servers of the cluster, this node included.
     pub peers: Vec<PeerStatus>,
     /// When the next leaf is due, and the failures so far.
@@ -185,6 +189,41 @@ pub struct TrustStatus {
     pub source: String,
     /// The version that the source gave the bundle.
     pub version: String,
+}
+
+/// Where a change of the CA stands, as this node sees it.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub struct RolloverStatus {
+    /// How far the cluster is.
+    pub phase: RolloverPhase,
+    /// What the next step waits for, in words.
+    pub waits_for: Vec<String>,
+    /// Since when a certificate of the new CA waits.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub since: Option<OffsetDateTime>,
+    /// The subject of the new CA, while a certificate of it waits. Clients must trust the CA by then.
+    #[serde(default)]
+    pub issuer: Option<String>,
+    /// Until when clients have notice of the new CA.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub clients_notice_until: Option<OffsetDateTime>,
+    /// How far each peer is.
+    #[serde(default)]
+    pub peers: Vec<PeerPhase>,
+}
+
+/// How far a peer is in a change of the CA.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct PeerPhase {
+    /// The id of the peer.
+    pub id: String,
+    /// The address of its route port.
+    pub address: String,
+    /// `None`: the peer was not seen yet.
+    pub phase: Option<RolloverPhase>,
+    /// When the peer was seen last.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub seen_at: Option<OffsetDateTime>,
 }
 
 /// A trust anchor.
@@ -307,6 +346,8 @@ pub struct Findings {
     pub generation: Option<Generation>,
     /// The bundle in force.
     pub bundle: Option<TrustBundle>,
+    /// Where a change of the CA stands.
+    pub rollover: RolloverStatus,
     /// The peers in force.
     pub peers: PeerSet,
     /// The last observation of nats-server.
@@ -414,6 +455,7 @@ impl Status {
                 confirmed_at: findings.confirmed_at,
             }),
             trust: bundle.as_ref().map(TrustStatus::of),
+            rollover: findings.rollover.clone(),
             peers,
             nats: NatsStatus {
                 pid: if let Presence::Running(pid) = observed.presence { Some(pid) } else { None },
@@ -434,6 +476,7 @@ impl Status {
     /// A status that tells a state alone.
     pub(crate) fn bare(state: State) -> Self {
         Self {
+            rollover: RolloverStatus::default(),
             state,
             reasons: Vec::new(),
             warnings: Vec::new(),

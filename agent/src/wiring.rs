@@ -133,6 +133,7 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
         commit_point: commit_point(config, clock),
         clock,
         renewal: config.renewal,
+        rollover: config.rollover,
         interval: config.discovery.interval,
         allowed_losses,
     }

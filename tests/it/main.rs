@@ -28,6 +28,7 @@ mod outcomes;
 mod protection;
 mod reloads;
 mod render;
+mod rollover;
 mod rotation;
 mod secrecy;
 mod service;

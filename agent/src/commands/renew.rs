@@ -9,7 +9,6 @@ use tokio::time::Instant;
 
 use super::CommandError;
 use crate::clock::rfc3339;
-use crate::conf::loss::Loss;
 use crate::config::Config;
 use crate::daemon::control::{ControlError, ask};
 use crate::daemon::protocol::{Answer, RenewalResult, Renewed, RenewedLeaf, Request};
@@ -21,8 +20,8 @@ use crate::state::lock::Lock;
 use crate::wiring::wire;
 
 /// Renews, and shows each step on a terminal. Prints the old and the new certificate, or the reason of a failure.
-pub async fn renew(config: &Config, allow_loss: Vec<Loss>, json: bool) -> Result<ExitCode, CommandError> {
-    let renewed = renewed(config, allow_loss, json).await?;
+pub async fn renew(config: &Config, wanted: PassRequest, json: bool) -> Result<ExitCode, CommandError> {
+    let renewed = renewed(config, wanted, json).await?;
     if json {
         print_json(&renewed)?;
     } else {
@@ -31,23 +30,22 @@ pub async fn renew(config: &Config, allow_loss: Vec<Loss>, json: bool) -> Result
     Ok(ExitCode::SUCCESS)
 }
 
-async fn renewed(config: &Config, allow_loss: Vec<Loss>, json: bool) -> Result<Renewed, CommandError> {
+async fn renewed(config: &Config, wanted: PassRequest, json: bool) -> Result<Renewed, CommandError> {
     let mut steps = StepPrinter::new(json);
-    let request = Request::Renew { allow_loss: allow_loss.clone() };
+    let request = Request::Renew { allow_loss: wanted.allow_loss.clone(), now: wanted.now };
     match ask(&config.control_socket, &request, |step| steps.show(&step)).await {
         Ok(Answer::Renewed(renewed)) => Ok(*renewed),
         Ok(Answer::Refused(refusal)) => Err(CommandError::Refused(refusal)),
         Ok(_) => Err(CommandError::OtherAnswer),
-        Err(ControlError::NoDaemon { .. }) => renew_alone(config, allow_loss, &mut steps).await,
+        Err(ControlError::NoDaemon { .. }) => renew_alone(config, wanted, &mut steps).await,
         Err(error) => Err(error.into()),
     }
 }
 
-async fn renew_alone(config: &Config, allow_loss: Vec<Loss>, steps: &mut StepPrinter) -> Result<Renewed, CommandError> {
+async fn renew_alone(config: &Config, wanted: PassRequest, steps: &mut StepPrinter) -> Result<Renewed, CommandError> {
     let _lock = Lock::take(&config.state_directory)?;
     let mut reconciler = Reconciler::new(wire(config, Vec::new()).await?);
     let (sender, mut receiver) = mpsc::unbounded_channel();
-    let wanted = PassRequest { renew: true, allow_loss };
     let renewing = renewal::renew_alone(&mut reconciler, wanted, Progress::to(sender));
     tokio::pin!(renewing);
     loop {

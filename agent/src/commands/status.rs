@@ -16,30 +16,36 @@ use crate::reconcile::Reconciler;
 use crate::server::Phase;
 use crate::server::probe::Port;
 use crate::status::{LastReload, PeerStatus, RouteState, ServedLeaf, ServedStatus, State, Status};
+use crate::trust::rollover::RolloverPhase;
 use crate::wiring::{wire_to_inspect, wire_to_look};
 
 /// Prints the daemon's status. Where no daemon runs, or its first pass is under way, the command inspects the disk and
 /// nats-server itself, and the reasons say so.
 pub async fn status(config: &Config, json: bool) -> Result<ExitCode, CommandError> {
-    let status = match ask(&config.control_socket, &Request::Status, |_| {}).await {
-        Ok(Answer::Status(status)) => *status,
-        Ok(Answer::NoPassYet { pass }) => {
-            let status = inspect(config, Reason::FirstPassUnderWay).await?;
-            Status { pass, ..status }
-        }
-        Ok(Answer::Refused(refusal)) => return Err(CommandError::Refused(refusal)),
-        Ok(_) => return Err(CommandError::OtherAnswer),
-        Err(ControlError::NoDaemon { .. }) => {
-            inspect(config, Reason::AgentNotRunning { socket: config.control_socket.clone() }).await?
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let status = current(config).await?;
     if json {
         print_json(&status)?;
     } else {
         print(&abbreviated(&describe(&status, Clock::System.now(), Paint::stdout())))?;
     }
     Ok(if status.state == State::Healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The daemon's status, or what an inspection finds where no daemon has a status.
+pub(super) async fn current(config: &Config) -> Result<Status, CommandError> {
+    match ask(&config.control_socket, &Request::Status, |_| {}).await {
+        Ok(Answer::Status(status)) => Ok(*status),
+        Ok(Answer::NoPassYet { pass }) => {
+            let status = inspect(config, Reason::FirstPassUnderWay).await?;
+            Ok(Status { pass, ..status })
+        }
+        Ok(Answer::Refused(refusal)) => Err(CommandError::Refused(refusal)),
+        Ok(_) => Err(CommandError::OtherAnswer),
+        Err(ControlError::NoDaemon { .. }) => {
+            inspect(config, Reason::AgentNotRunning { socket: config.control_socket.clone() }).await
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The status without a daemon. `because` is the reason why the daemon has no status.
@@ -111,6 +117,12 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
             line("  anchor", &format!("{}, ends {}", anchor.subject, at(anchor.not_after)));
         }
     }
+    if status.rollover.phase != RolloverPhase::None {
+        line("rollover", &format!("{}; `agent rollover` shows each peer", status.rollover.phase));
+        for wait in &status.rollover.waits_for {
+            line("  waits", wait);
+        }
+    }
     let nats = &status.nats;
     let version = nats.version.as_deref().unwrap_or("unknown version");
     let phase = match nats.state {
@@ -175,7 +187,7 @@ fn ports(status: &Status, served: &ServedStatus) -> Vec<PortRow> {
 }
 
 /// A span of time, in its two largest units.
-fn relative(distance: time::Duration) -> String {
+pub(super) fn relative(distance: time::Duration) -> String {
     let seconds = distance.whole_seconds().unsigned_abs();
     let units = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
     let first = units.iter().position(|(size, _)| seconds >= *size).unwrap_or(units.len() - 1);

@@ -24,6 +24,9 @@ pub enum Request {
         /// Losses that are meant.
         #[serde(default)]
         allow_loss: Vec<Loss>,
+        /// Clients get no notice of a new CA.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        now: bool,
     },
 }
 

@@ -13,7 +13,8 @@ use zeroize::Zeroizing;
 
 use crate::error::with_causes;
 use crate::state::durable::{self, FileError, Secrecy};
-use crate::x509::csr::Csr;
+use crate::x509::csr::{Csr, KeyAlgorithm};
+use crate::x509::san::Sans;
 
 const VERSION: u32 = 1;
 const MAX_SIZE: u64 = 256 * 1024;
@@ -43,6 +44,24 @@ pub struct Entries {
     /// The times of issuance in the last day, in the order of issuance.
     #[serde(with = "timestamps")]
     issued: Vec<OffsetDateTime>,
+    /// What the newest certificate was asked for. Journals of older agents lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concluded: Option<Concluded>,
+}
+
+/// What a certificate in a generation was asked for.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct Concluded {
+    /// SHA-256 of the leaf's DER, hexadecimal.
+    pub leaf: String,
+    /// The name of the issuer.
+    pub issuer: String,
+    /// The validity that was asked for, in milliseconds.
+    pub validity: u64,
+    /// The key's algorithm.
+    pub algorithm: KeyAlgorithm,
+    /// The names and addresses of the request.
+    pub sans: Sans,
 }
 
 /// The field that a journal of every version has.
@@ -65,6 +84,9 @@ pub struct Pending {
     /// The signature algorithm named in the request, once the issuer has given the algorithm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signing_algorithm: Option<String>,
+    /// The validity of the last request, in milliseconds. Journals of older agents lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validity: Option<u64>,
     /// The time given in the last request.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     pub dated: Option<OffsetDateTime>,
@@ -121,7 +143,7 @@ impl Journal {
             return Ok(entries);
         }
         let Some(bytes) = durable::read_if_there(&self.path, MAX_SIZE)?.map(Zeroizing::new) else {
-            return Ok(Entries { version: VERSION, pending: None, issued: Vec::new() });
+            return Ok(Entries { version: VERSION, pending: None, issued: Vec::new(), concluded: None });
         };
         Entries::parse(&bytes).map_err(|reason| JournalError::Unreadable { path: self.path.clone(), reason })
     }
@@ -159,6 +181,7 @@ impl Pending {
             issuer: None,
             begun,
             signing_algorithm: None,
+            validity: None,
             dated: None,
             unheard: None,
             valid_from: None,

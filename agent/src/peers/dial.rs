@@ -19,11 +19,20 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 /// The most peers dialled at the same time.
 const DIALS: usize = 32;
 
+/// What a route port shows in a handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The chain of the server.
+    pub chain: Chain,
+    /// The distinguished names in DER of the CAs that the server accepts. Empty: the server names none.
+    pub accepts: Vec<Vec<u8>>,
+}
+
 /// The way to the peers' route ports.
 #[async_trait]
 pub trait Dial: Send + Sync {
-    /// The chain that each peer shows on its route port, or nothing where a peer shows none. The dialler presents `ours`.
-    async fn served_chains(&self, ours: &StoredChain, peers: Vec<SocketAddr>) -> BTreeMap<SocketAddr, Option<Chain>>;
+    /// What each peer shows on its route port, or nothing where no handshake succeeds. The dialler presents `ours`.
+    async fn shown(&self, ours: &StoredChain, peers: Vec<SocketAddr>) -> BTreeMap<SocketAddr, Option<Shown>>;
 
     /// The peers that still accept a connection, and those that a fault of this machine keeps from being asked.
     async fn answering(&self, peers: Vec<SocketAddr>) -> BTreeSet<SocketAddr>;
@@ -35,12 +44,15 @@ pub(crate) struct Network;
 
 #[async_trait]
 impl Dial for Network {
-    async fn served_chains(&self, ours: &StoredChain, peers: Vec<SocketAddr>) -> BTreeMap<SocketAddr, Option<Chain>> {
+    async fn shown(&self, ours: &StoredChain, peers: Vec<SocketAddr>) -> BTreeMap<SocketAddr, Option<Shown>> {
         let mut shown = peers.iter().map(|address| (*address, None)).collect::<BTreeMap<_, _>>();
         if let Ok(prober) = Prober::presenting(ours) {
             let dialled = concurrently(peers, move |address| {
                 let prober = prober.clone();
-                async move { (address, prober.served(&address.to_string(), Port::Route.opening()).await.ok()) }
+                async move {
+                    let shown = prober.shown(&address.to_string(), Port::Route.opening()).await.ok();
+                    (address, shown.map(|(chain, accepts)| Shown { chain, accepts }))
+                }
             });
             shown.extend(dialled.await);
         }

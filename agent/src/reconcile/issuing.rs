@@ -14,6 +14,7 @@ use crate::schedule::due;
 use crate::state::generation::Generation;
 use crate::status::RenewalStatus;
 use crate::trust::{RejectedChain, TrustBundle, VerifiedChain};
+use crate::x509::leaf::Leaf;
 
 /// Issuance, and when it is tried next.
 pub(super) struct Issuing {
@@ -23,11 +24,17 @@ pub(super) struct Issuing {
     pub(super) retry: Retry,
     /// What came of the issuance in this pass. `None`: the issuer was not asked.
     pub(super) tried: Option<Result<(), Code>>,
+    /// The certificate of a new CA that waits until the CA is trusted. The journal has the certificate too.
+    held: Option<Issued>,
+    /// The certificate of this pass, until it is known whether it waits.
+    taken: Option<Issued>,
+    /// Whether `tried` told of the certificate of this pass in an earlier pass.
+    is_told: bool,
 }
 
 impl Issuing {
     pub(super) fn new(issuance: Issuance, clock: Clock, renewal: RenewalConfig) -> Self {
-        Self { issuance, clock, renewal, retry: Retry::at_once(), tried: None }
+        Self { issuance, clock, renewal, retry: Retry::at_once(), tried: None, held: None, taken: None, is_told: false }
     }
 
     /// When a generation's leaf is to be renewed.
@@ -35,8 +42,22 @@ impl Issuing {
         due(generation.chain.leaf(), self.issuance.validity, self.renewal.at, &node.name)
     }
 
+    /// The certificate that waits, unless the node has other names by now.
+    pub(super) fn take_held(&mut self, node: &Node) -> Option<Issued> {
+        self.is_told = self.held.is_some();
+        self.held.take().filter(|held| held.csr.sans == node.sans)
+    }
+
+    /// Keeps the certificate of this pass for the next passes. Nothing failed, and the issuer is not asked meanwhile.
+    pub(super) fn hold(&mut self) {
+        let now = self.clock.now();
+        self.held = self.taken.take();
+        self.tried = (!self.is_told).then_some(Ok(()));
+        self.retry.succeed(now, now);
+    }
+
     /// Whether the issuer is asked. The reasons are: no generation, an issuance under way, a failed issuance, a leaf
-    /// that is due or lacks a name, or a request for a new certificate.
+    /// that is due or is not what agent.toml asks for, or a request for a new certificate.
     ///
     /// Somebody who asks for a new certificate gets the newest certificate while the committed configuration doesn't name
     /// it: that certificate is paid for.
@@ -60,7 +81,8 @@ impl Issuing {
         // A NotBefore that far off shows that one clock is wrong: the issuer's then, or this machine's now. A certificate
         // that is asked for now waits in the journal until the clock is set.
         let is_of_another_time = leaf.not_before > now + self.issuance.validity;
-        resume || is_of_another_time || !leaf.sans.cover(&node.sans) || now >= self.due(newest, node)
+        let is_as_asked = leaf.sans.cover(&node.sans) && self.issuance.is_as_asked(leaf, node);
+        resume || is_of_another_time || !is_as_asked || now >= self.due(newest, node)
     }
 
     /// Asks the issuer, or resumes the issuance under way.
@@ -77,6 +99,7 @@ impl Issuing {
         node: &Node,
     ) -> Result<Option<VerifiedChain>, PassError> {
         let Some(issued) = issued else { return Ok(None) };
+        self.taken = issued.as_ref().ok().cloned();
         let verified = self.verify(issued, bundle, trust_reason, node);
         if let Err(error) = &verified {
             let RenewalConfig { retry_min, retry_max, .. } = self.renewal;
@@ -114,10 +137,11 @@ impl Issuing {
     /// The certificate is safe in a generation.
     ///
     /// An issuer that returns leaves that are due at once is asked again after a tenth of the validity.
-    pub(super) fn note_written(&mut self) -> Result<(), PassError> {
-        self.issuance.forget()?;
+    pub(super) fn note_written(&mut self, leaf: &Leaf) -> Result<(), PassError> {
+        self.issuance.conclude(leaf)?;
         let now = self.clock.now();
-        self.tried = Some(Ok(()));
+        self.taken = None;
+        self.tried = (!self.is_told).then_some(Ok(()));
         self.retry.succeed(now, now + self.issuance.validity / 10);
         Ok(())
     }
@@ -142,6 +166,9 @@ impl Issuing {
     /// A failure is tried again at its time however long the rest of the pass took: a request whose answer was lost is
     /// repeated while PCA remembers its token.
     pub(super) fn times(&self, newest: Option<&Generation>, node: &Node) -> Vec<OffsetDateTime> {
+        if self.held.is_some() {
+            return Vec::new();
+        }
         let due = newest.map(|newest| self.due(newest, node));
         let due = due.map_or(self.retry.next, |due| due.max(self.retry.next));
         let failed = (self.retry.failures > 0).then_some(self.retry.next);

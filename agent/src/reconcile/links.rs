@@ -9,9 +9,9 @@ use time::OffsetDateTime;
 
 use crate::clock::rfc3339;
 use crate::peers::Peer;
-use crate::peers::dial::Dial;
+use crate::peers::dial::{Dial, Shown};
 use crate::server::monitor::Routez;
-use crate::x509::chain::{Chain, StoredChain};
+use crate::x509::chain::StoredChain;
 use crate::x509::leaf::Leaf;
 
 /// What was seen of the routes to other servers, by `server_name`. The servers with a route are remembered by the next
@@ -126,18 +126,18 @@ impl Neighbours {
     /// and when the peer accepts no new connection.
     pub(super) async fn unfit(&self, ours: &StoredChain, now: OffsetDateTime) -> Vec<UnfitPeer> {
         let away = self.away.iter().map(|id| UnfitPeer { id: id.clone(), why: Unfit::NoRoute });
-        let shown = self.dial.served_chains(ours, self.linked.keys().copied().collect()).await;
-        let failing = shown.iter().filter_map(|(address, chain)| {
+        let shown = self.dial.shown(ours, self.linked.keys().copied().collect()).await;
+        let failing = shown.iter().filter_map(|(address, shown)| {
             let id = self.linked.get(address)?.clone();
-            Some(UnfitPeer { id, why: fault(chain.as_ref(), now)? })
+            Some(UnfitPeer { id, why: fault(shown.as_ref(), now)? })
         });
         away.chain(failing).collect()
     }
 }
 
 /// Whether a peer fails, by the chain on its route port. A leaf that can't be read is no proof of a failure.
-fn fault(chain: Option<&Chain>, now: OffsetDateTime) -> Option<Unfit> {
-    let Some(chain) = chain else { return Some(Unfit::Silent) };
+fn fault(shown: Option<&Shown>, now: OffsetDateTime) -> Option<Unfit> {
+    let Some(Shown { chain, .. }) = shown else { return Some(Unfit::Silent) };
     let leaf = Leaf::parse(chain.leaf()).ok().filter(|leaf| leaf.not_after <= now)?;
     Some(Unfit::Expired { at: leaf.not_after })
 }
@@ -151,6 +151,7 @@ mod tests {
 
     use super::*;
     use crate::server::monitor::RouteConnection;
+    use crate::x509::chain::Chain;
     use crate::x509::test_ca::{Ca, key};
 
     fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
@@ -206,15 +207,11 @@ mod tests {
     }
 
     /// Shows these chains, and refuses a dial of any other address.
-    struct Shown(BTreeMap<SocketAddr, Option<Chain>>);
+    struct Showing(BTreeMap<SocketAddr, Option<Shown>>);
 
     #[async_trait]
-    impl Dial for Shown {
-        async fn served_chains(
-            &self,
-            _ours: &StoredChain,
-            peers: Vec<SocketAddr>,
-        ) -> BTreeMap<SocketAddr, Option<Chain>> {
+    impl Dial for Showing {
+        async fn shown(&self, _ours: &StoredChain, peers: Vec<SocketAddr>) -> BTreeMap<SocketAddr, Option<Shown>> {
             peers
                 .into_iter()
                 .map(|address| (address, self.0.get(&address).expect("a peer with a route").clone()))
@@ -240,9 +237,10 @@ mod tests {
         routez.routes[1].ip = Some(address(2).ip());
         let mut links = Links::of(names(["i-1", "i-3"]));
         links.note(Some(&routez), &names(["i-1", "i-2", "i-3", "i-4"]));
+        let with_chain = |chain: Option<&Chain>| Some(Shown { chain: chain?.clone(), accepts: Vec::new() });
         let unfit = async |shown: [Option<&Chain>; 2], now| {
-            let shown = [1, 2].map(address).into_iter().zip(shown.map(Option::<&Chain>::cloned)).collect();
-            let neighbours = Neighbours::new(&links, Some(&routez), &peers, Arc::new(Shown(shown)));
+            let shown = [1, 2].map(address).into_iter().zip(shown.map(with_chain)).collect();
+            let neighbours = Neighbours::new(&links, Some(&routez), &peers, Arc::new(Showing(shown)));
             neighbours.unfit(&ours, now).await
         };
         let is = |id: &str, why| UnfitPeer { id: id.into(), why };

@@ -20,6 +20,9 @@ pub struct PassRequest {
     /// Losses that are meant.
     #[serde(default)]
     pub allow_loss: Vec<Loss>,
+    /// Clients get no notice of a new CA.
+    #[serde(default)]
+    pub now: bool,
 }
 
 /// Who is asked in a pass.

@@ -18,6 +18,7 @@ impl Reconciler {
         faults.extend(self.issuing.reason());
         faults.extend(self.watch.reasons(now));
         let mut warnings = self.sources.warnings(now);
+        warnings.extend(self.rollover.warnings());
         warnings.extend(self.deployment.warning());
         warnings.extend(self.system_warning());
         warnings.extend(self.watch.warnings(now));
@@ -34,6 +35,7 @@ impl Reconciler {
             // The source's version may change while the anchors stay, and then there is no new generation.
             bundle: self.sources.bundle().or(generation.as_ref().map(|generation| &generation.bundle)).cloned(),
             generation,
+            rollover: self.rollover.status(),
             peers: self.sources.known_peers().clone(),
             observed: seen.observed.clone(),
             listeners: seen.listeners.clone(),

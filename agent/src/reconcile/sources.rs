@@ -14,6 +14,7 @@ use self::included::Included;
 use super::last_good::{LastGood, LastGoodFile};
 use super::pass::Source;
 use super::retry::Retry;
+use super::rollover::{Rollover, View};
 use crate::aws::secret::SecretError;
 use crate::clock::Clock;
 use crate::conf::reader::Contents;
@@ -26,15 +27,12 @@ use crate::node::Node;
 use crate::peers::dial::Dial;
 use crate::peers::{Kept, PeerSet, PeerSource, Sighting};
 use crate::reason::Reason;
-use crate::schedule::jittered;
+use crate::schedule::{ROUNDS_PER_SECRET_POLL, jittered};
 use crate::server::Observed;
 use crate::state::generation::Generation;
+use crate::trust::bundle::Anchor;
 use crate::trust::{TrustBundle, TrustError, TrustSource};
-use crate::x509::chain::Chain;
-use crate::x509::leaf::Leaf;
 
-/// A bundle changes a few times in a CA's life, so its source is asked every tenth round of discovery.
-const ROUNDS_PER_SECRET_POLL: u32 = 10;
 /// After so many polls every node knows a new credential, and every node takes it over.
 const POLLS_OF_NOTICE: u32 = 3;
 
@@ -99,6 +97,14 @@ pub(super) struct KnownCredential {
     versions: Vec<CredentialVersion>,
 }
 
+/// The bundle of the source, and the bundle in force.
+#[derive(Default)]
+pub(super) struct KnownBundle {
+    /// `None`: the source has not answered yet.
+    fetched: Option<TrustBundle>,
+    in_force: Option<TrustBundle>,
+}
+
 /// What the sources answered. `None` stands for a source that was not due.
 pub(super) struct Answers {
     sighting: Option<Result<Sighting, RemoteError>>,
@@ -123,7 +129,7 @@ pub(super) struct Sources {
     pub(super) peers: Polled<dyn PeerSource, KnownPeers>,
     /// Where the peers in force differ from the last sighting.
     kept_peers: Vec<Kept>,
-    trust: Polled<dyn TrustSource, Option<TrustBundle>>,
+    trust: Polled<dyn TrustSource, KnownBundle>,
     /// Subjects of the anchors that the source no longer has.
     kept_anchors: Vec<String>,
     pub(super) credential: Option<Polled<dyn CredentialSource, KnownCredential>>,
@@ -158,7 +164,7 @@ impl Sources {
             dial: seams.dial,
             peers: Polled::new(seams.peers, discovery, known),
             kept_peers: Vec::new(),
-            trust: Polled::new(seams.trust, secrets, None),
+            trust: Polled::new(seams.trust, secrets, KnownBundle::default()),
             kept_anchors: Vec::new(),
             credential,
             included: Included::new(seams.included, secrets, state),
@@ -201,11 +207,12 @@ impl Sources {
         own: SocketAddr,
         newest: Option<&Generation>,
         observed: &Observed,
+        rollover: &mut Rollover,
     ) -> bool {
         let Answers { sighting, bundle, credential, included } = answers;
         self.included.take(included, self.clock.now());
         self.take_peers(sighting, node).await;
-        self.take_trust(bundle, own, newest, observed).await;
+        self.take_trust(bundle, own, newest, observed, rollover).await;
         let has_taken_over = self.take_credential(credential);
         let remembered = self.to_remember();
         if remembered != self.remembered {
@@ -284,52 +291,29 @@ impl Sources {
         own: SocketAddr,
         newest: Option<&Generation>,
         observed: &Observed,
+        rollover: &mut Rollover,
     ) {
         if let Some(bundle) = self.trust.note(fetched, self.clock.now(), |error| error.into()) {
-            let fetched = bundle.anchors.len();
-            let bundle = match newest {
-                Some(newest) => self.with_needed_anchors(bundle, own, newest, observed).await,
-                None => bundle,
-            };
-            self.kept_anchors = bundle.anchors[fetched..].iter().map(|anchor| anchor.subject.clone()).collect();
-            self.trust.last_good = Some(bundle);
+            self.trust.last_good.fetched = Some(bundle);
         }
-        if self.trust.last_good.is_none() {
-            self.trust.last_good = newest.map(|newest| newest.bundle.clone());
-        }
-    }
-
-    async fn with_needed_anchors(
-        &self,
-        fetched: TrustBundle,
-        own: SocketAddr,
-        newest: &Generation,
-        observed: &Observed,
-    ) -> TrustBundle {
-        let known: BTreeSet<&str> = fetched.anchors.iter().map(|anchor| anchor.sha256.as_str()).collect();
-        if newest.bundle.anchors.iter().all(|anchor| known.contains(anchor.sha256.as_str())) {
-            return fetched;
-        }
-        let now = self.clock.now();
-        // A leaf needs its anchor before NotBefore and after NotAfter too, and this machine's clock may be wrong.
-        let in_its_time = |chain: &Chain| match Leaf::parse(chain.leaf()) {
-            Ok(leaf) => now.min(leaf.not_after).max(leaf.not_before),
-            Err(_) => now,
+        let KnownBundle { fetched, in_force } = &mut self.trust.last_good;
+        *in_force = match (&*fetched, newest) {
+            (Some(fetched), Some(newest)) => {
+                let served = observed.each_served().map(|served| &served.chain).collect();
+                let view = View::of(&self.peers.last_good.set, own, newest, fetched, self.clock.now());
+                let view = View { served, ..view };
+                rollover.look(&view, self.dial.as_ref()).await;
+                Some(rollover.keeping(&view))
+            }
+            (Some(fetched), None) => {
+                rollover.note_first(fetched, self.clock.now());
+                Some(fetched.clone())
+            }
+            (None, _) => in_force.take().or_else(|| newest.map(|newest| newest.bundle.clone())),
         };
-        let mut served: Vec<_> = observed.each_served().map(|served| served.chain.clone()).collect();
-        served.push(newest.chain.chain().clone());
-        let peers = self.peers.last_good.set.0.keys().copied().filter(|address| *address != own);
-        let seen = self.dial.served_chains(&newest.chain, peers.collect()).await;
-        let unseen = seen.values().any(Option::is_none);
-        served.extend(seen.into_values().flatten());
-        fetched.keeping(&newest.bundle, |anchor| {
-            let needs_it = |chain: &Chain| {
-                let at = in_its_time(chain);
-                !fetched.chains(chain, at) && newest.bundle.anchor_of(chain, at).is_some_and(|end| end == anchor)
-            };
-            // A peer that can't be asked may need any anchor.
-            unseen || served.iter().any(needs_it)
-        })
+        let kept = |anchor: &&Anchor| !fetched.as_ref().is_none_or(|fetched| fetched.anchors.contains(anchor));
+        let anchors = in_force.iter().flat_map(|bundle| &bundle.anchors);
+        self.kept_anchors = anchors.filter(kept).map(|anchor| anchor.subject.clone()).collect();
     }
 
     /// Returns whether a credential took over from the credential before.
@@ -396,7 +380,12 @@ impl Sources {
 
     /// The bundle in force.
     pub(super) fn bundle(&self) -> Option<&TrustBundle> {
-        self.trust.last_good.as_ref()
+        self.trust.last_good.in_force.as_ref()
+    }
+
+    /// The bundle of the source, once the source has answered.
+    pub(super) fn fetched_bundle(&self) -> Option<&TrustBundle> {
+        self.trust.last_good.fetched.as_ref()
     }
 
     /// Why the bundle was not read.

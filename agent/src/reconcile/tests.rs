@@ -23,7 +23,7 @@ use crate::error::{RemoteError, RemoteErrorKind};
 use crate::issue::journal::Journal;
 use crate::issue::local::Local;
 use crate::issue::{IssuedChain, Issuer};
-use crate::peers::dial::Network;
+use crate::peers::dial::{Network, Shown};
 use crate::peers::{Peer, Sighting};
 use crate::reconcile::commit_point::{CommitParts, DeployError};
 use crate::schedule::earliest;
@@ -32,11 +32,12 @@ use crate::state::durable::fault::{Fault, plan};
 use crate::state::generation::Generations;
 use crate::status::State;
 use crate::trust::{RejectedChain, TrustBundle, TrustError};
-use crate::x509::chain::{Chain, StoredChain};
+use crate::x509::chain::StoredChain;
 use crate::x509::csr::KeyAlgorithm;
 use crate::x509::san::Sans;
 
 mod reloads;
+mod rollover;
 mod time_steps;
 
 const START: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
@@ -89,16 +90,20 @@ impl Witness for Strict {
     }
 }
 
-/// The real network, where the peers in `answering` also count as answering.
+/// The real network, where the peers in `answering` also count as answering, and the peers in `shown` show what a test sets.
 #[derive(Default)]
 struct SettableDial {
     answering: Mutex<BTreeSet<SocketAddr>>,
+    shown: Mutex<BTreeMap<SocketAddr, Shown>>,
 }
 
 #[async_trait]
 impl Dial for SettableDial {
-    async fn served_chains(&self, ours: &StoredChain, peers: Vec<SocketAddr>) -> BTreeMap<SocketAddr, Option<Chain>> {
-        Network.served_chains(ours, peers).await
+    async fn shown(&self, ours: &StoredChain, peers: Vec<SocketAddr>) -> BTreeMap<SocketAddr, Option<Shown>> {
+        let known = self.shown.lock().unwrap().clone();
+        let (set, others): (Vec<_>, Vec<_>) = peers.into_iter().partition(|peer| known.contains_key(peer));
+        let set = set.into_iter().map(|peer| (peer, known.get(&peer).cloned()));
+        Network.shown(ours, others).await.into_iter().chain(set).collect()
     }
 
     async fn answering(&self, peers: Vec<SocketAddr>) -> BTreeSet<SocketAddr> {
@@ -124,6 +129,8 @@ struct Bench {
     validity: Duration,
     name: &'static str,
     template: Option<PathBuf>,
+    rollover: RolloverConfig,
+    algorithm: KeyAlgorithm,
 }
 
 impl Bench {
@@ -153,6 +160,8 @@ impl Bench {
             validity: WEEK,
             name: "i-1",
             template: None,
+            rollover: RolloverConfig::default(),
+            algorithm: KeyAlgorithm::EcdsaP256,
             directory,
         }
     }
@@ -183,7 +192,7 @@ impl Bench {
                 clock: self.clock,
                 validity: self.validity,
                 renewed_after: earliest(self.validity, RenewalConfig::default().at),
-                algorithm: KeyAlgorithm::EcdsaP256,
+                algorithm: self.algorithm,
             },
             trust: Arc::clone(&self.trust) as Arc<dyn TrustSource>,
             peers: Arc::clone(&self.peers) as Arc<dyn PeerSource>,
@@ -203,6 +212,7 @@ impl Bench {
             }),
             clock: self.clock,
             renewal: RenewalConfig::default(),
+            rollover: self.rollover,
             interval: self.interval,
             allowed_losses: Vec::new(),
         })

@@ -1,15 +1,16 @@
 //! A TLS handshake from outside: it shows which chain a port serves.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use std::net::SocketAddr;
 
-use rustls::client::WantsClientCert;
+use rustls::client::{ResolvesClientCert, WantsClientCert};
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ConfigBuilder};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ConfigBuilder, SignatureScheme};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 use tokio::net::TcpStream;
@@ -31,6 +32,8 @@ const GREETING_AFTER_TLS: Duration = Duration::from_secs(1);
 
 /// nats-server's INFO line has some hundreds of bytes; with hundreds of `connect_urls` some tens of kilobytes.
 const MAX_INFO: u64 = 256 * 1024;
+/// The most CA names that are read from a request for a certificate. A bundle has fewer.
+const MAX_ACCEPTED: usize = 1000;
 /// How much of the other end's first words is kept for the case that TLS fails.
 const MAX_HEARD: usize = 4 * 1024;
 
@@ -252,6 +255,19 @@ impl Prober {
         tokio::time::timeout(TIMEOUT, probe).await.unwrap_or(Err(ProbeError::Slow { address: address() }))
     }
 
+    /// The chain that a listener serves, and the distinguished names in DER of the CAs that it accepts.
+    ///
+    /// A listener that verifies clients names these CAs in its request for a certificate (RFC 8446, section 4.2.4; RFC 5246,
+    /// section 7.4.4). nats-server names every CA of its `ca_file`.
+    pub(crate) async fn shown(&self, address: &str, opening: Opening) -> Result<(Chain, Vec<Vec<u8>>), ProbeError> {
+        let mut config = ClientConfig::clone(self.connector.config());
+        let presented = Arc::new(Presented { ours: config.client_auth_cert_resolver, accepted: Mutex::default() });
+        config.client_auth_cert_resolver = Arc::clone(&presented) as Arc<dyn ResolvesClientCert>;
+        let chain = Self { connector: Arc::new(config).into() }.served(address, opening).await?;
+        let accepted = std::mem::take(&mut *presented.accepted.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok((chain, accepted))
+    }
+
     /// A connection to a port that begins TLS at once, and the chain that the port shows. The caller decides whether the
     /// chain is the expected chain.
     pub(crate) async fn connect(&self, address: SocketAddr) -> Result<(TlsStream<TcpStream>, Chain), ProbeError> {
@@ -305,6 +321,25 @@ impl Prober {
         }
         let _closed = tls.shutdown().await;
         Chain::new(served).map_err(|source| ProbeError::Chain { address: address.to_owned(), source })
+    }
+}
+
+/// Presents our own certificate whatever CAs the other end names, and notes these CAs.
+#[derive(Debug)]
+struct Presented {
+    ours: Arc<dyn ResolvesClientCert>,
+    accepted: Mutex<Vec<Vec<u8>>>,
+}
+
+impl ResolvesClientCert for Presented {
+    fn resolve(&self, named: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let named = named.iter().take(MAX_ACCEPTED).map(|name| name.to_vec()).collect();
+        *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = named;
+        self.ours.resolve(&[], schemes)
+    }
+
+    fn has_certs(&self) -> bool {
+        self.ours.has_certs()
     }
 }
 

@@ -100,6 +100,7 @@ fn healthy() -> Findings {
         ends: Box::default(),
     };
     Findings {
+        rollover: RolloverStatus::default(),
         now: NOW,
         node: NodeStatus { name: "n1".into(), addresses: vec!["10.0.1.1".parse().unwrap()], dns_names: Vec::new() },
         instance_id: None,

@@ -143,6 +143,13 @@ impl TrustBundle {
         self.anchors.iter().map(|anchor| pem::encode(&anchor.der)).collect()
     }
 
+    /// The distinguished names of the anchors in DER, as a listener names the CAs that it accepts.
+    #[must_use]
+    pub fn names(&self) -> Vec<Vec<u8>> {
+        let name = |anchor: &Anchor| Some(der::read(&anchor.der).ok()?.subject().as_raw().to_vec());
+        self.anchors.iter().filter_map(name).collect()
+    }
+
     /// Adds the anchors of `before` that are still needed (invariant 5).
     #[must_use]
     pub fn keeping(&self, before: &Self, needed: impl Fn(&Anchor) -> bool) -> Self {

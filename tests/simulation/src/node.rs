@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use doubles::fake_server::{FakeServer, Loaded, Pace, Witness};
 use doubles::moody_issuer::{Moods, MoodyIssuer};
-use nats_tls_agent::config::{NatsConfig, RenewalConfig};
+use nats_tls_agent::config::{NatsConfig, RenewalConfig, RolloverConfig};
 use nats_tls_agent::issue::journal::Journal;
 use nats_tls_agent::issue::{Issuance, Issuer};
 use nats_tls_agent::node::{Node as Identity, Placement};
@@ -222,6 +222,7 @@ impl Life {
                 state: self.directory.clone(),
             }),
             clock: world.clock,
+            rollover: RolloverConfig::default(),
             renewal: RenewalConfig { retry_max: default.retry_max.max(interval / 6), ..default },
             interval,
             allowed_losses: Vec::new(),
@@ -280,7 +281,7 @@ impl Life {
             tokio::select! {
                 biased;
                 order = orders.recv() => match order {
-                    Some(Order::Renew) => wanted.renew = true,
+                    Some(Order::Renew) => (wanted.renew, wanted.now) = (true, true),
                     Some(Order::Restart) | None => return,
                 },
                 () = clock.sleep_until(until) => {}

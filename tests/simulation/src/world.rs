@@ -10,9 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use doubles::fake_server::{FakeServer, Loaded};
 use nats_tls_agent::clock::Clock;
-use nats_tls_agent::peers::dial::Dial;
+use nats_tls_agent::peers::dial::{Dial, Shown};
 use nats_tls_agent::server::monitor::{RouteConnection, Routez};
-use nats_tls_agent::x509::chain::{Chain, StoredChain};
+use nats_tls_agent::x509::chain::StoredChain;
 use time::OffsetDateTime;
 
 use crate::Tell;
@@ -276,11 +276,14 @@ impl World {
 
 #[async_trait]
 impl Dial for World {
-    async fn served_chains(&self, _ours: &StoredChain, peers: Vec<SocketAddr>) -> BTreeMap<SocketAddr, Option<Chain>> {
+    async fn shown(&self, _ours: &StoredChain, peers: Vec<SocketAddr>) -> BTreeMap<SocketAddr, Option<Shown>> {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(2..10))).await;
         let books = self.books();
-        let chain = |peer: &SocketAddr| Some(books.nodes.get(peer)?.server.loaded()?.chain.clone());
-        peers.into_iter().map(|peer| (peer, chain(&peer))).collect()
+        let shown = |peer: &SocketAddr| {
+            let loaded = books.nodes.get(peer)?.server.loaded()?;
+            Some(Shown { chain: loaded.chain.clone(), accepts: loaded.bundle.names() })
+        };
+        peers.into_iter().map(|peer| (peer, shown(&peer))).collect()
     }
 
     async fn answering(&self, peers: Vec<SocketAddr>) -> BTreeSet<SocketAddr> {
