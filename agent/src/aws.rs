@@ -10,6 +10,7 @@
 
 pub(crate) mod calls;
 mod complete_xml;
+pub(crate) mod denial;
 mod role;
 pub mod secret;
 

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::calls::counted;
+use super::denial::{self, Shared};
 use super::{nonsense, refused};
 use crate::error::{RemoteError, RemoteErrorKind};
 
@@ -109,9 +110,12 @@ impl Secret {
             // The code is the same whether the policy of the role or of the KMS key denies the call
             // (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/troubleshoot.html>).
             Some("AccessDeniedException") => {
-                format!(
-                    "allow {GET} on the secret, and kms:Decrypt on the secret's key, in the policy of the instance's role"
-                )
+                let asked = format!("{GET} on the secret, and kms:Decrypt on the secret's key,");
+                let policies = "the secret's resource policy and the policy of its key";
+                // A name stands for a secret of the caller's own account.
+                let owner = denial::owner(&self.id).or_else(|| denial::caller(&error.reason));
+                let resource = Shared { what: "secret", owner, policies };
+                denial::remedy(&asked, &error.reason, &resource)
             }
             Some("DecryptionFailure") => "allow the instance's role kms:Decrypt on the secret's key".into(),
             _ => error.remedy,
