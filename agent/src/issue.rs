@@ -20,7 +20,7 @@ use time::OffsetDateTime;
 
 pub use self::journal::CertificateHandle;
 use self::journal::{Concluded, Entries, Journal, JournalError, Pending};
-use crate::clock::Clock;
+use crate::clock::{Clock, rfc3339};
 use crate::error::{RemoteError, RemoteErrorKind};
 use crate::node::Node;
 use crate::progress::{Progress, Step};
@@ -35,6 +35,15 @@ pub struct IssuedChain {
     pub leaf_pem: String,
     /// The CAs above the leaf, with or without the root.
     pub chain_pem: String,
+}
+
+/// What an issuer says of its CA.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Described {
+    /// Why the CA issues nothing, and the remedy.
+    pub obstacle: Option<String>,
+    /// The longest validity that the CA issues.
+    pub longest: Option<Duration>,
 }
 
 /// A request for a certificate.
@@ -61,6 +70,21 @@ pub trait Issuer: Send + Sync {
     /// Checks that the issuer can do what it will be asked for, and returns the signature algorithm of its requests. The
     /// journal keeps the algorithm, so that a repeated request takes a single call.
     async fn prepare(&self, validity: Duration) -> Result<String, RemoteError>;
+
+    /// NotAfter of the CA's certificate, which no leaf may exceed. `None`: the issuer itself ends a leaf with its CA. The
+    /// answer is fresh where the CA ends within twice the `validity` of a leaf.
+    async fn issues_until(
+        &self,
+        _validity: Duration,
+        _now: OffsetDateTime,
+    ) -> Result<Option<OffsetDateTime>, RemoteError> {
+        Ok(None)
+    }
+
+    /// What the issuer says of its CA beside the CA's certificate. `None`: the issuer says nothing. Only doctor asks.
+    async fn describe(&self) -> Result<Option<Described>, RemoteError> {
+        Ok(None)
+    }
 
     /// Requests a certificate. The answer names the certificate, which may not exist yet.
     async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError>;
@@ -94,6 +118,11 @@ const REPEAT_WITHIN: Duration = Duration::from_mins(4);
 /// The longest pause in the five minutes after an answer was lost, because most repeats may be refused.
 const REPEAT_OFTEN: Duration = Duration::from_secs(15);
 
+/// How long before its CA a leaf ends at the latest, so that a clock that is behind by less asks for nothing that PCA refuses.
+const BEFORE_THE_CA: Duration = Duration::from_mins(1);
+/// The shortest leaf that is worth its price.
+const SHORTEST: Duration = Duration::from_mins(1);
+
 /// A certificate that was issued for a key of ours, and not verified yet.
 #[derive(Clone, Debug)]
 pub struct Issued {
@@ -122,6 +151,39 @@ pub enum ObtainError {
     InProgress {
         /// Who signs.
         issuer: String,
+    },
+    /// This instance waits in a warm pool.
+    #[error(
+        "this instance is in the warm pool of its group ({state}): no certificate is paid for until it goes into service, and \
+         nothing is served"
+    )]
+    InWarmPool {
+        /// The lifecycle state, such as `Warmed:Stopped`.
+        state: String,
+    },
+    /// The CA's certificate has ended, or ends within [`SHORTEST`] and [`BEFORE_THE_CA`].
+    #[error(
+        "{issuer} ended at {}, and it is {} here: it signs nothing any more; install a new certificate for the CA, or name \
+         another CA in issuer.ca_arn", rfc3339(*at), rfc3339(*now)
+    )]
+    IssuerEnded {
+        /// Who signs.
+        issuer: String,
+        /// NotAfter of the CA.
+        at: OffsetDateTime,
+        /// The wall-clock time.
+        now: OffsetDateTime,
+    },
+    /// A new certificate would end no later than the newest certificate, because both end with the CA.
+    #[error(
+        "{issuer} ends at {}, and the newest certificate ends with it, so a further certificate would be paid for in vain; \
+         install a new certificate for the CA, or name another CA in issuer.ca_arn", rfc3339(*at)
+    )]
+    EndsWithIssuer {
+        /// Who signs.
+        issuer: String,
+        /// NotAfter of the CA.
+        at: OffsetDateTime,
     },
     /// The cap of issuances a day is reached.
     #[error(
@@ -159,8 +221,14 @@ pub struct Issuance {
 
 impl Issuance {
     /// Resumes the issuance under way, or begins an issuance. The caller ends the issuance when the certificate is safe
-    /// in a generation, or is unusable.
-    pub(crate) async fn obtain(&self, node: &Node, progress: &Progress) -> Result<Issued, ObtainError> {
+    /// in a generation, or is unusable. A certificate that the CA cuts short is worth its price only if it ends after
+    /// `beyond`.
+    pub(crate) async fn obtain(
+        &self,
+        node: &Node,
+        beyond: Option<OffsetDateTime>,
+        progress: &Progress,
+    ) -> Result<Issued, ObtainError> {
         let mut entries = self.journal.load()?;
         let now = self.clock.now();
         let issuer = self.issuer.name();
@@ -186,7 +254,7 @@ impl Issuance {
         entries.pending = Some(pending.clone());
         let handle = match pending.handle.clone() {
             Some(handle) => handle,
-            None => self.request(&mut entries, pending).await?,
+            None => self.request(&mut entries, pending, beyond).await?,
         };
         progress.report(Step::Requested { handle: handle.0.clone() });
         let chain = self.collect(&mut entries, &handle).await?;
@@ -251,30 +319,47 @@ impl Issuance {
         self.journal.load().is_ok_and(|entries| entries.pending.is_some())
     }
 
-    async fn request(&self, entries: &mut Entries, mut pending: Pending) -> Result<CertificateHandle, ObtainError> {
+    async fn request(
+        &self,
+        entries: &mut Entries,
+        mut pending: Pending,
+        beyond: Option<OffsetDateTime>,
+    ) -> Result<CertificateHandle, ObtainError> {
         let signing_algorithm = if let Some(known) = pending.signing_algorithm.clone() {
             known
         } else {
             self.journal.store(entries)?;
-            match self.issuer.prepare(self.validity).await {
-                Ok(algorithm) => pending.signing_algorithm.insert(algorithm).clone(),
+            match self.prepare().await {
+                Ok((algorithm, ends)) => {
+                    pending.ca_ends = ends;
+                    pending.signing_algorithm.insert(algorithm).clone()
+                }
                 Err(error) => return Err(self.give_up_if_permanent(entries, error)?),
             }
         };
         let now = self.clock.now();
         let may_be_known = pending.unheard.is_some_and(|unheard| is_within(TOKEN_HOLDS, unheard, now));
-        pending.unheard.get_or_insert(now);
         // A request that is repeated while PCA remembers the token is the same to the byte. The end of validity may be
         // a time, so that time stays too. Later PCA has forgotten the token, and the request has the present time. So
         // has a request whose time lies far ahead because the clock was set back.
         let dated = pending.dated.filter(|dated| is_within(TOKEN_HOLDS, *dated, now)).unwrap_or(now);
+        let validity = match self.fitted(pending.ca_ends, dated, beyond.filter(|_| !may_be_known)) {
+            Ok(validity) => validity,
+            Err(error) => {
+                // The next try asks the issuer again: a new certificate of the CA may be installed by then.
+                entries.pending = Some(Pending { signing_algorithm: None, ca_ends: None, ..pending });
+                self.journal.store(entries)?;
+                return Err(error);
+            }
+        };
+        pending.unheard.get_or_insert(now);
         pending.dated = Some(dated);
         pending.validity = Some(in_millis(self.validity));
         entries.pending = Some(pending.clone());
         self.journal.store(entries)?;
         let request = IssueRequest {
             csr_pem: &pending.csr.pem,
-            validity: self.validity,
+            validity,
             now: dated,
             signing_algorithm: &signing_algorithm,
             idempotency_token: &pending.csr.idempotency_token(),
@@ -296,6 +381,35 @@ impl Issuance {
                 Err(self.give_up_if_permanent(entries, error)?)
             }
         }
+    }
+
+    /// The signature algorithm of a request, and the end of the CA.
+    async fn prepare(&self) -> Result<(String, Option<OffsetDateTime>), RemoteError> {
+        let ends = self.issuer.issues_until(self.validity, self.clock.now()).await?;
+        Ok((self.issuer.prepare(self.validity).await?, ends))
+    }
+
+    /// The validity of a leaf that is requested at `dated` from a CA that ends at `ca_ends`. PCA refuses a leaf that would
+    /// outlive its CA (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_IssueCertificate.html>, `Validity`).
+    fn fitted(
+        &self,
+        ca_ends: Option<OffsetDateTime>,
+        dated: OffsetDateTime,
+        beyond: Option<OffsetDateTime>,
+    ) -> Result<Duration, ObtainError> {
+        let Some(at) = ca_ends else { return Ok(self.validity) };
+        let left = Duration::try_from(at - dated).unwrap_or_default().saturating_sub(BEFORE_THE_CA);
+        if left >= self.validity {
+            return Ok(self.validity);
+        }
+        let (issuer, left) = (self.issuer.name(), Duration::from_secs(left.as_secs()));
+        if left < SHORTEST {
+            return Err(ObtainError::IssuerEnded { issuer, at, now: dated });
+        }
+        if beyond.is_some_and(|beyond| dated + left <= beyond + BEFORE_THE_CA) {
+            return Err(ObtainError::EndsWithIssuer { issuer, at });
+        }
+        Ok(left)
     }
 
     /// The longest pause after a failure. No pause is shorter than `shortest`.
@@ -408,17 +522,17 @@ mod tests {
             let issuer = Local::new(directory.path().join(ca), clock);
             issuance(directory.path(), Arc::new(issuer), clock)
         };
-        let first = at("one").obtain(&node(), &Progress::default()).await.unwrap();
-        let again = at("one").obtain(&node(), &Progress::default()).await.unwrap();
+        let first = at("one").obtain(&node(), None, &Progress::default()).await.unwrap();
+        let again = at("one").obtain(&node(), None, &Progress::default()).await.unwrap();
         assert_eq!(again.chain, first.chain);
-        let other = at("two").obtain(&node(), &Progress::default()).await.unwrap();
+        let other = at("two").obtain(&node(), None, &Progress::default()).await.unwrap();
         assert_eq!(other.chain.chain_pem, at("two").issuer.ca_pem().await.unwrap());
         assert!(other.csr.key != first.csr.key);
         // Agents before the `issuer` field wrote such a journal.
         let mut entries = at("two").journal.load().unwrap();
         entries.pending.as_mut().unwrap().issuer = None;
         at("two").journal.store(&entries).unwrap();
-        let resumed = at("two").obtain(&node(), &Progress::default()).await.unwrap();
+        let resumed = at("two").obtain(&node(), None, &Progress::default()).await.unwrap();
         assert_eq!(resumed.chain, other.chain);
     }
 
@@ -494,7 +608,7 @@ mod tests {
         let issuance = issuance(directory.path(), Arc::clone(&issuer) as Arc<dyn Issuer>, clock);
         for minutes in [0, 2, 2, 6, -30] {
             clock.step(time::Duration::minutes(minutes));
-            issuance.obtain(&node(), &Progress::default()).await.unwrap_err();
+            issuance.obtain(&node(), None, &Progress::default()).await.unwrap_err();
         }
         let asked = issuer.asked.lock().unwrap();
         assert!(asked.iter().all(|(_, token)| *token == asked[0].1));
@@ -561,7 +675,7 @@ mod tests {
             let issuance = issuance(directory.path(), Arc::clone(&late) as Arc<dyn Issuer>, clock);
             let mut tries = 0;
             let found = loop {
-                match issuance.obtain(&node(), &Progress::default()).await {
+                match issuance.obtain(&node(), None, &Progress::default()).await {
                     Ok(found) => break found,
                     Err(_) => clock.sleep_until(clock.now() + Duration::from_secs(30)).await,
                 }
@@ -578,10 +692,10 @@ mod tests {
         let late = Late { clock, from: NOW, given: 0.into(), asked: 0.into(), fills_disk: true };
         let late = Arc::new(late);
         let issuance = issuance(directory.path(), Arc::clone(&late) as Arc<dyn Issuer>, clock);
-        issuance.obtain(&node(), &Progress::default()).await.unwrap_err();
+        issuance.obtain(&node(), None, &Progress::default()).await.unwrap_err();
         // PCA has forgotten the token by then.
         clock.sleep_until(NOW + Duration::from_mins(6)).await;
-        let found = issuance.obtain(&node(), &Progress::default()).await.unwrap();
+        let found = issuance.obtain(&node(), None, &Progress::default()).await.unwrap();
         assert_eq!((found.chain.leaf_pem.as_str(), late.given.load(Ordering::Relaxed)), ("arn 1", 1));
         let counted = |journal: &Journal| journal.load().unwrap().issued_in_a_day(clock.now());
         assert_eq!((counted(&issuance.journal), counted(&Journal::of(directory.path()))), (1, 0));
@@ -595,7 +709,7 @@ mod tests {
         let issuer = Arc::new(Away::default());
         for _process in 0..3 {
             let issuance = issuance(directory.path(), Arc::clone(&issuer) as Arc<dyn Issuer>, Clock::starting_at(NOW));
-            issuance.obtain(&node(), &Progress::default()).await.unwrap_err();
+            issuance.obtain(&node(), None, &Progress::default()).await.unwrap_err();
         }
         assert_eq!((issuer.prepared.load(Ordering::Relaxed), issuer.asked.lock().unwrap().len()), (1, 3));
     }
@@ -604,7 +718,7 @@ mod tests {
     async fn fail_until(until: Duration, issuance: &Issuance, clock: Clock, asked: impl Fn() -> usize) -> usize {
         let (before, shortest) = (asked(), Duration::from_secs(5));
         for failures in 1.. {
-            issuance.obtain(&node(), &Progress::default()).await.unwrap_err();
+            issuance.obtain(&node(), None, &Progress::default()).await.unwrap_err();
             let longest = Duration::from_mins(10).min(issuance.longest_pause(shortest));
             clock.sleep_until(clock.now() + backoff(failures, shortest, longest, fastrand::f64())).await;
             if clock.now() >= NOW + until {
@@ -636,10 +750,109 @@ mod tests {
         let refused = fail_until(minutes(120), &at(), clock, asked).await;
         assert!((14..40).contains(&refused), "{refused}");
         issuer.is_silent.store(true, Ordering::Relaxed);
-        let ended = tokio::time::timeout(Duration::from_secs(1), at().obtain(&node(), &Progress::default())).await;
+        let ended =
+            tokio::time::timeout(Duration::from_secs(1), at().obtain(&node(), None, &Progress::default())).await;
         assert!(ended.is_err());
         issuer.is_silent.store(false, Ordering::Relaxed);
         let often = fail_until(minutes(130), &at(), clock, asked).await;
         assert!(often >= 20, "{often}");
+    }
+
+    /// An issuer whose CA ends, with the time and the validity of each request. `is_lost` loses each answer.
+    struct Ending {
+        ends: Mutex<OffsetDateTime>,
+        asked: Mutex<Vec<(OffsetDateTime, Duration)>>,
+        is_lost: AtomicBool,
+    }
+
+    #[async_trait]
+    impl Issuer for Ending {
+        fn name(&self) -> String {
+            "the ending CA".into()
+        }
+
+        async fn prepare(&self, _: Duration) -> Result<String, RemoteError> {
+            Ok("SHA256WITHECDSA".into())
+        }
+
+        async fn issues_until(&self, _: Duration, _: OffsetDateTime) -> Result<Option<OffsetDateTime>, RemoteError> {
+            Ok(Some(*self.ends.lock().unwrap()))
+        }
+
+        async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError> {
+            self.asked.lock().unwrap().push((request.now, request.validity));
+            if self.is_lost.load(Ordering::Relaxed) { Err(away()) } else { Ok(CertificateHandle("arn".into())) }
+        }
+
+        async fn collect(&self, _: &CertificateHandle) -> Result<Option<IssuedChain>, RemoteError> {
+            Ok(Some(IssuedChain { leaf_pem: String::new(), chain_pem: String::new() }))
+        }
+
+        async fn ca_pem(&self) -> Result<String, RemoteError> {
+            Err(away())
+        }
+
+        fn spare_issuances_a_day(&self) -> u32 {
+            12
+        }
+    }
+
+    /// What an issuer with a CA of so many minutes is asked for by a node that asks for leaves of an hour.
+    async fn asked_of_a_ca_of(minutes: i64, beyond: Option<i64>) -> Result<Duration, ObtainError> {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |minutes| NOW + time::Duration::minutes(minutes);
+        let ends = Mutex::new(at(minutes));
+        let issuer = Arc::new(Ending { ends, asked: Mutex::default(), is_lost: AtomicBool::new(false) });
+        let issuance = issuance(directory.path(), Arc::clone(&issuer) as Arc<dyn Issuer>, Clock::starting_at(NOW));
+        let obtained = issuance.obtain(&node(), beyond.map(at), &Progress::default()).await;
+        let asked = issuer.asked.lock().unwrap().clone();
+        assert_eq!(asked.len(), usize::from(obtained.is_ok()), "a request that is refused here is not sent");
+        obtained.map(|_| asked[0].1)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leaf_ends_before_its_ca_and_nothing_is_asked_for_that_the_ca_refuses_or_that_gains_nothing() {
+        let minutes = Duration::from_mins;
+        for (ca, beyond, expected) in [
+            (6000, None, minutes(60)),
+            (61, None, minutes(60)),
+            (60, None, minutes(59)),
+            (30, None, minutes(29)),
+            (2, None, minutes(1)),
+            (30, Some(20), minutes(29)),
+            (6000, Some(5999), minutes(60)),
+        ] {
+            assert_eq!(asked_of_a_ca_of(ca, beyond).await.unwrap(), expected, "{ca} {beyond:?}");
+        }
+        for ca in [1, 0, -60] {
+            let error = asked_of_a_ca_of(ca, None).await.unwrap_err();
+            assert!(matches!(error, ObtainError::IssuerEnded { .. }), "{ca}: {error}");
+            assert!(error.to_string().contains("issuer.ca_arn"), "{error}");
+            assert_eq!(crate::reason::Reason::from(&error).code().as_str(), "issuer_ended");
+        }
+        let error = asked_of_a_ca_of(30, Some(29)).await.unwrap_err();
+        assert!(matches!(error, ObtainError::EndsWithIssuer { .. }), "{error}");
+        assert_eq!(crate::reason::Reason::from(&error).code().as_str(), "issuer_ends");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn invariant_11_a_request_that_its_ca_cuts_short_is_repeated_to_the_byte_and_a_new_ca_certificate_is_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let hour = time::Duration::HOUR;
+        let (ends, is_lost) = (Mutex::new(NOW + hour / 2), AtomicBool::new(true));
+        let issuer = Arc::new(Ending { ends, asked: Mutex::default(), is_lost });
+        let at = |now| issuance(directory.path(), Arc::clone(&issuer) as Arc<dyn Issuer>, Clock::starting_at(now));
+        let minute = |minutes| NOW + time::Duration::minutes(minutes);
+        for now in [minute(0), minute(2)] {
+            at(now).obtain(&node(), None, &Progress::default()).await.unwrap_err();
+        }
+        let first = (NOW, Duration::from_mins(29));
+        assert_eq!(*issuer.asked.lock().unwrap(), [first, first]);
+        // The CA has ended by its old certificate, and gets a new certificate.
+        let ended = at(minute(40)).obtain(&node(), None, &Progress::default()).await.unwrap_err();
+        assert!(matches!(ended, ObtainError::IssuerEnded { .. }), "{ended}");
+        *issuer.ends.lock().unwrap() = NOW + hour * 100;
+        at(minute(41)).obtain(&node(), None, &Progress::default()).await.unwrap_err();
+        assert_eq!(issuer.asked.lock().unwrap().last(), Some(&(minute(41), Duration::from_hours(1))));
     }
 }

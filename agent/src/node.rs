@@ -1,5 +1,6 @@
 //! Who this node is: names, addresses, Region.
 
+pub mod lifecycle;
 pub mod metadata;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -14,6 +14,7 @@ use crate::conf::system::Obstacle;
 use crate::config::ConfigError;
 use crate::error::{RemoteError, RemoteErrorKind, with_causes};
 use crate::issue::ObtainError;
+use crate::issue::acm_pca::INVALID_STATE;
 use crate::issue::journal::JournalError;
 use crate::node::IdentityError;
 use crate::peers::Kept;
@@ -57,6 +58,8 @@ codes! {
     CertificateNotYetValid = "certificate_not_yet_valid",
     /// A port serves a certificate that clients and peers refuse.
     ServedCertificateRefused = "served_certificate_refused",
+    /// This instance waits in the warm pool of its group.
+    InWarmPool = "in_warm_pool",
     /// A renewal failed.
     NoNewCertificate = "no_new_certificate",
     /// The issuer's certificate is not what the CSR asked for, or chains to no anchor.
@@ -77,6 +80,12 @@ codes! {
     IssuerInProgress = "issuer_in_progress",
     /// The issuer doesn't know the certificate that it named.
     IssuerAbsent = "issuer_absent",
+    /// The status of the CA doesn't allow it to issue.
+    IssuerNotActive = "issuer_not_active",
+    /// The CA's certificate has ended.
+    IssuerEnded = "issuer_ended",
+    /// The CA's certificate ends within two lifetimes of a leaf.
+    IssuerEnds = "issuer_ends",
     /// The cap on issuances a day is reached.
     IssuanceCap = "issuance_cap",
     /// The cryptographic library made no key or no CSR.
@@ -389,6 +398,13 @@ pub enum Reason {
         /// The last failure.
         because: Box<Self>,
     },
+    /// The CA of the newest leaf ends within two lifetimes of a leaf.
+    IssuerEnds {
+        /// Distinguished name.
+        subject: String,
+        /// NotAfter.
+        at: OffsetDateTime,
+    },
     /// The issued certificate can't be verified before a trust bundle is read.
     CertificateWaitsForBundle {
         /// Why there is no bundle, once the source was asked.
@@ -616,6 +632,7 @@ impl Reason {
             Self::CertificateNotYetValid { .. } => Code::CertificateNotYetValid,
             Self::ServedCertificateRefused { .. } => Code::ServedCertificateRefused,
             Self::NoNewCertificate { .. } => Code::NoNewCertificate,
+            Self::IssuerEnds { .. } => Code::IssuerEnds,
             Self::CertificateWaitsForBundle { .. } => Code::CertificateWaitsForBundle,
             Self::PeersUnknown { .. } => Code::PeersUnknown,
             Self::CredentialUnknown => Code::CredentialUnknown,
@@ -693,7 +710,7 @@ impl Reason {
                 Some(id.clone())
             }
             Self::PeerIsThisNode { peer, .. } => Some(peer.clone()),
-            Self::Anchor { subject, .. } => Some(subject.clone()),
+            Self::Anchor { subject, .. } | Self::IssuerEnds { subject, .. } => Some(subject.clone()),
             Self::AnchorsKept { subjects } => Some(subjects.join(", ")),
             Self::RolloverWaits { issuer, .. } => Some(issuer.clone()),
             Self::CommittedNotServed(Mismatch::PortSilent { port, .. } | Mismatch::OtherLeaf { port }) => {
@@ -757,6 +774,12 @@ impl fmt::Display for Reason {
             Self::NoNewCertificate { attempts, because } => {
                 write!(formatter, "no new certificate after {attempts} attempts: {because}")
             }
+            Self::IssuerEnds { subject, at } => write!(
+                formatter,
+                "the issuer's CA {subject} ends at {}, within two lifetimes of a certificate, and every certificate ends with \
+                 it; install a new certificate for the CA, or change to another CA",
+                rfc3339(*at)
+            ),
             Self::CertificateWaitsForBundle { because: Some(because) } => {
                 write!(formatter, "the certificate waits for a trust bundle: {because}")
             }
@@ -1011,7 +1034,13 @@ impl From<&ObtainError> for Reason {
         let (code, subject) = match error {
             ObtainError::Csr(_) | ObtainError::BrokenOff(_) => (Code::KeyNotMade, None),
             ObtainError::Journal(error) => return error.into(),
+            ObtainError::Issuer(error) if error.code.as_deref() == Some(INVALID_STATE) => {
+                (Code::IssuerNotActive, Some(call(error)))
+            }
             ObtainError::Issuer(error) => (Code::remote(Asked::Issuer, error.kind), Some(call(error))),
+            ObtainError::InWarmPool { state } => (Code::InWarmPool, Some(state.clone())),
+            ObtainError::IssuerEnded { .. } => (Code::IssuerEnded, None),
+            ObtainError::EndsWithIssuer { .. } => (Code::IssuerEnds, None),
             ObtainError::InProgress { .. } => (Code::IssuerInProgress, None),
             ObtainError::Capped { .. } => (Code::IssuanceCap, None),
         };

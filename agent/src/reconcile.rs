@@ -50,6 +50,7 @@ use crate::error::with_causes;
 use crate::included::IncludedSource;
 use crate::issue::{Issuance, Issued, ObtainError};
 use crate::node::Node;
+use crate::node::lifecycle::Lifecycle;
 use crate::peers::dial::Dial;
 use crate::peers::{Peer, PeerSource};
 use crate::progress::{Progress, Step};
@@ -67,6 +68,8 @@ pub struct Parts {
     pub node: Node,
     /// Who signs, through the journal.
     pub issuance: Issuance,
+    /// Tells whether this instance is in a warm pool. `None`: it is in no Auto Scaling group.
+    pub lifecycle: Option<Arc<dyn Lifecycle>>,
     /// Where the bundle comes from.
     pub trust: Arc<dyn TrustSource>,
     /// Where peers are seen.
@@ -155,7 +158,7 @@ impl Reconciler {
         let system_user = SystemUser::of(&commit.nats, &commit.state);
         Self {
             sources: Sources::new(seams, clock, interval, &renewal, remembered, &commit.state),
-            issuing: Issuing::new(parts.issuance, clock, renewal),
+            issuing: Issuing::new(parts.issuance, parts.lifecycle, clock, renewal),
             deployment: Deployment::new(parts.commit_point, clock, renewal, interval),
             node,
             clock,
@@ -271,11 +274,12 @@ impl Reconciler {
         let is_committed = |newest: &Generation| self.deployment.commit_point.names(newest.chain.leaf());
         let obtain = self.issuing.is_wanted(self.newest.as_ref(), is_committed, wanted.renew, &self.node, now);
         let held = self.issuing.take_held(&self.node);
+        let renewed = self.newest.as_ref().filter(|_| !wanted.renew);
         let (issued, answers) = tokio::join!(
             async {
                 match held {
                     Some(held) => Some(Ok(held)),
-                    None if obtain => Some(self.issuing.obtain(&self.node, progress).await),
+                    None if obtain => Some(self.issuing.obtain(renewed, &self.node, progress).await),
                     None => None,
                 }
             },

@@ -135,6 +135,9 @@ pub struct LeafStatus {
     pub not_after: OffsetDateTime,
     /// The issuer's distinguished name.
     pub issuer: String,
+    /// NotAfter of the issuer's CA certificate, where the chain or the bundle has the certificate.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub issuer_not_after: Option<OffsetDateTime>,
     /// The SANs: DNS names, then addresses.
     pub sans: Vec<String>,
     /// SHA-256 of the leaf's DER, hexadecimal.
@@ -367,6 +370,13 @@ pub struct Findings {
 }
 
 impl Status {
+    /// The status of a node that is out of service and waits: it serves nothing, and nobody expects it to. What its sources
+    /// meet is worth knowing before it goes into service.
+    pub(crate) fn waiting(self, waits: &Reason, faults: &[Reason]) -> Self {
+        let told = std::iter::once(waits).chain(faults).map(Told::from);
+        Self { state: State::Healthy, reasons: Vec::new(), warnings: told.chain(self.warnings).collect(), ..self }
+    }
+
     /// The status that follows from the findings. The function is pure.
     #[must_use]
     pub fn of(findings: Findings) -> Self {
@@ -532,6 +542,7 @@ impl LeafStatus {
             not_before: leaf.not_before,
             not_after: leaf.not_after,
             issuer: leaf.issuer.clone(),
+            issuer_not_after: generation.bundle.issuer_of(generation.chain.chain()).map(|(_, at)| at),
             sans: names.chain(leaf.sans.ips.iter().map(ToString::to_string)).collect(),
             sha256: leaf.sha256.clone(),
             generation: generation.number,

@@ -7,6 +7,7 @@
 //!
 //! Here the issuer's answer is checked once. Only a [`VerifiedChain`] becomes a new generation.
 
+pub(crate) mod authority;
 pub(crate) mod bundle;
 pub mod rollover;
 pub mod sources;

@@ -19,6 +19,7 @@ use crate::issue::acm_pca::AcmPca;
 use crate::issue::journal::Journal;
 use crate::issue::local::Local;
 use crate::issue::{Issuance, Issuer};
+use crate::node::lifecycle::{InGroup, Lifecycle};
 use crate::node::{IdentityError, Needs, Node, as_certified, identify};
 use crate::peers::PeerSource;
 use crate::peers::asg::Asg;
@@ -102,6 +103,10 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
         let file = credentials_of(&config.state_directory, id);
         included.push((file, Arc::new(SystemSecret::new(aws().await, id))));
     }
+    let mut lifecycle: Option<Arc<dyn Lifecycle>> = None;
+    if matches!(config.discovery.kind, DiscoveryKind::Asg { .. }) {
+        lifecycle = Some(Arc::new(InGroup::new(&settings, aws().await, node.instance_id.clone())));
+    }
     let peers: Arc<dyn PeerSource> = match &config.discovery.kind {
         DiscoveryKind::Asg { asg_name, addresses } => Arc::new(Asg::new(
             aws().await,
@@ -125,6 +130,7 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
             renewed_after: earliest(config.issuer.validity, config.renewal.at),
             algorithm: config.issuer.key_algorithm,
         },
+        lifecycle,
         trust,
         peers,
         dial: Arc::new(Network),

@@ -159,11 +159,39 @@ async fn pca_errors_are_sorted_by_what_they_mean() {
         assert_eq!(error.kind, expected, "{code}");
         let text = error.to_string();
         assert!(text.contains(code) && text.contains("the service's own words") && text.contains("req-42"), "{text}");
-        assert_eq!(service.asked().len(), 1, "the SDK must not repeat {code}: {:?}", service.asked());
+        let asked = service.asked();
+        let calls = asked.iter().map(|(call, _)| call.trim_start_matches("ACMPrivateCA.")).collect::<Vec<_>>();
+        // An answer that leaves out the CA's status is followed by the question for it.
+        let status = (code == "InvalidStateException").then_some("DescribeCertificateAuthority");
+        let expected: Vec<&str> = std::iter::once("GetCertificate").chain(status).collect();
+        assert_eq!(calls, expected, "the SDK must not repeat {code}");
     }
     service.script([error(400, "RequestInProgressException")]);
     let collected = issuer.collect(&CertificateHandle(format!("{CA}/certificate/1"))).await;
     assert_eq!((collected.unwrap(), service.asked().len()), (None, 1));
+}
+
+/// PCA's words leave the status out. The remedy is the status's own where the role may ask for it.
+#[tokio::test]
+async fn a_ca_that_does_not_issue_is_told_by_its_status_where_the_role_may_ask() {
+    let service = Scripted::start().await;
+    let issuer = AcmPca::new(&service.config().await, arn(CA), None);
+    let describe = |status: &str| ok(&serde_json::json!({"CertificateAuthority": {"Status": status}}));
+    for (described, word) in [
+        (describe("EXPIRED"), "import-certificate-authority-certificate"),
+        (describe("DELETED"), "restore-certificate-authority"),
+        (describe("DISABLED"), "--status ACTIVE"),
+        (describe("FAILED"), "make another CA"),
+        (describe("CREATING"), "being made"),
+        (describe("PENDING_CERTIFICATE"), "get-certificate-authority-csr"),
+        (describe("SOMETHING_NEW"), "must be ACTIVE"),
+        (error(400, "AccessDeniedException"), "describe-certificate-authority shows"),
+    ] {
+        service.script([error(400, "InvalidStateException"), described]);
+        let error = issuer.collect(&CertificateHandle(format!("{CA}/certificate/1"))).await.unwrap_err();
+        assert_eq!(error.code.as_deref(), Some("InvalidStateException"));
+        assert!(error.to_string().contains(word), "{word}: {error}");
+    }
 }
 
 #[tokio::test]

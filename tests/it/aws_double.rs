@@ -157,6 +157,25 @@ async fn states_limits_and_quotas_of_the_ca_are_seen_as_what_they_are() {
     assert!(error.kind == RemoteErrorKind::Permanent && error.to_string().contains("7 days"), "{error}");
 }
 
+/// A new certificate of the CA has to be seen near the end of the old one, and a CA that ends in years costs one question.
+#[tokio::test]
+async fn the_end_of_the_ca_is_asked_for_once_and_again_only_where_it_is_near() {
+    let world = World::start().await;
+    let issuer = world.issuer();
+    let asked = || world.double.calls(Operation::GetCertificateAuthorityCertificate).len();
+    let ends = world.double.account(|aws, _| aws.pca.authority(&world.ca).unwrap().not_after());
+    let ends = ends.replace_nanosecond(0).unwrap();
+    for _ in 0..3 {
+        assert_eq!(issuer.issues_until(7 * DAY, now()).await.unwrap(), Some(ends));
+        issuer.prepare(7 * DAY).await.unwrap();
+    }
+    assert_eq!(asked(), 1);
+    for _ in 0..2 {
+        assert_eq!(issuer.issues_until(7 * DAY, ends - 13 * DAY).await.unwrap(), Some(ends));
+    }
+    assert_eq!(asked(), 3);
+}
+
 #[tokio::test]
 async fn a_secrets_current_version_is_read_also_where_it_is_binary() {
     let world = World::start().await;

@@ -21,6 +21,7 @@ mod iam;
 mod idle;
 mod included;
 mod install;
+mod issuer;
 mod jetstream;
 mod listeners;
 mod operator;

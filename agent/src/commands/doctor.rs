@@ -3,6 +3,8 @@
 //! Doctor reads and asks. It issues nothing and changes nothing. The checks that need no identity are made even where this
 //! node's identity is unknown.
 
+mod issuer;
+
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;
@@ -25,7 +27,9 @@ use crate::daemon::control::{ControlError, ask};
 use crate::daemon::protocol::{Answer, Request};
 use crate::error::{RemoteErrorKind, with_causes};
 use crate::included::Purpose;
+use crate::issue::ObtainError;
 use crate::node::Node;
+use crate::node::lifecycle::Lifecycle;
 use crate::output::{Paint, abbreviated, print, print_json};
 use crate::peers::{Peer, PeerSet, Sighting};
 use crate::reason::Reason;
@@ -39,7 +43,7 @@ use crate::server::{Condition, NatsServer, Observed, Other, Presence, Served};
 use crate::state::durable::FileError;
 use crate::state::generation::Generation;
 use crate::status::State;
-use crate::trust::{TrustBundle, TrustError};
+use crate::trust::TrustError;
 use crate::wiring::{commit_point, wire_to_look};
 use crate::x509::chain::StoredChain;
 
@@ -176,12 +180,16 @@ struct Sources {
 }
 
 async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
-    let (ca, bundle, sighting) = tokio::join!(parts.issuance.issuer.ca_pem(), parts.trust.fetch(), parts.peers.sight());
-    let mut checks = vec![
-        match &ca {
-            Err(error) if error.kind == RemoteErrorKind::Absent => Check::warning("issuer", NO_CA),
-            ca => Check::of("issuer", ca, |_| "it gives its CA certificate".into()),
-        },
+    let (ca, bundle, sighting, pool) = tokio::join!(
+        parts.issuance.issuer.ca_pem(),
+        parts.trust.fetch(),
+        parts.peers.sight(),
+        warm_pool(parts.lifecycle.as_deref()),
+    );
+    let waits = pool.is_some();
+    let mut checks: Vec<Check> = pool.into_iter().collect();
+    checks.extend([
+        issuer::issues(&parts.issuance, &ca).await,
         match &bundle {
             Err(TrustError::Issuer { source }) if source.kind == RemoteErrorKind::Absent => {
                 Check::warning("trust", NO_CA)
@@ -193,12 +201,12 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
         Check::of("peers", &sighting, |seen| {
             seen.peers.iter().map(|peer| peer.id.as_str()).collect::<Vec<_>>().join(", ")
         }),
-    ];
+    ]);
     if let (Ok(ca), Ok(bundle)) = (&ca, &bundle) {
-        checks.push(issuer_is_trusted(ca, bundle));
+        checks.push(issuer::is_trusted(ca, bundle, &parts.node, parts.issuance.validity, Clock::System.now()));
     }
     if let Ok(seen) = &sighting {
-        checks.extend(peers_are_whole(seen, &parts.node));
+        checks.extend(peers_are_whole(seen, &parts.node, waits));
     }
     checks.push(match &parts.credential {
         None => Check::warning("credential", Reason::CredentialMissing.to_string()),
@@ -288,28 +296,17 @@ fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-fn issuer_is_trusted(ca: &str, bundle: &TrustBundle) -> Check {
-    match TrustBundle::parse(ca.as_bytes(), "issuer", "") {
-        Ok(chain) if chain.anchors.iter().any(|ca| bundle.anchors.contains(ca)) => {
-            Check::ok("issuer in trust", "the bundle has the issuer's CA or one above it")
-        }
-        Ok(chain) => {
-            let subjects: Vec<_> = chain.anchors.iter().map(|ca| ca.subject.as_str()).collect();
-            Check::failed(
-                "issuer in trust",
-                format!(
-                    "the bundle has none of {}, so no leaf of the issuer is accepted; add the CA to the bundle",
-                    subjects.join(", ")
-                ),
-            )
-        }
-        Err(error) => Check::failed("issuer in trust", with_causes(&error)),
-    }
+/// Why nothing comes up, where this instance waits in a warm pool.
+async fn warm_pool(lifecycle: Option<&dyn Lifecycle>) -> Option<Check> {
+    let state = lifecycle?.warm_pool().await?;
+    Some(Check::warning("lifecycle", ObtainError::InWarmPool { state }.to_string()))
 }
 
-fn peers_are_whole(seen: &Sighting, node: &Node) -> Vec<Check> {
+/// Discovery leaves out an instance that waits in a warm pool.
+fn peers_are_whole(seen: &Sighting, node: &Node, waits: bool) -> Vec<Check> {
     let kept = PeerSet::default().after(seen, node, |_| false).kept;
-    kept.into_iter().map(|kept| Check::failed("peers", kept.to_string())).collect()
+    let graded = if waits { Check::warning } else { Check::failed };
+    kept.into_iter().map(|kept| graded("peers", kept.to_string())).collect()
 }
 
 /// Whether clients and peers accept the newest certificate.
@@ -540,6 +537,7 @@ fn table(checks: &[Check]) -> String {
 mod tests {
     use super::*;
     use crate::issue::IssuedChain;
+    use crate::trust::TrustBundle;
     use crate::x509::test_ca::{Ca, NOW, key, sans};
 
     #[test]

@@ -217,6 +217,7 @@ mod tests {
             not_before: NOW,
             not_after: NOW + time::Duration::DAY,
             issuer: "CN=ca".into(),
+            issuer_not_after: None,
             sans: vec!["10.0.1.1".into()],
             sha256: "0a".repeat(32),
             generation: 7,

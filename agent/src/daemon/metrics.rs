@@ -194,6 +194,8 @@ fn register_single(registry: &mut Registry, published: &Published, status: &Stat
         "End of the newest leaf, served or not, as Unix time",
         leaf.map(|leaf| unix(leaf.not_after)),
     );
+    let issuer = leaf.and_then(|leaf| leaf.issuer_not_after).map(unix);
+    gauge("issuer_not_after_timestamp_seconds", "End of the CA that issued the newest leaf, as Unix time", issuer);
     let generation = leaf.map(|leaf| i64::try_from(leaf.generation).unwrap_or(i64::MAX));
     gauge("leaf_generation", "Generation that holds the newest leaf", generation);
     let next = status.renewal.next.map(unix);
@@ -298,6 +300,7 @@ mod tests {
                 not_before: datetime!(1970-01-01 00:00:01 UTC),
                 not_after: datetime!(1970-01-01 00:00:02 UTC),
                 issuer: "CN=ca".into(),
+                issuer_not_after: Some(datetime!(1970-01-01 00:00:10 UTC)),
                 sans: Vec::new(),
                 sha256: "0a".into(),
                 generation: 7,
@@ -345,6 +348,7 @@ mod tests {
         let expected = [
             "anchor_not_after_timestamp_seconds 5",
             "build_info{version=\"VERSION\"} 1",
+            "issuer_not_after_timestamp_seconds 10",
             "last_pass_timestamp_seconds 8",
             "leaf_generation 7",
             "leaf_not_after_timestamp_seconds 2",

@@ -5,13 +5,18 @@
 //! certificate whose ARN is lost was paid for and can't be found again. So the caller journals what [`AcmPca::request`]
 //! returns before it collects.
 
+mod refusal;
+
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_config::{Region, SdkConfig};
 use aws_sdk_acmpca::Client;
 use aws_sdk_acmpca::primitives::Blob;
-use aws_sdk_acmpca::types::{CertificateAuthorityUsageMode, SigningAlgorithm, Validity, ValidityPeriodType};
+use aws_sdk_acmpca::types::{
+    CertificateAuthority, CertificateAuthorityUsageMode, SigningAlgorithm, Validity, ValidityPeriodType,
+};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -22,7 +27,9 @@ use x509_parser::oid_registry::{
 };
 use x509_parser::x509::SubjectPublicKeyInfo;
 
-use super::{CertificateHandle, IssueRequest, IssuedChain, Issuer};
+pub(crate) use self::refusal::INVALID_STATE;
+use self::refusal::{ACTIVE, of_status, sorted, status_in};
+use super::{CertificateHandle, Described, IssueRequest, IssuedChain, Issuer};
 use crate::aws::calls::{IN_PROGRESS, counted};
 use crate::aws::{nonsense, refused};
 use crate::config::CaArn;
@@ -51,8 +58,18 @@ pub struct AcmPca {
     client: Client,
     ca_arn: CaArn,
     template_arn: String,
-    signing_algorithm: OnceCell<String>,
     usage_mode: OnceCell<UsageMode>,
+    /// What was last read of the CA's certificate.
+    certificate: Mutex<Option<CaCertificate>>,
+}
+
+/// What the agent uses of the CA's certificate.
+#[derive(Clone, Debug)]
+struct CaCertificate {
+    /// A signature algorithm for the CA's key. The key of a CA never changes.
+    signing_algorithm: String,
+    /// NotAfter. A new certificate for the CA has a later end.
+    ends: OffsetDateTime,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +93,8 @@ impl AcmPca {
             client: Client::from_conf(config),
             ca_arn,
             template_arn,
-            signing_algorithm: OnceCell::new(),
             usage_mode: OnceCell::new(),
+            certificate: Mutex::default(),
         }
     }
 
@@ -98,11 +115,9 @@ impl AcmPca {
     }
 
     async fn ask_usage_mode(&self) -> Result<UsageMode, RemoteError> {
-        let request = self.client.describe_certificate_authority().certificate_authority_arn(self.ca_arn.as_str());
-        match counted(DESCRIBE, request.send().await).map_err(|error| self.refused(DESCRIBE, error)) {
-            Ok(answer) => {
-                let mode = answer.certificate_authority.and_then(|ca| ca.usage_mode);
-                let short = mode == Some(CertificateAuthorityUsageMode::ShortLivedCertificate);
+        match self.ask_description().await {
+            Ok(described) => {
+                let short = described.usage_mode == Some(CertificateAuthorityUsageMode::ShortLivedCertificate);
                 Ok(if short { UsageMode::ShortLived } else { UsageMode::NoLimitKnown })
             }
             Err(error) if error.kind == RemoteErrorKind::Denied && error.code.is_some() => {
@@ -115,21 +130,56 @@ impl AcmPca {
         }
     }
 
-    async fn ask_signing_algorithm(&self) -> Result<String, RemoteError> {
+    async fn ask_description(&self) -> Result<CertificateAuthority, RemoteError> {
+        let request = self.client.describe_certificate_authority().certificate_authority_arn(self.ca_arn.as_str());
+        let answer = counted(DESCRIBE, request.send().await).map_err(|error| self.refused(DESCRIBE, error))?;
+        let described = answer.certificate_authority;
+        described.ok_or_else(|| nonsense(&self.attempt(DESCRIBE), "the answer describes no CA"))
+    }
+
+    /// The error of a call. Where the CA's status doesn't allow the call, the CA is asked for its status: the answer may not
+    /// name it. Without the permission to ask, the error has the answer's own words.
+    async fn failed<E>(&self, call: &str, error: SdkError<E, HttpResponse>) -> RemoteError
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let error = self.refused(call, error);
+        if error.code.as_deref() != Some(INVALID_STATE) || status_in(&error.reason).is_some() {
+            return error;
+        }
+        let described = self.ask_description().await.ok();
+        match described.as_ref().and_then(|described| described.status()) {
+            Some(status) => RemoteError {
+                reason: format!("{}; the CA's status is {status}", error.reason),
+                remedy: of_status(status.as_str()).to_owned(),
+                ..error
+            },
+            None => error,
+        }
+    }
+
+    fn known_certificate(&self) -> Option<CaCertificate> {
+        self.certificate.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn read_certificate(&self) -> Result<CaCertificate, RemoteError> {
         let (certificate, _) = self.ca_certificate().await?;
-        let algorithm = signing_algorithm(&certificate).map_err(|reason| {
+        let read = CaCertificate::read(&certificate).map_err(|reason| {
             let remedy = "use a CA whose key is RSA or ECDSA on P-256, P-384 or P-521";
             RemoteError::new(RemoteErrorKind::Permanent, self.attempt(CA_CERTIFICATE), reason, remedy)
         })?;
-        Ok(algorithm.as_str().to_owned())
+        *self.certificate.lock().unwrap_or_else(PoisonError::into_inner) = Some(read.clone());
+        Ok(read)
     }
 
     /// The CA's certificate, and the chain above it. A root CA has no chain.
     async fn ca_certificate(&self) -> Result<(String, Option<String>), RemoteError> {
         let request =
             self.client.get_certificate_authority_certificate().certificate_authority_arn(self.ca_arn.as_str());
-        let answer =
-            counted(CA_CERTIFICATE, request.send().await).map_err(|error| self.refused(CA_CERTIFICATE, error))?;
+        let answer = match counted(CA_CERTIFICATE, request.send().await) {
+            Ok(answer) => answer,
+            Err(error) => return Err(self.failed(CA_CERTIFICATE, error).await),
+        };
         let certificate = self.pem(CA_CERTIFICATE, answer.certificate, MAX_CERTIFICATE_BYTES)?;
         let chain = answer.certificate_chain.filter(|chain| !chain.trim().is_empty());
         let chain = chain.map(|chain| self.pem(CA_CERTIFICATE, Some(chain), MAX_CHAIN_BYTES)).transpose()?;
@@ -157,7 +207,7 @@ impl AcmPca {
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
-        sorted(call, RemoteError { attempt: self.attempt(call), ..refused(call, error) })
+        sorted(call, &self.ca_arn, RemoteError { attempt: self.attempt(call), ..refused(call, error) })
     }
 }
 
@@ -169,7 +219,32 @@ impl Issuer for AcmPca {
 
     async fn prepare(&self, validity: Duration) -> Result<String, RemoteError> {
         self.check_validity(validity).await?;
-        self.signing_algorithm.get_or_try_init(|| self.ask_signing_algorithm()).await.cloned()
+        match self.known_certificate() {
+            Some(known) => Ok(known.signing_algorithm),
+            None => Ok(self.read_certificate().await?.signing_algorithm),
+        }
+    }
+
+    /// Asks for the CA's certificate again where the certificate that is known ends soon: a new one may be installed.
+    async fn issues_until(
+        &self,
+        validity: Duration,
+        now: OffsetDateTime,
+    ) -> Result<Option<OffsetDateTime>, RemoteError> {
+        let known = self.known_certificate().filter(|known| known.ends - now > validity.saturating_mul(2));
+        match known {
+            Some(known) => Ok(Some(known.ends)),
+            None => Ok(Some(self.read_certificate().await?.ends)),
+        }
+    }
+
+    async fn describe(&self) -> Result<Option<Described>, RemoteError> {
+        let described = self.ask_description().await?;
+        let status = described.status().filter(|status| status.as_str() != ACTIVE);
+        let failure = described.failure_reason().map(|reason| format!(" ({reason})")).unwrap_or_default();
+        let obstacle = status.map(|status| format!("the CA is {status}{failure}; {}", of_status(status.as_str())));
+        let is_short = described.usage_mode == Some(CertificateAuthorityUsageMode::ShortLivedCertificate);
+        Ok(Some(Described { obstacle, longest: is_short.then_some(SHORT_LIVED_LIMIT) }))
     }
 
     async fn request(&self, request: &IssueRequest<'_>) -> Result<CertificateHandle, RemoteError> {
@@ -183,7 +258,10 @@ impl Issuer for AcmPca {
             .validity(validity(request.validity, request.now))
             // The SDK adds no token of its own.
             .idempotency_token(request.idempotency_token);
-        let answer = counted(ISSUE, call.send().await).map_err(|error| self.refused(ISSUE, error))?;
+        let answer = match counted(ISSUE, call.send().await) {
+            Ok(answer) => answer,
+            Err(error) => return Err(self.failed(ISSUE, error).await),
+        };
         answer
             .certificate_arn
             .filter(|arn| arn.starts_with("arn:") && arn.len() <= 2048)
@@ -195,8 +273,9 @@ impl Issuer for AcmPca {
         let call =
             self.client.get_certificate().certificate_authority_arn(self.ca_arn.as_str()).certificate_arn(&handle.0);
         let answer = match counted(COLLECT, call.send().await) {
+            Ok(answer) => answer,
             Err(error) if error.code() == Some(IN_PROGRESS) => return Ok(None),
-            answer => answer.map_err(|error| self.refused(COLLECT, error))?,
+            Err(error) => return Err(self.failed(COLLECT, error).await),
         };
         Ok(Some(IssuedChain {
             leaf_pem: self.pem(COLLECT, answer.certificate, MAX_CERTIFICATE_BYTES)?,
@@ -235,13 +314,17 @@ fn validity(length: Duration, now: OffsetDateTime) -> Validity {
     Validity::builder().r#type(kind).value(value).build().unwrap()
 }
 
-/// The signature algorithm for the CA's key: of the key's family, with a hash of the curve's strength.
-fn signing_algorithm(ca_pem: &str) -> Result<SigningAlgorithm, String> {
-    let ca = Chain::from_pem(ca_pem.as_bytes()).map_err(|error| format!("the CA's certificate is not PEM: {error}"))?;
-    let ca = der::read(ca.leaf()).map_err(|_| "the CA's certificate can't be read: it is not X.509 in DER")?;
-    for_key(ca.public_key())
+impl CaCertificate {
+    fn read(pem: &str) -> Result<Self, String> {
+        let ca =
+            Chain::from_pem(pem.as_bytes()).map_err(|error| format!("the CA's certificate is not PEM: {error}"))?;
+        let ca = der::read(ca.leaf()).map_err(|_| "the CA's certificate can't be read: it is not X.509 in DER")?;
+        let signing_algorithm = for_key(ca.public_key())?.as_str().to_owned();
+        Ok(Self { signing_algorithm, ends: ca.validity().not_after.to_datetime() })
+    }
 }
 
+/// The signature algorithm for the CA's key: of the key's family, with a hash of the curve's strength.
 fn for_key(key: &SubjectPublicKeyInfo<'_>) -> Result<SigningAlgorithm, String> {
     let algorithm = &key.algorithm.algorithm;
     if *algorithm == OID_PKCS1_RSAENCRYPTION {
@@ -259,40 +342,6 @@ fn for_key(key: &SubjectPublicKeyInfo<'_>) -> Result<SigningAlgorithm, String> {
             Ok(SigningAlgorithm::Sha512Withecdsa)
         }
         _ => Err(format!("the CA's key is of a kind that TLS can't use here ({algorithm})")),
-    }
-}
-
-/// The error with the kind and the remedy of PCA's own codes
-/// (<https://docs.aws.amazon.com/privateca/latest/APIReference/API_GetCertificate.html>).
-fn sorted(call: &str, error: RemoteError) -> RemoteError {
-    let kind = match error.code.as_deref() {
-        // The certificate will never exist.
-        Some("RequestFailedException") => RemoteErrorKind::Permanent,
-        // The CA is disabled or not active yet. An operator may change that, and then the same request succeeds.
-        Some("InvalidStateException") => RemoteErrorKind::Unavailable,
-        // A new certificate may not be known everywhere yet. The certificate is paid for, so no refusal of it is final.
-        _ if error.kind == RemoteErrorKind::Permanent && call == COLLECT => RemoteErrorKind::Absent,
-        _ => error.kind,
-    };
-    let remedy = remedy(call, kind, &error).map_or(error.remedy, Into::into);
-    RemoteError { kind, remedy, ..error }
-}
-
-fn remedy(call: &str, kind: RemoteErrorKind, error: &RemoteError) -> Option<&'static str> {
-    match error.code.as_deref()? {
-        "ValidationException" if call == ISSUE => Some(
-            "check issuer.validity: a certificate ends before its CA, and a CA in short-lived certificate mode allows \
-             7 days at most",
-        ),
-        "RequestFailedException" => Some("a new certificate is requested; AWS CloudTrail says why this one failed"),
-        "InvalidStateException" => Some("activate the CA: its status must be ACTIVE"),
-        _ if kind == RemoteErrorKind::Absent => {
-            Some("it is asked for again, and after five minutes a new certificate is requested")
-        }
-        "ResourceNotFoundException" | "InvalidArnException" => {
-            Some("check issuer.ca_arn: the CA's ARN, Region and account")
-        }
-        _ => None,
     }
 }
 
@@ -338,7 +387,7 @@ mod tests {
         ] {
             let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
             let ca = rcgen::CertificateParams::default().self_signed(&key).unwrap();
-            assert_eq!(signing_algorithm(&ca.pem()).unwrap(), expected);
+            assert_eq!(CaCertificate::read(&ca.pem()).unwrap().signing_algorithm, expected.as_str());
         }
     }
 
@@ -346,8 +395,8 @@ mod tests {
     fn a_ca_with_another_key_is_refused_by_name() {
         let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
         let ca = rcgen::CertificateParams::default().self_signed(&key).unwrap();
-        assert!(signing_algorithm(&ca.pem()).unwrap_err().contains("1.3.101.112"));
-        assert!(signing_algorithm("nothing").is_err());
+        assert!(CaCertificate::read(&ca.pem()).unwrap_err().contains("1.3.101.112"));
+        assert!(CaCertificate::read("nothing").is_err());
     }
 
     #[test]

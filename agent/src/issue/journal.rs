@@ -87,6 +87,9 @@ pub struct Pending {
     /// The validity of the last request, in milliseconds. Journals of older agents lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validity: Option<u64>,
+    /// NotAfter of the CA, where the issuer has given it with the algorithm. Journals of older agents lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub ca_ends: Option<OffsetDateTime>,
     /// The time given in the last request.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     pub dated: Option<OffsetDateTime>,
@@ -182,6 +185,7 @@ impl Pending {
             begun,
             signing_algorithm: None,
             validity: None,
+            ca_ends: None,
             dated: None,
             unheard: None,
             valid_from: None,

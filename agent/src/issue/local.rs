@@ -660,7 +660,7 @@ mod tests {
             sans,
             placement: crate::node::Placement::default(),
         };
-        issuance.obtain(&node, &Progress::default()).await
+        issuance.obtain(&node, None, &Progress::default()).await
     }
 
     /// Makes a CA and issues a first certificate with a fault at one point. `None` where there are fewer points.

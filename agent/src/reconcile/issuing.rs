@@ -1,5 +1,8 @@
 //! From the schedule to an accepted certificate: when the issuer is asked, and what becomes of its answer.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use time::OffsetDateTime;
 
 use super::pass::PassError;
@@ -8,6 +11,7 @@ use crate::clock::Clock;
 use crate::config::RenewalConfig;
 use crate::issue::{Issuance, Issued, ObtainError};
 use crate::node::Node;
+use crate::node::lifecycle::Lifecycle;
 use crate::progress::Progress;
 use crate::reason::{Code, Reason};
 use crate::schedule::due;
@@ -16,12 +20,18 @@ use crate::status::RenewalStatus;
 use crate::trust::{RejectedChain, TrustBundle, VerifiedChain};
 use crate::x509::leaf::Leaf;
 
+/// How soon an instance in a warm pool looks whether it is out.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
 /// Issuance, and when it is tried next.
 pub(super) struct Issuing {
     pub(super) issuance: Issuance,
     clock: Clock,
     renewal: RenewalConfig,
     pub(super) retry: Retry,
+    lifecycle: Option<Arc<dyn Lifecycle>>,
+    /// Why the issuer is not asked: this instance is in a warm pool.
+    pub(super) waits: Option<Reason>,
     /// What came of the issuance in this pass. `None`: the issuer was not asked.
     pub(super) tried: Option<Result<(), Code>>,
     /// The certificate of a new CA that waits until the CA is trusted. The journal has the certificate too.
@@ -33,8 +43,24 @@ pub(super) struct Issuing {
 }
 
 impl Issuing {
-    pub(super) fn new(issuance: Issuance, clock: Clock, renewal: RenewalConfig) -> Self {
-        Self { issuance, clock, renewal, retry: Retry::at_once(), tried: None, held: None, taken: None, is_told: false }
+    pub(super) fn new(
+        issuance: Issuance,
+        lifecycle: Option<Arc<dyn Lifecycle>>,
+        clock: Clock,
+        renewal: RenewalConfig,
+    ) -> Self {
+        Self {
+            issuance,
+            clock,
+            renewal,
+            retry: Retry::at_once(),
+            lifecycle,
+            waits: None,
+            tried: None,
+            held: None,
+            taken: None,
+            is_told: false,
+        }
     }
 
     /// When a generation's leaf is to be renewed.
@@ -85,9 +111,22 @@ impl Issuing {
         resume || is_of_another_time || !is_as_asked || now >= self.due(newest, node)
     }
 
-    /// Asks the issuer, or resumes the issuance under way.
-    pub(super) async fn obtain(&self, node: &Node, progress: &Progress) -> Result<Issued, ObtainError> {
-        self.issuance.obtain(node, progress).await
+    /// Asks the issuer, or resumes the issuance under way, unless this instance is in a warm pool. A certificate in the place
+    /// of `renewed` has to end later.
+    pub(super) async fn obtain(
+        &self,
+        renewed: Option<&Generation>,
+        node: &Node,
+        progress: &Progress,
+    ) -> Result<Issued, ObtainError> {
+        if let Some(lifecycle) = &self.lifecycle
+            && let Some(state) = lifecycle.warm_pool().await
+        {
+            return Err(ObtainError::InWarmPool { state });
+        }
+        let is_as_asked = |leaf: &&Leaf| leaf.sans.cover(&node.sans) && self.issuance.is_as_asked(leaf, node);
+        let leaf = renewed.map(|renewed| renewed.chain.leaf()).filter(is_as_asked);
+        self.issuance.obtain(node, leaf.map(|leaf| leaf.not_after), progress).await
     }
 
     /// Verifies what the issuer answered. A failure is counted and returned.
@@ -100,6 +139,12 @@ impl Issuing {
     ) -> Result<Option<VerifiedChain>, PassError> {
         let Some(issued) = issued else { return Ok(None) };
         self.taken = issued.as_ref().ok().cloned();
+        self.waits = None;
+        if let Err(error @ ObtainError::InWarmPool { .. }) = issued {
+            // The wait is no failure: it has no back-off, and is over as soon as the instance is out.
+            self.waits = Some(Reason::from(&error));
+            return Err(error.into());
+        }
         let verified = self.verify(issued, bundle, trust_reason, node);
         if let Err(error) = &verified {
             let RenewalConfig { retry_min, retry_max, .. } = self.renewal;
@@ -136,13 +181,15 @@ impl Issuing {
 
     /// The certificate is safe in a generation.
     ///
-    /// An issuer that returns leaves that are due at once is asked again after a tenth of the validity.
+    /// An issuer that returns leaves that are due at once is asked again after a tenth of the validity, or of what a leaf has
+    /// left that its CA cut short.
     pub(super) fn note_written(&mut self, leaf: &Leaf) -> Result<(), PassError> {
         self.issuance.conclude(leaf)?;
         let now = self.clock.now();
         self.taken = None;
         self.tried = (!self.is_told).then_some(Ok(()));
-        self.retry.succeed(now, now + self.issuance.validity / 10);
+        let left = (leaf.not_after - now).unsigned_abs().min(self.issuance.validity);
+        self.retry.succeed(now, now + left / 10);
         Ok(())
     }
 
@@ -150,6 +197,14 @@ impl Issuing {
     pub(super) fn reason(&self) -> Option<Reason> {
         let because = Box::new(self.retry.reason.clone()?);
         Some(Reason::NoNewCertificate { attempts: self.retry.failures, because })
+    }
+
+    /// Whether the CA of the newest leaf ends within two lifetimes of a leaf.
+    pub(super) fn warning(&self, newest: Option<&Generation>, now: OffsetDateTime) -> Option<Reason> {
+        let newest = newest?;
+        let (subject, at) = newest.bundle.issuer_of(newest.chain.chain())?;
+        let is_soon = at > now && at - now < self.issuance.validity.saturating_mul(2);
+        is_soon.then_some(Reason::IssuerEnds { subject, at })
     }
 
     /// The renewal, as the status shows it.
@@ -172,6 +227,7 @@ impl Issuing {
         let due = newest.map(|newest| self.due(newest, node));
         let due = due.map_or(self.retry.next, |due| due.max(self.retry.next));
         let failed = (self.retry.failures > 0).then_some(self.retry.next);
-        std::iter::once(due).chain(failed).collect()
+        let waits = self.waits.is_some().then(|| self.clock.now() + LOOK_AGAIN);
+        std::iter::once(due.max(waits.unwrap_or(due))).chain(failed).collect()
     }
 }

@@ -19,6 +19,7 @@ impl Reconciler {
         faults.extend(self.watch.reasons(now));
         let mut warnings = self.sources.warnings(now);
         warnings.extend(self.rollover.warnings());
+        warnings.extend(self.issuing.warning(generation.as_ref(), now));
         warnings.extend(self.deployment.warning());
         warnings.extend(self.system_warning());
         warnings.extend(self.watch.warnings(now));
@@ -27,7 +28,7 @@ impl Reconciler {
         let seen = self.deployment.seen();
         let mut settings = self.deployment.settings();
         settings.refused = settings.refused.or_else(|| self.sources.included_refused().map(Told::from));
-        Status::of(Findings {
+        let status = Status::of(Findings {
             now,
             node: NodeStatus::of(&self.node),
             instance_id: self.node.instance_id.clone(),
@@ -41,14 +42,18 @@ impl Reconciler {
             listeners: seen.listeners.clone(),
             standing: seen.standing.clone(),
             confirmed_at: self.deployment.confirmed_at(),
-            faults,
+            faults: faults.clone(),
             warnings,
             settings,
             phase: self.deployment.phase(),
             last_reload: self.deployment.commit_point.last_reload(),
             is_crash_loop: self.deployment.is_crash_loop(),
             alone_since: self.links.alone_since(),
-        })
+        });
+        match &self.issuing.waits {
+            Some(waits) => status.waiting(waits, &faults),
+            None => status,
+        }
     }
 
     /// Why reloads have no answer, although an answer is wanted.

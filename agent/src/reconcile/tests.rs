@@ -70,6 +70,17 @@ impl PeerSource for SettablePeers {
     }
 }
 
+/// The state of a warm pool that a test sets.
+#[derive(Default)]
+struct SettableLifecycle(Mutex<Option<&'static str>>);
+
+#[async_trait]
+impl Lifecycle for SettableLifecycle {
+    async fn warm_pool(&self) -> Option<String> {
+        self.0.lock().unwrap().map(ToOwned::to_owned)
+    }
+}
+
 /// A credential source whose versions a test sets.
 struct SettableCredential(Mutex<Vec<CredentialVersion>>);
 
@@ -121,6 +132,7 @@ struct Bench {
     clock: Clock,
     moods: Arc<SetMoods>,
     issuer: Arc<MoodyIssuer>,
+    lifecycle: Arc<SettableLifecycle>,
     trust: Arc<SettableTrust>,
     peers: Arc<SettablePeers>,
     dial: Arc<SettableDial>,
@@ -152,6 +164,7 @@ impl Bench {
             clock,
             moods,
             issuer,
+            lifecycle: Arc::default(),
             trust: Arc::new(SettableTrust(Mutex::new(Some(bundle)))),
             peers: Arc::new(SettablePeers(Mutex::new(Some(peers(&[1, 2, 3]))))),
             dial: Arc::default(),
@@ -194,6 +207,7 @@ impl Bench {
                 renewed_after: earliest(self.validity, RenewalConfig::default().at),
                 algorithm: self.algorithm,
             },
+            lifecycle: Some(Arc::clone(&self.lifecycle) as Arc<dyn Lifecycle>),
             trust: Arc::clone(&self.trust) as Arc<dyn TrustSource>,
             peers: Arc::clone(&self.peers) as Arc<dyn PeerSource>,
             dial: Arc::clone(&self.dial) as Arc<dyn Dial>,
@@ -830,4 +844,51 @@ async fn invariant_02_a_disk_that_is_full_at_any_point_of_a_renewal_leaves_a_who
         assert_eq!(pass.status.state, State::Healthy, "after a full disk at point {points}: {:?}", pass.status.reasons);
         assert_eq!(bench.paid_for(), 2, "after a full disk at point {points}");
     }
+}
+
+/// Every state of a warm pool, and the way out: the pool costs nothing, is no failure, and is over at once.
+#[tokio::test(start_paused = true)]
+async fn a_node_in_a_warm_pool_pays_for_nothing_and_proceeds_as_soon_as_it_is_out() {
+    for state in ["Warmed:Pending:Wait", "Warmed:Running"] {
+        let bench = Bench::new().await;
+        *bench.lifecycle.0.lock().unwrap() = Some(state);
+        let mut agent = bench.agent();
+        for _ in 0..3 {
+            let pass = agent.pass(&PassRequest::default(), &Progress::default()).await;
+            let status = &pass.status;
+            assert_eq!((status.state, status.reasons.len()), (State::Healthy, 0), "{:?}", status.reasons);
+            assert_eq!(status.warnings[0].code, "in_warm_pool");
+            assert!(status.warnings[0].text.contains(state), "{}", status.warnings[0]);
+            assert_eq!((status.renewal.attempts, pass.issuance.is_none()), (0, true));
+            assert!(pass.next <= bench.clock.now() + Duration::from_secs(5), "{}", pass.next);
+            bench.clock.sleep_until(pass.next).await;
+        }
+        // Somebody who asks for a certificate learns why there is none.
+        let renew = PassRequest { renew: true, ..PassRequest::default() };
+        let refused = agent.pass(&renew, &Progress::default()).await.outcome.unwrap_err();
+        assert_eq!(Reason::from(&refused).code(), Code::InWarmPool);
+        assert_eq!(bench.issuer.requests(), 0);
+
+        *bench.lifecycle.0.lock().unwrap() = None;
+        let pass = agent.pass(&PassRequest::default(), &Progress::default()).await;
+        assert!(matches!(pass.outcome, Ok(Standing::NoServer { .. })), "{:?}", pass.outcome);
+        assert!(pass.status.warnings.iter().all(|warning| warning.code != "in_warm_pool"));
+        assert_eq!(bench.paid_for(), 1);
+    }
+}
+
+/// An instance that goes back into the pool keeps what it serves, and renews once it is out again.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_back_in_a_warm_pool_renews_nothing_there() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    *bench.lifecycle.0.lock().unwrap() = Some("Warmed:Running");
+    let committed = bench.committed();
+    bench.clock.sleep_until(START + WEEK + DAY).await;
+    let pass = agent.pass(&PassRequest::default(), &Progress::default()).await;
+    assert_eq!((pass.status.state, bench.paid_for()), (State::Healthy, 1), "{:?}", pass.status);
+    assert_eq!(bench.committed(), committed);
+    *bench.lifecycle.0.lock().unwrap() = None;
+    agent.pass(&PassRequest::default(), &Progress::default()).await;
+    assert_eq!(bench.issuer.requests(), 2);
 }

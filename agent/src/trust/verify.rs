@@ -355,7 +355,7 @@ fn add_other_ways(served: &mut Vec<CertificateDer<'static>>, above: &[Certificat
 }
 
 /// Whether a CA signs certificates of servers and of clients.
-fn is_for_both_usages(ca: &X509Certificate<'_>) -> bool {
+pub(super) fn is_for_both_usages(ca: &X509Certificate<'_>) -> bool {
     let usage = ca.extended_key_usage().ok();
     usage.is_some_and(|usage| {
         usage.is_none_or(|usage| usage.value.any || usage.value.server_auth && usage.value.client_auth)
@@ -473,7 +473,7 @@ fn go_accepts(path: &VerifiedPath<'_>, anchor: &Anchor, now: OffsetDateTime) -> 
 }
 
 /// A key usage extension must allow the signing of certificates (RFC 5280, section 4.2.1.3).
-fn may_sign(ca: &[u8]) -> Result<(), webpki::Error> {
+pub(super) fn may_sign(ca: &[u8]) -> Result<(), webpki::Error> {
     let ca = der::read(ca).map_err(|_| webpki::Error::BadDer)?;
     match ca.key_usage() {
         Ok(usage) if usage.as_ref().is_none_or(|usage| usage.value.key_cert_sign()) => Ok(()),
@@ -519,7 +519,7 @@ fn reason(error: &webpki::Error) -> &'static str {
     }
 }
 
-fn listed(sans: &Sans) -> String {
+pub(super) fn listed(sans: &Sans) -> String {
     let names = sans.dns.iter().map(|name| name.as_str().to_owned());
     names.chain(sans.ips.iter().map(ToString::to_string)).collect::<Vec<_>>().join(", ")
 }
@@ -528,7 +528,7 @@ fn or_none(list: &str) -> &str {
     if list.is_empty() { "none" } else { list }
 }
 
-fn unix(time: OffsetDateTime) -> UnixTime {
+pub(super) fn unix(time: OffsetDateTime) -> UnixTime {
     UnixTime::since_unix_epoch(std::time::Duration::from_secs(u64::try_from(time.unix_timestamp()).unwrap_or(0)))
 }
 

@@ -209,6 +209,7 @@ impl Life {
                 renewed_after: earliest(VALIDITY, default.at),
                 algorithm: KeyAlgorithm::EcdsaP256,
             },
+            lifecycle: None,
             trust: access() as Arc<dyn TrustSource>,
             peers: access() as Arc<dyn PeerSource>,
             dial: Arc::clone(world) as Arc<dyn Dial>,
