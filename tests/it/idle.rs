@@ -1,14 +1,17 @@
-//! The cost of an idle agent: CPU time and memory of passes that change nothing. This command compares two builds in one run:
+//! The cost of an idle agent: what passes that change nothing read and start, and their CPU time and memory. This command
+//! compares the CPU time and memory of two builds in one run:
 //! `NATS_TLS_AGENT_SOAK=1 IDLE_AGENTS=/tmp/before:/tmp/after cargo test -p nats-tls-agent --test it -- idle:: --nocapture`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use harness::cluster::Node;
 use harness::nodes::Nodes;
-use harness::{soak, tools};
+use harness::strace::{self, Recording, Use};
+use harness::{eventually, soak, tools};
 use tokio::time::sleep;
 
-use crate::AGENT;
+use crate::{AGENT, metric};
 
 /// The variable with the paths of the agents to measure, separated by colons.
 const AGENTS: &str = "IDLE_AGENTS";
@@ -35,6 +38,65 @@ async fn an_idle_agent_commits_reloads_and_logs_nothing() {
             soak::figure(&format!("{of}: anonymous memory in KiB"), after.anonymous);
         }
     }
+}
+
+#[tokio::test]
+async fn an_idle_agent_reads_proves_and_tries_nothing() {
+    strace::present().unwrap_or_else(|failure| panic!("{}", failure.chain()));
+    let mut nodes = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    let path = |name: &str| nodes.directory().join(name);
+    let [trace, include, environment, template] = ["trace", "include.conf", "environment", "template"].map(path);
+    std::fs::write(&include, "max_payload: $PAYLOAD\n").unwrap();
+    std::fs::write(&environment, "PAYLOAD=1MB\n").unwrap();
+    std::fs::copy("../templates/nats-server.conf.tera", &template).unwrap();
+    nodes.configure().unwrap();
+    nodes.set("nats.jetstream", "false").unwrap();
+    nodes.set("nats.include", &format!("[\"{}\"]", include.display())).unwrap();
+    nodes.set("nats.environment_file", &format!("\"{}\"", environment.display())).unwrap();
+    nodes.set("nats.template", &format!("\"{}\"", template.display())).unwrap();
+    let node = &mut nodes.nodes[0];
+    node.agent.set_launcher(strace::watching(&trace));
+    node.agent.start().unwrap();
+    // Only the daemon is traced.
+    node.agent.set_launcher(Vec::new());
+    node.committed().await.unwrap();
+    nodes.cluster.start_server(&mut nodes.nodes[0]).await.unwrap();
+    let node = &nodes.nodes[0];
+    node.healthy(SOON).await.unwrap();
+    let sources = [&include, &environment, &template].map(Clone::clone);
+    let is_read = |used: &Use| matches!(used, Use::Opened(file) if sources.contains(file));
+    let is_run = |used: &Use| matches!(used, Use::Executed(_));
+    let uses = || -> Vec<Use> {
+        let all = Recording::read(&trace).unwrap().uses();
+        all.into_iter().filter(|used| is_read(used) || is_run(used)).collect()
+    };
+    // The trace shows every source and the proofs of the first start.
+    passes(node, 2).await;
+    let settled = uses();
+    for source in &sources {
+        assert!(settled.contains(&Use::Opened(source.clone())), "{settled:?}");
+    }
+    assert!(settled.iter().filter(|used| is_run(used)).count() > 1, "{settled:?}");
+    passes(node, 5).await;
+    assert_eq!(uses()[settled.len()..], [], "an idle pass reads or runs something");
+    // The same trace still shows a change.
+    std::fs::write(&include, "max_payload: $PAYLOAD\nmax_connections: 1000\n").unwrap();
+    let seen = eventually("the new include", SOON, async || {
+        let new = uses().split_off(settled.len());
+        if new.iter().any(is_read) && new.iter().any(is_run) { Ok(()) } else { Err(format!("{new:?}")) }
+    });
+    seen.await.unwrap();
+}
+
+/// Waits until the daemon has ended this many more passes.
+async fn passes(node: &Node, more: u64) {
+    let count = async || metric(node.metrics(), "nats_tls_agent_pass_duration_seconds_count").await;
+    let before = count().await.unwrap_or_default();
+    let ended = eventually("more passes", SOON, async || match count().await {
+        Some(now) if now >= before + more => Ok(()),
+        now => Err(format!("{before} passes, and now {now:?}")),
+    });
+    ended.await.unwrap();
 }
 
 /// A healthy node with one pass a second and this number of users.

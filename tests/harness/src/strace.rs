@@ -24,6 +24,9 @@ const CALLS: &str = "?open,?creat,openat,write,writev,?pwrite64,ftruncate,falloc
      ?fchmodat2,?chown,?lchown,fchown,fchownat,?kill,?tgkill,pidfd_send_signal";
 /// Calls that open a file, and may create it.
 const OPENS: [&str; 3] = ["open", "creat", "openat"];
+/// Calls that start a program.
+const EXECUTIONS: [&str; 2] = ["execve", "?execveat"];
+/// Calls that signal a process.
 ///
 /// `kill` and `tgkill` are not among them: the agent signals nats-server by its pidfd, and only the child of a trial by its
 /// pid.
@@ -43,6 +46,15 @@ struct Call {
     has_failed: bool,
     /// The requested mode, if the call creates something.
     mode: Option<u32>,
+}
+
+/// What a process does with a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// The file is started as a program.
+    Executed(PathBuf),
+    /// The file is opened.
+    Opened(PathBuf),
 }
 
 /// A recorded run.
@@ -136,6 +148,15 @@ pub fn present() -> Result<(), Failure> {
 #[must_use]
 pub fn recording(output: &Path) -> Vec<String> {
     launcher(output, &format!("trace={CALLS}"))
+}
+
+/// The launcher that records in `output` every program that a process starts, and every file that it opens.
+#[must_use]
+pub fn watching(output: &Path) -> Vec<String> {
+    launcher(
+        output,
+        &format!("trace=?openat2,{},{}", EXECUTIONS.join(","), OPENS.map(|call| format!("?{call}")).join(",")),
+    )
 }
 
 /// The launcher that makes a process meet `effect` at `point`. The trace in `output` contains the counted calls.
@@ -303,6 +324,18 @@ impl Recording {
         }
         wrong.extend(files.iter().chain(&directories).map(|path| format!("{} at the end", path.display())));
         wrong
+    }
+
+    /// The programs that were started, and the files that were opened, in order. Calls that failed count too.
+    #[must_use]
+    pub fn uses(&self) -> Vec<Use> {
+        let of = |call: &Call| {
+            let is_start = call.name.starts_with("exec");
+            // A program's arguments may be paths too, and `openat` may name its directory first.
+            let path = if is_start { call.paths.first() } else { call.paths.last() };
+            path.cloned().map(if is_start { Use::Executed } else { Use::Opened })
+        };
+        self.calls.iter().filter_map(of).collect()
     }
 
     /// The files created below `roots`, under their final names, each with the requested mode.
@@ -539,6 +572,20 @@ mod tests {
         );
         assert_eq!(by_call(&points[..5]), "fsync 1, openat 1, rename 2, write 1");
         assert!(was_killed(&output).await.unwrap() && !was_injected(&output));
+    }
+
+    #[test]
+    fn what_is_opened_and_what_is_started_is_told_apart_also_where_the_call_fails() {
+        let (_directory, output) = trace();
+        let text = "7 execve(\"/bin/a\", [\"/bin/a\", \"-c\", \"/s/b\"], 0x7f /* 2 vars */) = 0\n\
+                    8 openat(AT_FDCWD</home>, \"/s/b\", O_RDONLY|O_CLOEXEC) = 3</s/b>\n\
+                    9 execve(\"/bin/none\", [\"none\"], 0x7f /* 2 vars */) = -1 ENOENT (No such file or directory)\n\
+                    9 open(\"/s/none\", O_RDONLY <unfinished ...>\n";
+        std::fs::write(&output, text).unwrap();
+        let [started, opened] = [Use::Executed, Use::Opened];
+        let expected = [(started, "/bin/a"), (opened, "/s/b"), (started, "/bin/none"), (opened, "/s/none")];
+        let expected = expected.map(|(kind, path)| kind(PathBuf::from(path)));
+        assert_eq!(Recording::read(&output).unwrap().uses(), expected);
     }
 
     #[test]
