@@ -1,6 +1,7 @@
 //! The command line: commands, options and their help texts.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -64,6 +65,13 @@ pub enum Command {
         #[arg(long)]
         diff: bool,
     },
+    /// Send requests through TLS from every node to every other, and show how long the replies take
+    Probe {
+        #[command(flatten)]
+        probe: Box<ProbeArgs>,
+        #[command(flatten)]
+        json: JsonArg,
+    },
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -81,9 +89,11 @@ impl Command {
     #[must_use]
     pub fn is_json(&self) -> bool {
         match self {
-            Self::Renew { json, .. } | Self::Status { json } | Self::Doctor { json } | Self::Rollover { json } => {
-                json.json
-            }
+            Self::Renew { json, .. }
+            | Self::Status { json }
+            | Self::Doctor { json }
+            | Self::Rollover { json }
+            | Self::Probe { json, .. } => json.json,
             _ => false,
         }
     }
@@ -105,6 +115,70 @@ pub struct LossArg {
     pub allow_loss: Vec<Loss>,
 }
 
+/// The options of `agent probe`.
+#[derive(Args, Clone, Debug)]
+pub struct ProbeArgs {
+    /// Client listener of a node, instead of the peers that the agent knows; can be repeated
+    #[arg(long, value_name = "HOST:PORT")]
+    pub server: Vec<String>,
+    /// Requests of each pair of nodes
+    #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub requests: u32,
+    /// Requests of each pair that are under way at the same time
+    #[arg(long, value_name = "NUMBER", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub concurrency: u32,
+    /// Requests a second, of all pairs together; without it as many as the cluster answers
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub rate: Option<u32>,
+    /// Bytes of each request and of its reply
+    #[arg(long, value_name = "BYTES", default_value_t = 128, value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
+    pub size: u32,
+    /// How long a request waits for its reply, up to 1m
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = timeout)]
+    pub timeout: Duration,
+    /// Exit with 1 if the 99th percentile of a pair is above this time
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub max_p99: Option<Duration>,
+    /// First tokens of every subject that is used, for a user with permissions
+    #[arg(long, value_name = "SUBJECT", default_value = "_INBOX", value_parser = prefix)]
+    pub prefix: String,
+    /// User to log in as
+    #[arg(long, value_name = "NAME", requires = "password_file")]
+    pub user: Option<String>,
+    /// File with the user's password
+    #[arg(long, value_name = "FILE", requires = "user")]
+    pub password_file: Option<PathBuf>,
+    /// File with a token to log in with
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["user", "creds", "nkey"])]
+    pub token_file: Option<PathBuf>,
+    /// File with a user's JWT and seed, to log in with
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["user", "nkey"])]
+    pub creds: Option<PathBuf>,
+    /// File with the seed of a user's nkey, to log in with
+    #[arg(long, value_name = "FILE", conflicts_with = "user")]
+    pub nkey: Option<PathBuf>,
+}
+
+/// The longest that a request waits for its reply.
+const MAX_TIMEOUT: Duration = Duration::from_mins(1);
+/// The longest prefix of subjects, in bytes.
+const MAX_PREFIX: usize = 128;
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    let timeout = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let is_in_bounds = (Duration::from_millis(1)..=MAX_TIMEOUT).contains(&timeout);
+    is_in_bounds.then_some(timeout).ok_or_else(|| "not between 1ms and 1m".into())
+}
+
+/// Tokens of a subject to publish to: no blank and no wildcard.
+fn prefix(text: &str) -> Result<String, String> {
+    let is_token = |token: &str| {
+        !token.is_empty() && token.chars().all(|letter| letter.is_ascii_graphic() && !['*', '>'].contains(&letter))
+    };
+    let is_prefix = text.len() <= MAX_PREFIX && text.split('.').all(is_token);
+    is_prefix.then(|| text.to_owned()).ok_or_else(|| "not tokens of a subject, such as probe.nodes".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +192,7 @@ mod tests {
             &["doctor"],
             &["rollover"],
             &["render"],
+            &["probe"],
             &["completions", "bash"],
             &["man", "run"],
         ] {
@@ -127,6 +202,49 @@ mod tests {
             assert_eq!(config(&[], &[]), PathBuf::from(DEFAULT_PATH));
             assert_eq!(config(&["--config", "/a"], &[]), PathBuf::from("/a"), "{command:?}");
             assert_eq!(config(&[], &["--config", "/a"]), PathBuf::from("/a"), "{command:?}");
+        }
+    }
+
+    fn probe(arguments: &[&str]) -> Result<ProbeArgs, clap::error::ErrorKind> {
+        match Cli::try_parse_from([&["agent", "probe"][..], arguments].concat()).map_err(|error| error.kind())?.command
+        {
+            Command::Probe { probe, .. } => Ok(*probe),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_load_test_has_bounds_and_one_user_whose_password_is_no_argument() {
+        let defaults = probe(&[]).unwrap();
+        assert_eq!((defaults.requests, defaults.concurrency, defaults.timeout), (100, 10, Duration::from_secs(2)));
+        for good in [
+            &["--requests", "1000000", "--concurrency", "1000", "--rate", "1", "--size", "0", "--timeout", "1m"][..],
+            &["--user", "u", "--password-file", "/f", "--prefix", "probe.nodes"],
+            &["--creds", "/f", "--max-p99", "200ms", "--server", "a:4222", "--server", "b:4222"],
+        ] {
+            assert!(probe(good).is_ok(), "{good:?}");
+        }
+        for bad in [
+            &["--requests", "0"][..],
+            &["--requests", "1000001"],
+            &["--concurrency", "0"],
+            &["--concurrency", "1001"],
+            &["--rate", "0"],
+            &["--size", "1048577"],
+            &["--timeout", "61s"],
+            &["--timeout", "0s"],
+            &["--timeout", "2"],
+            &["--prefix", "a..b"],
+            &["--prefix", "a.>"],
+            &["--prefix", "a b"],
+            &["--user", "u"],
+            &["--password-file", "/f"],
+            &["--user", "u", "--password-file", "/f", "--creds", "/c"],
+            &["--nkey", "/n", "--creds", "/c"],
+            &["--token-file", "/t", "--nkey", "/n"],
+            &["--password", "p"],
+        ] {
+            assert!(probe(bad).is_err(), "{bad:?}");
         }
     }
 }

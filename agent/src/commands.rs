@@ -1,6 +1,7 @@
 //! The commands, one file each. A command asks other modules and prints their answer.
 
 pub mod doctor;
+pub mod probe;
 pub mod render;
 pub mod renew;
 pub mod rollover;
@@ -9,6 +10,7 @@ pub mod status;
 
 use std::process::ExitCode;
 
+use self::probe::ProbeError;
 use crate::cli::Command;
 use crate::config::ConfigError;
 use crate::daemon::DaemonError;
@@ -48,6 +50,9 @@ pub enum CommandError {
     /// The daemon gave another kind of answer, as a daemon of another version may.
     #[error("the daemon's answer doesn't belong to the request; restart the daemon, so that it runs this version")]
     OtherAnswer,
+    /// The nodes can't be probed.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
     /// The output can't be written.
     #[error(transparent)]
     Output(#[from] OutputError),
@@ -57,11 +62,12 @@ pub enum CommandError {
 }
 
 impl CommandError {
-    /// 2 for an error that only an edit of the configuration can mend, 1 for any other error.
+    /// 2 for an error that only an edit of the configuration or other arguments can mend, 1 for any other error.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_) => ExitCode::from(2),
+            Self::Probe(error) if error.is_of_usage() => ExitCode::from(2),
             _ => ExitCode::FAILURE,
         }
     }
@@ -81,6 +87,7 @@ impl CommandError {
             Self::Control(_) => "agent_silent",
             Self::Daemon(_) => "agent_can_not_run",
             Self::Refused(refusal) => refusal.code(),
+            Self::Probe(error) => error.code(),
             Self::OtherAnswer => "agent_of_another_version",
             Self::Output(_) => "output_failed",
             Self::Runtime(_) => "runtime_failed",

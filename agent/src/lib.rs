@@ -35,6 +35,7 @@ pub mod peers;
 pub mod progress;
 pub mod reason;
 pub mod reconcile;
+pub mod roundtrip;
 pub mod schedule;
 pub mod server;
 pub mod state;

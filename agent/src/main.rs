@@ -76,6 +76,9 @@ async fn carry_out(command: Command, file: PathBuf) -> Result<ExitCode, CommandE
         Command::Status { json: JsonArg { json } } => commands::status::status(&load()?, json).await,
         Command::Doctor { json: JsonArg { json } } => Box::pin(commands::doctor::doctor(&load()?, json)).await,
         Command::Render { diff } => commands::render::render(&load()?, diff).await,
+        Command::Probe { probe, json: JsonArg { json } } => {
+            Box::pin(commands::probe::probe(&load()?, *probe, json)).await
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "agent", &mut script);

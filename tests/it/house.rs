@@ -20,7 +20,7 @@ const LAYERS: [&[&str]; 12] = [
     &["node", "state"],
     &["conf", "included", "issue"],
     &["cli", "server", "trust"],
-    &["peers"],
+    &["peers", "roundtrip"],
     &["reason"],
     &["status"],
     &["reconcile"],

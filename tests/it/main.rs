@@ -26,6 +26,7 @@ mod jetstream;
 mod listeners;
 mod operator;
 mod outcomes;
+mod probe;
 mod protection;
 mod reloads;
 mod render;
