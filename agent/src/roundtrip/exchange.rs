@@ -268,7 +268,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pair_is_given_up_after_a_long_silence_and_after_several_requests_alone() {
         let silence = Silence::new();
-        tokio::time::advance(Duration::from_secs(60)).await;
+        tokio::time::advance(Duration::from_mins(1)).await;
         // At a low rate a minute may pass between two requests.
         (0..9).for_each(|_| silence.note(false));
         assert!(!silence.is_long());

@@ -66,7 +66,6 @@ pub struct PairReport {
 
 impl NodeReport {
     /// A request and its reply are two messages, and each goes through this node once.
-    #[expect(clippy::cast_precision_loss, reason = "the bounds of a run are far below 2^52")]
     pub(super) fn new(
         name: String,
         address: String,
