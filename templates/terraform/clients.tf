@@ -25,8 +25,8 @@ resource "aws_lb_target_group" "clients" {
 
   # The check finds out whether the node listens. A server in lame duck mode stops listening, so it gets no new clients.
   # nats-server logs each check as "[ERR] … TLS handshake error: EOF", and each zone's balancer checks separately. A long
-  # interval keeps these lines few. The group replaces an unhealthy node together with its streams. Five minutes must
-  # pass first, so a restart in lame duck mode or a reboot replaces no node. Ten failed checks are the maximum
+  # interval keeps these lines few. With health_check_type "ELB" the group replaces an unhealthy node together with its
+  # streams. Five minutes must pass first, so a restart in lame duck mode or a reboot replaces no node. Ten failed checks are the maximum
   # (https://docs.aws.amazon.com/elasticloadbalancing/latest/network/target-group-health-checks.html).
   health_check {
     protocol            = "TCP"

@@ -81,6 +81,18 @@ resource "aws_vpc_security_group_egress_rule" "to_nodes" {
   to_port                      = 4222
 }
 
+# The key is a number, because a group that is made in the same run has no id yet.
+resource "aws_vpc_security_group_ingress_rule" "metrics" {
+  count = length(var.metrics_security_group_ids)
+
+  security_group_id            = aws_security_group.node.id
+  description                  = "Metrics of the agents"
+  referenced_security_group_id = var.metrics_security_group_ids[count.index]
+  ip_protocol                  = "tcp"
+  from_port                    = 9464
+  to_port                      = 9464
+}
+
 resource "aws_vpc_security_group_ingress_rule" "routes" {
   security_group_id            = aws_security_group.node.id
   description                  = "Routes from the other nodes"

@@ -112,6 +112,7 @@ resource "aws_autoscaling_group" "node" {
   target_group_arns         = [aws_lb_target_group.clients.arn]
   health_check_type         = var.health_check_type
   health_check_grace_period = var.boot_seconds
+  protect_from_scale_in     = var.scale_in_protection
   default_instance_warmup   = 60
 
   # `apply` waits until all nodes serve.
@@ -144,7 +145,10 @@ resource "aws_autoscaling_group" "node" {
       max_healthy_percentage = local.max_healthy_percentage
       skip_matching          = true
       auto_rollback          = true
-      checkpoint_delay       = var.refresh_pause_seconds
+      # Without this value a refresh leaves protected nodes as they are
+      # (https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_RefreshPreferences.html).
+      scale_in_protected_instances = "Refresh"
+      checkpoint_delay             = var.refresh_pause_seconds
       # A checkpoint is "the minimum percentage of instances that must be new". Rounding down gives each node a checkpoint:
       # 33, 66, 100
       # (https://docs.aws.amazon.com/autoscaling/ec2/userguide/asg-adding-checkpoints-instance-refresh.html).
@@ -175,6 +179,7 @@ resource "aws_autoscaling_group" "node" {
     aws_iam_role_policy_attachment.additional,
     aws_vpc_security_group_egress_rule.https,
     aws_vpc_security_group_egress_rule.https_to_prefix_lists,
+    aws_vpc_security_group_ingress_rule.metrics,
     aws_vpc_security_group_ingress_rule.routes,
     aws_vpc_security_group_egress_rule.routes,
     aws_vpc_security_group_ingress_rule.from_load_balancer,

@@ -47,3 +47,8 @@ output "load_balancer_arn" {
   description = "The load balancer of the clients."
   value       = aws_lb.clients.arn
 }
+
+output "clients_security_group_id" {
+  description = "The security group of the load balancer. Clients connect to this group and to the nodes' group."
+  value       = aws_security_group.clients.id
+}

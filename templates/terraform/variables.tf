@@ -50,6 +50,17 @@ variable "client_security_group_ids" {
   default     = []
 }
 
+variable "metrics_security_group_ids" {
+  description = "The security groups of scrapers that may connect to the agents' metrics on port 9464. The agent serves metrics to its own machine alone, so extra_agent_toml needs \"[metrics]\" and \"listen = \\\"0.0.0.0:9464\\\"\"."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = length(var.metrics_security_group_ids) == 0 || can(regex("(?m)^\\s*\\[metrics\\]", var.extra_agent_toml))
+    error_message = "metrics_security_group_ids needs a table [metrics] with listen = \"0.0.0.0:9464\" in extra_agent_toml."
+  }
+}
+
 variable "egress_cidr_blocks" {
   description = "The destinations of the nodes' HTTPS connections: AWS's endpoints and the source of the packages. The VPC's own block is enough if the VPC has interface endpoints for all these destinations. A gateway endpoint needs egress_prefix_list_ids."
   type        = list(string)
@@ -292,14 +303,20 @@ variable "additional_policy_arns" {
 }
 
 variable "health_check_type" {
-  description = "\"EC2\" replaces a node only if its machine is broken. \"ELB\" also replaces a node that doesn't listen on port 4222. With \"EC2\" a refresh continues even if a new node never serves."
+  description = "\"EC2\" replaces a node only if its machine is broken. \"ELB\" also replaces a node that doesn't listen on port 4222, together with its streams: five minutes of a fault that all nodes share replace every node. With \"EC2\" a refresh continues even if a new node never serves."
   type        = string
-  default     = "ELB"
+  default     = "EC2"
 
   validation {
     condition     = contains(["EC2", "ELB"], var.health_check_type)
     error_message = "health_check_type is \"EC2\" or \"ELB\"."
   }
+}
+
+variable "scale_in_protection" {
+  description = "Whether the group removes no node when its size shrinks. A node holds its streams, so a person removes a node. An instance refresh and a failed health check replace protected nodes all the same."
+  type        = bool
+  default     = true
 }
 
 variable "boot_seconds" {

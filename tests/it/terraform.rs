@@ -165,7 +165,7 @@ fn checkov_finds_nothing_that_is_not_explained() {
     let report: Value = serde_json::from_str(&said).unwrap();
     assert_eq!((&report["summary"]["failed"], &report["summary"]["parsing_errors"]), (&json!(0), &json!(0)));
     assert!(report["summary"]["passed"].as_u64().unwrap() > 50, "{}", report["summary"]);
-    for directory in [module(), module().join("examples/complete")] {
+    for directory in ["", "examples/complete", "modules/client"].map(|part| module().join(part)) {
         for file in files(&directory) {
             for line in fs::read_to_string(&file).unwrap().lines() {
                 if let Some((_, skip)) = line.split_once("#checkov:skip=") {
@@ -204,7 +204,7 @@ fn routes_come_from_the_group_alone_and_nothing_is_open_to_everyone() {
             assert_eq!(at(&rule, &["referenced_security_group_id"]), node);
         }
     }
-    assert_eq!(ports, [443, 4222, 6222].into());
+    assert_eq!(ports, [443, 4222, 6222, 9464].into());
     assert!(rules("ingress").iter().all(|rule| at(rule, &["from_port"]) != json!(443)));
     for rule in rules("egress").iter().filter(|rule| at(rule, &["security_group_id"]) == balancer) {
         assert_eq!(at(rule, &["referenced_security_group_id"]), node);
@@ -213,13 +213,17 @@ fn routes_come_from_the_group_alone_and_nothing_is_open_to_everyone() {
         let group = &resources[&format!("aws_security_group.{name}")];
         assert!(group["ingress"].is_null() && group["egress"].is_null(), "{name} has inline rules");
     }
-    for variable in ["client_cidr_blocks", "client_security_group_ids"] {
-        assert_eq!(variables()[variable]["default"], json!([[]]), "{variable}: the default lets clients connect");
+    for variable in ["client_cidr_blocks", "client_security_group_ids", "metrics_security_group_ids"] {
+        assert_eq!(variables()[variable]["default"], json!([[]]), "{variable}: the default lets somebody connect");
     }
 }
 
 fn variables() -> BTreeMap<String, Value> {
-    let files = parsed(&module());
+    variables_of(&module())
+}
+
+fn variables_of(directory: &Path) -> BTreeMap<String, Value> {
+    let files = parsed(directory);
     let blocks = files.iter().flat_map(|file| file["variable"].as_array().into_iter().flatten());
     blocks.flat_map(|block| block.as_object().unwrap().clone()).collect()
 }
@@ -328,6 +332,10 @@ fn what_could_not_work_is_refused_by_its_variable() {
             ("included_secret_key_arns", r#"["arn:aws:kms:eu-west-1:111122223333:key/1-2"]"#),
             ("system_secret_arn", SECRET),
         ],
+        &[
+            ("metrics_security_group_ids", r#"["sg-1"]"#),
+            ("extra_agent_toml", "client_auth = \"mtls\"\n[metrics]\nlisten = \"0.0.0.0:9464\"\n"),
+        ],
     ] {
         let (passed, said) = plan(fine);
         assert!(passed, "{fine:?}: {said}");
@@ -352,6 +360,7 @@ fn what_could_not_work_is_refused_by_its_variable() {
         ("included_secret_arns", &format!("[\"{SECRET}\", \"{SECRET}\"]"), "no secret twice"),
         ("included_secret_key_arns", r#"["alias/nats"]"#, "and not of aliases"),
         ("system_secret_arn", "nats/system", "the whole ARN of a secret"),
+        ("metrics_security_group_ids", r#"["sg-1"]"#, "needs a table [metrics]"),
     ] {
         let (passed, said) = plan(&[(name, value)]);
         assert!(!passed && said.contains(message), "{name} = {value}: {said}");
@@ -437,4 +446,114 @@ fn clients_reach_a_balancer_inside_that_passes_tls_through() {
     }
     assert_eq!(variables()["deletion_protection"]["default"], json!([true]));
     assert_eq!(variables()["short_lived_ca"]["default"], json!([true]));
+}
+
+/// A node holds its streams, so nothing but a person, a broken machine or a refresh removes a node.
+#[test]
+fn no_shrinking_and_no_closed_port_removes_a_node_and_its_streams() {
+    let variables = variables();
+    assert_eq!(variables["health_check_type"]["default"], json!(["EC2"]));
+    assert_eq!(variables["scale_in_protection"]["default"], json!([true]));
+    let resources = blocks(&parsed(&module()), "resource");
+    let group = &resources["aws_autoscaling_group.node"];
+    assert_eq!(at(group, &["health_check_type"]), json!("${var.health_check_type}"));
+    assert_eq!(at(group, &["protect_from_scale_in"]), json!("${var.scale_in_protection}"));
+    // A refresh would pass protected nodes over.
+    let preferences = at(group, &["instance_refresh", "preferences"]);
+    assert_eq!(at(&preferences, &["scale_in_protected_instances"]), json!("Refresh"));
+}
+
+/// The keys of the connection document that a container gets, with the names of its variables.
+const CONNECTION_KEYS: [&str; 4] = ["NATS_URL", "NATS_CA", "NATS_TLS_REQUIRED", "NATS_CLIENT_CERT"];
+
+/// Expressions of the service's module that need no provider, evaluated by Terraform: the policies and the container.
+fn client_expressions(terraform: &Path, key: &str) -> Vec<Value> {
+    let directory = tempfile::tempdir().unwrap();
+    let main = fs::read_to_string(module().join("modules/client/main.tf")).unwrap();
+    let (locals, _) = main.split_once("resource \"").unwrap();
+    let locals = locals.replace("data.aws_region.current.region", "\"eu-west-1\"");
+    fs::write(directory.path().join("main.tf"), locals).unwrap();
+    fs::copy(module().join("modules/client/variables.tf"), directory.path().join("variables.tf")).unwrap();
+    let outputs = fs::read_to_string(module().join("modules/client/outputs.tf")).unwrap();
+    let expression = |text: &str, before: &str, after: &str| {
+        let (_, rest) = text.split_once(before).unwrap();
+        let (expression, _) = rest.split_once(after).unwrap();
+        expression.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let statements = expression(&main, "    Statement = ", "\n  })");
+    let secrets = expression(&outputs, "    secrets = ", "\n  }");
+    [statements, secrets]
+        .map(|expression| {
+            let mut console = command(terraform.to_owned());
+            console.arg("console").current_dir(directory.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let values = [
+                ("role_name", "orders"),
+                ("connection_secret_arn", SECRET),
+                ("connection_secret_key_arn", key),
+                ("client_security_group_id", "sg-1"),
+                ("server_security_group_ids", r#"["sg-2"]"#),
+            ];
+            console.args(values.map(|(name, value)| format!("-var={name}={value}")));
+            let mut child = console.spawn().unwrap();
+            child
+                .stdin
+                .take()
+                .unwrap()
+                .write_all(format!("base64encode(jsonencode({expression}))\n").as_bytes())
+                .unwrap();
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{expression}");
+            let said = String::from_utf8(output.stdout).unwrap();
+            let encoded = said.lines().last().unwrap().trim_matches('"');
+            serde_json::from_str(&decode(encoded)).unwrap()
+        })
+        .to_vec()
+}
+
+#[test]
+fn a_service_reads_the_connection_document_and_nothing_else_and_its_container_gets_each_key() {
+    let Some(terraform) = tools::terraform() else {
+        eprintln!("SKIPPED: Terraform isn't installed");
+        return;
+    };
+    let key = "arn:aws:kms:eu-west-1:111122223333:key/1-2";
+    let read = json!({
+        "Sid": "ReadConnectionDocument", "Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": SECRET
+    });
+    let decrypt = json!({
+        "Sid": "DecryptConnectionDocument", "Effect": "Allow", "Action": "kms:Decrypt", "Resource": key,
+        "Condition": { "StringEquals": { "kms:ViaService": "secretsmanager.eu-west-1.amazonaws.com" } }
+    });
+    let container = CONNECTION_KEYS.map(|key| json!({ "name": key, "valueFrom": format!("{SECRET}:{key}::") }));
+    assert_eq!(client_expressions(&terraform, key), [json!([read.clone(), decrypt]), json!(container.clone())]);
+    // The key aws/secretsmanager needs no permission.
+    assert_eq!(client_expressions(&terraform, ""), [json!([read]), json!(container)]);
+}
+
+/// Terraform may be absent, so the expressions themselves are compared.
+#[test]
+fn a_service_reaches_the_nodes_and_the_balancer_on_the_client_port_alone() {
+    let files = parsed(&module().join("modules/client"));
+    let resources = blocks(&files, "resource");
+    let servers = json!("${var.server_security_group_ids[count.index]}");
+    let service = json!("${var.client_security_group_id}");
+    for (name, of, to) in [("ingress", &servers, &service), ("egress", &service, &servers)] {
+        let rule = &resources[&format!("aws_vpc_security_group_{name}_rule.client")];
+        assert_eq!(
+            (&at(rule, &["security_group_id"]), &at(rule, &["referenced_security_group_id"])),
+            (of, to),
+            "{name}"
+        );
+        for port in ["from_port", "to_port"] {
+            assert_eq!(at(rule, &[port]), json!("${var.port}"), "{name}");
+        }
+    }
+    assert_eq!(resources.len(), 3, "{:?}", resources.keys());
+    let policy = at(&resources["aws_iam_role_policy.connection"], &["policy"]).to_string();
+    assert!(["local.read_document", "local.decrypt_document"].iter().all(|part| policy.contains(part)), "{policy}");
+    let keys = files.iter().find_map(|file| file["locals"].as_array()).unwrap();
+    assert_eq!(at(&keys[0], &["keys"]), json!(CONNECTION_KEYS));
+    let variables = variables_of(&module().join("modules/client"));
+    assert_eq!(variables["port"]["default"], json!([4222]));
+    assert_eq!(variables["connection_secret_key_arn"]["default"], json!([""]));
 }
