@@ -103,6 +103,12 @@ pub fn rfc3339(time: OffsetDateTime) -> String {
     time.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_else(|_| time.to_string())
 }
 
+/// Reads a time in RFC 3339. `None`: the text is no such time.
+#[must_use]
+pub fn read_rfc3339(text: &str) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

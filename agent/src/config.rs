@@ -3,6 +3,7 @@
 //! Parsing and checking happen once, here. The rest of the crate receives values that are valid in themselves. An error
 //! names the file, the line and the key, and says what to write instead.
 
+mod connection;
 mod settings;
 mod system;
 
@@ -15,6 +16,9 @@ use nix::errno::Errno;
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
+pub use self::connection::ConnectionConfig;
+pub(crate) use self::connection::MAX_URLS;
+use self::connection::RawConnection;
 use self::settings::left_to_parse;
 pub use self::system::System;
 use crate::conf::tree::Map;
@@ -93,6 +97,8 @@ pub struct Config {
     pub rollover: RolloverConfig,
     /// nats-server and its configuration file.
     pub nats: NatsConfig,
+    /// The connection document, if the group keeps one.
+    pub connection: Option<ConnectionConfig>,
     /// The directory of generations, journal and lock.
     pub state_directory: PathBuf,
     /// The path of the control socket.
@@ -569,6 +575,8 @@ struct RawConfig {
     #[serde(default)]
     nats: NatsConfig,
     #[serde(default)]
+    connection: RawConnection,
+    #[serde(default)]
     state: RawState,
     #[serde(default)]
     control: RawControl,
@@ -750,6 +758,7 @@ impl RawConfig {
             renewal: self.renewal,
             rollover: self.rollover,
             nats: self.nats,
+            connection: self.connection.check()?,
             state_directory,
             control_socket,
             metrics_listen: self.metrics.listen,
@@ -1205,6 +1214,10 @@ mod tests {
             jetstream = { store_dir = "/data/js", max_mem = "1GB", max_file = "100GiB" }
             pid_file = "/run/nats.pid"
             system = { creds_file = "/etc/nats/system.creds" }
+            [connection]
+            secret_id = "nats/connection"
+            urls = ["tls://nats.internal:4222"]
+
             [state]
             directory = "/var/lib/agent"
             [control]

@@ -20,6 +20,7 @@ pub mod clock;
 pub mod commands;
 pub mod conf;
 pub mod config;
+pub mod connection;
 pub mod credential;
 pub mod daemon;
 pub mod digest;

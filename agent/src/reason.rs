@@ -128,6 +128,22 @@ codes! {
     IncludedRefused = "included_refused",
     /// An included secret holds no text.
     IncludedInvalid = "included_invalid",
+    /// Secrets Manager throttles the calls for the connection document.
+    ConnectionThrottled = "connection_throttled",
+    /// A quota stands in the way of the connection document.
+    ConnectionQuota = "connection_quota",
+    /// The connection document may not be read or written.
+    ConnectionDenied = "connection_denied",
+    /// The secret of the connection document can't be reached.
+    ConnectionUnavailable = "connection_unavailable",
+    /// The secret of the connection document is missing, or refuses the request for good.
+    ConnectionRefused = "connection_refused",
+    /// The secret can't take the connection document, or holds none.
+    ConnectionInvalid = "connection_invalid",
+    /// The connection document is of a newer agent.
+    ConnectionNewer = "connection_newer",
+    /// Two nodes would have different connection documents.
+    ConnectionDisputed = "connection_disputed",
     /// The cluster credential was not read yet.
     CredentialUnknown = "credential_unknown",
     /// Routes need no cluster credential.
@@ -307,6 +323,7 @@ enum Asked {
     Trust,
     Credential,
     Included,
+    Connection,
     Discovery,
     Metadata,
 }
@@ -355,6 +372,11 @@ impl Code {
             (Asked::Included, Kind::Denied) => Self::IncludedDenied,
             (Asked::Included, Kind::Unavailable) => Self::IncludedUnavailable,
             (Asked::Included, Kind::Permanent | Kind::Absent) => Self::IncludedRefused,
+            (Asked::Connection, Kind::Throttled) => Self::ConnectionThrottled,
+            (Asked::Connection, Kind::Quota) => Self::ConnectionQuota,
+            (Asked::Connection, Kind::Denied) => Self::ConnectionDenied,
+            (Asked::Connection, Kind::Unavailable) => Self::ConnectionUnavailable,
+            (Asked::Connection, Kind::Permanent | Kind::Absent) => Self::ConnectionRefused,
             (Asked::Discovery, Kind::Throttled) => Self::DiscoveryThrottled,
             (Asked::Discovery, Kind::Quota) => Self::DiscoveryQuota,
             (Asked::Discovery, Kind::Denied) => Self::DiscoveryDenied,
@@ -424,6 +446,13 @@ pub enum Reason {
         /// When every node takes the new credential over.
         at: OffsetDateTime,
     },
+    /// The connection document is of a newer agent, which keeps it current.
+    ConnectionNewer {
+        /// The `version` of the document.
+        version: u64,
+    },
+    /// Another node has replaced the connection document that this node wrote in its place.
+    ConnectionDisputed,
     /// The peers in force differ from what discovery returned.
     Kept(Kept),
     /// A static peer has this node's address and another port than `nats.cluster_listen`.
@@ -617,6 +646,13 @@ impl Reason {
         Self::failed(code, subject, error)
     }
 
+    /// Why the connection document can't be kept current.
+    #[must_use]
+    pub(crate) fn connection(error: &SecretError) -> Self {
+        let (code, subject) = of_secret(Asked::Connection, error);
+        Self::failed(code, subject, error)
+    }
+
     /// Why discovery failed.
     #[must_use]
     pub(crate) fn discovery(error: &RemoteError) -> Self {
@@ -638,6 +674,8 @@ impl Reason {
             Self::CredentialUnknown => Code::CredentialUnknown,
             Self::CredentialMissing => Code::CredentialMissing,
             Self::CredentialTakesOver { .. } => Code::CredentialTakesOver,
+            Self::ConnectionNewer { .. } => Code::ConnectionNewer,
+            Self::ConnectionDisputed => Code::ConnectionDisputed,
             Self::Kept(kept) => match kept {
                 Kept::NoPeers => Code::DiscoveryEmpty,
                 Kept::TooMany { .. } => Code::DiscoveryTooMany,
@@ -802,6 +840,15 @@ impl fmt::Display for Reason {
                 "a new cluster credential takes over at {}, on every node at once; until then the previous credential is \
                  in force",
                 rfc3339(*at)
+            ),
+            Self::ConnectionNewer { version } => write!(
+                formatter,
+                "the connection document is of version {version}, which a newer agent keeps current; this agent leaves the \
+                 document as it is: install the same version on every node"
+            ),
+            Self::ConnectionDisputed => formatter.write_str(
+                "another node has replaced the connection document of this node: the nodes differ in trust bundle, cluster \
+                 name, URLs or client_auth; compare `agent status` and agent.toml on every node",
             ),
             Self::Kept(kept) => write!(formatter, "{kept}"),
             Self::PeerIsThisNode { peer, port } => write!(
@@ -969,6 +1016,7 @@ fn of_secret(asked: Asked, error: &SecretError) -> (Code, Option<String>) {
             let code = match asked {
                 Asked::Credential => Code::CredentialInvalid,
                 Asked::Included => Code::IncludedInvalid,
+                Asked::Connection => Code::ConnectionInvalid,
                 _ => Code::TrustInvalid,
             };
             (code, Some(format!("{secret} {what}")))

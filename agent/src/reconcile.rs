@@ -11,6 +11,7 @@ mod issuing;
 mod last_good;
 mod links;
 mod pass;
+mod publication;
 mod quarantine;
 mod report;
 mod retry;
@@ -20,7 +21,7 @@ mod starts;
 mod system_user;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ use self::issuing::Issuing;
 use self::last_good::LastGoodFile;
 use self::links::Links;
 pub use self::pass::{PassError, PassRequest, Source};
+pub use self::publication::Publication;
+use self::publication::{Publisher, Wanted, rank};
 use self::rollover::{Rollover, View};
 use self::sources::{Seams, Sources};
 use self::system_user::SystemUser;
@@ -44,7 +47,7 @@ use crate::conf::loss::Loss;
 use crate::conf::reader::Contents;
 use crate::conf::render::{Rendered, Values, cluster_name_of};
 use crate::conf::system::Obstacle;
-use crate::config::{NatsConfig, RenewalConfig, RolloverConfig};
+use crate::config::{ClientAuth, NatsConfig, RenewalConfig, RolloverConfig};
 use crate::credential::{ClusterCredential, CredentialSource};
 use crate::error::with_causes;
 use crate::included::IncludedSource;
@@ -59,7 +62,7 @@ use crate::server::Presence;
 use crate::server::standing::{Mismatch, Standing};
 use crate::state::durable::FileError;
 use crate::state::generation::{Generation, TlsFiles};
-use crate::status::{LeafStatus, NodeStatus, Status};
+use crate::status::{LeafStatus, NodeStatus, Status, routes};
 use crate::trust::TrustSource;
 
 /// The seams, and what is known of the node.
@@ -80,6 +83,8 @@ pub struct Parts {
     pub credential: Option<Arc<dyn CredentialSource>>,
     /// The included secrets, each with the file that keeps its content.
     pub included: Vec<(PathBuf, Arc<dyn IncludedSource>)>,
+    /// Where the connection document is kept, if the group keeps one.
+    pub publication: Option<Publication>,
     /// nats-server and the commit point.
     pub commit_point: CommitPoint,
     /// The time.
@@ -135,6 +140,8 @@ pub struct Reconciler {
     system_user: SystemUser,
     /// What peers trust and serve, and what a leaf of a new CA waits for.
     rollover: Rollover,
+    /// This node's part in keeping the connection document current.
+    publisher: Option<Publisher>,
 }
 
 impl Reconciler {
@@ -173,6 +180,7 @@ impl Reconciler {
             not_in_force: None,
             system_user,
             rollover,
+            publisher: parts.publication.map(|publication| Publisher::new(publication, interval, &renewal)),
         }
     }
 
@@ -187,13 +195,47 @@ impl Reconciler {
             let view = View::of(self.sources.known_peers(), self.own_route(), newest, fetched, now);
             self.rollover.note_phase(bundle, &view);
         }
+        self.publish(now).await;
         let (status, next) = (self.status(), self.next(now));
         self.links.note_alone(status.is_alone(), now);
         self.sources.remember_linked(self.links.seen());
         self.newest = None;
         let issuer = self.issuing.retry.succeeded_at().map(|at| (Source::Issuer, at));
-        let answered = self.sources.answered().chain(issuer).collect();
+        let published = self.publisher.as_ref().and_then(Publisher::answered_at).map(|at| (Source::Connection, at));
+        let answered = self.sources.answered().chain(issuer).chain(published).collect();
         Pass { status, outcome, next, issuance: self.issuing.tried.take(), answered }
+    }
+
+    /// Keeps the connection document current, for as long as the group keeps one.
+    async fn publish(&mut self, now: OffsetDateTime) {
+        let Some(mut publisher) = self.publisher.take() else { return };
+        let wanted = self.wanted_document(&publisher);
+        publisher.attend(wanted, self.renewal.retry_min, now).await;
+        self.publisher = Some(publisher);
+    }
+
+    /// What the connection document should say. `None`: this node doesn't know the whole of it yet.
+    fn wanted_document(&self, publisher: &Publisher) -> Option<Wanted> {
+        let nats = &self.deployment.commit_point.parts().nats;
+        let node = NodeStatus::of(&self.node);
+        let observed = &self.deployment.seen().observed;
+        let peers = routes(&node, self.node.instance_id.as_ref(), self.sources.known_peers(), observed);
+        let urls = publisher.urls(&peers, nats.listen.port());
+        let bundle = self.sources.bundle().filter(|_| !urls.is_empty())?.clone();
+        Some(Wanted {
+            bundle,
+            distrusted: BTreeSet::new(),
+            cluster: self.cluster_name(nats),
+            urls,
+            needs_certificate: nats.client_auth == ClientAuth::Mtls,
+            rank: rank(&peers, self.own_route()),
+            is_fresh: self.sources.is_bundle_fresh(),
+        })
+    }
+
+    fn cluster_name(&self, nats: &NatsConfig) -> String {
+        let name = nats.cluster_name.clone().or_else(|| self.sources.group().map(cluster_name_of));
+        name.unwrap_or_else(|| "nats".into())
     }
 
     /// The newest leaf.
@@ -512,9 +554,8 @@ impl Reconciler {
         self.sources.included(included).map_err(PassError::Waits)?;
         let peers = self.sources.peers().map_err(PassError::Waits)?;
         let credential = self.sources.credential().map_err(PassError::Waits)?;
-        let name = nats.cluster_name.clone().or_else(|| self.sources.group().map(cluster_name_of));
-        let name = name.as_deref().unwrap_or("nats");
-        let values = Values::new(nats, &self.node, name, peers.addresses(), files, credential.cloned());
+        let name = self.cluster_name(nats);
+        let values = Values::new(nats, &self.node, &name, peers.addresses(), files, credential.cloned());
         Ok(values.map_err(SettingsError::from)?)
     }
 
@@ -542,6 +583,7 @@ impl Reconciler {
         times.extend(self.issuing.times(newest, &self.node));
         times.extend(self.deployment.times(now, newest.is_some()));
         times.extend(self.rollover.times(now));
+        times.extend(self.publisher.as_ref().and_then(Publisher::time));
         let mut soonest = times.into_iter().min().unwrap_or(now);
         if let (None, Some(next)) = (newest, self.deployment.next_try()) {
             // The state directory can't be read, so an earlier pass could do nothing.

@@ -82,6 +82,9 @@ pub struct Status {
     pub settings: SettingsStatus,
     /// The nats-server of the node.
     pub nats: NatsStatus,
+    /// The connection document, if this node keeps one current and has seen it.
+    #[serde(default)]
+    pub connection: Option<ConnectionStatus>,
     /// The pass that is under way, if any. Every other field is what the pass before found.
     #[serde(default)]
     pub pass: Option<PassStatus>,
@@ -288,6 +291,17 @@ pub struct RenewalStatus {
     pub last_error: Option<String>,
 }
 
+/// The connection document, as this node last saw or wrote it.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct ConnectionStatus {
+    /// The URLs for clients.
+    pub urls: Vec<String>,
+    /// When the document last changed, RFC 3339.
+    pub changed_at: String,
+    /// The SHA-256 of each anchor, and since when the document has the anchor, RFC 3339.
+    pub trusts_from: BTreeMap<String, String>,
+}
+
 /// The nats-server of a node.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 pub struct NatsStatus {
@@ -335,6 +349,8 @@ pub struct Findings {
     pub phase: Option<TimedPhase>,
     /// The last confirmed reload.
     pub last_reload: Option<LastReload>,
+    /// The connection document, where it was seen.
+    pub connection: Option<ConnectionStatus>,
     /// Whether nats-server starts again and again and never serves.
     pub is_crash_loop: bool,
     /// Since when this node has a route to none of its peers.
@@ -476,6 +492,7 @@ impl Status {
             },
             node: findings.node,
             renewal: findings.renewal,
+            connection: findings.connection,
             pass: None,
         }
     }
@@ -498,6 +515,7 @@ impl Status {
             renewal: RenewalStatus::default(),
             settings: SettingsStatus::default(),
             nats: NatsStatus::default(),
+            connection: None,
             pass: None,
         }
     }

@@ -11,7 +11,8 @@ use crate::clock::Clock;
 use crate::conf::loss::Loss;
 use crate::conf::merge::PlacementNeeds;
 use crate::conf::render::template_text;
-use crate::config::{Config, DiscoveryKind, IssuerKind, System, TrustConfig};
+use crate::config::{Config, ConnectionConfig, DiscoveryKind, IssuerKind, System, TrustConfig};
+use crate::connection::secret::ConnectionSecret;
 use crate::credential::CredentialSource;
 use crate::credential::secret::ClusterSecret;
 use crate::included::{IncludedSecret, IncludedSource, SystemSecret, credentials_of};
@@ -25,8 +26,8 @@ use crate::peers::PeerSource;
 use crate::peers::asg::Asg;
 use crate::peers::dial::Network;
 use crate::peers::static_list::StaticList;
-use crate::reconcile::Parts;
 use crate::reconcile::commit_point::{CommitParts, CommitPoint};
+use crate::reconcile::{Parts, Publication};
 use crate::schedule::earliest;
 use crate::server::NatsServer;
 use crate::state::generation::Generations;
@@ -107,6 +108,14 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
     if matches!(config.discovery.kind, DiscoveryKind::Asg { .. }) {
         lifecycle = Some(Arc::new(InGroup::new(&settings, aws().await, node.instance_id.clone())));
     }
+    let publication = match &config.connection {
+        Some(ConnectionConfig { secret_id, urls }) => Some(Publication {
+            store: Arc::new(ConnectionSecret::new(aws().await, secret_id)),
+            urls: urls.clone(),
+            names: config.node.dns_names.iter().map(|name| name.as_str().to_owned()).collect(),
+        }),
+        None => None,
+    };
     let peers: Arc<dyn PeerSource> = match &config.discovery.kind {
         DiscoveryKind::Asg { asg_name, addresses } => Arc::new(Asg::new(
             aws().await,
@@ -136,6 +145,7 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
         dial: Arc::new(Network),
         credential,
         included,
+        publication,
         commit_point: commit_point(config, clock),
         clock,
         renewal: config.renewal,
@@ -161,6 +171,7 @@ fn needs(config: &Config) -> Needs {
     let asg = matches!(config.discovery.kind, DiscoveryKind::Asg { .. });
     let secrets = matches!(config.trust, TrustConfig::SecretsManager { .. })
         || config.nats.cluster_secret_id.is_some()
+        || config.connection.is_some()
         || !config.nats.included_secrets.is_empty()
         || matches!(config.nats.system, System::Secret(_));
     // A template that can't be read is an error of the first pass.

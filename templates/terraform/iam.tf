@@ -43,6 +43,25 @@ resource "aws_iam_role_policy" "system_secret" {
   policy = templatefile("${path.module}/../iam/node-included-secrets.json", { included_secret_arns = jsonencode([var.system_secret_arn]) })
 }
 
+resource "aws_iam_role_policy" "connection" {
+  count = var.connection_document ? 1 : 0
+
+  name   = "nats-tls-agent-connection"
+  role   = aws_iam_role.node.id
+  policy = templatefile("${path.module}/../iam/node-connection.json", { connection_secret_arn = aws_secretsmanager_secret.connection[0].arn })
+}
+
+resource "aws_iam_role_policy" "connection_key" {
+  count = var.connection_document ? 1 : 0
+
+  name = "nats-tls-agent-connection-key"
+  role = aws_iam_role.node.id
+  policy = templatefile("${path.module}/../iam/node-connection-key.json", {
+    kms_key_arn = aws_kms_key.secrets.arn
+    region      = data.aws_region.current.region
+  })
+}
+
 resource "aws_iam_role_policy" "included_secret_keys" {
   count = length(var.included_secret_key_arns)
 

@@ -12,6 +12,9 @@ locals {
   # A key of [nats], before the keys of extra_agent_toml.
   system_key = var.system_secret_arn == "" ? "" : "system = { secret_id = \"${var.system_secret_arn}\" }\n"
 
+  # A table of its own, after extra_agent_toml.
+  connection_table = var.connection_document ? "\n[connection]\nsecret_id = \"${aws_secretsmanager_secret.connection[0].arn}\"\n" : ""
+
   user_data = templatefile("${path.module}/../user-data/user-data.yaml", {
     nats_server_url    = var.nats_server_url
     nats_server_sha256 = var.nats_server_sha256
@@ -25,7 +28,7 @@ locals {
     dns_names         = jsonencode(concat([var.client_dns_name], var.additional_dns_names))
     addresses         = var.addresses
     nats_include      = jsonencode(concat(["/etc/nats/conf.d/extra.conf"], formatlist("secret:%s", var.included_secret_arns)))
-    extra_agent_toml  = base64encode("${local.system_key}${var.extra_agent_toml}")
+    extra_agent_toml  = base64encode("${local.system_key}${var.extra_agent_toml}${local.connection_table}")
     extra_nats_config = base64encode(var.extra_nats_config)
   })
 
@@ -174,6 +177,8 @@ resource "aws_autoscaling_group" "node" {
     aws_iam_role_policy.own_key,
     aws_iam_role_policy.included_secrets,
     aws_iam_role_policy.system_secret,
+    aws_iam_role_policy.connection,
+    aws_iam_role_policy.connection_key,
     aws_iam_role_policy.included_secret_keys,
     aws_iam_role_policy.ec2_addresses,
     aws_iam_role_policy_attachment.additional,

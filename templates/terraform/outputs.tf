@@ -18,6 +18,11 @@ output "trust_secret_arn" {
   value       = aws_secretsmanager_secret.trust.arn
 }
 
+output "connection_secret_arn" {
+  description = "The secret of the connection document, or null. Readers need secretsmanager:GetSecretValue on it, and kms:Decrypt on secrets_key_arn."
+  value       = one(aws_secretsmanager_secret.connection[*].arn)
+}
+
 output "cluster_secret_arn" {
   description = "The cluster credential's secret, which only the nodes can read."
   value       = aws_cloudformation_stack.cluster_credential.outputs["Arn"]

@@ -34,6 +34,17 @@ resource "aws_secretsmanager_secret_version" "trust" {
   secret_string = join("\n", concat([trimspace(aws_acmpca_certificate.root.certificate)], var.additional_trust_anchors, [""]))
 }
 
+# The nodes write the content, so the secret has no version of Terraform's.
+resource "aws_secretsmanager_secret" "connection" {
+  #checkov:skip=CKV2_AWS_57:The secret holds public facts, and the nodes keep them current.
+  count = var.connection_document ? 1 : 0
+
+  name_prefix = "${var.name}/connection-"
+  description = "What a client of ${var.name} needs to connect"
+  kms_key_id  = aws_kms_key.secrets.arn
+  tags        = var.tags
+}
+
 # AWS makes the password through CloudFormation, so the password exists in the secret alone. A password from Terraform would
 # be in Terraform's state. With a write-only argument, Terraform would still need permission to read the secret at each
 # refresh. To change the password, put a new version into the secret without Terraform (docs/operations.md of

@@ -277,6 +277,12 @@ variable "system_secret_arn" {
   }
 }
 
+variable "connection_document" {
+  description = "Whether the module makes a secret in which the nodes keep the connection document: URLs, trust bundle and the rest that a client needs (output connection_secret_arn). A change replaces every node."
+  type        = bool
+  default     = false
+}
+
 variable "included_secret_key_arns" {
   description = "The KMS keys of included secrets and of system_secret_arn, where a secret has a key of its own. Neither aws/secretsmanager nor the module's own key (output secrets_key_arn) belongs here."
   type        = list(string)

@@ -19,7 +19,7 @@ const LAYERS: [&[&str]; 12] = [
     &["config", "credential", "progress", "schedule"],
     &["node", "state"],
     &["conf", "included", "issue"],
-    &["cli", "server", "trust"],
+    &["cli", "connection", "server", "trust"],
     &["peers", "roundtrip"],
     &["reason"],
     &["status"],

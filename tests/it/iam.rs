@@ -15,6 +15,8 @@ use harness::template::fill;
 use harness::tools::workspace;
 use nats_tls_agent::aws::AwsSettings;
 use nats_tls_agent::config::{AddressLookup, CaArn};
+use nats_tls_agent::connection::DocumentStore as _;
+use nats_tls_agent::connection::secret::ConnectionSecret;
 use nats_tls_agent::credential::secret::ClusterSecret;
 use nats_tls_agent::included::{IncludedSecret, IncludedSource as _};
 use nats_tls_agent::issue::acm_pca::AcmPca;
@@ -45,6 +47,8 @@ const PREFIXES: [(&str, &str); 4] = [
 /// Secrets Manager calls KMS on the caller's behalf for a secret that a customer managed key encrypts
 /// (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/security-encryption.html>).
 const ON_OUR_BEHALF: &str = "kms:Decrypt";
+/// PutSecretValue calls this operation of KMS too, from the same source.
+const TO_WRITE_ON_OUR_BEHALF: &str = "kms:GenerateDataKey";
 
 // === The calls in the source ===
 
@@ -142,13 +146,21 @@ struct Resources {
     cluster: String,
     /// A secret of `nats.include`.
     included: String,
+    /// The secret of the connection document.
+    connection: String,
 }
 
 impl Resources {
     fn examples() -> Self {
         let secret = |name: &str| format!("arn:aws:secretsmanager:{REGION}:123456789012:secret:{name}-AbCdEf");
         let ca = format!("arn:aws:acm-pca:{REGION}:123456789012:certificate-authority/1");
-        Self { ca, trust: secret("trust"), cluster: secret("cluster"), included: secret("accounts") }
+        Self {
+            ca,
+            trust: secret("trust"),
+            cluster: secret("cluster"),
+            included: secret("accounts"),
+            connection: secret("connection"),
+        }
     }
 
     /// All policies that a role can have.
@@ -162,6 +174,8 @@ impl Resources {
         vec![
             policy("node.json", &values),
             policy("node-included-secrets.json", &[("included_secret_arns", &json!([self.included]).to_string())]),
+            policy("node-connection.json", &[("connection_secret_arn", &self.connection)]),
+            policy("node-connection-key.json", &[("kms_key_arn", KEY), ("region", REGION)]),
             policy("node-own-key.json", &[("kms_key_arn", KEY), ("region", REGION)]),
             policy("node-ec2-addresses.json", &[]),
         ]
@@ -324,6 +338,13 @@ fn requests(call: &Call) -> Vec<Request> {
                 Request::new(ON_OUR_BEHALF, KEY, &[("kms:ViaService", &service)]),
             ]
         }
+        "PutSecretValue" => {
+            let service = format!("secretsmanager.{REGION}.amazonaws.com");
+            vec![
+                Request::new("secretsmanager:PutSecretValue", &call.answered("ARN").unwrap(), &[]),
+                Request::new(TO_WRITE_ON_OUR_BEHALF, KEY, &[("kms:ViaService", &service)]),
+            ]
+        }
         // These actions accept no resource.
         "DescribeAutoScalingInstances" | "DescribeAutoScalingGroups" => {
             vec![Request::new(&format!("autoscaling:{}", call.operation), "*", &[])]
@@ -339,15 +360,16 @@ fn requests(call: &Call) -> Vec<Request> {
 fn the_policies_allow_the_calls_that_the_agents_source_makes_and_no_other() {
     let mut called = called_by_the_agent();
     assert_eq!(called, named_by_the_agent(), "the error messages name other calls than the source makes");
-    called.insert(ON_OUR_BEHALF.into());
+    called.extend([ON_OUR_BEHALF, TO_WRITE_ON_OUR_BEHALF].map(Into::into));
     check(&actions(&Resources::examples().policies()), &called).unwrap();
 }
 
 #[test]
 fn a_permission_taken_out_or_a_call_without_one_fails_the_check() {
     let policies = Resources::examples().policies();
-    let called: BTreeSet<String> = called_by_the_agent().into_iter().chain([ON_OUR_BEHALF.into()]).collect();
-    assert_eq!(called.len(), 9, "{called:?}");
+    let on_our_behalf = [ON_OUR_BEHALF, TO_WRITE_ON_OUR_BEHALF].map(Into::into);
+    let called: BTreeSet<String> = called_by_the_agent().into_iter().chain(on_our_behalf).collect();
+    assert_eq!(called.len(), 11, "{called:?}");
     for action in &called {
         let error = check(&actions(&without(&policies, action)), &called).unwrap_err();
         assert!(error.starts_with(&format!("called and not allowed: [{action:?}];")), "{error}");
@@ -478,6 +500,7 @@ impl Sent {
         moto.put_secret("cluster", r#"{"username": "route", "password": "o"}"#).await.unwrap();
         let cluster = moto.put_secret("cluster", r#"{"username": "route", "password": "p"}"#).await.unwrap();
         let included = moto.put_secret("nats/accounts", "accounts { A { } }").await.unwrap();
+        let connection = moto.put_secret("nats/connection", "{}").await.unwrap();
         let members = moto.launch("nats", 2).await.unwrap();
 
         let facts = InstanceFacts::new(&members[0].id, REGION, members[0].address);
@@ -503,12 +526,16 @@ impl Sent {
         issuer.collect(&handle).await.unwrap().unwrap();
         SecretsManager::new(&aws, "trust-bundle", None).pem().await.unwrap();
         IncludedSecret::new(&aws, "nats/accounts").fetch().await.unwrap();
+        let document = ConnectionSecret::new(&aws, "nats/connection");
+        document.read().await.unwrap().unwrap();
+        document.write("{}", "nats-tls-agent-0123456789abcdef0123456789abcdef").await.unwrap();
         ClusterSecret::new(&aws, &cluster.arn).versions(OffsetDateTime::UNIX_EPOCH).await.unwrap();
         Asg::new(&aws, node, None, AddressLookup::Ec2, 6222).sight().await.unwrap();
 
         let calls = gateway.every_call();
         let requests = calls.iter().flat_map(requests).collect();
-        let resources = Resources { ca: ca.arn, trust: trust.arn, cluster: cluster.arn, included: included.arn };
+        let (ca, trust, cluster, included) = (ca.arn, trust.arn, cluster.arn, included.arn);
+        let resources = Resources { ca, trust, cluster, included, connection: connection.arn };
         Self { resources, requests }
     }
 }

@@ -9,6 +9,7 @@ mod aws_double;
 mod bad_input;
 mod chaos;
 mod conf_reader;
+mod connection;
 mod crash;
 mod crowd;
 mod doctor;

@@ -272,7 +272,31 @@ fn the_secret_of_the_system_account_is_read_by_the_role_and_named_by_agent_toml(
     let key = key.replace("\\\"", "\"").replace("\\n", "\n").replace("${var.system_secret_arn}", SECRET);
     let read: toml::Table = toml::from_str(&format!("[nats]\n{key}client_auth = \"none\"\n")).unwrap();
     assert_eq!(read["nats"]["system"]["secret_id"].as_str(), Some(SECRET));
-    assert!(nodes.contains("base64encode(\"${local.system_key}${var.extra_agent_toml}\")"), "{nodes}");
+    assert!(
+        nodes.contains("base64encode(\"${local.system_key}${var.extra_agent_toml}${local.connection_table}\")"),
+        "{nodes}"
+    );
+}
+
+/// The secret of the connection document is written by the role, and is a table of its own after the keys of `[nats]`.
+#[test]
+fn the_secret_of_the_connection_document_is_kept_by_the_role_and_named_by_agent_toml() {
+    let resources = blocks(&parsed(&module()), "resource");
+    for (resource, file) in [("connection", "node-connection.json"), ("connection_key", "node-connection-key.json")] {
+        let policy = &resources[&format!("aws_iam_role_policy.{resource}")];
+        assert_eq!(at(policy, &["count"]), json!("${var.connection_document ? 1 : 0}"));
+        assert!(at(policy, &["policy"]).to_string().contains(file), "{policy}");
+    }
+    assert_eq!(variables()["connection_document"]["default"], json!([false]));
+    assert!(resources.keys().all(|name| name != "aws_secretsmanager_secret_version.connection"), "the nodes write it");
+
+    let nodes = fs::read_to_string(module().join("nodes.tf")).unwrap();
+    let (_, table) = nodes.split_once("connection_table = var.connection_document ? \"").unwrap();
+    let (table, _) = table.split_once("\" : \"\"\n").unwrap();
+    let table = table.replace("\\\"", "\"").replace("\\n", "\n");
+    let table = table.replace("${aws_secretsmanager_secret.connection[0].arn}", SECRET);
+    let read: toml::Table = toml::from_str(&format!("[nats]\nclient_auth = \"tls\"{table}")).unwrap();
+    assert_eq!(read["connection"]["secret_id"].as_str(), Some(SECRET));
 }
 
 /// The pattern of the variable's validation is tried here, as Terraform may be absent.

@@ -1,4 +1,4 @@
-//! One secret of Secrets Manager, read whole.
+//! One secret of Secrets Manager, read and written whole.
 //!
 //! A secret's content never stands in an error or a log line.
 
@@ -13,6 +13,7 @@ use super::{nonsense, refused};
 use crate::error::{RemoteError, RemoteErrorKind};
 
 const GET: &str = "secretsmanager:GetSecretValue";
+const PUT: &str = "secretsmanager:PutSecretValue";
 
 /// The largest secret, in bytes: Secrets Manager's own limit
 /// (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_limits.html>).
@@ -100,6 +101,35 @@ impl Secret {
         let version = version.ok_or_else(|| nonsense(GET, "the answer holds no VersionId"))?;
         let created = answer.created_date.and_then(|date| OffsetDateTime::from_unix_timestamp(date.secs()).ok());
         Ok(SecretValue { content, version, created: created.unwrap_or(OffsetDateTime::UNIX_EPOCH) })
+    }
+
+    /// Puts a new version, which becomes the current version. `token`, 32 to 64 characters, becomes its VersionId. A version of
+    /// that id stays as it is: another process has made the version
+    /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_PutSecretValue.html>).
+    pub(crate) async fn put(&self, content: &str, token: &str) -> Result<(), SecretError> {
+        let request = self.client.put_secret_value().secret_id(&self.id).secret_string(content);
+        let sent = counted(PUT, request.client_request_token(token).send().await).map_err(|error| refused(PUT, error));
+        match sent {
+            Err(error) if error.code.as_deref() == Some("ResourceExistsException") => Ok(()),
+            Err(error) => Err(self.not_written(error)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    fn not_written(&self, error: RemoteError) -> SecretError {
+        let remedy = match error.code.as_deref() {
+            Some("ResourceNotFoundException") => "make the secret; the agent writes its content".into(),
+            // With a key of one's own the call needs both permissions of KMS
+            // (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/security-encryption.html>).
+            Some("AccessDeniedException" | "EncryptionFailure") => {
+                format!(
+                    "allow {PUT} on the secret, and kms:GenerateDataKey and kms:Decrypt on its key, in the policy of the instance's role"
+                )
+            }
+            _ => error.remedy,
+        };
+        let attempt = format!("writing the secret {:?}: {}", self.id, error.attempt);
+        SecretError::Fetch(RemoteError { attempt, remedy, ..error })
     }
 
     fn failed(&self, error: RemoteError) -> SecretError {

@@ -23,6 +23,7 @@ use crate::conf::cost::reload_costs;
 use crate::conf::listeners::Listeners;
 use crate::conf::loss::Certificate;
 use crate::config::Config;
+use crate::connection::usable;
 use crate::daemon::control::{ControlError, ask};
 use crate::daemon::protocol::{Answer, Request};
 use crate::error::{RemoteErrorKind, with_causes};
@@ -215,6 +216,7 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
         }),
     });
     checks.extend(included(&parts).await);
+    checks.extend(connection(&parts, bundle.as_ref().ok()).await);
     checks.push(Check::of("journal", &parts.issuance.journal.load(), |entries| {
         let issued = entries.issued_in_a_day(Clock::System.now());
         let pending = if entries.pending.is_some() { ", one under way" } else { "" };
@@ -249,6 +251,35 @@ async fn included(parts: &Parts) -> Vec<Check> {
         }
     });
     futures_util::future::join_all(asked).await
+}
+
+/// Whether the connection document can be read, and has what the bundle has. Nothing but a write shows whether this node may
+/// write.
+async fn connection(parts: &Parts, bundle: Option<&TrustBundle>) -> Option<Check> {
+    let name = "connection";
+    let stored = match parts.publication.as_ref()?.store.read().await {
+        Ok(Some(stored)) => stored,
+        Ok(None) => {
+            let remedy =
+                "make the secret of connection.secret_id; the daemon writes its content, and reports where it may not";
+            return Some(Check::warning(name, format!("there is no document yet, or no such secret: {remedy}")));
+        }
+        Err(error) => return Some(Check::warning(name, with_causes(&error))),
+    };
+    let document = match usable(&stored.content) {
+        Ok(document) => document,
+        Err((what, remedy)) => return Some(Check::warning(name, format!("the secret {what}; {remedy}"))),
+    };
+    let told = document.bundle().map(|bundle| bundle.anchors).unwrap_or_default();
+    let lacking = bundle.into_iter().flat_map(|bundle| &bundle.anchors).filter(|anchor| !told.contains(anchor));
+    let lacking: Vec<_> = lacking.map(|anchor| anchor.subject.as_str()).collect();
+    if !lacking.is_empty() {
+        let found = format!("the document lacks {} of the trust bundle", lacking.join(", "));
+        return Some(Check::warning(name, format!("{found}; the first node in service writes it within an interval")));
+    }
+    let urls = counted(document.urls().count(), "URL");
+    let found = format!("{urls} and {}, changed at {}", counted(told.len(), "anchor"), document.changed_at);
+    Some(Check::ok(name, format!("{found}; whether this node may write shows only at a write")))
 }
 
 /// The embedded CA before the first `agent run`.

@@ -36,6 +36,8 @@ pub enum Source {
     Credential,
     /// The included secrets.
     Included,
+    /// The secret of the connection document.
+    Connection,
     /// The issuer.
     Issuer,
 }
@@ -49,6 +51,7 @@ impl Source {
             Self::Peers => "peers",
             Self::Credential => "credential",
             Self::Included => "included",
+            Self::Connection => "connection",
             Self::Issuer => "issuer",
         }
     }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::Reconciler;
+use super::publication::Publisher;
 use crate::reason::{Reason, Told};
 use crate::state::durable;
 use crate::status::{Findings, NodeStatus, Status};
@@ -24,6 +25,7 @@ impl Reconciler {
         warnings.extend(self.system_warning());
         warnings.extend(self.watch.warnings(now));
         warnings.extend(self.second_selves());
+        warnings.extend(self.publisher.iter().flat_map(Publisher::warnings));
         warnings.extend(self.opened_to_all());
         let seen = self.deployment.seen();
         let mut settings = self.deployment.settings();
@@ -47,6 +49,7 @@ impl Reconciler {
             settings,
             phase: self.deployment.phase(),
             last_reload: self.deployment.commit_point.last_reload(),
+            connection: self.publisher.as_ref().and_then(Publisher::status),
             is_crash_loop: self.deployment.is_crash_loop(),
             alone_since: self.links.alone_since(),
         });

@@ -388,6 +388,11 @@ impl Sources {
         self.trust.last_good.fetched.as_ref()
     }
 
+    /// Whether the source of the bundle answered this process, and answered its last question.
+    pub(super) fn is_bundle_fresh(&self) -> bool {
+        self.trust.retry.succeeded_at().is_some()
+    }
+
     /// Why the bundle was not read.
     pub(super) fn trust_reason(&self) -> Option<&Reason> {
         self.trust.retry.reason.as_ref()

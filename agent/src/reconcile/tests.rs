@@ -213,6 +213,7 @@ impl Bench {
             dial: Arc::clone(&self.dial) as Arc<dyn Dial>,
             credential,
             included: Vec::new(),
+            publication: None,
             commit_point: CommitPoint::new(CommitParts {
                 server: Arc::clone(&self.server) as Arc<dyn Server>,
                 nats: NatsConfig {

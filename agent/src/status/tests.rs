@@ -101,6 +101,7 @@ fn healthy() -> Findings {
     };
     Findings {
         rollover: RolloverStatus::default(),
+        connection: None,
         now: NOW,
         node: NodeStatus { name: "n1".into(), addresses: vec!["10.0.1.1".parse().unwrap()], dns_names: Vec::new() },
         instance_id: None,

@@ -215,6 +215,7 @@ impl Life {
             dial: Arc::clone(world) as Arc<dyn Dial>,
             credential: None,
             included: Vec::new(),
+            publication: None,
             commit_point: CommitPoint::new(CommitParts {
                 server: Arc::clone(&self.server) as Arc<dyn Server>,
                 nats: NatsConfig { config: self.directory.join("nats-server.conf"), ..NatsConfig::default() },
