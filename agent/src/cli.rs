@@ -8,7 +8,7 @@ use clap_complete::Shell;
 
 use crate::conf::loss::Loss;
 
-use crate::config::DEFAULT_PATH;
+use crate::config::{DEFAULT_PATH, client};
 
 /// Gives the NATS server on this instance TLS and renews its certificates.
 #[derive(Debug, Parser)]
@@ -17,9 +17,18 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Path of the configuration file
-    #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_PATH)]
-    pub config: PathBuf,
+    /// Path of the configuration file [default: /etc/nats-tls-agent/agent.toml, or client.toml there for `agent client`]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Cli {
+    /// The path of the configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        let default = if matches!(self.command, Command::Client { .. }) { client::DEFAULT_PATH } else { DEFAULT_PATH };
+        self.config.clone().unwrap_or_else(|| default.into())
+    }
 }
 
 const EXIT_CODES: &str =
@@ -72,6 +81,11 @@ pub enum Command {
         #[command(flatten)]
         json: JsonArg,
     },
+    /// On a service's machine: fetch, keep and check what a client needs to connect
+    Client {
+        #[command(subcommand)]
+        command: ClientCommand,
+    },
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -93,10 +107,39 @@ impl Command {
             | Self::Status { json }
             | Self::Doctor { json }
             | Self::Rollover { json }
-            | Self::Probe { json, .. } => json.json,
+            | Self::Probe { json, .. }
+            | Self::Client { command: ClientCommand::Fetch { json } | ClientCommand::Check { json } } => json.json,
             _ => false,
         }
     }
+
+    /// Whether the command runs until it is told to end.
+    #[must_use]
+    pub fn is_daemon(&self) -> bool {
+        matches!(self, Self::Run { .. } | Self::Client { command: ClientCommand::Run })
+    }
+}
+
+/// What to do on a service's machine.
+#[derive(Clone, Debug, Subcommand)]
+#[expect(missing_docs, reason = "a doc comment on a flattened field would replace the command's help")]
+pub enum ClientCommand {
+    /// Bring the files of the service up to date once
+    Fetch {
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Keep the files of the service current, and tell the service of each change
+    Run,
+    /// Resolve, connect to, verify and log in to each URL, and say what is wrong
+    Check {
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Print the settings as variables for a shell
+    Env,
+    /// Print a context of the nats CLI
+    Context,
 }
 
 /// The `--json` option.
@@ -197,12 +240,14 @@ mod tests {
             &["man", "run"],
         ] {
             let config = |before: &[&str], after: &[&str]| {
-                Cli::try_parse_from([&["agent"][..], before, command, after].concat()).unwrap().config
+                Cli::try_parse_from([&["agent"][..], before, command, after].concat()).unwrap().config()
             };
             assert_eq!(config(&[], &[]), PathBuf::from(DEFAULT_PATH));
             assert_eq!(config(&["--config", "/a"], &[]), PathBuf::from("/a"), "{command:?}");
             assert_eq!(config(&[], &["--config", "/a"]), PathBuf::from("/a"), "{command:?}");
         }
+        let client = Cli::try_parse_from(["agent", "client", "check"]).unwrap();
+        assert_eq!(client.config(), PathBuf::from("/etc/nats-tls-agent/client.toml"));
     }
 
     fn probe(arguments: &[&str]) -> Result<ProbeArgs, clap::error::ErrorKind> {

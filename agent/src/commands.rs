@@ -1,5 +1,6 @@
 //! The commands, one file each. A command asks other modules and prints their answer.
 
+pub mod client;
 pub mod doctor;
 pub mod probe;
 pub mod render;
@@ -53,6 +54,9 @@ pub enum CommandError {
     /// The nodes can't be probed.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+    /// There is no connection document, and none of an earlier look.
+    #[error("{0}")]
+    NoDocument(Reason),
     /// The output can't be written.
     #[error(transparent)]
     Output(#[from] OutputError),
@@ -88,6 +92,7 @@ impl CommandError {
             Self::Daemon(_) => "agent_can_not_run",
             Self::Refused(refusal) => refusal.code(),
             Self::Probe(error) => error.code(),
+            Self::NoDocument(reason) => reason.code().as_str(),
             Self::OtherAnswer => "agent_of_another_version",
             Self::Output(_) => "output_failed",
             Self::Runtime(_) => "runtime_failed",

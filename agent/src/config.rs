@@ -3,6 +3,7 @@
 //! Parsing and checking happen once, here. The rest of the crate receives values that are valid in themselves. An error
 //! names the file, the line and the key, and says what to write instead.
 
+pub mod client;
 mod connection;
 mod settings;
 mod system;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 
 pub use self::connection::ConnectionConfig;
@@ -525,36 +527,49 @@ impl TryFrom<String> for CaArn {
 impl Config {
     /// Reads and checks the file.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { file: file.to_owned(), source };
-        let text = durable::read_if_there(file, MAX_SIZE).map_err(|error| match error.source.kind() {
-            std::io::ErrorKind::FileTooLarge => ConfigError::TooLarge { file: file.to_owned() },
-            _ => read(error.source),
-        })?;
-        let text = String::from_utf8(text.ok_or_else(|| read(Errno::ENOENT.into()))?)
-            .map_err(|error| read(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
-        Self::parse(&text, file)
+        Self::parse(&text_of(file)?, file)
     }
 
     /// Checks the text. `file` only appears in errors.
     pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
-        let raw: RawConfig = toml::from_str(text).map_err(|error| {
-            let span = error.span().unwrap_or(0..0);
-            ConfigError::Invalid {
-                file: file.to_owned(),
-                line: error.span().map(|span| line_of(text, span.start)),
-                key: key_at(text, span.start),
-                message: error.message().replace('\n', "; "),
-            }
-        })?;
-        let mut config = raw.check().map_err(|InvalidKey { key, message }| ConfigError::Invalid {
-            file: file.to_owned(),
-            line: position_of(text, key).map(|start| line_of(text, start)),
-            key: Some(key.to_owned()),
-            message,
-        })?;
+        let mut config = parse_and_check(text, file, RawConfig::check)?;
         config.nats.settings = settings::settings(text, file)?;
         Ok(config)
     }
+}
+
+/// The text of a configuration file.
+fn text_of(file: &Path) -> Result<String, ConfigError> {
+    let read = |source| ConfigError::Read { file: file.to_owned(), source };
+    let text = durable::read_if_there(file, MAX_SIZE).map_err(|error| match error.source.kind() {
+        std::io::ErrorKind::FileTooLarge => ConfigError::TooLarge { file: file.to_owned() },
+        _ => read(error.source),
+    })?;
+    String::from_utf8(text.ok_or_else(|| read(Errno::ENOENT.into()))?)
+        .map_err(|error| read(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))
+}
+
+/// Parses a text and checks what it says. An error names the line and the key.
+fn parse_and_check<R: DeserializeOwned, C>(
+    text: &str,
+    file: &Path,
+    check: impl FnOnce(R) -> Result<C, InvalidKey>,
+) -> Result<C, ConfigError> {
+    let raw: R = toml::from_str(text).map_err(|error| {
+        let span = error.span().unwrap_or(0..0);
+        ConfigError::Invalid {
+            file: file.to_owned(),
+            line: error.span().map(|span| line_of(text, span.start)),
+            key: key_at(text, span.start),
+            message: error.message().replace('\n', "; "),
+        }
+    })?;
+    check(raw).map_err(|InvalidKey { key, message }| ConfigError::Invalid {
+        file: file.to_owned(),
+        line: position_of(text, key).map(|start| line_of(text, start)),
+        key: Some(key.to_owned()),
+        message,
+    })
 }
 
 #[derive(Deserialize)]

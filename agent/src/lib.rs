@@ -16,6 +16,7 @@ extern crate self as nats_tls_agent;
 
 pub mod aws;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod commands;
 pub mod conf;

@@ -10,6 +10,7 @@ use clap::{CommandFactory, Parser};
 use nats_tls_agent::cli::{Cli, Command, JsonArg};
 use nats_tls_agent::commands::{self, CommandError};
 use nats_tls_agent::config::Config;
+use nats_tls_agent::config::client::ClientConfig;
 use nats_tls_agent::output::{OutputError, Paint, print};
 use nats_tls_agent::reconcile::PassRequest;
 use tracing_subscriber::EnvFilter;
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
     nix::sys::stat::umask(nix::sys::stat::Mode::S_IRWXO);
     keep_memory_private();
     let cli = Cli::parse();
-    let is_daemon = matches!(cli.command, Command::Run { .. });
+    let is_daemon = cli.command.is_daemon();
     start_log(is_daemon);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = match runtime {
@@ -52,7 +53,7 @@ fn keep_memory_private() {
 }
 
 async fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
-    let Cli { command, config: file } = cli;
+    let (file, command) = (cli.config(), cli.command);
     let asked = command.clone();
     let result = carry_out(command, file).await;
     if let (Err(error), true) = (&result, asked.is_json()) {
@@ -79,6 +80,7 @@ async fn carry_out(command: Command, file: PathBuf) -> Result<ExitCode, CommandE
         Command::Probe { probe, json: JsonArg { json } } => {
             Box::pin(commands::probe::probe(&load()?, *probe, json)).await
         }
+        Command::Client { command } => Box::pin(commands::client::client(&ClientConfig::load(&file)?, command)).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "agent", &mut script);
@@ -96,7 +98,7 @@ fn print_manual(command: Option<&str>) -> Result<ExitCode, CommandError> {
     whole.build();
     let page = match command {
         None => whole,
-        Some(name) => match whole.find_subcommand(name) {
+        Some(name) => match subcommand(&whole, name) {
             Some(found) => found.clone(),
             None => whole.error(ErrorKind::InvalidValue, format!("agent has no command {name:?}")).exit(),
         },
@@ -107,6 +109,14 @@ fn print_manual(command: Option<&str>) -> Result<ExitCode, CommandError> {
     rendered.map_err(OutputError)?;
     print(&String::from_utf8_lossy(&text))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The command of a page: `renew`, or `client-fetch` for a command below a command.
+fn subcommand<'a>(whole: &'a clap::Command, name: &str) -> Option<&'a clap::Command> {
+    whole.find_subcommand(name).or_else(|| {
+        let (above, below) = name.split_once('-')?;
+        whole.find_subcommand(above)?.find_subcommand(below)
+    })
 }
 
 /// The level of the daemon's log. The NATS client writes a line for each attempt to connect, and the status says the same.

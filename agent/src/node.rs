@@ -163,7 +163,7 @@ fn node(config: &NodeConfig, instance: Instance) -> Result<Node, IdentityError> 
         dns.extend(resource_host_name(instance_id, region));
         dns.extend(ip_host_name(address, region));
     }
-    let sans = Sans { dns, ips: instance.addresses.iter().copied().collect() };
+    let sans = Sans { dns, ips: instance.addresses.iter().copied().collect(), ..Sans::default() };
     let placement = Placement { zone: instance.zone, tags: instance.tags };
     Ok(Node { name, instance_id: instance.id, region: instance.region, address, sans, placement })
 }

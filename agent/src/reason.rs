@@ -144,6 +144,12 @@ codes! {
     ConnectionNewer = "connection_newer",
     /// Two nodes would have different connection documents.
     ConnectionDisputed = "connection_disputed",
+    /// The connection document's CAs verify none of the servers that answer.
+    ClientCaRefused = "client_ca_refused",
+    /// The service was not told of new files.
+    ClientOnChange = "client_on_change",
+    /// There is no connection document.
+    ClientWithoutDocument = "client_without_document",
     /// The cluster credential was not read yet.
     CredentialUnknown = "credential_unknown",
     /// Routes need no cluster credential.
@@ -453,6 +459,8 @@ pub enum Reason {
     },
     /// Another node has replaced the connection document that this node wrote in its place.
     ConnectionDisputed,
+    /// There is no connection document, and none of an earlier look.
+    ClientWithoutDocument,
     /// The peers in force differ from what discovery returned.
     Kept(Kept),
     /// A static peer has this node's address and another port than `nats.cluster_listen`.
@@ -676,6 +684,7 @@ impl Reason {
             Self::CredentialTakesOver { .. } => Code::CredentialTakesOver,
             Self::ConnectionNewer { .. } => Code::ConnectionNewer,
             Self::ConnectionDisputed => Code::ConnectionDisputed,
+            Self::ClientWithoutDocument => Code::ClientWithoutDocument,
             Self::Kept(kept) => match kept {
                 Kept::NoPeers => Code::DiscoveryEmpty,
                 Kept::TooMany { .. } => Code::DiscoveryTooMany,
@@ -850,6 +859,7 @@ impl fmt::Display for Reason {
                 "another node has replaced the connection document of this node: the nodes differ in trust bundle, cluster \
                  name, URLs or client_auth; compare `agent status` and agent.toml on every node",
             ),
+            Self::ClientWithoutDocument => formatter.write_str("there is no connection document yet; run `agent client fetch`"),
             Self::Kept(kept) => write!(formatter, "{kept}"),
             Self::PeerIsThisNode { peer, port } => write!(
                 formatter,

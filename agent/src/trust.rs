@@ -22,8 +22,8 @@ use crate::error::RemoteError;
 
 pub use bundle::TrustBundle;
 pub(crate) use bundle::{BundleError, MAX_BUNDLE};
-pub(crate) use verify::RejectedChain;
 pub use verify::{Refusal, VerifiedChain};
+pub(crate) use verify::{RejectedChain, Role};
 
 /// The longest wait for a source's answer.
 pub(crate) const FETCH_TIMEOUT: Duration = Duration::from_secs(30);

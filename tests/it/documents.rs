@@ -9,7 +9,9 @@ use clap::Parser;
 use harness::tools::workspace;
 use nats_tls_agent::aws::AwsSettings;
 use nats_tls_agent::cli::Cli;
+use nats_tls_agent::client::check::Fault;
 use nats_tls_agent::conf::loss::Loss;
+use nats_tls_agent::config::client::ClientConfig;
 use nats_tls_agent::config::{Config, IssuerKind};
 use nats_tls_agent::daemon::metrics;
 use nats_tls_agent::daemon::published::Published;
@@ -172,7 +174,11 @@ fn the_documents_configurations_are_read() {
     let mut count = 0;
     for document in documents() {
         for block in blocks(&read(&document), "toml") {
-            parse(&block);
+            if block.starts_with("# client.toml\n") {
+                ClientConfig::parse(&block, Path::new("client.toml")).unwrap();
+            } else {
+                parse(&block);
+            }
             count += 1;
         }
     }
@@ -219,6 +225,41 @@ fn the_documents_list_exactly_the_keys_that_there_are_with_their_defaults() {
     for key in listed.keys() {
         assert!(all.contains_key(*key) || off_aws.contains(key) || table.contains(key), "{key} is in no template");
     }
+}
+
+/// The keys of client.toml are those that its parser knows, in the document and in the template. The error about an unknown key
+/// lists the known keys.
+#[test]
+fn the_documents_list_exactly_the_keys_of_a_client() {
+    let parse = |text: &str| ClientConfig::parse(text, Path::new("client.toml"));
+    let known = |table: &str| {
+        let error = parse(&format!("[{table}]\nzzz = 1")).unwrap_err().to_string();
+        let (_, expected) = error.split_once("expected ").unwrap_or_else(|| panic!("{error}"));
+        expected.split('`').skip(1).step_by(2).map(|name| format!("{table}.{name}")).collect::<Vec<_>>()
+    };
+    let expected: BTreeSet<_> = ["connection", "client", "client.on_change", "client.certificate", "login"]
+        .into_iter()
+        .flat_map(known)
+        .collect();
+    let document = read("docs/clients.md");
+    let table = rows(section(&document, "## Keys of client.toml"));
+    let listed: BTreeSet<_> = table.iter().map(|row| row[0].trim_matches('`').to_owned()).collect();
+    assert_eq!(listed, expected);
+    let template = read("templates/client.toml");
+    parse(&template).unwrap();
+    for key in &expected {
+        let name = key.rsplit('.').next().unwrap();
+        let is_there = template.contains(&format!("{name} = ")) || template.contains(&format!("[{key}]"));
+        assert!(is_there || key.starts_with("client.on_change."), "{key} is in no template");
+    }
+}
+
+#[test]
+fn the_documents_list_exactly_the_faults_of_a_check() {
+    let document = read("docs/clients.md");
+    let (_, table) = section(&document, "## Check").split_once("The codes:").unwrap();
+    let listed: Vec<_> = rows(table).iter().map(|row| row[0].trim_matches('`')).collect();
+    assert_eq!(listed, Fault::ALL.iter().map(|fault| fault.code()).collect::<Vec<_>>());
 }
 
 #[test]

@@ -24,7 +24,7 @@ const LAYERS: [&[&str]; 12] = [
     &["reason"],
     &["status"],
     &["reconcile"],
-    &["wiring", "daemon"],
+    &["client", "wiring", "daemon"],
     &["commands", "lib", "main"],
 ];
 /// The imports of a higher layer that the design accepts. `[nats.settings]` is a tree of settings, agent.toml is read like

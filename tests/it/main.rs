@@ -8,6 +8,7 @@ mod aws;
 mod aws_double;
 mod bad_input;
 mod chaos;
+mod client;
 mod conf_reader;
 mod connection;
 mod crash;

@@ -433,6 +433,7 @@ mod tests {
         let sans = Sans {
             dns: [DnsName::try_from("n1.nats.internal".to_owned()).unwrap()].into(),
             ips: ["10.0.1.5".parse().unwrap(), "fd00::5".parse().unwrap()].into(),
+            uris: ["spiffe://prod/n1".to_owned()].into(),
         };
         Csr::generate("n1", &sans, algorithm).unwrap()
     }

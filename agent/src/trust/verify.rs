@@ -22,6 +22,15 @@ use crate::x509::san::Sans;
 /// The longest answer of an issuer, in bytes of PEM. Ten certificates with the largest keys are far shorter.
 const MAX_ISSUED: usize = 256 * 1024;
 
+/// Whose certificate is verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// A server's: routes need both usages.
+    Server,
+    /// A client's, which needs clientAuth alone.
+    Client,
+}
+
 /// A key and a chain that the bundle in force accepts. Only [`TrustBundle::verify`] makes it, so a new generation holds
 /// nothing unverified.
 #[derive(Clone, Debug)]
@@ -237,11 +246,23 @@ impl TrustBundle {
         sans: &Sans,
         now: OffsetDateTime,
     ) -> Result<VerifiedChain, RejectedChain> {
+        self.verify_for(Role::Server, issued, key, sans, now)
+    }
+
+    /// As [`Self::verify`], for the usages of a role.
+    pub(crate) fn verify_for(
+        &self,
+        role: Role,
+        issued: &IssuedChain,
+        key: &PrivateKeyPem,
+        sans: &Sans,
+        now: OffsetDateTime,
+    ) -> Result<VerifiedChain, RejectedChain> {
         let issued = read(issued)?;
-        let leaf = check_leaf(issued.leaf(), key, sans, now)?;
+        let leaf = check_leaf(role, issued.leaf(), key, sans, now)?;
         let path = self
-            .path(Anchor::is_root, &issued, now)
-            .or_else(|_| self.path(|_| true, &issued, now))
+            .path_for(role, Anchor::is_root, &issued, now)
+            .or_else(|_| self.path_for(role, |_| true, &issued, now))
             .map_err(|error| self.explain(&leaf, issued.above(), error))?;
         let anchor = Some(&path.anchor.der).filter(|_| !path.anchor.is_root());
         let mut served = vec![issued.leaf().clone()];
@@ -284,6 +305,17 @@ impl TrustBundle {
         chain: &Chain,
         now: OffsetDateTime,
     ) -> Result<Path<'_>, webpki::Error> {
+        self.path_for(Role::Server, these, chain, now)
+    }
+
+    /// A path that holds for the usages of a role.
+    fn path_for(
+        &self,
+        role: Role,
+        these: impl Fn(&Anchor) -> bool,
+        chain: &Chain,
+        now: OffsetDateTime,
+    ) -> Result<Path<'_>, webpki::Error> {
         let these: Vec<&Anchor> = self.anchors.iter().filter(|anchor| these(anchor)).collect();
         let leaf = EndEntityCert::try_from(chain.leaf())?;
         let roots: Vec<CertificateDer<'_>> = these.iter().map(|anchor| anchor.der.as_slice().into()).collect();
@@ -298,7 +330,8 @@ impl TrustBundle {
             let used: Vec<CertificateDer<'_>> = path.intermediate_certificates().map(webpki::Cert::der).collect();
             verify(&leaf, &anchors[index..=index], &used, now, KeyUsage::client_auth(), None).map(drop)
         };
-        let path = verify(&leaf, &anchors, chain.above(), now, KeyUsage::server_auth(), Some(&holds))?;
+        let usage = if role == Role::Server { KeyUsage::server_auth() } else { KeyUsage::client_auth() };
+        let path = verify(&leaf, &anchors, chain.above(), now, usage, Some(&holds))?;
         let index = index(&path).ok_or(webpki::Error::UnknownIssuer)?;
         Ok(Path {
             intermediates: path.intermediate_certificates().map(|ca| ca.der().into_owned()).collect(),
@@ -412,7 +445,13 @@ impl From<ChainError> for RejectedChain {
 }
 
 /// The checks of a leaf that need no chain.
-fn check_leaf(der: &[u8], key: &PrivateKeyPem, sans: &Sans, now: OffsetDateTime) -> Result<Leaf, RejectedChain> {
+fn check_leaf(
+    role: Role,
+    der: &[u8],
+    key: &PrivateKeyPem,
+    sans: &Sans,
+    now: OffsetDateTime,
+) -> Result<Leaf, RejectedChain> {
     let leaf = Leaf::parse(der).map_err(RejectedChain::Leaf)?;
     let certificate = der::read(der).map_err(|_| RejectedChain::Leaf(LeafError::Der))?;
     let serial = leaf.serial.clone();
@@ -420,18 +459,21 @@ fn check_leaf(der: &[u8], key: &PrivateKeyPem, sans: &Sans, now: OffsetDateTime)
         return Err(RejectedChain::OtherKey { serial });
     }
     if !leaf.sans.cover(sans) {
-        let missing = Sans { dns: &sans.dns - &leaf.sans.dns, ips: &sans.ips - &leaf.sans.ips };
+        let (dns, ips) = (&sans.dns - &leaf.sans.dns, &sans.ips - &leaf.sans.ips);
+        let missing = Sans { dns, ips, uris: &sans.uris - &leaf.sans.uris };
         return Err(RejectedChain::MissingSans { serial, missing: listed(&missing), carried: listed(&leaf.sans) });
     }
     let usage = certificate.extended_key_usage().map_err(|_| RejectedChain::Leaf(LeafError::Der))?;
     let has = |which: fn(&ExtendedKeyUsage<'_>) -> bool| usage.as_ref().is_some_and(|usage| which(usage.value));
     // Go accepts a certificate without the extension for any usage. The CSR asks for both usages, so their absence means
     // that the issuer uses another template than the operator meant.
-    let missing: Vec<&str> =
-        [("serverAuth", has(|usage| usage.server_auth)), ("clientAuth", has(|usage| usage.client_auth))]
-            .into_iter()
-            .filter_map(|(name, there)| (!there).then_some(name))
-            .collect();
+    let missing: Vec<&str> = [
+        ("serverAuth", role == Role::Client || has(|usage| usage.server_auth)),
+        ("clientAuth", has(|usage| usage.client_auth)),
+    ]
+    .into_iter()
+    .filter_map(|(name, there)| (!there).then_some(name))
+    .collect();
     if !missing.is_empty() {
         return Err(RejectedChain::MissingUsage { serial, missing: missing.join(" and ") });
     }
@@ -521,7 +563,8 @@ fn reason(error: &webpki::Error) -> &'static str {
 
 pub(super) fn listed(sans: &Sans) -> String {
     let names = sans.dns.iter().map(|name| name.as_str().to_owned());
-    names.chain(sans.ips.iter().map(ToString::to_string)).collect::<Vec<_>>().join(", ")
+    let names = names.chain(sans.ips.iter().map(ToString::to_string));
+    names.chain(sans.uris.iter().cloned()).collect::<Vec<_>>().join(", ")
 }
 
 fn or_none(list: &str) -> &str {
@@ -574,7 +617,7 @@ mod tests {
         let chain = issued(&leaf, &[&lower, &upper, &root]);
         let verified = bundle(&[&root]).verify(&chain, &pem, &sans(), NOW).unwrap();
         assert_eq!(verified.chain().to_pem(), leaf.pem() + &lower.pem + &upper.pem);
-        assert_eq!(verified.leaf().sans, sans());
+        assert_eq!(verified.leaf().sans, Sans { uris: ["spiffe://nats/n1".to_owned()].into(), ..sans() });
         assert_eq!(verified.leaf().der, leaf.der().to_vec());
         assert_eq!(verified.leaf().issuer, "CN=lower");
     }
@@ -682,9 +725,29 @@ mod tests {
             params.subject_alt_names.remove(1);
         })
         .unwrap_err();
-        assert!(error.to_string().contains("lacks the names 10.0.1.5: it carries n1.nats.internal;"), "{error}");
+        assert!(
+            error.to_string().contains("lacks the names 10.0.1.5: it carries n1.nats.internal, spiffe://nats/n1;"),
+            "{error}"
+        );
         let error = altered(|params| params.subject_alt_names.clear()).unwrap_err();
         assert!(error.to_string().contains("lacks the names n1.nats.internal, 10.0.1.5: it carries none;"), "{error}");
+    }
+
+    #[test]
+    fn a_client_needs_client_auth_alone_and_every_uri_that_was_asked_for() {
+        let root = Ca::root("root");
+        let (pair, pem) = key();
+        let of_client = |uri: &str, usage: ExtendedKeyUsagePurpose| {
+            let leaf = root.leaf_with(&pair, |params| params.extended_key_usages = vec![usage]);
+            let asked = Sans { uris: [uri.to_owned()].into(), ..Sans::default() };
+            bundle(&[&root]).verify_for(Role::Client, &issued(&leaf, &[]), &pem, &asked, NOW)
+        };
+        let client = || ExtendedKeyUsagePurpose::ClientAuth;
+        of_client("spiffe://nats/n1", client()).unwrap();
+        let error = of_client("spiffe://nats/n2", client()).unwrap_err().to_string();
+        assert!(error.contains("lacks the names spiffe://nats/n2"), "{error}");
+        let error = of_client("spiffe://nats/n1", ExtendedKeyUsagePurpose::ServerAuth).unwrap_err().to_string();
+        assert!(error.contains("lacks the extended key usage clientAuth"), "{error}");
     }
 
     #[test]

@@ -134,6 +134,9 @@ impl Csr {
             params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into().map_err(request)?));
         }
         params.subject_alt_names.extend(sans.ips.iter().map(|ip| SanType::IpAddress(*ip)));
+        for uri in &sans.uris {
+            params.subject_alt_names.push(SanType::URI(uri.as_str().try_into().map_err(request)?));
+        }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let pem = params.serialize_request(&key).and_then(|csr| csr.pem()).map_err(request)?;

@@ -23,7 +23,7 @@ pub struct Leaf {
     pub not_before: OffsetDateTime,
     /// End of validity.
     pub not_after: OffsetDateTime,
-    /// Host names and addresses. Every other kind of SAN is left out.
+    /// Host names, addresses and URIs. Every other kind of SAN is left out.
     pub sans: Sans,
     /// SHA-256 of the DER, hexadecimal.
     pub sha256: String,
@@ -53,6 +53,7 @@ impl Leaf {
             match name {
                 GeneralName::DNSName(text) => sans.dns.extend(DnsName::try_from((*text).to_owned()).ok()),
                 GeneralName::IPAddress(octets) => sans.ips.extend(address(octets)),
+                GeneralName::URI(text) => sans.uris.extend([(*text).to_owned()]),
                 _ => {}
             }
         }

@@ -52,11 +52,14 @@ pub struct Sans {
     pub dns: BTreeSet<DnsName>,
     /// Addresses.
     pub ips: BTreeSet<IpAddr>,
+    /// URIs, such as `spiffe://…`. The certificate of a node has none.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub uris: BTreeSet<String>,
 }
 
 impl Sans {
-    /// Whether these contain every name and address of `asked`.
+    /// Whether these contain every name, address and URI of `asked`.
     pub(crate) fn cover(&self, asked: &Self) -> bool {
-        asked.dns.is_subset(&self.dns) && asked.ips.is_subset(&self.ips)
+        asked.dns.is_subset(&self.dns) && asked.ips.is_subset(&self.ips) && asked.uris.is_subset(&self.uris)
     }
 }

@@ -98,5 +98,9 @@ pub(crate) fn key() -> (KeyPair, PrivateKeyPem) {
 
 /// The names and addresses that [`Ca::leaf`] carries.
 pub(crate) fn sans() -> Sans {
-    Sans { dns: [DnsName::try_from("n1.nats.internal".to_owned()).unwrap()].into(), ips: [[10, 0, 1, 5].into()].into() }
+    Sans {
+        dns: [DnsName::try_from("n1.nats.internal".to_owned()).unwrap()].into(),
+        ips: [[10, 0, 1, 5].into()].into(),
+        ..Sans::default()
+    }
 }

@@ -245,7 +245,7 @@ pub struct IssueCertificate<'a> {
     pub csr: &'a str,
     /// `SigningAlgorithm`.
     pub signing_algorithm: &'a str,
-    /// `TemplateArn`. The default is EndEntityCertificate/V1, and this model knows no other template.
+    /// `TemplateArn`. The default is EndEntityCertificate/V1. This model also knows EndEntityClientAuthCertificate/V1.
     pub template: Option<&'a str>,
     /// `Validity`: the end of the certificate.
     pub validity: Validity,
@@ -414,7 +414,7 @@ impl Pca {
         if not_before >= not_after {
             return Err(validation("the certificate would begin after its end"));
         }
-        let pem = sign::leaf(authority, &csr, serial, (not_before, not_after), None)
+        let pem = sign::leaf(authority, &csr, serial, (not_before, not_after), request.template, None)
             .map_err(|error| ServiceError::new("InternalFailure", error.to_string()))?;
         let arn = format!("{}/certificate/{serial:032x}", authority.arn);
         authority.issued += 1;
@@ -473,7 +473,7 @@ impl Pca {
         let text = String::from_utf8_lossy(&found.csr);
         let csr = sign::parse(&text).map_err(|error| ServiceError::new("MalformedCSRException", error.to_string()))?;
         let span = (now - BACKDATED, now + Duration::days(1));
-        sign::leaf(authority, &csr, u64::MAX, span, Some(defect))
+        sign::leaf(authority, &csr, u64::MAX, span, None, Some(defect))
             .map_err(|error| ServiceError::new("InternalFailure", error.to_string()))
     }
 
@@ -571,7 +571,9 @@ fn check_request(
         return Err(ServiceError::new("InvalidArgsException", what));
     }
     if let Some(template) = request.template
-        && !template.ends_with(":acm-pca:::template/EndEntityCertificate/V1")
+        && ![":acm-pca:::template/EndEntityCertificate/V1", sign::OF_CLIENTS]
+            .iter()
+            .any(|known| template.ends_with(known))
     {
         return Err(ServiceError::new("InvalidArnException", format!("the model doesn't know template {template}")));
     }

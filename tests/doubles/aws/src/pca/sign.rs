@@ -69,7 +69,10 @@ pub(super) fn key_digest(csr: &CertificateSigningRequestParams) -> [u8; 32] {
     key
 }
 
-/// Signs a leaf by the template EndEntityCertificate/V1
+/// The end of the ARN of the template for clients, which differs in the extended key usage: clientAuth alone.
+pub(super) const OF_CLIENTS: &str = ":acm-pca:::template/EndEntityClientAuthCertificate/V1";
+
+/// Signs a leaf by the template EndEntityCertificate/V1, or by the template of clients
 /// (<https://docs.aws.amazon.com/privateca/latest/userguide/template-definitions.html>).
 ///
 /// Subject, subject alternative names and public key come from the CSR. The rest of the CSR is ignored. The template
@@ -80,6 +83,7 @@ pub(super) fn leaf(
     csr: &CertificateSigningRequestParams,
     serial: u64,
     (not_before, not_after): (OffsetDateTime, OffsetDateTime),
+    template: Option<&str>,
     defect: Option<Defect>,
 ) -> Result<String, rcgen::Error> {
     let mut params = CertificateParams::default();
@@ -87,7 +91,10 @@ pub(super) fn leaf(
     params.subject_alt_names.clone_from(&csr.params.subject_alt_names);
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = match template {
+        Some(template) if template.ends_with(OF_CLIENTS) => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        _ => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+    };
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(SerialNumber::from(serial));
     (params.not_before, params.not_after) = (not_before, not_after);

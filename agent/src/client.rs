@@ -1,0 +1,298 @@
+//! `agent client`: what a service on another machine needs to connect, kept current from the connection document.
+//!
+//! ```text
+//! document ─► usable ─► its CA verifies the servers ─► generation directory ─► one symlink swap ─► on_change
+//! ```
+//!
+//! Whatever is wrong with a document, the last good files stay.
+
+mod certificate;
+pub mod check;
+mod files;
+mod on_change;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use self::certificate::Certificates;
+use self::check::{Finding, Presented, Scope};
+use self::files::Rendered;
+pub use self::files::{Files, context, environment, shell};
+use self::on_change::NotTold;
+use crate::aws::AwsSettings;
+use crate::aws::secret::SecretError;
+use crate::clock::{Clock, rfc3339};
+use crate::config::client::{ClientConfig, DocumentSource, Login};
+use crate::connection::secret::ConnectionSecret;
+use crate::connection::{Document, MAX_DOCUMENT, usable};
+use crate::issue::acm_pca::AcmPca;
+use crate::issue::journal::JournalError;
+use crate::reason::{Code, Reason, Told};
+use crate::reconcile::PassError;
+use crate::schedule::{backoff, jittered};
+use crate::state::durable::{self, FileError};
+use crate::status::State;
+use crate::x509::chain::StoredChain;
+
+/// The first pause after a failure.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(5);
+/// The most servers that are dialled before another CA is taken.
+const MOST_DIALLED: usize = 3;
+
+/// Why the files of the service are not brought up to date. The last good files stay.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The secret can't be read, or holds no document.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// A file can't be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The file of the document isn't there.
+    #[error("there is no connection document {}; write it, or correct connection.file", .0.display())]
+    Missing(PathBuf),
+    /// The file holds no document.
+    #[error("the file {} {what}; {remedy}", .path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong. It never quotes the content.
+        what: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// The bundle of the document can't be read.
+    #[error("the connection document holds no usable trust bundle under NATS_CA; the agents of the group put it right")]
+    Bundle,
+    /// No server that answers shows a certificate of the document's CAs.
+    #[error(
+        "the CAs of the connection document verify none of the servers that answer ({said}); compare the document with the \
+         trust bundle of the nodes"
+    )]
+    CaRefused {
+        /// What the first server showed.
+        said: String,
+    },
+    /// There is no new certificate of the service.
+    #[error("no new certificate of the service")]
+    Certificate(#[source] PassError),
+    /// The journal of issuances can't be written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// `on_change` failed.
+    #[error(transparent)]
+    NotTold(#[from] NotTold),
+}
+
+impl From<&ClientError> for Reason {
+    fn from(error: &ClientError) -> Self {
+        let (code, subject) = match error {
+            ClientError::Secret(error) => return Self::connection(error),
+            ClientError::File(error) => return error.into(),
+            ClientError::Journal(error) => return error.into(),
+            ClientError::Certificate(error) => return error.into(),
+            ClientError::Missing(path) | ClientError::Content { path, .. } => {
+                (Code::ConnectionInvalid, Some(path.display().to_string()))
+            }
+            ClientError::Bundle => (Code::ConnectionInvalid, None),
+            ClientError::CaRefused { .. } => (Code::ClientCaRefused, None),
+            ClientError::NotTold(_) => (Code::ClientOnChange, None),
+        };
+        Self::failed(code, subject, error)
+    }
+}
+
+/// What the last look came to, as `status.json` and `agent client fetch --json` show it.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct ClientStatus {
+    /// Healthy: the files are those of the document. Degraded: the last good files stay. Failing: there are no files.
+    pub state: State,
+    /// Why the state isn't healthy.
+    pub reasons: Vec<Told>,
+    /// The directory of the files in force.
+    pub files: Option<PathBuf>,
+    /// When the document of the files changed.
+    pub changed_at: Option<String>,
+    /// When the document was last looked at.
+    pub checked_at: String,
+}
+
+/// Keeps the files of one service current.
+pub struct Client {
+    config: ClientConfig,
+    secret: Option<ConnectionSecret>,
+    certificates: Option<Certificates>,
+    files: Files,
+    clock: Clock,
+    failures: u32,
+}
+
+impl Client {
+    /// Sets up AWS where the document is a secret.
+    pub async fn new(config: &ClientConfig) -> Self {
+        let (clock, files) = (Clock::System, Files::of(&config.directory));
+        let mut client = Self { config: config.clone(), secret: None, certificates: None, files, clock, failures: 0 };
+        if matches!(config.source, DocumentSource::File(_)) && config.certificate.is_none() {
+            return client;
+        }
+        // With a Region the SDK doesn't ask instance metadata for it.
+        let of_ca = config.certificate.as_ref().map(|certificate| certificate.ca_arn.region().to_owned());
+        let region = config.region.clone().or_else(|| AwsSettings::from_environment().region).or(of_ca);
+        let aws = Box::pin(AwsSettings { region, ..AwsSettings::default() }.load()).await;
+        if let DocumentSource::Secret(id) = &config.source {
+            client.secret = Some(ConnectionSecret::new(&aws, id));
+        }
+        client.certificates = config.certificate.as_ref().map(|certificate| {
+            let issuer = AcmPca::new(&aws, certificate.ca_arn.clone(), Some(certificate.template_arn.clone()));
+            Certificates::new(certificate, Arc::new(issuer), &config.directory, clock)
+        });
+        client
+    }
+
+    /// The document as its source has it now.
+    pub async fn document(&self) -> Result<Document, ClientError> {
+        let path = match (&self.config.source, &self.secret) {
+            (DocumentSource::File(path), _) => path,
+            (DocumentSource::Secret(_), Some(secret)) => return Ok(secret.document().await?),
+            (DocumentSource::Secret(id), None) => return Err(ClientError::Missing(id.into())),
+        };
+        let bytes = durable::read_if_there(path, MAX_DOCUMENT as u64)?;
+        let bytes = bytes.ok_or_else(|| ClientError::Missing(path.clone()))?;
+        usable(&bytes).map_err(|(what, remedy)| ClientError::Content { path: path.clone(), what, remedy })
+    }
+
+    /// The document of the files in force.
+    #[must_use]
+    pub fn last_good(&self) -> Option<Document> {
+        self.files.document()
+    }
+
+    /// One look: the files are brought up to date, and the service is told.
+    pub async fn look(&mut self) -> ClientStatus {
+        let reasons: Vec<_> = self.bring_up_to_date().await.iter().map(Reason::from).collect();
+        self.failures = if reasons.is_empty() { 0 } else { self.failures.saturating_add(1) };
+        for reason in &reasons {
+            tracing::warn!(code = reason.code().as_str(), "{reason}");
+        }
+        let last_good = self.last_good();
+        let state = match (&last_good, reasons.is_empty()) {
+            (None, _) => State::Failing,
+            (Some(_), true) => State::Healthy,
+            (Some(_), false) => State::Degraded,
+        };
+        let status = ClientStatus {
+            state,
+            reasons: reasons.iter().map(Told::from).collect(),
+            files: last_good.is_some().then(|| self.files.current()),
+            changed_at: last_good.map(|document| document.changed_at),
+            checked_at: rfc3339(self.clock.now()),
+        };
+        if let Err(error) = self.files.write_status(&status) {
+            let reason = Reason::from(&error);
+            tracing::warn!(code = reason.code().as_str(), "{reason}");
+        }
+        status
+    }
+
+    /// When the next look is worth making.
+    #[must_use]
+    pub fn next(&self) -> OffsetDateTime {
+        let ClientConfig { interval, .. } = self.config;
+        let random = fastrand::f64();
+        self.clock.now()
+            + match self.failures {
+                0 => jittered(interval, random),
+                failures => backoff(failures, SHORTEST_PAUSE.min(interval), interval, random),
+            }
+    }
+
+    /// The clock that looks go by.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Returns what failed. A document that fails holds up no certificate, and a certificate that fails no document.
+    async fn bring_up_to_date(&self) -> Vec<ClientError> {
+        let mut failed = Vec::new();
+        let document = match self.accepted_document().await {
+            Ok(document) => Some(document),
+            Err(error) => {
+                failed.push(error);
+                self.last_good()
+            }
+        };
+        let Some(document) = document else { return failed };
+        let certificate = self.certificate().await;
+        let is_safe = certificate.is_ok();
+        let certificate = certificate.unwrap_or_else(|error| {
+            failed.push(error);
+            self.files.chain()
+        });
+        let written = self.put_in_force(&document, certificate.as_ref());
+        failed.extend(written.and_then(|()| if is_safe { self.note_written() } else { Ok(()) }).err());
+        failed.extend(self.tell().await.err());
+        failed
+    }
+
+    /// The document of its source. Other CAs than before are taken once they verify a server.
+    async fn accepted_document(&self) -> Result<Document, ClientError> {
+        let document = self.document().await?;
+        if self.last_good().is_none_or(|before| before.ca != document.ca) {
+            self.ca_verifies(&document).await?;
+        }
+        Ok(document)
+    }
+
+    /// The certificate of the service: a new certificate where one is wanted.
+    async fn certificate(&self) -> Result<Option<StoredChain>, ClientError> {
+        let Some(certificates) = &self.certificates else { return Ok(None) };
+        let current = self.files.chain();
+        if !certificates.are_wanted(current.as_ref()) {
+            return Ok(current);
+        }
+        certificates.obtain().await.map(Some).map_err(ClientError::Certificate)
+    }
+
+    /// Writes the files where they differ.
+    fn put_in_force(&self, document: &Document, chain: Option<&StoredChain>) -> Result<(), ClientError> {
+        let rendered = Rendered::of(document, &self.config.login, chain, &self.files.current());
+        if !self.files.are(&rendered) {
+            let number = self.files.write(&rendered)?;
+            tracing::info!("generation {number} of the files is in force");
+        }
+        Ok(())
+    }
+
+    /// The certificate is in a generation, so the journal forgets it.
+    fn note_written(&self) -> Result<(), ClientError> {
+        self.certificates.iter().try_for_each(Certificates::note_written).map_err(ClientError::Journal)
+    }
+
+    /// Tells the service of files that it wasn't told of.
+    async fn tell(&self) -> Result<(), ClientError> {
+        let (Some(on_change), Some(number)) = (&self.config.on_change, self.files.untold()?) else { return Ok(()) };
+        on_change::tell(on_change).await?;
+        Ok(self.files.note_told(number)?)
+    }
+
+    /// Refuses CAs that verify none of the servers that answer. Where no server answers, nothing speaks against the CAs.
+    async fn ca_verifies(&self, document: &Document) -> Result<(), ClientError> {
+        let presented = Presented::of(document, &Login::default()).map_err(|_| ClientError::Bundle)?;
+        let urls: Vec<_> = document.urls().take(MOST_DIALLED).collect();
+        let findings =
+            futures_util::future::join_all(urls.iter().map(|url| check::check(url, &presented, Scope::Server)));
+        let findings = findings.await;
+        let is_refused = |finding: &&Finding| finding.fault.is_some_and(check::Fault::speaks_against_ca);
+        match findings.iter().find(is_refused) {
+            Some(refused) if findings.iter().all(|finding| finding.fault.is_some()) => {
+                Err(ClientError::CaRefused { said: format!("{}: {}", refused.url, refused.found) })
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! The files that a service reads: generation directories, and the symlink `current` that names one of them.
+//!
+//! The symlink is renamed into place, so a reader finds files that belong together, whenever the machine stops.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+use crate::client::ClientStatus;
+use crate::config::client::{CURRENT, Login};
+use crate::connection::{Document, MAX_DOCUMENT, usable};
+use crate::state::durable::{self, FileError, Secrecy};
+use crate::x509::chain::{Chain, StoredChain};
+use crate::x509::csr::PrivateKeyPem;
+
+/// The largest file of a generation, in bytes.
+const MAX_FILE: u64 = 4 * MAX_DOCUMENT as u64;
+/// How many generations stay. A service may be about to read the files of the generation before.
+const KEPT: usize = 3;
+/// The document of a generation.
+const DOCUMENT: &str = "connection.json";
+/// The number of the generation that the service was told of.
+const TOLD: &str = "told";
+
+/// The names of the certificate and of its key.
+const CERTIFICATE: &str = "cert.pem";
+const KEY: &str = "key.pem";
+
+/// The files of a generation, by name. One of them may be a key.
+pub(super) struct Rendered(BTreeMap<&'static str, Zeroizing<String>>);
+
+/// The directory of a service.
+#[derive(Clone, Debug)]
+pub struct Files {
+    directory: PathBuf,
+}
+
+/// The settings of a connection, by the names of the nats CLI's own variables
+/// (<https://docs.nats.io/using-nats/nats-tools/nats_cli>). `NATS_CA` is a path here, and the bundle itself in the document.
+#[must_use]
+pub fn environment(document: &Document, login: &Login, current: &Path) -> Vec<(&'static str, String)> {
+    let path = |path: &Path| path.display().to_string();
+    let mut variables = vec![
+        ("NATS_URL", document.url.clone()),
+        ("NATS_CA", path(&current.join("ca.pem"))),
+        ("NATS_TLS_REQUIRED", document.tls_required.clone()),
+        ("NATS_CLIENT_CERT", document.client_cert.clone()),
+    ];
+    let files = [("NATS_CREDS", &login.creds_file), ("NATS_CERT", &login.cert_file), ("NATS_KEY", &login.key_file)];
+    variables.extend(files.into_iter().filter_map(|(name, file)| Some((name, path(file.as_ref()?)))));
+    variables.extend(login.user.clone().map(|user| ("NATS_USER", user)));
+    variables
+}
+
+/// Lines for a POSIX shell.
+#[must_use]
+pub fn shell(variables: &[(&'static str, String)]) -> String {
+    variables.iter().fold(String::new(), |mut text, (name, value)| {
+        let _infallible = writeln!(text, "export {name}='{}'", value.replace('\'', "'\\''"));
+        text
+    })
+}
+
+/// Lines for systemd's `EnvironmentFile=`, systemd.exec(5), and for Docker's `--env-file`. No value of a URL or a path needs
+/// quotes.
+fn environment_file(variables: &[(&'static str, String)]) -> String {
+    variables.iter().fold(String::new(), |mut text, (name, value)| {
+        let _infallible = writeln!(text, "{name}={}", value.replace(['\n', '\r'], " "));
+        text
+    })
+}
+
+/// A context of the nats CLI
+/// (<https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-21.md>).
+#[must_use]
+pub fn context(document: &Document, login: &Login, current: &Path) -> String {
+    let path = |file: &Option<PathBuf>| file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
+    let context = serde_json::json!({
+        "description": format!("{}, from its connection document", document.cluster),
+        "url": document.url,
+        "ca": current.join("ca.pem").display().to_string(),
+        "creds": path(&login.creds_file),
+        "user": login.user.clone().unwrap_or_default(),
+        "cert": path(&login.cert_file),
+        "key": path(&login.key_file),
+    });
+    format!("{context:#}\n")
+}
+
+impl Rendered {
+    pub(super) fn of(document: &Document, login: &Login, chain: Option<&StoredChain>, current: &Path) -> Self {
+        let own = Document { others: BTreeMap::new(), ..document.clone() };
+        let mut files = BTreeMap::from([
+            ("ca.pem", document.ca.clone().into()),
+            ("nats.env", environment_file(&environment(document, login, current)).into()),
+            ("context.json", context(document, login, current).into()),
+            (DOCUMENT, own.to_json().into()),
+        ]);
+        if let Some(chain) = chain {
+            files.insert(CERTIFICATE, chain.chain().to_pem().into());
+            files.insert(KEY, chain.key().expose().to_owned().into());
+        }
+        Self(files)
+    }
+}
+
+impl Files {
+    /// The files in a directory.
+    #[must_use]
+    pub fn of(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+
+    /// The path that a service names, `DIRECTORY/current`.
+    #[must_use]
+    pub fn current(&self) -> PathBuf {
+        self.directory.join(CURRENT)
+    }
+
+    /// The certificate and the key in force, where they belong together.
+    pub(super) fn chain(&self) -> Option<StoredChain> {
+        let read = |name| durable::read_if_there(&self.current().join(name), MAX_FILE).ok().flatten();
+        let chain = Chain::from_pem(&read(CERTIFICATE)?).ok()?;
+        let key = Zeroizing::new(String::from_utf8(read(KEY)?).ok()?);
+        StoredChain::new(PrivateKeyPem::new(key), chain).ok()
+    }
+
+    /// The document of the files in force.
+    pub(super) fn document(&self) -> Option<Document> {
+        let bytes = durable::read_if_there(&self.current().join(DOCUMENT), MAX_FILE).ok()??;
+        usable(&bytes).ok()
+    }
+
+    /// Whether the files in force are these.
+    pub(super) fn are(&self, rendered: &Rendered) -> bool {
+        rendered.0.iter().all(|(name, text)| {
+            let file = durable::read_if_there(&self.current().join(name), MAX_FILE);
+            file.is_ok_and(|bytes| bytes.as_deref() == Some(text.as_bytes()))
+        })
+    }
+
+    /// Writes a generation, and puts it into force by one rename. Returns its number.
+    pub(super) fn write(&self, rendered: &Rendered) -> Result<u64, FileError> {
+        let generations = self.directory.join("generations");
+        let numbers = numbers(&generations)?;
+        let number = numbers.last().map_or(1, |last| last + 1);
+        let finished = generations.join(format!("{number:06}"));
+        let partial = finished.with_extension("partial");
+        durable::remove_all(&partial)?;
+        durable::create_directory(&partial, 0o755)?;
+        for (name, text) in &rendered.0 {
+            let mode = if *name == KEY { Secrecy::of(&self.directory).file_mode() } else { 0o644 };
+            durable::create(&partial.join(name), text.as_bytes(), mode)?;
+        }
+        durable::sync_parent(&partial.join(DOCUMENT))?;
+        durable::rename(&partial, &finished)?;
+        let staged = self.directory.join("current.new");
+        durable::remove_if_there(&staged)?;
+        symlink(Path::new("generations").join(format!("{number:06}")), &staged)
+            .map_err(FileError::on("make the symlink", &staged))?;
+        durable::rename(&staged, &self.current())?;
+        for old in numbers.iter().rev().skip(KEPT - 1) {
+            durable::remove_all(&generations.join(format!("{old:06}")))?;
+        }
+        Ok(number)
+    }
+
+    /// The generation in force, where the service was not told of it.
+    pub(super) fn untold(&self) -> Result<Option<u64>, FileError> {
+        let in_force = fs::read_link(self.current()).ok();
+        let number = in_force.and_then(|path| path.file_name()?.to_str()?.parse::<u64>().ok());
+        let told = durable::read_if_there(&self.directory.join(TOLD), 64)?;
+        let told = told.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse::<u64>().ok());
+        Ok(number.filter(|number| Some(*number) != told))
+    }
+
+    /// Notes that the service was told of a generation.
+    pub(super) fn note_told(&self, number: u64) -> Result<(), FileError> {
+        durable::replace(&self.directory.join(TOLD), number.to_string().as_bytes(), 0o644)
+    }
+
+    /// Writes `status.json`.
+    pub(super) fn write_status(&self, status: &ClientStatus) -> Result<(), FileError> {
+        let text = serde_json::to_string_pretty(status).unwrap_or_default();
+        durable::replace(&self.directory.join("status.json"), text.as_bytes(), 0o644)
+    }
+}
+
+/// The numbers of all complete generations, in order.
+fn numbers(generations: &Path) -> Result<Vec<u64>, FileError> {
+    let entries = match fs::read_dir(generations) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(FileError::on("list", generations))?,
+    };
+    let mut numbers = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(FileError::on("list", generations))?.file_name();
+        numbers.extend(name.to_str().and_then(|name| name.parse::<u64>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(ca: &str) -> Document {
+        Document {
+            url: "tls://a:4222,tls://b:4222".into(),
+            ca: ca.into(),
+            tls_required: "true".into(),
+            client_cert: "none".into(),
+            version: 1,
+            cluster: "prod".into(),
+            changed_at: "2026-03-01T12:00:00Z".into(),
+            ..Document::default()
+        }
+    }
+
+    #[test]
+    fn a_generation_comes_into_force_as_a_whole_and_three_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::of(directory.path());
+        assert!(files.document().is_none() && files.untold().unwrap().is_none());
+        for number in 1..=5_u64 {
+            let rendered = Rendered::of(&document(&format!("CA {number}")), &Login::default(), None, &files.current());
+            assert!(!files.are(&rendered));
+            assert_eq!(files.write(&rendered).unwrap(), number);
+            assert!(files.are(&rendered));
+            assert_eq!(files.untold().unwrap(), Some(number));
+            files.note_told(number).unwrap();
+            assert_eq!(files.untold().unwrap(), None);
+        }
+        assert_eq!(numbers(&directory.path().join("generations")).unwrap(), [3, 4, 5]);
+        assert_eq!(fs::read_to_string(files.current().join("ca.pem")).unwrap(), "CA 5");
+    }
+
+    #[test]
+    fn a_generation_that_was_cut_off_is_no_generation() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::of(directory.path());
+        fs::create_dir_all(directory.path().join("generations/000001.partial")).unwrap();
+        symlink("nowhere", directory.path().join("current.new")).unwrap();
+        let rendered = Rendered::of(&document("CA"), &Login::default(), None, &files.current());
+        assert_eq!(files.write(&rendered).unwrap(), 1);
+        assert!(files.are(&rendered));
+    }
+
+    #[test]
+    fn a_context_has_the_fields_of_the_nats_cli_and_an_environment_its_variables() {
+        let login = Login { creds_file: Some("/etc/app.creds".into()), ..Login::default() };
+        let current = Path::new("/var/lib/nats-tls-client/current");
+        let context: serde_json::Value = serde_json::from_str(&context(&document("CA"), &login, current)).unwrap();
+        assert_eq!(context["url"], "tls://a:4222,tls://b:4222");
+        assert_eq!(context["ca"], "/var/lib/nats-tls-client/current/ca.pem");
+        assert_eq!((&context["creds"], &context["cert"]), (&"/etc/app.creds".into(), &"".into()));
+        let variables = environment(&document("CA"), &login, current);
+        assert_eq!(
+            environment_file(&variables),
+            "NATS_URL=tls://a:4222,tls://b:4222\nNATS_CA=/var/lib/nats-tls-client/current/ca.pem\nNATS_TLS_REQUIRED=true\n\
+             NATS_CLIENT_CERT=none\nNATS_CREDS=/etc/app.creds\n"
+        );
+        assert_eq!(shell(&[("A", "it's".into())]), "export A='it'\\''s'\n");
+    }
+}

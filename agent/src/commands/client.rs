@@ -1,0 +1,156 @@
+//! `agent client`: what a service needs to connect, on a machine without nats-server.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::CommandError;
+use crate::cli::{ClientCommand, JsonArg};
+use crate::client::check::{Finding, Presented, Scope, Unpresentable, check};
+use crate::client::{Client, ClientStatus, Files, context, environment, shell};
+use crate::config::client::ClientConfig;
+use crate::connection::Document;
+use crate::error::with_causes;
+use crate::output::{Paint, print, print_json};
+use crate::reason::{Reason, Told};
+use crate::state::lock::Lock;
+use crate::status::State;
+
+/// Carries a command out.
+pub async fn client(config: &ClientConfig, command: ClientCommand) -> Result<ExitCode, CommandError> {
+    match command {
+        ClientCommand::Fetch { json: JsonArg { json } } => fetch(config, json).await,
+        ClientCommand::Run => run(config).await,
+        ClientCommand::Check { json: JsonArg { json } } => check_all(config, json).await,
+        ClientCommand::Env => {
+            let (document, current) = document(config).await?;
+            print(&shell(&environment(&document, &config.login, &current)))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        ClientCommand::Context => {
+            let (document, current) = document(config).await?;
+            print(&context(&document, &config.login, &current))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Brings the files up to date once.
+async fn fetch(config: &ClientConfig, json: bool) -> Result<ExitCode, CommandError> {
+    let _lock = Lock::take(&config.directory)?;
+    let status = Client::new(config).await.look().await;
+    if json {
+        print_json(&status)?;
+    } else {
+        print(&described(&status))?;
+    }
+    Ok(if status.state == State::Healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn described(status: &ClientStatus) -> String {
+    let mut text = format!("{}\n", status.state);
+    for reason in &status.reasons {
+        let _infallible = writeln!(text, "  reason  {reason}");
+    }
+    if let (Some(files), Some(changed_at)) = (&status.files, &status.changed_at) {
+        let _infallible = writeln!(text, "  files   {}, of the document of {changed_at}", files.display());
+    }
+    text
+}
+
+/// Keeps the files current until SIGTERM or SIGINT. SIGHUP looks at once.
+async fn run(config: &ClientConfig) -> Result<ExitCode, CommandError> {
+    let _lock = Lock::take(&config.directory)?;
+    let listen = |kind| signal(kind).map_err(CommandError::Runtime);
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let mut hang_up = listen(SignalKind::hangup())?;
+    let mut client = Client::new(config).await;
+    loop {
+        let status = tokio::select! {
+            status = client.look() => status,
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        };
+        // Whoever waits for this unit needs the files. A look that fails later leaves them.
+        if status.files.is_some() {
+            let _nobody = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&status.state.to_string())]);
+        }
+        let (clock, next) = (client.clock(), client.next());
+        tokio::select! {
+            () = clock.sleep_until(next) => {}
+            _ = hang_up.recv() => {}
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    tracing::info!("stopping");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The document of its source, else of the files in force. The reason says why the source gives none.
+async fn document_or_last_good(config: &ClientConfig) -> (Option<Document>, Option<Reason>) {
+    let client = Client::new(config).await;
+    match client.document().await {
+        Ok(document) => (Some(document), None),
+        Err(error) => (client.last_good(), Some(Reason::from(&error))),
+    }
+}
+
+async fn document(config: &ClientConfig) -> Result<(Document, std::path::PathBuf), CommandError> {
+    let (document, reason) = document_or_last_good(config).await;
+    let document = document.ok_or_else(|| CommandError::NoDocument(reason.unwrap_or(Reason::ClientWithoutDocument)))?;
+    Ok((document, Files::of(&config.directory).current()))
+}
+
+/// Checks each URL of the document, all at the same time.
+async fn check_all(config: &ClientConfig, json: bool) -> Result<ExitCode, CommandError> {
+    let (document, reason) = document_or_last_good(config).await;
+    let document = match (document, &reason) {
+        (Some(document), _) => document,
+        (None, reason) => {
+            return Err(CommandError::NoDocument(reason.clone().unwrap_or(Reason::ClientWithoutDocument)));
+        }
+    };
+    let findings = match Presented::of(&document, &config.login) {
+        Ok(presented) => {
+            let checks = document.urls().map(|url| check(url, &presented, Scope::Login));
+            futures_util::future::join_all(checks).await
+        }
+        Err(error) => document.urls().map(|url| unpresentable(url, &error)).collect(),
+    };
+    let healthy = reason.is_none() && findings.iter().all(|finding| finding.fault.is_none());
+    if json {
+        let reasons: Vec<_> = reason.iter().map(Told::from).collect();
+        print_json(&serde_json::json!({ "healthy": healthy, "reasons": reasons, "checks": findings }))?;
+    } else {
+        print(&table(reason.as_ref(), &findings))?;
+    }
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn unpresentable(url: &str, error: &Unpresentable) -> Finding {
+    Finding { url: url.to_owned(), address: None, fault: Some(error.fault()), found: with_causes(error) }
+}
+
+fn table(reason: Option<&Reason>, findings: &[Finding]) -> String {
+    let paint = Paint::stdout();
+    let mut text = String::new();
+    if let Some(reason) = reason {
+        let _infallible = writeln!(text, "{}  document  {reason}", paint.yellow("warning"));
+    }
+    let width = findings.iter().map(|finding| finding.url.len()).max().unwrap_or_default();
+    for finding in findings {
+        let Finding { url, address, fault, found } = finding;
+        let at = address.map(|address| format!("{address}: ")).unwrap_or_default();
+        let _infallible = match fault {
+            None => writeln!(text, "{}  {url:<width$}  {at}{found}", paint.green("ok     ")),
+            Some(fault) => {
+                let (mark, code, remedy) = (paint.red("failed "), fault.code(), fault.remedy());
+                writeln!(text, "{mark}  {url:<width$}  {at}{code}: {found}; {remedy}")
+            }
+        };
+    }
+    text
+}
