@@ -9,6 +9,7 @@ use harness::tools::workspace;
 use serde_json::Value;
 
 const AGENT: &str = "nats-tls-agent.service";
+const CLIENT: &str = "nats-tls-client.service";
 /// The highest exposure, in tenths, that `systemd-analyze security` may report. The unit explains its causes.
 const EXPOSURE: &str = "13";
 
@@ -32,7 +33,9 @@ fn installed() -> Option<tempfile::TempDir> {
         }
     }
     let ours = workspace().join("systemd");
-    fs::copy(ours.join(AGENT), vendor.join(AGENT)).unwrap();
+    for unit in [AGENT, CLIENT] {
+        fs::copy(ours.join(unit), vendor.join(unit)).unwrap();
+    }
     for (file, place) in [("nats-server.service", own), ("nats-server.service.d/50-nats-tls-agent.conf", drop_ins)] {
         let path = ours.join(file);
         fs::copy(&path, place.join(path.file_name().unwrap())).unwrap();
@@ -56,7 +59,7 @@ fn said(output: &Output) -> String {
 #[test]
 fn systemd_finds_nothing_wrong_with_the_units() {
     let Some(root) = installed() else { return };
-    let verified = || systemd_analyze(root.path(), &["verify", "--man=no", AGENT, "nats-server.service"]);
+    let verified = || systemd_analyze(root.path(), &["verify", "--man=no", AGENT, CLIENT, "nats-server.service"]);
     let output = verified();
     assert!(output.status.success() && said(&output).is_empty(), "{}", said(&output));
 
@@ -107,15 +110,17 @@ fn what_nats_server_makes_when_it_checks_a_configuration_the_agents_unit_lets_it
 }
 
 #[test]
-fn the_agents_unit_is_exposed_by_no_more_than_it_explains() {
+fn the_agents_units_are_exposed_by_no_more_than_they_explain() {
     let Some(root) = installed() else { return };
-    let exposure =
-        || systemd_analyze(root.path(), &["security", "--offline=true", "--threshold", EXPOSURE, "--no-pager", AGENT]);
-    let output = exposure();
-    assert!(output.status.success(), "{}", said(&output));
+    for name in [AGENT, CLIENT] {
+        let arguments = ["security", "--offline=true", "--threshold", EXPOSURE, "--no-pager", name];
+        let exposure = || systemd_analyze(root.path(), &arguments);
+        let output = exposure();
+        assert!(output.status.success(), "{}", said(&output));
 
-    let unit = root.path().join("usr/lib/systemd/system").join(AGENT);
-    let relaxed = fs::read_to_string(&unit).unwrap().replace("CapabilityBoundingSet=\n", "");
-    fs::write(&unit, relaxed).unwrap();
-    assert!(!exposure().status.success());
+        let unit = root.path().join("usr/lib/systemd/system").join(name);
+        let relaxed = fs::read_to_string(&unit).unwrap().replace("CapabilityBoundingSet=\n", "");
+        fs::write(&unit, relaxed).unwrap();
+        assert!(!exposure().status.success(), "{name}");
+    }
 }

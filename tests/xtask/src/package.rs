@@ -18,8 +18,9 @@ const GLIBC: (u32, u32) = (2, 34);
 ///
 /// nats-server's unit is in /etc. If an operator's unit exists there, the package manager puts our unit beside it. A
 /// package of nats-server has its unit in /usr/lib, so the two files don't collide.
-const FILES: [(&str, &str); 13] = [
+const FILES: [(&str, &str); 15] = [
     ("systemd/nats-tls-agent.service", "usr/lib/systemd/system/nats-tls-agent.service"),
+    ("systemd/nats-tls-client.service", "usr/lib/systemd/system/nats-tls-client.service"),
     ("systemd/sysusers.conf", "usr/lib/sysusers.d/nats-tls-agent.conf"),
     ("systemd/tmpfiles.conf", "usr/lib/tmpfiles.d/nats-tls-agent.conf"),
     ("systemd/nats-server.service", "etc/systemd/system/nats-server.service"),
@@ -28,6 +29,7 @@ const FILES: [(&str, &str); 13] = [
         "etc/systemd/system/nats-server.service.d/50-nats-tls-agent.conf",
     ),
     ("templates/agent.toml", "usr/share/doc/nats-tls-agent/examples/agent.toml"),
+    ("templates/client.toml", "usr/share/doc/nats-tls-agent/examples/client.toml"),
     ("templates/nats-server.conf.tera", "usr/share/doc/nats-tls-agent/examples/nats-server.conf.tera"),
     ("templates/user-data", "usr/share/doc/nats-tls-agent/examples/user-data"),
     ("templates/iam", "usr/share/doc/nats-tls-agent/examples/iam"),
@@ -132,12 +134,14 @@ fn lay_out(binary: &Path) -> Result<(), Failure> {
     copy(binary, &agent)?;
     // A panic names its place in the source even in a stripped binary.
     run_command(Command::new("strip").arg(&agent))?;
+    // A page refers to the pages of the commands below it.
     let mut pages = vec![String::new()];
-    pages.extend(commands(&output(Command::new(&agent).arg("man"))?));
-    for command in pages {
+    while let Some(command) = pages.pop() {
         let name = if command.is_empty() { "agent.1".to_owned() } else { format!("agent-{command}.1") };
         let page = root.join("usr/share/man/man1").join(name);
-        write(&page, &output(Command::new(&agent).arg("man").args(Some(&command).filter(|name| !name.is_empty())))?)?;
+        let text = output(Command::new(&agent).arg("man").args(Some(&command).filter(|name| !name.is_empty())))?;
+        pages.extend(commands(&text).into_iter().filter(|below| *below != command));
+        write(&page, &text)?;
         run_command(Command::new("gzip").args(["--best", "--no-name"]).arg(&page))?;
     }
     let completions = [
@@ -154,7 +158,7 @@ fn lay_out(binary: &Path) -> Result<(), Failure> {
 /// The commands that the manual's first page refers to.
 fn commands(page: &str) -> Vec<String> {
     let references = page.lines().filter_map(|line| line.strip_prefix(r"agent\-")?.strip_suffix("(1)"));
-    references.map(str::to_owned).collect()
+    references.map(|name| name.replace('\\', "")).collect()
 }
 
 /// The configuration with every key in a comment, because no default CA would be right.
@@ -384,5 +388,6 @@ mod tests {
     fn the_manual_has_a_page_for_every_command_that_it_names() {
         let page = ".SH SUBCOMMANDS\n.TP\nagent\\-run(1)\nRun the daemon\n.TP\nagent\\-man(1)\nPrint";
         assert_eq!(commands(page), ["run", "man"]);
+        assert_eq!(commands("agent\\-client\\-fetch(1)\n"), ["client-fetch"]);
     }
 }
