@@ -17,13 +17,13 @@ use harness::loopback::free_ports;
 use harness::moto::{Moto, REGION};
 use harness::nats_server::{Launch, NatsServer};
 use harness::tools;
+use nats_tls_agent::clock::Clock;
 use nats_tls_agent::x509::leaf::Leaf;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use serde_json::{Value, json};
-use time::OffsetDateTime;
 use tokio::process::{Child, Command};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 /// A CA of a test.
 struct Ca {
@@ -49,7 +49,7 @@ impl Ca {
             Err(_) => SanType::DnsName(name.try_into().unwrap()),
         }];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let begin = OffsetDateTime::now_utc() + time::Duration::hours(hours) - time::Duration::minutes(1);
+        let begin = Clock::System.now() + time::Duration::hours(hours) - time::Duration::minutes(1);
         (params.not_before, params.not_after) = (begin, begin + time::Duration::hours(1));
         let key = KeyPair::generate().unwrap();
         let leaf = params.signed_by(&key, &self.issuer).unwrap().pem();
@@ -73,9 +73,9 @@ async fn server(directory: &Path, tls: &str, more: &str) -> (NatsServer, [Socket
         String::new()
     };
     let text = format!(
-        "server_name: s{0}\nlisten: \"{client}\"\nhttp: \"{monitor}\"\npid_file: {1:?}\n{tls}\n{cluster}{2}\n",
+        "server_name: s{0}\nlisten: \"{client}\"\nhttp: \"{monitor}\"\npid_file: \"{1}\"\n{tls}\n{cluster}{2}\n",
         client.port(),
-        path("pid"),
+        path("pid").display(),
         more.replace("CLUSTER", "")
     );
     std::fs::write(path("conf"), text).unwrap();
@@ -86,7 +86,8 @@ async fn server(directory: &Path, tls: &str, more: &str) -> (NatsServer, [Socket
 }
 
 fn tls((cert, key): &(PathBuf, PathBuf), ca: &Path) -> String {
-    format!("tls {{ cert_file: {cert:?}, key_file: {key:?}, ca_file: {ca:?} }}")
+    let [cert, key, ca] = [cert, key, ca].map(|path| path.display());
+    format!("tls {{ cert_file: \"{cert}\", key_file: \"{key}\", ca_file: \"{ca}\" }}")
 }
 
 fn document(urls: &str, ca: &str, needs_certificate: bool) -> Value {
@@ -107,9 +108,9 @@ impl Machine {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let text = format!(
-            "[connection]\nfile = {:?}\n[client]\ndirectory = {:?}\ninterval = \"1s\"\n{more}\n",
-            at("connection.json"),
-            at("files")
+            "[connection]\nfile = \"{}\"\n[client]\ndirectory = \"{}\"\ninterval = \"1s\"\n{more}\n",
+            at("connection.json").display(),
+            at("files").display()
         );
         std::fs::write(at("client.toml"), text).unwrap();
         Self { directory }

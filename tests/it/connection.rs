@@ -13,7 +13,7 @@ use nats_tls_agent::connection::{Document, DocumentStore as _};
 use serde_json::Value;
 
 const SECRET: &str = "nats/connection";
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 /// Connects by nothing but the keys of the document, as docs/clients.md says, and has a request answered.
 pub(crate) async fn request_by(document: &Document, directory: &Path) -> String {

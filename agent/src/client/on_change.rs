@@ -117,7 +117,7 @@ mod tests {
         told(command(&["true"])).await.unwrap();
         assert!(matches!(told(command(&["false"])).await, Err(NotTold::Failed { .. })));
         assert!(matches!(told(command(&["/nowhere/app"])).await, Err(NotTold::Start { .. })));
-        let began = std::time::Instant::now();
+        let began = tokio::time::Instant::now();
         assert!(matches!(told(command(&["sleep", "60"])).await, Err(NotTold::Slow { .. })));
         assert!(began.elapsed() < Duration::from_secs(30));
     }

@@ -21,7 +21,7 @@ pub(super) enum Credentials {
     /// A user with a password.
     Password(String, Zeroizing<String>),
     /// A user with a JWT and a key.
-    Jwt(Zeroizing<String>, KeyPair),
+    Jwt(Zeroizing<String>, Box<KeyPair>),
 }
 
 impl Credentials {
@@ -39,7 +39,7 @@ impl Credentials {
             let jwt = between(&content, "NATS USER JWT").ok_or_else(unusable)?;
             let seed = between(&content, "USER NKEY SEED").ok_or_else(unusable)?;
             let key = KeyPair::from_seed(&seed).map_err(|_| unusable())?;
-            return Ok(Self::Jwt(jwt, key));
+            return Ok(Self::Jwt(jwt, Box::new(key)));
         }
         match (&login.user, &login.password_file) {
             (Some(user), Some(path)) => {
