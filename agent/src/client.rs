@@ -234,7 +234,8 @@ impl Client {
             self.files.chain()
         });
         let written = self.put_in_force(&document, certificate.as_ref());
-        failed.extend(written.and_then(|()| if is_safe { self.note_written() } else { Ok(()) }).err());
+        let safe = certificate.as_ref().filter(|_| is_safe);
+        failed.extend(written.and_then(|()| safe.map_or(Ok(()), |chain| self.note_written(chain))).err());
         failed.extend(self.tell().await.err());
         failed
     }
@@ -255,7 +256,7 @@ impl Client {
         if !certificates.are_wanted(current.as_ref()) {
             return Ok(current);
         }
-        certificates.obtain().await.map(Some).map_err(ClientError::Certificate)
+        certificates.obtain(current.as_ref()).await.map(Some).map_err(ClientError::Certificate)
     }
 
     /// Writes the files where they differ.
@@ -269,8 +270,9 @@ impl Client {
     }
 
     /// The certificate is in a generation, so the journal forgets it.
-    fn note_written(&self) -> Result<(), ClientError> {
-        self.certificates.iter().try_for_each(Certificates::note_written).map_err(ClientError::Journal)
+    fn note_written(&self, chain: &StoredChain) -> Result<(), ClientError> {
+        let noted = self.certificates.iter().try_for_each(|certificates| certificates.note_written(chain.leaf()));
+        noted.map_err(ClientError::Journal)
     }
 
     /// Tells the service of files that it wasn't told of.

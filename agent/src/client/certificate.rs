@@ -18,6 +18,7 @@ use crate::schedule::{due, earliest};
 use crate::trust::sources::issuer::FromIssuer;
 use crate::trust::{RejectedChain, Role, TrustSource};
 use crate::x509::chain::StoredChain;
+use crate::x509::leaf::Leaf;
 
 /// The share of the lifetime after which the certificate is renewed at the latest, as `renewal.at` of a node.
 const RENEWED_AT: f64 = 0.67;
@@ -50,19 +51,26 @@ impl Certificates {
         Self { issuance, service }
     }
 
-    /// Whether the issuer is asked: there is no certificate, an issuance is under way, a name is missing, or the certificate is
-    /// due.
+    /// Whether the issuer is asked: there is no certificate, an issuance is under way, or the certificate is due or is not what
+    /// client.toml asks for.
     pub(super) fn are_wanted(&self, current: Option<&StoredChain>) -> bool {
         let Some(current) = current else { return true };
         let (leaf, Issuance { validity, clock, .. }) = (current.leaf(), &self.issuance);
         let is_due = clock.now() >= due(leaf, *validity, RENEWED_AT, &self.service.name);
-        self.issuance.is_under_way() || is_due || !leaf.sans.cover(&self.service.sans)
+        self.issuance.is_under_way() || is_due || !self.is_as_asked(leaf)
+    }
+
+    /// Whether a certificate is what client.toml asks for.
+    fn is_as_asked(&self, leaf: &Leaf) -> bool {
+        leaf.sans.cover(&self.service.sans) && self.issuance.is_as_asked(leaf, &self.service)
     }
 
     /// Asks the issuer, or resumes the issuance under way, and verifies the answer against the issuer's own CA certificate. The
     /// nodes may trust other CAs of clients than of servers.
-    pub(super) async fn obtain(&self) -> Result<StoredChain, PassError> {
-        let issued = self.issuance.obtain(&self.service, &Progress::default()).await?;
+    pub(super) async fn obtain(&self, current: Option<&StoredChain>) -> Result<StoredChain, PassError> {
+        let renewed = current.map(StoredChain::leaf).filter(|leaf| self.is_as_asked(leaf));
+        let beyond = renewed.map(|leaf| leaf.not_after);
+        let issued = self.issuance.obtain(&self.service, beyond, &Progress::default()).await?;
         let bundle = FromIssuer::new(Arc::clone(&self.issuance.issuer)).fetch().await;
         let bundle = bundle.map_err(|error| {
             let because = Some(Box::new(Reason::from(&error)));
@@ -79,7 +87,7 @@ impl Certificates {
     }
 
     /// The certificate is safe in a generation.
-    pub(super) fn note_written(&self) -> Result<(), JournalError> {
-        if self.issuance.is_under_way() { self.issuance.forget() } else { Ok(()) }
+    pub(super) fn note_written(&self, leaf: &Leaf) -> Result<(), JournalError> {
+        if self.issuance.is_under_way() { self.issuance.conclude(leaf) } else { Ok(()) }
     }
 }

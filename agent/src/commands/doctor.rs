@@ -44,7 +44,7 @@ use crate::server::{Condition, NatsServer, Observed, Other, Presence, Served};
 use crate::state::durable::FileError;
 use crate::state::generation::Generation;
 use crate::status::State;
-use crate::trust::TrustError;
+use crate::trust::{TrustBundle, TrustError};
 use crate::wiring::{commit_point, wire_to_look};
 use crate::x509::chain::StoredChain;
 
@@ -568,7 +568,6 @@ fn table(checks: &[Check]) -> String {
 mod tests {
     use super::*;
     use crate::issue::IssuedChain;
-    use crate::trust::TrustBundle;
     use crate::x509::test_ca::{Ca, NOW, key, sans};
 
     #[test]
