@@ -9,6 +9,7 @@ use clap_complete::Shell;
 use crate::conf::loss::Loss;
 
 use crate::config::{DEFAULT_PATH, client};
+use crate::trust::Fingerprint;
 
 /// Gives the NATS server on this instance TLS and renews its certificates.
 #[derive(Debug, Parser)]
@@ -48,6 +49,9 @@ pub enum Command {
         /// Serve a certificate of a new CA although clients' notice of the CA is not over
         #[arg(long)]
         now: bool,
+        /// Distrust this CA on this node at once: the SHA-256 of its certificate's DER; can be repeated
+        #[arg(long, value_name = "SHA256")]
+        distrust: Vec<Fingerprint>,
         #[command(flatten)]
         losses: LossArg,
         #[command(flatten)]

@@ -69,8 +69,8 @@ async fn carry_out(command: Command, file: PathBuf) -> Result<ExitCode, CommandE
             let config = load()?;
             commands::run::run(file.clone(), config, losses.allow_loss).await
         }
-        Command::Renew { now, losses, json: JsonArg { json } } => {
-            let wanted = PassRequest { renew: true, allow_loss: losses.allow_loss, now };
+        Command::Renew { now, distrust, losses, json: JsonArg { json } } => {
+            let wanted = PassRequest { renew: true, allow_loss: losses.allow_loss, distrust, now };
             Box::pin(commands::renew::renew(&load()?, wanted, json)).await
         }
         Command::Rollover { json: JsonArg { json } } => Box::pin(commands::rollover::rollover(&load()?, json)).await,

@@ -28,7 +28,7 @@ use crate::server::system::Fault;
 use crate::state::durable::FileError;
 use crate::state::generation::GenerationError;
 use crate::trust::rollover::Wait;
-use crate::trust::{Refusal, TrustError};
+use crate::trust::{BundleError, Refusal, TrustError};
 
 macro_rules! codes {
     ($($(#[$doc:meta])+ $name:ident = $code:literal,)+) => {
@@ -194,6 +194,8 @@ codes! {
     RolloverWaits = "rollover_waits",
     /// A leaf of a new CA went into force before everybody trusted the CA.
     RolloverOverruled = "rollover_overruled",
+    /// Every CA of the bundle is distrusted.
+    NothingTrusted = "nothing_trusted",
     /// nats-server doesn't run.
     ServerNotRunning = "server_not_running",
     /// Nobody has looked at nats-server yet.
@@ -1038,6 +1040,9 @@ impl From<&TrustError> for Reason {
     fn from(error: &TrustError) -> Self {
         let (code, subject) = match error {
             TrustError::File { path, .. } => (Code::TrustInvalid, Some(file(path))),
+            TrustError::Bundle { source: BundleError::NothingTrusted { subjects }, .. } => {
+                (Code::NothingTrusted, Some(subjects.clone()))
+            }
             TrustError::Bundle { source, .. } => (Code::TrustInvalid, Some(mistake(source))),
             TrustError::TooLarge { .. } => (Code::TrustInvalid, Some(mistake(error))),
             TrustError::Issuer { source } => (Code::remote(Asked::Trust, source.kind), Some(call(source))),

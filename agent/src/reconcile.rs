@@ -7,6 +7,7 @@
 pub mod commit_point;
 mod condition;
 mod deployment;
+mod distrust;
 mod issuing;
 mod last_good;
 mod links;
@@ -21,7 +22,7 @@ mod starts;
 mod system_user;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -64,6 +65,9 @@ use crate::state::durable::FileError;
 use crate::state::generation::{Generation, TlsFiles};
 use crate::status::{LeafStatus, NodeStatus, Status, routes};
 use crate::trust::TrustSource;
+
+/// How long the end of a distrusted CA waits for a leaf of another CA. An issuer takes a second or two.
+const DISTRUST_WAITS: Duration = Duration::from_secs(15);
 
 /// The seams, and what is known of the node.
 pub struct Parts {
@@ -224,11 +228,11 @@ impl Reconciler {
         let bundle = self.sources.bundle().filter(|_| !urls.is_empty())?.clone();
         Some(Wanted {
             bundle,
-            distrusted: BTreeSet::new(),
             cluster: self.cluster_name(nats),
             urls,
             needs_certificate: nats.client_auth == ClientAuth::Mtls,
-            rank: rank(&peers, self.own_route()),
+            // What this node alone distrusts is no matter of the group's clients.
+            rank: rank(&peers, self.own_route()).filter(|_| !self.sources.goes_own_way()),
             is_fresh: self.sources.is_bundle_fresh(),
         })
     }
@@ -313,11 +317,13 @@ impl Reconciler {
         if wanted.renew && self.newest.is_none() {
             self.refuse_foreign_server().await?;
         }
-        let is_committed = |newest: &Generation| self.deployment.commit_point.names(newest.chain.leaf());
-        let obtain = self.issuing.is_wanted(self.newest.as_ref(), is_committed, wanted.renew, &self.node, now);
+        if !wanted.distrust.is_empty() {
+            self.sources.distrust(&wanted.distrust, self.newest.as_ref().map(|newest| &newest.bundle))?;
+        }
+        let obtain = self.wants_certificate(wanted.renew);
         let held = self.issuing.take_held(&self.node);
         let renewed = self.newest.as_ref().filter(|_| !wanted.renew);
-        let (issued, answers) = tokio::join!(
+        let (mut issued, answers) = tokio::join!(
             async {
                 match held {
                     Some(held) => Some(Ok(held)),
@@ -329,8 +335,15 @@ impl Reconciler {
         );
         let (own, observed) = (self.own_route(), &self.deployment.seen().observed);
         let (newest, rollover) = (self.newest.as_ref(), &mut self.rollover);
-        if self.sources.take(answers, &self.node, own, newest, observed, rollover).await {
+        let has_taken_over = self.sources.take(answers, &self.node, own, newest, observed, rollover).await;
+        let has_distrusted = self.newest.as_ref().is_some_and(|newest| self.sources.distrusts_of(&newest.bundle));
+        if has_taken_over || has_distrusted {
             self.deployment.skip_turn();
+        }
+        // A bundle without the leaf's CA goes into force together with a leaf of another CA, unless the issuer is slow.
+        if has_distrusted && issued.is_none() && self.wants_certificate(false) {
+            let obtained = self.issuing.obtain(None, &self.node, progress);
+            issued = tokio::time::timeout(DISTRUST_WAITS, obtained).await.ok();
         }
         let refused = match self.advance(issued, wanted, progress).await {
             Ok(refused) => refused,
@@ -344,6 +357,15 @@ impl Reconciler {
         };
         let standing = self.deploy(wanted, progress).await?;
         refused.map_or(Ok(standing), Err)
+    }
+
+    /// Whether the issuer is asked now.
+    fn wants_certificate(&self, is_asked_for: bool) -> bool {
+        let now = self.clock.now();
+        let is_committed = |newest: &Generation| self.deployment.commit_point.names(newest.chain.leaf());
+        let newest = self.newest.as_ref();
+        let is_distrusted = newest.is_some_and(|newest| self.sources.has_banned(&newest.chain, now));
+        self.issuing.is_wanted(newest, is_committed, is_asked_for, is_distrusted, &self.node, now)
     }
 
     /// Refuses a renewal while another process stands where nats-server should: the certificate would be paid for and

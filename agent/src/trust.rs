@@ -9,6 +9,7 @@
 
 pub(crate) mod authority;
 pub(crate) mod bundle;
+pub(crate) mod distrust;
 pub mod rollover;
 pub mod sources;
 mod verify;
@@ -22,6 +23,7 @@ use crate::error::RemoteError;
 
 pub use bundle::TrustBundle;
 pub(crate) use bundle::{BundleError, MAX_BUNDLE};
+pub use distrust::{Distrusted, Fingerprint};
 pub use verify::{Refusal, VerifiedChain};
 pub(crate) use verify::{RejectedChain, Role};
 

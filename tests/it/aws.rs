@@ -252,7 +252,7 @@ async fn a_secret_is_read_as_string_binary_or_json_and_always_its_current_versio
     let aws = Aws::start().await;
     let config = aws.config().await;
     let read = async |id: &str, key: Option<&str>| {
-        let value = SecretsManager::new(&config, id, key.map(ToOwned::to_owned)).pem().await?;
+        let value = SecretsManager::new(&config, id, key.map(ToOwned::to_owned)).stored().await?.pem;
         Ok::<_, nats_tls_agent::aws::secret::SecretError>((
             String::from_utf8(value.content.to_vec()).unwrap(),
             value.version,
@@ -281,7 +281,7 @@ async fn a_secret_is_read_as_string_binary_or_json_and_always_its_current_versio
 #[tokio::test]
 async fn an_unknown_secret_is_named_with_call_and_remedy() {
     let aws = Aws::start().await;
-    let text = SecretsManager::new(&aws.config().await, "absent", None).pem().await.err().unwrap().to_string();
+    let text = SecretsManager::new(&aws.config().await, "absent", None).stored().await.err().unwrap().to_string();
     for part in ["\"absent\"", "secretsmanager:GetSecretValue", "ResourceNotFoundException", "check the secret's name"]
     {
         assert!(text.contains(part), "{text}");

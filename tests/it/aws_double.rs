@@ -180,13 +180,13 @@ async fn the_end_of_the_ca_is_asked_for_once_and_again_only_where_it_is_near() {
 async fn a_secrets_current_version_is_read_also_where_it_is_binary() {
     let world = World::start().await;
     let trust = SecretsManager::new(&world.config, "trust", None);
-    let first = trust.pem().await.unwrap();
+    let first = trust.stored().await.unwrap().pem;
     let put = |content| world.double.account(|aws, now| aws.secrets.put("trust", content, now).unwrap());
     let second = put(Content::Binary(first.content.to_vec()));
-    let read = trust.pem().await.unwrap();
+    let read = trust.stored().await.unwrap().pem;
     assert_eq!((read.version, *read.content == *first.content), (second, true));
     assert_ne!(read.content.len(), 0);
-    let text = SecretsManager::new(&world.config, "absent", None).pem().await.err().unwrap().to_string();
+    let text = SecretsManager::new(&world.config, "absent", None).stored().await.err().unwrap().to_string();
     assert!(text.contains("ResourceNotFoundException"), "{text}");
 }
 
@@ -234,7 +234,7 @@ async fn every_fault_of_the_wire_is_an_error_that_names_the_call_and_is_over_whe
     let ask = async || {
         [
             issuer.ca_pem().await.err().map(|error| error.to_string()),
-            trust.pem().await.err().map(|error| error.to_string()),
+            trust.stored().await.err().map(|error| error.to_string()),
             asg.sight().await.err().map(|error| error.to_string()),
         ]
     };

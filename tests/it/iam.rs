@@ -524,7 +524,7 @@ impl Sent {
             IssueRequest { csr_pem: &csr.pem, validity, now, signing_algorithm, idempotency_token: "token-1" };
         let handle = issuer.request(&request).await.unwrap();
         issuer.collect(&handle).await.unwrap().unwrap();
-        SecretsManager::new(&aws, "trust-bundle", None).pem().await.unwrap();
+        SecretsManager::new(&aws, "trust-bundle", None).stored().await.unwrap();
         IncludedSecret::new(&aws, "nats/accounts").fetch().await.unwrap();
         let document = ConnectionSecret::new(&aws, "nats/connection");
         document.read().await.unwrap().unwrap();

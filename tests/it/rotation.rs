@@ -192,7 +192,7 @@ enum Moment {
 /// Requests a renewal from the daemon, and kills the daemon at `moment`. If the renewal ends first, the daemon dies at
 /// the end of the renewal.
 async fn renew_and_kill(node: &mut Node, socket: &Path, moment: Moment) {
-    let request = Request::Renew { allow_loss: Vec::new(), now: false };
+    let request = Request::Renew { allow_loss: Vec::new(), distrust: Vec::new(), now: false };
     let kill = || node.agent.signal(Signal::SIGKILL).unwrap();
     let mut steps = 0;
     let asked = ask(socket, &request, |_step| {

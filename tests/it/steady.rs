@@ -120,7 +120,10 @@ impl Bench {
 
 async fn rotate(socket: &Path, times: usize) {
     for _rotation in 0..times {
-        let answer = ask(socket, &Request::Renew { allow_loss: Vec::new(), now: false }, |_step| {}).await.unwrap();
+        let answer =
+            ask(socket, &Request::Renew { allow_loss: Vec::new(), distrust: Vec::new(), now: false }, |_step| {})
+                .await
+                .unwrap();
         assert!(
             matches!(&answer, Answer::Renewed(renewed) if renewed.result == RenewalResult::Confirmed),
             "{answer:?}"

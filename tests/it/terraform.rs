@@ -79,8 +79,15 @@ fn every_template_is_given_exactly_what_it_has_a_place_for() {
             seen.insert(template.rsplit('/').next().unwrap().to_owned());
         }
     }
-    let expected =
-        ["cluster-secret.json", "node-included-secrets.json", "node-own-key.json", "node.json", "user-data.yaml"];
+    let expected = [
+        "cluster-secret.json",
+        "node-connection-key.json",
+        "node-connection.json",
+        "node-included-secrets.json",
+        "node-own-key.json",
+        "node.json",
+        "user-data.yaml",
+    ];
     assert_eq!(seen, expected.map(str::to_owned).into());
 }
 
@@ -107,6 +114,8 @@ fn terraforms_templatefile_makes_of_the_templates_what_the_tests_make_of_them() 
         "iam/node.json",
         "iam/node-own-key.json",
         "iam/node-included-secrets.json",
+        "iam/node-connection.json",
+        "iam/node-connection-key.json",
         "iam/cluster-secret.json",
         "user-data/user-data.yaml",
     ] {

@@ -32,7 +32,8 @@ pub async fn renew(config: &Config, wanted: PassRequest, json: bool) -> Result<E
 
 async fn renewed(config: &Config, wanted: PassRequest, json: bool) -> Result<Renewed, CommandError> {
     let mut steps = StepPrinter::new(json);
-    let request = Request::Renew { allow_loss: wanted.allow_loss.clone(), now: wanted.now };
+    let PassRequest { allow_loss, distrust, now, .. } = wanted.clone();
+    let request = Request::Renew { allow_loss, distrust, now };
     match ask(&config.control_socket, &request, |step| steps.show(&step)).await {
         Ok(Answer::Renewed(renewed)) => Ok(*renewed),
         Ok(Answer::Refused(refusal)) => Err(CommandError::Refused(refusal)),

@@ -179,12 +179,12 @@ async fn converse(
             let answered = status.map_or(Answer::NoPassYet { pass }, |status| Answer::Status(Box::new(status)));
             answer(&mut to_client, &answered).await
         }
-        Ok(Request::Renew { allow_loss, now }) => {
+        Ok(Request::Renew { allow_loss, distrust, now }) => {
             let mut from_client = reader.into_inner().into_inner();
             let mut more = [0];
             // The end of this task closes the channel of the answers, and the loop makes no pass for a closed channel.
             tokio::select! {
-                renewed = renew(&mut to_client, jobs, PassRequest { renew: true, allow_loss, now }) => renewed,
+                renewed = renew(&mut to_client, jobs, PassRequest { renew: true, allow_loss, distrust, now }) => renewed,
                 _gone = from_client.read(&mut more) => Ok(()),
             }
         }
@@ -315,7 +315,11 @@ mod tests {
     #[tokio::test]
     async fn a_renewals_steps_come_before_its_result() {
         let (steps, answer) = Daemon::start()
-            .ask(&Request::Renew { allow_loss: vec![Loss::ClientTls, Loss::JetStream], now: false })
+            .ask(&Request::Renew {
+                allow_loss: vec![Loss::ClientTls, Loss::JetStream],
+                distrust: Vec::new(),
+                now: false,
+            })
             .await;
         assert_eq!(steps, [Step::Committed { generation: 7 }]);
         assert_eq!(answer, Answer::Refused(Refusal::NoRequest { why: "[ClientTls, JetStream]".into() }));
@@ -360,7 +364,8 @@ mod tests {
         tokio::spawn(serve(listener, watched, jobs));
         let asks = async || {
             let mut client = UnixStream::connect(directory.path().join("control.sock")).await.unwrap();
-            let request = serde_json::to_vec(&Request::Renew { allow_loss: Vec::new(), now: false }).unwrap();
+            let request = Request::Renew { allow_loss: Vec::new(), distrust: Vec::new(), now: false };
+            let request = serde_json::to_vec(&request).unwrap();
             client.write_all(&[request, b"\n".to_vec()].concat()).await.unwrap();
             client
         };
@@ -402,7 +407,7 @@ mod tests {
     async fn a_silent_client_is_in_nobodys_way() {
         let daemon = Daemon::start();
         let _silent = daemon.connect().await;
-        let renew = Request::Renew { allow_loss: Vec::new(), now: false };
+        let renew = Request::Renew { allow_loss: Vec::new(), distrust: Vec::new(), now: false };
         tokio::time::timeout(PATIENCE / 2, daemon.ask(&renew)).await.unwrap();
     }
 
@@ -414,7 +419,7 @@ mod tests {
         for _ in 0..MAX_CLIENTS {
             silent.push(daemon.connect().await);
         }
-        daemon.ask(&Request::Renew { allow_loss: Vec::new(), now: false }).await;
+        daemon.ask(&Request::Renew { allow_loss: Vec::new(), distrust: Vec::new(), now: false }).await;
         assert!(started.elapsed() >= PATIENCE, "{:?}: they took no place", started.elapsed());
         assert!(started.elapsed() < 2 * PATIENCE, "{:?}", started.elapsed());
     }

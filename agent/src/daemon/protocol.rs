@@ -9,6 +9,7 @@ use crate::conf::loss::Loss;
 use crate::progress::Step;
 use crate::reason::{Code, Told};
 use crate::status::{LeafStatus, PassStatus, Status};
+use crate::trust::Fingerprint;
 
 /// Who may ask. Of a client's groups only the primary group is among its credentials.
 pub(super) const ASKERS: &str = "root, as the daemon's user, or as a user whose primary group is the daemon's";
@@ -27,6 +28,9 @@ pub enum Request {
         /// Clients get no notice of a new CA.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         now: bool,
+        /// CAs that this node distrusts from now on. A daemon that doesn't know the field refuses the request.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        distrust: Vec<Fingerprint>,
     },
 }
 

@@ -83,7 +83,7 @@ impl Issuing {
     }
 
     /// Whether the issuer is asked. The reasons are: no generation, an issuance under way, a failed issuance, a leaf
-    /// that is due or is not what agent.toml asks for, or a request for a new certificate.
+    /// that is due or is not what agent.toml asks for, a leaf under a distrusted CA, or a request for a new certificate.
     ///
     /// Somebody who asks for a new certificate gets the newest certificate while the committed configuration doesn't name
     /// it: that certificate is paid for.
@@ -92,10 +92,12 @@ impl Issuing {
         newest: Option<&Generation>,
         is_committed: impl Fn(&Generation) -> bool,
         is_asked_for: bool,
+        is_distrusted: bool,
         node: &Node,
         now: OffsetDateTime,
     ) -> bool {
-        if now < self.retry.next && !is_asked_for {
+        // The pause after a success is for an issuer whose leaves are due at once.
+        if now < self.retry.next && !is_asked_for && (!is_distrusted || self.retry.failures > 0) {
             return false;
         }
         let Some(newest) = newest else { return true };
@@ -108,7 +110,7 @@ impl Issuing {
         // that is asked for now waits in the journal until the clock is set.
         let is_of_another_time = leaf.not_before > now + self.issuance.validity;
         let is_as_asked = leaf.sans.cover(&node.sans) && self.issuance.is_as_asked(leaf, node);
-        resume || is_of_another_time || !is_as_asked || now >= self.due(newest, node)
+        resume || is_distrusted || is_of_another_time || !is_as_asked || now >= self.due(newest, node)
     }
 
     /// Asks the issuer, or resumes the issuance under way, unless this instance is in a warm pool. A certificate in the place

@@ -10,7 +10,7 @@ use crate::issue::ObtainError;
 use crate::issue::journal::JournalError;
 use crate::reason::{Code, Reason, mistake};
 use crate::state::durable::FileError;
-use crate::trust::RejectedChain;
+use crate::trust::{Fingerprint, RejectedChain};
 
 /// What a pass is asked for beyond the ordinary.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
@@ -23,6 +23,9 @@ pub struct PassRequest {
     /// Clients get no notice of a new CA.
     #[serde(default)]
     pub now: bool,
+    /// CAs that this node distrusts from now on.
+    #[serde(default)]
+    pub distrust: Vec<Fingerprint>,
 }
 
 /// Who is asked in a pass.

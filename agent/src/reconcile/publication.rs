@@ -3,7 +3,6 @@
 //! The first node in service writes. Every other node looks, and takes over where the first node is away or doesn't write. A
 //! visit to the secret runs beside the passes, so that a slow Secrets Manager holds up no certificate.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,17 +47,15 @@ pub struct Publication {
 /// What this node would write, and what it may.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
-    /// The bundle in force.
+    /// The bundle in force. The document drops an anchor at once that the bundle distrusts.
     pub(super) bundle: TrustBundle,
-    /// The SHA-256 of each anchor that nobody may trust any more. The document drops such an anchor at once.
-    pub(super) distrusted: BTreeSet<String>,
     /// The name of the cluster.
     pub(super) cluster: String,
     /// The URLs, at least one.
     pub(super) urls: Vec<String>,
     /// Whether clients must present a certificate.
     pub(super) needs_certificate: bool,
-    /// How many nodes come before this node. `None`: this node isn't in service.
+    /// How many nodes come before this node. `None`: this node isn't in service, or trusts less than the group.
     pub(super) rank: Option<u32>,
     /// Whether the source of the bundle answered. An old bundle changes no document.
     pub(super) is_fresh: bool,
@@ -230,11 +227,11 @@ fn decide(
         Some(Content::Other(_)) | None => None,
     };
     let Some(rank) = wanted.rank else { return Step::Later };
-    let is_distrusted = |sha256: &str| wanted.distrusted.contains(sha256);
     let in_document = before.and_then(Document::bundle);
-    let is_urgent = in_document.iter().flat_map(|bundle| &bundle.anchors).any(|anchor| is_distrusted(&anchor.sha256));
+    let is_urgent =
+        in_document.iter().flat_map(|bundle| &bundle.anchors).any(|anchor| wanted.bundle.distrusts(&anchor.sha256));
     let bundle = match in_document {
-        Some(bundle) if rank > 0 => wanted.bundle.keeping(&bundle, |anchor| !is_distrusted(&anchor.sha256)),
+        Some(bundle) if rank > 0 => wanted.bundle.keeping(&bundle, |_| true),
         _ => wanted.bundle.clone(),
     };
     let (cluster, urls) = (wanted.cluster.as_str(), wanted.urls.clone());

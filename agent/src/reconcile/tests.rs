@@ -31,7 +31,7 @@ use crate::server::{Server, ServerError};
 use crate::state::durable::fault::{Fault, plan};
 use crate::state::generation::Generations;
 use crate::status::State;
-use crate::trust::{RejectedChain, TrustBundle, TrustError};
+use crate::trust::{Distrusted, RejectedChain, TrustBundle, TrustError};
 use crate::x509::chain::StoredChain;
 use crate::x509::csr::KeyAlgorithm;
 use crate::x509::san::Sans;
@@ -650,6 +650,112 @@ async fn invariant_05_an_anchor_that_a_served_leaf_needs_outlives_its_place_in_t
     assert_eq!(trust.anchors.len(), 2, "{trust:?}");
     assert!(warns(&pass.status, "no longer holds"), "{:?}", pass.status.warnings);
     assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+}
+
+/// The bundle of a rollover: the CA in force and, in its place at the issuer, another CA.
+async fn with_next_ca(bench: &Bench) -> (TrustBundle, TrustBundle) {
+    let old = bench.issuer.ca_pem().await.unwrap();
+    let ca = bench.directory.path().join("ca");
+    std::fs::rename(&ca, ca.with_extension("old")).unwrap();
+    let new = bench.issuer.ca_pem().await.unwrap();
+    let parse = |text: &str| TrustBundle::parse(text.as_bytes(), "double", "2").unwrap();
+    (parse(&old), parse(&format!("{old}{new}")))
+}
+
+fn fingerprints(bundle: &TrustBundle) -> Distrusted {
+    bundle.anchors.iter().map(|anchor| anchor.sha256.parse().unwrap()).collect()
+}
+
+/// What a node serves, and whether it trusts a CA.
+fn serves_and_trusts(bench: &Bench, ca: &TrustBundle) -> (bool, bool) {
+    let loaded = bench.server.loaded().unwrap();
+    let trusts = loaded.bundle.anchors.iter().any(|anchor| *anchor == ca.anchors[0]);
+    (ca.chains(&loaded.chain, bench.clock.now()), trusts)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_distrusted_ca_is_gone_within_a_minute_with_a_new_leaf_at_no_turn_and_though_no_peer_answers() {
+    let mut bench = Bench::new().await;
+    bench.interval = Duration::from_secs(30);
+    let mut agent = bench.serving().await;
+    let (old, both) = with_next_ca(&bench).await;
+    *bench.trust.0.lock().unwrap() = Some(both.clone());
+    bench.live(&mut agent, START + Duration::from_mins(6)).await;
+    assert_eq!(serves_and_trusts(&bench, &old), (true, true));
+    let reloads = bench.server.reloads();
+    // No answer of a peer may say that the old CA is needed no longer, and the node has its turn in ten seconds of a minute.
+    *bench.trust.0.lock().unwrap() = Some(both.without(&fingerprints(&old)).unwrap());
+    let pass = bench.live(&mut agent, START + Duration::from_mins(7)).await;
+    assert_eq!(serves_and_trusts(&bench, &old), (false, false), "{:?}", pass.status);
+    assert_eq!(bench.server.reloads(), reloads + 1, "leaf and bundle come into force together");
+    assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+    assert_eq!(bench.issuer.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_distrusted_ca_goes_though_the_issuer_still_has_it_or_is_away_and_its_leaf_is_refused_by_name() {
+    for is_away in [false, true] {
+        let mut bench = Bench::new().await;
+        bench.interval = Duration::from_secs(30);
+        let mut agent = bench.serving().await;
+        let elsewhere = tempfile::tempdir().unwrap();
+        let other = Local::new(elsewhere.path().to_owned(), bench.clock).ca_pem().await.unwrap();
+        let old = bench.trust.0.lock().unwrap().clone().unwrap();
+        let both = old.to_pem() + &other;
+        let both = TrustBundle::parse(both.as_bytes(), "double", "2").unwrap();
+        *bench.trust.0.lock().unwrap() = Some(both.without(&fingerprints(&old)).unwrap());
+        bench.moods.is_away.store(is_away, Ordering::Relaxed);
+        let pass = bench.live(&mut agent, START + Duration::from_mins(2)).await;
+        let (_, trusts) = serves_and_trusts(&bench, &old);
+        assert!(!trusts, "{:?}", pass.status);
+        let said = reasons(&pass.status);
+        assert_ne!(pass.status.state, State::Healthy, "{said}");
+        assert_eq!(said.contains("which is distrusted"), !is_away, "{said}");
+        assert!(bench.issuer.requests() <= 2 || is_away, "{}", bench.issuer.requests());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_distrusts_by_itself_while_the_source_is_away_and_after_a_restart() {
+    let mut bench = Bench::new().await;
+    bench.interval = Duration::from_secs(30);
+    let mut agent = bench.serving().await;
+    let (old, both) = with_next_ca(&bench).await;
+    *bench.trust.0.lock().unwrap() = Some(both.clone());
+    bench.live(&mut agent, START + Duration::from_mins(6)).await;
+    *bench.trust.0.lock().unwrap() = None;
+    let wanted =
+        PassRequest { renew: true, distrust: fingerprints(&old).into_iter().collect(), ..PassRequest::default() };
+    agent.pass(&wanted, &Progress::default()).await.outcome.unwrap();
+    assert_eq!(serves_and_trusts(&bench, &old), (false, false));
+    // The source still has the CA, and doesn't distrust it.
+    *bench.trust.0.lock().unwrap() = Some(both);
+    let mut agent = bench.agent();
+    let pass = bench.live(&mut agent, START + Duration::from_mins(9)).await;
+    assert_eq!(serves_and_trusts(&bench, &old), (false, false), "{:?}", pass.status);
+    assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+}
+
+#[tokio::test(start_paused = true)]
+async fn distrust_that_leaves_no_anchor_changes_nothing_and_says_so() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    let old = bench.trust.0.lock().unwrap().clone().unwrap();
+    let distrust: Vec<_> = fingerprints(&old).into_iter().collect();
+    let wanted = PassRequest { renew: true, distrust, ..PassRequest::default() };
+    let refused = agent.pass(&wanted, &Progress::default()).await;
+    let reason = Reason::from(&refused.outcome.unwrap_err());
+    assert_eq!(reason.code(), Code::NothingTrusted, "{reason}");
+    assert_eq!(bench.paid_for(), 1);
+    let pass = pass(&mut agent).await;
+    assert_eq!(serves_and_trusts(&bench, &old), (true, true));
+    assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
+    // A file that a person has written does no harm either.
+    let text = format!("distrust: {}\n", old.anchors[0].sha256);
+    std::fs::write(bench.state().join("distrusted"), text).unwrap();
+    let pass = bench.live(&mut agent, bench.clock.now() + Duration::from_mins(15)).await;
+    assert_eq!(serves_and_trusts(&bench, &old), (true, true));
+    assert!(reasons(&pass.status).contains("every CA of the bundle is distrusted"), "{:?}", pass.status.reasons);
 }
 
 #[tokio::test(start_paused = true)]

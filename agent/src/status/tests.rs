@@ -67,7 +67,12 @@ fn bundle(ends: &[OffsetDateTime]) -> TrustBundle {
         sha256: format!("{index:02x}"),
         not_after: *not_after,
     });
-    TrustBundle { anchors: anchors.collect(), source: "a secret".into(), version: "1".into() }
+    TrustBundle {
+        anchors: anchors.collect(),
+        source: "a secret".into(),
+        version: "1".into(),
+        distrusted: crate::trust::Distrusted::new(),
+    }
 }
 
 fn peer(id: &str, address: &str) -> Peer {

@@ -6,6 +6,7 @@ use x509_parser::error::X509Error;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::x509::X509Version;
 
+use super::distrust::{self, Distrusted, Fingerprint, NoFingerprint};
 use crate::digest::sha256_hex;
 use crate::x509::der;
 use crate::x509::pem::{self, PemError};
@@ -25,6 +26,8 @@ pub struct TrustBundle {
     pub source: String,
     /// Secrets Manager's `VersionId`, or the content's SHA-256. A trailing `+kept` tells of anchors of an earlier bundle.
     pub version: String,
+    /// The CAs that are no anchors, whatever is served under them.
+    pub distrusted: Distrusted,
 }
 
 /// One trusted CA certificate.
@@ -62,6 +65,24 @@ pub enum BundleError {
     /// The PEM text is damaged.
     #[error("{0}")]
     Pem(PemError),
+    /// An entry that distrusts a CA is no SHA-256.
+    #[error("the bundle distrusts what is no CA: {0}")]
+    NoFingerprint(NoFingerprint),
+    /// More distrusted CAs than anybody has.
+    #[error("the bundle distrusts more than {most} CAs; leave out the CAs that are no longer among its certificates")]
+    TooManyDistrusted {
+        /// How many are read.
+        most: usize,
+    },
+    /// Distrust would leave nothing to trust.
+    #[error(
+        "every CA of the bundle is distrusted ({subjects}), and without an anchor no node and no client could connect: put the \
+         certificate of another CA into the bundle, and have `issuer.ca_arn` name that CA"
+    )]
+    NothingTrusted {
+        /// The subjects of the CAs.
+        subjects: String,
+    },
     /// A block is no usable CA certificate.
     #[error("block {number} (line {line}{}) {fault}", subject.as_ref().map(|name| format!(", {name}")).unwrap_or_default())]
     Anchor {
@@ -116,8 +137,9 @@ impl TrustBundle {
         if pem.len() > MAX_BUNDLE {
             return Err(BundleError::TooLarge { size: pem.len() });
         }
+        let pem = pem::as_stored(pem);
         let mut anchors: Vec<Anchor> = Vec::new();
-        for block in pem::certificates(&pem::as_stored(pem)).map_err(BundleError::Pem)? {
+        for block in pem::certificates(&pem).map_err(BundleError::Pem)? {
             let anchor = Anchor::parse(block.der).map_err(|(subject, fault)| BundleError::Anchor {
                 number: block.number,
                 line: block.line,
@@ -134,7 +156,26 @@ impl TrustBundle {
         if anchors.is_empty() {
             return Err(BundleError::Empty);
         }
-        Ok(Self { anchors, source: source.to_owned(), version: version.to_owned() })
+        let distrusted = distrust::in_text(&pem)?;
+        let (source, version) = (source.to_owned(), version.to_owned());
+        Self { anchors, source, version, distrusted: Distrusted::new() }.without(&distrusted)
+    }
+
+    /// The bundle without these CAs. Distrust that leaves no anchor refuses the bundle.
+    pub(crate) fn without(mut self, distrusted: &Distrusted) -> Result<Self, BundleError> {
+        self.distrusted.extend(distrusted.iter().cloned());
+        if self.anchors.iter().all(|anchor| self.distrusts(&anchor.sha256)) {
+            let subjects: Vec<_> = self.anchors.into_iter().map(|anchor| anchor.subject).collect();
+            return Err(BundleError::NothingTrusted { subjects: subjects.join(", ") });
+        }
+        let distrusted = std::mem::take(&mut self.distrusted);
+        self.anchors.retain(|anchor| !is_among(&distrusted, &anchor.sha256));
+        Ok(Self { distrusted, ..self })
+    }
+
+    /// Whether the certificate with this SHA-256 is distrusted.
+    pub(crate) fn distrusts(&self, sha256: &str) -> bool {
+        is_among(&self.distrusted, sha256)
     }
 
     /// The text of nats-server's `ca_file`. The same anchors always give the same text.
@@ -150,7 +191,7 @@ impl TrustBundle {
         self.anchors.iter().filter_map(name).collect()
     }
 
-    /// Adds the anchors of `before` that are still needed (invariant 5).
+    /// Adds the anchors of `before` that are still needed (invariant 5). Nobody needs a distrusted anchor.
     #[must_use]
     pub fn keeping(&self, before: &Self, needed: impl Fn(&Anchor) -> bool) -> Self {
         let mut bundle = self.clone();
@@ -158,6 +199,7 @@ impl TrustBundle {
             before
                 .anchors
                 .iter()
+                .filter(|anchor| !self.distrusts(&anchor.sha256))
                 .filter(|anchor| !self.anchors.iter().any(|own| own.der == anchor.der) && needed(anchor))
                 .cloned(),
         );
@@ -166,6 +208,10 @@ impl TrustBundle {
         }
         bundle
     }
+}
+
+fn is_among(distrusted: &Distrusted, sha256: &str) -> bool {
+    distrusted.iter().map(Fingerprint::as_str).any(|known| known == sha256)
 }
 
 impl Anchor {
@@ -286,6 +332,30 @@ mod tests {
         let (one, two) = (Ca::root("one"), Ca::root("two"));
         let bundle = parse(&format!("{}{}{}", two.pem, one.pem, two.pem)).unwrap();
         assert_eq!(subjects(&bundle), ["CN=two", "CN=one"]);
+    }
+
+    fn distrust(ca: &Ca) -> String {
+        format!("distrust: {}\n", sha256_hex(&ca.der).to_uppercase())
+    }
+
+    #[test]
+    fn a_distrusted_ca_is_no_anchor_and_never_kept() {
+        let (old, new) = (Ca::root("old"), Ca::root("new"));
+        let before = parse(&format!("{}{}", old.pem, new.pem)).unwrap();
+        let bundle = parse(&format!("{}{}{}", distrust(&old), old.pem, new.pem)).unwrap();
+        assert_eq!(subjects(&bundle), ["CN=new"]);
+        assert_eq!(subjects(&bundle.keeping(&before, |_| true)), ["CN=new"]);
+        // A CA need not stand in the bundle to be distrusted.
+        let bundle = parse(&format!("{}{}", distrust(&old), new.pem)).unwrap();
+        assert_eq!(subjects(&bundle.keeping(&before, |_| true)), ["CN=new"]);
+    }
+
+    #[test]
+    fn distrust_that_leaves_no_anchor_refuses_the_bundle() {
+        let (old, new) = (Ca::root("old"), Ca::root("new"));
+        let said = message(&format!("{}{}{}{}", old.pem, new.pem, distrust(&old), distrust(&new)));
+        assert!(said.contains("CN=old, CN=new") && said.contains("another CA"), "{said}");
+        assert!(message(&format!("{}distrust: CN=old\n", old.pem)).contains("\"CN=old\""));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use x509_parser::extensions::ExtendedKeyUsage;
 
 use super::bundle::{Anchor, TrustBundle, is_self_signed};
 use crate::clock::rfc3339;
+use crate::digest::sha256_hex;
 use crate::issue::IssuedChain;
 use crate::x509::chain::{Chain, ChainError, MAX_CERTIFICATES, StoredChain};
 use crate::x509::csr::{PrivateKeyPem, public_key_der};
@@ -123,6 +124,20 @@ pub enum RejectedChain {
         /// The wall-clock time.
         now: OffsetDateTime,
     },
+    /// The chain leads to a CA that is distrusted, and to no other anchor.
+    #[error(
+        "certificate {serial} chains to {ca:?} ({sha256}), which is distrusted; have `issuer.ca_arn` name a CA of the trust bundle: that holds {anchors}"
+    )]
+    Distrusted {
+        /// The leaf's serial number.
+        serial: String,
+        /// The CA's subject.
+        ca: String,
+        /// The SHA-256 of the CA's certificate.
+        sha256: String,
+        /// The subjects of the anchors.
+        anchors: String,
+    },
     /// The chain is complete, and its root is not in the bundle.
     #[error(
         "certificate {serial} chains to {root:?}, which is not in the trust bundle: that holds {anchors}; add the root to the bundle of every node first, or correct `issuer.ca_arn`"
@@ -216,6 +231,7 @@ impl RejectedChain {
     pub(crate) fn may_pass_later(&self) -> bool {
         match self {
             Self::NotYetValid { .. }
+            | Self::Distrusted { .. }
             | Self::UntrustedRoot { .. }
             | Self::MissingIntermediate { .. }
             | Self::Path { .. }
@@ -278,6 +294,13 @@ impl TrustBundle {
     #[must_use]
     pub fn chains(&self, chain: &Chain, now: OffsetDateTime) -> bool {
         self.anchor_of(chain, now).is_some()
+    }
+
+    /// Whether nobody accepts a chain any more, since its CA is distrusted. `now` may lie outside the leaf's time.
+    pub(crate) fn has_banned(&self, chain: &StoredChain, now: OffsetDateTime) -> bool {
+        let leaf = chain.leaf();
+        let in_its_time = now.min(leaf.not_after).max(leaf.not_before);
+        !self.distrusted.is_empty() && !self.chains(chain.chain(), in_its_time)
     }
 
     /// The anchor of a chain, for both usages.
@@ -347,6 +370,11 @@ impl TrustBundle {
         }
         let anchors = self.anchors.iter().map(|anchor| format!("{:?}", anchor.subject)).collect::<Vec<_>>().join(", ");
         let above: Vec<X509Certificate<'_>> = above.iter().filter_map(|der| der::read(der).ok()).collect();
+        let banned = above.iter().find(|ca| self.distrusts(&sha256_hex(ca.as_raw())));
+        if let Some(ca) = banned {
+            let (ca, sha256) = (der::name(ca.subject()), sha256_hex(ca.as_raw()));
+            return RejectedChain::Distrusted { serial, ca, sha256, anchors };
+        }
         let Ok(mut last) = der::read(&leaf.der) else { return RejectedChain::Leaf(LeafError::Der) };
         // Each step goes one certificate up. The bound ends a loop of names.
         for _ in 0..above.len() {

@@ -208,7 +208,12 @@ impl Bench {
             let ready = settled(node, &socket, &trace, effect).await?;
             let answer = match (ready, scenario) {
                 (true, Scenario::Renewal) => {
-                    let asked = ask(&socket, &Request::Renew { allow_loss: Vec::new(), now: false }, |_| {}).await;
+                    let asked = ask(
+                        &socket,
+                        &Request::Renew { allow_loss: Vec::new(), distrust: Vec::new(), now: false },
+                        |_| {},
+                    )
+                    .await;
                     Some(asked.map_err(|error| format!("{error}")))
                 }
                 (true, _) => None,

@@ -74,7 +74,6 @@ fn wanted(cas: &[&Ca], rank: u32) -> Wanted {
     let pem: String = cas.iter().map(|ca| ca.pem.as_str()).collect();
     Wanted {
         bundle: TrustBundle::parse(pem.as_bytes(), "test", "1").unwrap(),
-        distrusted: BTreeSet::new(),
         cluster: "prod".into(),
         urls: vec!["tls://a:4222".into()],
         needs_certificate: false,
@@ -117,8 +116,8 @@ async fn a_change_waits_ten_minutes_after_a_change_and_a_distrust_waits_for_noth
     assert_eq!(cas(&store), 1);
     let now = live(&mut publisher, &both, now, 3 * INTERVAL).await;
     assert_eq!(cas(&store), 2);
-    let distrusted = [both.bundle.anchors[0].sha256.clone()].into();
-    let without = Wanted { distrusted, ..wanted(&[&new], 0) };
+    let distrusted = [both.bundle.anchors[0].sha256.parse().unwrap()].into();
+    let without = Wanted { bundle: both.bundle.clone().without(&distrusted).unwrap(), ..both };
     live(&mut publisher, &without, now, 2 * INTERVAL).await;
     assert_eq!((cas(&store), store.writes()), (1, 3));
 }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::aws::secret::{Secret, SecretError, SecretValue, Unfit};
+use crate::trust::distrust;
 use crate::trust::{TrustBundle, TrustError, TrustSource};
 
 const BEGIN_CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
@@ -23,29 +24,67 @@ impl SecretsManager {
         Self { secret: Secret::new(aws, secret_id), json_key }
     }
 
-    /// The bundle's PEM in the current version of the secret.
-    pub async fn pem(&self) -> Result<SecretValue, SecretError> {
+    /// What the current version of the secret holds.
+    pub async fn stored(&self) -> Result<Stored, SecretError> {
         let SecretValue { content, version, created } = self.secret.current().await?;
-        let content = pem(content, self.json_key.as_deref()).map_err(|unfit| self.secret.unfit(unfit))?;
-        Ok(SecretValue { content, version, created })
+        let unfit = |unfit| self.secret.unfit(unfit);
+        let distrust = distrusted(&content).map_err(unfit)?;
+        let content = pem(content, self.json_key.as_deref()).map_err(unfit)?;
+        Ok(Stored { pem: SecretValue { content, version, created }, distrust })
     }
+}
+
+/// The content of the bundle's secret. Neither part is proven yet.
+pub struct Stored {
+    /// The bundle's PEM.
+    pub pem: SecretValue,
+    /// The entries that distrust CAs.
+    distrust: Vec<String>,
 }
 
 #[async_trait]
 impl TrustSource for SecretsManager {
     async fn fetch(&self) -> Result<TrustBundle, TrustError> {
-        let SecretValue { content, version, .. } = self.pem().await?;
+        let Stored { pem, distrust } = self.stored().await?;
         let origin = &self.secret.id;
-        TrustBundle::parse(&content, origin, &version)
+        TrustBundle::parse(&pem.content, origin, &pem.version)
+            .and_then(|bundle| bundle.without(&distrust::read(distrust.iter().map(String::as_str))?))
             .map_err(|source| TrustError::Bundle { origin: origin.clone(), source })
     }
+}
+
+/// The key of a JSON secret with the distrusted CAs.
+const DISTRUST: &str = "distrust";
+
+/// The entries of a JSON secret that distrust CAs. They are no secrets. [`pem`] says what else is wrong with the content.
+fn distrusted(content: &[u8]) -> Result<Vec<String>, Unfit> {
+    #[derive(Deserialize)]
+    struct Marked {
+        #[serde(default)]
+        distrust: Option<serde_json::Value>,
+    }
+    if !is_json(content) {
+        return Ok(Vec::new());
+    }
+    let unfit = |what: &str| {
+        let remedy =
+            format!("store one {DISTRUST:?}: [\"SHA256\"], with the SHA-256 of each CA certificate that leaked");
+        (what.to_owned(), remedy)
+    };
+    let marked: Marked = serde_json::from_slice(content)
+        .map_err(|_| unfit("begins like a JSON object but is none, or distrusts in two places"))?;
+    let entries = marked.distrust.map(serde_json::from_value).transpose();
+    Ok(entries.map_err(|_| unfit("has no list of texts under the key \"distrust\""))?.unwrap_or_default())
+}
+
+fn is_json(content: &[u8]) -> bool {
+    content.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
 }
 
 /// The PEM in a secret: the whole content, or a value of a JSON object. `json_key` names that value; otherwise only one value
 /// may hold a certificate.
 pub fn pem(content: Zeroizing<Vec<u8>>, json_key: Option<&str>) -> Result<Zeroizing<Vec<u8>>, Unfit> {
-    let is_json = content.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
-    if !is_json {
+    if !is_json(&content) {
         return match json_key {
             None => Ok(content),
             Some(key) => Err((
@@ -141,6 +180,20 @@ mod tests {
         assert_eq!(read(&secret, Some("bundle")).unwrap(), PEM);
         assert!(read(&secret, Some("count")).unwrap_err().0.contains("\"count\""));
         assert!(read(&secret, Some("absent")).is_err());
+    }
+
+    #[test]
+    fn a_json_secret_distrusts_by_a_list_of_texts() {
+        let read = |value: serde_json::Value| distrusted(value.to_string().as_bytes());
+        assert_eq!(read(serde_json::json!({"ca": PEM, "distrust": ["a", "b"]})).unwrap(), ["a", "b"]);
+        assert!(read(serde_json::json!({"ca": PEM})).unwrap().is_empty());
+        assert!(read(serde_json::json!({"distrust": []})).unwrap().is_empty());
+        assert!(distrusted(PEM.as_bytes()).unwrap().is_empty());
+        assert!(distrusted(br#"{"distrust": [], "distrust": ["a"]}"#).is_err());
+        for wrong in [serde_json::json!("a"), serde_json::json!([1]), serde_json::json!({"a": 1})] {
+            let (what, remedy) = read(serde_json::json!({"ca": PEM, "distrust": wrong})).unwrap_err();
+            assert!(what.contains("distrust") && remedy.contains("SHA256"), "{what}; {remedy}");
+        }
     }
 
     #[test]
