@@ -342,10 +342,10 @@ impl Reconciler {
         }
         // A bundle without the leaf's CA goes into force together with a leaf of another CA, unless the issuer is slow.
         if has_distrusted && issued.is_none() && self.wants_certificate(false) {
-            let obtained = self.issuing.obtain(None, &self.node, progress);
+            let obtained = Box::pin(self.issuing.obtain(None, &self.node, progress));
             issued = tokio::time::timeout(DISTRUST_WAITS, obtained).await.ok();
         }
-        let refused = match self.advance(issued, wanted, progress).await {
+        let refused = match Box::pin(self.advance(issued, wanted, progress)).await {
             Ok(refused) => refused,
             Err(error) => {
                 // The status shows beside the error what is served.

@@ -184,13 +184,13 @@ impl Bench {
     }
 
     /// A new process of the agent, without the memory of an earlier process.
-    fn agent(&self) -> Reconciler {
+    fn agent(&self) -> Box<Reconciler> {
         self.agent_with(None)
     }
 
-    fn agent_with(&self, credential: Option<Arc<dyn CredentialSource>>) -> Reconciler {
+    fn agent_with(&self, credential: Option<Arc<dyn CredentialSource>>) -> Box<Reconciler> {
         std::fs::create_dir_all(self.state()).unwrap();
-        Reconciler::new(Parts {
+        Box::new(Reconciler::new(Parts {
             node: Node {
                 name: self.name.into(),
                 instance_id: Some("i-1".into()),
@@ -230,12 +230,12 @@ impl Bench {
             rollover: self.rollover,
             interval: self.interval,
             allowed_losses: Vec::new(),
-        })
+        }))
     }
 
     /// A node after its first boot: the agent has committed, nats-server has started, and the agent saw the certificate
     /// served.
-    async fn serving(&self) -> Reconciler {
+    async fn serving(&self) -> Box<Reconciler> {
         let mut agent = self.agent();
         let pass = agent.pass(&PassRequest::default(), &Progress::default()).await;
         assert!(matches!(pass.outcome, Ok(Standing::NoServer { .. })), "{:?}", pass.outcome);
@@ -359,7 +359,7 @@ struct Successor {
 }
 
 impl Successor {
-    async fn serving() -> (Self, Reconciler) {
+    async fn serving() -> (Self, Box<Reconciler>) {
         let bench = Bench { interval: Duration::from_secs(30), ..Bench::new().await };
         let version = |password: &str, created| {
             let password = zeroize::Zeroizing::new(password.to_owned());
@@ -379,7 +379,7 @@ impl Successor {
         (successor, agent)
     }
 
-    fn agent(&self) -> Reconciler {
+    fn agent(&self) -> Box<Reconciler> {
         self.bench.agent_with(Some(Arc::clone(&self.source) as Arc<dyn CredentialSource>))
     }
 
@@ -879,17 +879,17 @@ async fn a_change_waits_for_the_turn_after_a_restart_a_death_and_a_failure_too()
 }
 
 /// Runs a renewal with a fault at the given point of the disk. Returns `None` where the renewal has fewer points.
-async fn renew_with(agent: Reconciler, points: u32, fault: Fault) -> Option<Result<(Reconciler, Pass), ()>> {
+async fn renew_with(agent: Box<Reconciler>, points: u32, fault: Fault) -> Option<Result<(Box<Reconciler>, Pass), ()>> {
     pass_with(agent, PassRequest { renew: true, ..PassRequest::default() }, points, fault).await
 }
 
 /// Runs any pass with a fault at the given point of the disk.
 async fn pass_with(
-    agent: Reconciler,
+    agent: Box<Reconciler>,
     wanted: PassRequest,
     points: u32,
     fault: Fault,
-) -> Option<Result<(Reconciler, Pass), ()>> {
+) -> Option<Result<(Box<Reconciler>, Pass), ()>> {
     plan(Some((points, fault)));
     let pass = tokio::spawn(async move {
         let mut agent = agent;

@@ -88,7 +88,7 @@ async fn a_peer_that_is_up_and_has_no_route_is_loaded_after_a_minute_and_at_once
 }
 
 /// A reload that is under way, after its first pass.
-async fn reloading(bench: &Bench, seconds: u64) -> Reconciler {
+async fn reloading(bench: &Bench, seconds: u64) -> Box<Reconciler> {
     let mut agent = bench.serving().await;
     bench.server.reload_seconds.store(seconds, Ordering::Relaxed);
     let pass = renew(&mut agent).await;

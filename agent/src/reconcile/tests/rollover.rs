@@ -19,7 +19,7 @@ struct Change {
 }
 
 impl Change {
-    async fn new(change: impl FnOnce(&mut Bench)) -> (Self, Reconciler) {
+    async fn new(change: impl FnOnce(&mut Bench)) -> (Self, Box<Reconciler>) {
         let mut bench = Bench::new().await;
         bench.interval = Duration::from_mins(10);
         change(&mut bench);
@@ -61,7 +61,7 @@ impl Change {
     }
 
     /// The bundle gets both CAs, and later agent.toml names the new CA. Returns the agent that reads this agent.toml.
-    async fn switched(&self, mut agent: Reconciler, after: Duration) -> Reconciler {
+    async fn switched(&self, mut agent: Box<Reconciler>, after: Duration) -> Box<Reconciler> {
         self.trust(&self.both);
         self.live(&mut agent, after).await;
         self.bench.agent()
