@@ -230,7 +230,7 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
         Some(newest) => dial(newest, others).await,
         None => Vec::new(),
     };
-    checks.extend(configuration(Reconciler::new(parts)).await);
+    checks.extend(Box::pin(configuration(Reconciler::new(parts))).await);
     Sources { checks, peers, others: ids }
 }
 

@@ -38,7 +38,7 @@ async fn renewed(config: &Config, wanted: PassRequest, json: bool) -> Result<Ren
         Ok(Answer::Renewed(renewed)) => Ok(*renewed),
         Ok(Answer::Refused(refusal)) => Err(CommandError::Refused(refusal)),
         Ok(_) => Err(CommandError::OtherAnswer),
-        Err(ControlError::NoDaemon { .. }) => renew_alone(config, wanted, &mut steps).await,
+        Err(ControlError::NoDaemon { .. }) => Box::pin(renew_alone(config, wanted, &mut steps)).await,
         Err(error) => Err(error.into()),
     }
 }
