@@ -55,7 +55,7 @@ fn keep_memory_private() {
 async fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
     let (file, command) = (cli.config(), cli.command);
     let asked = command.clone();
-    let result = carry_out(command, file).await;
+    let result = Box::pin(carry_out(command, file)).await;
     if let (Err(error), true) = (&result, asked.is_json()) {
         error.print_json(&asked)?;
     }
@@ -71,16 +71,14 @@ async fn carry_out(command: Command, file: PathBuf) -> Result<ExitCode, CommandE
         }
         Command::Renew { now, distrust, losses, json: JsonArg { json } } => {
             let wanted = PassRequest { renew: true, allow_loss: losses.allow_loss, distrust, now };
-            Box::pin(commands::renew::renew(&load()?, wanted, json)).await
+            commands::renew::renew(&load()?, wanted, json).await
         }
-        Command::Rollover { json: JsonArg { json } } => Box::pin(commands::rollover::rollover(&load()?, json)).await,
+        Command::Rollover { json: JsonArg { json } } => commands::rollover::rollover(&load()?, json).await,
         Command::Status { json: JsonArg { json } } => commands::status::status(&load()?, json).await,
-        Command::Doctor { json: JsonArg { json } } => Box::pin(commands::doctor::doctor(&load()?, json)).await,
+        Command::Doctor { json: JsonArg { json } } => commands::doctor::doctor(&load()?, json).await,
         Command::Render { diff } => commands::render::render(&load()?, diff).await,
-        Command::Probe { probe, json: JsonArg { json } } => {
-            Box::pin(commands::probe::probe(&load()?, *probe, json)).await
-        }
-        Command::Client { command } => Box::pin(commands::client::client(&ClientConfig::load(&file)?, command)).await,
+        Command::Probe { probe, json: JsonArg { json } } => commands::probe::probe(&load()?, *probe, json).await,
+        Command::Client { command } => commands::client::client(&ClientConfig::load(&file)?, command).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "agent", &mut script);
