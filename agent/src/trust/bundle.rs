@@ -6,7 +6,7 @@ use x509_parser::error::X509Error;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::x509::X509Version;
 
-use super::distrust::{self, Distrusted, Fingerprint, NoFingerprint};
+use super::distrust::{self, DistrustError, Distrusted, Fingerprint};
 use crate::digest::sha256_hex;
 use crate::x509::der;
 use crate::x509::pem::{self, PemError};
@@ -65,15 +65,9 @@ pub enum BundleError {
     /// The PEM text is damaged.
     #[error("{0}")]
     Pem(PemError),
-    /// An entry that distrusts a CA is no SHA-256.
-    #[error("the bundle distrusts what is no CA: {0}")]
-    NoFingerprint(NoFingerprint),
-    /// More distrusted CAs than anybody has.
-    #[error("the bundle distrusts more than {most} CAs; leave out the CAs that are no longer among its certificates")]
-    TooManyDistrusted {
-        /// How many are read.
-        most: usize,
-    },
+    /// The list of distrusted CAs can't be used.
+    #[error(transparent)]
+    Distrust(#[from] DistrustError),
     /// Distrust would leave nothing to trust.
     #[error(
         "every CA of the bundle is distrusted ({subjects}), and without an anchor no node and no client could connect: put the \

@@ -6,8 +6,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::bundle::BundleError;
-
 /// The digits of a SHA-256.
 const DIGITS: usize = 64;
 /// The most entries. Each entry stands for a CA that leaked, and nobody has so many CAs.
@@ -34,6 +32,20 @@ pub type Distrusted = BTreeSet<Fingerprint>;
 pub struct NoFingerprint {
     /// The entry, or its beginning.
     entry: String,
+}
+
+/// Why a list of distrusted CAs can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DistrustError {
+    /// An entry is no SHA-256.
+    #[error("the bundle distrusts what is no CA: {0}")]
+    NoFingerprint(NoFingerprint),
+    /// More distrusted CAs than anybody has.
+    #[error("the bundle distrusts more than {most} CAs; leave out the CAs that are no longer among its certificates")]
+    TooMany {
+        /// How many are read.
+        most: usize,
+    },
 }
 
 impl Fingerprint {
@@ -78,19 +90,19 @@ impl fmt::Display for Fingerprint {
 }
 
 /// Reads the entries of a list.
-pub(crate) fn read<'a>(entries: impl IntoIterator<Item = &'a str>) -> Result<Distrusted, BundleError> {
+pub(crate) fn read<'a>(entries: impl IntoIterator<Item = &'a str>) -> Result<Distrusted, DistrustError> {
     let mut distrusted = Distrusted::new();
     for entry in entries {
-        distrusted.insert(entry.parse().map_err(BundleError::NoFingerprint)?);
+        distrusted.insert(entry.parse().map_err(DistrustError::NoFingerprint)?);
         if distrusted.len() > MAX_ENTRIES {
-            return Err(BundleError::TooManyDistrusted { most: MAX_ENTRIES });
+            return Err(DistrustError::TooMany { most: MAX_ENTRIES });
         }
     }
     Ok(distrusted)
 }
 
 /// Reads the lines `distrust: SHA256` of a text. They stand between the blocks of a bundle, where other text is comment.
-pub(crate) fn in_text(text: &[u8]) -> Result<Distrusted, BundleError> {
+pub(crate) fn in_text(text: &[u8]) -> Result<Distrusted, DistrustError> {
     let text = String::from_utf8_lossy(text);
     read(text.lines().filter_map(|line| line.trim().strip_prefix(LINE)).map(str::trim))
 }
@@ -140,6 +152,6 @@ mod tests {
         assert!(in_text(b"distrust: CN=old\n").unwrap_err().to_string().contains("\"CN=old\""));
         let many: Vec<_> = (0..=MAX_ENTRIES).map(|number| format!("distrust: {number:064x}")).collect();
         let many = many.join("\n");
-        assert!(matches!(in_text(many.as_bytes()), Err(BundleError::TooManyDistrusted { .. })));
+        assert!(matches!(in_text(many.as_bytes()), Err(DistrustError::TooMany { .. })));
     }
 }
