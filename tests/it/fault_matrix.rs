@@ -49,6 +49,8 @@ enum Met {
     Refused(Operation, &'static str),
     /// The wrapper around nats-server, or the relay before it, left a mark of this name.
     Marked(&'static str),
+    /// The root of this number left the bundle of the newest generation.
+    Left(usize),
 }
 
 /// The event that makes a serving node call.

@@ -117,7 +117,8 @@ impl AcmPca {
     async fn ask_usage_mode(&self) -> Result<UsageMode, RemoteError> {
         match self.ask_description().await {
             Ok(described) => {
-                let short = described.usage_mode == Some(CertificateAuthorityUsageMode::ShortLivedCertificate);
+                let mode = described.and_then(|described| described.usage_mode);
+                let short = mode == Some(CertificateAuthorityUsageMode::ShortLivedCertificate);
                 Ok(if short { UsageMode::ShortLived } else { UsageMode::NoLimitKnown })
             }
             Err(error) if error.kind == RemoteErrorKind::Denied && error.code.is_some() => {
@@ -130,11 +131,10 @@ impl AcmPca {
         }
     }
 
-    async fn ask_description(&self) -> Result<CertificateAuthority, RemoteError> {
+    async fn ask_description(&self) -> Result<Option<CertificateAuthority>, RemoteError> {
         let request = self.client.describe_certificate_authority().certificate_authority_arn(self.ca_arn.as_str());
         let answer = counted(DESCRIBE, request.send().await).map_err(|error| self.refused(DESCRIBE, error))?;
-        let described = answer.certificate_authority;
-        described.ok_or_else(|| nonsense(&self.attempt(DESCRIBE), "the answer describes no CA"))
+        Ok(answer.certificate_authority)
     }
 
     /// The error of a call. Where the CA's status doesn't allow the call, the CA is asked for its status: the answer may not
@@ -147,7 +147,7 @@ impl AcmPca {
         if error.code.as_deref() != Some(INVALID_STATE) || status_in(&error.reason).is_some() {
             return error;
         }
-        let described = self.ask_description().await.ok();
+        let described = self.ask_description().await.ok().flatten();
         match described.as_ref().and_then(|described| described.status()) {
             Some(status) => RemoteError {
                 reason: format!("{}; the CA's status is {status}", error.reason),
@@ -240,6 +240,7 @@ impl Issuer for AcmPca {
 
     async fn describe(&self) -> Result<Option<Described>, RemoteError> {
         let described = self.ask_description().await?;
+        let described = described.ok_or_else(|| nonsense(&self.attempt(DESCRIBE), "the answer describes no CA"))?;
         let status = described.status().filter(|status| status.as_str() != ACTIVE);
         let failure = described.failure_reason().map(|reason| format!(" ({reason})")).unwrap_or_default();
         let obstacle = status.map(|status| format!("the CA is {status}{failure}; {}", of_status(status.as_str())));

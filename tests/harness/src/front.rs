@@ -82,7 +82,11 @@ impl Front {
         let directory = node.nats_config().with_file_name("front");
         std::fs::create_dir_all(&directory).map_err(cannot)?;
         let [binary, script, mood] = ["nats-server", "script", "mood"].map(|name| directory.join(name));
-        std::fs::copy("/bin/sh", &binary).map_err(cannot)?;
+        // A child that this process forks meanwhile would hold the file open for writing, and nobody could run the file.
+        let copied = Command::new("cp").arg("/bin/sh").arg(&binary).status().await.map_err(cannot)?;
+        if !copied.success() {
+            return Err(Failure::new(format!("cp of the front failed: {copied}")));
+        }
         std::fs::write(&script, SCRIPT).map_err(cannot)?;
         let mut command = Command::new(&binary);
         command.arg(&script).arg(server).arg("-c").arg(node.nats_config()).arg(node.pid_file()).arg(&mood);

@@ -430,6 +430,12 @@ impl World {
                 calls.iter().any(|call| call.answer.as_ref().is_some_and(|(_, text)| text.contains(code)))
             }
             Met::Marked(mode) => self.gates.as_ref().is_some_and(|gates| gates.has_done(mode)),
+            Met::Left(number) => {
+                let body = |pem: &str| pem.lines().filter(|line| !line.starts_with('-')).collect::<String>();
+                let newest = self.node.newest_generation().ok();
+                let ca = newest.and_then(|newest| std::fs::read_to_string(newest.join("ca.pem")).ok());
+                ca.is_some_and(|ca| !body(&ca).contains(&body(&self.anchors[*number])))
+            }
         }
     }
 
