@@ -8,11 +8,11 @@
 //!
 //! **A year.** Clusters of five nodes have weekly certificates. AWS is away, throttles, denies or loses answers for up
 //! to [`AUTONOMY`]. Agents are killed at random awaits and restarted. nats-servers restart, instances are replaced, and
-//! the CA rolls over. The operator removes the old root too soon in half of the rollovers.
+//! the CA rolls over. In half of the rollovers the new root signs at once, and in half the old root goes too soon.
 //!
 //! The interval of discovery is hours here. A thousand nodes would make 10⁹ passes in a year at the product's
-//! `discovery.interval` of 30 s. Nearly all passes would have nothing to do. Agents poll the bundle in every tenth
-//! round, which is every few days here. The long interval also spreads the nodes' work, so the other scenario judges
+//! `discovery.interval` of 30 s. Nearly all passes would have nothing to do. Agents poll the bundle in every round,
+//! which is every few hours here. The long interval also spreads the nodes' work, so the other scenario judges
 //! quotas and reloads. The longest pause between two failures of the bundle or of discovery grows with the interval.
 //! Agents repeat a failed issuance every few minutes.
 //!

@@ -96,8 +96,8 @@ impl Fleet {
 
     /// Adds a new root to the bundle. This is the first of a rollover's three steps.
     ///
-    /// The new root signs once every agent holds the new root. The old root leaves the bundle once no server shows a
-    /// leaf of the old root. An operator in a hurry removes the old root after a day at the latest.
+    /// The new root signs at once, or once every agent holds the new root. The old root leaves the bundle once no server
+    /// shows a leaf of the old root. An operator in a hurry removes the old root after a day at the latest.
     fn add_root(&mut self) -> usize {
         let now = self.world.clock.now();
         let new = self.world.cloud.create_authority(now);
@@ -142,12 +142,12 @@ impl Fleet {
     fn roll_over(&mut self, state: Rollover, pause: Duration) -> Rollover {
         let now = self.world.clock.now();
         match state {
-            Rollover::Due(at) if now >= at => Rollover::Added(self.add_root()),
-            Rollover::Added(new) if self.world.is_held_by_all(&root(new)) => {
-                let old = self.switch(new);
-                // Half of the operators are in a hurry. The agents then keep the old anchor by themselves.
-                Rollover::Switched(old, self.rng.bool().then_some(now + DAY))
+            Rollover::Due(at) if now >= at => {
+                let new = self.add_root();
+                // Half of the operators look at no node. The agents then keep the order by themselves.
+                if self.rng.bool() { self.let_sign(new) } else { Rollover::Added(new) }
             }
+            Rollover::Added(new) if self.world.is_held_by_all(&root(new)) => self.let_sign(new),
             Rollover::Switched(old, hurry) => {
                 let is_over = self.world.is_served_by_none(&root(old));
                 if is_over || hurry.is_some_and(|at| now >= at) {
@@ -158,6 +158,14 @@ impl Fleet {
             }
             state => state,
         }
+    }
+
+    /// Lets the new root sign from now on.
+    fn let_sign(&mut self, new: usize) -> Rollover {
+        let now = self.world.clock.now();
+        let old = self.switch(new);
+        // Half of the operators are in a hurry. The agents then keep the old anchor by themselves.
+        Rollover::Switched(old, self.rng.bool().then_some(now + DAY))
     }
 
     /// Replaces instances one after the other, at the product's own interval.
