@@ -229,10 +229,12 @@ impl Client {
         let Some(document) = document else { return failed };
         let certificate = self.certificate().await;
         let is_safe = certificate.is_ok();
-        let certificate = certificate.unwrap_or_else(|error| {
+        let certificate = certificate.or_else(|error| {
             failed.push(error);
             self.files.chain()
         });
+        // A generation without the certificate in force would take the certificate from the service.
+        let Ok(certificate) = certificate else { return failed };
         let written = self.put_in_force(&document, certificate.as_ref());
         let safe = certificate.as_ref().filter(|_| is_safe);
         failed.extend(written.and_then(|()| safe.map_or(Ok(()), |chain| self.note_written(chain))).err());
@@ -252,7 +254,7 @@ impl Client {
     /// The certificate of the service: a new certificate where one is wanted.
     async fn certificate(&self) -> Result<Option<StoredChain>, ClientError> {
         let Some(certificates) = &self.certificates else { return Ok(None) };
-        let current = self.files.chain();
+        let current = self.files.chain()?;
         if !certificates.are_wanted(current.as_ref()) {
             return Ok(current);
         }

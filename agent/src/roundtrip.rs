@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
@@ -125,11 +126,13 @@ pub async fn measure(
     let prepared = join_all(prepared).await;
     let begun = Instant::now();
     let pace = Arc::new(Pace::new(plan.rate));
+    // All requests share one content. A content for each would take gigabytes.
+    let content = Bytes::from(vec![b'.'; usize::try_from(plan.size).unwrap_or_default()]);
     let running = prepared.into_iter().map(|pair| {
-        let (pace, done, plan) = (Arc::clone(&pace), Arc::clone(done), plan.clone());
+        let (pace, done, plan, content) = (Arc::clone(&pace), Arc::clone(done), plan.clone(), content.clone());
         async move {
             match pair {
-                Ok(pair) => pair.exchange(&plan, &pace, &done).await,
+                Ok(pair) => pair.exchange(&plan, content, &pace, &done).await,
                 Err(why) => {
                     done.fetch_add(plan.requests.into(), Ordering::Relaxed);
                     (Latencies::default(), Losses::of_all(plan.requests, why))
@@ -146,9 +149,10 @@ pub async fn measure(
         let of = |index: &usize| name(&targets[*index], &nodes[*index]);
         told.push(PairReport::new(of(from), of(to), plan.requests, latencies, losses));
     }
-    let nodes = targets.iter().zip(&nodes).map(|(target, node)| {
-        let of = |pair: &&PairReport| pair.from == name(target, node) || pair.to == name(target, node);
-        let replies = told.iter().filter(of).map(|pair| pair.replies).sum();
+    let nodes = targets.iter().zip(&nodes).enumerate().map(|(at, (target, node))| {
+        // Two nodes may have the same name.
+        let own = pairs.iter().zip(&told).filter(|((from, to), _)| *from == at || *to == at);
+        let replies = own.map(|(_, pair)| pair.replies).sum();
         let error = node.as_ref().map_or_else(|error| Some(error.clone()), Connected::said);
         NodeReport::new(name(target, node), target.address.clone(), error, replies, plan.size, seconds)
     });

@@ -121,12 +121,17 @@ impl Files {
         self.directory.join(CURRENT)
     }
 
-    /// The certificate and the key in force, where they belong together.
-    pub(super) fn chain(&self) -> Option<StoredChain> {
-        let read = |name| durable::read_if_there(&self.current().join(name), MAX_FILE).ok().flatten();
-        let chain = Chain::from_pem(&read(CERTIFICATE)?).ok()?;
-        let key = Zeroizing::new(String::from_utf8(read(KEY)?).ok()?);
-        StoredChain::new(PrivateKeyPem::new(key), chain).ok()
+    /// The certificate and the key in force, where they belong together. A file that can't be read is an error: the service has
+    /// a certificate that is paid for, and needs no other certificate.
+    pub(super) fn chain(&self) -> Result<Option<StoredChain>, FileError> {
+        let read = |name: &str| durable::read_if_there(&self.current().join(name), MAX_FILE);
+        let (Some(certificate), Some(key)) = (read(CERTIFICATE)?, read(KEY)?) else { return Ok(None) };
+        let stored = || {
+            let chain = Chain::from_pem(&certificate).ok()?;
+            let key = Zeroizing::new(String::from_utf8(key).ok()?);
+            StoredChain::new(PrivateKeyPem::new(key), chain).ok()
+        };
+        Ok(stored())
     }
 
     /// The document of the files in force.
@@ -146,8 +151,15 @@ impl Files {
     /// Writes a generation, and puts it into force by one rename. Returns its number.
     pub(super) fn write(&self, rendered: &Rendered) -> Result<u64, FileError> {
         let generations = self.directory.join("generations");
-        let numbers = numbers(&generations)?;
+        let mut numbers = numbers(&generations)?;
         let number = numbers.last().map_or(1, |last| last + 1);
+        // A generation that never came into force is of no use. Where each swap fails, such generations would fill the disk.
+        let in_force = self.in_force();
+        let is_leftover = |number: &u64| in_force.is_none_or(|in_force| *number > in_force);
+        for leftover in numbers.iter().filter(|number| is_leftover(number)) {
+            durable::remove_all(&generations.join(format!("{leftover:06}")))?;
+        }
+        numbers.retain(|number| !is_leftover(number));
         let finished = generations.join(format!("{number:06}"));
         let partial = finished.with_extension("partial");
         durable::remove_all(&partial)?;
@@ -169,10 +181,15 @@ impl Files {
         Ok(number)
     }
 
-    /// The generation in force, where the service was not told of it.
+    /// The number of the generation in force.
+    fn in_force(&self) -> Option<u64> {
+        let path = fs::read_link(self.current()).ok()?;
+        path.file_name()?.to_str()?.parse().ok()
+    }
+
+    /// The generation in force, where the service doesn't know the generation yet.
     pub(super) fn untold(&self) -> Result<Option<u64>, FileError> {
-        let in_force = fs::read_link(self.current()).ok();
-        let number = in_force.and_then(|path| path.file_name()?.to_str()?.parse::<u64>().ok());
+        let number = self.in_force();
         let told = durable::read_if_there(&self.directory.join(TOLD), 64)?;
         let told = told.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse::<u64>().ok());
         Ok(number.filter(|number| Some(*number) != told))
@@ -249,6 +266,20 @@ mod tests {
         let rendered = Rendered::of(&document("CA"), &Login::default(), None, &files.current());
         assert_eq!(files.write(&rendered).unwrap(), 1);
         assert!(files.are(&rendered));
+        // A complete generation that never came into force goes with the next change.
+        fs::create_dir(directory.path().join("generations/000009")).unwrap();
+        assert_eq!(files.write(&rendered).unwrap(), 10);
+        assert_eq!(numbers(&directory.path().join("generations")).unwrap(), [1, 10]);
+    }
+
+    #[test]
+    fn a_certificate_that_can_not_be_read_is_an_error_and_no_missing_certificate() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::of(directory.path());
+        assert!(files.chain().unwrap().is_none());
+        // A directory stands for every file that can't be read.
+        fs::create_dir_all(files.current().join(CERTIFICATE)).unwrap();
+        assert!(files.chain().is_err());
     }
 
     #[test]

@@ -85,7 +85,7 @@ fn send(pid_file: &Path, signal: Signal) -> Result<(), NotTold> {
     }
 }
 
-/// Runs a program without a shell. Its output is the output of this process.
+/// Runs a program without a shell. Its errors go to the log of this process, and its other output goes nowhere.
 async fn run(command: &[String], limit: Duration) -> Result<(), NotTold> {
     let [program, arguments @ ..] = command else { return Ok(()) };
     let named = || program.clone();

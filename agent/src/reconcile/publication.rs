@@ -141,8 +141,8 @@ impl Publisher {
                 self.left = if let Step::Leave(reason) = step { Some(reason) } else { None };
             }
             Ok(Err(error)) => self.retry.fail(now, shortest, self.longest, Reason::connection(&error)),
-            // The runtime ends, and so does this process.
-            Err(_) => {}
+            // The visit broke off. The next pass would follow at once without a pause.
+            Err(_) => self.retry.next = now + jittered(interval, fastrand::f64()),
         }
     }
 

@@ -103,10 +103,13 @@ fn reason(error: &ConnectError) -> String {
     }
 }
 
-/// The words of a server, in one line of bounded length.
+/// The error of a server, in one line of bounded length.
 fn shown(error: &ServerError) -> String {
-    let text = error.to_string();
-    let text = text.trim_start_matches("nats: ");
+    one_line(error.to_string().trim_start_matches("nats: "))
+}
+
+/// The words of a server, in one line of bounded length.
+fn one_line(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { ' ' } else { character }).take(MAX_SAID).collect()
 }
 
@@ -138,7 +141,7 @@ pub(super) struct Connected {
 impl Connected {
     /// The name of the server, as the server says it.
     pub(super) fn name(&self) -> String {
-        self.client.server_info().server_name
+        one_line(&self.client.server_info().server_name)
     }
 
     /// The last error that nats-server told this client, such as a permission that the user lacks.

@@ -127,10 +127,17 @@ impl Pair {
     }
 
     /// Sends all requests of the pair. Returns the times of the replies, and the requests without a reply.
-    pub(super) async fn exchange(self, plan: &Plan, pace: &Arc<Pace>, done: &Arc<AtomicU64>) -> (Latencies, Losses) {
+    pub(super) async fn exchange(
+        self,
+        plan: &Plan,
+        content: Bytes,
+        pace: &Arc<Pace>,
+        done: &Arc<AtomicU64>,
+    ) -> (Latencies, Losses) {
         let shared = Arc::new(Shared {
             pair: self,
             plan: plan.clone(),
+            content,
             pace: Arc::clone(pace),
             done: Arc::clone(done),
             sent: AtomicU32::new(0),
@@ -158,6 +165,8 @@ impl Pair {
 struct Shared {
     pair: Pair,
     plan: Plan,
+    /// The content of each request.
+    content: Bytes,
     pace: Arc<Pace>,
     done: Arc<AtomicU64>,
     sent: AtomicU32,
@@ -167,12 +176,11 @@ struct Shared {
 /// Sends one request after the other until all are sent, or the pair is given up.
 async fn worker(shared: Arc<Shared>) -> (Latencies, Losses) {
     let plan = &shared.plan;
-    let payload = Bytes::from(vec![b'.'; usize::try_from(plan.size).unwrap_or_default()]);
     let (mut latencies, mut losses) = (Latencies::default(), Losses::default());
     while !shared.silence.is_long() && shared.sent.fetch_add(1, Ordering::Relaxed) < plan.requests {
         shared.pace.due().await;
         let begun = Instant::now();
-        let outcome = shared.pair.ask(payload.clone(), plan.timeout).await;
+        let outcome = shared.pair.ask(shared.content.clone(), plan.timeout).await;
         let taken = begun.elapsed();
         shared.done.fetch_add(1, Ordering::Relaxed);
         shared.silence.note(outcome.is_ok());

@@ -79,9 +79,10 @@ impl Credentials {
 
 /// The line between the marks of a block. nats.go takes three dashes and more on either side of a mark.
 fn between(text: &str, what: &str) -> Option<Zeroizing<String>> {
-    let mut lines = text.lines().skip_while(|line| !line.contains(&format!("BEGIN {what}"))).skip(1);
-    let line = lines.find(|line| !line.trim().is_empty()).filter(|line| !line.contains("---"));
-    line.map(|line| Zeroizing::new(line.trim().to_owned()))
+    let lines = text.lines().skip_while(|line| !line.contains(&format!("BEGIN {what}"))).skip(1);
+    // Base64 of a JWT may have three dashes too, and never begins with them.
+    let line = lines.map(str::trim).find(|line| !line.is_empty()).filter(|line| !line.starts_with("---"));
+    line.map(|line| Zeroizing::new(line.to_owned()))
 }
 
 #[cfg(test)]
@@ -96,7 +97,7 @@ mod tests {
         let key = KeyPair::new_user();
         let seed = key.seed().unwrap();
         let good = format!(
-            "-----BEGIN NATS USER JWT-----\neyJ0.eyJq.AAAA\n------END NATS USER JWT------\n\n\
+            "-----BEGIN NATS USER JWT-----\neyJ0.eyJq.A---A\n------END NATS USER JWT------\n\n\
              -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
         );
         std::fs::write(&path, &good).unwrap();
@@ -105,7 +106,7 @@ mod tests {
         let options: serde_json::Value = serde_json::from_str(&connect).unwrap();
         let signature = BASE64_URL_SAFE_NO_PAD.decode(options["sig"].as_str().unwrap()).unwrap();
         key.verify(b"nonce", &signature).unwrap();
-        assert_eq!(options["jwt"], "eyJ0.eyJq.AAAA");
+        assert_eq!(options["jwt"], "eyJ0.eyJq.A---A");
         for wrong in [seed.as_str(), "", &good.replace(&seed, "SUnot")] {
             std::fs::write(&path, wrong).unwrap();
             let error = Credentials::read(&login).err().unwrap();

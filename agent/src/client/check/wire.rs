@@ -33,6 +33,12 @@ impl Info {
     pub(super) fn is_for_clients(&self) -> bool {
         self.client_id.is_some()
     }
+
+    /// The same, with texts that a terminal can show. A greeting in the clear may come from anybody.
+    fn readable(self) -> Self {
+        let (server_name, version) = (readable(&self.server_name), readable(&self.version));
+        Self { server_name, version, ..self }
+    }
 }
 
 /// A line of a server.
@@ -51,7 +57,7 @@ pub(super) enum Line {
 impl Line {
     fn of(text: &str) -> Self {
         if let Some(json) = text.strip_prefix("INFO ") {
-            return serde_json::from_str(json).map_or(Self::Other, Self::Info);
+            return serde_json::from_str::<Info>(json).map_or(Self::Other, |info| Self::Info(info.readable()));
         }
         match text.strip_prefix("-ERR") {
             Some(words) => Self::Error(readable(words)),
@@ -120,6 +126,13 @@ mod tests {
         assert_eq!(lines.next().await.unwrap(), Some(Line::Other));
         assert_eq!(lines.next().await.unwrap(), Some(Line::Other));
         assert_eq!(lines.next().await.unwrap(), None);
+    }
+
+    #[test]
+    fn the_name_of_a_server_is_one_line_of_bounded_length() {
+        let name = format!("a\\u001b[31m{}", "x".repeat(10_000));
+        let Line::Info(info) = Line::of(&format!("INFO {{\"server_name\":\"{name}\"}}")) else { panic!("no INFO") };
+        assert!(info.server_name.starts_with("a [31mx") && info.server_name.len() == MAX_WORDS, "{}", info.server_name);
     }
 
     proptest::proptest! {
