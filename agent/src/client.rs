@@ -4,7 +4,7 @@
 //! document ─► usable ─► its CA verifies the servers ─► generation directory ─► one symlink swap ─► on_change
 //! ```
 //!
-//! Whatever is wrong with a document, the last good files stay.
+//! The last good files stay, whatever is wrong with a document.
 
 mod certificate;
 pub mod check;
@@ -40,7 +40,7 @@ use crate::x509::chain::StoredChain;
 
 /// The first pause after a failure.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(5);
-/// The most servers that are dialled before another CA is taken.
+/// The largest number of servers that are dialled before other CAs are taken.
 const MOST_DIALLED: usize = 3;
 
 /// Why the files of the service are not brought up to date. The last good files stay.
@@ -66,7 +66,9 @@ pub enum ClientError {
         remedy: String,
     },
     /// The bundle of the document can't be read.
-    #[error("the connection document holds no usable trust bundle under NATS_CA; the agents of the group put it right")]
+    #[error(
+        "the connection document holds no usable trust bundle under NATS_CA; the agents of the group correct the document"
+    )]
     Bundle,
     /// No server that answers shows a certificate of the document's CAs.
     #[error(
@@ -139,7 +141,7 @@ impl Client {
         if matches!(config.source, DocumentSource::File(_)) && config.certificate.is_none() {
             return client;
         }
-        // With a Region the SDK doesn't ask instance metadata for it.
+        // A known Region spares the SDK a request to instance metadata.
         let of_ca = config.certificate.as_ref().map(|certificate| certificate.ca_arn.region().to_owned());
         let region = config.region.clone().or_else(|| AwsSettings::from_environment().region).or(of_ca);
         let aws = Box::pin(AwsSettings { region, ..AwsSettings::default() }.load()).await;
@@ -216,7 +218,8 @@ impl Client {
         self.clock
     }
 
-    /// Returns what failed. A document that fails holds up no certificate, and a certificate that fails no document.
+    /// Returns what failed. A document that fails holds up no renewal, and a certificate that fails holds up no document. Before
+    /// the first document no certificate is paid for.
     async fn bring_up_to_date(&self) -> Vec<ClientError> {
         let mut failed = Vec::new();
         let document = match self.accepted_document().await {
@@ -242,7 +245,7 @@ impl Client {
         failed
     }
 
-    /// The document of its source. Other CAs than before are taken once they verify a server.
+    /// The document of its source. Other CAs than before pass [`Self::ca_verifies`] first.
     async fn accepted_document(&self) -> Result<Document, ClientError> {
         let document = self.document().await?;
         if self.last_good().is_none_or(|before| before.ca != document.ca) {
@@ -251,7 +254,7 @@ impl Client {
         Ok(document)
     }
 
-    /// The certificate of the service: a new certificate where one is wanted.
+    /// The certificate of the service, renewed where a renewal is due.
     async fn certificate(&self) -> Result<Option<StoredChain>, ClientError> {
         let Some(certificates) = &self.certificates else { return Ok(None) };
         let current = self.files.chain()?;
@@ -277,7 +280,7 @@ impl Client {
         noted.map_err(ClientError::Journal)
     }
 
-    /// Tells the service of files that it wasn't told of.
+    /// Tells the service of the files in force, where the service doesn't know them yet.
     async fn tell(&self) -> Result<(), ClientError> {
         let (Some(on_change), Some(number)) = (&self.config.on_change, self.files.untold()?) else { return Ok(()) };
         on_change::tell(on_change).await?;

@@ -29,16 +29,16 @@ pub const VERSION: u64 = 1;
 /// (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_limits.html>).
 pub const MAX_DOCUMENT: usize = 65_536;
 
-/// The begin of the VersionId of each version that an agent writes. The console and the CLI make a UUID.
+/// The beginning of the VersionId of each version that an agent writes. The console and the CLI make a UUID.
 const BY_AGENT: &str = "nats-tls-agent-";
 
 /// The lead that the clock of another node may have.
 const CLOCK_LEAD: Duration = Duration::from_mins(5);
 
-/// The document. The keys in capitals are texts, as ECS takes one key of a secret for the value of a variable
+/// The document. The keys in capitals are texts, because ECS takes one key of a secret for the value of a variable
 /// (<https://docs.aws.amazon.com/AmazonECS/latest/developerguide/secrets-envvar-secrets-manager.html>).
 ///
-/// A key that is missing is empty, so that a document that somebody has cut keeps the keys of others.
+/// A missing key is empty, so a document that somebody has cut still keeps the keys of others.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(default)]
 pub struct Document {
@@ -139,7 +139,10 @@ pub(crate) fn read(content: &[u8]) -> Content {
 
 /// The document of a reader: usable as a whole, or refused.
 pub fn usable(content: &[u8]) -> Result<Document, Unfit> {
-    let write = || "let the agents of the group write it: `connection.secret_id` names the secret there".to_owned();
+    let write = || {
+        "let the agents of the group write the document: `connection.secret_id` of agent.toml names the secret"
+            .to_owned()
+    };
     let document = match read(content) {
         Content::Document(document) => *document,
         Content::Newer { version } => {
@@ -227,8 +230,8 @@ impl Document {
 
     /// The token of a write that follows the version `before`. Two nodes that replace one version by equal documents make one
     /// version: a token that exists already makes no second version
-    /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_PutSecretValue.html>). The time of the change doesn't
-    /// count, as two nodes never have the same time.
+    /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_PutSecretValue.html>). Times don't count,
+    /// because two nodes never have the same time.
     #[must_use]
     pub(crate) fn token(&self, before: Option<&str>) -> String {
         let timeless =

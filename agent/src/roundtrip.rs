@@ -71,7 +71,7 @@ pub enum PlanError {
         "{0} requests at the same time are more than {MAX_UNDER_WAY}; lower --concurrency, which counts for each pair"
     )]
     UnderWay(u64),
-    /// More requests than memory should hold the times of.
+    /// More times of requests than memory should hold.
     #[error("{0} requests are more than {MAX_REQUESTS}; lower --requests, which counts for each pair")]
     Requests(u64),
 }

@@ -278,7 +278,7 @@ variable "system_secret_arn" {
 }
 
 variable "connection_document" {
-  description = "Whether the module makes a secret in which the nodes keep the connection document: URLs, trust bundle and the rest that a client needs (output connection_secret_arn). A change replaces every node."
+  description = "Whether the module makes a secret (output connection_secret_arn) in which the nodes keep the connection document. The document has the URLs, the trust bundle and the rest that a client needs. A change replaces every node."
   type        = bool
   default     = false
 }
@@ -309,7 +309,7 @@ variable "additional_policy_arns" {
 }
 
 variable "health_check_type" {
-  description = "\"EC2\" replaces a node only if its machine is broken. \"ELB\" also replaces a node that doesn't listen on port 4222, together with its streams: five minutes of a fault that all nodes share replace every node. With \"EC2\" a refresh continues even if a new node never serves."
+  description = "\"EC2\" replaces a node only if its machine is broken. \"ELB\" also replaces a node that doesn't listen on port 4222, together with its streams. A fault that all nodes share for five minutes replaces every node. With \"EC2\" a refresh continues even if a new node never serves."
   type        = string
   default     = "EC2"
 

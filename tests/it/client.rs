@@ -61,7 +61,7 @@ impl Ca {
     }
 }
 
-/// Starts a nats-server with `tls`, and more lines of configuration. Returns it with its client, monitoring and route ports.
+/// Starts a nats-server with `tls`, and more lines of configuration. Returns the server with its client, monitoring and route ports.
 async fn server(directory: &Path, tls: &str, more: &str) -> (NatsServer, [SocketAddr; 3]) {
     let ports = free_ports(3).unwrap();
     let [client, monitor, route] = [0, 1, 2].map(|index| SocketAddr::from(([127, 0, 0, 1], ports.numbers()[index])));
@@ -215,7 +215,7 @@ async fn a_check_says_of_each_broken_setup_what_is_wrong() {
     let at = |address: SocketAddr| format!("tls://{address}");
     let mutually = |name, login, code| Setup { needs_certificate: true, login, ..setup(name, at(mutual_at), code) };
     let setups = [
-        setup("a good one", at(good_at), None),
+        setup("a good server", at(good_at), None),
         setup("a name without an address", "tls://nats.invalid:4222".into(), Some("no_resolve")),
         setup("a closed port", format!("tls://127.0.0.1:{}", nobody.numbers()[0]), Some("connection_refused")),
         setup("a port that never speaks", at(silent.local_addr().unwrap()), Some("no_answer")),
@@ -284,7 +284,7 @@ async fn whatever_a_document_says_the_last_good_files_stay_and_the_run_goes_on()
     std::fs::write(here.path().join("ok"), "").unwrap();
     let machine = Machine::new(&command);
 
-    // Before the first document there is nothing, and the run waits for one.
+    // Before the first document there is nothing, and the run waits.
     let mut run: Child = machine.command(&["run"]).spawn().unwrap();
     machine.has("failing", &["connection_invalid"]).await;
     let good = document(&urls, &old.pem, false).to_string();
@@ -366,7 +366,7 @@ async fn a_fetch_reads_the_secret_and_says_why_it_can_not() {
     assert!(output.status.code() == Some(2) && said(&output).contains("client.toml:2: client"), "{}", said(&output));
 }
 
-/// The CA of clients is another CA than that of the servers, as a deployment may have it.
+/// Clients and servers have different CAs, as in some deployments.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_has_a_certificate_of_its_own_that_is_paid_for_once_and_lets_it_in() {
     let here = tempfile::tempdir().unwrap();

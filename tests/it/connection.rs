@@ -126,7 +126,7 @@ async fn a_writer_that_hangs_holds_nothing_up_and_one_that_dies_leaves_the_docum
     member.gateway.set_rule("PutSecretValue", Some(Rule::LoseAnswer));
     member.node.agent.start().unwrap();
     let document = bench.document("the document of the next process", |document| !document.url.is_empty()).await;
-    // The answer was lost. The next look finds the document, and makes no second version of it.
+    // The answer was lost. The next look finds the document, and makes no second version.
     let version = bench.version().await;
     bench.fleet.nodes[0].gateway.set_rule("PutSecretValue", None);
     bench.fleet.nodes[0].node.healthy(SOON).await.unwrap();

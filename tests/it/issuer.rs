@@ -1,5 +1,5 @@
-//! The issuer's CA as its node sees it: a CA that doesn't issue, that ends, or that clients and peers don't trust; and a node
-//! that waits in a warm pool. The services are the AWS double.
+//! The issuer's CA as a node sees the CA: a CA that doesn't issue, that ends, or that clients and peers don't trust. A node that
+//! waits in a warm pool has a test too. The services are the AWS double.
 
 use std::path::Path;
 use std::time::Duration;
@@ -84,7 +84,7 @@ fn cluster(directory: &Path) -> Result<Cluster, Failure> {
     Cluster::new(directory, Path::new(AGENT), &tools::nats_server(tools::NATS_SERVER)?)
 }
 
-/// Each status of a CA is a failed check with the remedy of that status, and so is a bundle that the CA doesn't chain to.
+/// Each status of a CA is a failed check with a remedy of its own. A bundle that the CA doesn't chain to is a failed check too.
 #[tokio::test]
 async fn doctor_judges_the_ca_by_its_status_its_end_and_its_way_to_the_bundle() {
     let world = World::new(time::Duration::days(365)).await;
@@ -114,7 +114,7 @@ async fn doctor_judges_the_ca_by_its_status_its_end_and_its_way_to_the_bundle() 
     assert_eq!(world.requests(), 0);
 }
 
-/// The CA ends before a leaf of seven days would. The leaf ends with the CA, and everybody is told.
+/// The CA ends before a leaf of seven days would. The leaf ends with the CA, and status and doctor warn.
 #[tokio::test]
 async fn a_ca_that_ends_soon_signs_a_leaf_that_ends_with_it_and_status_and_doctor_warn() {
     let mut world = World::new(time::Duration::days(3)).await;
@@ -138,7 +138,7 @@ async fn a_ca_that_ends_soon_signs_a_leaf_that_ends_with_it_and_status_and_docto
     assert!(world.double.account(|aws, _| aws.pca.authority(&world.root).is_ok()));
 }
 
-/// A node in the pool is no failure, so that a hook of the pool that waits for a healthy node comes to its end.
+/// A node in the pool is no failure. A hook of the pool that waits for a healthy node therefore comes to its end.
 #[tokio::test]
 async fn an_instance_in_a_warm_pool_waits_for_service_and_then_proceeds() {
     let mut world = World::new(time::Duration::days(365)).await;

@@ -72,7 +72,7 @@ async fn requests_between_all_nodes_are_measured_and_a_node_that_is_gone_loses_i
     assert!(answer.stdout.contains("pairs with a p99 above 0.00 ms: 6") && !answer.stdout.contains('\u{1b}'));
     assert_eq!(answer.stderr, "");
 
-    // Who lacks a user or a permission is told by nats-server's own words.
+    // The words of nats-server tell who lacks a user or a permission.
     let answer = probe(&nodes.nodes[0], &["--json"]).await;
     assert_eq!(answer.code, Some(1));
     assert!(answer.stdout.contains("nats-server refuses this client"), "{}", answer.stdout);

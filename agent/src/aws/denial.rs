@@ -18,7 +18,7 @@ pub(crate) struct Shared<'a> {
 pub(crate) fn remedy(asked: &str, words: &str, resource: &Shared<'_>) -> String {
     let Shared { what, owner, policies } = resource;
     if words.contains("explicit deny") {
-        return format!("a policy denies {asked} explicitly, and the answer names its kind: change that policy");
+        return format!("a policy denies {asked} explicitly, and the answer names its kind: change the policy");
     }
     let own = format!("allow {asked} in the policy of the instance's role");
     match (caller(words), owner) {
@@ -26,7 +26,7 @@ pub(crate) fn remedy(asked: &str, words: &str, resource: &Shared<'_>) -> String 
         (Some(caller), Some(owner)) => {
             format!("{own}, and in {policies}: the {what} is of account {owner}, and the role of account {caller}")
         }
-        (_, _) => format!("{own}; where the {what} is of another account, {policies} must allow it too"),
+        (_, _) => format!("{own}; where the {what} is of another account, {policies} must allow the call too"),
     }
 }
 
@@ -63,10 +63,10 @@ mod tests {
         for word in [own, "resource policy", "RAM share", "of account 444455556666", "of account 111122223333"] {
             assert!(shared.contains(word), "{shared}");
         }
-        // Nobody knows the role's account: both are named.
+        // The role's account is unknown, so both policies are named.
         for words in ["", "not authorized", "arn:aws:sts::12:x", "sts::"] {
             let unknown = told(words, Some("444455556666"));
-            assert!(unknown.starts_with(own) && unknown.contains("RAM share must allow it too"), "{unknown}");
+            assert!(unknown.starts_with(own) && unknown.contains("RAM share must allow the call too"), "{unknown}");
         }
         let denied = told(&format!("{user} with an explicit deny in a service control policy"), Some("111122223333"));
         assert!(denied.contains("explicitly") && !denied.contains("allow"), "{denied}");

@@ -51,8 +51,8 @@ impl Certificates {
         Self { issuance, service }
     }
 
-    /// Whether the issuer is asked: there is no certificate, an issuance is under way, or the certificate is due or is not what
-    /// client.toml asks for.
+    /// Whether the issuer is asked: without a certificate, during an issuance, and where the certificate is due or differs from
+    /// client.toml.
     pub(super) fn are_wanted(&self, current: Option<&StoredChain>) -> bool {
         let Some(current) = current else { return true };
         let (leaf, Issuance { validity, clock, .. }) = (current.leaf(), &self.issuance);
@@ -66,7 +66,7 @@ impl Certificates {
     }
 
     /// Asks the issuer, or resumes the issuance under way, and verifies the answer against the issuer's own CA certificate. The
-    /// nodes may trust other CAs of clients than of servers.
+    /// nodes may trust other CAs for clients than for servers.
     pub(super) async fn obtain(&self, current: Option<&StoredChain>) -> Result<StoredChain, PassError> {
         let renewed = current.map(StoredChain::leaf).filter(|leaf| self.is_as_asked(leaf));
         let beyond = renewed.map(|leaf| leaf.not_after);

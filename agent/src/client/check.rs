@@ -89,8 +89,8 @@ faults! {
     /// The address doesn't answer.
     NoAnswer = "no_answer", "check security groups, routes and the address";
     /// The server offers no TLS.
-    NotTls = "not_tls", "this is a nats-server without TLS: it is no node of this cluster, or its configuration lost its tls block";
-    /// Something else than a NATS server answers.
+    NotTls = "not_tls", "this nats-server has no TLS: the server is no node of this cluster, or its configuration lost the tls block";
+    /// Something other than a NATS server answers.
     NotNats = "not_nats", "check the port: clients connect to the port of nats.listen, 4222 by default";
     /// The port belongs to routes between servers.
     RoutePort = "route_port", "this is the port of routes between servers: use the port of nats.listen, 4222 by default";
@@ -99,10 +99,10 @@ faults! {
     /// The certificate doesn't have the name that was dialled.
     WrongName = "wrong_name", "dial a name of the certificate, or add this name to node.dns_names";
     /// The certificate has ended.
-    Expired = "expired", "see `agent status` on that node, and set this machine's clock if it is ahead";
+    Expired = "expired", "see `agent status` on that node, and set this machine's clock if the clock is ahead";
     /// The certificate's time has not begun.
-    NotYetValid = "not_yet_valid", "set this machine's clock: it is behind";
-    /// The server wants a certificate of the client, and got none.
+    NotYetValid = "not_yet_valid", "set this machine's clock, which is behind";
+    /// The server wants a certificate of the client, and gets none.
     CertificateRequired = "certificate_required", "give the service a certificate: login.cert_file and login.key_file";
     /// The server refuses the client's certificate.
     CertificateRefused = "certificate_refused", "use a certificate of the cluster's CA that has not ended and has the usage clientAuth";
@@ -128,7 +128,7 @@ impl Fault {
     }
 }
 
-/// How a URL was found.
+/// What the check of a URL found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// The URL.
@@ -260,7 +260,7 @@ async fn attempt(
     scope: Scope,
     address: &mut Option<SocketAddr>,
 ) -> Result<String, Failed> {
-    let (scheme, host, port) = parts(url).ok_or_else(|| (Fault::NoUrl, "it is no URL".to_owned()))?;
+    let (scheme, host, port) = parts(url).ok_or_else(|| (Fault::NoUrl, "the text is no URL".to_owned()))?;
     let name = ServerName::try_from(host.to_owned());
     let name = name.map_err(|error| (Fault::NoUrl, format!("{host:?} can't be the name of a server: {error}")))?;
     let stream = connect(host, port, address).await?;
@@ -280,7 +280,7 @@ async fn attempt(
     }
     let stream = match &info {
         Some(_) => lines.into_inner(),
-        // nats-server may end the silent connection at any moment, so TLS begins on another.
+        // nats-server may end the silent connection at any moment, so TLS begins on another connection.
         None => connect(host, port, address).await?,
     };
     let stream = match (handshake(name, stream, presented).await?, &info) {
@@ -409,8 +409,8 @@ fn tls_failed(error: &io::Error, presented: &Presented) -> Failed {
     (fault, words)
 }
 
-/// A failure on a port that was silent before TLS. Where clients need no certificate, a port that asks for one is a port of
-/// servers.
+/// A failure on a port that was silent before TLS. A port that asks for a certificate is a port of routes, where clients need
+/// no certificate or the number is [`ROUTE_PORT`].
 fn silent_failed(error: &io::Error, port: u16, presented: &Presented) -> Failed {
     let (fault, words) = tls_failed(error, presented);
     let asks = matches!(fault, Fault::CertificateRequired | Fault::CertificateRefused);
@@ -436,8 +436,8 @@ fn of_certificate(refused: &CertificateError) -> Fault {
     }
 }
 
-/// The alerts by which a server refuses the certificate of a client, or its absence: RFC 8446, section 6.2. With TLS 1.2 Go sends
-/// `bad_certificate` for both.
+/// The alerts by which a server refuses the certificate of a client, or the lack of a certificate: RFC 8446, section 6.2. With
+/// TLS 1.2 Go sends `bad_certificate` for both.
 fn is_about_certificate(alert: AlertDescription) -> bool {
     matches!(
         alert,

@@ -30,7 +30,7 @@ const TOLD: &str = "told";
 const CERTIFICATE: &str = "cert.pem";
 const KEY: &str = "key.pem";
 
-/// The files of a generation, by name. One of them may be a key.
+/// The files of a generation, by name. A file may hold the key.
 pub(super) struct Rendered(BTreeMap<&'static str, Zeroizing<String>>);
 
 /// The directory of a service.
@@ -65,8 +65,7 @@ pub fn shell(variables: &[(&'static str, String)]) -> String {
     })
 }
 
-/// Lines for systemd's `EnvironmentFile=`, systemd.exec(5), and for Docker's `--env-file`. No value of a URL or a path needs
-/// quotes.
+/// Lines for systemd's `EnvironmentFile=`, systemd.exec(5), and for Docker's `--env-file`. A URL or a path needs no quotes.
 fn environment_file(variables: &[(&'static str, String)]) -> String {
     variables.iter().fold(String::new(), |mut text, (name, value)| {
         let _infallible = writeln!(text, "{name}={}", value.replace(['\n', '\r'], " "));

@@ -15,7 +15,7 @@ use crate::state::durable::{self, FileError};
 /// The largest pid file, in bytes.
 const MAX_PID_FILE: u64 = 64;
 
-/// Why the service was not told of new files. The next look tells it again.
+/// Why the service was not told of new files. The next look tries again.
 #[derive(Debug, thiserror::Error)]
 pub enum NotTold {
     /// The pid file can't be read.
@@ -25,7 +25,7 @@ pub enum NotTold {
     #[error("{} holds no pid of a process, so on_change signals nobody; correct client.on_change.pid_file", .0.display())]
     NoPid(PathBuf),
     /// The signal was not sent.
-    #[error("could not signal pid {pid} of on_change; run this as the user of that process, or as root")]
+    #[error("could not signal pid {pid} of on_change; run this agent as the user of the process, or as root")]
     Signal {
         /// The pid.
         pid: i32,
@@ -51,7 +51,10 @@ pub enum NotTold {
         status: ExitStatus,
     },
     /// The program took too long, and was ended.
-    #[error("{program} of on_change did not end within {} s and was ended; raise client.on_change.timeout, or mend it", .limit.as_secs())]
+    #[error(
+        "{program} of on_change did not end within {} s and was ended; raise client.on_change.timeout, or mend the \
+         program", .limit.as_secs()
+    )]
     Slow {
         /// The program.
         program: String,
@@ -77,7 +80,7 @@ fn send(pid_file: &Path, signal: Signal) -> Result<(), NotTold> {
         return Ok(());
     };
     let pid = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse::<i32>().ok());
-    // A pid of 0 or below means many processes, kill(2), and 1 is the machine's own.
+    // A pid of 0 or below means many processes (kill(2)), and pid 1 is the init process.
     let pid = pid.filter(|pid| *pid > 1).ok_or_else(|| NotTold::NoPid(pid_file.to_owned()))?;
     match kill(Pid::from_raw(pid), signal) {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),

@@ -297,7 +297,7 @@ fn named_signal(name: &str) -> Result<Signal, InvalidKey> {
     }
 }
 
-/// A unit's name is no option of systemctl.
+/// A unit's name must not look like an option of systemctl.
 fn checked_unit(unit: String) -> Result<String, InvalidKey> {
     let is_fit = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
     if unit.is_empty() || unit.starts_with('-') || !unit.chars().all(is_fit) {

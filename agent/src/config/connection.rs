@@ -6,7 +6,7 @@ use super::{InvalidKey, check_secret_id, invalid};
 
 /// The most URLs. A client tries each URL in turn.
 pub(crate) const MAX_URLS: usize = 100;
-/// The schemes that clients of nats-server know. A WebSocket client has the last.
+/// The schemes that clients of nats-server know. A WebSocket client dials the last scheme.
 const SCHEMES: [&str; 3] = ["tls", "nats", "wss"];
 
 /// `[connection]`.
@@ -30,7 +30,7 @@ impl RawConnection {
         if self.urls.len() > MAX_URLS {
             return Err(invalid(
                 "connection.urls",
-                format!("names more than {MAX_URLS} URLs; a client tries each in turn"),
+                format!("names more than {MAX_URLS} URLs; name fewer, because a client tries each in turn"),
             ));
         }
         if let Some(url) = self.urls.iter().find(|url| !is_url(url)) {
@@ -41,14 +41,17 @@ impl RawConnection {
             if self.urls.is_empty() {
                 return Ok(None);
             }
-            return Err(invalid("connection.secret_id", "is missing; the URLs stand in the secret that it names"));
+            return Err(invalid(
+                "connection.secret_id",
+                "is missing; the URLs stand in the secret that this key names",
+            ));
         };
         check_secret_id("connection.secret_id", &secret_id)?;
         Ok(Some(ConnectionConfig { secret_id, urls: self.urls }))
     }
 }
 
-/// Whether the text is `SCHEME://HOST[:PORT]`, without a user, a path and a comma. The document separates URLs by commas.
+/// Whether the text is `SCHEME://HOST[:PORT]`, without a user, a path or a comma. The document separates URLs by commas.
 fn is_url(url: &str) -> bool {
     let Some((scheme, rest)) = url.split_once("://") else { return false };
     let (host, port) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {

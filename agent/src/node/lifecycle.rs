@@ -15,12 +15,12 @@ use crate::aws::calls::counted;
 
 const FIND: &str = "autoscaling:DescribeAutoScalingInstances";
 
-/// The state that the instance is in, or goes to. It changes before the lifecycle hooks of the way run, so an instance on its
-/// way out of the pool has `InService`
+/// The state that the instance is in, or goes to. The state changes before the lifecycle hooks of the way run, so an instance on
+/// its way out of the pool has `InService`
 /// (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/retrieving-target-lifecycle-state-through-imds.html>).
 const TARGET: &str = "/latest/meta-data/autoscaling/target-lifecycle-state";
 
-/// The longest look. An instance in service must not wait for one.
+/// The longest look. An instance in service must not wait longer.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Every state of a warm pool: `Warmed:Pending` with its hooks, `Warmed:Stopped`, `Warmed:Running`, `Warmed:Hibernated`,
@@ -32,7 +32,7 @@ const WARMED: &str = "Warmed:";
 #[async_trait]
 pub trait Lifecycle: Send + Sync {
     /// The state of the warm pool that this instance is in, such as `Warmed:Stopped`. `None`: the instance is in no warm pool,
-    /// or nobody knows its state. A node that nobody knows of must not wait.
+    /// or its state is unknown. A node of unknown state must not wait.
     async fn warm_pool(&self) -> Option<String>;
 }
 
@@ -75,7 +75,7 @@ impl Lifecycle for InGroup {
     }
 }
 
-/// A state of a warm pool. Everything else is no state of a warm pool, nonsense included.
+/// The state, where the text is a state of a warm pool. Nonsense is no such state.
 fn in_warm_pool(state: &str) -> Option<&str> {
     let state = state.trim();
     let is_name = |name: &str| name.len() <= 32 && name.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b':');

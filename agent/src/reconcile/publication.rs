@@ -30,7 +30,7 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// How many intervals lie between two looks of a node that isn't first. Each look costs a call.
 const ROUNDS_OF_OTHERS: u32 = 10;
-/// How many looks the node before has for a change that it should make.
+/// How many looks the preceding node has for a change that is its part.
 const LOOKS_OF_PATIENCE: u32 = 2;
 
 /// The document's place, and what the configuration says of its content.
@@ -64,7 +64,7 @@ pub(super) struct Wanted {
 /// What a node remembers from visit to visit.
 #[derive(Clone, Debug, Default)]
 struct Memory {
-    /// The version that differs from what is wanted, and since when this node sees that.
+    /// The version that differs from what is wanted, and since when this node sees the difference.
     differs: Option<(String, OffsetDateTime)>,
     /// The last document that this node wrote in another node's place.
     stood_in_with: Option<String>,
@@ -81,7 +81,7 @@ enum Step {
     Later,
     /// The document is written.
     Write(Box<Document>),
-    /// The document stays, although this node would have another.
+    /// The document stays, although this node would write another document.
     Leave(Reason),
 }
 
@@ -146,7 +146,7 @@ impl Publisher {
         }
     }
 
-    /// Why the document can't be kept current. None of it disturbs what this node serves.
+    /// Why the document can't be kept current. No reason disturbs what this node serves.
     pub(super) fn warnings(&self) -> impl Iterator<Item = Reason> {
         self.retry.reason.clone().or_else(|| self.left.clone()).into_iter()
     }
@@ -156,7 +156,7 @@ impl Publisher {
         self.under_way.is_none().then_some(self.retry.next)
     }
 
-    /// When the secret was last visited. `None`: the last visit failed.
+    /// When the secret was last visited. `None`: the last visit failed, or there was no visit yet.
     pub(super) fn answered_at(&self) -> Option<OffsetDateTime> {
         self.retry.succeeded_at()
     }
@@ -186,7 +186,7 @@ pub(super) fn rank(peers: &[PeerStatus], own: SocketAddr) -> Option<u32> {
     u32::try_from(serving().filter(is_before).count()).ok()
 }
 
-/// Reads the secret, and writes it where that is this node's part.
+/// Reads the secret, and writes the secret where writing is this node's part.
 async fn visit(
     store: &dyn DocumentStore,
     wanted: &Wanted,

@@ -70,7 +70,7 @@ impl Pace {
         Self { begun: Instant::now(), rate, next: AtomicU64::new(0) }
     }
 
-    /// Waits until the next request is due. The times don't depend on replies, so a slow reply lowers no rate for long.
+    /// Waits until the next request is due. The times don't depend on replies, so a slow reply never lowers the rate for long.
     async fn due(&self) {
         if let Some(rate) = self.rate {
             let number = self.next.fetch_add(1, Ordering::Relaxed);

@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(in_millis(of((1..=100).rev()).summary().unwrap()), [1, 50, 50, 99, 100]);
         assert_eq!(in_millis(of([9, 1, 2]).summary().unwrap()), [1, 4, 2, 9, 9]);
         assert_eq!(in_millis(of([7]).summary().unwrap()), [7; 5]);
-        // One slow reply of 200 is no 99th percentile, and two are none either; three are.
+        // Of 200 replies, the 99th percentile is slow only where three are slow.
         let slow = |count: usize| of(std::iter::repeat_n(1, 200 - count).chain(std::iter::repeat_n(50, count)));
         let p99 = [1, 2, 3].map(|count| slow(count).summary().unwrap().p99.as_millis());
         assert_eq!(p99, [1, 1, 50]);

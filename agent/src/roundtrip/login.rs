@@ -1,4 +1,4 @@
-//! The user that a client logs in as. Secrets come from files, because every user of the machine reads arguments.
+//! The user that a client logs in as. Secrets come from files, because every user of the machine may read arguments.
 
 use std::path::{Path, PathBuf};
 

@@ -50,7 +50,7 @@ pub struct NodeReport {
 pub struct PairReport {
     /// Where the requests go into the cluster.
     pub from: String,
-    /// Where they are answered.
+    /// Where the requests are answered.
     pub to: String,
     /// Requests.
     pub requests: u32,

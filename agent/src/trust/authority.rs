@@ -1,9 +1,8 @@
 //! The judgement of a CA before it signs: whether clients and peers will accept its next leaf.
 //!
-//! The CA's certificate is the beginning of a path, as it would be above a leaf. Names and signatures lead up to an anchor,
-//! whatever certificate of the anchor's name and key the bundle has (RFC 5280, section 6.1.1, takes an anchor for a name and a
-//! key). So a root that was issued again and a cross-signed CA are found. The limits on the way are checked as
-//! [`TrustBundle::verify`] checks them.
+//! The CA's certificate begins a path, as above a leaf. Names and signatures lead up to an anchor. RFC 5280, section 6.1.1,
+//! takes an anchor for a name and a key, so any certificate with this name and key stands for the anchor. A root that was
+//! issued again and a cross-signed CA are therefore found. The limits on the way are checked as [`TrustBundle::verify`] checks them.
 
 use rcgen::{CertificateParams, CertificateSigningRequestParams, IsCa, KeyPair};
 use rustls::pki_types::{CertificateDer, TrustAnchor};
@@ -44,12 +43,12 @@ pub(crate) enum Objection {
     Usages { subject: String, usages: String },
     #[error(
         "{subject} allows {allowed} CAs below it (pathLenConstraint), and there are {below}; use a CA further up, or have this \
-         one issued again"
+         CA issued again"
     )]
     TooDeep { subject: String, allowed: u32, below: usize },
     #[error(
-        "{subject} does not permit {names} (nameConstraints), and the next certificate would name that; use names that it \
-         permits, with node.automatic_names = false for the instance's own, or another CA"
+        "{subject} does not permit {names} (nameConstraints), which the next certificate would name; use names that the \
+         CA permits, with node.automatic_names = false for the instance's own, or another CA"
     )]
     Names { subject: String, names: String },
     #[error("the bundle has none of {subjects}, so no leaf of the issuer is accepted; add the CA to the bundle")]
@@ -108,8 +107,8 @@ struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// Goes up from the last certificate of a path that holds so far. Without a path, the error is the first objection that a
-    /// path met, or nothing where no path leads to an anchor.
+    /// Goes up from the last certificate of a path that holds so far. Where no path holds, the error is the first objection that a
+    /// path met, or `None` where no path leads to an anchor.
     fn climb(&mut self, path: &[&'a X509Certificate<'a>]) -> Result<OffsetDateTime, Option<Objection>>
     where
         Self: 'a,

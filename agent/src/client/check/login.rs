@@ -16,7 +16,7 @@ const MAX_FILE: u64 = 64 * 1024;
 
 /// Who logs in.
 pub(super) enum Credentials {
-    /// Nobody in particular.
+    /// No user.
     None,
     /// A user with a password.
     Password(String, Zeroizing<String>),

@@ -54,7 +54,10 @@ fn judge(described: &Described, ca_pem: &str, validity: Duration, now: OffsetDat
     let found = format!("it gives its CA certificate, which ends at {}", rfc3339(ca.not_after));
     let left = ca.not_after - now;
     if left <= time::Duration::ZERO {
-        Check::failed(name, format!("{found}: it has ended, and signs nothing any more; {RENEW_CA}"))
+        Check::failed(
+            name,
+            format!("{found}: the certificate has ended, and the CA signs nothing any more; {RENEW_CA}"),
+        )
     } else if left < validity {
         Check::warning(name, format!("{found}, before a certificate of issuer.validity would; {RENEW_CA}"))
     } else if left < validity.saturating_mul(2) {

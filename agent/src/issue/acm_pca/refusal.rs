@@ -23,7 +23,7 @@ pub(super) fn sorted(call: &str, ca: &CaArn, error: RemoteError) -> RemoteError 
         Some("RequestFailedException") => RemoteErrorKind::Permanent,
         // An operator may change the status of the CA, and then the same request succeeds.
         Some(INVALID_STATE) => RemoteErrorKind::Unavailable,
-        // A new certificate may not be known everywhere yet. The certificate is paid for, so no refusal of it is final.
+        // A new certificate may not be known everywhere yet. The certificate is paid for, so no refusal is final.
         _ if error.kind == RemoteErrorKind::Permanent && call == COLLECT => RemoteErrorKind::Absent,
         _ => error.kind,
     };
@@ -45,7 +45,7 @@ fn remedy(call: &str, kind: RemoteErrorKind, ca: &CaArn, error: &RemoteError) ->
              Service Quotas, or name another CA in issuer.ca_arn"
         }
         _ if kind == RemoteErrorKind::Absent => {
-            "it is asked for again, and after five minutes a new certificate is requested"
+            "the certificate is asked for again, and after five minutes a new certificate is requested"
         }
         "ValidationException" if call == ISSUE => {
             "check issuer.validity: a certificate ends before its CA, and a CA in short-lived certificate mode allows \
@@ -79,7 +79,7 @@ pub(super) fn status_in(words: &str) -> Option<&str> {
 /// (<https://docs.aws.amazon.com/privateca/latest/userguide/PcaUpdateStatus.html>).
 pub(super) fn of_status(status: &str) -> &'static str {
     match status {
-        ACTIVE => "the CA is active now, and it is tried again",
+        ACTIVE => "the CA is active now, and the call is tried again",
         "CREATING" => "the CA is being made: wait, and then install its certificate",
         "PENDING_CERTIFICATE" => {
             "the CA has no certificate yet: have its CSR signed (get-certificate-authority-csr), and install the certificate \
@@ -94,7 +94,9 @@ pub(super) fn of_status(status: &str) -> &'static str {
             "the CA is deleted: restore it within its restoration period (restore-certificate-authority), then enable it \
              (update-certificate-authority --status ACTIVE), or name another CA in issuer.ca_arn"
         }
-        "FAILED" => "the making of the CA failed, and it never recovers: make another CA, and name it in issuer.ca_arn",
+        "FAILED" => {
+            "the making of the CA failed, and this CA never recovers: make another CA, and name that CA in issuer.ca_arn"
+        }
         _ => "aws acm-pca describe-certificate-authority shows the CA's status, which must be ACTIVE",
     }
 }

@@ -133,7 +133,7 @@ async fn a_secret_changed_by_hand_is_put_right_within_an_interval_and_again_afte
         assert_eq!(store.document().url, "tls://a:4222");
         now += PAUSE;
     }
-    // Somebody who edits it again at once doesn't make the agent write without a pause.
+    // After another edit at once, the agent waits for the pause.
     store.edit("{}");
     now = live(&mut publisher, &wanted, now, 2 * INTERVAL).await;
     let writes = store.writes();

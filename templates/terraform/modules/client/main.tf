@@ -12,7 +12,7 @@ locals {
     Resource = var.connection_secret_arn
   }
 
-  # The role decrypts nothing but secrets
+  # The role may decrypt secrets alone
   # (https://docs.aws.amazon.com/secretsmanager/latest/userguide/security-encryption.html).
   decrypt_document = {
     Sid       = "DecryptConnectionDocument"
