@@ -281,6 +281,11 @@ variable "connection_document" {
   description = "Whether the module makes a secret (output connection_secret_arn) in which the nodes keep the connection document. The document has the URLs, the trust bundle and the rest that a client needs. A change replaces every node."
   type        = bool
   default     = false
+
+  validation {
+    condition     = !var.connection_document || !can(regex("(?m)^\\s*\\[connection\\]", var.extra_agent_toml))
+    error_message = "connection_document writes the table [connection], so extra_agent_toml has none."
+  }
 }
 
 variable "included_secret_key_arns" {

@@ -103,11 +103,11 @@ faults! {
     /// The certificate's time has not begun.
     NotYetValid = "not_yet_valid", "set this machine's clock, which is behind";
     /// The server wants a certificate of the client, and gets none.
-    CertificateRequired = "certificate_required", "give the service a certificate: login.cert_file and login.key_file";
+    CertificateRequired = "certificate_required", "give the service a certificate: [client.certificate], or login.cert_file and login.key_file";
     /// The server refuses the client's certificate.
     CertificateRefused = "certificate_refused", "use a certificate of the cluster's CA that has not ended and has the usage clientAuth";
     /// The certificate or the key of the service can't be used.
-    CertificateUnusable = "certificate_unusable", "correct login.cert_file and login.key_file";
+    CertificateUnusable = "certificate_unusable", "correct login.cert_file and login.key_file; `agent client fetch` makes the certificate of [client.certificate]";
     /// The credentials of the service can't be used.
     CredentialsUnusable = "credentials_unusable", "correct the files under [login]";
     /// The server refuses the login.
@@ -379,12 +379,15 @@ async fn log_in(
     }
 }
 
+/// What a full nats-server says with `-ERR` (`server/errors.go`, 2.10 to 2.15).
+const FULL: [&str; 3] = ["maximum connections", "maximum account active connections", "connection throttling"];
+
 /// What a nats-server says with `-ERR` (`server/errors.go`, 2.10 to 2.15).
 fn refused(said: &str) -> Failed {
     let lower = said.to_ascii_lowercase();
     let fault = match () {
         () if lower.contains("authorization") || lower.contains("authentication") => Fault::Authorization,
-        () if lower.contains("maximum connections") || lower.contains("connection throttling") => Fault::Full,
+        () if FULL.iter().any(|words| lower.contains(words)) => Fault::Full,
         () => Fault::Closed,
     };
     (fault, format!("nats-server says: {said}"))
@@ -480,6 +483,7 @@ mod tests {
             ("Authorization Violation", Fault::Authorization),
             ("User Authentication Expired", Fault::Authorization),
             ("maximum connections exceeded", Fault::Full),
+            ("maximum account active connections exceeded", Fault::Full),
             ("Stale Connection", Fault::Closed),
         ] {
             assert_eq!(refused(said).0, fault, "{said}");

@@ -5,7 +5,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tokio::process::Command;
 
@@ -14,6 +14,8 @@ use crate::state::durable::{self, FileError};
 
 /// The largest pid file, in bytes.
 const MAX_PID_FILE: u64 = 64;
+/// The exit status of `systemctl is-active` for a unit that isn't active.
+const NOT_ACTIVE: i32 = 3;
 
 /// Why the service was not told of new files. The next look tries again.
 #[derive(Debug, thiserror::Error)]
@@ -65,11 +67,25 @@ pub enum NotTold {
 
 /// Tells the service that there are new files.
 pub(super) async fn tell(on_change: &OnChange) -> Result<(), NotTold> {
-    let reload = |unit: &String| vec!["systemctl".to_owned(), "reload".to_owned(), unit.clone()];
     match &on_change.action {
         Action::Signal { pid_file, signal } => send(pid_file, *signal),
-        Action::Reload(unit) => run(&reload(unit), on_change.timeout).await,
+        Action::Reload(unit) => reload(unit, on_change.timeout).await,
         Action::Command(command) => run(command, on_change.timeout).await,
+    }
+}
+
+/// Reloads a systemd unit that is active. A unit that starts waits for this agent, and reads the new files then: a reload
+/// would wait for that start. `systemctl is-active` ends with 3 for a unit that isn't active (systemctl(1), Exit status).
+async fn reload(unit: &str, limit: Duration) -> Result<(), NotTold> {
+    let systemctl =
+        |words: &[&str]| ["systemctl"].iter().chain(words).map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    match run(&systemctl(&["is-active", "--quiet", unit]), limit).await {
+        Ok(()) => run(&systemctl(&["reload", unit]), limit).await,
+        Err(NotTold::Failed { status, .. }) if status.code() == Some(NOT_ACTIVE) => {
+            tracing::info!("{unit} isn't active, so nobody is told");
+            Ok(())
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -93,13 +109,19 @@ async fn run(command: &[String], limit: Duration) -> Result<(), NotTold> {
     let [program, arguments @ ..] = command else { return Ok(()) };
     let named = || program.clone();
     let mut child = Command::new(program);
-    child.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+    // The end of a group of its own ends the program's children too.
+    child.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).process_group(0);
     let mut child = child.spawn().map_err(|source| NotTold::Start { program: named(), source })?;
+    let group = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
     match tokio::time::timeout(limit, child.wait()).await {
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => Err(NotTold::Failed { program: named(), status }),
         Ok(Err(source)) => Err(NotTold::Start { program: named(), source }),
-        Err(_) => Err(NotTold::Slow { program: named(), limit }),
+        Err(_) => {
+            // A group that has just ended is no failure.
+            let _gone = group.map(|group| killpg(group, Signal::SIGKILL));
+            Err(NotTold::Slow { program: named(), limit })
+        }
     }
 }
 
@@ -123,6 +145,27 @@ mod tests {
         let began = tokio::time::Instant::now();
         assert!(matches!(told(command(&["sleep", "60"])).await, Err(NotTold::Slow { .. })));
         assert!(began.elapsed() < Duration::from_secs(30));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_hangs_is_ended_with_its_children() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("pid");
+        let script = format!("sleep 60 & echo $! > {}; wait", file.display());
+        assert!(matches!(told(command(&["sh", "-c", &script])).await, Err(NotTold::Slow { .. })));
+        let child: i32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+        // Whoever collects the orphan may leave it a zombie for a moment.
+        let ended = || {
+            let stat = std::fs::read_to_string(format!("/proc/{child}/stat"));
+            stat.map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+        };
+        tokio::time::timeout(Duration::from_secs(30), async {
+            while !ended() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .unwrap();
     }
 
     #[tokio::test]

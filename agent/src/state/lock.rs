@@ -23,12 +23,12 @@ pub(crate) struct Lock {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another agent holds the lock.
-    #[error("another agent is at work on {}; stop it, or ask it with `agent renew` and `agent status`", .0.display())]
+    #[error("another agent is at work on {}; stop that agent, or ask the daemon of a node with `agent renew` and `agent status`", .0.display())]
     Held(PathBuf),
     /// The state directory belongs to another user: nats-server could not read the files that this user would write.
     #[error(
         "{} belongs to uid {owner}, and this is uid {user}: files written now would have the wrong owner; run this as the \
-         user that the daemon runs as, for instance with `runuser -u nats -- agent renew`", .state.display()
+         directory's owner, for instance with `runuser -u nats -- agent renew` on a node", .state.display()
     )]
     WrongUser {
         /// The state directory.
