@@ -46,6 +46,9 @@ const MAX_PAUSE: Duration = Duration::from_hours(24);
 /// The longest path of a Unix socket in bytes: `sun_path` without its final NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 
+/// The most entries of `node.extra_addresses`: a large leaf serves nobody.
+const MAX_EXTRA_ADDRESSES: usize = 32;
+
 /// What is wrong with the configuration, and where.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -110,8 +113,8 @@ pub struct Config {
 }
 
 /// `[node]`. Instance metadata supplies each absent field.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct NodeConfig {
     /// `server_name`; by default the instance id.
     pub name: Option<String>,
@@ -120,11 +123,63 @@ pub struct NodeConfig {
     /// The AWS Region.
     pub region: Option<String>,
     /// IP SANs. The first is the address that peers use.
-    #[serde(default, deserialize_with = "ip_addresses")]
+    #[serde(deserialize_with = "some_ip_addresses")]
     pub addresses: Option<Vec<IpAddr>>,
+    /// IP SANs in addition to the addresses of this node.
+    #[serde(deserialize_with = "ip_addresses")]
+    pub extra_addresses: Vec<IpAddr>,
     /// SANs in addition to the instance's own names.
-    #[serde(default)]
     pub dns_names: Vec<DnsName>,
+    /// Whether the certificate has the names and addresses that instance metadata gives.
+    pub automatic_names: bool,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            name: None,
+            instance_id: None,
+            region: None,
+            addresses: None,
+            extra_addresses: Vec::new(),
+            dns_names: Vec::new(),
+            automatic_names: true,
+        }
+    }
+}
+
+impl NodeConfig {
+    fn check(&self) -> Result<(), InvalidKey> {
+        if let Some(name) = &self.name {
+            check_name("node.name", name)?;
+        }
+        if let Some(id) = &self.instance_id {
+            check_name("node.instance_id", id)?;
+        }
+        if self.addresses.as_ref().is_some_and(Vec::is_empty) {
+            return Err(invalid(
+                "node.addresses",
+                "is empty; name at least one address that peers can dial, or leave it out",
+            ));
+        }
+        let addresses = self.addresses.iter().flatten().map(|address| ("node.addresses", address));
+        let extra = self.extra_addresses.iter().map(|address| ("node.extra_addresses", address));
+        if let Some((key, address)) = addresses.chain(extra).find(|(_, address)| address.is_unspecified()) {
+            return Err(invalid(key, format!("{address} is no address that a peer can dial")));
+        }
+        if self.extra_addresses.len() > MAX_EXTRA_ADDRESSES {
+            return Err(invalid("node.extra_addresses", format!("names more than {MAX_EXTRA_ADDRESSES} addresses")));
+        }
+        if !self.automatic_names
+            && self.addresses.is_none()
+            && self.extra_addresses.is_empty()
+            && self.dns_names.is_empty()
+        {
+            let what = "false leaves the certificate without a name; set node.dns_names and node.extra_addresses";
+            return Err(invalid("node.automatic_names", what));
+        }
+        Ok(())
+    }
 }
 
 /// `[issuer]`.
@@ -727,21 +782,7 @@ fn invalid(key: &'static str, message: impl Into<String>) -> InvalidKey {
 
 impl RawConfig {
     fn check(mut self) -> Result<Config, InvalidKey> {
-        if let Some(name) = &self.node.name {
-            check_name("node.name", name)?;
-        }
-        if let Some(id) = &self.node.instance_id {
-            check_name("node.instance_id", id)?;
-        }
-        if self.node.addresses.as_ref().is_some_and(Vec::is_empty) {
-            return Err(invalid(
-                "node.addresses",
-                "is empty; name at least one address that peers can dial, or leave it out",
-            ));
-        }
-        if let Some(address) = self.node.addresses.iter().flatten().find(|address| address.is_unspecified()) {
-            return Err(invalid("node.addresses", format!("{address} is no address that a peer can dial")));
-        }
+        self.node.check()?;
         self.nats.name_secrets(&self.state.directory)?;
         self.nats.check()?;
         self.renewal.check()?;
@@ -1085,7 +1126,11 @@ fn socket_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<S
     deserializer.deserialize_str(Quoted { what, examples, parse: str::parse::<SocketAddr> })
 }
 
-fn ip_addresses<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<IpAddr>>, D::Error> {
+fn some_ip_addresses<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<IpAddr>>, D::Error> {
+    ip_addresses(deserializer).map(Some)
+}
+
+fn ip_addresses<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<IpAddr>, D::Error> {
     struct Address(IpAddr);
     impl<'de> Deserialize<'de> for Address {
         fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -1094,7 +1139,7 @@ fn ip_addresses<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Opt
         }
     }
     let addresses = Vec::<Address>::deserialize(deserializer)?;
-    Ok(Some(addresses.into_iter().map(|Address(address)| address).collect()))
+    Ok(addresses.into_iter().map(|Address(address)| address).collect())
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
@@ -1176,6 +1221,7 @@ mod tests {
             (Duration::from_secs(5), Duration::from_mins(10))
         );
         assert!(config.node.name.is_none() && config.node.addresses.is_none() && config.node.dns_names.is_empty());
+        assert!(config.node.automatic_names && config.node.extra_addresses.is_empty());
         let nats = config.nats;
         assert_eq!(nats.server, Path::new("nats-server"));
         assert_eq!(nats.config, Path::new("/var/lib/nats-tls-agent/nats-server.conf"));
@@ -1201,7 +1247,9 @@ mod tests {
             instance_id = "i-0123456789abcdef0"
             region = "eu-west-1"
             addresses = ["10.0.1.5", "fd00::5"]
+            extra_addresses = ["10.0.9.9"]
             dns_names = ["NATS.internal."]
+            automatic_names = false
             [issuer]
             kind = "local"
             directory = "/var/lib/ca"
@@ -1243,6 +1291,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.node.dns_names[0].as_str(), "nats.internal");
+        assert!(!config.node.automatic_names && config.node.extra_addresses == [IpAddr::from([10, 0, 9, 9])]);
         assert!(matches!(config.issuer.kind, IssuerKind::Local { directory } if directory == Path::new("/var/lib/ca")));
         assert!(matches!(config.trust, TrustConfig::Issuer));
         let DiscoveryKind::Static { peers } = config.discovery.kind else { panic!() };
@@ -1319,6 +1368,9 @@ mod tests {
             ("node.addresses = []", "node.addresses: is empty"),
             ("node.addresses = [\"0.0.0.0\"]", "node.addresses: 0.0.0.0 is no address"),
             ("node.addresses = [\"10.0.0.300\"]", "write for instance \"10.0.1.5\""),
+            ("node.extra_addresses = [\"::\"]", "node.extra_addresses: :: is no address"),
+            ("node.extra_addresses = [\"nats\"]", "node.extra_addresses: \"nats\" is not an IP address"),
+            ("node.automatic_names = false", "node.automatic_names: false leaves the certificate without a name"),
             ("node.dns_names = [\"a b\"]", "node.dns_names: \"a b\" is not a host name"),
             ("node.name = \"a b\"", "node.name: \"a b\" must be"),
             ("renewal.at = 1.5", "renewal.at: must lie between"),

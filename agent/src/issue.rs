@@ -504,6 +504,7 @@ mod tests {
             region: None,
             address,
             sans,
+            further_addresses: [].into(),
             placement: crate::node::Placement::default(),
         }
     }

@@ -23,10 +23,20 @@ pub struct Node {
     pub region: Option<String>,
     /// The address that peers dial.
     pub address: IpAddr,
+    /// The other addresses of this node.
+    pub further_addresses: BTreeSet<IpAddr>,
     /// The names and addresses in the certificate.
     pub sans: Sans,
     /// What settings may say of the place of this node.
     pub placement: Placement,
+}
+
+impl Node {
+    /// Whether an address is of this node. A certificate may also have addresses of others, such as a load balancer's.
+    #[must_use]
+    pub fn has_address(&self, address: &IpAddr) -> bool {
+        self.address == *address || self.further_addresses.contains(address)
+    }
 }
 
 /// What settings may say of the place of this node.
@@ -67,13 +77,22 @@ pub enum IdentityError {
         /// Why not.
         reason: &'static str,
     },
+    /// Peers dial an address that the certificate would lack, so no route would come up.
+    #[error(
+        "peers dial {address}, and node.automatic_names = false leaves that address out of the certificate; add {address} \
+         to node.extra_addresses"
+    )]
+    AddressNotCertified {
+        /// The address that peers dial.
+        address: IpAddr,
+    },
 }
 
 impl IdentityError {
     /// Whether instance metadata may answer later. Otherwise only an edit of the configuration helps.
     #[must_use]
     pub(crate) fn may_pass(&self) -> bool {
-        !matches!(self, Self::NoAddress { .. })
+        !matches!(self, Self::NoAddress { .. } | Self::AddressNotCertified { .. })
     }
 }
 
@@ -111,13 +130,16 @@ pub(crate) fn as_certified(config: &NodeConfig, certified: &Sans) -> Node {
         let mut labels = certified.dns.iter().filter_map(|name| name.as_str().split('.').next());
         labels.find(|label| is_instance_id(label)).map(ToOwned::to_owned)
     });
-    let given = config.addresses.iter().flatten().next();
-    let address = given.or(certified.ips.first()).copied().unwrap_or(IpAddr::from([0, 0, 0, 0]));
+    let given = config.addresses.iter().flatten();
+    let mut own = given.chain(certified.ips.iter().filter(|address| !config.extra_addresses.contains(address)));
+    let address = own.next().or(certified.ips.first()).copied().unwrap_or(IpAddr::from([0, 0, 0, 0]));
+    let further_addresses = own.copied().filter(|further| *further != address).collect();
     Node {
         name: config.name.clone().or(instance_id.clone()).unwrap_or_else(|| "unknown".into()),
         instance_id,
         region: config.region.clone(),
         address,
+        further_addresses,
         sans: certified.clone(),
         placement: Placement::default(),
     }
@@ -158,14 +180,30 @@ fn node(config: &NodeConfig, instance: Instance) -> Result<Node, IdentityError> 
     let Some(name) = config.name.clone().or_else(|| instance.id.clone()) else {
         return Err(IdentityError::NoName);
     };
-    let mut dns: BTreeSet<DnsName> = config.dns_names.iter().cloned().chain(instance.local_hostname).collect();
-    if let (Some(instance_id), Some(region)) = (&instance.id, &instance.region) {
-        dns.extend(resource_host_name(instance_id, region));
-        dns.extend(ip_host_name(address, region));
+    let mut dns: BTreeSet<DnsName> = config.dns_names.iter().cloned().collect();
+    let mut ips: BTreeSet<IpAddr> =
+        config.extra_addresses.iter().chain(config.addresses.iter().flatten()).copied().collect();
+    if config.automatic_names {
+        dns.extend(instance.local_hostname);
+        ips.extend(&instance.addresses);
+        if let (Some(instance_id), Some(region)) = (&instance.id, &instance.region) {
+            dns.extend(resource_host_name(instance_id, region));
+            dns.extend(ip_host_name(address, region));
+        }
     }
-    let sans = Sans { dns, ips: instance.addresses.iter().copied().collect(), ..Sans::default() };
-    let placement = Placement { zone: instance.zone, tags: instance.tags };
-    Ok(Node { name, instance_id: instance.id, region: instance.region, address, sans, placement })
+    // nats-server verifies a route's certificate against the address that it dials.
+    if !ips.contains(&address) {
+        return Err(IdentityError::AddressNotCertified { address });
+    }
+    Ok(Node {
+        name,
+        instance_id: instance.id,
+        region: instance.region,
+        address,
+        further_addresses: instance.addresses.into_iter().filter(|further| *further != address).collect(),
+        sans: Sans { dns, ips, ..Sans::default() },
+        placement: Placement { zone: instance.zone, tags: instance.tags },
+    })
 }
 
 /// The instance's resource name: `i-0123456789abcdef0.eu-west-1.compute.internal`. It resolves where the launch
@@ -221,6 +259,38 @@ mod tests {
                 "nats.internal"
             ]
         );
+    }
+
+    #[test]
+    fn extra_addresses_are_in_the_certificate_and_are_not_this_node() {
+        let balancer = IpAddr::from([10, 0, 0, 1]);
+        let config = NodeConfig { extra_addresses: vec![balancer], ..NodeConfig::default() };
+        let node = node(&config, instance("eu-west-1")).unwrap();
+        assert!(node.sans.ips.contains(&balancer) && node.sans.ips.len() == 3 && node.sans.dns.len() == 2);
+        assert!(!node.has_address(&balancer) && node.has_address(&"2001:db8::5".parse().unwrap()));
+        let seen = as_certified(&config, &node.sans);
+        assert_eq!((seen.address, seen.further_addresses), (node.address, node.further_addresses));
+    }
+
+    #[test]
+    fn without_automatic_names_the_certificate_has_what_is_configured_and_what_peers_dial() {
+        let own = IpAddr::from([10, 0, 1, 5]);
+        let named = NodeConfig {
+            dns_names: vec!["nats.internal".to_owned().try_into().unwrap()],
+            automatic_names: false,
+            ..NodeConfig::default()
+        };
+        let error = node(&named, instance("eu-west-1")).unwrap_err();
+        assert!(!error.may_pass() && error.to_string().ends_with("add 10.0.1.5 to node.extra_addresses"), "{error}");
+        let full = NodeConfig { extra_addresses: vec![own], ..named.clone() };
+        let given = NodeConfig { addresses: Some(vec![own]), ..named };
+        for (config, known) in
+            [(full, instance("eu-west-1")), (given, Instance { addresses: vec![own], ..instance("eu-west-1") })]
+        {
+            let node = node(&config, known).unwrap();
+            assert_eq!(names(&node), ["nats.internal"]);
+            assert_eq!(node.sans.ips, [own].into());
+        }
     }
 
     #[test]

@@ -184,6 +184,7 @@ mod tests {
             region: None,
             address,
             sans: Sans::default(),
+            further_addresses: [].into(),
             placement: crate::node::Placement::default(),
         }
     }

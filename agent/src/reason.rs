@@ -306,6 +306,8 @@ codes! {
     NodeWithoutName = "node_without_name",
     /// The node has no address.
     NodeWithoutAddress = "node_without_address",
+    /// The certificate would lack the address that peers dial.
+    AddressNotCertified = "address_not_certified",
     /// agent.toml was read again and is not in force.
     AgentConfigurationNotInForce = "agent_configuration_not_in_force",
     /// The daemon makes its first pass.
@@ -1059,6 +1061,7 @@ impl From<&IdentityError> for Reason {
             IdentityError::Metadata(remote) => (Code::remote(Asked::Metadata, remote.kind), Some(call(remote))),
             IdentityError::NoName => (Code::NodeWithoutName, None),
             IdentityError::NoAddress { .. } => (Code::NodeWithoutAddress, None),
+            IdentityError::AddressNotCertified { .. } => (Code::AddressNotCertified, None),
         };
         Self::failed(code, subject, error)
     }

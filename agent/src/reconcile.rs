@@ -583,12 +583,9 @@ impl Reconciler {
 
     /// The peers without this node.
     fn others(&self) -> Vec<Peer> {
-        let Node { name, instance_id, address, sans, .. } = &self.node;
+        let Node { name, instance_id, .. } = &self.node;
         let is_own = |peer: &Peer| {
-            peer.id == *name
-                || Some(&peer.id) == instance_id.as_ref()
-                || peer.address.ip() == *address
-                || sans.ips.contains(&peer.address.ip())
+            peer.id == *name || Some(&peer.id) == instance_id.as_ref() || self.node.has_address(&peer.address.ip())
         };
         self.sources.known_peers().0.values().filter(|peer| !is_own(peer)).cloned().collect()
     }

@@ -533,10 +533,9 @@ impl NodeStatus {
     /// The identity of a node, with the address that peers dial first.
     #[must_use]
     pub fn of(node: &Node) -> Self {
-        let others = node.sans.ips.iter().copied().filter(|ip| *ip != node.address);
         Self {
             name: node.name.clone(),
-            addresses: std::iter::once(node.address).chain(others).collect(),
+            addresses: std::iter::once(node.address).chain(node.further_addresses.iter().copied()).collect(),
             dns_names: node.sans.dns.iter().map(|name| name.as_str().to_owned()).collect(),
         }
     }

@@ -702,6 +702,7 @@ fn node(address: IpAddr) -> Node {
         region: Some(REGION.into()),
         address,
         sans: Sans { ips: [address].into(), ..Sans::default() },
+        further_addresses: [].into(),
         placement: nats_tls_agent::node::Placement::default(),
     }
 }

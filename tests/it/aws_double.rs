@@ -80,6 +80,7 @@ fn node() -> Node {
         region: Some(REGION.into()),
         address: address(1),
         sans: sans(),
+        further_addresses: [].into(),
         placement: nats_tls_agent::node::Placement::default(),
     }
 }

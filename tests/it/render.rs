@@ -106,6 +106,7 @@ impl Bench {
             region: None,
             address: LOOPBACK,
             sans: Sans::default(),
+            further_addresses: [].into(),
             placement: nats_tls_agent::node::Placement::default(),
         };
         let values =
@@ -320,6 +321,7 @@ fn invariant_14_for_any_names_nats_server_reads_just_the_settings_of_the_templat
             region: None,
             address: LOOPBACK,
             sans: Sans::default(),
+            further_addresses: [].into(),
             placement: nats_tls_agent::node::Placement::default(),
         };
         let nats = NatsConfig {

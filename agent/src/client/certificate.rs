@@ -46,6 +46,7 @@ impl Certificates {
             region: None,
             address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             sans: config.sans.clone(),
+            further_addresses: [].into(),
             placement: Placement::default(),
         };
         Self { issuance, service }

@@ -222,6 +222,7 @@ impl Values {
             region: None,
             address: [10, 0, 1, 5].into(),
             sans: crate::x509::san::Sans::default(),
+            further_addresses: [].into(),
             placement: crate::node::Placement::default(),
         };
         Self::new(&NatsConfig::default(), &node, "c", [], tls, None).unwrap()
@@ -547,6 +548,7 @@ mod tests {
             region: None,
             address: address.parse().unwrap(),
             sans: Sans::default(),
+            further_addresses: [].into(),
             placement: crate::node::Placement::default(),
         }
     }

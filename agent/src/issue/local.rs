@@ -659,6 +659,7 @@ mod tests {
             region: None,
             address,
             sans,
+            further_addresses: [].into(),
             placement: crate::node::Placement::default(),
         };
         issuance.obtain(&node, None, &Progress::default()).await

@@ -87,7 +87,7 @@ impl Addresses {
     async fn own_name_resolves(&self) -> bool {
         let (Some(id), Some(region)) = (&self.node.instance_id, &self.node.region) else { return false };
         let answer = resolve(id, region).await;
-        answer.is_some_and(|addresses| addresses.iter().any(|address| self.node.sans.ips.contains(address)))
+        answer.is_some_and(|addresses| addresses.iter().any(|address| self.node.has_address(address)))
     }
 
     async fn by_dns(&self, ids: &[String]) -> Result<BTreeMap<String, IpAddr>, RemoteError> {

@@ -139,9 +139,9 @@ impl Reconciler {
         let has_gateway = observed.varz.as_ref().is_none_or(|varz| varz.ends.has_gateway());
         let remotes = observed.routez.as_ref().map(|routez| routez.remotes()).unwrap_or_default();
         let own = [Some(&self.node.name), self.node.instance_id.as_ref()];
-        let (address, sans) = (self.own_route(), &self.node.sans);
+        let address = self.own_route();
         let peers = self.sources.known_peers().0.iter().filter(|(route, peer)| {
-            **route != address && !sans.ips.contains(&route.ip()) && !own.contains(&Some(&peer.id))
+            **route != address && !self.node.has_address(&route.ip()) && !own.contains(&Some(&peer.id))
         });
         Surroundings {
             knows_all: observed.routez.is_some() && !has_gateway,

@@ -70,10 +70,8 @@ impl Reconciler {
 
     /// The peers that are this node under another port: each is a second row of this node.
     fn second_selves(&self) -> impl Iterator<Item = Reason> {
-        let (own, sans) = (self.own_route(), &self.node.sans);
-        let is_own = move |address: &SocketAddr| {
-            *address != own && (address.ip() == own.ip() || sans.ips.contains(&address.ip()))
-        };
+        let own = self.own_route();
+        let is_own = move |address: &SocketAddr| *address != own && self.node.has_address(&address.ip());
         let peers = self.sources.known_peers().0.iter().filter(move |(address, _)| is_own(address));
         peers.map(move |(_, peer)| Reason::PeerIsThisNode { peer: peer.id.clone(), port: own.port() })
     }

@@ -197,6 +197,7 @@ impl Bench {
                 region: None,
                 address: OWN,
                 sans: Sans { ips: [OWN].into(), ..Sans::default() },
+                further_addresses: [].into(),
                 placement: crate::node::Placement::default(),
             },
             issuance: Issuance {

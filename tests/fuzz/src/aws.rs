@@ -208,6 +208,7 @@ fn node() -> Node {
         region: Some("eu-west-1".into()),
         address: IpAddr::V4(Ipv4Addr::new(10, 0, 1, 5)),
         sans: Sans::default(),
+        further_addresses: [].into(),
         placement: nats_tls_agent::node::Placement::default(),
     }
 }

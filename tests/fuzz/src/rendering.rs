@@ -27,6 +27,7 @@ fn values([name, cluster, path, store, username, password]: [&str; 6]) -> Option
         region: None,
         address: IpAddr::V4(Ipv4Addr::new(10, 0, 1, 5)),
         sans: Sans::default(),
+        further_addresses: [].into(),
         placement: nats_tls_agent::node::Placement::default(),
     };
     let peers = [([10, 0, 1, 6], 6222).into()];

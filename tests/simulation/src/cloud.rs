@@ -609,6 +609,7 @@ mod tests {
             region: None,
             address,
             sans: Sans::default(),
+            further_addresses: [].into(),
             placement: nats_tls_agent::node::Placement::default(),
         };
         let members = Asg::new(&config, node, None, AddressLookup::Dns, 6222).members("group").await.unwrap();

@@ -198,6 +198,7 @@ impl Life {
                 region: None,
                 address: self.address.ip(),
                 sans: Sans { ips: [self.address.ip()].into(), ..Sans::default() },
+                further_addresses: [].into(),
                 placement: Placement::default(),
             },
             issuance: Issuance {

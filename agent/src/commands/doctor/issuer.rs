@@ -131,6 +131,7 @@ mod tests {
             region: None,
             address: [10, 0, 1, 5].into(),
             sans: sans(),
+            further_addresses: [].into(),
             placement: crate::node::Placement::default(),
         };
         let graded = |ca: &Ca, validity| {

@@ -22,6 +22,7 @@ fn values(nats: &NatsConfig, credential: Option<ClusterCredential>) -> Values {
         region: None,
         address: [10, 0, 1, 5].into(),
         sans: Sans::default(),
+        further_addresses: [].into(),
         placement: crate::node::Placement::default(),
     };
     Values::new(nats, &node, "prod", ["10.0.1.6:6222".parse().unwrap()], tls(), credential).unwrap()
