@@ -108,6 +108,10 @@ const TOKEN_HOLDS: Duration = Duration::from_mins(5);
 /// How long an unknown or wrong certificate is collected again before another certificate is paid for. A wrong answer may
 /// come from a proxy.
 const GIVE_UP_AFTER: Duration = TOKEN_HOLDS;
+/// The pause after a certificate that is never accepted.
+const AFTER_GIVING_UP: Duration = Duration::from_mins(10);
+/// The longest pause after several such certificates in a row.
+const LONGEST_AFTER_GIVING_UP: Duration = Duration::from_hours(12);
 /// PCA usually signs within some tens of milliseconds. The SDK's own waiter would begin at a second.
 const FIRST_POLL: Duration = Duration::from_millis(40);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
@@ -301,9 +305,22 @@ impl Issuance {
         self.journal.store(&entries)
     }
 
-    /// Forgets the issuance under way, once its wrong certificate has been collected again for [`GIVE_UP_AFTER`].
-    pub(crate) fn give_up(&self) -> Result<(), JournalError> {
-        if self.is_tried_enough(&self.journal.load()?) { self.forget() } else { Ok(()) }
+    /// Forgets the issuance under way, once its wrong certificate has been collected again for [`GIVE_UP_AFTER`]. Returns
+    /// whether it did.
+    pub(crate) fn give_up(&self) -> Result<bool, JournalError> {
+        let is_over = self.is_tried_enough(&self.journal.load()?);
+        if is_over {
+            self.forget()?;
+        }
+        Ok(is_over)
+    }
+
+    /// The pause before another certificate is paid for, after `given_up` certificates in a row that are never accepted. A
+    /// wrong template makes every certificate wrong, and the pause still leaves time before a leaf ends.
+    #[must_use]
+    pub(crate) fn pause_after(&self, given_up: u32) -> Duration {
+        let doubled = AFTER_GIVING_UP.saturating_mul(2_u32.saturating_pow(given_up.saturating_sub(1).min(31)));
+        doubled.min(LONGEST_AFTER_GIVING_UP).min(self.validity / 10)
     }
 
     fn is_tried_enough(&self, entries: &Entries) -> bool {

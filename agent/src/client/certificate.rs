@@ -81,7 +81,9 @@ impl Certificates {
         let verified = bundle.verify_for(Role::Client, &issued.chain, &issued.csr.key, &self.service.sans, now);
         match &verified {
             Err(RejectedChain::NotYetValid { not_before, .. }) => self.issuance.note_valid_from(*not_before)?,
-            Err(rejected) if !rejected.may_pass_later() => self.issuance.give_up()?,
+            Err(rejected) if !rejected.may_pass_later() => {
+                self.issuance.give_up()?;
+            }
             Ok(_) | Err(_) => {}
         }
         Ok(verified?.stored().clone())

@@ -552,6 +552,25 @@ async fn invariant_11_what_is_not_ours_is_collected_again_for_minutes_before_ano
 }
 
 #[tokio::test(start_paused = true)]
+async fn invariant_11_while_no_certificate_is_ever_accepted_another_is_paid_for_more_and_more_rarely() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    let (newest, _) = agent.deployment.commit_point.parts().generations.newest().unwrap();
+    let other = IssuedChain { leaf_pem: newest.unwrap().chain.chain().to_pem(), chain_pem: String::new() };
+    let begin = bench.clock.now();
+    *bench.moods.mistaken.lock().unwrap() = Some(other.clone());
+    renew(&mut agent).await.outcome.unwrap_err();
+    while bench.clock.now() < begin + DAY {
+        *bench.moods.mistaken.lock().unwrap() = Some(other.clone());
+        let pass = pass(&mut agent).await;
+        assert!(reasons(&pass.status).contains("is for another public key"), "{:?}", pass.status.reasons);
+        bench.clock.sleep_until(pass.next).await;
+    }
+    let paid = bench.issuer.requests() - 1;
+    assert!((6..=10).contains(&paid), "{paid} certificates");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_issuance_is_tried_again_at_once_where_its_pause_ended_before_the_pass_did() {
     let bench = Bench::new().await;
     let mut agent = bench.serving().await;

@@ -230,11 +230,14 @@ impl RejectedChain {
     /// verified again.
     pub(crate) fn may_pass_later(&self) -> bool {
         match self {
+            // These two are of the leaf's own names and kind, so only another certificate helps.
+            Self::Path { source, .. } => {
+                !matches!(source, webpki::Error::NameConstraintViolation | webpki::Error::CaUsedAsEndEntity)
+            }
             Self::NotYetValid { .. }
             | Self::Distrusted { .. }
             | Self::UntrustedRoot { .. }
             | Self::MissingIntermediate { .. }
-            | Self::Path { .. }
             | Self::TooLarge { .. }
             | Self::TooMany { .. }
             | Self::Pem(_)
@@ -625,6 +628,24 @@ mod tests {
 
     fn chain(certificates: &[&[u8]]) -> Chain {
         Chain::new(certificates.iter().map(|der| CertificateDer::from(der.to_vec())).collect()).unwrap()
+    }
+
+    #[test]
+    fn invariant_11_a_leaf_whose_names_or_kind_are_refused_never_passes_later() {
+        let constrained = Ca::root_with("root", |params| {
+            let permitted_subtrees = vec![rcgen::GeneralSubtree::DnsName("elsewhere.example".into())];
+            params.name_constraints =
+                Some(rcgen::NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
+        });
+        let (pair, pem) = key();
+        let leaf = constrained.leaf_with(&pair, |_| ());
+        let names = bundle(&[&constrained]).verify(&issued(&leaf, &[]), &pem, &sans(), NOW).unwrap_err();
+        let kind = altered(|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)).unwrap_err();
+        for rejected in [names, kind] {
+            assert!(matches!(rejected, RejectedChain::Path { .. }) && !rejected.may_pass_later(), "{rejected}");
+        }
+        let other = RejectedChain::Path { serial: "1".into(), reason: "", source: webpki::Error::UnknownIssuer };
+        assert!(other.may_pass_later());
     }
 
     /// Verifies a leaf that `change` altered, right below a trusted root.
