@@ -8,7 +8,7 @@ mod connection;
 mod settings;
 mod system;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,6 +45,9 @@ const MAX_PAUSE: Duration = Duration::from_hours(24);
 
 /// The longest path of a Unix socket in bytes: `sun_path` without its final NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
+
+/// The most Auto Scaling groups of one cluster. Each group takes a call in each round of discovery.
+const MAX_GROUPS: usize = 20;
 
 /// The most entries of `node.extra_addresses`: a large leaf serves nobody.
 const MAX_EXTRA_ADDRESSES: usize = 32;
@@ -240,8 +243,8 @@ pub struct DiscoveryConfig {
 pub enum DiscoveryKind {
     /// The Auto Scaling group.
     Asg {
-        /// The group's name; by default the group of this instance.
-        asg_name: Option<String>,
+        /// The names of the groups; by default the group of this instance alone.
+        asg_names: Vec<String>,
         /// The way from an instance id to an address.
         addresses: AddressLookup,
     },
@@ -707,7 +710,8 @@ enum RawTrustKind {
 #[serde(deny_unknown_fields, default)]
 struct RawDiscovery {
     kind: RawDiscoveryKind,
-    asg_name: Option<String>,
+    #[serde(deserialize_with = "texts")]
+    asg_name: Option<Vec<String>>,
     addresses: AddressLookup,
     peers: Option<Vec<HostPort>>,
     #[serde(deserialize_with = "duration")]
@@ -806,11 +810,19 @@ impl RawConfig {
             let what = "has a character that nats-server.conf can't hold as it is; use letters, digits and -_./";
             return Err(invalid("state.directory", format!("{} {what}", state_directory.display())));
         }
+        let discovery = self.discovery.check()?;
+        if let DiscoveryKind::Asg { asg_names, .. } = &discovery.kind
+            && asg_names.len() > 1
+            && self.nats.cluster_name.is_none()
+        {
+            let what = "is missing; discovery.asg_name names several groups, and their nodes need one cluster name";
+            return Err(invalid("nats.cluster_name", what));
+        }
         Ok(Config {
             node: self.node,
             issuer: self.issuer.check()?,
             trust: self.trust.check()?,
-            discovery: self.discovery.check()?,
+            discovery,
             renewal: self.renewal,
             rollover: self.rollover,
             nats: self.nats,
@@ -926,7 +938,8 @@ impl RawDiscovery {
                         "\"ec2\" is not in this build (Cargo feature `ec2`); use \"dns\"",
                     ));
                 }
-                DiscoveryKind::Asg { asg_name: self.asg_name, addresses: self.addresses }
+                let asg_names = check_groups(self.asg_name)?;
+                DiscoveryKind::Asg { asg_names, addresses: self.addresses }
             }
             RawDiscoveryKind::Static => {
                 if self.asg_name.is_some() {
@@ -940,6 +953,25 @@ impl RawDiscovery {
         };
         Ok(DiscoveryConfig { kind, interval: self.interval })
     }
+}
+
+/// The names of Auto Scaling groups: 1 to 255 characters, and none of control
+/// (<https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_CreateAutoScalingGroup.html>).
+fn check_groups(names: Option<Vec<String>>) -> Result<Vec<String>, InvalidKey> {
+    let key = "discovery.asg_name";
+    let Some(names) = names else { return Ok(Vec::new()) };
+    if names.is_empty() || names.len() > MAX_GROUPS {
+        return Err(invalid(key, format!("must name 1 to {MAX_GROUPS} groups; leave it out for this instance's own")));
+    }
+    let is_wrong = |name: &&String| name.is_empty() || name.chars().count() > 255 || name.contains(char::is_control);
+    if let Some(name) = names.iter().find(is_wrong) {
+        return Err(invalid(key, format!("{name:?} is not the name of an Auto Scaling group")));
+    }
+    let mut seen = BTreeSet::new();
+    if let Some(name) = names.iter().find(|name| !seen.insert(*name)) {
+        return Err(invalid(key, format!("names {name:?} twice")));
+    }
+    Ok(names)
 }
 
 impl RenewalConfig {
@@ -1126,6 +1158,27 @@ fn socket_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<S
     deserializer.deserialize_str(Quoted { what, examples, parse: str::parse::<SocketAddr> })
 }
 
+/// A text, or a list of texts.
+fn texts<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    struct Texts;
+    impl<'de> serde::de::Visitor<'de> for Texts {
+        type Value = Vec<String>;
+
+        fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            formatter.write_str("a name in quotes, or a list of names")
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<Vec<String>, E> {
+            Ok(vec![text.to_owned()])
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, list: A) -> Result<Vec<String>, A::Error> {
+            Vec::deserialize(serde::de::value::SeqAccessDeserializer::new(list))
+        }
+    }
+    deserializer.deserialize_any(Texts).map(Some)
+}
+
 fn some_ip_addresses<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<IpAddr>>, D::Error> {
     ip_addresses(deserializer).map(Some)
 }
@@ -1211,9 +1264,8 @@ mod tests {
         assert_eq!(config.issuer.key_algorithm, KeyAlgorithm::EcdsaP256);
         let TrustConfig::SecretsManager { secret_id, json_key: None } = config.trust else { panic!() };
         assert_eq!(secret_id, "nats/ca");
-        let DiscoveryKind::Asg { asg_name: None, addresses: AddressLookup::Auto } = config.discovery.kind else {
-            panic!()
-        };
+        let DiscoveryKind::Asg { asg_names, addresses: AddressLookup::Auto } = config.discovery.kind else { panic!() };
+        assert!(asg_names.is_empty());
         assert_eq!(config.discovery.interval, Duration::from_secs(30));
         assert!((config.renewal.at - 0.67).abs() < f64::EPSILON);
         assert_eq!(
@@ -1302,6 +1354,17 @@ mod tests {
     }
 
     #[test]
+    fn the_group_is_a_text_or_a_list() {
+        let groups = |rest: &str| match parse(&ec2(rest)).unwrap().discovery.kind {
+            DiscoveryKind::Asg { asg_names, .. } => asg_names,
+            DiscoveryKind::Static { .. } => Vec::new(),
+        };
+        assert_eq!(groups("discovery.asg_name = \"nats\""), ["nats"]);
+        assert_eq!(groups("discovery.asg_name = [\"nats\"]"), ["nats"]);
+        assert_eq!(groups("nats.cluster_name = \"n\"\ndiscovery.asg_name = [\"b\", \"a\"]"), ["b", "a"]);
+    }
+
+    #[test]
     fn an_error_names_file_line_and_key_and_says_what_to_write() {
         let cases = [
             (
@@ -1357,6 +1420,11 @@ mod tests {
             ("discovery.peers = [\"a:1\"]", "discovery.peers: belongs to kind = \"static\""),
             ("discovery.kind = \"static\"", "discovery.peers: is missing"),
             ("discovery = { kind = \"static\", asg_name = \"a\" }", "discovery.asg_name: belongs to kind = \"asg\""),
+            ("discovery.asg_name = []", "discovery.asg_name: must name 1 to 20 groups"),
+            ("discovery.asg_name = \"\"", "discovery.asg_name: \"\" is not the name"),
+            ("discovery.asg_name = [\"a\", \"a\"]", "discovery.asg_name: names \"a\" twice"),
+            ("discovery.asg_name = 1", "expected a name in quotes, or a list of names"),
+            ("discovery.asg_name = [\"a\", \"b\"]", "nats.cluster_name: is missing; discovery.asg_name names several"),
             ("discovery.interval = \"1ms\"", "discovery.interval: must lie between"),
             ("discovery.interval = \"10000y\"", "discovery.interval: must lie between"),
             ("discovery = { kind = \"static\", peers = [\"a\"] }", "discovery.peers: \"a\" is not a peer"),

@@ -117,10 +117,10 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
         None => None,
     };
     let peers: Arc<dyn PeerSource> = match &config.discovery.kind {
-        DiscoveryKind::Asg { asg_name, addresses } => Arc::new(Asg::new(
+        DiscoveryKind::Asg { asg_names, addresses } => Arc::new(Asg::new(
             aws().await,
             node.clone(),
-            asg_name.clone(),
+            asg_names.clone(),
             *addresses,
             config.nats.cluster_listen.port(),
         )),

@@ -218,6 +218,23 @@ async fn a_group_is_found_paged_through_and_seen_late() {
     assert_eq!(world.asg(None).sight().await.unwrap().group.as_deref(), Some("nats"));
 }
 
+#[tokio::test]
+async fn the_nodes_of_several_groups_are_one_cluster() {
+    let world = World::start().await;
+    world.double.account(|aws, now| {
+        for (group, number) in [("nats-a", 1), ("nats-a", 2), ("nats-b", 3), ("other", 4)] {
+            aws.fleet.launch(group, &id(number), address(number), "InService", now);
+        }
+    });
+    let names = ["nats-a", "nats-b"].map(ToOwned::to_owned);
+    let seen = Asg::new(&world.config, node(), names, AddressLookup::Ec2, 6222).sight().await.unwrap();
+    assert_eq!(numbers(&seen), ([1, 2, 3].into(), Vec::new()));
+    assert_eq!(seen.group, None);
+    let names = ["nats-a", "absent"].map(ToOwned::to_owned);
+    let error = Asg::new(&world.config, node(), names, AddressLookup::Ec2, 6222).sight().await.unwrap_err();
+    assert!(error.to_string().contains("\"absent\""), "{error}");
+}
+
 fn numbers(seen: &Sighting) -> (std::collections::BTreeSet<u8>, Vec<String>) {
     let last = |address: SocketAddr| match address.ip() {
         IpAddr::V4(ip) => ip.octets()[3],

@@ -25,12 +25,15 @@ const MAX_PAGES: usize = 20;
 /// How long a sighting may take in all: every call is bounded, but a sighting makes many calls.
 const SIGHT_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// The peers in an Auto Scaling group.
+/// The peers in Auto Scaling groups.
 pub struct Asg {
     client: Client,
     node: Node,
     port: u16,
-    group: OnceCell<String>,
+    /// The groups that the configuration names.
+    named: Vec<String>,
+    /// The group of this instance, where the configuration names no group.
+    own: OnceCell<String>,
     addresses: Addresses,
 }
 
@@ -44,15 +47,22 @@ pub struct Member {
 }
 
 impl Asg {
-    /// `name` defaults to the group that `node` is in; `port` is the cluster's.
+    /// No name stands for the group that `node` is in; `port` is the cluster's.
     #[must_use]
-    pub fn new(aws: &SdkConfig, node: Node, name: Option<String>, lookup: AddressLookup, port: u16) -> Self {
+    pub fn new(
+        aws: &SdkConfig,
+        node: Node,
+        names: impl IntoIterator<Item = String>,
+        lookup: AddressLookup,
+        port: u16,
+    ) -> Self {
         Self {
             client: Client::new(aws),
             addresses: Addresses::new(aws, node.clone(), lookup),
             node,
             port,
-            group: OnceCell::new_with(name),
+            named: names.into_iter().collect(),
+            own: OnceCell::new(),
         }
     }
 
@@ -124,11 +134,20 @@ impl PeerSource for Asg {
 
 impl Asg {
     async fn sighting(&self) -> Result<Sighting, RemoteError> {
-        let group = self.group.get_or_try_init(|| self.find_group()).await?;
-        let members = self.members(group).await?;
+        let groups = match self.named.as_slice() {
+            [] => std::slice::from_ref(self.own.get_or_try_init(|| self.find_group()).await?),
+            named => named,
+        };
+        let mut members = Vec::new();
+        for group in groups {
+            members.extend(self.members(group).await?);
+        }
+        members.truncate(MAX_PEERS + 1);
         let ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
         let addresses = self.addresses.find(&ids).await?;
-        let mut seen = Sighting { group: Some(group.clone()), ..Sighting::default() };
+        // Several groups have no name in common: the configuration names their cluster.
+        let group = groups.first().filter(|_| groups.len() == 1).cloned();
+        let mut seen = Sighting { group, ..Sighting::default() };
         for Member { id, state } in members {
             match addresses.get(&id) {
                 Some(ip) => seen.peers.push(Peer { address: SocketAddr::new(*ip, self.port), id, state }),
