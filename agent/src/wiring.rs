@@ -1,6 +1,5 @@
 //! Makes the parts of a reconciler from the checked configuration: the real implementation of each seam.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -125,8 +124,7 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
             config.nats.cluster_listen.port(),
         )),
         DiscoveryKind::Static { peers } => {
-            let own = SocketAddr::new(node.address, config.nats.cluster_listen.port());
-            Arc::new(StaticList { peers: peers.clone(), own })
+            Arc::new(StaticList { peers: peers.clone(), node: node.clone(), port: config.nats.cluster_listen.port() })
         }
     };
     Parts {
