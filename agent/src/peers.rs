@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,7 @@ pub struct Peer {
 }
 
 /// What a source of peers saw.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Sighting {
     /// The peers with an address. This node is among them if the source knows it.
     pub peers: Vec<Peer>,
@@ -37,6 +38,8 @@ pub struct Sighting {
     pub unresolved: Vec<String>,
     /// The group's name, if there is a group.
     pub group: Option<String>,
+    /// Why the addresses of unresolved peers can't be asked for.
+    pub fault: Option<Arc<RemoteError>>,
 }
 
 /// The peers in force, by address: `routes` is rendered from them. This node is one of them.
@@ -201,7 +204,7 @@ mod tests {
             let sighting = Sighting {
                 peers: seen.difference(&unresolved).map(|number| peer(*number)).collect(),
                 unresolved: unresolved.iter().map(|number| peer(*number).id).collect(),
-                group: None,
+                ..Sighting::default()
             };
             let answers = |peer: &Peer| answering.iter().any(|number| self::peer(*number).id == peer.id);
             let after = before.after(&sighting, &node(), answers);

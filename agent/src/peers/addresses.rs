@@ -35,6 +35,8 @@ struct Known {
     addresses: BTreeMap<String, IpAddr>,
     /// Under `auto`, this node's own name was seen to resolve to this node.
     dns_works: bool,
+    /// Why EC2 didn't tell the addresses that DNS doesn't know.
+    fault: Option<Arc<RemoteError>>,
 }
 
 impl Addresses {
@@ -60,6 +62,7 @@ impl Addresses {
         }
         let new: Vec<String> =
             ids.iter().filter(|id| !known.addresses.contains_key(**id)).map(|id| (*id).to_owned()).collect();
+        known.fault = None;
         if !new.is_empty() {
             let by_dns = match self.lookup {
                 AddressLookup::Dns => true,
@@ -75,12 +78,17 @@ impl Addresses {
             if by_dns && self.lookup == AddressLookup::Auto && !rest.is_empty() {
                 match self.by_ec2(rest).await {
                     Ok(others) => found.extend(others),
-                    Err(error) => tracing::debug!("what DNS doesn't know stays without an address: {error}"),
+                    Err(error) => known.fault = Some(Arc::new(error)),
                 }
             }
             known.addresses.extend(found);
         }
         Ok(known.addresses.clone())
+    }
+
+    /// Why the last look-up left peers out that DNS doesn't know.
+    pub(super) async fn fault(&self) -> Option<Arc<RemoteError>> {
+        self.known.lock().await.fault.clone()
     }
 
     /// Whether resource name DNS is on: this node's own name then resolves to this node.
@@ -218,6 +226,31 @@ mod ec2 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::aws::AwsSettings;
+    use crate::node::Placement;
+    use crate::x509::san::Sans;
+
+    #[tokio::test]
+    async fn what_neither_dns_nor_ec2_tells_has_a_reason() {
+        let nowhere = Some("http://127.0.0.1:9".to_owned());
+        let aws = AwsSettings { region: Some("eu-west-1".into()), endpoint: nowhere.clone(), imds_endpoint: nowhere };
+        let node = Node {
+            name: "n1".into(),
+            instance_id: Some("i-00000000000000001".into()),
+            region: Some("eu-west-1".into()),
+            address: IpAddr::from([10, 0, 1, 5]),
+            further_addresses: [].into(),
+            sans: Sans::default(),
+            placement: Placement::default(),
+        };
+        let addresses = Addresses::new(&aws.load().await, node, AddressLookup::Auto);
+        addresses.known.lock().await.dns_works = true;
+        let (own, other) = ("i-00000000000000001", "i-00000000000000002");
+        assert_eq!(addresses.find(&[own, other]).await.unwrap().len(), 1);
+        assert!(addresses.fault().await.is_some());
+        assert_eq!(addresses.find(&[own]).await.unwrap().len(), 1);
+        assert!(addresses.fault().await.is_none(), "nobody is left out any more");
+    }
 
     #[test]
     fn of_several_addresses_always_the_same_is_chosen() {

@@ -147,7 +147,8 @@ impl Asg {
         let addresses = self.addresses.find(&ids).await?;
         // Several groups have no name in common: the configuration names their cluster.
         let group = groups.first().filter(|_| groups.len() == 1).cloned();
-        let mut seen = Sighting { group, ..Sighting::default() };
+        let fault = self.addresses.fault().await;
+        let mut seen = Sighting { group, fault, ..Sighting::default() };
         for Member { id, state } in members {
             match addresses.get(&id) {
                 Some(ip) => seen.peers.push(Peer { address: SocketAddr::new(*ip, self.port), id, state }),

@@ -135,6 +135,8 @@ pub(super) struct Sources {
     pub(super) peers: Polled<dyn PeerSource, KnownPeers>,
     /// Where the peers in force differ from the last sighting.
     kept_peers: Vec<Kept>,
+    /// Why the last sighting left peers out.
+    left_out: Option<Reason>,
     trust: Polled<dyn TrustSource, KnownBundle>,
     /// Subjects of the anchors that the source no longer has.
     kept_anchors: Vec<String>,
@@ -180,6 +182,7 @@ impl Sources {
             dial: seams.dial,
             peers: Polled::new(seams.peers, discovery, known),
             kept_peers: Vec::new(),
+            left_out: None,
             trust: Polled::new(seams.trust, bundle, KnownBundle::default()),
             kept_anchors: Vec::new(),
             distrust: OwnDistrust::of(state),
@@ -298,6 +301,7 @@ impl Sources {
         if let (Some(seen), Some(after)) = (seen, after) {
             let known = &mut self.peers.last_good;
             self.kept_peers = after.kept;
+            self.left_out = seen.fault.as_deref().map(Reason::discovery);
             known.set = after.peers;
             known.group = seen.group.or(known.group.take());
         }
@@ -481,6 +485,7 @@ impl Sources {
     /// What differs from the sources' answers, and what waits.
     pub(super) fn warnings(&self, now: OffsetDateTime) -> Vec<Reason> {
         let mut warnings: Vec<_> = self.kept_peers.iter().cloned().map(Reason::Kept).collect();
+        warnings.extend(self.left_out.clone());
         if !self.kept_anchors.is_empty() {
             warnings.push(Reason::AnchorsKept { subjects: self.kept_anchors.clone() });
         }

@@ -58,7 +58,7 @@ impl TrustSource for SettableTrust {
 }
 
 /// A peer source whose peers a test sets or takes away.
-struct SettablePeers(Mutex<Option<Vec<Peer>>>);
+struct SettablePeers(Mutex<Option<Vec<Peer>>>, Mutex<Option<Arc<RemoteError>>>);
 
 #[async_trait]
 impl PeerSource for SettablePeers {
@@ -66,7 +66,7 @@ impl PeerSource for SettablePeers {
         tokio::task::yield_now().await;
         let away = || RemoteError::new(RemoteErrorKind::Unavailable, "DescribeAutoScalingGroups", "away", "wait");
         let peers = self.0.lock().unwrap().clone().ok_or_else(away)?;
-        Ok(Sighting { peers, ..Sighting::default() })
+        Ok(Sighting { peers, fault: self.1.lock().unwrap().clone(), ..Sighting::default() })
     }
 }
 
@@ -166,7 +166,7 @@ impl Bench {
             issuer,
             lifecycle: Arc::default(),
             trust: Arc::new(SettableTrust(Mutex::new(Some(bundle)))),
-            peers: Arc::new(SettablePeers(Mutex::new(Some(peers(&[1, 2, 3]))))),
+            peers: Arc::new(SettablePeers(Mutex::new(Some(peers(&[1, 2, 3]))), Mutex::default())),
             dial: Arc::default(),
             server: Arc::new(server),
             interval: Duration::from_mins(10),
@@ -633,6 +633,21 @@ async fn invariant_06_no_answer_of_discovery_takes_a_route_away_that_it_should_n
     bench.live(&mut agent, bench.clock.now() + Duration::from_mins(20)).await;
     assert!(!bench.committed().contains("127.0.0.2:1\"") && bench.committed().contains("127.0.0.4:1\""));
     assert_eq!(bench.issuer.requests(), 1, "a change of peers is a new file on the same generation");
+}
+
+#[tokio::test(start_paused = true)]
+async fn why_a_peer_is_left_out_is_a_warning_with_a_code() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    let denied = RemoteError::new(RemoteErrorKind::Denied, "ec2:DescribeInstances", "not allowed", "allow the call");
+    *bench.peers.1.lock().unwrap() = Some(Arc::new(denied));
+    let later = bench.clock.now() + Duration::from_mins(20);
+    let pass = bench.live(&mut agent, later).await;
+    let is_told = |pass: &Pass| pass.status.warnings.iter().any(|warning| warning.code == "discovery_denied");
+    assert!(pass.status.state == State::Healthy && is_told(&pass), "{:?}", pass.status);
+    *bench.peers.1.lock().unwrap() = None;
+    let pass = bench.live(&mut agent, later + Duration::from_mins(20)).await;
+    assert!(!is_told(&pass), "{:?}", pass.status.warnings);
 }
 
 #[tokio::test(start_paused = true)]

@@ -502,7 +502,7 @@ impl PeerSource for Access {
         };
         let answer = self.cloud.call(self.caller, self.draw(), Service::AutoScaling, describe).await;
         let peers = answer.map_err(|error| refused("autoscaling:DescribeAutoScalingGroups", &error))?;
-        Ok(Sighting { peers, unresolved: Vec::new(), group: Some(group(cluster)) })
+        Ok(Sighting { peers, group: Some(group(cluster)), ..Sighting::default() })
     }
 }
 
