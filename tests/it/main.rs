@@ -13,6 +13,7 @@ mod conf_reader;
 mod connection;
 mod crash;
 mod crowd;
+mod distrust;
 mod doctor;
 mod documents;
 mod fault_matrix;

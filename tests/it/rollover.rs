@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use harness::cluster::Node;
@@ -13,7 +13,9 @@ use harness::process::tail;
 use harness::tools;
 use harness::traffic::Traffic;
 use nix::sys::signal::Signal;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -131,24 +133,49 @@ impl Change {
     }
 }
 
-/// A CA with its key, as the embedded CA keeps them.
-fn make_ca(directory: &std::path::Path, name: &str) -> String {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let key = KeyPair::generate().unwrap();
-    let pem = params.self_signed(&key).unwrap().pem();
-    std::fs::create_dir_all(directory).unwrap();
-    let mut private = std::fs::OpenOptions::new();
-    let mut file = private.write(true).create_new(true).mode(0o600).open(directory.join("ca.key")).unwrap();
-    std::io::Write::write_all(&mut file, key.serialize_pem().as_bytes()).unwrap();
-    std::fs::write(directory.join("ca.pem"), &pem).unwrap();
-    pem
+/// A CA with its key, as the embedded CA keeps them. Returns the CA's certificate.
+fn make_ca(directory: &Path, name: &str) -> String {
+    Ca::make(directory, name).pem
 }
 
-fn is_served_by(status: &Value, ca: &str) -> bool {
+/// A CA of a test, which signs certificates of clients too.
+pub(crate) struct Ca {
+    pub(crate) pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Ca {
+    /// Makes a CA, and writes its certificate and its key as the embedded CA keeps them.
+    pub(crate) fn make(directory: &Path, name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        std::fs::create_dir_all(directory).unwrap();
+        let mut private = std::fs::OpenOptions::new();
+        let mut file = private.write(true).create_new(true).mode(0o600).open(directory.join("ca.key")).unwrap();
+        std::io::Write::write_all(&mut file, key.serialize_pem().as_bytes()).unwrap();
+        std::fs::write(directory.join("ca.pem"), &pem).unwrap();
+        Self { pem, issuer: Issuer::new(params, key) }
+    }
+
+    /// Writes a client's certificate and its key into a directory.
+    pub(crate) fn client(&self, directory: &Path) -> (PathBuf, PathBuf) {
+        std::fs::create_dir_all(directory).unwrap();
+        let mut params = CertificateParams::default();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let files = (directory.join("client.pem"), directory.join("client.key"));
+        std::fs::write(&files.0, params.signed_by(&key, &self.issuer).unwrap().pem()).unwrap();
+        std::fs::write(&files.1, key.serialize_pem()).unwrap();
+        files
+    }
+}
+
+pub(crate) fn is_served_by(status: &Value, ca: &str) -> bool {
     at(status, "leaf.issuer").contains(ca)
         && at(status, "served.client.sha256") == at(status, "leaf.sha256")
         && at(status, "served.route.sha256") == at(status, "leaf.sha256")
