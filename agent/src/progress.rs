@@ -60,6 +60,11 @@ pub enum Step {
         /// The number of clients.
         clients: u64,
     },
+    /// Clients were closed that a distrusted CA may have let in.
+    Closed {
+        /// The number of clients.
+        clients: u64,
+    },
     /// The reload was not confirmed, and the previous configuration is back in place.
     RolledBack {
         /// The reason why the reload was not confirmed.
@@ -83,6 +88,9 @@ impl std::fmt::Display for Step {
             Self::StillLoads => formatter.write_str("nats-server still loads the configuration"),
             Self::Confirmed { by } => write!(formatter, "confirmed: {by}"),
             Self::Disconnected { clients } => write!(formatter, "clients that the reload disconnected: {clients}"),
+            Self::Closed { clients } => {
+                write!(formatter, "clients closed that a distrusted CA may have let in: {clients}")
+            }
             Self::RolledBack { reason } => write!(formatter, "rolled back: {reason}"),
         }
     }
@@ -115,6 +123,7 @@ impl Step {
             Self::StillLoads => of("still_loads"),
             Self::Confirmed { .. } => of("confirmed"),
             Self::Disconnected { .. } => of("disconnected"),
+            Self::Closed { .. } => of("closed"),
             Self::RolledBack { .. } => of("rolled_back"),
         }
     }

@@ -194,6 +194,8 @@ codes! {
     RolloverWaits = "rollover_waits",
     /// A leaf of a new CA went into force before everybody trusted the CA.
     RolloverOverruled = "rollover_overruled",
+    /// Connections stay open that a distrusted CA may have let in.
+    DistrustedStay = "distrusted_stay",
     /// Every CA of the bundle is distrusted.
     NothingTrusted = "nothing_trusted",
     /// nats-server doesn't run.
@@ -504,6 +506,15 @@ pub enum Reason {
         /// What the leaf waited for.
         waits: Vec<Wait>,
     },
+    /// Connections stay open that a distrusted CA may have let in.
+    DistrustedStay {
+        /// The subjects of the distrusted CAs.
+        subjects: Vec<String>,
+        /// The names of the other servers whose routes are older than the distrust.
+        routes: Vec<String>,
+        /// How many clients stay, where clients stay. `None` in it: nobody tells.
+        clients: Option<Option<u64>>,
+    },
     /// nats-server doesn't run.
     ServerNotRunning {
         /// What shows it.
@@ -704,6 +715,7 @@ impl Reason {
             Self::AnchorsKept { .. } => Code::AnchorsKept,
             Self::RolloverWaits { .. } => Code::RolloverWaits,
             Self::RolloverOverruled { .. } => Code::RolloverOverruled,
+            Self::DistrustedStay { .. } => Code::DistrustedStay,
             Self::ServerNotRunning { .. } => Code::ServerNotRunning,
             Self::ServerNotLookedAt => Code::ServerNotLookedAt,
             Self::NothingCommitted => Code::NothingCommitted,
@@ -762,7 +774,7 @@ impl Reason {
             }
             Self::PeerIsThisNode { peer, .. } => Some(peer.clone()),
             Self::Anchor { subject, .. } | Self::IssuerEnds { subject, .. } => Some(subject.clone()),
-            Self::AnchorsKept { subjects } => Some(subjects.join(", ")),
+            Self::AnchorsKept { subjects } | Self::DistrustedStay { subjects, .. } => Some(subjects.join(", ")),
             Self::RolloverWaits { issuer, .. } => Some(issuer.clone()),
             Self::CommittedNotServed(Mismatch::PortSilent { port, .. } | Mismatch::OtherLeaf { port }) => {
                 Some(port.to_string())
@@ -895,6 +907,18 @@ impl fmt::Display for Reason {
                 "the certificate of a new CA went into force, because its time to wait was over; connections may break with {}",
                 listed(waits)
             ),
+            Self::DistrustedStay { subjects, routes, clients } => {
+                write!(formatter, "connections stay open that were made while {} was trusted:", subjects.join(", "))?;
+                match clients {
+                    Some(Some(count)) => write!(formatter, " clients ({count}), because the system account doesn't close them;")?,
+                    Some(None) => formatter.write_str(" clients, because nats-server doesn't tell which it has;")?,
+                    None => {}
+                }
+                if !routes.is_empty() {
+                    write!(formatter, " routes of {};", routes.join(", "))?;
+                }
+                formatter.write_str(" restart nats-server of this node to close them: systemctl restart nats-server")
+            }
             Self::ServerNotRunning { why } => write!(formatter, "nats-server isn't running: {why}"),
             Self::ServerNotLookedAt => formatter.write_str("nats-server was not looked at yet"),
             Self::NothingCommitted => formatter.write_str("no configuration is committed yet"),

@@ -6,6 +6,7 @@
 
 pub mod commit_point;
 mod condition;
+mod cutoff;
 mod deployment;
 mod distrust;
 mod issuing;
@@ -32,6 +33,7 @@ use time::OffsetDateTime;
 
 use self::commit_point::CommitPoint;
 use self::condition::Watch;
+use self::cutoff::Cutoff;
 use self::deployment::{Deployment, Order};
 use self::issuing::Issuing;
 use self::last_good::LastGoodFile;
@@ -144,6 +146,8 @@ pub struct Reconciler {
     system_user: SystemUser,
     /// What peers trust and serve, and what a leaf of a new CA waits for.
     rollover: Rollover,
+    /// The connections that a distrusted CA may have let in.
+    cutoff: Cutoff,
     /// This node's part in keeping the connection document current.
     publisher: Option<Publisher>,
 }
@@ -166,6 +170,7 @@ impl Reconciler {
             included: parts.included,
         };
         let links = Links::of(remembered.linked.clone());
+        let cutoff = Cutoff::of(remembered.unfinished.clone());
         let system_user = SystemUser::of(&commit.nats, &commit.state);
         Self {
             sources: Sources::new(seams, clock, interval, &renewal, remembered, &commit.state),
@@ -184,6 +189,7 @@ impl Reconciler {
             not_in_force: None,
             system_user,
             rollover,
+            cutoff,
             publisher: parts.publication.map(|publication| Publisher::new(publication, interval, &renewal)),
         }
     }
@@ -193,6 +199,7 @@ impl Reconciler {
         let outcome = self.reconcile(wanted, progress).await;
         self.deployment.note_outcome(&outcome);
         self.look_at_condition().await;
+        Box::pin(self.cut_off(progress)).await;
         let now = self.clock.now();
         if let (Some(newest), Some(bundle)) = (&self.newest, self.sources.bundle()) {
             let fetched = self.sources.fetched_bundle().unwrap_or(bundle);
@@ -202,7 +209,7 @@ impl Reconciler {
         self.publish(now).await;
         let (status, next) = (self.status(), self.next(now));
         self.links.note_alone(status.is_alone(), now);
-        self.sources.remember_linked(self.links.seen());
+        self.sources.remember(self.links.seen(), self.cutoff.unfinished());
         self.newest = None;
         let issuer = self.issuing.retry.succeeded_at().map(|at| (Source::Issuer, at));
         let published = self.publisher.as_ref().and_then(Publisher::answered_at).map(|at| (Source::Connection, at));
@@ -336,7 +343,14 @@ impl Reconciler {
         let (own, observed) = (self.own_route(), &self.deployment.seen().observed);
         let (newest, rollover) = (self.newest.as_ref(), &mut self.rollover);
         let has_taken_over = self.sources.take(answers, &self.node, own, newest, observed, rollover).await;
-        let has_distrusted = self.newest.as_ref().is_some_and(|newest| self.sources.distrusts_of(&newest.bundle));
+        let distrusted: Vec<_> =
+            self.newest.iter().flat_map(|newest| self.sources.distrusted_of(&newest.bundle)).collect();
+        let has_distrusted = !distrusted.is_empty();
+        if has_distrusted {
+            // The generation that still has the CAs is replaced next, so what is left to do is noted first.
+            self.cutoff.note(distrusted);
+            self.sources.remember(self.links.seen(), self.cutoff.unfinished());
+        }
         if has_taken_over || has_distrusted {
             self.deployment.skip_turn();
         }
@@ -602,6 +616,7 @@ impl Reconciler {
         times.extend(self.issuing.times(newest, &self.node));
         times.extend(self.deployment.times(now, newest.is_some()));
         times.extend(self.rollover.times(now));
+        times.extend(self.cutoff.times());
         times.extend(self.publisher.as_ref().and_then(Publisher::time));
         let mut soonest = times.into_iter().min().unwrap_or(now);
         if let (None, Some(next)) = (newest, self.deployment.next_try()) {

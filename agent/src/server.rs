@@ -92,6 +92,15 @@ pub struct Load {
     pub ended: OffsetDateTime,
 }
 
+/// A round of closing clients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// The clients that were closed.
+    pub closed: u64,
+    /// The clients that have to be closed and are open.
+    pub open: u64,
+}
+
 /// The chain that a port serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Served {
@@ -326,6 +335,12 @@ pub trait Server: Send + Sync {
         None
     }
 
+    /// Closes clients that presented a certificate and were connected before `than`, a bounded number of them. `None`: nats-server
+    /// tells of no client.
+    async fn close_older(&self, _chain: &StoredChain, _at: &Listeners, _than: OffsetDateTime) -> Option<Cut> {
+        None
+    }
+
     /// What of the running server stands in the way of a first user, which nobody but the agent needs.
     async fn obstacle_to_a_user(&self, chain: Option<&StoredChain>, at: &Listeners) -> Option<Obstacle>;
 
@@ -540,6 +555,12 @@ impl Server for NatsServer {
         let (_, at) = self.as_started(at);
         let closed = clients::closed_by(self.inquiry(Some(chain), &at), load).await;
         closed.inspect_err(|error| tracing::debug!("{}", with_causes(error))).ok()
+    }
+
+    async fn close_older(&self, chain: &StoredChain, at: &Listeners, than: OffsetDateTime) -> Option<Cut> {
+        let (_, at) = self.as_started(at);
+        let cut = clients::close_older(self.inquiry(Some(chain), &at), than).await;
+        cut.inspect_err(|error| tracing::debug!("{}", with_causes(error))).ok()
     }
 
     async fn obstacle_to_a_user(&self, chain: Option<&StoredChain>, at: &Listeners) -> Option<Obstacle> {

@@ -317,6 +317,9 @@ pub struct NatsStatus {
     /// The last reload that this process of the agent confirmed.
     #[serde(default)]
     pub last_reload: Option<LastReload>,
+    /// The last distrust that this process of the agent carried out.
+    #[serde(default)]
+    pub distrust: Option<DistrustStatus>,
 }
 
 /// A reload, and the number of clients that it disconnected.
@@ -327,6 +330,16 @@ pub struct LastReload {
     pub since: OffsetDateTime,
     /// `None`: nats-server gave no answer.
     pub disconnected: Option<u64>,
+}
+
+/// The last distrust that this process of the agent carried out.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct DistrustStatus {
+    /// When nats-server loaded the bundle without the CA.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// The clients with a certificate that were connected before, and that the agent closed.
+    pub closed: u64,
 }
 
 /// What nats-server is about, and since when.
@@ -349,6 +362,8 @@ pub struct Findings {
     pub phase: Option<TimedPhase>,
     /// The last confirmed reload.
     pub last_reload: Option<LastReload>,
+    /// The last distrust.
+    pub distrust: Option<DistrustStatus>,
     /// The connection document, where it was seen.
     pub connection: Option<ConnectionStatus>,
     /// Whether nats-server starts again and again and never serves.
@@ -488,6 +503,7 @@ impl Status {
                 version: observed.varz.as_ref().map(|varz| varz.version.clone()),
                 state: findings.phase.map(|phase| phase.phase),
                 last_reload: findings.last_reload,
+                distrust: findings.distrust,
                 config_digest: observed.varz.as_ref().and_then(|varz| varz.config_digest.clone()),
             },
             node: findings.node,

@@ -5,15 +5,18 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::{Client, ConnectError, ConnectOptions};
 use harness::cluster::Node;
 use harness::nodes::{Nodes, at, set};
 use harness::{eventually, tools};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::AGENT;
 use crate::rollover::{Ca, is_served_by};
+use crate::rotation::status_with;
+use crate::{AGENT, metric};
 
 /// The machine may be slow.
 const SOON: Duration = Duration::from_mins(1);
@@ -145,4 +148,69 @@ async fn a_leaked_ca_is_distrusted_by_every_running_node_in_time_although_a_peer
         dead.healthy(SOON).await.unwrap();
     });
     harness::join_all(runs).await;
+}
+
+/// The text of a warning, or nothing.
+fn warning<'a>(status: &'a Value, code: &str) -> &'a str {
+    let mut warnings = status["warnings"].as_array().into_iter().flatten();
+    warnings.find(|warning| warning["code"] == code).map_or("", |warning| at(warning, "text"))
+}
+
+#[tokio::test]
+async fn clients_of_a_leaked_ca_are_closed_and_an_older_route_is_a_warning_until_nats_server_restarts() {
+    let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
+        let mut leak = Leak::boot(version, 2, "auto").await;
+        let directory = leak.cluster.directory().to_owned();
+        let leaked =
+            leak.connect(&leak.cluster.nodes[0], &leak.leaked.client(&directory.join("leaked"))).await.unwrap();
+        let good = leak.connect(&leak.cluster.nodes[0], &leak.new.client(&directory.join("good"))).await.unwrap();
+        leak.switch();
+        leak.distrust().await;
+        let begun = Instant::now();
+        let is_closed = |status: &Value| status["nats"]["distrust"]["closed"] == 2;
+        let status = status_with(&leak.cluster.nodes[0], is_closed).await;
+        println!("{version}: the clients are closed after {:.1} s", begun.elapsed().as_secs_f64());
+        assert!(warning(&status, "distrusted_stay").contains("routes of n2;"), "{version}: {status:#}");
+        assert!(!warning(&status, "distrusted_stay").contains("clients"), "{version}: {status:#}");
+        let name = "nats_tls_agent_distrusted_connections_closed_total";
+        assert_eq!(metric(leak.cluster.nodes[0].metrics(), name).await, Some(2), "{version}");
+        let log = leak.cluster.nodes[0].agent.log_tail(50);
+        assert!(log.contains("clients closed that a distrusted CA may have let in: 2"), "{version}: {log}");
+        eventually("the good client, connected anew", SOON, async || {
+            let connects = good.statistics().connects.load(std::sync::atomic::Ordering::Relaxed);
+            let is_back = connects > 1 && good.connection_state() == State::Connected;
+            if is_back && leaked.connection_state() == State::Disconnected { Ok(()) } else { Err(connects.to_string()) }
+        })
+        .await
+        .unwrap();
+        // The certificate of the second node is of the leaked CA in its old routes too.
+        let Nodes { nodes, cluster, .. } = &mut leak.cluster;
+        for node in &*nodes {
+            let has_loaded = |status: &Value| status["nats"]["distrust"].is_object();
+            status_with(node, |status| is_served_by(status, "the new CA") && has_loaded(status)).await;
+        }
+        nodes[0].server.take().unwrap().stop().await.unwrap();
+        cluster.start_server(&mut nodes[0]).await.unwrap();
+        for node in &*nodes {
+            status_with(node, |status| {
+                status["state"] == "healthy"
+                    && warning(status, "distrusted_stay").is_empty()
+                    && status["rollover"]["phase"] == "none"
+            })
+            .await;
+        }
+        assert_eq!(metric(nodes[0].metrics(), name).await, Some(2), "{version}: a client was closed twice");
+    });
+    harness::join_all(runs).await;
+}
+
+#[tokio::test]
+async fn without_the_system_account_clients_of_a_leaked_ca_stay_and_a_warning_says_so() {
+    let leak = Leak::boot(tools::NATS_SERVER, 1, "off").await;
+    let node = &leak.cluster.nodes[0];
+    let client = leak.connect(node, &leak.leaked.client(&leak.cluster.directory().join("leaked"))).await.unwrap();
+    leak.switch();
+    leak.distrust().await;
+    let status = status_with(node, |status| warning(status, "distrusted_stay").contains("clients (1)")).await;
+    assert_eq!((&status["state"], client.connection_state()), (&"healthy".into(), State::Connected), "{status:#}");
 }

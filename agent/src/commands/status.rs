@@ -15,7 +15,7 @@ use crate::reason::Reason;
 use crate::reconcile::Reconciler;
 use crate::server::Phase;
 use crate::server::probe::Port;
-use crate::status::{LastReload, PeerStatus, RouteState, ServedLeaf, ServedStatus, State, Status};
+use crate::status::{DistrustStatus, LastReload, PeerStatus, RouteState, ServedLeaf, ServedStatus, State, Status};
 use crate::trust::rollover::RolloverPhase;
 use crate::wiring::{wire_to_inspect, wire_to_look};
 
@@ -140,6 +140,9 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
             Some(clients) => format!(", clients disconnected: {clients}"),
         };
         line("  reload", &format!("{}{cost}", at(since)));
+    }
+    if let Some(DistrustStatus { since, closed }) = nats.distrust {
+        line("  distrust", &format!("{}, clients closed: {closed}", at(since)));
     }
     // The id of a static peer that is given by its address is the address.
     let named = || status.peers.iter().filter(|peer| peer.id != peer.address);

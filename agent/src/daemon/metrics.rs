@@ -250,6 +250,8 @@ fn register_counts(registry: &mut Registry, tally: &Tally) {
     registry.register("reload_rollbacks", help, tally.rollbacks.clone());
     let help = "Clients that reloads disconnected";
     registry.register("reload_disconnected_clients", help, tally.disconnected.clone());
+    let help = "Clients that the agent closed because a distrusted CA may have let them in";
+    registry.register("distrusted_connections_closed", help, tally.closed.clone());
     registry.register("deployments_failed", "Passes that failed to deploy", tally.deployments_failed.clone());
     registry.register("issuances", "Passes that asked the issuer, by outcome", tally.issuances.clone());
     let help = "Time from the signal to a reload that is confirmed";

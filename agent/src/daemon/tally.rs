@@ -98,6 +98,7 @@ pub struct Tally {
     pub(super) reloads: ByOutcome,
     pub(super) rollbacks: Counter,
     pub(super) disconnected: Counter,
+    pub(super) closed: Counter,
     pub(super) deployments_failed: Counter,
     pub(super) issuances: ByOutcome,
     answered: Mutex<BTreeMap<Source, OffsetDateTime>>,
@@ -127,6 +128,7 @@ impl Default for Tally {
             reloads: starting_at_zero(Reload::ALL.map(Reload::as_str)),
             rollbacks: Counter::default(),
             disconnected: Counter::default(),
+            closed: Counter::default(),
             deployments_failed: Counter::default(),
             issuances: starting_at_zero(Issuance::ALL.map(Issuance::as_str)),
             answered: Mutex::default(),
@@ -169,6 +171,7 @@ impl Tally {
                 self.rollbacks.inc();
             }
             Step::Disconnected { clients } => drop(self.disconnected.inc_by(*clients)),
+            Step::Closed { clients } => drop(self.closed.inc_by(*clients)),
             _ => {}
         }
     }

@@ -445,6 +445,13 @@ impl CommitPoint {
         committed.is_some_and(|committed| committed.chain.leaf().sha256 == leaf.sha256)
     }
 
+    /// Whether the committed configuration names the generation of this number.
+    #[must_use]
+    pub(crate) fn names_generation(&self, number: u64) -> bool {
+        let committed = self.committed().ok().flatten();
+        committed.is_some_and(|committed| self.parts.generations.named_in(committed.text()) == Some(number))
+    }
+
     /// Looks at nats-server, presenting `ours`, and compares it with what is committed. What was seen stands in `seen`
     /// after an error too.
     pub(crate) async fn observe(

@@ -1,4 +1,5 @@
-//! The last good answers of discovery and of the cluster credential's source, and the servers that had a route.
+//! The last good answers of discovery and of the cluster credential's source, the servers that had a route, and the connections that
+//! have to end.
 //!
 //! They outlive the process in `STATE/last-good.json`, so a restart while AWS is away changes nothing.
 
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::cutoff::Unfinished;
 use crate::credential::{ClusterCredential, CredentialVersion};
 use crate::error::with_causes;
 use crate::peers::PeerSet;
@@ -26,6 +28,9 @@ pub(crate) struct LastGood {
     /// The servers that had a route to this node.
     #[serde(default)]
     pub(crate) linked: BTreeSet<String>,
+    /// The connections that a distrusted CA may have let in, and that have to end.
+    #[serde(default)]
+    pub(crate) unfinished: Option<Unfinished>,
     /// The cluster credential in force.
     pub(crate) credential: Option<ClusterCredential>,
     /// The versions that the credential's secret holds.

@@ -159,7 +159,8 @@ mod tests {
     }
 
     fn routes<const N: usize>(names: [&str; N]) -> Routez {
-        let route = |name: &str| RouteConnection { remote_id: name.into(), remote_name: name.into(), ip: None };
+        let route =
+            |name: &str| RouteConnection { remote_id: name.into(), remote_name: name.into(), ip: None, start: None };
         Routez { routes: names.map(route).into() }
     }
 

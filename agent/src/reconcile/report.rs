@@ -20,6 +20,7 @@ impl Reconciler {
         faults.extend(self.watch.reasons(now));
         let mut warnings = self.sources.warnings(now);
         warnings.extend(self.rollover.warnings());
+        warnings.extend(self.cutoff.warning());
         warnings.extend(self.issuing.warning(generation.as_ref(), now));
         warnings.extend(self.deployment.warning());
         warnings.extend(self.system_warning());
@@ -49,6 +50,7 @@ impl Reconciler {
             settings,
             phase: self.deployment.phase(),
             last_reload: self.deployment.commit_point.last_reload(),
+            distrust: self.cutoff.status(),
             connection: self.publisher.as_ref().and_then(Publisher::status),
             is_crash_loop: self.deployment.is_crash_loop(),
             alone_since: self.links.alone_since(),

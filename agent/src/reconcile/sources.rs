@@ -11,6 +11,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use self::included::Included;
+use super::cutoff::Unfinished;
 use super::distrust::OwnDistrust;
 use super::last_good::{LastGood, LastGoodFile};
 use super::pass::{PassError, Source};
@@ -245,10 +246,11 @@ impl Sources {
         has_taken_over
     }
 
-    /// Remembers the servers that had a route, for the next process.
-    pub(super) fn remember_linked(&mut self, linked: &BTreeSet<String>) {
-        if self.remembered.linked != *linked {
+    /// Remembers the servers that had a route, and the connections that have to end, for the next process.
+    pub(super) fn remember(&mut self, linked: &BTreeSet<String>, unfinished: Option<&Unfinished>) {
+        if self.remembered.linked != *linked || self.remembered.unfinished.as_ref() != unfinished {
             self.remembered.linked.clone_from(linked);
+            self.remembered.unfinished = unfinished.cloned();
             self.file.write(&self.remembered);
         }
     }
@@ -445,10 +447,11 @@ impl Sources {
         self.trust.retry.succeeded_at().is_some()
     }
 
-    /// Whether an anchor of this bundle is distrusted now.
-    pub(super) fn distrusts_of(&self, before: &TrustBundle) -> bool {
-        let distrusts = |in_force: &TrustBundle| before.anchors.iter().any(|anchor| in_force.distrusts(&anchor.sha256));
-        self.bundle().is_some_and(distrusts)
+    /// The subjects of the anchors of this bundle that are distrusted now.
+    pub(super) fn distrusted_of(&self, before: &TrustBundle) -> Vec<String> {
+        let Some(in_force) = self.bundle() else { return Vec::new() };
+        let distrusted = before.anchors.iter().filter(|anchor| in_force.distrusts(&anchor.sha256));
+        distrusted.map(|anchor| anchor.subject.clone()).collect()
     }
 
     /// Whether this node distrusts a CA that the source has.

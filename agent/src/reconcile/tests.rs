@@ -718,11 +718,13 @@ async fn a_distrusted_ca_is_gone_within_a_minute_with_a_new_leaf_at_no_turn_and_
     bench.live(&mut agent, START + Duration::from_mins(6)).await;
     assert_eq!(serves_and_trusts(&bench, &old), (true, true));
     let reloads = bench.server.reloads();
+    bench.server.to_close.store(3, Ordering::Relaxed);
     // No answer of a peer may say that the old CA is needed no longer, and the node has its turn in ten seconds of a minute.
     *bench.trust.0.lock().unwrap() = Some(both.without(&fingerprints(&old)).unwrap());
     let pass = bench.live(&mut agent, START + Duration::from_mins(7)).await;
     assert_eq!(serves_and_trusts(&bench, &old), (false, false), "{:?}", pass.status);
     assert_eq!(bench.server.reloads(), reloads + 1, "leaf and bundle come into force together");
+    assert_eq!(pass.status.nats.distrust.map(|distrust| distrust.closed), Some(3), "{:?}", pass.status.warnings);
     assert_eq!(pass.status.state, State::Healthy, "{:?}", pass.status.reasons);
     assert_eq!(bench.issuer.requests(), 2);
 }

@@ -1,4 +1,4 @@
-//! The clients that are connected to nats-server, and the clients that a reload disconnected.
+//! The clients that are connected to nats-server, the clients that a reload disconnected, and the end of clients.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,14 +6,18 @@ use std::time::Duration;
 use serde::Deserialize;
 use time::OffsetDateTime;
 
-use super::Load;
 use super::inquiry::{Inquiry, Question};
 use super::monitor::MonitorError;
+use super::{Cut, Load};
+use crate::error::with_causes;
 
 /// The clients of one answer. An answer of this size stays below the limit of an answer.
 const PAGE: usize = 1_024;
 /// Of more clients nobody knows what they send.
 const MAX_PAGES: usize = 64;
+
+/// The clients of one round of closing. More clients that connect anew at once would delay each other's handshakes.
+const KICKS: usize = 256;
 
 /// A younger connection may still log in. A reload doesn't cause the refusal of such a login.
 const LOGIN: Duration = Duration::from_secs(5);
@@ -44,6 +48,9 @@ struct Connection {
     /// Empty: the TLS handshake had not ended.
     #[serde(default)]
     tls_version: String,
+    /// The certificates that the client presented. nats-server shows them with `auth`, and names no issuer.
+    #[serde(default)]
+    tls_peer_certs: Vec<serde::de::IgnoredAny>,
 }
 
 impl Connection {
@@ -94,6 +101,47 @@ pub(super) async fn send_users(inquiry: Inquiry<'_>) -> Result<Option<bool>, Mon
         }
     }
     Ok(None)
+}
+
+/// Closes clients that presented a certificate and were connected before `than`: the oldest first, [`KICKS`] at most. An answer
+/// names no issuer, so a client of another CA is closed too, and connects anew at once.
+///
+/// Only the system account closes a client. A client stays open where the system account gives no answer.
+pub(super) async fn close_older(inquiry: Inquiry<'_>, than: OffsetDateTime) -> Result<Cut, MonitorError> {
+    let own = match inquiry.system {
+        Some(system) => system.own_client().await,
+        None => None,
+    };
+    let mut older = BTreeSet::new();
+    for page in 0..MAX_PAGES {
+        let offset = page * PAGE;
+        // The connection that was made first comes first.
+        let question = Question {
+            verb: "CONNZ",
+            options: format!(r#"{{"auth":true,"sort":"cid","limit":{PAGE},"offset":{offset}}}"#),
+            path: format!("/connz?auth=true&sort=cid&limit={PAGE}&offset={offset}"),
+        };
+        let Connz { connections, total } = inquiry.ask(&question).await?;
+        let presented = |client: &&Connection| client.start < than && !client.tls_peer_certs.is_empty();
+        older.extend(connections.iter().filter(presented).map(|client| client.cid).filter(|cid| Some(*cid) != own));
+        let is_newer = |client: &Connection| client.start >= than;
+        if offset + connections.len() >= total || connections.last().is_none_or(is_newer) {
+            break;
+        }
+    }
+    let (mut closed, mut gone) = (0, 0);
+    for client in older.iter().take(KICKS) {
+        let Some(system) = inquiry.system else { break };
+        match system.kick(*client).await {
+            Ok(true) => closed += 1,
+            Ok(false) => gone += 1,
+            Err(error) => {
+                tracing::debug!("{}", with_causes(&error));
+                break;
+            }
+        }
+    }
+    Ok(Cut { closed, open: (older.len() as u64).saturating_sub(closed + gone) })
 }
 
 /// The number of clients that a reload closed. A client counts that was connected before.
@@ -154,6 +202,7 @@ mod tests {
                 stop: Some(stop),
                 reason: reason.into(),
                 tls_version: tls_version.into(),
+                tls_peer_certs: Vec::new(),
             };
             assert_eq!(client.was_closed_by(&load), counts, "{kind} {start} {stop} {reason}");
         }

@@ -142,9 +142,19 @@ pub struct RouteConnection {
     /// The address of the other end. Where this node dialled, it is the peer's route address.
     #[serde(default)]
     pub ip: Option<IpAddr>,
+    /// When the connection was made.
+    #[serde(default, deserialize_with = "readable_time")]
+    pub start: Option<OffsetDateTime>,
 }
 
 impl Routez {
+    /// The names of the peers with a connection older than `than`. A connection without a readable time counts.
+    #[must_use]
+    pub(crate) fn older(&self, than: OffsetDateTime) -> BTreeSet<String> {
+        let older = self.routes.iter().filter(|route| route.start.is_none_or(|start| start < than));
+        older.map(|route| route.remote_name.clone()).collect()
+    }
+
     /// The name and the addresses of each peer, by server id.
     #[must_use]
     pub fn remotes(&self) -> BTreeMap<&str, (&str, BTreeSet<IpAddr>)> {

@@ -318,6 +318,20 @@ impl SystemConnection {
         self.data("ROUTEZ", Bytes::new()).await
     }
 
+    /// Closes a client. `false`: the client is gone already. The agent's own connection stays open.
+    pub(super) async fn kick(&self, client: u64) -> Result<bool, SystemError> {
+        let verb = "KICK";
+        // A user that may not ask for this gets no answer, and other questions need no pause then.
+        let answered = self.ask_once(verb, format!(r#"{{"cid":{client}}}"#).into()).await?;
+        Ok(read::<serde::de::IgnoredAny>(verb, &answered)?.error.is_none())
+    }
+
+    /// The number that nats-server gave the agent's own connection, if the connection is open.
+    pub(super) async fn own_client(&self) -> Option<u64> {
+        let attempts = self.attempts.lock().await;
+        attempts.open.as_ref().filter(|open| open.is_up()).map(|open| open.client.server_info().client_id)
+    }
+
     /// The data of an answer. `options` is nats-server's JSON of options, empty for none.
     pub(super) async fn data<T: DeserializeOwned>(&self, verb: &'static str, options: Bytes) -> Result<T, SystemError> {
         // A nats-server that gave no answer just now is asked for no data.
@@ -330,8 +344,16 @@ impl SystemConnection {
         said.data.ok_or(SystemError::Nonsense { verb, what })
     }
 
-    /// Asks the server that the connection leads to.
+    /// Asks the server that the connection leads to. A server that gives no answer is left alone for a while.
     async fn ask(&self, verb: &'static str, options: Bytes) -> Result<Bytes, SystemError> {
+        let answered = self.ask_once(verb, options).await;
+        if let Err(error @ SystemError::Silent { .. }) = &answered {
+            self.attempts.lock().await.failed = Some((error.clone(), Instant::now() + AFTER_SILENCE));
+        }
+        answered
+    }
+
+    async fn ask_once(&self, verb: &'static str, options: Bytes) -> Result<Bytes, SystemError> {
         let open = self.attempts.lock().await.open.clone();
         let open = open.filter(|open| open.is_up()).ok_or(SystemError::Lost { verb })?;
         let subject = format!("$SYS.REQ.SERVER.{}.{verb}", open.client.server_info().server_id);
@@ -340,11 +362,7 @@ impl SystemConnection {
             answered = tokio::time::timeout(ANSWER_WITHIN, open.client.request(subject, options)) => answered,
             _ended = up.wait_for(|is_up| !is_up) => return Err(SystemError::Lost { verb }),
         };
-        let Ok(message) = answered else {
-            let error = SystemError::Silent { verb };
-            self.attempts.lock().await.failed = Some((error.clone(), Instant::now() + AFTER_SILENCE));
-            return Err(error);
-        };
+        let message = answered.map_err(|_late| SystemError::Silent { verb })?;
         let message = message.map_err(|error| match error.kind() {
             RequestErrorKind::NoResponders => SystemError::NoResponders { verb },
             _ => SystemError::Lost { verb },

@@ -90,6 +90,7 @@ fn routez<const N: usize>(connections: [(&str, &str); N]) -> Routez {
         remote_id: format!("id of {name}"),
         remote_name: name.into(),
         ip: Some(ip.parse().unwrap()),
+        start: None,
     };
     Routez { routes: connections.into_iter().map(connection).collect() }
 }
@@ -132,6 +133,7 @@ fn healthy() -> Findings {
         settings: crate::status::SettingsStatus::default(),
         phase: None,
         last_reload: None,
+        distrust: None,
         is_crash_loop: false,
         alone_since: None,
         faults: Vec::new(),

@@ -31,7 +31,7 @@ use nats_tls_agent::server::probe::{ProbeError, Silence};
 use nats_tls_agent::server::process::ProcessError;
 use nats_tls_agent::server::system::Link;
 use nats_tls_agent::server::trial::Prediction;
-use nats_tls_agent::server::{Asked, By, Observed, Presence, Served, Server, ServerError, StartMark, Variables};
+use nats_tls_agent::server::{Asked, By, Cut, Observed, Presence, Served, Server, ServerError, StartMark, Variables};
 use nats_tls_agent::trust::TrustBundle;
 use nats_tls_agent::x509::chain::{Chain, StoredChain};
 use nats_tls_agent::x509::leaf::Leaf;
@@ -133,6 +133,8 @@ pub struct FakeServer {
     pub config: PathBuf,
     /// Whether a reload loads nothing.
     pub ignores: AtomicBool,
+    /// The clients with a certificate that the next round closes.
+    pub to_close: AtomicU64,
     /// The outcome of a request through the system account, which loads nothing. `None`: there is no system account, so each
     /// request is a signal.
     pub system: Mutex<Option<Asked>>,
@@ -181,6 +183,7 @@ impl FakeServer {
         Self {
             config,
             ignores: off(),
+            to_close: AtomicU64::default(),
             system: Mutex::default(),
             refuses: off(),
             dies: off(),
@@ -359,6 +362,10 @@ impl Server for FakeServer {
             asked: tokio::time::Instant::now(),
             system: Link::Unwanted,
         }
+    }
+
+    async fn close_older(&self, _chain: &StoredChain, _at: &Listeners, _than: OffsetDateTime) -> Option<Cut> {
+        Some(Cut { closed: self.to_close.swap(0, Ordering::Relaxed), open: 0 })
     }
 
     async fn obstacle_to_a_user(&self, _chain: Option<&StoredChain>, _at: &Listeners) -> Option<Obstacle> {

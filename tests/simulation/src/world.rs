@@ -117,6 +117,7 @@ impl World {
                 remote_id: seen.id.clone(),
                 remote_name: seen.id.clone(),
                 ip: Some(other.ip()),
+                start: None,
             };
             let routes = others.map(route).collect();
             *node.server.routez.lock().unwrap_or_else(PoisonError::into_inner) = Some(Routez { routes });

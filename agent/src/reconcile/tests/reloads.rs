@@ -43,6 +43,7 @@ fn routes_to(bench: &Bench, peers: &[u8]) {
         remote_id: format!("server {number}"),
         remote_name: format!("i-{number}"),
         ip: Some([127, 0, 0, *number].into()),
+        start: None,
     });
     *bench.server.routez.lock().unwrap() = Some(Routez { routes: routes.collect() });
 }

@@ -1,0 +1,204 @@
+//! The end of connections that were made while a CA was trusted that is distrusted now.
+//!
+//! nats-server keeps what is connected when a reload takes a CA out of its bundle. What is left to do outlives the process, in the
+//! file of last good answers.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::Reconciler;
+use crate::progress::{Progress, Step};
+use crate::reason::Reason;
+use crate::server::Cut;
+use crate::server::monitor::Routez;
+use crate::status::DistrustStatus;
+
+/// The pause between two rounds of closing. The clients of one round connect anew in the pause.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The connections that have to end.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub(crate) struct Unfinished {
+    /// The subjects of the distrusted CAs.
+    subjects: BTreeSet<String>,
+    /// When nats-server loaded the bundle without these CAs. Older connections have to end.
+    #[serde(with = "time::serde::rfc3339::option")]
+    loaded: Option<OffsetDateTime>,
+    /// The clients that were closed.
+    closed: u64,
+    /// Whether every client was closed that has to be.
+    is_done_with_clients: bool,
+}
+
+/// The end of such connections, over the passes.
+#[derive(Default)]
+pub(super) struct Cutoff {
+    unfinished: Option<Unfinished>,
+    /// The other servers whose routes are older than the distrust.
+    routes: BTreeSet<String>,
+    /// The clients that are still open after the last round. `None`: nobody tells.
+    open: Option<u64>,
+    /// When the next round is due, after a round that closed clients.
+    next: Option<OffsetDateTime>,
+    /// What the last distrust of this process cost.
+    status: Option<DistrustStatus>,
+}
+
+impl Cutoff {
+    /// What an earlier process left to do.
+    pub(super) fn of(unfinished: Option<Unfinished>) -> Self {
+        Self { unfinished, ..Self::default() }
+    }
+
+    /// Notes that these CAs are distrusted from now on.
+    pub(super) fn note(&mut self, subjects: impl IntoIterator<Item = String>) {
+        let unfinished = self.unfinished.get_or_insert_default();
+        unfinished.subjects.extend(subjects);
+        (unfinished.loaded, unfinished.is_done_with_clients) = (None, false);
+    }
+
+    /// What the next process has to know.
+    pub(super) fn unfinished(&self) -> Option<&Unfinished> {
+        self.unfinished.as_ref()
+    }
+
+    /// When the next round is worth a pass.
+    pub(super) fn times(&self) -> Option<OffsetDateTime> {
+        self.next
+    }
+
+    /// The clients that were closed.
+    pub(super) fn status(&self) -> Option<DistrustStatus> {
+        self.status
+    }
+
+    /// What stays open.
+    pub(super) fn warning(&self) -> Option<Reason> {
+        let unfinished = self.unfinished.as_ref()?;
+        unfinished.loaded?;
+        let clients = !unfinished.is_done_with_clients && self.next.is_none();
+        (clients || !self.routes.is_empty()).then(|| Reason::DistrustedStay {
+            subjects: unfinished.subjects.iter().cloned().collect(),
+            routes: self.routes.iter().cloned().collect(),
+            clients: clients.then_some(self.open),
+        })
+    }
+
+    /// The time before which a connection is too old. `loaded` is when nats-server loaded its configuration.
+    fn begin(&mut self, loaded: OffsetDateTime) -> Option<OffsetDateTime> {
+        Some(*self.unfinished.as_mut()?.loaded.get_or_insert(loaded))
+    }
+
+    fn wants_clients(&self) -> bool {
+        self.unfinished.as_ref().is_some_and(|unfinished| !unfinished.is_done_with_clients)
+    }
+
+    /// Notes a round. `None`: nobody tells which clients are connected.
+    fn note_round(&mut self, cut: Option<Cut>, now: OffsetDateTime) {
+        let Some(unfinished) = &mut self.unfinished else { return };
+        let Cut { closed, open } = cut.unwrap_or_default();
+        unfinished.closed = unfinished.closed.saturating_add(closed);
+        unfinished.is_done_with_clients = cut.is_some() && open == 0;
+        self.open = cut.map(|cut| cut.open);
+        self.next = (closed > 0 && open > 0).then(|| now + PAUSE);
+        self.status = unfinished.loaded.map(|since| DistrustStatus { since, closed: unfinished.closed });
+    }
+
+    /// Notes the routes that nats-server tells. Nothing is left to do once no client and no route is too old.
+    fn note_routes(&mut self, routez: Option<&Routez>, than: OffsetDateTime) {
+        if let Some(routez) = routez {
+            self.routes = routez.older(than);
+        }
+        if routez.is_some() && self.routes.is_empty() && !self.wants_clients() {
+            self.unfinished = None;
+        }
+    }
+}
+
+impl Reconciler {
+    /// Closes clients that were connected before nats-server loaded the bundle without a distrusted CA.
+    pub(super) async fn cut_off(&mut self, progress: &Progress) {
+        if self.cutoff.unfinished().is_none() {
+            return;
+        }
+        self.cutoff.next = None;
+        let (Some(newest), now) = (&self.newest, self.clock.now()) else { return };
+        let (seen, commit_point) = (self.deployment.seen(), &self.deployment.commit_point);
+        let is_in_force = seen.standing.is_served()
+            && commit_point.names_generation(newest.number)
+            && self.sources.distrusted_of(&newest.bundle).is_empty();
+        let Some(varz) = seen.observed.varz.as_ref().filter(|_| is_in_force) else { return };
+        let Some(than) = self.cutoff.begin(varz.config_load_time) else { return };
+        if self.cutoff.wants_clients() {
+            let cut = commit_point.parts().server.close_older(&newest.chain, &seen.listeners, than).await;
+            let closed = cut.map_or(0, |cut| cut.closed);
+            if closed > 0 {
+                progress.report(Step::Closed { clients: closed });
+            }
+            self.cutoff.note_round(cut, now);
+        }
+        self.cutoff.note_routes(seen.observed.routez.as_ref(), than);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::reason::Code;
+    use crate::server::monitor::RouteConnection;
+
+    const LOADED: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
+
+    fn routes(starts: &[OffsetDateTime]) -> Routez {
+        let route = |start: &OffsetDateTime| RouteConnection {
+            remote_id: "N2".into(),
+            remote_name: "n2".into(),
+            ip: None,
+            start: Some(*start),
+        };
+        Routez { routes: starts.iter().map(route).collect() }
+    }
+
+    #[test]
+    fn clients_are_closed_in_rounds_and_an_older_route_is_told_until_it_is_made_anew() {
+        let mut cutoff = Cutoff::default();
+        assert!(cutoff.begin(LOADED).is_none() && cutoff.warning().is_none());
+        cutoff.note(["CN=old".to_owned()]);
+        assert!(cutoff.warning().is_none(), "nats-server has not loaded the bundle yet");
+        assert_eq!(cutoff.begin(LOADED), Some(LOADED));
+        assert_eq!(cutoff.begin(LOADED + PAUSE), Some(LOADED), "a later reload moves nothing");
+        cutoff.note_round(Some(Cut { closed: 256, open: 44 }), LOADED);
+        assert_eq!((cutoff.times(), cutoff.warning()), (Some(LOADED + PAUSE), None));
+        let mut later = Cutoff::of(cutoff.unfinished().cloned());
+        assert!(later.wants_clients());
+        later.note_round(Some(Cut { closed: 44, open: 0 }), LOADED + PAUSE);
+        assert_eq!(later.status(), Some(DistrustStatus { since: LOADED, closed: 300 }));
+        later.note_routes(Some(&routes(&[LOADED + PAUSE, LOADED - PAUSE])), LOADED);
+        let warning = later.warning().unwrap();
+        assert_eq!(warning.code(), Code::DistrustedStay);
+        assert!(warning.to_string().contains("n2") && !warning.to_string().contains("client"), "{warning}");
+        later.note_routes(None, LOADED);
+        assert!(later.warning().is_some(), "nobody told of the routes");
+        later.note_routes(Some(&routes(&[LOADED + PAUSE])), LOADED);
+        assert!(later.warning().is_none() && later.unfinished().is_none());
+        assert!(later.status().is_some());
+    }
+
+    #[test]
+    fn clients_that_nobody_closes_are_told() {
+        let mut cutoff = Cutoff::default();
+        cutoff.note(["CN=old".to_owned()]);
+        cutoff.begin(LOADED);
+        for (cut, told) in [(None, "clients"), (Some(Cut { closed: 0, open: 7 }), "clients (7)")] {
+            cutoff.note_round(cut, LOADED);
+            cutoff.note_routes(Some(&routes(&[])), LOADED);
+            let warning = cutoff.warning().unwrap().to_string();
+            assert!(warning.contains(told) && cutoff.times().is_none(), "{warning}");
+        }
+    }
+}
