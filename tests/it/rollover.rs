@@ -1,10 +1,14 @@
 //! A change of the CA on real nats-servers: the agents keep its order by themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_nats::ConnectOptions;
 use harness::cluster::Node;
 use harness::eventually;
 use harness::nats_server::monitor;
@@ -12,11 +16,14 @@ use harness::nodes::{Nodes, at, set};
 use harness::process::tail;
 use harness::tools;
 use harness::traffic::Traffic;
+use nats_tls_agent::clock::Clock;
 use nix::sys::signal::Signal;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 
 use crate::AGENT;
@@ -37,12 +44,17 @@ struct Change {
 
 impl Change {
     async fn new(count: u8, deadline: &str) -> Self {
+        Self::with_notice(count, deadline, "0s").await
+    }
+
+    /// `notice` is how long clients are told of a new CA.
+    async fn with_notice(count: u8, deadline: &str, notice: &str) -> Self {
         let cluster = Nodes::new(AGENT, tools::NATS_SERVER, count).unwrap();
         let old = make_ca(&cluster.cluster.ca_directory(), "the old CA");
         let new = make_ca(&cluster.directory().join("new-ca"), "the new CA");
         cluster.configure().unwrap();
         cluster.set("discovery.interval", "\"100ms\"").unwrap();
-        cluster.set("rollover.client_notice", "\"0s\"").unwrap();
+        cluster.set("rollover.client_notice", &format!("{notice:?}")).unwrap();
         cluster.set("rollover.deadline", deadline).unwrap();
         cluster.set("trust.kind", "\"file\"").unwrap();
         let change = Self { old, new, begun: Instant::now(), timeline: BTreeMap::new(), cluster };
@@ -255,6 +267,74 @@ async fn a_change_of_the_ca_keeps_its_order_and_loses_no_route_no_message_and_no
     cluster.start_server(&mut nodes[0]).await.unwrap();
     let others = ["n2", "n3", "n4", "n5"].map(str::to_owned).into();
     nodes[0].meshed(&others, SOON).await.unwrap();
+}
+
+/// Connects anew to one node after the other until `over`, and counts the connections. Each connection must succeed.
+async fn connecting_anew(nodes: Vec<SocketAddr>, ca: PathBuf, mut over: impl FnMut() -> bool) -> u64 {
+    let mut connections = 0;
+    for node in nodes.iter().cycle() {
+        if over() {
+            break;
+        }
+        let options = ConnectOptions::new().require_tls(true).ignore_discovered_servers();
+        let client = options.add_root_certificates(ca.clone()).connect(format!("tls://{node}")).await;
+        let client = client.unwrap_or_else(|error| panic!("connection {connections} to {node}: {error}"));
+        client.flush().await.unwrap();
+        connections += 1;
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(50..100))).await;
+    }
+    connections
+}
+
+/// Clients that know one CA alone connect anew all the time: with the old CA to the end of the notice, with the new CA from then on.
+#[tokio::test]
+async fn no_new_connection_of_a_client_fails_that_follows_the_notice_of_a_new_ca() {
+    let mut change = Change::with_notice(3, "\"7d\"", "8s").await;
+    let all = [0, 1, 2];
+    let clients: Vec<_> = all.iter().map(|node| change.node(*node).client()).collect();
+    let cas = [("old", &change.old), ("new", &change.new)].map(|(name, pem)| {
+        let path = change.cluster.directory().join(format!("client-{name}.pem"));
+        std::fs::write(&path, pem).unwrap();
+        path
+    });
+    let [old, new] = cas;
+    let until = Arc::new(Mutex::new(None::<OffsetDateTime>));
+    let notice = Arc::clone(&until);
+    let is_over = move || notice.lock().unwrap().is_some_and(|until| Clock::System.now() >= until);
+    let before = tokio::spawn(connecting_anew(clients.clone(), old, is_over));
+    for node in all {
+        change.trust_both(node);
+        change.switch(node);
+    }
+    change.until(&all, "the notice", |status| status["rollover"]["clients_notice_until"].is_string()).await;
+    let mut ends = Vec::new();
+    for node in all {
+        let status = change.node(node).agent.status().await.unwrap();
+        assert!(is_served_by(&status, "the old CA"), "{status:#}");
+        ends.push(OffsetDateTime::parse(at(&status, "rollover.clients_notice_until"), &Rfc3339).unwrap());
+    }
+    // A client's time is over when the first node may change.
+    *until.lock().unwrap() = ends.into_iter().min();
+    let before = before.await.unwrap();
+    change.until(&all, "to serve leaves of the new CA", |status| is_served_by(status, "the new CA")).await;
+    for node in all {
+        change.trust(node, &change.new.clone());
+    }
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = Arc::clone(&is_over);
+    let after = tokio::spawn(connecting_anew(clients, new, move || over.load(Ordering::Relaxed)));
+    change
+        .until(&all, "the end of the change", |status| {
+            status["trust"]["anchors"].as_array().map(Vec::len) == Some(1) && at(status, "rollover.phase") == "none"
+        })
+        .await;
+    is_over.store(true, Ordering::Relaxed);
+    let after = after.await.unwrap();
+    assert!(before > 20 && after > 0, "{before} {after}");
+    println!(
+        "connections with the old CA alone: {before}, with the new CA alone: {after}, 0 failed; phases:\n{}",
+        change.told()
+    );
 }
 
 /// The route address of a node, as a status of the cluster names a static peer.
