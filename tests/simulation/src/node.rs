@@ -255,7 +255,7 @@ impl Life {
         tokio::time::sleep(boot).await;
         self.world.cloud.boot(self.caller.cluster, &self.id);
         loop {
-            self.process(&mut orders).await;
+            Box::pin(self.process(&mut orders)).await;
             self.world.count(|counts| counts.agent_restarts += 1);
             tokio::time::sleep(Duration::from_millis(self.rng.u64(100..5_000))).await;
         }
