@@ -19,6 +19,9 @@ use crate::status::DistrustStatus;
 /// The pause between two rounds of closing. The clients of one round connect anew in the pause.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// A TLS handshake that began before the reload may end after a round. The built-in template gives a handshake 5 seconds.
+const HANDSHAKES: Duration = Duration::from_secs(10);
+
 /// The connections that have to end.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 pub(crate) struct Unfinished {
@@ -41,7 +44,7 @@ pub(super) struct Cutoff {
     routes: BTreeSet<String>,
     /// The clients that are still open after the last round. `None`: nobody tells.
     open: Option<u64>,
-    /// When the next round is due, after a round that closed clients.
+    /// When the next round is due, while rounds succeed and are not over.
     next: Option<OffsetDateTime>,
     /// What the last distrust of this process cost.
     status: Option<DistrustStatus>,
@@ -101,9 +104,15 @@ impl Cutoff {
         let Some(unfinished) = &mut self.unfinished else { return };
         let Cut { closed, open } = cut.unwrap_or_default();
         unfinished.closed = unfinished.closed.saturating_add(closed);
-        unfinished.is_done_with_clients = cut.is_some() && open == 0;
+        let all_shook_hands = unfinished.loaded.map(|loaded| loaded + HANDSHAKES);
+        let is_late = all_shook_hands.is_some_and(|at| now >= at);
+        unfinished.is_done_with_clients = cut.is_some() && open == 0 && is_late;
         self.open = cut.map(|cut| cut.open);
-        self.next = (closed > 0 && open > 0).then(|| now + PAUSE);
+        self.next = match cut {
+            Some(Cut { open: 0, .. }) => all_shook_hands.filter(|_| !is_late),
+            Some(Cut { closed: 1.., .. }) => Some(now + PAUSE),
+            _ => None,
+        };
         self.status = unfinished.loaded.map(|since| DistrustStatus { since, closed: unfinished.closed });
     }
 
@@ -178,6 +187,9 @@ mod tests {
         assert!(later.wants_clients());
         later.note_round(Some(Cut { closed: 44, open: 0 }), LOADED + PAUSE);
         assert_eq!(later.status(), Some(DistrustStatus { since: LOADED, closed: 300 }));
+        assert!(later.wants_clients() && later.times() == Some(LOADED + HANDSHAKES), "a handshake may be under way");
+        later.note_round(Some(Cut { closed: 1, open: 0 }), LOADED + HANDSHAKES);
+        assert!(!later.wants_clients() && later.times().is_none());
         later.note_routes(Some(&routes(&[LOADED + PAUSE, LOADED - PAUSE])), LOADED);
         let warning = later.warning().unwrap();
         assert_eq!(warning.code(), Code::DistrustedStay);
