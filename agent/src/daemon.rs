@@ -18,6 +18,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use self::control::{ControlError, ControlSocket, Job};
@@ -33,10 +34,10 @@ use crate::node::IdentityError;
 use crate::progress::{Progress, Step};
 use crate::reason::{Reason, Told};
 use crate::reconcile::{Pass, PassRequest, Reconciler};
-use crate::schedule::backoff;
+use crate::schedule::{ROUNDS_PER_SECRET_POLL, backoff};
 use crate::state::lock::{Lock, LockError};
 use crate::status::{State, Status};
-use crate::wiring::{wire, wire_to_inspect};
+use crate::wiring::{has_changed, wire, wire_to_inspect};
 
 /// A clock that is set back by more than a minute was wrong; a smaller step corrects drift. The SDK keeps credentials,
 /// and the token for instance metadata, for as long as the wall clock says. AWS ends them earlier if the clock was
@@ -89,6 +90,8 @@ pub(crate) async fn run(file: PathBuf, config: Config, allowed_losses: Vec<Loss>
         waiting: Vec::new(),
         systemd: Systemd::of_environment(),
         pending: None,
+        identified: Instant::now(),
+        is_another: None,
     };
     let ended = tokio::select! {
         ended = daemon.keep() => ended,
@@ -115,6 +118,10 @@ struct Daemon {
     systemd: Systemd,
     /// A configuration that waits for instance metadata.
     pending: Option<PendingConfiguration>,
+    /// When instance metadata was last asked who this node is.
+    identified: Instant,
+    /// The answer, once it is there: no pass waits for instance metadata. Whether this node has changed.
+    is_another: Option<JoinHandle<bool>>,
 }
 
 impl Daemon {
@@ -144,6 +151,7 @@ impl Daemon {
                 self.pending = Some(PendingConfiguration::now(self.config.clone()));
             }
             began = begins;
+            self.look_at_identity(&reconciler).await;
             self.apply_pending(&mut reconciler).await;
             if is_reload {
                 self.systemd.reloaded();
@@ -245,6 +253,24 @@ impl Daemon {
                 None
             }
         };
+    }
+
+    /// Asks instance metadata again, every tenth round of discovery. A changed address or tag reaches names and settings as a
+    /// changed agent.toml does.
+    async fn look_at_identity(&mut self, reconciler: &Reconciler) {
+        if let Some(answer) = self.is_another.take_if(|answer| answer.is_finished()) {
+            if answer.await.unwrap_or(false) && self.pending.is_none() {
+                tracing::info!("instance metadata describes this node anew");
+                self.pending = Some(PendingConfiguration::now(self.config.clone()));
+            }
+            return;
+        }
+        let pause = self.config.discovery.interval * ROUNDS_PER_SECRET_POLL;
+        if self.is_another.is_none() && self.pending.is_none() && self.identified.elapsed() >= pause {
+            self.identified = Instant::now();
+            let (config, node) = (self.config.clone(), reconciler.node().clone());
+            self.is_another = Some(tokio::spawn(async move { has_changed(&config, &node).await }));
+        }
     }
 
     /// Puts the pending configuration into force if its time has come and instance metadata answers.

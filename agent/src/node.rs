@@ -122,6 +122,18 @@ pub async fn identify_through(aws: &AwsSettings, config: &NodeConfig, needs: Nee
     node(config, instance)
 }
 
+/// Whether instance metadata now describes another node than `known`: an address came, or a tag changed. No answer changes
+/// nothing.
+pub async fn has_changed(aws: &AwsSettings, config: &NodeConfig, needs: Needs, known: &Node) -> bool {
+    match identify_through(aws, config, needs).await {
+        Ok(node) => node != *known,
+        Err(error) => {
+            tracing::warn!("what is known of this node stays: {error}");
+            false
+        }
+    }
+}
+
 /// This node as `[node]` and its own certificate describe it, for looking at what is served while instance metadata is
 /// away. Nothing else may use it: the disk may have come from another machine.
 #[must_use]

@@ -262,6 +262,12 @@ impl Reconciler {
         self.sources.credential().ok().flatten()
     }
 
+    /// This node.
+    #[must_use]
+    pub(crate) fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// The clock that passes go by.
     #[must_use]
     pub(crate) fn clock(&self) -> Clock {

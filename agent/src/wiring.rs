@@ -20,7 +20,7 @@ use crate::issue::journal::Journal;
 use crate::issue::local::Local;
 use crate::issue::{Issuance, Issuer};
 use crate::node::lifecycle::{InGroup, Lifecycle};
-use crate::node::{IdentityError, Needs, Node, as_certified, identify};
+use crate::node::{self, IdentityError, Needs, Node, as_certified, identify};
 use crate::peers::PeerSource;
 use crate::peers::asg::Asg;
 use crate::peers::dial::Network;
@@ -40,6 +40,11 @@ pub(crate) async fn wire(config: &Config, allowed_losses: Vec<Loss>) -> Result<P
     // The SDK's set-up makes futures of many kilobytes. Without the box the future of every caller would contain them.
     let node = Box::pin(identify(&config.node, needs(config))).await?;
     Ok(wire_around(node, config, allowed_losses, Purpose::Run).await)
+}
+
+/// Whether instance metadata now describes another node than `known`.
+pub(crate) async fn has_changed(config: &Config, known: &Node) -> bool {
+    Box::pin(node::has_changed(&AwsSettings::from_environment(), &config.node, needs(config), known)).await
 }
 
 /// As [`wire`], for a command that changes nothing: a missing embedded CA stays missing.

@@ -1,5 +1,5 @@
 //! The issuer's CA as a node sees the CA: a CA that doesn't issue, that ends, or that clients and peers don't trust. A node that
-//! waits in a warm pool has a test too. The services are the AWS double.
+//! waits in a warm pool has a test too, and a node whose instance changes. The services are the AWS double.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use aws_double::http::AwsDouble;
 use aws_double::pca::{CaSettings, Status};
 use aws_double::secrets::Content;
 use harness::cluster::{Cluster, Node};
-use harness::imds::{ImdsStub, InstanceFacts};
+use harness::imds::{Fault, ImdsStub, InstanceFacts};
 use harness::nodes::set;
 use harness::{Failure, eventually, tools};
 use serde_json::Value;
@@ -166,4 +166,34 @@ async fn an_instance_in_a_warm_pool_waits_for_service_and_then_proceeds() {
     world.cluster.start_server(&mut world.node).await.unwrap();
     world.node.healthy(SOON).await.unwrap();
     assert_eq!(world.requests(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_the_instance_gets_later_is_certified_and_metadata_that_is_away_changes_nothing() {
+    let mut world = World::new(time::Duration::days(365)).await;
+    world.node.agent.start().unwrap();
+    world.node.committed().await.unwrap();
+    world.cluster.start_server(&mut world.node).await.unwrap();
+    world.node.healthy(SOON).await.unwrap();
+    assert_eq!(world.requests(), 1);
+    let later = "127.0.0.201";
+    world.imds.set_fault(Some(Fault::Status(500)));
+    world.imds.change(|facts| facts.addresses.push(later.parse().unwrap()));
+    let asked = world.imds.asked().len();
+    eventually("a question that fails", SOON, async || {
+        let more = world.imds.asked().len() - asked;
+        if more > 0 { Ok(()) } else { Err(format!("{more} questions")) }
+    })
+    .await
+    .unwrap();
+    world.node.healthy(SOON).await.unwrap();
+    assert_eq!(world.requests(), 1);
+    world.imds.set_fault(None);
+    let certified = async || {
+        let status = world.status().await?;
+        let sans = status["leaf"]["sans"].as_array().is_some_and(|sans| sans.iter().any(|san| san == later));
+        if sans && status["state"] == "healthy" { Ok(()) } else { Err(format!("not certified: {status}")) }
+    };
+    eventually("the new address in the leaf", SOON, certified).await.unwrap();
+    assert_eq!(world.requests(), 2);
 }
