@@ -342,7 +342,7 @@ async fn a_state_of_another_user_or_that_can_not_be_read_is_told_with_the_file_a
     for command in ["run", "renew"] {
         let answer = cluster.nodes[0].agent.run(&[command], SOON).await.unwrap();
         assert_eq!(answer.code, Some(1), "{answer:?}");
-        let told = ["belongs to uid 0", "this is uid 64901", "run this as the user that the daemon runs as"];
+        let told = ["belongs to uid 0", "this is uid 64901", "run this as the directory's owner"];
         assert!(told.iter().all(|words| answer.stderr.contains(words)), "{answer:?}");
     }
     assert_eq!(std::fs::read_dir(&state).unwrap().count(), 0);

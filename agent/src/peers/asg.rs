@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_config::SdkConfig;
 use aws_sdk_autoscaling::Client;
-use tokio::sync::Mutex;
+use tokio::sync::OnceCell;
 
 use super::addresses::Addresses;
 use super::{MAX_PEERS, Peer, PeerSource, Sighting};
@@ -33,7 +33,7 @@ pub struct Asg {
     /// The groups that the configuration names.
     named: Vec<String>,
     /// The group of this instance, where the configuration names no group.
-    own: Mutex<Option<String>>,
+    own: OnceCell<String>,
     addresses: Addresses,
 }
 
@@ -62,7 +62,7 @@ impl Asg {
             node,
             port,
             named: names.into_iter().collect(),
-            own: Mutex::default(),
+            own: OnceCell::new(),
         }
     }
 
@@ -134,20 +134,13 @@ impl PeerSource for Asg {
 
 impl Asg {
     async fn sighting(&self) -> Result<Sighting, RemoteError> {
-        let mut own = self.own.lock().await;
-        let groups = if self.named.is_empty() {
-            let group = if let Some(known) = own.take() { known } else { self.find_group().await? };
-            vec![own.insert(group).clone()]
-        } else {
-            self.named.clone()
+        let groups = match self.named.as_slice() {
+            [] => std::slice::from_ref(self.own.get_or_try_init(|| self.find_group()).await?),
+            named => named,
         };
         let mut members = Vec::new();
-        for group in &groups {
+        for group in groups {
             members.extend(self.members(group).await?);
-        }
-        // An instance may move to another group.
-        if !members.iter().any(|member| Some(&member.id) == self.node.instance_id.as_ref()) {
-            *own = None;
         }
         members.truncate(MAX_PEERS + 1);
         let ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
