@@ -50,13 +50,8 @@ impl World {
             (ca, root)
         });
         let imds = ImdsStub::start(InstanceFacts::new(OWN, REGION, node.address.into())).await.unwrap();
-        for (name, value) in [
-            ("AWS_ENDPOINT_URL", double.endpoint()),
-            ("AWS_EC2_METADATA_DISABLED", "false".into()),
-            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.endpoint()),
-        ] {
-            node.agent.set_env(name, &value);
-        }
+        node.agent.set_env("AWS_ENDPOINT_URL", &double.endpoint());
+        node.agent.set_metadata(&imds.endpoint());
         let text = format!(
             "[issuer]\nca_arn = \"{ca}\"\nvalidity = \"7d\"\n[trust]\nsecret_id = \"{TRUST}\"\n[discovery]\naddresses = \"ec2\"\n\
              interval = \"200ms\"\n[renewal]\nretry_min = \"200ms\"\nretry_max = \"1s\"\n"

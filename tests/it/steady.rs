@@ -96,13 +96,8 @@ impl Bench {
             ca
         });
         let imds = ImdsStub::start(InstanceFacts::new(INSTANCE, REGION, address)).await.unwrap();
-        for (name, value) in [
-            ("AWS_ENDPOINT_URL", double.endpoint()),
-            ("AWS_EC2_METADATA_DISABLED", "false".into()),
-            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.endpoint()),
-        ] {
-            node.agent.set_env(name, &value);
-        }
+        node.agent.set_env("AWS_ENDPOINT_URL", &double.endpoint());
+        node.agent.set_metadata(&imds.endpoint());
         // With a longer validity, the cap would stop a thousand rotations in a day.
         let text = format!(
             "[issuer]\nca_arn = \"{ca}\"\nvalidity = \"2m\"\n[trust]\nsecret_id = \"nats-trust\"\n\

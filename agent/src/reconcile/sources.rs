@@ -321,15 +321,12 @@ impl Sources {
     ) {
         self.distrust_fault = self.distrust.read().err().map(|error| (&error).into());
         let known = self.distrust.known();
-        let is_alone = |bundle: &TrustBundle| {
-            bundle.anchors.iter().any(|anchor| known.iter().any(|own| own.as_str() == anchor.sha256))
-        };
         if let Some(bundle) = fetched.as_ref().and_then(|fetched| fetched.as_ref().ok()) {
-            self.goes_own_way = is_alone(bundle);
-        } else if self.trust.last_good.fetched.as_ref().is_some_and(is_alone) {
+            self.goes_own_way = bundle.has_any_of(known);
+        } else if self.trust.last_good.fetched.as_ref().is_some_and(|bundle| bundle.has_any_of(known)) {
             self.goes_own_way = true;
         }
-        let fetched = fetched.map(|fetched| fetched.and_then(|bundle| without(bundle, self.distrust.known())));
+        let fetched = fetched.map(|fetched| fetched.and_then(|bundle| without(bundle, known)));
         if let Some(bundle) = self.trust.note(fetched, self.clock.now(), |error| error.into()) {
             self.trust.last_good.fetched = Some(bundle);
         }

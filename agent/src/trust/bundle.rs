@@ -167,6 +167,11 @@ impl TrustBundle {
         Ok(Self { distrusted, ..self })
     }
 
+    /// Whether one of these CAs is an anchor.
+    pub(crate) fn has_any_of(&self, distrusted: &Distrusted) -> bool {
+        self.anchors.iter().any(|anchor| is_among(distrusted, &anchor.sha256))
+    }
+
     /// Whether the certificate with this SHA-256 is distrusted.
     pub(crate) fn distrusts(&self, sha256: &str) -> bool {
         is_among(&self.distrusted, sha256)

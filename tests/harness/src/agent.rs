@@ -86,6 +86,12 @@ impl Agent {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Lets the agent ask instance metadata at this endpoint.
+    pub fn set_metadata(&mut self, endpoint: &str) {
+        self.set_env("AWS_EC2_METADATA_DISABLED", "false");
+        self.set_env("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint);
+    }
+
     /// Starts every later process through this program and its arguments, such as strace or setpriv. An empty launcher
     /// means a direct start.
     pub fn set_launcher(&mut self, launcher: Vec<String>) {

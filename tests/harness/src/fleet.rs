@@ -102,8 +102,7 @@ impl Fleet {
         node.agent = node.agent.env("AWS_ENDPOINT_URL", &gateway.endpoint());
         let imds = if self.identity == Identity::Metadata {
             let imds = ImdsStub::start(InstanceFacts::new(&instance.id, REGION, instance.address)).await?;
-            node.agent = node.agent.env("AWS_EC2_METADATA_DISABLED", "false");
-            node.agent = node.agent.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", &imds.endpoint());
+            node.agent.set_metadata(&imds.endpoint());
             Some(imds)
         } else {
             node.agent = node.agent.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");

@@ -132,13 +132,8 @@ impl World {
             (ca, anchors)
         });
         let imds = ImdsStub::start(InstanceFacts::new(&id(OWN), REGION, node.address.into())).await?;
-        for (name, value) in [
-            ("AWS_ENDPOINT_URL", double.endpoint()),
-            ("AWS_EC2_METADATA_DISABLED", "false".into()),
-            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.endpoint()),
-        ] {
-            node.agent.set_env(name, &value);
-        }
+        node.agent.set_env("AWS_ENDPOINT_URL", &double.endpoint());
+        node.agent.set_metadata(&imds.endpoint());
         let Setup { trust, addresses, validity, .. } = setup;
         let text = format!(
             "[issuer]\nca_arn = \"{ca}\"\nvalidity = \"{validity}\"\n[trust]\n{trust}\n[discovery]\naddresses = \"{addresses}\"\n\

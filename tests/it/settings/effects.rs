@@ -73,8 +73,7 @@ async fn tags_of_the_zone_and_settings_inside_rendered_blocks_take_effect_and_ro
         let mut cluster = nodes(version, 2);
         append(&cluster, SETTINGS);
         for node in &mut cluster.nodes {
-            node.agent.set_env("AWS_EC2_METADATA_DISABLED", "false");
-            node.agent.set_env("AWS_EC2_METADATA_SERVICE_ENDPOINT", &imds.endpoint());
+            node.agent.set_metadata(&imds.endpoint());
         }
         cluster.boot().await.unwrap();
         assert_in_effect(&cluster, "eu-west-1a").await;
