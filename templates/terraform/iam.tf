@@ -11,18 +11,32 @@ resource "aws_iam_role_policy" "agent" {
   name = "nats-tls-agent"
   role = aws_iam_role.node.id
   policy = templatefile("${path.module}/../iam/node.json", {
-    ca_arn             = aws_acmpca_certificate_authority.this.arn
+    ca_arn             = local.ca_arn
     template_arn       = "arn:${data.aws_partition.current.partition}:acm-pca:::template/EndEntityCertificate/V1"
-    trust_secret_arn   = aws_secretsmanager_secret.trust.arn
-    cluster_secret_arn = aws_cloudformation_stack.cluster_credential.outputs["Arn"]
+    trust_secret_arn   = local.trust_secret_arn
+    cluster_secret_arn = local.cluster_secret_arn
   })
 }
 
 resource "aws_iam_role_policy" "own_key" {
+  count = length(aws_kms_key.secrets)
+
   name = "nats-tls-agent-own-key"
   role = aws_iam_role.node.id
   policy = templatefile("${path.module}/../iam/node-own-key.json", {
-    kms_key_arn = aws_kms_key.secrets.arn
+    kms_key_arn = aws_kms_key.secrets[0].arn
+    region      = data.aws_region.current.region
+  })
+}
+
+# The key is a number, because a key that is made in the same run has no ARN yet.
+resource "aws_iam_role_policy" "existing_keys" {
+  count = length(local.existing_key_arns)
+
+  name = "nats-tls-agent-existing-key-${count.index}"
+  role = aws_iam_role.node.id
+  policy = templatefile("${path.module}/../iam/node-own-key.json", {
+    kms_key_arn = local.existing_key_arns[count.index]
     region      = data.aws_region.current.region
   })
 }
@@ -44,20 +58,20 @@ resource "aws_iam_role_policy" "system_secret" {
 }
 
 resource "aws_iam_role_policy" "connection" {
-  count = var.connection_document ? 1 : 0
+  count = local.keeps_connection ? 1 : 0
 
   name   = "nats-tls-agent-connection"
   role   = aws_iam_role.node.id
-  policy = templatefile("${path.module}/../iam/node-connection.json", { connection_secret_arn = aws_secretsmanager_secret.connection[0].arn })
+  policy = templatefile("${path.module}/../iam/node-connection.json", { connection_secret_arn = local.connection_secret_arn })
 }
 
 resource "aws_iam_role_policy" "connection_key" {
-  count = var.connection_document ? 1 : 0
+  count = length(local.connection_key_arns)
 
-  name = "nats-tls-agent-connection-key"
+  name = "nats-tls-agent-connection-key-${count.index}"
   role = aws_iam_role.node.id
   policy = templatefile("${path.module}/../iam/node-connection-key.json", {
-    kms_key_arn = aws_kms_key.secrets.arn
+    kms_key_arn = local.connection_key_arns[count.index]
     region      = data.aws_region.current.region
   })
 }

@@ -13,6 +13,8 @@ resource "aws_security_group" "node" {
 }
 
 resource "aws_security_group" "clients" {
+  count = local.makes_load_balancer ? 1 : 0
+
   name_prefix = "${var.name}-clients-"
   description = "The load balancer that clients of ${var.name} connect to"
   vpc_id      = var.vpc_id
@@ -26,11 +28,10 @@ resource "aws_security_group" "clients" {
 locals {
   # A client connects to the load balancer, and then to any node, because nats-server tells clients the nodes'
   # addresses.
-  client_facing = {
-    node    = aws_security_group.node.id
-    clients = aws_security_group.clients.id
-  }
-  from_blocks = { for pair in setproduct(keys(local.client_facing), var.client_cidr_blocks) : join(" ", pair) => pair }
+  client_facing = merge({ node = aws_security_group.node.id }, local.makes_load_balancer ? { clients = aws_security_group.clients[0].id } : {})
+  # The rules of an existing load balancer belong to its owner.
+  load_balancer_group_ids = local.makes_load_balancer ? aws_security_group.clients[*].id : var.existing_load_balancer.security_group_ids
+  from_blocks             = { for pair in setproduct(keys(local.client_facing), var.client_cidr_blocks) : join(" ", pair) => pair }
   # The key is a number, because a group that is made in the same run has no id yet.
   from_groups = {
     for pair in setproduct(keys(local.client_facing), range(length(var.client_security_group_ids))) : join(" ", pair) => {
@@ -64,16 +65,20 @@ resource "aws_vpc_security_group_ingress_rule" "from_groups" {
 
 # Health checks and clients arrive from the load balancer. Clients keep their own addresses, and this rule still applies.
 resource "aws_vpc_security_group_ingress_rule" "from_load_balancer" {
+  count = length(local.load_balancer_group_ids)
+
   security_group_id            = aws_security_group.node.id
   description                  = "The load balancer"
-  referenced_security_group_id = aws_security_group.clients.id
+  referenced_security_group_id = local.load_balancer_group_ids[count.index]
   ip_protocol                  = "tcp"
   from_port                    = 4222
   to_port                      = 4222
 }
 
 resource "aws_vpc_security_group_egress_rule" "to_nodes" {
-  security_group_id            = aws_security_group.clients.id
+  count = local.makes_load_balancer ? 1 : 0
+
+  security_group_id            = aws_security_group.clients[0].id
   description                  = "The nodes"
   referenced_security_group_id = aws_security_group.node.id
   ip_protocol                  = "tcp"

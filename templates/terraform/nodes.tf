@@ -13,22 +13,26 @@ locals {
   system_key = var.system_secret_arn == "" ? "" : "system = { secret_id = \"${var.system_secret_arn}\" }\n"
 
   # A table of its own, after extra_agent_toml.
-  connection_table = var.connection_document ? "\n[connection]\nsecret_id = \"${aws_secretsmanager_secret.connection[0].arn}\"\n" : ""
+  connection_table = local.keeps_connection ? "\n[connection]\nsecret_id = \"${local.connection_secret_arn}\"\n" : ""
+
+  # By itself the agent serves metrics to its own machine alone. A table [metrics] in extra_agent_toml stays as it is.
+  has_metrics_table = can(regex("(?m)^\\s*\\[metrics\\]", var.extra_agent_toml))
+  metrics_table     = length(var.metrics_security_group_ids) > 0 && !local.has_metrics_table ? "\n[metrics]\nlisten = \"0.0.0.0:9464\"\n" : ""
 
   user_data = templatefile("${path.module}/../user-data/user-data.yaml", {
     nats_server_url    = var.nats_server_url
     nats_server_sha256 = var.nats_server_sha256
     agent_url          = var.agent_url
     agent_sha256       = var.agent_sha256
-    ca_arn             = aws_acmpca_certificate_authority.this.arn
+    ca_arn             = local.ca_arn
     validity           = var.certificate_validity
-    trust_secret_id    = aws_secretsmanager_secret.trust.arn
-    cluster_secret_id  = aws_cloudformation_stack.cluster_credential.outputs["Arn"]
+    trust_secret_id    = local.trust_secret_arn
+    cluster_secret_id  = local.cluster_secret_arn
     # A JSON list of strings is also a TOML list.
     dns_names         = jsonencode(concat([var.client_dns_name], var.additional_dns_names))
     addresses         = var.addresses
     nats_include      = jsonencode(concat(["/etc/nats/conf.d/extra.conf"], formatlist("secret:%s", var.included_secret_arns)))
-    extra_agent_toml  = base64encode("${local.system_key}${var.extra_agent_toml}${local.connection_table}")
+    extra_agent_toml  = base64encode("${local.system_key}${var.extra_agent_toml}${local.connection_table}${local.metrics_table}")
     extra_nats_config = base64encode(var.extra_nats_config)
   })
 
@@ -112,7 +116,7 @@ resource "aws_autoscaling_group" "node" {
   min_size                  = var.size
   max_size                  = var.size + 1
   vpc_zone_identifier       = var.subnet_ids
-  target_group_arns         = [aws_lb_target_group.clients.arn]
+  target_group_arns         = [local.load_balancer.target_group_arn]
   health_check_type         = var.health_check_type
   health_check_grace_period = var.boot_seconds
   protect_from_scale_in     = var.scale_in_protection
@@ -175,6 +179,7 @@ resource "aws_autoscaling_group" "node" {
     aws_secretsmanager_secret_version.trust,
     aws_iam_role_policy.agent,
     aws_iam_role_policy.own_key,
+    aws_iam_role_policy.existing_keys,
     aws_iam_role_policy.included_secrets,
     aws_iam_role_policy.system_secret,
     aws_iam_role_policy.connection,

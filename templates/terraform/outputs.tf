@@ -4,33 +4,33 @@ output "client_url" {
 }
 
 output "ca_certificate" {
-  description = "The root certificate, in PEM. Clients that can read the trust bundle's secret should trust that bundle instead, because a rotation of the CA updates the bundle."
-  value       = aws_acmpca_certificate.root.certificate
+  description = "The root certificate of the CA, in PEM. Clients that can read the trust bundle's secret should trust that bundle instead, because a rotation of the CA updates the bundle."
+  value       = local.ca_certificate
 }
 
 output "ca_arn" {
   description = "The private CA."
-  value       = aws_acmpca_certificate_authority.this.arn
+  value       = local.ca_arn
 }
 
 output "trust_secret_arn" {
   description = "The trust bundle's secret."
-  value       = aws_secretsmanager_secret.trust.arn
+  value       = local.trust_secret_arn
 }
 
 output "connection_secret_arn" {
   description = "The secret of the connection document, or null. Readers need secretsmanager:GetSecretValue on it, and kms:Decrypt on secrets_key_arn."
-  value       = one(aws_secretsmanager_secret.connection[*].arn)
+  value       = local.connection_secret_arn
 }
 
 output "cluster_secret_arn" {
   description = "The cluster credential's secret, which only the nodes can read."
-  value       = aws_cloudformation_stack.cluster_credential.outputs["Arn"]
+  value       = local.cluster_secret_arn
 }
 
 output "secrets_key_arn" {
-  description = "The KMS key of both secrets. Readers of the trust bundle need kms:Decrypt on this key."
-  value       = aws_kms_key.secrets.arn
+  description = "The KMS key of the secrets that the module makes, or null. Readers of the trust bundle need kms:Decrypt on this key."
+  value       = one(aws_kms_key.secrets[*].arn)
 }
 
 output "autoscaling_group_name" {
@@ -49,11 +49,11 @@ output "node_security_group_id" {
 }
 
 output "load_balancer_arn" {
-  description = "The load balancer of the clients."
-  value       = aws_lb.clients.arn
+  description = "The load balancer of the clients, or null with existing_load_balancer."
+  value       = one(aws_lb.clients[*].arn)
 }
 
 output "clients_security_group_id" {
-  description = "The security group of the load balancer. Clients connect to this group and to the nodes' group."
-  value       = aws_security_group.clients.id
+  description = "The security group of the load balancer, or null with existing_load_balancer. Clients connect to this group and to the nodes' group."
+  value       = one(aws_security_group.clients[*].id)
 }

@@ -1,3 +1,9 @@
+# Validations share these patterns. A local value that depends on a variable would make a circle with the variable's validation.
+locals {
+  secret_arn = "^arn:[a-z-]+:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+=.@!-]+-[A-Za-z0-9]{6}$"
+  key_arn    = "^arn:[a-z-]+:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$"
+}
+
 variable "name" {
   description = "The name of the Auto Scaling group and of the NATS cluster, and the first part of all other names."
   type        = string
@@ -51,13 +57,13 @@ variable "client_security_group_ids" {
 }
 
 variable "metrics_security_group_ids" {
-  description = "The security groups of scrapers that may connect to the agents' metrics on port 9464. The agent serves metrics to its own machine alone, so extra_agent_toml needs \"[metrics]\" and \"listen = \\\"0.0.0.0:9464\\\"\"."
+  description = "The security groups of scrapers that may connect to the agents' metrics on port 9464. The agents then listen there on all addresses. The first group replaces every node."
   type        = list(string)
   default     = []
 
   validation {
-    condition     = length(var.metrics_security_group_ids) == 0 || can(regex("(?m)^\\s*\\[metrics\\]", var.extra_agent_toml))
-    error_message = "metrics_security_group_ids needs a table [metrics] with listen = \"0.0.0.0:9464\" in extra_agent_toml."
+    condition     = alltrue([for id in var.metrics_security_group_ids : startswith(id, "sg-")])
+    error_message = "metrics_security_group_ids are ids of security groups, such as \"sg-0123456789abcdef0\"."
   }
 }
 
@@ -96,7 +102,91 @@ variable "deletion_protection" {
   default     = true
 }
 
+variable "existing_load_balancer" {
+  description = <<-EOT
+    An existing network load balancer for clients, instead of a new one. The group registers its nodes with the target group, which
+    has targets of the type "instance" and passes TCP on to port 4222. The name client_dns_name becomes an alias of dns_name and zone_id.
+    The nodes admit the load balancer's security groups. The rules of these groups belong to their owner.
+    A load balancer without a security group needs its subnets in client_cidr_blocks, for its health checks.
+  EOT
+  type = object({
+    target_group_arn   = string
+    dns_name           = string
+    zone_id            = string
+    security_group_ids = optional(list(string), [])
+  })
+  default = null
+
+  validation {
+    condition     = var.existing_load_balancer == null || can(regex("^arn:[a-z-]+:elasticloadbalancing:[a-z0-9-]+:[0-9]{12}:targetgroup/", var.existing_load_balancer.target_group_arn))
+    error_message = "existing_load_balancer.target_group_arn is the ARN of a target group."
+  }
+
+  validation {
+    condition     = var.existing_load_balancer == null || length(try(var.existing_load_balancer.security_group_ids, [])) + length(var.client_cidr_blocks) > 0
+    error_message = "existing_load_balancer needs security_group_ids. Without a security group it needs its subnets in client_cidr_blocks."
+  }
+}
+
+variable "existing_zone" {
+  description = "An existing hosted zone for client_dns_name, by id, instead of a new private zone. The zone is private in the VPC of the nodes, or public."
+  type        = object({ id = string })
+  default     = null
+
+  validation {
+    condition     = var.existing_zone == null || can(regex("^Z[A-Z0-9]+$", var.existing_zone.id))
+    error_message = "existing_zone.id is the id of a hosted zone, such as \"Z0123456789ABCDEFGHIJ\"."
+  }
+}
+
 # --- Certificates
+
+variable "existing_ca" {
+  description = <<-EOT
+    An existing private CA that signs the nodes' certificates, instead of a new one. The account of the nodes owns the CA, or the
+    owner shares the CA. The nodes trust the CA's root. short_lived_ca then tells the mode of this CA. ca_common_name and
+    ca_validity_years have no effect.
+  EOT
+  type        = object({ arn = string })
+  default     = null
+
+  validation {
+    condition     = var.existing_ca == null || can(regex("^arn:[a-z-]+:acm-pca:[a-z0-9-]+:[0-9]{12}:certificate-authority/[A-Za-z0-9-]+$", var.existing_ca.arn))
+    error_message = "existing_ca.arn is the ARN of a private CA."
+  }
+}
+
+variable "existing_trust_secret" {
+  description = "An existing secret with the trust bundle, instead of a new one. The bundle contains the root of the CA, or no node starts. key_arns names the secret's KMS key, where the secret has a key of its own."
+  type        = object({ arn = string, key_arns = optional(list(string), []) })
+  default     = null
+
+  validation {
+    condition     = var.existing_trust_secret == null || can(regex(local.secret_arn, var.existing_trust_secret.arn))
+    error_message = "existing_trust_secret.arn is the whole ARN of a secret, with the six random characters at its end."
+  }
+
+  validation {
+    condition     = alltrue([for arn in try(var.existing_trust_secret.key_arns, []) : can(regex(local.key_arn, arn))])
+    error_message = "existing_trust_secret.key_arns are ARNs of KMS keys, and not of aliases."
+  }
+}
+
+variable "existing_cluster_secret" {
+  description = "An existing secret with the cluster credential, instead of a new one: {\"username\": …, \"password\": …}. The secret's resource policy stays as it is. key_arns names the secret's KMS key, where the secret has a key of its own."
+  type        = object({ arn = string, key_arns = optional(list(string), []) })
+  default     = null
+
+  validation {
+    condition     = var.existing_cluster_secret == null || can(regex(local.secret_arn, var.existing_cluster_secret.arn))
+    error_message = "existing_cluster_secret.arn is the whole ARN of a secret, with the six random characters at its end."
+  }
+
+  validation {
+    condition     = alltrue([for arn in try(var.existing_cluster_secret.key_arns, []) : can(regex(local.key_arn, arn))])
+    error_message = "existing_cluster_secret.key_arns are ARNs of KMS keys, and not of aliases."
+  }
+}
 
 variable "short_lived_ca" {
   description = <<-EOT
@@ -150,6 +240,11 @@ variable "additional_trust_anchors" {
   validation {
     condition     = alltrue([for pem in var.additional_trust_anchors : startswith(trimspace(pem), "-----BEGIN CERTIFICATE-----")])
     error_message = "additional_trust_anchors are certificates in PEM."
+  }
+
+  validation {
+    condition     = length(var.additional_trust_anchors) == 0 || var.existing_trust_secret == null
+    error_message = "additional_trust_anchors go into a bundle that the module makes. Put them into existing_trust_secret yourself."
   }
 }
 
@@ -248,7 +343,7 @@ variable "included_secret_arns" {
   validation {
     condition = alltrue([
       for arn in var.included_secret_arns :
-      can(regex("^arn:[a-z-]+:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+=.@!-]+-[A-Za-z0-9]{6}$", arn))
+      can(regex(local.secret_arn, arn))
     ])
     error_message = "included_secret_arns are whole ARNs of secrets, with the six random characters at their end."
   }
@@ -272,7 +367,7 @@ variable "system_secret_arn" {
   default     = ""
 
   validation {
-    condition     = can(regex("^(arn:[a-z-]+:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+=.@!-]+-[A-Za-z0-9]{6})?$", var.system_secret_arn))
+    condition     = var.system_secret_arn == "" || can(regex(local.secret_arn, var.system_secret_arn))
     error_message = "system_secret_arn is the whole ARN of a secret, with the six random characters at its end."
   }
 }
@@ -283,8 +378,24 @@ variable "connection_document" {
   default     = false
 
   validation {
-    condition     = !var.connection_document || !can(regex("(?m)^\\s*\\[connection\\]", var.extra_agent_toml))
+    condition     = !(var.connection_document || var.existing_connection_secret != null) || !can(regex("(?m)^\\s*\\[connection\\]", var.extra_agent_toml))
     error_message = "connection_document writes the table [connection], so extra_agent_toml has none."
+  }
+}
+
+variable "existing_connection_secret" {
+  description = "An existing secret in which the nodes keep the connection document, instead of a new one. The variable implies connection_document. key_arns names the secret's KMS key, where the secret has a key of its own. A change replaces every node."
+  type        = object({ arn = string, key_arns = optional(list(string), []) })
+  default     = null
+
+  validation {
+    condition     = var.existing_connection_secret == null || can(regex(local.secret_arn, var.existing_connection_secret.arn))
+    error_message = "existing_connection_secret.arn is the whole ARN of a secret, with the six random characters at its end."
+  }
+
+  validation {
+    condition     = alltrue([for arn in try(var.existing_connection_secret.key_arns, []) : can(regex(local.key_arn, arn))])
+    error_message = "existing_connection_secret.key_arns are ARNs of KMS keys, and not of aliases."
   }
 }
 
@@ -295,7 +406,7 @@ variable "included_secret_key_arns" {
 
   validation {
     condition = alltrue([
-      for arn in var.included_secret_key_arns : can(regex("^arn:[a-z-]+:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$", arn))
+      for arn in var.included_secret_key_arns : can(regex(local.key_arn, arn))
     ])
     error_message = "included_secret_key_arns are ARNs of KMS keys, and not of aliases."
   }

@@ -1,4 +1,4 @@
-//! Checks `templates/terraform`, as far as possible without AWS and without its provider.
+//! Checks `templates/terraform`, as far as possible without AWS. Most tests need neither Terraform nor its provider.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -174,7 +174,7 @@ fn checkov_finds_nothing_that_is_not_explained() {
     let report: Value = serde_json::from_str(&said).unwrap();
     assert_eq!((&report["summary"]["failed"], &report["summary"]["parsing_errors"]), (&json!(0), &json!(0)));
     assert!(report["summary"]["passed"].as_u64().unwrap() > 50, "{}", report["summary"]);
-    for directory in ["", "examples/complete", "modules/client"].map(|part| module().join(part)) {
+    for directory in ["", "examples/complete", "examples/gateway", "modules/client"].map(|part| module().join(part)) {
         for file in files(&directory) {
             for line in fs::read_to_string(&file).unwrap().lines() {
                 if let Some((_, skip)) = line.split_once("#checkov:skip=") {
@@ -197,7 +197,7 @@ fn routes_come_from_the_group_alone_and_nothing_is_open_to_everyone() {
             .map(|(_, rule)| rule.clone())
             .collect::<Vec<_>>()
     };
-    let (node, balancer) = (json!("${aws_security_group.node.id}"), json!("${aws_security_group.clients.id}"));
+    let (node, balancer) = (json!("${aws_security_group.node.id}"), json!("${aws_security_group.clients[0].id}"));
     // The characters that EC2 allows in a description
     // (<https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_SecurityGroupRuleDescription.html>).
     let is_fit = |c: char| c.is_ascii_alphanumeric() || " ._-:/()#,@[]+=&;{}!$*".contains(c);
@@ -215,9 +215,10 @@ fn routes_come_from_the_group_alone_and_nothing_is_open_to_everyone() {
     }
     assert_eq!(ports, [443, 4222, 6222, 9464].into());
     assert!(rules("ingress").iter().all(|rule| at(rule, &["from_port"]) != json!(443)));
-    for rule in rules("egress").iter().filter(|rule| at(rule, &["security_group_id"]) == balancer) {
-        assert_eq!(at(rule, &["referenced_security_group_id"]), node);
-    }
+    let of_balancer: Vec<_> =
+        rules("egress").into_iter().filter(|rule| at(rule, &["security_group_id"]) == balancer).collect();
+    assert_eq!(of_balancer.len(), 1, "{of_balancer:?}");
+    assert_eq!(at(&of_balancer[0], &["referenced_security_group_id"]), node);
     for name in ["node", "clients"] {
         let group = &resources[&format!("aws_security_group.{name}")];
         assert!(group["ingress"].is_null() && group["egress"].is_null(), "{name} has inline rules");
@@ -282,7 +283,9 @@ fn the_secret_of_the_system_account_is_read_by_the_role_and_named_by_agent_toml(
     let read: toml::Table = toml::from_str(&format!("[nats]\n{key}client_auth = \"none\"\n")).unwrap();
     assert_eq!(read["nats"]["system"]["secret_id"].as_str(), Some(SECRET));
     assert!(
-        nodes.contains("base64encode(\"${local.system_key}${var.extra_agent_toml}${local.connection_table}\")"),
+        nodes.contains(
+            "base64encode(\"${local.system_key}${var.extra_agent_toml}${local.connection_table}${local.metrics_table}\")"
+        ),
         "{nodes}"
     );
 }
@@ -291,19 +294,22 @@ fn the_secret_of_the_system_account_is_read_by_the_role_and_named_by_agent_toml(
 #[test]
 fn the_secret_of_the_connection_document_is_kept_by_the_role_and_named_by_agent_toml() {
     let resources = blocks(&parsed(&module()), "resource");
-    for (resource, file) in [("connection", "node-connection.json"), ("connection_key", "node-connection-key.json")] {
+    for (resource, count, file) in [
+        ("connection", "${local.keeps_connection ? 1 : 0}", "node-connection.json"),
+        ("connection_key", "${length(local.connection_key_arns)}", "node-connection-key.json"),
+    ] {
         let policy = &resources[&format!("aws_iam_role_policy.{resource}")];
-        assert_eq!(at(policy, &["count"]), json!("${var.connection_document ? 1 : 0}"));
+        assert_eq!(at(policy, &["count"]), json!(count));
         assert!(at(policy, &["policy"]).to_string().contains(file), "{policy}");
     }
     assert_eq!(variables()["connection_document"]["default"], json!([false]));
     assert!(resources.keys().all(|name| name != "aws_secretsmanager_secret_version.connection"), "the nodes write it");
 
     let nodes = fs::read_to_string(module().join("nodes.tf")).unwrap();
-    let (_, table) = nodes.split_once("connection_table = var.connection_document ? \"").unwrap();
+    let (_, table) = nodes.split_once("connection_table = local.keeps_connection ? \"").unwrap();
     let (table, _) = table.split_once("\" : \"\"\n").unwrap();
     let table = table.replace("\\\"", "\"").replace("\\n", "\n");
-    let table = table.replace("${aws_secretsmanager_secret.connection[0].arn}", SECRET);
+    let table = table.replace("${local.connection_secret_arn}", SECRET);
     let read: toml::Table = toml::from_str(&format!("[nats]\nclient_auth = \"tls\"{table}")).unwrap();
     assert_eq!(read["connection"]["secret_id"].as_str(), Some(SECRET));
 }
@@ -312,9 +318,10 @@ fn the_secret_of_the_connection_document_is_kept_by_the_role_and_named_by_agent_
 #[test]
 fn an_included_secret_is_named_by_its_whole_arn() {
     let text = fs::read_to_string(module().join("variables.tf")).unwrap();
+    let (_, pattern) = text.split_once("secret_arn = \"").unwrap();
+    let (pattern, _) = pattern.split_once('"').unwrap();
     let (_, variable) = text.split_once("variable \"included_secret_arns\"").unwrap();
-    let (_, pattern) = variable.split_once("can(regex(\"").unwrap();
-    let (pattern, _) = pattern.split_once("\", arn))").unwrap();
+    assert!(variable.split("variable \"").next().unwrap().contains("can(regex(local.secret_arn, arn))"), "{variable}");
     let script = "import re, sys; sys.exit(0 if re.search(sys.argv[1], sys.argv[2]) else 1)";
     let fits = |arn: &str| {
         let python = tools::checkov().unwrap().with_file_name("python");
@@ -327,6 +334,21 @@ fn an_included_secret_is_named_by_its_whole_arn() {
     assert!(!fits(&format!("{SECRET}\"")) && !fits(&SECRET.replace("accounts", "*")));
 }
 
+/// A value for each variable without a default.
+fn required_values() -> Vec<(&'static str, String)> {
+    let digest = "a".repeat(64);
+    let values = [
+        ("vpc_id", "vpc-1"),
+        ("subnet_ids", r#"["subnet-1"]"#),
+        ("ami_id", "ami-1"),
+        ("nats_server_url", "https://example.com/nats-server-v2.12.8-linux-amd64.tar.gz"),
+        ("nats_server_sha256", &digest),
+        ("agent_url", "https://example.com/nats-tls-agent.rpm?versionId=1"),
+        ("agent_sha256", &digest),
+    ];
+    values.map(|(name, value)| (name, value.to_owned())).into()
+}
+
 /// The variables need no provider, so Terraform can plan them without the provider.
 #[test]
 fn what_could_not_work_is_refused_by_its_variable() {
@@ -336,20 +358,12 @@ fn what_could_not_work_is_refused_by_its_variable() {
     };
     let directory = tempfile::tempdir().unwrap();
     fs::copy(module().join("variables.tf"), directory.path().join("variables.tf")).unwrap();
-    let digest = "a".repeat(64);
     let plan = |values: &[(&str, &str)]| {
-        let required = [
-            ("vpc_id", "vpc-1"),
-            ("subnet_ids", r#"["subnet-1"]"#),
-            ("ami_id", "ami-1"),
-            ("nats_server_url", "https://example.com/nats-server-v2.12.8-linux-amd64.tar.gz"),
-            ("nats_server_sha256", &digest),
-            ("agent_url", "https://example.com/nats-tls-agent.rpm?versionId=1"),
-            ("agent_sha256", &digest),
-        ];
+        let required = required_values();
+        let required = required.iter().map(|(name, value)| (*name, value.as_str()));
         let mut plan = command(terraform.clone());
         plan.args(["plan", "-no-color", "-input=false"]).current_dir(directory.path());
-        plan.args(required.iter().chain(values).map(|(name, value)| format!("-var={name}={value}")));
+        plan.args(required.chain(values.iter().copied()).map(|(name, value)| format!("-var={name}={value}")));
         let output = plan.output().unwrap();
         let said = [output.stdout, output.stderr].concat();
         // Terraform draws a frame around messages and wraps their lines.
@@ -365,10 +379,7 @@ fn what_could_not_work_is_refused_by_its_variable() {
             ("included_secret_key_arns", r#"["arn:aws:kms:eu-west-1:111122223333:key/1-2"]"#),
             ("system_secret_arn", SECRET),
         ],
-        &[
-            ("metrics_security_group_ids", r#"["sg-1"]"#),
-            ("extra_agent_toml", "client_auth = \"mtls\"\n[metrics]\nlisten = \"0.0.0.0:9464\"\n"),
-        ],
+        &[("metrics_security_group_ids", r#"["sg-1"]"#), ("existing_ca", "null")],
     ] {
         let (passed, said) = plan(fine);
         assert!(passed, "{fine:?}: {said}");
@@ -393,7 +404,21 @@ fn what_could_not_work_is_refused_by_its_variable() {
         ("included_secret_arns", &format!("[\"{SECRET}\", \"{SECRET}\"]"), "no secret twice"),
         ("included_secret_key_arns", r#"["alias/nats"]"#, "and not of aliases"),
         ("system_secret_arn", "nats/system", "the whole ARN of a secret"),
-        ("metrics_security_group_ids", r#"["sg-1"]"#, "needs a table [metrics]"),
+        ("metrics_security_group_ids", r#"["10.0.0.0/8"]"#, "ids of security groups"),
+        ("existing_ca", r#"{arn = "nats"}"#, "the ARN of a private CA"),
+        ("existing_trust_secret", r#"{arn = "nats/trust"}"#, "the whole ARN of a secret"),
+        (
+            "existing_cluster_secret",
+            &format!("{{arn = \"{SECRET}\", key_arns = [\"alias/nats\"]}}"),
+            "and not of aliases",
+        ),
+        ("existing_connection_secret", r#"{arn = "nats/connection"}"#, "the whole ARN of a secret"),
+        ("existing_zone", r#"{id = "nats.internal"}"#, "the id of a hosted zone"),
+        (
+            "existing_load_balancer",
+            r#"{target_group_arn = "nats", dns_name = "nats", zone_id = "Z1"}"#,
+            "the ARN of a target group",
+        ),
     ] {
         let (passed, said) = plan(&[(name, value)]);
         assert!(!passed && said.contains(message), "{name} = {value}: {said}");

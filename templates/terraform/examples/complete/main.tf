@@ -1,17 +1,7 @@
 # This example makes a cluster of three nodes on Amazon Linux 2023, with its own network. Terraform uploads the two
 # packages from this machine.
 
-terraform {
-  required_version = ">= 1.9"
-
-  required_providers {
-    aws = {
-      source  = "hashicorp/aws"
-      version = ">= 6.0, < 7.0"
-    }
-  }
-}
-
+# The module says which versions of Terraform and of the provider it needs.
 provider "aws" {
   region = var.region
 }
@@ -25,6 +15,8 @@ module "nats" {
   subnet_ids         = aws_route_table_association.private[*].subnet_id
   client_cidr_blocks = [aws_vpc.this.cidr_block]
   client_dns_name    = "${var.name}.internal"
+  # Services read from this document how they connect (../gateway).
+  connection_document = true
   # With false, the CA is the only obstacle to `terraform destroy` (../../README.md).
   deletion_protection = false
 
@@ -46,6 +38,36 @@ output "client_url" {
 output "ca_certificate" {
   description = "The CA certificate that clients trust, in PEM."
   value       = module.nats.ca_certificate
+}
+
+output "connection_secret_arn" {
+  description = "The secret of the connection document."
+  value       = module.nats.connection_secret_arn
+}
+
+output "connection_secret_key_arn" {
+  description = "The KMS key of the connection document."
+  value       = module.nats.secrets_key_arn
+}
+
+output "server_security_group_ids" {
+  description = "The security groups that services connect to."
+  value       = [module.nats.node_security_group_id, module.nats.clients_security_group_id]
+}
+
+output "vpc_id" {
+  description = "The VPC."
+  value       = aws_vpc.this.id
+}
+
+output "public_subnet_ids" {
+  description = "The public subnets, one for each Availability Zone."
+  value       = aws_subnet.public[*].id
+}
+
+output "private_subnet_ids" {
+  description = "The private subnets, one for each Availability Zone."
+  value       = aws_subnet.private[*].id
 }
 
 output "ca_arn" {

@@ -1,4 +1,5 @@
-# This small VPC has private subnets, which reach the internet through one NAT gateway.
+# This small VPC has private subnets, which reach the internet through one NAT gateway. The public subnets have room for a
+# gateway of services (../gateway).
 
 resource "aws_vpc" "this" {
   #checkov:skip=CKV2_AWS_11:This is an example. Flow logs cost money and show nothing that the example needs.
@@ -24,10 +25,12 @@ resource "aws_subnet" "private" {
 }
 
 resource "aws_subnet" "public" {
+  count = length(var.availability_zones)
+
   vpc_id            = aws_vpc.this.id
-  availability_zone = var.availability_zones[0]
-  cidr_block        = cidrsubnet(aws_vpc.this.cidr_block, 8, 100)
-  tags              = { Name = "${var.name}-public" }
+  availability_zone = var.availability_zones[count.index]
+  cidr_block        = cidrsubnet(aws_vpc.this.cidr_block, 8, 100 + count.index)
+  tags              = { Name = "${var.name}-public-${count.index}" }
 }
 
 resource "aws_internet_gateway" "this" {
@@ -42,7 +45,7 @@ resource "aws_eip" "nat" {
 
 resource "aws_nat_gateway" "this" {
   allocation_id = aws_eip.nat.id
-  subnet_id     = aws_subnet.public.id
+  subnet_id     = aws_subnet.public[0].id
   tags          = { Name = var.name }
 
   depends_on = [aws_internet_gateway.this]
@@ -59,7 +62,9 @@ resource "aws_route_table" "public" {
 }
 
 resource "aws_route_table_association" "public" {
-  subnet_id      = aws_subnet.public.id
+  count = length(var.availability_zones)
+
+  subnet_id      = aws_subnet.public[count.index].id
   route_table_id = aws_route_table.public.id
 }
 
