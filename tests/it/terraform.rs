@@ -1,5 +1,7 @@
 //! Checks `templates/terraform`, as far as possible without AWS. Most tests need neither Terraform nor its provider.
 
+mod plans;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;

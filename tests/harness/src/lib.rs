@@ -22,6 +22,7 @@ pub mod soak;
 pub mod strace;
 pub mod table;
 pub mod template;
+pub mod terraform;
 pub mod tools;
 pub mod traffic;
 

@@ -52,6 +52,11 @@ pub fn checkov() -> Result<PathBuf, Failure> {
     present(directory().join("checkov/bin/checkov"))
 }
 
+/// The Python interpreter of the double of Terraform's AWS provider.
+pub fn terraform_provider_python() -> Result<PathBuf, Failure> {
+    present(directory().join("terraform-provider/bin/python"))
+}
+
 /// The command that runs cloud-init, without arguments. `cargo xtask setup` unpacks cloud-init on Debian. Elsewhere
 /// cloud-init may be installed.
 #[must_use]

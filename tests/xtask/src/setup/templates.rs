@@ -59,7 +59,7 @@ const PROGRAMS: [Unpacked; 2] = [
 pub(super) fn provide() -> Result<(), Failure> {
     if !is_in_path("terraform") {
         println!(
-            "setup: terraform: not installed, so the format of templates/terraform and its templatefile are NOT CHECKED"
+            "setup: terraform: not installed, so the format, the templatefile and the plans of templates/terraform are NOT CHECKED"
         );
     }
     let tools = directory();
