@@ -6,21 +6,21 @@ use std::path::Path;
 
 use harness::terraform::{AwsProvider, Plan};
 use harness::tools;
+use nats_tls_agent::config::Config;
 use serde_json::{Value, json};
 
 use super::{SECRET, decode, module};
 
+const SKIPPED: &str = "SKIPPED: Terraform isn't installed";
 const KEY: &str = "arn:aws:kms:eu-west-1:111122223333:key/1-2";
 const CA: &str = "arn:aws:acm-pca:eu-west-1:111122223333:certificate-authority/1-2";
 const TARGET_GROUP: &str = "arn:aws:elasticloadbalancing:eu-west-1:111122223333:targetgroup/nats/0123456789abcdef";
+const ZONE: &str = "Z0123456789ABCDEFGHIJ";
+const ZONE_OF_BALANCER: &str = "Z2IFOLAFXWLO4F";
 
 /// The double, or `None` where Terraform isn't installed.
 async fn provider() -> Option<AwsProvider> {
-    let Some(terraform) = tools::terraform() else {
-        eprintln!("SKIPPED: Terraform isn't installed");
-        return None;
-    };
-    Some(AwsProvider::start(terraform, &module()).await.unwrap())
+    Some(AwsProvider::start(tools::terraform()?, &module()).await.unwrap())
 }
 
 /// An example's own values, with a file for each of the packages.
@@ -45,7 +45,10 @@ fn borrowed(values: &[(String, String)]) -> Vec<(&str, &str)> {
 
 #[tokio::test]
 async fn every_example_is_valid_and_has_a_plan() {
-    let Some(provider) = provider().await else { return };
+    let Some(provider) = provider().await else {
+        eprintln!("{SKIPPED}");
+        return;
+    };
     let directory = tempfile::tempdir().unwrap();
     let readme = fs::read_to_string(module().join("README.md")).unwrap();
     assert!(readme.contains(&format!("`hashicorp/aws` {},", provider.version())), "the README names another version");
@@ -76,7 +79,10 @@ output "arn" {
 
 #[tokio::test]
 async fn what_the_schema_of_the_provider_doesnt_have_is_refused() {
-    let Some(provider) = provider().await else { return };
+    let Some(provider) = provider().await else {
+        eprintln!("{SKIPPED}");
+        return;
+    };
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("main.tf");
     fs::write(&file, LISTENER).unwrap();
@@ -101,160 +107,21 @@ async fn what_the_schema_of_the_provider_doesnt_have_is_refused() {
     }
 }
 
-/// The modules' plan with values, and what the plan makes.
-fn made(plan: &Plan) -> BTreeSet<String> {
-    plan.made().into_iter().map(ToOwned::to_owned).collect()
-}
-
-fn named(names: &[&str]) -> BTreeSet<String> {
+fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-/// agent.toml as a node's user data has it, the part of the template and the part of the variables.
-fn agent_toml(plan: &Plan) -> toml::Table {
+/// agent.toml as a node's user data has it: the part of the template, and the part of the variables.
+fn agent_toml(plan: &Plan) -> String {
     let template = plan.attributes("aws_launch_template.node");
     let user_data = decode(template["user_data"].as_str().unwrap());
     let (_, rest) = user_data.split_once("/agent.toml\n").unwrap();
     let (_, rest) = rest.split_once("content: |\n").unwrap();
-    let lines = rest.lines().take_while(|line| !line.trim_start().starts_with("- path:") && !line.starts_with("  #"));
+    let lines = rest.lines().take_while(|line| line.is_empty() || line.starts_with("      ")).map(str::trim_start);
     let (_, extra) = user_data.split_once("/extra.toml\n").unwrap();
     let (_, extra) = extra.split_once("content: \"").unwrap();
     let (extra, _) = extra.split_once('"').unwrap();
-    let text = lines.map(str::trim_start).chain([decode(extra).as_str()]).collect::<Vec<_>>().join("\n");
-    text.parse().unwrap_or_else(|error| panic!("{error}\n{text}"))
-}
-
-#[tokio::test]
-async fn what_exists_is_not_made_again() {
-    let Some(provider) = provider().await else { return };
-    let configuration = provider.open(&module()).await.unwrap();
-    let required = super::required_values();
-    let plan = async |values: &[(&str, &str)]| {
-        let values: Vec<_> =
-            required.iter().map(|(name, value)| (*name, value.as_str())).chain(values.iter().copied()).collect();
-        configuration.plan(&values).await
-    };
-    let secret = |name: &str, keys: &str| format!("{{arn = \"{}\", key_arns = [{keys}]}}", secret_of(name));
-    let key = format!("\"{KEY}\"");
-    let ca = format!("{{arn = \"{CA}\"}}");
-    let balancer = format!(
-        "{{target_group_arn = \"{TARGET_GROUP}\", dns_name = \"nats.elb.eu-west-1.amazonaws.com\", zone_id = \"Z2IFOLAFXWLO4F\", security_group_ids = [\"sg-2\"]}}"
-    );
-    let zone = "{id = \"Z0123456789ABCDEFGHIJ\"}";
-
-    let document = ("connection_document", "true");
-    let all = made(&plan(&[document]).await.unwrap());
-    println!("nodes: {} to add", all.len());
-    let (trust, cluster, connection) = (secret("trust", ""), secret("cluster", &key), secret("connection", &key));
-    for (variable, value, gone, added) in [
-        (
-            "existing_ca",
-            ca.as_str(),
-            named(&[
-                "aws_acmpca_certificate.root[0]",
-                "aws_acmpca_certificate_authority.this[0]",
-                "aws_acmpca_certificate_authority_certificate.this[0]",
-            ]),
-            named(&[]),
-        ),
-        (
-            "existing_trust_secret",
-            &trust,
-            named(&["aws_secretsmanager_secret.trust[0]", "aws_secretsmanager_secret_version.trust[0]"]),
-            named(&[]),
-        ),
-        (
-            "existing_cluster_secret",
-            &cluster,
-            named(&[
-                "aws_cloudformation_stack.cluster_credential[0]",
-                "aws_secretsmanager_secret_policy.cluster_credential[0]",
-            ]),
-            named(&["aws_iam_role_policy.existing_keys[0]"]),
-        ),
-        (
-            "existing_connection_secret",
-            &connection,
-            named(&["aws_secretsmanager_secret.connection[0]"]),
-            named(&["aws_iam_role_policy.existing_keys[0]"]),
-        ),
-        (
-            "existing_load_balancer",
-            &balancer,
-            named(&[
-                "aws_lb.clients[0]",
-                "aws_lb_listener.clients[0]",
-                "aws_lb_target_group.clients[0]",
-                "aws_security_group.clients[0]",
-                "aws_vpc_security_group_egress_rule.to_nodes[0]",
-            ]),
-            named(&[]),
-        ),
-        ("existing_zone", zone, named(&["aws_route53_zone.clients[0]"]), named(&[])),
-    ] {
-        let found = made(&plan(&[document, (variable, value)]).await.unwrap());
-        assert_eq!(all.difference(&found).cloned().collect::<BTreeSet<_>>(), gone, "{variable}");
-        assert_eq!(found.difference(&all).cloned().collect::<BTreeSet<_>>(), added, "{variable}");
-    }
-
-    // The trust bundle has the root above an existing CA, and not the CA itself.
-    let bundle = plan(&[("existing_ca", &ca)]).await.unwrap();
-    let bundle = bundle.attributes("aws_secretsmanager_secret_version.trust[0]")["secret_string"].clone();
-    assert_eq!(bundle, "-----BEGIN CERTIFICATE-----\nUk9PVA==\n-----END CERTIFICATE-----\n");
-
-    // With everything at once, the plan knows all values, so what the nodes get is compared.
-    let plan_of_all = plan(&[
-        ("existing_ca", &ca),
-        ("existing_trust_secret", &trust),
-        ("existing_cluster_secret", &cluster),
-        ("existing_connection_secret", &connection),
-        ("existing_load_balancer", &balancer),
-        ("existing_zone", zone),
-        ("metrics_security_group_ids", "[\"sg-3\"]"),
-    ])
-    .await
-    .unwrap();
-    let found = made(&plan_of_all);
-    assert!(found.iter().all(|name| !name.starts_with("aws_kms_key")), "a key without a secret: {found:?}");
-    let toml = agent_toml(&plan_of_all);
-    let text = |table: &str, key: &str| toml[table][key].as_str().map(ToOwned::to_owned);
-    assert_eq!(text("issuer", "ca_arn").as_deref(), Some(CA));
-    assert_eq!(text("trust", "secret_id"), Some(secret_of("trust")));
-    assert_eq!(text("nats", "cluster_secret_id"), Some(secret_of("cluster")));
-    assert_eq!(text("connection", "secret_id"), Some(secret_of("connection")));
-    assert_eq!(text("metrics", "listen").as_deref(), Some("0.0.0.0:9464"));
-    let rule = plan_of_all.attributes("aws_vpc_security_group_ingress_rule.metrics[0]");
-    assert_eq!((&rule["referenced_security_group_id"], &rule["from_port"]), (&json!("sg-3"), &json!(9464)));
-    let rule = plan_of_all.attributes("aws_vpc_security_group_ingress_rule.from_load_balancer[0]");
-    assert_eq!(rule["referenced_security_group_id"], "sg-2");
-    assert_eq!(plan_of_all.attributes("aws_autoscaling_group.node")["target_group_arns"], json!([TARGET_GROUP]));
-    let policy = plan_of_all.attributes("aws_iam_role_policy.agent")["policy"].as_str().unwrap().to_owned();
-    assert!([CA, &secret_of("trust"), &secret_of("cluster")].iter().all(|arn| policy.contains(arn)), "{policy}");
-    for policy in ["connection_key[0]", "existing_keys[0]", "existing_keys[1]"] {
-        let policy = plan_of_all.attributes(&format!("aws_iam_role_policy.{policy}"));
-        let policy: Value = serde_json::from_str(policy["policy"].as_str().unwrap()).unwrap();
-        assert_eq!(policy["Statement"][0]["Resource"], KEY);
-    }
-    let record = plan_of_all.attributes("aws_route53_record.clients");
-    assert_eq!(
-        (&record["zone_id"], &record["alias"][0]["zone_id"]),
-        (&json!("Z0123456789ABCDEFGHIJ"), &json!("Z2IFOLAFXWLO4F"))
-    );
-
-    // What the CA and the zone say is compared with the variables.
-    for (values, message) in [
-        (
-            [("existing_ca", ca.as_str()), ("short_lived_ca", "false")],
-            "existing_ca has the mode SHORT_LIVED_CERTIFICATE",
-        ),
-        (
-            [("existing_zone", zone), ("client_dns_name", "nats.example.com")],
-            "existing_zone holds names below internal alone",
-        ),
-    ] {
-        let said = plan(&values).await.unwrap_err().to_string();
-        assert!(said.contains(message), "{said}");
-    }
+    lines.chain([decode(extra).as_str()]).collect::<Vec<_>>().join("\n")
 }
 
 /// The ARN of a secret by its name.
@@ -262,14 +129,164 @@ fn secret_of(name: &str) -> String {
     SECRET.replace("accounts", name)
 }
 
+/// A value for each variable that names a thing that exists.
+fn existing() -> [(&'static str, String); 6] {
+    let secret = |name: &str, keys: &[&str]| format!("{{arn = \"{}\", key_arns = {}}}", secret_of(name), json!(keys));
+    let balancer = format!(
+        "{{target_group_arn = \"{TARGET_GROUP}\", dns_name = \"nats.elb.eu-west-1.amazonaws.com\", zone_id = \"{ZONE_OF_BALANCER}\", \
+         security_group_ids = [\"sg-2\"]}}"
+    );
+    [
+        ("existing_ca", format!("{{arn = \"{CA}\"}}")),
+        ("existing_trust_secret", secret("trust", &[])),
+        ("existing_cluster_secret", secret("cluster", &[KEY])),
+        ("existing_connection_secret", secret("connection", &[KEY])),
+        ("existing_load_balancer", balancer),
+        ("existing_zone", format!("{{id = \"{ZONE}\"}}")),
+    ]
+}
+
+/// The values of a plan of the nodes: the required values, and more.
+fn nodes<'a>(required: &'a [(&str, String)], more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    required.iter().map(|(name, value)| (*name, value.as_str())).chain(more.iter().copied()).collect()
+}
+
+#[tokio::test]
+async fn what_exists_is_not_made_again() {
+    let Some(provider) = provider().await else {
+        eprintln!("{SKIPPED}");
+        return;
+    };
+    let configuration = provider.open(&module()).await.unwrap();
+    let required = super::required_values();
+    let document = ("connection_document", "true");
+    let all = set(&configuration.plan(&nodes(&required, &[document])).await.unwrap().made());
+    println!("nodes: {} to add", all.len());
+    let key = "aws_iam_role_policy.existing_keys[0]";
+    let (ca, balancer) = ("aws_acmpca_certificate", "aws_lb");
+    let expected = [
+        (
+            vec![
+                format!("{ca}.root[0]"),
+                format!("{ca}_authority.this[0]"),
+                format!("{ca}_authority_certificate.this[0]"),
+            ],
+            None,
+        ),
+        (vec!["aws_secretsmanager_secret.trust[0]".into(), "aws_secretsmanager_secret_version.trust[0]".into()], None),
+        (
+            vec![
+                "aws_cloudformation_stack.cluster_credential[0]".into(),
+                "aws_secretsmanager_secret_policy.cluster_credential[0]".into(),
+            ],
+            Some(key),
+        ),
+        (vec!["aws_secretsmanager_secret.connection[0]".into()], Some(key)),
+        (
+            vec![
+                format!("{balancer}.clients[0]"),
+                format!("{balancer}_listener.clients[0]"),
+                format!("{balancer}_target_group.clients[0]"),
+                "aws_security_group.clients[0]".into(),
+                "aws_vpc_security_group_egress_rule.to_nodes[0]".into(),
+            ],
+            None,
+        ),
+        (vec!["aws_route53_zone.clients[0]".into()], None),
+    ];
+    for ((variable, value), (gone, added)) in existing().iter().zip(expected) {
+        let plan = configuration.plan(&nodes(&required, &[document, (variable, value)])).await.unwrap();
+        let found = set(&plan.made());
+        assert_eq!(all.difference(&found).cloned().collect::<Vec<_>>(), gone, "{variable}");
+        let added: Vec<_> = added.into_iter().collect();
+        assert_eq!(found.difference(&all).collect::<Vec<_>>(), added, "{variable}");
+        if *variable == "existing_ca" {
+            // The trust bundle has the root above the CA, and not the CA itself.
+            let bundle = plan.attributes("aws_secretsmanager_secret_version.trust[0]");
+            assert_eq!(bundle["secret_string"], "-----BEGIN CERTIFICATE-----\nUk9PVA==\n-----END CERTIFICATE-----\n");
+        }
+    }
+}
+
+/// With everything that exists at once, a plan knows all values. So the test compares what the nodes get.
+#[tokio::test]
+async fn what_exists_is_what_the_nodes_get() {
+    let Some(provider) = provider().await else {
+        eprintln!("{SKIPPED}");
+        return;
+    };
+    let configuration = provider.open(&module()).await.unwrap();
+    let (required, existing) = (super::required_values(), existing());
+    let mut values = nodes(&required, &[("metrics_security_group_ids", "[\"sg-3\"]")]);
+    values.extend(existing.iter().map(|(name, value)| (*name, value.as_str())));
+    let plan = configuration.plan(&values).await.unwrap();
+    assert!(
+        plan.made().iter().all(|name| !name.starts_with("aws_kms_key")),
+        "a key without a secret: {:?}",
+        plan.made()
+    );
+
+    let text = agent_toml(&plan);
+    Config::parse(&text, Path::new("agent.toml")).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let toml: toml::Table = text.parse().unwrap();
+    for (table, key, value) in [
+        ("issuer", "ca_arn", CA.to_owned()),
+        ("trust", "secret_id", secret_of("trust")),
+        ("nats", "cluster_secret_id", secret_of("cluster")),
+        ("connection", "secret_id", secret_of("connection")),
+        ("metrics", "listen", "0.0.0.0:9464".to_owned()),
+    ] {
+        assert_eq!(toml[table][key].as_str(), Some(value.as_str()), "{table}.{key}");
+    }
+    for (address, attribute, value) in [
+        ("aws_vpc_security_group_ingress_rule.metrics[0]", "referenced_security_group_id", json!("sg-3")),
+        ("aws_vpc_security_group_ingress_rule.metrics[0]", "from_port", json!(9464)),
+        ("aws_vpc_security_group_ingress_rule.from_load_balancer[0]", "referenced_security_group_id", json!("sg-2")),
+        ("aws_autoscaling_group.node", "target_group_arns", json!([TARGET_GROUP])),
+        ("aws_route53_record.clients", "zone_id", json!(ZONE)),
+    ] {
+        assert_eq!(plan.attributes(address)[attribute], value, "{address}");
+    }
+    assert_eq!(plan.attributes("aws_route53_record.clients")["alias"][0]["zone_id"], ZONE_OF_BALANCER);
+    let policy =
+        |name: &str| plan.attributes(&format!("aws_iam_role_policy.{name}"))["policy"].as_str().unwrap().to_owned();
+    assert!([CA, &secret_of("trust"), &secret_of("cluster")].iter().all(|arn| policy("agent").contains(arn)));
+    assert!(policy("connection[0]").contains(&secret_of("connection")));
+    for name in ["connection_key[0]", "existing_keys[0]", "existing_keys[1]"] {
+        assert!(policy(name).contains(KEY), "{name}");
+    }
+}
+
+/// The CA and the zone themselves are asked.
+#[tokio::test]
+async fn what_exists_must_fit_the_other_variables() {
+    let Some(provider) = provider().await else {
+        eprintln!("{SKIPPED}");
+        return;
+    };
+    let configuration = provider.open(&module()).await.unwrap();
+    let (required, existing) = (super::required_values(), existing());
+    let (ca, zone) = (("existing_ca", existing[0].1.as_str()), ("existing_zone", existing[5].1.as_str()));
+    for (values, message) in [
+        ([ca, ("short_lived_ca", "false")], "existing_ca has the mode SHORT_LIVED_CERTIFICATE"),
+        ([zone, ("client_dns_name", "nats.example.com")], "existing_zone holds names below internal alone"),
+    ] {
+        let said = configuration.plan(&nodes(&required, &values)).await.unwrap_err().to_string();
+        assert!(said.contains(message), "{said}");
+    }
+}
+
 #[tokio::test]
 async fn a_gateway_takes_a_certificate_that_exists_and_reads_each_key_of_the_document() {
-    let Some(provider) = provider().await else { return };
+    let Some(provider) = provider().await else {
+        eprintln!("{SKIPPED}");
+        return;
+    };
     let directory = tempfile::tempdir().unwrap();
     let configuration = provider.open(&module().join("examples/gateway")).await.unwrap();
     let mut values = values_of("gateway", directory.path());
     let plan = configuration.plan(&borrowed(&values)).await.unwrap();
-    let new = made(&plan);
+    let new = plan.made();
     assert!(new.iter().any(|name| name.starts_with("aws_acm_certificate.")), "{new:?}");
     let definition = plan.attributes("aws_ecs_task_definition.gateway")["container_definitions"].as_str().unwrap();
     let container = serde_json::from_str::<Value>(definition).unwrap()[0].clone();
