@@ -38,6 +38,19 @@ pub struct Configuration<'a> {
     files: tempfile::TempDir,
 }
 
+/// A resource that Terraform has applied.
+#[derive(Debug)]
+pub struct Applied<'a> {
+    /// The resource's type.
+    pub type_name: &'a str,
+    /// The resource's name.
+    pub name: &'a str,
+    /// The resource's number, where it has a count.
+    pub index: Option<usize>,
+    /// Its attributes that matter.
+    pub attributes: Value,
+}
+
 /// What Terraform would do.
 #[derive(Debug)]
 pub struct Plan(Value);
@@ -105,10 +118,25 @@ impl Configuration<'_> {
     /// # Errors
     /// Terraform's own words, in one line.
     pub async fn plan(&self, values: &[(&str, &str)]) -> Result<Plan, Failure> {
-        let file = self.files.path().join("plan").display().to_string();
+        self.plan_from(&[], values).await
+    }
+
+    /// Plans the configuration with values of its variables, where the applied resources exist already.
+    ///
+    /// # Errors
+    /// Terraform's own words, in one line.
+    pub async fn plan_from(&self, applied: &[Applied<'_>], values: &[(&str, &str)]) -> Result<Plan, Failure> {
+        let (file, state) = (self.files.path().join("plan"), self.files.path().join("state"));
+        let resources: Vec<Value> = applied.iter().map(Applied::state).collect();
+        // The format of a state (<https://developer.hashicorp.com/terraform/language/state>), version 4.
+        let text = json!({ "version": 4, "serial": 1, "lineage": "tests", "outputs": {}, "resources": resources });
+        std::fs::write(&state, text.to_string())
+            .map_err(|error| Failure::new("could not write a state").because(error))?;
+        let file = file.display().to_string();
         let values = values.iter().map(|(name, value)| format!("-var={name}={value}"));
-        let arguments = ["plan", "-input=false", "-lock=false"].map(ToOwned::to_owned);
-        let arguments: Vec<String> = arguments.into_iter().chain([format!("-out={file}")]).chain(values).collect();
+        let arguments = ["plan", "-input=false", "-lock=false", "-refresh=false"].map(ToOwned::to_owned);
+        let files = [format!("-out={file}"), format!("-state={}", state.display())];
+        let arguments: Vec<String> = arguments.into_iter().chain(files).chain(values).collect();
         self.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await?;
         let shown = self.run(&["show", "-json", &file]).await?;
         let plan = serde_json::from_slice(&shown.stdout);
@@ -142,7 +170,26 @@ impl Configuration<'_> {
     }
 }
 
+impl Applied<'_> {
+    fn state(&self) -> Value {
+        let mut instance = json!({ "schema_version": 0, "attributes": self.attributes });
+        if let Some(index) = self.index {
+            instance["index_key"] = json!(index);
+        }
+        json!({
+            "mode": "managed", "type": self.type_name, "name": self.name, "instances": [instance],
+            "provider": "provider[\"registry.terraform.io/hashicorp/aws\"]",
+        })
+    }
+}
+
 impl Plan {
+    /// What Terraform would do with a resource: `create`, `update`, `delete` or `no-op`.
+    #[must_use]
+    pub fn actions(&self, address: &str) -> &Value {
+        &self.change(address)["actions"]
+    }
+
     /// The addresses of what Terraform would make, sorted.
     #[must_use]
     pub fn made(&self) -> Vec<&str> {
@@ -156,8 +203,12 @@ impl Plan {
     /// The planned attributes of a resource, without those that are known after the apply.
     #[must_use]
     pub fn attributes(&self, address: &str) -> &Value {
+        &self.change(address)["after"]
+    }
+
+    fn change(&self, address: &str) -> &Value {
         let changes = self.0["resource_changes"].as_array().into_iter().flatten();
         let mut named = changes.filter(|change| change["address"] == address);
-        named.next().map_or(&Value::Null, |change| &change["change"]["after"])
+        named.next().map_or(&Value::Null, |change| &change["change"])
     }
 }

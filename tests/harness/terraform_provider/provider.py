@@ -99,7 +99,7 @@ def diagnostics(block, config):
 
 
 class Provider(rpc.ProviderServicer):
-    """The calls of `terraform validate` and `terraform plan`."""
+    """The calls of `terraform validate` and `terraform plan -refresh=false`."""
 
     def __init__(self, itself, resources, data_sources):
         self.itself, self.resources, self.data_sources = itself, resources, data_sources
@@ -127,6 +127,12 @@ class Provider(rpc.ProviderServicer):
     def ConfigureProvider(self, request, context):
         self.region = decoded(request.config).get("region")
         return pb.ConfigureProvider.Response()
+
+    def UpgradeResourceState(self, request, context):
+        block = self.resources[request.type_name]
+        collections = {name: None if nested.nesting == "single" else [] for name, nested in block.blocks.items()}
+        state = dict.fromkeys(block.attributes) | collections | json.loads(request.raw_state.json)
+        return pb.UpgradeResourceState.Response(upgraded_state=encoded(state))
 
     def PlanResourceChange(self, request, context):
         planned = completed(self.resources[request.type_name], decoded(request.proposed_new_state), lambda *_: UNKNOWN)

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use harness::terraform::{AwsProvider, Plan};
-use harness::tools;
+use harness::terraform::{Applied, AwsProvider, Plan};
+use harness::tools::{self, workspace};
 use nats_tls_agent::config::Config;
 use serde_json::{Value, json};
 
@@ -255,6 +255,105 @@ async fn what_exists_is_what_the_nodes_get() {
     for name in ["connection_key[0]", "existing_keys[0]", "existing_keys[1]"] {
         assert!(policy(name).contains(KEY), "{name}");
     }
+}
+
+/// A module with all that exists made beside it, so no id and no ARN is known to the plan.
+const SAME_RUN: &str = r#"
+resource "aws_acmpca_certificate_authority" "this" {
+  certificate_authority_configuration {
+    key_algorithm     = "EC_prime256v1"
+    signing_algorithm = "SHA256WITHECDSA"
+
+    subject {
+      common_name = "nats"
+    }
+  }
+}
+
+resource "aws_kms_key" "this" {}
+
+resource "aws_secretsmanager_secret" "this" {}
+
+resource "aws_lb" "this" {}
+
+resource "aws_lb_target_group" "this" {}
+
+resource "aws_security_group" "this" {}
+
+resource "aws_route53_zone" "this" {
+  name = "internal"
+}
+
+locals {
+  secret = { arn = aws_secretsmanager_secret.this.arn, key_arns = [aws_kms_key.this.arn] }
+}
+
+module "nats" {
+  source = "./templates/terraform"
+
+  vpc_id                     = "vpc-1"
+  subnet_ids                 = ["subnet-1"]
+  ami_id                     = "ami-1"
+  nats_server_url            = "https://example.com/nats-server.tar.gz"
+  nats_server_sha256         = sha256("nats-server")
+  agent_url                  = "https://example.com/nats-tls-agent.rpm"
+  agent_sha256               = sha256("agent")
+  metrics_security_group_ids = [aws_security_group.this.id]
+  existing_ca                = { arn = aws_acmpca_certificate_authority.this.arn }
+  existing_trust_secret      = local.secret
+  existing_cluster_secret    = local.secret
+  existing_connection_secret = local.secret
+  existing_zone              = { id = aws_route53_zone.this.zone_id }
+
+  existing_load_balancer = {
+    target_group_arn   = aws_lb_target_group.this.arn
+    dns_name           = aws_lb.this.dns_name
+    zone_id            = aws_lb.this.zone_id
+    security_group_ids = [aws_security_group.this.id]
+  }
+}
+"#;
+
+#[tokio::test]
+async fn what_is_made_in_the_same_run_counts_as_existing() {
+    let Some(provider) = provider().await else {
+        eprintln!("{SKIPPED}");
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("main.tf"), SAME_RUN).unwrap();
+    // Terraform copies a module outside of the directory, without the module's neighbours.
+    std::os::unix::fs::symlink(workspace().join("templates"), directory.path().join("templates")).unwrap();
+    let configuration = provider.open(directory.path()).await.unwrap();
+    let plan = configuration.plan(&[]).await.unwrap();
+    for twice in ["aws_acmpca_", "aws_kms_", "aws_secretsmanager_", "aws_lb", "aws_route53_zone"] {
+        let made = plan.made().into_iter().filter(|name| name.starts_with(&format!("module.nats.{twice}")));
+        assert_eq!(made.collect::<Vec<_>>(), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn no_plan_deletes_a_ca_that_was_applied() {
+    let Some(provider) = provider().await else {
+        eprintln!("{SKIPPED}");
+        return;
+    };
+    let configuration = provider.open(&module()).await.unwrap();
+    let (required, existing) = (super::required_values(), existing());
+    let applied = |index: Option<usize>| Applied {
+        type_name: "aws_acmpca_certificate_authority",
+        name: "this",
+        index,
+        attributes: json!({ "arn": CA, "id": CA, "type": "ROOT" }),
+    };
+    // The CA had no number before `existing_ca` was there.
+    for index in [None, Some(0)] {
+        let plan = configuration.plan_from(&[applied(index)], &nodes(&required, &[])).await.unwrap();
+        assert_eq!(plan.actions("aws_acmpca_certificate_authority.this[0]"), &json!(["update"]), "{index:?}");
+    }
+    let values = nodes(&required, &[("existing_ca", existing[0].1.as_str())]);
+    let said = configuration.plan_from(&[applied(Some(0))], &values).await.unwrap_err().to_string();
+    assert!(said.contains("Instance cannot be destroyed"), "{said}");
 }
 
 /// The CA and the zone themselves are asked.

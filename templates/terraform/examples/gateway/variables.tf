@@ -120,6 +120,11 @@ variable "container_port" {
   description = "The port where the container serves HTTP."
   type        = number
   default     = 8080
+
+  validation {
+    condition     = var.container_port >= 1 && var.container_port <= 65535 && floor(var.container_port) == var.container_port
+    error_message = "container_port is a whole number from 1 to 65535."
+  }
 }
 
 variable "health_path" {
