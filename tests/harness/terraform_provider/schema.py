@@ -115,8 +115,7 @@ class Source:
         where = self.text if function in self.text else self.classes[class_name]
         where = where[where.index(function if function in self.text else "synthesizeHclAttributes() {") :]
         found = next(match for match in NESTING.finditer(where) if match[1] == name)
-        return {"struct": "single"}.get(found[2], found[2])
-
+        return "single" if found[2] == "struct" else found[2]
 
     def provider(self):
         """The texts that a provider block may set. The package spells out no other type of the provider block."""
@@ -141,24 +140,28 @@ def object_type(block, nested):
     return ["map" if nested[2] == "Map" else "set" if nested[3] == "true" else "list", content]
 
 
-def read(resources, data_sources):
-    """The schemas of the provider itself and of these types, and the provider's version."""
-    wanted = {f"package/lib/{name.removeprefix('aws_').replace('_', '-')}/index.js": name for name in resources}
-    wanted |= {f"package/lib/data-{name.replace('_', '-')}/index.js": name for name in data_sources}
-    files = {"package/lib/provider/index.js", "package/package.json", *wanted}
-    texts = {}
+def texts(names):
+    """The texts of these files of the package, without those that the package doesn't have."""
     # An import of the package would start Node.js.
-    package = pathlib.Path(importlib.util.find_spec("cdktn_provider_aws").origin).parent
-    [archive] = package.glob("_jsii/*.tgz")
+    directory = pathlib.Path(importlib.util.find_spec("cdktn_provider_aws").origin).parent
+    [archive] = directory.glob("_jsii/*.tgz")
     with tarfile.open(archive, "r|gz") as package:
-        for member in package:
-            if member.name in files:
-                texts[member.name] = package.extractfile(member).read().decode()
-    version = json.loads(texts["package/package.json"])["cdktn"]["provider"]["version"]
-    blocks = {path: Source(texts[path]).root(name) for path, name in wanted.items()}
-    return (
-        version,
-        Source(texts["package/lib/provider/index.js"]).provider(),
-        {name: blocks[path] for path, name in wanted.items() if not path.startswith("package/lib/data-")},
-        {name: blocks[path] for path, name in wanted.items() if path.startswith("package/lib/data-")},
-    )
+        return {member.name: package.extractfile(member).read().decode() for member in package if member.name in names}
+
+
+def read(resources, data_sources):
+    """The provider's version, its own schema, and the schemas of those types that the provider has."""
+
+    def path(name):
+        return f"package/lib/{name.replace('_', '-')}/index.js"
+
+    resources = {path(name.removeprefix("aws_")): name for name in resources}
+    data_sources = {path(f"data_{name}"): name for name in data_sources}
+    itself, manifest = path("provider"), "package/package.json"
+    found = texts({itself, manifest, *resources, *data_sources})
+
+    def blocks(names):
+        return {name: Source(found[file]).root(name) for file, name in names.items() if file in found}
+
+    version = json.loads(found[manifest])["cdktn"]["provider"]["version"]
+    return version, Source(found[itself]).provider(), blocks(resources), blocks(data_sources)
