@@ -97,6 +97,8 @@ pub struct Config {
     pub issuer: IssuerConfig,
     /// The source of the trust bundle.
     pub trust: TrustConfig,
+    /// The source of the bundle for what clients present. `None`: clients present what nodes present.
+    pub client_trust: Option<TrustConfig>,
     /// The way to find peers.
     pub discovery: DiscoveryConfig,
     /// The schedule of renewals and retries.
@@ -213,7 +215,7 @@ pub enum IssuerKind {
     },
 }
 
-/// `[trust]`.
+/// `[trust]` or `[trust.clients]`.
 #[derive(Clone, Debug)]
 pub enum TrustConfig {
     /// A secret in Secrets Manager.
@@ -695,6 +697,15 @@ struct RawTrust {
     kind: RawTrustKind,
     secret_id: Option<String>,
     file: Option<PathBuf>,
+    clients: Option<RawTrustSource>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawTrustSource {
+    kind: RawTrustKind,
+    secret_id: Option<String>,
+    file: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]
@@ -818,10 +829,13 @@ impl RawConfig {
             let what = "is missing; discovery.asg_name names several groups, and their nodes need one cluster name";
             return Err(invalid("nats.cluster_name", what));
         }
+        let issuer = self.issuer.check()?;
+        let (trust, client_trust) = self.trust.check()?;
         Ok(Config {
             node: self.node,
-            issuer: self.issuer.check()?,
-            trust: self.trust.check()?,
+            issuer,
+            trust,
+            client_trust,
             discovery,
             renewal: self.renewal,
             rollover: self.rollover,
@@ -882,41 +896,59 @@ impl RawIssuer {
     }
 }
 
+/// The keys of a table that names the source of a bundle.
+struct TrustKeys {
+    secret_id: &'static str,
+    file: &'static str,
+}
+
+const TRUST: TrustKeys = TrustKeys { secret_id: "trust.secret_id", file: "trust.file" };
+const CLIENT_TRUST: TrustKeys = TrustKeys { secret_id: "trust.clients.secret_id", file: "trust.clients.file" };
+
 impl RawTrust {
-    fn check(self) -> Result<TrustConfig, InvalidKey> {
+    /// The source of the bundle, and the source of the bundle for what clients present.
+    fn check(self) -> Result<(TrustConfig, Option<TrustConfig>), InvalidKey> {
+        let clients = self.clients.map(|clients| clients.check(&CLIENT_TRUST)).transpose()?;
+        let Self { kind, secret_id, file, .. } = self;
+        Ok((RawTrustSource { kind, secret_id, file }.check(&TRUST)?, clients))
+    }
+}
+
+impl RawTrustSource {
+    fn check(self, keys: &TrustKeys) -> Result<TrustConfig, InvalidKey> {
         if self.secret_id.is_some() && !matches!(self.kind, RawTrustKind::SecretsManager) {
             return Err(invalid(
-                "trust.secret_id",
+                keys.secret_id,
                 "belongs to kind = \"secrets-manager\"; remove it, or set the kind",
             ));
         }
         if self.file.is_some() && !matches!(self.kind, RawTrustKind::File) {
-            return Err(invalid("trust.file", "belongs to kind = \"file\"; remove it, or set the kind"));
+            return Err(invalid(keys.file, "belongs to kind = \"file\"; remove it, or set the kind"));
         }
         match self.kind {
             RawTrustKind::SecretsManager => {
                 let secret_id = self.secret_id.ok_or_else(|| {
-                    invalid("trust.secret_id", "is missing; kind = \"secrets-manager\" needs the name or ARN of the secret with the trust bundle")
+                    invalid(keys.secret_id, "is missing; kind = \"secrets-manager\" needs the name or ARN of the secret with the trust bundle")
                 })?;
                 let (secret_id, json_key) = match secret_id.split_once('#') {
                     Some((_, "")) => {
                         return Err(invalid(
-                            "trust.secret_id",
+                            keys.secret_id,
                             "names no key after the \"#\"; write \"NAME#KEY\", or \"NAME\"",
                         ));
                     }
                     Some((id, key)) => (id.to_owned(), Some(key.to_owned())),
                     None => (secret_id, None),
                 };
-                check_secret_id("trust.secret_id", &secret_id)?;
+                check_secret_id(keys.secret_id, &secret_id)?;
                 Ok(TrustConfig::SecretsManager { secret_id, json_key })
             }
             RawTrustKind::Issuer => Ok(TrustConfig::Issuer),
             RawTrustKind::File => {
                 let file = self.file.ok_or_else(|| {
-                    invalid("trust.file", "is missing; kind = \"file\" reads the trust bundle from it")
+                    invalid(keys.file, "is missing; kind = \"file\" reads the trust bundle from it")
                 })?;
-                Ok(TrustConfig::File(absolute("trust.file", file)?))
+                Ok(TrustConfig::File(absolute(keys.file, file)?))
             }
         }
     }
@@ -1417,6 +1449,9 @@ mod tests {
             ("issuer.directory = \"/ca\"", "issuer.directory: belongs to kind = \"local\""),
             ("trust.file = \"/ca.pem\"", "trust.file: belongs to kind = \"file\""),
             ("trust.kind = \"issuer\"", "trust.secret_id: belongs to kind = \"secrets-manager\""),
+            ("trust.clients = {}", "trust.clients.secret_id: is missing"),
+            ("trust.clients.file = \"/ca.pem\"", "trust.clients.file: belongs to kind = \"file\""),
+            ("trust.clients = { kind = \"file\" }", "trust.clients.file: is missing"),
             ("discovery.peers = [\"a:1\"]", "discovery.peers: belongs to kind = \"static\""),
             ("discovery.kind = \"static\"", "discovery.peers: is missing"),
             ("discovery = { kind = \"static\", asg_name = \"a\" }", "discovery.asg_name: belongs to kind = \"asg\""),

@@ -81,6 +81,8 @@ pub struct Parts {
     pub lifecycle: Option<Arc<dyn Lifecycle>>,
     /// Where the bundle comes from.
     pub trust: Arc<dyn TrustSource>,
+    /// Where the bundle for what clients present comes from, if clients have a bundle of their own.
+    pub client_trust: Option<Arc<dyn TrustSource>>,
     /// Where peers are seen.
     pub peers: Arc<dyn PeerSource>,
     /// How peers are dialled.
@@ -164,6 +166,7 @@ impl Reconciler {
         let remembered = file.read(own, commit.nats.cluster_secret_id.as_ref());
         let seams = Seams {
             trust: parts.trust,
+            client_trust: parts.client_trust,
             peers: parts.peers,
             dial: parts.dial,
             credential: parts.credential,
@@ -306,7 +309,11 @@ impl Reconciler {
     pub(crate) async fn desired(&mut self) -> Result<(Option<Rendered>, Rendered), PassError> {
         let generations = &self.deployment.commit_point.parts().generations;
         let (newest, _) = generations.newest()?;
-        let files = newest.map_or_else(|| generations.files(1), |generation| generation.files);
+        let first = || {
+            let files = generations.files(1);
+            if self.sources.has_clients_bundle() { files.with_clients() } else { files }
+        };
+        let files = newest.map_or_else(first, |generation| generation.files);
         let included = self.sources.preview(&self.node).await;
         let committed = self.deployment.commit_point.committed()?;
         let nats = &self.deployment.commit_point.parts().nats;
@@ -436,7 +443,7 @@ impl Reconciler {
                 progress.report(Step::Issued { serial: chain.leaf().serial.clone(), generation: generation.number });
                 self.newest = Some(generation);
             }
-            (None, Some(newest), Some(bundle)) if newest.bundle.anchors != bundle.anchors => {
+            (None, Some(newest), Some(bundle)) if !newest.bundle.has_anchors_of(bundle) => {
                 self.newest = Some(generations.write_again(&newest.chain, bundle)?);
             }
             (_, Some(_), _) => {}

@@ -195,6 +195,9 @@ pub struct TrustStatus {
     pub source: String,
     /// The version that the source gave the bundle.
     pub version: String,
+    /// The bundle for what clients present, beside these anchors. `None`: clients have no bundle of their own.
+    #[serde(default)]
+    pub clients: Option<Box<Self>>,
 }
 
 /// Where a change of the CA stands, as this node sees it.
@@ -462,7 +465,7 @@ impl Status {
         if let (Presence::Running(pid), None) = (&observed.presence, &observed.varz) {
             warnings.push(Reason::MonitoringSilent { pid: *pid });
         }
-        for anchor in bundle.iter().flat_map(|bundle| &bundle.anchors) {
+        for anchor in bundle.iter().flat_map(|bundle| bundle.anchors.iter().chain(bundle.client_anchors())) {
             let has_ended = anchor.not_after <= *now;
             if has_ended || anchor.not_after <= *now + ANCHOR_WARNING {
                 let (subject, not_after) = (anchor.subject.clone(), anchor.not_after);
@@ -590,7 +593,12 @@ impl TrustStatus {
             sha256: anchor.sha256.clone(),
             not_after: anchor.not_after,
         });
-        Self { anchors: anchors.collect(), source: bundle.source.clone(), version: bundle.version.clone() }
+        Self {
+            anchors: anchors.collect(),
+            source: bundle.source.clone(),
+            version: bundle.version.clone(),
+            clients: bundle.clients.as_deref().map(|clients| Box::new(Self::of(clients))),
+        }
     }
 }
 

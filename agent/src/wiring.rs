@@ -89,12 +89,20 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
             Arc::new(if purpose == Purpose::Run { ca } else { ca.read_only() })
         }
     };
-    let trust: Arc<dyn TrustSource> = match &config.trust {
-        TrustConfig::SecretsManager { secret_id, json_key } => {
-            Arc::new(SecretsManager::new(aws().await, secret_id, json_key.clone()))
-        }
-        TrustConfig::Issuer => Arc::new(FromIssuer::new(Arc::clone(&issuer))),
-        TrustConfig::File(file) => Arc::new(File::new(file.clone())),
+    let trust_source = async |from: &TrustConfig| {
+        let source: Arc<dyn TrustSource> = match from {
+            TrustConfig::SecretsManager { secret_id, json_key } => {
+                Arc::new(SecretsManager::new(aws().await, secret_id, json_key.clone()))
+            }
+            TrustConfig::Issuer => Arc::new(FromIssuer::new(Arc::clone(&issuer))),
+            TrustConfig::File(file) => Arc::new(File::new(file.clone())),
+        };
+        source
+    };
+    let trust = trust_source(&config.trust).await;
+    let client_trust = match &config.client_trust {
+        Some(from) => Some(trust_source(from).await),
+        None => None,
     };
     let credential: Option<Arc<dyn CredentialSource>> = match &config.nats.cluster_secret_id {
         Some(id) => Some(Arc::new(ClusterSecret::new(aws().await, id))),
@@ -144,6 +152,7 @@ async fn wire_around(node: Node, config: &Config, allowed_losses: Vec<Loss>, pur
         },
         lifecycle,
         trust,
+        client_trust,
         peers,
         dial: Arc::new(Network),
         credential,

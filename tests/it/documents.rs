@@ -210,6 +210,8 @@ fn the_documents_list_exactly_the_keys_that_there_are_with_their_defaults() {
     expected.extend(known("nats.system"));
     expected.remove("nats.reload");
     expected.extend(known("nats.reload"));
+    expected.remove("trust.clients");
+    expected.extend(known("trust.clients"));
     assert_eq!(listed.keys().map(|key| (*key).to_owned()).collect::<BTreeSet<_>>(), expected);
 
     let required = keys(&read("templates/agent.toml"));
@@ -219,7 +221,7 @@ fn the_documents_list_exactly_the_keys_that_there_are_with_their_defaults() {
     }
     // The template has every key except the keys that no EC2 instance needs.
     let all = keys(&template(true));
-    let off_aws = ["issuer.directory", "trust.file", "discovery.peers"];
+    let off_aws = ["issuer.directory", "trust.file", "trust.clients.file", "discovery.peers"];
     let jetstream = ["nats.jetstream", "nats.jetstream.max_mem", "nats.jetstream.max_file"];
     let table = [&jetstream[..], &["nats.settings", "nats.system.creds_file", "nats.system.secret_id"]].concat();
     for key in listed.keys() {

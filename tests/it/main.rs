@@ -9,6 +9,7 @@ mod aws_double;
 mod bad_input;
 mod chaos;
 mod client;
+mod client_trust;
 mod conf_reader;
 mod connection;
 mod crash;

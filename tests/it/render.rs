@@ -65,6 +65,7 @@ impl Bench {
             cert_file: write("cert.pem", leaf_pem),
             key_file: write("key.pem", key.serialize_pem()),
             ca_file: write("ca.pem", ca_pem),
+            client_ca_file: directory.path().join("ca.pem"),
         };
         Self { directory, tls, ports: Block::reserve().unwrap(), taken: AtomicU16::new(0) }
     }

@@ -171,6 +171,15 @@ async fn daemon(config: &Config) -> Check {
     }
 }
 
+fn is_readable(name: &'static str, bundle: &Result<TrustBundle, TrustError>) -> Check {
+    match bundle {
+        Err(TrustError::Issuer { source }) if source.kind == RemoteErrorKind::Absent => Check::warning(name, NO_CA),
+        bundle => {
+            Check::of(name, bundle, |bundle| format!("{} from {}", counted(bundle.anchors.len(), "anchor"), bundle.source))
+        }
+    }
+}
+
 /// The checks that need this node's identity.
 #[derive(Default)]
 struct Sources {
@@ -181,9 +190,10 @@ struct Sources {
 }
 
 async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
-    let (ca, bundle, sighting, pool) = tokio::join!(
+    let (ca, bundle, client_bundle, sighting, pool) = tokio::join!(
         parts.issuance.issuer.ca_pem(),
         parts.trust.fetch(),
+        async { Some(parts.client_trust.as_ref()?.fetch().await) },
         parts.peers.sight(),
         warm_pool(parts.lifecycle.as_deref()),
     );
@@ -191,14 +201,10 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
     let mut checks: Vec<Check> = pool.into_iter().collect();
     checks.extend([
         issuer::issues(&parts.issuance, &ca).await,
-        match &bundle {
-            Err(TrustError::Issuer { source }) if source.kind == RemoteErrorKind::Absent => {
-                Check::warning("trust", NO_CA)
-            }
-            bundle => Check::of("trust", bundle, |bundle| {
-                format!("{} from {}", counted(bundle.anchors.len(), "anchor"), bundle.source)
-            }),
-        },
+        is_readable("trust", &bundle),
+    ]);
+    checks.extend(client_bundle.map(|bundle| is_readable("trust of clients", &bundle)));
+    checks.extend([
         Check::of("peers", &sighting, |seen| {
             seen.peers.iter().map(|peer| peer.id.as_str()).collect::<Vec<_>>().join(", ")
         }),

@@ -116,6 +116,12 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
         for anchor in &trust.anchors {
             line("  anchor", &format!("{}, ends {}", anchor.subject, at(anchor.not_after)));
         }
+        if let Some(clients) = &trust.clients {
+            line("  clients", &format!("{}, version {}", clients.source, clients.version));
+            for anchor in &clients.anchors {
+                line("    anchor", &format!("{}, ends {}", anchor.subject, at(anchor.not_after)));
+            }
+        }
     }
     if status.rollover.phase != RolloverPhase::None {
         line("rollover", &format!("{}; `agent rollover` shows each peer", status.rollover.phase));

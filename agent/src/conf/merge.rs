@@ -1,6 +1,7 @@
 //! Merges `[nats.settings]` over the settings of the template and its includes, block by block.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use zeroize::Zeroizing;
 
@@ -217,25 +218,29 @@ fn merge_block(block: Option<Block>, tree: &mut Map, settings: Map) {
 pub(crate) fn name_certificate(tree: &mut Map, files: &TlsFiles) -> Result<(), MergeError> {
     for (name, entry) in tree.iter_mut() {
         let is_tls = name.eq_ignore_ascii_case("tls");
-        name_in(&mut entry.value, is_tls, files)?;
+        name_in(&mut entry.value, is_tls, files, files.ca_file_of(name))?;
     }
     Ok(())
 }
 
-fn name_in(value: &mut Value, is_tls: bool, files: &TlsFiles) -> Result<(), MergeError> {
+fn name_in(value: &mut Value, is_tls: bool, files: &TlsFiles, ca_file: &Path) -> Result<(), MergeError> {
     match value {
         Value::Map(map) => {
             if is_tls {
-                name_in_tls(map, files)?;
+                name_in_tls(map, files, ca_file)?;
             }
-            name_certificate(map, files)
+            map.iter_mut().try_for_each(|(name, entry)| {
+                name_in(&mut entry.value, name.eq_ignore_ascii_case("tls"), files, ca_file)
+            })
         }
-        Value::Array(values) => values.iter_mut().try_for_each(|entry| name_in(&mut entry.value, is_tls, files)),
+        Value::Array(values) => {
+            values.iter_mut().try_for_each(|entry| name_in(&mut entry.value, is_tls, files, ca_file))
+        }
         _ => Ok(()),
     }
 }
 
-fn name_in_tls(tls: &mut Map, files: &TlsFiles) -> Result<(), MergeError> {
+fn name_in_tls(tls: &mut Map, files: &TlsFiles, ca_file: &Path) -> Result<(), MergeError> {
     let Some(name) = tls.iter().map(|(name, _)| name).find(|name| name.eq_ignore_ascii_case(CERTIFICATE)) else {
         return Ok(());
     };
@@ -244,7 +249,7 @@ fn name_in_tls(tls: &mut Map, files: &TlsFiles) -> Result<(), MergeError> {
     if value.as_text() != Some(NODE) {
         return Err(MergeError::Certificate { origin });
     }
-    let files = [("cert_file", &files.cert_file), ("key_file", &files.key_file), ("ca_file", &files.ca_file)];
+    let files = [("cert_file", &*files.cert_file), ("key_file", &*files.key_file), ("ca_file", ca_file)];
     for (name, file) in files {
         // The state directory is UTF-8: the configuration is checked for that.
         let file = Value::text(file.to_string_lossy());

@@ -106,7 +106,7 @@ fn generations_in(entry: &Entry, generations: &Path, allowed: &TlsFiles, found: 
     let is_refused = match &*entry.origin.source {
         Source::Template(_) | Source::Committed(_) | Source::Noted(_) | Source::Agent => false,
         Source::Settings(_) => {
-            let allowed = [&allowed.cert_file, &allowed.key_file, &allowed.ca_file];
+            let allowed = [&allowed.cert_file, &allowed.key_file, &allowed.ca_file, &allowed.client_ca_file];
             names_a_path_in(entry, generations) && !allowed.iter().any(|file| is_path(entry, file))
         }
         Source::File(file) => names_a_path_in(entry, generations) || is_below(file, generations),
@@ -316,12 +316,13 @@ impl Found {
     }
 
     fn material(&mut self, path: &str, tls: &Map, own: &TlsFiles) {
+        let ca_file = own.ca_file_of(path.split('.').next().unwrap_or_default());
         for (name, entry) in tls.iter() {
             let setting = dotted(path, name);
             match &*lower(name) {
                 "cert_file" => self.unless(is_path(entry, &own.cert_file), &setting, entry, "issuer.kind"),
                 "key_file" => self.unless(is_path(entry, &own.key_file), &setting, entry, "issuer.kind"),
-                "ca_file" => self.unless(is_path(entry, &own.ca_file), &setting, entry, "trust.kind"),
+                "ca_file" => self.unless(is_path(entry, ca_file), &setting, entry, "trust.kind"),
                 "certs" | "certificates" => self.unless(have_own_pair(entry, own), &setting, entry, "issuer.kind"),
                 _ => {}
             }

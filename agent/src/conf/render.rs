@@ -215,7 +215,7 @@ impl Values {
     #[cfg(test)]
     pub(crate) fn sample() -> Self {
         let file = |name: &str| Path::new("/state/generations/000001").join(name);
-        let tls = TlsFiles { cert_file: file("cert.pem"), key_file: file("key.pem"), ca_file: file("ca.pem") };
+        let tls = TlsFiles { cert_file: file("cert.pem"), key_file: file("key.pem"), ca_file: file("ca.pem"), client_ca_file: file("ca.pem") };
         let node = Node {
             name: "n1".into(),
             instance_id: None,
@@ -236,7 +236,7 @@ impl Values {
     }
 
     fn paths(&self) -> impl Iterator<Item = &Path> {
-        [&self.pid_file, &self.tls.cert_file, &self.tls.key_file, &self.tls.ca_file]
+        [&self.pid_file, &self.tls.cert_file, &self.tls.key_file, &self.tls.ca_file, &self.tls.client_ca_file]
             .into_iter()
             .chain(self.jetstream.as_ref().map(|jetstream| &jetstream.store_dir))
             .map(PathBuf::as_path)
@@ -559,7 +559,7 @@ mod tests {
 
     fn tls() -> TlsFiles {
         let file = |name| Path::new("/var/lib/nats-tls-agent/generations/000042").join(name);
-        TlsFiles { cert_file: file("cert.pem"), key_file: file("key.pem"), ca_file: file("ca.pem") }
+        TlsFiles { cert_file: file("cert.pem"), key_file: file("key.pem"), ca_file: file("ca.pem"), client_ca_file: file("ca.pem") }
     }
 
     fn credential(username: &str, password: &str) -> ClusterCredential {

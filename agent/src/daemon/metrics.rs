@@ -204,7 +204,8 @@ fn register_single(registry: &mut Registry, published: &Published, status: &Stat
     let confirmed = status.served.as_ref().and_then(|served| served.confirmed_at).map(unix);
     let help = "Time when the committed configuration was last seen served, as Unix time";
     gauge("served_confirmed_timestamp_seconds", help, confirmed);
-    let anchors = status.trust.iter().flat_map(|trust| &trust.anchors);
+    let of_clients = status.trust.iter().flat_map(|trust| &trust.clients).flat_map(|clients| &clients.anchors);
+    let anchors = status.trust.iter().flat_map(|trust| &trust.anchors).chain(of_clients);
     let first = anchors.map(|anchor| unix(anchor.not_after)).min();
     gauge("anchor_not_after_timestamp_seconds", "Earliest end of an anchor in the trust bundle, as Unix time", first);
     let last = published.last_pass.map(unix);
@@ -317,6 +318,7 @@ mod tests {
                 anchors: vec![anchor(datetime!(1970-01-01 00:00:09 UTC)), anchor(datetime!(1970-01-01 00:00:05 UTC))],
                 source: "issuer".into(),
                 version: "1".into(),
+                clients: None,
             }),
             node: NodeStatus { name: "own".into(), ..NodeStatus::default() },
             peers: vec![peer("own", RouteState::Up), peer("n2", RouteState::Up), peer("n3", RouteState::Unknown)],

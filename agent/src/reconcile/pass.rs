@@ -33,6 +33,8 @@ pub struct PassRequest {
 pub enum Source {
     /// The source of the trust bundle.
     Bundle,
+    /// The source of the bundle for what clients present.
+    ClientBundle,
     /// Discovery.
     Peers,
     /// The source of the cluster credential.
@@ -51,6 +53,7 @@ impl Source {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Bundle => "bundle",
+            Self::ClientBundle => "client_bundle",
             Self::Peers => "peers",
             Self::Credential => "credential",
             Self::Included => "included",

@@ -116,6 +116,7 @@ pub(super) struct KnownBundle {
 pub(super) struct Answers {
     sighting: Option<Result<Sighting, RemoteError>>,
     bundle: Option<Result<TrustBundle, TrustError>>,
+    client_bundle: Option<Result<TrustBundle, TrustError>>,
     credential: Option<Result<Vec<CredentialVersion>, SecretError>>,
     included: included::Answers,
 }
@@ -123,6 +124,7 @@ pub(super) struct Answers {
 /// The seams that sources are made of.
 pub(super) struct Seams {
     pub(super) trust: Arc<dyn TrustSource>,
+    pub(super) client_trust: Option<Arc<dyn TrustSource>>,
     pub(super) peers: Arc<dyn PeerSource>,
     pub(super) dial: Arc<dyn Dial>,
     pub(super) credential: Option<Arc<dyn CredentialSource>>,
@@ -139,6 +141,8 @@ pub(super) struct Sources {
     /// Why the last sighting left peers out.
     left_out: Option<Reason>,
     trust: Polled<dyn TrustSource, KnownBundle>,
+    /// The bundle for what clients present. `None`: clients have no bundle of their own.
+    client_trust: Option<Polled<dyn TrustSource, Option<TrustBundle>>>,
     /// Subjects of the anchors that the source no longer has.
     kept_anchors: Vec<String>,
     /// The CAs that this node distrusts, whatever the source says.
@@ -185,6 +189,7 @@ impl Sources {
             kept_peers: Vec::new(),
             left_out: None,
             trust: Polled::new(seams.trust, bundle, KnownBundle::default()),
+            client_trust: seams.client_trust.map(|source| Polled::new(source, bundle, None)),
             kept_anchors: Vec::new(),
             distrust: OwnDistrust::of(state),
             distrust_fault: None,
@@ -201,6 +206,9 @@ impl Sources {
     pub(super) fn heed_step_back(&mut self, now: OffsetDateTime) {
         self.peers.retry.heed_step_back(now);
         self.trust.retry.heed_step_back(now);
+        if let Some(clients) = &mut self.client_trust {
+            clients.retry.heed_step_back(now);
+        }
         if let Some(credential) = &mut self.credential {
             credential.retry.heed_step_back(now);
         }
@@ -209,16 +217,20 @@ impl Sources {
 
     /// Asks the sources that are due, all at the same time.
     pub(super) async fn ask(&self, now: OffsetDateTime) -> Answers {
-        let (sighting, bundle, credential, included) = tokio::join!(
+        let (sighting, bundle, client_bundle, credential, included) = tokio::join!(
             async { if self.peers.is_due(now) { Some(self.peers.source.sight().await) } else { None } },
             async { if self.trust.is_due(now) { Some(self.trust.source.fetch().await) } else { None } },
+            async {
+                let polled = self.client_trust.as_ref().filter(|polled| polled.is_due(now))?;
+                Some(polled.source.fetch().await)
+            },
             async {
                 let polled = self.credential.as_ref().filter(|polled| polled.is_due(now))?;
                 Some(polled.source.fetch(now - self.notice).await)
             },
             self.included.ask(now),
         );
-        Answers { sighting, bundle, credential, included }
+        Answers { sighting, bundle, client_bundle, credential, included }
     }
 
     /// Takes the answers in, and remembers them for the next process. Returns whether a new credential took over.
@@ -233,10 +245,11 @@ impl Sources {
         observed: &Observed,
         rollover: &mut Rollover,
     ) -> bool {
-        let Answers { sighting, bundle, credential, included } = answers;
+        let Answers { sighting, bundle, client_bundle, credential, included } = answers;
         self.included.take(included, self.clock.now());
         self.take_peers(sighting, node).await;
         self.take_trust(bundle, own, newest, observed, rollover).await;
+        self.take_client_trust(client_bundle, newest);
         let has_taken_over = self.take_credential(credential);
         let remembered = self.to_remember();
         if remembered != self.remembered {
@@ -360,6 +373,26 @@ impl Sources {
         self.kept_anchors = anchors.filter(kept).map(|anchor| anchor.subject.clone()).collect();
     }
 
+    /// Puts the bundle for what clients present beside the bundle in force. Until its source answers, the bundle of the newest
+    /// generation stays.
+    fn take_client_trust(&mut self, fetched: Option<Result<TrustBundle, TrustError>>, newest: Option<&Generation>) {
+        let now = self.clock.now();
+        let clients = self.client_trust.as_mut().and_then(|polled| {
+            if let Some(bundle) = polled.note(fetched, now, |error| error.into()) {
+                polled.last_good = Some(bundle);
+            }
+            let before = || Some((**newest?.bundle.clients.as_ref()?).clone());
+            polled.last_good.clone().or_else(before)
+        });
+        let in_force = &mut self.trust.last_good.in_force;
+        *in_force = in_force.take().map(|bundle| bundle.with_clients(clients));
+    }
+
+    /// Whether clients have a bundle of their own.
+    pub(super) fn has_clients_bundle(&self) -> bool {
+        self.client_trust.is_some()
+    }
+
     /// Distrusts these CAs on this node from now on. What would leave no anchor of `before` is refused, and not noted.
     pub(super) fn distrust(&mut self, more: &[Fingerprint], before: Option<&TrustBundle>) -> Result<(), PassError> {
         if let Some(before) = self.trust.last_good.in_force.as_ref().or(before) {
@@ -446,9 +479,7 @@ impl Sources {
 
     /// The subjects of the anchors of this bundle that are distrusted now.
     pub(super) fn distrusted_of(&self, before: &TrustBundle) -> Vec<String> {
-        let Some(in_force) = self.bundle() else { return Vec::new() };
-        let distrusted = before.anchors.iter().filter(|anchor| in_force.distrusts(&anchor.sha256));
-        distrusted.map(|anchor| anchor.subject.clone()).collect()
+        self.bundle().map(|in_force| in_force.distrusted_of(before)).unwrap_or_default()
     }
 
     /// Whether this node distrusts a CA that the source has.
@@ -476,7 +507,8 @@ impl Sources {
     /// Why a source was not read.
     pub(super) fn reasons(&self) -> impl Iterator<Item = Reason> {
         let credential = self.credential.as_ref().and_then(|polled| polled.retry.reason.clone());
-        [self.trust.retry.reason.clone(), self.distrust_fault.clone(), credential, self.peers.retry.reason.clone()]
+        let clients = self.client_trust.as_ref().and_then(|polled| polled.retry.reason.clone());
+        [self.trust.retry.reason.clone(), clients, self.distrust_fault.clone(), credential, self.peers.retry.reason.clone()]
             .into_iter()
             .flatten()
             .chain(self.included.reasons())
@@ -500,8 +532,10 @@ impl Sources {
     /// When each source answered last. A source that fails is left out.
     pub(super) fn answered(&self) -> impl Iterator<Item = (Source, OffsetDateTime)> {
         let credential = self.credential.as_ref().and_then(|polled| polled.retry.succeeded_at());
+        let clients = self.client_trust.as_ref().and_then(|polled| polled.retry.succeeded_at());
         let answered = [
             (Source::Bundle, self.trust.retry.succeeded_at()),
+            (Source::ClientBundle, clients),
             (Source::Peers, self.peers.retry.succeeded_at()),
             (Source::Credential, credential),
             (Source::Included, self.included.answered_at()),
@@ -512,6 +546,7 @@ impl Sources {
     /// When the sources are worth another question.
     pub(super) fn times(&self, now: OffsetDateTime) -> Vec<OffsetDateTime> {
         let mut times = vec![self.peers.retry.next, self.trust.retry.next];
+        times.extend(self.client_trust.as_ref().map(|polled| polled.retry.next));
         times.extend(self.included.times());
         if let (Some(polled), Some(takeover)) = (&self.credential, self.takeover(now)) {
             times.push(polled.retry.next);

@@ -37,6 +37,7 @@ use crate::x509::csr::KeyAlgorithm;
 use crate::x509::san::Sans;
 
 mod reloads;
+mod client_trust;
 mod rollover;
 mod time_steps;
 
@@ -134,6 +135,7 @@ struct Bench {
     issuer: Arc<MoodyIssuer>,
     lifecycle: Arc<SettableLifecycle>,
     trust: Arc<SettableTrust>,
+    client_trust: Option<Arc<SettableTrust>>,
     peers: Arc<SettablePeers>,
     dial: Arc<SettableDial>,
     server: Arc<FakeServer>,
@@ -166,6 +168,7 @@ impl Bench {
             issuer,
             lifecycle: Arc::default(),
             trust: Arc::new(SettableTrust(Mutex::new(Some(bundle)))),
+            client_trust: None,
             peers: Arc::new(SettablePeers(Mutex::new(Some(peers(&[1, 2, 3]))), Mutex::default())),
             dial: Arc::default(),
             server: Arc::new(server),
@@ -210,6 +213,7 @@ impl Bench {
             },
             lifecycle: Some(Arc::clone(&self.lifecycle) as Arc<dyn Lifecycle>),
             trust: Arc::clone(&self.trust) as Arc<dyn TrustSource>,
+            client_trust: self.client_trust.clone().map(|source| source as Arc<dyn TrustSource>),
             peers: Arc::clone(&self.peers) as Arc<dyn PeerSource>,
             dial: Arc::clone(&self.dial) as Arc<dyn Dial>,
             credential,

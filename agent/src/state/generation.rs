@@ -1,7 +1,7 @@
 //! Generations: a key, a certificate and a bundle that belong together. A generation never changes once it has its name.
 //!
-//! The files are `STATE/generations/000042/{key.pem,cert.pem,ca.pem}`. The newest generation is to be deployed. The
-//! generation that the committed nats-server.conf names is deployed.
+//! The files are `STATE/generations/000042/{key.pem,cert.pem,ca.pem}`, and `clients.pem` with `[trust.clients]`. The newest
+//! generation is to be deployed. The generation that the committed nats-server.conf names is deployed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,6 +48,29 @@ pub struct TlsFiles {
     pub key_file: PathBuf,
     /// Trust bundle.
     pub ca_file: PathBuf,
+    /// Trust bundle for what clients present. Without `[trust.clients]` it is `ca_file`.
+    pub client_ca_file: PathBuf,
+}
+
+/// The bundle of `[trust.clients]` in a generation's directory, beside the anchors of nodes.
+const CLIENTS: &str = "clients.pem";
+/// The bundle of `[trust.clients]` as it came: source, version, and its anchors alone.
+const CLIENTS_SOURCE: &str = "clients.source";
+/// The largest file of anchors of clients and nodes, in bytes.
+const MAX_CLIENTS: u64 = 2 * MAX_FILE + 4096;
+
+impl TlsFiles {
+    /// The files of a generation with a bundle for what clients present.
+    pub(crate) fn with_clients(self) -> Self {
+        Self { client_ca_file: self.ca_file.with_file_name(CLIENTS), ..self }
+    }
+
+    /// The trust bundle for a `tls` block. `block` is the outermost block that the `tls` block is in, or `tls` itself. Clients
+    /// connect to the client port, and by websocket and MQTT. Servers connect to every other listener.
+    pub(crate) fn ca_file_of(&self, block: &str) -> &Path {
+        let is_of_clients = ["tls", "websocket", "mqtt"].iter().any(|known| block.eq_ignore_ascii_case(known));
+        if is_of_clients { &self.client_ca_file } else { &self.ca_file }
+    }
 }
 
 /// The directory of all generations.
@@ -94,6 +117,7 @@ impl Generations {
             cert_file: directory.join("cert.pem"),
             key_file: directory.join("key.pem"),
             ca_file: directory.join("ca.pem"),
+            client_ca_file: directory.join("ca.pem"),
         }
     }
 
@@ -148,7 +172,7 @@ impl Generations {
     /// its name only once every byte in it is on the disk.
     pub(crate) fn write_again(&self, chain: &StoredChain, bundle: &TrustBundle) -> Result<Generation, FileError> {
         let number = self.numbers()?.last().map_or(1, |last| last + 1);
-        let files = self.files(number);
+        let mut files = self.files(number);
         let finished = self.directory_of(number);
         let partial = finished.with_extension("partial");
         durable::remove_all(&partial)?;
@@ -165,6 +189,12 @@ impl Generations {
         durable::create(&partial.join("cert.pem"), chain.chain().to_pem().as_bytes(), 0o644)?;
         durable::create(&partial.join("ca.pem"), bundle.to_pem().as_bytes(), 0o644)?;
         durable::create(&partial.join("source"), format!("{}\n{}\n", bundle.source, bundle.version).as_bytes(), 0o644)?;
+        if let Some(clients) = &bundle.clients {
+            let source = format!("{}\n{}\n{}", clients.source, clients.version, clients.to_pem());
+            durable::create(&partial.join(CLIENTS), bundle.to_clients_pem().as_bytes(), 0o644)?;
+            durable::create(&partial.join(CLIENTS_SOURCE), source.as_bytes(), 0o644)?;
+            files = files.with_clients();
+        }
         durable::sync_parent(&partial.join("key.pem"))?;
         durable::rename(&partial, &finished)?;
         Ok(Generation { number, chain: chain.clone(), bundle: bundle.clone(), files })
@@ -172,13 +202,17 @@ impl Generations {
 
     /// Reads a generation and checks that its key is the certificate's.
     pub fn load(&self, number: u64) -> Result<Generation, GenerationError> {
-        let files = self.files(number);
+        let mut files = self.files(number);
         let source = files.ca_file.with_file_name("source");
         let source = String::from_utf8_lossy(&read(&source)?).into_owned();
         let (source, version) = source.trim_end().split_once('\n').unwrap_or(("unknown", "unknown"));
         let damaged = |path: &Path, reason: String| GenerationError::Damaged { path: path.to_owned(), reason };
         let bundle = TrustBundle::parse(&read(&files.ca_file)?, source, version)
             .map_err(|error| damaged(&files.ca_file, error.to_string()))?;
+        let bundle = load_clients(&files, bundle)?;
+        if bundle.clients.is_some() {
+            files = files.with_clients();
+        }
         let (cert, key) = (read(&files.cert_file)?, Zeroizing::new(read(&files.key_file)?));
         let digest = sha256_hex(&Zeroizing::new([&key[..], &[0], &cert].concat()));
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -207,12 +241,15 @@ impl Generations {
         after.split('/').next()?.parse().ok()
     }
 
-    /// The same file in the generation `number`. `None`: the path belongs to no generation.
+    /// The same file in the generation `number`. `None`: the path belongs to no generation. The bundle of nodes stands for a
+    /// bundle of clients that the generation lacks.
     #[must_use]
     pub(crate) fn renumbered(&self, path: &str, number: u64) -> Option<String> {
         let (generation, file) = path.strip_prefix(self.directory.to_str()?)?.strip_prefix('/')?.split_once('/')?;
         generation.parse::<u64>().ok()?;
-        Some(format!("{}/{file}", self.directory_of(number).to_str()?))
+        let directory = self.directory_of(number);
+        let file = if file == CLIENTS && !directory.join(CLIENTS).exists() { "ca.pem" } else { file };
+        Some(format!("{}/{file}", directory.to_str()?))
     }
 
     /// Removes every generation that is neither in use nor among the newest.
@@ -223,6 +260,27 @@ impl Generations {
             durable::remove_all(&self.directory_of(*number))?;
         }
         Ok(())
+    }
+}
+
+/// Adds the bundle of `[trust.clients]`, where the generation has such a bundle. nats-server skips a corrupt block, so what it
+/// reads is compared byte by byte.
+fn load_clients(files: &TlsFiles, bundle: TrustBundle) -> Result<TrustBundle, GenerationError> {
+    let (path, source) = (files.ca_file.with_file_name(CLIENTS), files.ca_file.with_file_name(CLIENTS_SOURCE));
+    let Some(read_by_server) = durable::read_if_there(&path, MAX_CLIENTS)? else { return Ok(bundle) };
+    let damaged = |path: &Path, reason: String| GenerationError::Damaged { path: path.to_owned(), reason };
+    let text = String::from_utf8_lossy(&read(&source)?).into_owned();
+    let mut parts = text.splitn(3, '\n');
+    let (Some(of), Some(version), Some(pem)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(damaged(&source, "it has fewer than three lines".into()));
+    };
+    let clients =
+        TrustBundle::parse(pem.as_bytes(), of, version).map_err(|error| damaged(&source, error.to_string()))?;
+    let bundle = bundle.with_clients(Some(clients));
+    if bundle.to_clients_pem().as_bytes() == read_by_server {
+        Ok(bundle)
+    } else {
+        Err(damaged(&path, "its content is not as written".into()))
     }
 }
 
@@ -242,6 +300,7 @@ mod tests {
     use crate::issue::{IssueRequest, Issuer};
     use crate::x509::csr::{Csr, KeyAlgorithm};
     use crate::x509::san::Sans;
+    use crate::x509::test_ca::Ca;
 
     async fn chain_and_bundle(directory: &Path) -> (VerifiedChain, TrustBundle) {
         let clock = Clock::System;
@@ -283,6 +342,34 @@ mod tests {
         for key in ["", "half a key", other.key.expose()] {
             fs::write(&second.files.key_file, key).unwrap();
             passed_over("key.pem");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bundle_of_clients_is_written_beside_the_bundle_of_nodes_and_read_back() {
+        let state = tempfile::tempdir().unwrap();
+        let (chain, bundle) = chain_and_bundle(state.path()).await;
+        let generations = Generations::of(state.path());
+        let plain = generations.write(&chain, &bundle).unwrap();
+        assert_eq!(plain.files.client_ca_file, plain.files.ca_file);
+        let of_clients = TrustBundle::parse(Ca::root("clients").pem.as_bytes(), "nats/clients", "3").unwrap();
+        let both = bundle.clone().with_clients(Some(of_clients.clone()));
+        let written = generations.write(&chain, &both).unwrap();
+        let loaded = generations.load(written.number).unwrap();
+        assert_eq!((&loaded.bundle, &loaded.files), (&both, &written.files));
+        let pem = |path: &Path| fs::read_to_string(path).unwrap();
+        assert_eq!(pem(&loaded.files.ca_file), bundle.to_pem(), "a CA of clients is none of nodes");
+        assert_eq!(pem(&loaded.files.client_ca_file), format!("{}{}", of_clients.to_pem(), bundle.to_pem()));
+        // The generation before has no such bundle, so the bundle of nodes stands for it.
+        let named = loaded.files.client_ca_file.to_str().unwrap();
+        assert_eq!(generations.renumbered(named, plain.number).unwrap(), plain.files.ca_file.to_str().unwrap());
+        assert_eq!(generations.renumbered(named, written.number).unwrap(), named);
+        for damage in ["clients.pem", "clients.source"] {
+            let path = loaded.files.ca_file.with_file_name(damage);
+            let before = pem(&path);
+            fs::write(&path, before.replacen("MII", "MIJ", 1)).unwrap();
+            assert!(generations.load(written.number).unwrap_err().to_string().contains(damage));
+            fs::write(&path, before).unwrap();
         }
     }
 

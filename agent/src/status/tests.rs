@@ -56,7 +56,7 @@ fn generation(not_after: OffsetDateTime) -> Generation {
         number: 7,
         chain: StoredChain::made_up(leaf),
         bundle: bundle(&[NOW + 3650 * DAY]),
-        files: TlsFiles { cert_file: file(), key_file: file(), ca_file: file() },
+        files: TlsFiles { cert_file: file(), key_file: file(), ca_file: file(), client_ca_file: file() },
     }
 }
 
@@ -72,6 +72,7 @@ fn bundle(ends: &[OffsetDateTime]) -> TrustBundle {
         source: "a secret".into(),
         version: "1".into(),
         distrusted: crate::trust::Distrusted::new(),
+        clients: None,
     }
 }
 

@@ -28,6 +28,8 @@ pub struct TrustBundle {
     pub version: String,
     /// The CAs that are no anchors, whatever is served under them.
     pub distrusted: Distrusted,
+    /// The bundle of `[trust.clients]`: further CAs, for what clients present. `None`: clients present what nodes present.
+    pub clients: Option<Box<TrustBundle>>,
 }
 
 /// One trusted CA certificate.
@@ -152,10 +154,10 @@ impl TrustBundle {
         }
         let distrusted = distrust::in_text(&pem)?;
         let (source, version) = (source.to_owned(), version.to_owned());
-        Self { anchors, source, version, distrusted: Distrusted::new() }.without(&distrusted)
+        Self { anchors, source, version, distrusted: Distrusted::new(), clients: None }.without(&distrusted)
     }
 
-    /// The bundle without these CAs. Distrust that leaves no anchor refuses the bundle.
+    /// The bundle without these CAs, for nodes and for clients. Distrust that leaves no anchor for nodes refuses the bundle.
     pub(crate) fn without(mut self, distrusted: &Distrusted) -> Result<Self, BundleError> {
         self.distrusted.extend(distrusted.iter().cloned());
         if self.anchors.iter().all(|anchor| self.distrusts(&anchor.sha256)) {
@@ -164,7 +166,42 @@ impl TrustBundle {
         }
         let distrusted = std::mem::take(&mut self.distrusted);
         self.anchors.retain(|anchor| !is_among(&distrusted, &anchor.sha256));
+        if let Some(clients) = &mut self.clients {
+            clients.anchors.retain(|anchor| !is_among(&distrusted, &anchor.sha256));
+        }
         Ok(Self { distrusted, ..self })
+    }
+
+    /// The bundle with another bundle for what clients present. What nodes distrust no client may present either. A CA that
+    /// the clients' bundle alone distrusts stays an anchor of nodes.
+    pub(crate) fn with_clients(self, clients: Option<Self>) -> Self {
+        let clients = clients.map(|mut clients| {
+            clients.anchors.retain(|anchor| !self.distrusts(&anchor.sha256));
+            Box::new(clients)
+        });
+        Self { clients, ..self }
+    }
+
+    /// The anchors of what clients present, beside the anchors of nodes.
+    pub(crate) fn client_anchors(&self) -> &[Anchor] {
+        self.clients.as_ref().map_or(&[], |clients| &clients.anchors)
+    }
+
+    /// Whether nodes and clients have the same anchors in both bundles.
+    pub(crate) fn has_anchors_of(&self, other: &Self) -> bool {
+        let of_clients = |bundle: &Self| bundle.clients.as_ref().map(|clients| clients.anchors.clone());
+        self.anchors == other.anchors && of_clients(self) == of_clients(other)
+    }
+
+    /// The subjects of the anchors of `before` that are distrusted now.
+    pub(crate) fn distrusted_of(&self, before: &Self) -> Vec<String> {
+        let is_distrusted = |anchor: &&Anchor| self.distrusts(&anchor.sha256);
+        let is_distrusted_of_clients = |anchor: &&Anchor| {
+            is_distrusted(anchor) || self.clients.as_ref().is_some_and(|clients| clients.distrusts(&anchor.sha256))
+        };
+        let of_nodes = before.anchors.iter().filter(is_distrusted);
+        let of_clients = before.client_anchors().iter().filter(is_distrusted_of_clients);
+        of_nodes.chain(of_clients).map(|anchor| anchor.subject.clone()).collect()
     }
 
     /// Whether one of these CAs is an anchor.
@@ -181,6 +218,14 @@ impl TrustBundle {
     #[must_use]
     pub fn to_pem(&self) -> String {
         self.anchors.iter().map(|anchor| pem::encode(&anchor.der)).collect()
+    }
+
+    /// The text of nats-server's `ca_file` on listeners of clients: the anchors of clients, and then the anchors of nodes. The
+    /// agent is a client too, with the node's certificate.
+    pub(crate) fn to_clients_pem(&self) -> String {
+        let of_clients = self.client_anchors();
+        let of_nodes = self.anchors.iter().filter(|anchor| !of_clients.contains(anchor));
+        of_clients.iter().chain(of_nodes).map(|anchor| pem::encode(&anchor.der)).collect()
     }
 
     /// The distinguished names of the anchors in DER, as a listener names the CAs that it accepts.

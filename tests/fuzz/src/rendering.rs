@@ -33,7 +33,7 @@ fn values([name, cluster, path, store, username, password]: [&str; 6]) -> Option
     let peers = [([10, 0, 1, 6], 6222).into()];
     let nats = NatsConfig { pid_file: PathBuf::from(path), ..NatsConfig::default() };
     let file = || PathBuf::from(path);
-    let tls = TlsFiles { cert_file: file(), key_file: file(), ca_file: file() };
+    let tls = TlsFiles { cert_file: file(), key_file: file(), ca_file: file(), client_ca_file: file() };
     let credential = ClusterCredential { username: username.to_owned(), password: Zeroizing::new(password.to_owned()) };
     let mut values = Values::new(&nats, &node, cluster, peers, tls, Some(credential)).ok()?;
     values.jetstream.as_mut()?.store_dir = PathBuf::from(store);

@@ -17,7 +17,7 @@ use crate::traffic::{ClientTls, Endpoint};
 use crate::{Failure, eventually};
 
 /// A node's first pass signs a certificate and runs `nats-server -t`.
-const COMMIT_WITHIN: Duration = Duration::from_secs(30);
+const COMMIT_WITHIN: Duration = Duration::from_mins(1);
 
 /// The common properties of all nodes.
 #[derive(Debug)]

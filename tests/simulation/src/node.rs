@@ -212,6 +212,7 @@ impl Life {
             },
             lifecycle: None,
             trust: access() as Arc<dyn TrustSource>,
+            client_trust: None,
             peers: access() as Arc<dyn PeerSource>,
             dial: Arc::clone(world) as Arc<dyn Dial>,
             credential: None,

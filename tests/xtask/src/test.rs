@@ -1,10 +1,17 @@
 //! `cargo xtask test`: sets up, builds, and runs every test, with one exit code.
 
+use std::path::Path;
 use std::process::ExitCode;
+
+use nix::sys::statfs::{self, TMPFS_MAGIC};
+use nix::sys::statvfs::{self, FsFlags};
 
 use crate::setup::{self, Job};
 use crate::step::{conclude, step};
 use crate::{Failure, both, cargo};
+
+/// The room for the files of all tests, in bytes.
+const ROOM: u64 = 4 << 30;
 
 /// Runs all parts, or with arguments for nextest only the build and the tests. A failed build ends the run. After another
 /// failed part, the next part still runs.
@@ -15,6 +22,9 @@ pub(crate) fn run(nextest: &[String]) -> Result<ExitCode, Failure> {
     let build = || Ok(step("build", &mut cargo::command(["test", "--locked", "--workspace", "--no-run"])));
     let mut steps = vec![both(build, setup::for_tests)?];
     let mut tests = cargo::command(["nextest", "run", "--locked", "--workspace"]);
+    if let Some(directory) = memory_for_files() {
+        tests.env("TMPDIR", directory);
+    }
     if !steps[0].passed {
         return Ok(conclude(&steps));
     }
@@ -28,10 +38,20 @@ pub(crate) fn run(nextest: &[String]) -> Result<ExitCode, Failure> {
     Ok(conclude(&steps))
 }
 
+/// A file system in memory for the tests' files. The agent flushes every file that it writes, so on a disk the tests would wait
+/// for most of their time. `None`: `TMPDIR` is set, or there is no such file system with enough room for programs and streams.
+fn memory_for_files() -> Option<&'static Path> {
+    let directory = Path::new("/dev/shm");
+    let is_in_memory = statfs::statfs(directory).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC);
+    let has_room = statvfs::statvfs(directory).is_ok_and(|found| {
+        let free = u64::from(found.blocks_available()).saturating_mul(u64::from(found.fragment_size()));
+        free >= ROOM && !found.flags().contains(FsFlags::ST_NOEXEC)
+    });
+    (std::env::var_os("TMPDIR").is_none() && is_in_memory && has_room).then_some(directory)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     /// A run leaves out `cargo test --doc`, which would take a minute and find no test.

@@ -22,6 +22,9 @@ pub(super) fn has_certificate(tls: &Map) -> Result<bool, Ambiguous> {
     Ok(is_given(tls, &["certs", "certificates"])? || is_given(tls, &["cert_file"])? && is_given(tls, &["key_file"])?)
 }
 
+/// The names of the agent's trust bundles in a generation: for nodes, and for what clients present.
+const OWN_ANCHORS: [&str; 2] = ["ca.pem", "clients.pem"];
+
 /// The CAs against which certificates are checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Anchors {
@@ -30,7 +33,7 @@ enum Anchors {
     System,
     /// A file that is not the agent's.
     Foreign,
-    /// The agent's trust bundle.
+    /// A trust bundle of the agent.
     Own,
 }
 
@@ -61,7 +64,7 @@ impl Tls {
             is_own: has_own_certificate(tls)?,
             anchors: match text(tls, &["ca_file"])? {
                 None => Anchors::System,
-                Some(file) if is_of_a_generation(&file, "ca.pem") => Anchors::Own,
+                Some(file) if OWN_ANCHORS.iter().any(|own| is_of_a_generation(&file, own)) => Anchors::Own,
                 Some(_) => Anchors::Foreign,
             },
             verify: is_on(tls, "verify")? || map || known_urls,
