@@ -132,9 +132,10 @@ fn is_directory(file: &OwnedFd) -> bool {
     fstat(file).is_ok_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR)
 }
 
-/// Devices and the kernel's own files, such as /dev/stdout: each process sees its own.
+/// Devices and the kernel's own files, such as /dev/stdout: each process sees its own. /dev/shm is a file system for everybody.
 fn is_kernels(path: &Path) -> bool {
-    ["/dev", "/proc", "/sys"].iter().any(|kernels| path.starts_with(kernels))
+    let is_below = |directory: &&str| path.starts_with(directory);
+    ["/dev", "/proc", "/sys"].iter().any(is_below) && !path.starts_with("/dev/shm")
 }
 
 fn mounts() -> String {
