@@ -1,5 +1,7 @@
-//! The connection document: two agents of a group keep it in a secret of moto, and a client connects by it alone.
+//! The connection document: agents of a group keep it in a secret of moto, and a client connects by it alone. Whoever writes at
+//! the same time, is killed or edits by hand, the document is right again after an interval.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use nats_tls_agent::aws::AwsSettings;
 use nats_tls_agent::connection::secret::ConnectionSecret;
 use nats_tls_agent::connection::{Document, DocumentStore as _};
 use serde_json::Value;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 const SECRET: &str = "nats/connection";
 const SOON: Duration = Duration::from_mins(1);
@@ -33,6 +37,14 @@ pub(crate) async fn request_by(document: &Document, directory: &Path) -> String 
     String::from_utf8(answer.payload.to_vec()).unwrap()
 }
 
+/// Credentials come from the metadata of the first instance, as those of an agent do.
+async fn secret_of(fleet: &Fleet) -> ConnectionSecret {
+    let imds_endpoint = fleet.nodes[0].imds.as_ref().map(harness::imds::ImdsStub::endpoint);
+    let endpoint = Some(fleet.moto.endpoint().to_owned());
+    let aws = AwsSettings { region: Some(REGION.into()), endpoint, imds_endpoint }.load().await;
+    ConnectionSecret::new(&aws, SECRET)
+}
+
 struct Bench {
     fleet: Fleet,
     secret: ConnectionSecret,
@@ -43,11 +55,8 @@ impl Bench {
         let agent = Path::new(env!("CARGO_BIN_EXE_agent"));
         let mut fleet = Fleet::launch(agent, size, Identity::Metadata).await.unwrap();
         fleet.discovery = format!("interval = \"1s\"\n[connection]\nsecret_id = \"{SECRET}\"");
-        // Credentials come from the metadata of the first instance, as those of an agent do.
-        let imds_endpoint = fleet.nodes[0].imds.as_ref().map(harness::imds::ImdsStub::endpoint);
-        let endpoint = Some(fleet.moto.endpoint().to_owned());
-        let aws = AwsSettings { region: Some(REGION.into()), endpoint, imds_endpoint }.load().await;
-        Self { fleet, secret: ConnectionSecret::new(&aws, SECRET) }
+        let secret = secret_of(&fleet).await;
+        Self { fleet, secret }
     }
 
     /// The document, once there is a document that fits.
@@ -132,4 +141,97 @@ async fn a_writer_that_hangs_holds_nothing_up_and_one_that_dies_leaves_the_docum
     bench.fleet.nodes[0].node.healthy(SOON).await.unwrap();
     assert_eq!((bench.version().await, document.urls().count()), (version, 1));
     bench.fleet.end().await.unwrap();
+}
+
+/// A version of the secret, and its content.
+type Seen = (String, Vec<u8>);
+
+/// Reads the secret again and again until the sender says so. Returns each version that was seen, in order.
+fn watched(secret: ConnectionSecret) -> (watch::Sender<bool>, JoinHandle<Vec<Seen>>) {
+    let (end, is_over) = watch::channel(false);
+    let watching = tokio::spawn(async move {
+        let mut seen: Vec<Seen> = Vec::new();
+        while !*is_over.borrow() {
+            if let Ok(Some(stored)) = secret.read().await {
+                let now = (stored.version, stored.content.to_vec());
+                if seen.last() != Some(&now) {
+                    seen.push(now);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        seen
+    });
+    (end, watching)
+}
+
+/// The calls for the document in a node's gateway, since there were `before` calls.
+fn visits(member: &FleetNode, before: usize) -> Vec<String> {
+    let calls = member.gateway.every_call().into_iter().skip(before);
+    calls.filter(|call| call.asked("SecretId").as_deref() == Some(SECRET)).map(|call| call.operation).collect()
+}
+
+/// Each node knows itself alone, as after a split of the network, so each is the first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_both_think_they_are_the_writer_and_an_edit_by_hand_leave_no_wrong_document() {
+    let mut bench = Bench::of(2).await;
+    bench.fleet.moto.put_secret(SECRET, "{}").await.unwrap();
+    let (end, watching) = watched(secret_of(&bench.fleet).await);
+    let clients: Vec<_> =
+        bench.fleet.nodes.iter().map(|member| format!("\"tls://{}\"", member.node.client())).collect();
+    for index in 0..2 {
+        let own = bench.fleet.nodes[index].node.route();
+        bench.fleet.discovery = format!(
+            "kind = \"static\"\npeers = [\"{own}\"]\ninterval = \"1s\"\n[connection]\nsecret_id = \"{SECRET}\"\nurls = [{}]",
+            clients.join(", ")
+        );
+        bench.fleet.boot(index).unwrap();
+    }
+    for index in 0..2 {
+        bench.fleet.serve(index).await.unwrap();
+    }
+    let is_right = |document: &Document| document.urls().map(|url| format!("\"{url}\"")).eq(clients.iter().cloned());
+    let first = bench.document("the document of two writers", is_right).await;
+    // An agent waits ten minutes before it puts a secret right a second time. The next process knows nothing of the first time.
+    for member in &mut bench.fleet.nodes {
+        member.node.agent.kill().await.unwrap();
+        member.node.agent.start().unwrap();
+    }
+    for edit in ["{\"NATS_URL\": \"tls://wrong:4222\", \"NATS_CA", "{\"NATS_URL\": \"tls://wrong:4222\"}"] {
+        for member in &bench.fleet.nodes {
+            looks_again(member).await;
+        }
+        let before: Vec<_> = bench.fleet.nodes.iter().map(|member| member.gateway.every_call().len()).collect();
+        bench.fleet.moto.put_secret(SECRET, edit).await.unwrap();
+        let second = bench.document("the document after an edit", is_right).await;
+        assert_eq!((second.ca, second.client_cert), (first.ca.clone(), first.client_cert.clone()));
+        // A look may have been under way. The next look finds the edit, and writes.
+        let writes_at_once = |(member, before): (&FleetNode, &usize)| {
+            let calls = visits(member, *before);
+            calls.iter().position(|call| call == "PutSecretValue").is_some_and(|looks| looks <= 2)
+        };
+        assert!(bench.fleet.nodes.iter().zip(&before).any(writes_at_once), "nobody wrote within an interval");
+        for member in &mut bench.fleet.nodes {
+            member.node.agent.kill().await.unwrap();
+            member.node.agent.start().unwrap();
+        }
+    }
+    end.send(true).unwrap();
+    // Every version of an agent was right from its first moment on, and two agents made one version of each change.
+    let seen = watching.await.unwrap();
+    let written: Vec<_> = seen.iter().filter(|(version, _)| version.starts_with("nats-tls-agent-")).collect();
+    for (version, content) in &written {
+        assert!(is_right(&serde_json::from_slice(content).unwrap()), "{version}: {}", String::from_utf8_lossy(content));
+    }
+    assert_eq!(written.iter().map(|(version, _)| version).collect::<BTreeSet<_>>().len(), 3, "{seen:?}");
+    bench.fleet.end().await.unwrap();
+}
+
+/// Waits until a node has looked at the document once more.
+async fn looks_again(member: &FleetNode) {
+    let before = member.gateway.every_call().len();
+    let looked = eventually("a look at the document", SOON, async || {
+        if visits(member, before).is_empty() { Err("no call".into()) } else { Ok(()) }
+    });
+    looked.await.unwrap();
 }
