@@ -283,7 +283,7 @@ impl Client {
     /// Tells the service of the files in force, where the service doesn't know them yet.
     async fn tell(&self) -> Result<(), ClientError> {
         let (Some(on_change), Some(number)) = (&self.config.on_change, self.files.untold()?) else { return Ok(()) };
-        on_change::tell(on_change).await?;
+        on_change::tell(on_change, self.clock.now()).await?;
         Ok(self.files.note_told(number)?)
     }
 
