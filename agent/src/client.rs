@@ -15,11 +15,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde::Serialize;
 use time::OffsetDateTime;
 
 use self::certificate::Certificates;
-use self::check::{Finding, Presented, Scope};
+use self::check::{Evidence, Finding, Presented, Scope};
 use self::files::Rendered;
 pub use self::files::{Files, context, environment, shell};
 use self::on_change::NotTold;
@@ -70,14 +71,13 @@ pub enum ClientError {
         "the connection document holds no usable trust bundle under NATS_CA; the agents of the group correct the document"
     )]
     Bundle,
-    /// No server that answers shows a certificate of the document's CAs.
-    #[error(
-        "the CAs of the connection document verify none of the servers that answer ({said}); compare the document with the \
-         trust bundle of the nodes"
-    )]
-    CaRefused {
+    /// By the document a client verifies no server that answers.
+    #[error("by the connection document a client verifies none of the servers that answer ({said}); {remedy}")]
+    Unverified {
         /// What the first server showed.
         said: String,
+        /// What to do about it.
+        remedy: &'static str,
     },
     /// There is no new certificate of the service.
     #[error("no new certificate of the service")]
@@ -101,7 +101,7 @@ impl From<&ClientError> for Reason {
                 (Code::ConnectionInvalid, Some(path.display().to_string()))
             }
             ClientError::Bundle => (Code::ConnectionInvalid, None),
-            ClientError::CaRefused { .. } => (Code::ClientCaRefused, None),
+            ClientError::Unverified { .. } => (Code::ClientCaRefused, None),
             ClientError::NotTold(_) => (Code::ClientOnChange, None),
         };
         Self::failed(code, subject, error)
@@ -245,11 +245,12 @@ impl Client {
         failed
     }
 
-    /// The document of its source. Other CAs than before pass [`Self::ca_verifies`] first.
+    /// The document of its source. A document that takes a CA away passes [`Self::verifies_servers`] first. Further CAs beside
+    /// those before take nothing from the service, and a CA rollover waits for no server.
     async fn accepted_document(&self) -> Result<Document, ClientError> {
         let document = self.document().await?;
-        if self.last_good().is_none_or(|before| before.ca != document.ca) {
-            self.ca_verifies(&document).await?;
+        if self.last_good().is_none_or(|before| !document.trusts_all_of(&before)) {
+            self.verifies_servers(&document).await?;
         }
         Ok(document)
     }
@@ -287,19 +288,63 @@ impl Client {
         Ok(self.files.note_told(number)?)
     }
 
-    /// Refuses CAs that verify none of the servers that answer. Where no server answers, nothing speaks against the CAs.
-    async fn ca_verifies(&self, document: &Document) -> Result<(), ClientError> {
+    /// Refuses a document by which a client verifies none of the servers that answer: another CA signed their certificates, or
+    /// they lack the names of the URLs. Where no server answers, nothing speaks against the document.
+    async fn verifies_servers(&self, document: &Document) -> Result<(), ClientError> {
         let presented = Presented::of(document, &Login::default()).map_err(|_| ClientError::Bundle)?;
-        let urls: Vec<_> = document.urls().take(MOST_DIALLED).collect();
-        let findings =
-            futures_util::future::join_all(urls.iter().map(|url| check::check(url, &presented, Scope::Server)));
-        let findings = findings.await;
-        let is_refused = |finding: &&Finding| finding.fault.is_some_and(check::Fault::speaks_against_ca);
-        match findings.iter().find(is_refused) {
-            Some(refused) if findings.iter().all(|finding| finding.fault.is_some()) => {
-                Err(ClientError::CaRefused { said: format!("{}: {}", refused.url, refused.found) })
-            }
-            _ => Ok(()),
+        let urls = document.urls().take(MOST_DIALLED);
+        let findings = join_all(urls.map(|url| check::check(url, &presented, Scope::Server))).await;
+        judge(&findings)
+    }
+}
+
+/// What the servers say about a document.
+fn judge(findings: &[Finding]) -> Result<(), ClientError> {
+    if findings.iter().any(|finding| finding.evidence() == Evidence::For) {
+        return Ok(());
+    }
+    let against = findings.iter().find(|finding| finding.evidence() == Evidence::Against);
+    against.map_or(Ok(()), |finding| {
+        let remedy = finding.fault.map_or("see `agent client check`", check::Fault::remedy);
+        Err(ClientError::Unverified { said: format!("{}: {}", finding.url, finding.found), remedy })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check::Fault;
+    use super::*;
+
+    /// rustls verifies the chain before the name, and a server refuses a client's certificate after the client has verified the
+    /// server's.
+    #[test]
+    fn a_document_is_refused_where_a_client_verifies_no_server_that_answers() {
+        let findings = |faults: &[Option<Fault>]| -> Vec<_> {
+            let finding = |fault: &Option<Fault>| Finding {
+                url: "tls://a".into(),
+                address: None,
+                fault: *fault,
+                found: "it".into(),
+            };
+            faults.iter().map(finding).collect()
+        };
+        for (accepted, faults) in [
+            (true, &[None][..]),
+            (true, &[Some(Fault::UnknownCa), None]),
+            (true, &[Some(Fault::WrongName), None]),
+            (true, &[Some(Fault::UnknownCa), Some(Fault::CertificateRequired)]),
+            // Nothing speaks against the document: nobody answers, or a clock is off.
+            (true, &[Some(Fault::NoAnswer), Some(Fault::NoResolve)]),
+            (true, &[Some(Fault::NotYetValid), Some(Fault::Expired)]),
+            (true, &[]),
+            (false, &[Some(Fault::UnknownCa)]),
+            (false, &[Some(Fault::WrongName)]),
+            (false, &[Some(Fault::UnknownCa), Some(Fault::WrongName)]),
+            (false, &[Some(Fault::NoAnswer), Some(Fault::WrongName), Some(Fault::Expired)]),
+        ] {
+            assert_eq!(judge(&findings(faults)).is_ok(), accepted, "{faults:?}");
         }
+        let told = judge(&findings(&[Some(Fault::NoAnswer), Some(Fault::WrongName)])).unwrap_err().to_string();
+        assert!(told.contains("(tls://a: it); dial a name of the certificate"), "{told}");
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
+use futures_util::{StreamExt as _, stream};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -17,6 +18,9 @@ use crate::output::{Paint, print, print_json};
 use crate::reason::{Reason, Told};
 use crate::state::lock::Lock;
 use crate::status::State;
+
+/// How many URLs are checked at the same time. Each check has two connections.
+const MOST_AT_ONCE: usize = 16;
 
 /// Carries a command out.
 pub async fn client(config: &ClientConfig, command: ClientCommand) -> Result<ExitCode, CommandError> {
@@ -104,7 +108,7 @@ async fn document(config: &ClientConfig) -> Result<(Document, std::path::PathBuf
     Ok((document, Files::of(&config.directory).current()))
 }
 
-/// Checks each URL of the document, all at the same time.
+/// Checks each URL of the document, [`MOST_AT_ONCE`] at the same time.
 async fn check_all(config: &ClientConfig, json: bool) -> Result<ExitCode, CommandError> {
     let (document, reason) = document_or_last_good(config).await;
     let document = match (document, &reason) {
@@ -113,10 +117,10 @@ async fn check_all(config: &ClientConfig, json: bool) -> Result<ExitCode, Comman
             return Err(CommandError::NoDocument(reason.clone().unwrap_or(Reason::ClientWithoutDocument)));
         }
     };
-    let findings = match Presented::of(&document, &config.login) {
+    let findings: Vec<_> = match Presented::of(&document, &config.login) {
         Ok(presented) => {
             let checks = document.urls().map(|url| check(url, &presented, Scope::Login));
-            futures_util::future::join_all(checks).await
+            stream::iter(checks).buffered(MOST_AT_ONCE).collect().await
         }
         Err(error) => document.urls().map(|url| unpresentable(url, &error)).collect(),
     };
