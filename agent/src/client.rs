@@ -22,7 +22,7 @@ use time::OffsetDateTime;
 use self::certificate::Certificates;
 use self::check::{Evidence, Finding, Presented, Scope};
 use self::files::Rendered;
-pub use self::files::{Files, context, environment, shell};
+pub use self::files::Files;
 use self::on_change::NotTold;
 use crate::aws::AwsSettings;
 use crate::aws::secret::SecretError;

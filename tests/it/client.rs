@@ -501,5 +501,15 @@ async fn a_service_has_a_certificate_of_its_own_that_is_paid_for_once_and_lets_i
     let output = run(&["fetch"], &double.endpoint()).await;
     assert!(output.status.success() && paid() == 1, "{}", said(&output));
     assert_eq!(machine.current("cert.pem"), before);
+    assert!(machine.current("nats.env").contains("/current/cert.pem\n"));
+
+    // A service that needs no certificate any more has none, and its files name none.
+    machine.configure("");
+    let output = run(&["fetch"], nobody).await;
+    assert!(output.status.success() && paid() == 1, "{}", said(&output));
+    for name in ["cert.pem", "key.pem"] {
+        assert!(!machine.at("files/current").join(name).exists(), "{name} stays");
+    }
+    assert!(!machine.current("nats.env").contains("cert.pem"));
     server.kill().await.unwrap();
 }

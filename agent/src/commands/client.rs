@@ -10,12 +10,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::CommandError;
 use crate::cli::{ClientCommand, JsonArg};
 use crate::client::check::{Finding, Presented, Scope, Unpresentable, check};
-use crate::client::{Client, ClientStatus, Files, context, environment, shell};
+use crate::client::{Client, ClientStatus, Files};
 use crate::config::client::ClientConfig;
 use crate::connection::Document;
 use crate::error::with_causes;
 use crate::output::{Paint, print, print_json};
 use crate::reason::{Reason, Told};
+use crate::state::durable::FileError;
 use crate::state::lock::Lock;
 use crate::status::State;
 
@@ -28,17 +29,19 @@ pub async fn client(config: &ClientConfig, command: ClientCommand) -> Result<Exi
         ClientCommand::Fetch { json: JsonArg { json } } => fetch(config, json).await,
         ClientCommand::Run => run(config).await,
         ClientCommand::Check { json: JsonArg { json } } => check_all(config, json).await,
-        ClientCommand::Env => {
-            let (document, current) = document(config).await?;
-            print(&shell(&environment(&document, &config.login, &current)))?;
-            Ok(ExitCode::SUCCESS)
-        }
-        ClientCommand::Context => {
-            let (document, current) = document(config).await?;
-            print(&context(&document, &config.login, &current))?;
-            Ok(ExitCode::SUCCESS)
-        }
+        ClientCommand::Env => print_current(config, Files::shell),
+        ClientCommand::Context => print_current(config, Files::context),
     }
+}
+
+/// Prints what the files in force say. A newer document is in no file yet, and may have other CAs than the files.
+fn print_current(
+    config: &ClientConfig,
+    text: impl Fn(&Files) -> Result<Option<String>, FileError>,
+) -> Result<ExitCode, CommandError> {
+    let text = text(&Files::of(&config.directory)).map_err(|error| CommandError::NoDocument(Reason::from(&error)))?;
+    print(&text.ok_or(CommandError::NoDocument(Reason::ClientWithoutDocument))?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Brings the files up to date once.
@@ -100,12 +103,6 @@ async fn document_or_last_good(config: &ClientConfig) -> (Option<Document>, Opti
         Ok(document) => (Some(document), None),
         Err(error) => (client.last_good(), Some(Reason::from(&error))),
     }
-}
-
-async fn document(config: &ClientConfig) -> Result<(Document, std::path::PathBuf), CommandError> {
-    let (document, reason) = document_or_last_good(config).await;
-    let document = document.ok_or_else(|| CommandError::NoDocument(reason.unwrap_or(Reason::ClientWithoutDocument)))?;
-    Ok((document, Files::of(&config.directory).current()))
 }
 
 /// Checks each URL of the document, [`MOST_AT_ONCE`] at the same time.
