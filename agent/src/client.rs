@@ -9,6 +9,7 @@
 mod certificate;
 pub mod check;
 mod files;
+mod metrics;
 mod on_change;
 
 use std::path::PathBuf;
@@ -16,13 +17,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use prometheus_client::registry::Registry;
 use serde::Serialize;
 use time::OffsetDateTime;
+use tokio::task::JoinError;
 
 use self::certificate::Certificates;
 use self::check::{Evidence, Finding, Presented, Scope};
-use self::files::Rendered;
 pub use self::files::Files;
+use self::files::Rendered;
+use self::metrics::Telling;
 use self::on_change::NotTold;
 use crate::aws::AwsSettings;
 use crate::aws::secret::SecretError;
@@ -88,6 +92,9 @@ pub enum ClientError {
     /// `on_change` failed.
     #[error(transparent)]
     NotTold(#[from] NotTold),
+    /// The thread of file work ended early.
+    #[error("the work on the files broke off; it is tried again")]
+    BrokenOff(#[from] JoinError),
 }
 
 impl From<&ClientError> for Reason {
@@ -102,6 +109,7 @@ impl From<&ClientError> for Reason {
             }
             ClientError::Bundle => (Code::ConnectionInvalid, None),
             ClientError::Unverified { .. } => (Code::ClientCaRefused, None),
+            ClientError::BrokenOff(_) => (Code::FileFailed, None),
             ClientError::NotTold(_) => (Code::ClientOnChange, None),
         };
         Self::failed(code, subject, error)
@@ -127,17 +135,26 @@ pub struct ClientStatus {
 pub struct Client {
     config: ClientConfig,
     secret: Option<ConnectionSecret>,
-    certificates: Option<Certificates>,
+    certificates: Option<Arc<Certificates>>,
     files: Files,
     clock: Clock,
     failures: u32,
+    telling: Telling,
 }
 
 impl Client {
     /// Sets up AWS where the document is a secret.
     pub async fn new(config: &ClientConfig) -> Self {
         let (clock, files) = (Clock::System, Files::of(&config.directory));
-        let mut client = Self { config: config.clone(), secret: None, certificates: None, files, clock, failures: 0 };
+        let mut client = Self {
+            config: config.clone(),
+            secret: None,
+            certificates: None,
+            files,
+            clock,
+            failures: 0,
+            telling: Telling::new(),
+        };
         if matches!(config.source, DocumentSource::File(_)) && config.certificate.is_none() {
             return client;
         }
@@ -150,7 +167,7 @@ impl Client {
         }
         client.certificates = config.certificate.as_ref().map(|certificate| {
             let issuer = AcmPca::new(&aws, certificate.ca_arn.clone(), Some(certificate.template_arn.clone()));
-            Certificates::new(certificate, Arc::new(issuer), &config.directory, clock)
+            Arc::new(Certificates::new(certificate, Arc::new(issuer), &config.directory, clock))
         });
         client
     }
@@ -158,42 +175,62 @@ impl Client {
     /// The document as its source has it now.
     pub async fn document(&self) -> Result<Document, ClientError> {
         let path = match (&self.config.source, &self.secret) {
-            (DocumentSource::File(path), _) => path,
+            (DocumentSource::File(path), _) => path.clone(),
             (DocumentSource::Secret(_), Some(secret)) => return Ok(secret.document().await?),
             (DocumentSource::Secret(id), None) => return Err(ClientError::Missing(id.into())),
         };
-        let bytes = durable::read_if_there(path, MAX_DOCUMENT as u64)?;
+        let file = path.clone();
+        let bytes = self.on_disk(move |_| Ok(durable::read_if_there(&file, MAX_DOCUMENT as u64)?)).await?;
         let bytes = bytes.ok_or_else(|| ClientError::Missing(path.clone()))?;
-        usable(&bytes).map_err(|(what, remedy)| ClientError::Content { path: path.clone(), what, remedy })
+        usable(&bytes).map_err(|(what, remedy)| ClientError::Content { path, what, remedy })
     }
 
     /// The document of the files in force.
-    #[must_use]
-    pub fn last_good(&self) -> Option<Document> {
-        self.files.document()
+    pub async fn last_good(&self) -> Option<Document> {
+        self.on_disk(|files| Ok(files.document())).await.ok().flatten()
+    }
+
+    /// What Prometheus is told: the registry of one scrape, once there was a look.
+    pub fn scraped(&self) -> impl Fn() -> Option<Registry> + Send + Sync + use<> {
+        self.telling.scraped()
+    }
+
+    /// Does file work on a thread that may block: a disk that hangs holds up no signal and no scrape.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Files) -> Result<T, ClientError> + Send + 'static,
+    ) -> Result<T, ClientError> {
+        let files = self.files.clone();
+        durable::blocking(move || work(&files)).await?
     }
 
     /// One look: the files are brought up to date, and the service is told.
     pub async fn look(&mut self) -> ClientStatus {
-        let reasons: Vec<_> = self.bring_up_to_date().await.iter().map(Reason::from).collect();
+        let failed = self.bring_up_to_date().await;
+        let reasons: Vec<_> = failed.iter().map(Reason::from).collect();
         self.failures = if reasons.is_empty() { 0 } else { self.failures.saturating_add(1) };
-        for reason in &reasons {
-            tracing::warn!(code = reason.code().as_str(), "{reason}");
+        for (error, reason) in failed.iter().zip(&reasons) {
+            let code = reason.code().as_str();
+            self.telling.count(error, code);
+            tracing::warn!(code, "{reason}");
         }
-        let last_good = self.last_good();
-        let state = match (&last_good, reasons.is_empty()) {
+        let in_force = self.on_disk(|files| Ok(files.in_force())).await.ok().flatten();
+        let state = match (&in_force, reasons.is_empty()) {
             (None, _) => State::Failing,
             (Some(_), true) => State::Healthy,
             (Some(_), false) => State::Degraded,
         };
+        let now = self.clock.now();
         let status = ClientStatus {
             state,
             reasons: reasons.iter().map(Told::from).collect(),
-            files: last_good.is_some().then(|| self.files.current()),
-            changed_at: last_good.map(|document| document.changed_at),
-            checked_at: rfc3339(self.clock.now()),
+            files: in_force.is_some().then(|| self.files.current()),
+            changed_at: in_force.as_ref().map(|files| files.document.changed_at.clone()),
+            checked_at: rfc3339(now),
         };
-        if let Err(error) = self.files.write_status(&status) {
+        self.telling.tell(status.clone(), now, in_force);
+        let told = status.clone();
+        if let Err(error) = self.on_disk(move |files| Ok(files.write_status(&told)?)).await {
             let reason = Reason::from(&error);
             tracing::warn!(code = reason.code().as_str(), "{reason}");
         }
@@ -226,21 +263,22 @@ impl Client {
             Ok(document) => Some(document),
             Err(error) => {
                 failed.push(error);
-                self.last_good()
+                self.last_good().await
             }
         };
         let Some(document) = document else { return failed };
         let certificate = self.certificate().await;
         let is_safe = certificate.is_ok();
-        let certificate = certificate.or_else(|error| {
-            failed.push(error);
-            self.files.chain()
-        });
+        let certificate = match certificate {
+            Ok(certificate) => Ok(certificate),
+            Err(error) => {
+                failed.push(error);
+                self.on_disk(|files| Ok(files.chain()?)).await
+            }
+        };
         // A generation without the certificate in force would take the certificate from the service.
         let Ok(certificate) = certificate else { return failed };
-        let written = self.put_in_force(&document, certificate.as_ref());
-        let safe = certificate.as_ref().filter(|_| is_safe);
-        failed.extend(written.and_then(|()| safe.map_or(Ok(()), |chain| self.note_written(chain))).err());
+        failed.extend(self.put_in_force(document, certificate, is_safe).await.err());
         failed.extend(self.tell().await.err());
         failed
     }
@@ -249,7 +287,7 @@ impl Client {
     /// those before take nothing from the service, and a CA rollover waits for no server.
     async fn accepted_document(&self) -> Result<Document, ClientError> {
         let document = self.document().await?;
-        if self.last_good().is_none_or(|before| !document.trusts_all_of(&before)) {
+        if self.last_good().await.is_none_or(|before| !document.trusts_all_of(&before)) {
             self.verifies_servers(&document).await?;
         }
         Ok(document)
@@ -257,35 +295,48 @@ impl Client {
 
     /// The certificate of the service, renewed where a renewal is due.
     async fn certificate(&self) -> Result<Option<StoredChain>, ClientError> {
-        let Some(certificates) = &self.certificates else { return Ok(None) };
-        let current = self.files.chain()?;
-        if !certificates.are_wanted(current.as_ref()) {
+        let Some(certificates) = self.certificates.clone() else { return Ok(None) };
+        let asked = Arc::clone(&certificates);
+        let looked_at = move |files: &Files| {
+            let current = files.chain()?;
+            let is_wanted = asked.are_wanted(current.as_ref());
+            Ok((current, is_wanted))
+        };
+        let (current, is_wanted) = self.on_disk(looked_at).await?;
+        if !is_wanted {
             return Ok(current);
         }
         certificates.obtain(current.as_ref()).await.map(Some).map_err(ClientError::Certificate)
     }
 
-    /// Writes the files where they differ.
-    fn put_in_force(&self, document: &Document, chain: Option<&StoredChain>) -> Result<(), ClientError> {
-        let rendered = Rendered::of(document, &self.config.login, chain, &self.files.current());
-        if !self.files.are(&rendered) {
-            let number = self.files.write(&rendered)?;
-            tracing::info!("generation {number} of the files is in force");
-        }
-        Ok(())
-    }
-
-    /// The certificate is in a generation, so the journal forgets it.
-    fn note_written(&self, chain: &StoredChain) -> Result<(), ClientError> {
-        let noted = self.certificates.iter().try_for_each(|certificates| certificates.note_written(chain.leaf()));
-        noted.map_err(ClientError::Journal)
+    /// Writes the files where they differ. Once a certificate `is_safe` in a generation, the journal forgets it.
+    async fn put_in_force(
+        &self,
+        document: Document,
+        chain: Option<StoredChain>,
+        is_safe: bool,
+    ) -> Result<(), ClientError> {
+        let (login, certificates) = (self.config.login.clone(), self.certificates.clone());
+        let write = move |files: &Files| {
+            let rendered = Rendered::of(&document, &login, chain.as_ref(), &files.current());
+            if !files.are(&rendered) {
+                let number = files.write(&rendered)?;
+                tracing::info!("generation {number} of the files is in force");
+            }
+            match (certificates, chain.filter(|_| is_safe)) {
+                (Some(certificates), Some(chain)) => Ok(certificates.note_written(chain.leaf())?),
+                _ => Ok(()),
+            }
+        };
+        self.on_disk(write).await
     }
 
     /// Tells the service of the files in force, where the service doesn't know them yet.
     async fn tell(&self) -> Result<(), ClientError> {
-        let (Some(on_change), Some(number)) = (&self.config.on_change, self.files.untold()?) else { return Ok(()) };
+        let Some(on_change) = &self.config.on_change else { return Ok(()) };
+        let Some(number) = self.on_disk(|files| Ok(files.untold()?)).await? else { return Ok(()) };
         on_change::tell(on_change, self.clock.now()).await?;
-        Ok(self.files.note_told(number)?)
+        self.on_disk(move |files| Ok(files.note_told(number)?)).await
     }
 
     /// Refuses a document by which a client verifies none of the servers that answer: another CA signed their certificates, or

@@ -2,6 +2,8 @@
 
 #![allow(clippy::print_stdout, reason = "the test's output shows the table")]
 
+mod keeping;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;

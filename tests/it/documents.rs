@@ -238,7 +238,7 @@ fn the_documents_list_exactly_the_keys_of_a_client() {
         let (_, expected) = error.split_once("expected ").unwrap_or_else(|| panic!("{error}"));
         expected.split('`').skip(1).step_by(2).map(|name| format!("{table}.{name}")).collect::<Vec<_>>()
     };
-    let expected: BTreeSet<_> = ["connection", "client", "client.on_change", "client.certificate", "login"]
+    let expected: BTreeSet<_> = ["connection", "client", "client.on_change", "client.certificate", "login", "metrics"]
         .into_iter()
         .flat_map(known)
         .collect();

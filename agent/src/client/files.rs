@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use super::ClientStatus;
+use super::metrics::InForce;
 use crate::config::client::{CURRENT, Login};
 use crate::connection::{Document, MAX_DOCUMENT, usable};
 use crate::state::durable::{self, FileError, Secrecy};
@@ -209,6 +210,13 @@ impl Files {
             durable::remove_all(&generations.join(format!("{old:06}")))?;
         }
         Ok(number)
+    }
+
+    /// The files in force, for whoever tells of them.
+    pub(super) fn in_force(&self) -> Option<InForce> {
+        let (document, generation) = (self.document()?, self.number().unwrap_or_default());
+        let leaf_ends = self.chain().ok().flatten().map(|chain| chain.leaf().not_after);
+        Some(InForce { generation, document, leaf_ends })
     }
 
     /// The number of the generation in force.

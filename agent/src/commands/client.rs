@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use futures_util::{StreamExt as _, stream};
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::CommandError;
 use crate::cli::{ClientCommand, JsonArg};
@@ -14,6 +15,7 @@ use crate::client::{Client, ClientStatus, Files};
 use crate::config::client::ClientConfig;
 use crate::connection::Document;
 use crate::error::with_causes;
+use crate::exposition;
 use crate::output::{Paint, print, print_json};
 use crate::reason::{Reason, Told};
 use crate::state::durable::FileError;
@@ -68,18 +70,35 @@ fn described(status: &ClientStatus) -> String {
 }
 
 /// Keeps the files current until SIGTERM or SIGINT. SIGHUP looks at once.
+///
+/// The looks are a task of their own. So whatever a look waits for, for instance AWS or a disk, a signal ends the run.
 async fn run(config: &ClientConfig) -> Result<ExitCode, CommandError> {
     let _lock = Lock::take(&config.directory)?;
+    let metrics_port = match config.metrics_listen {
+        Some(address) => Some(exposition::bind(address).await?),
+        None => None,
+    };
     let listen = |kind| signal(kind).map_err(CommandError::Runtime);
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    let mut hang_up = listen(SignalKind::hangup())?;
-    let mut client = Client::new(config).await;
+    let keeping = tokio::spawn(keep(config.clone(), metrics_port, listen(SignalKind::hangup())?));
+    tokio::select! {
+        ended = keeping => ended.map_err(|broken| CommandError::Runtime(broken.into()))?,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    let _nobody = sd_notify::notify(&[NotifyState::Stopping]);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes look after look, for ever.
+async fn keep(config: ClientConfig, metrics_port: Option<TcpListener>, mut hang_up: Signal) {
+    let mut client = Client::new(&config).await;
+    if let Some(listener) = metrics_port {
+        tokio::spawn(exposition::serve(listener, client.scraped()));
+    }
     loop {
-        let status = tokio::select! {
-            status = client.look() => status,
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-        };
+        let status = client.look().await;
         // Whoever waits for this unit needs the files. A look that fails later leaves them.
         if status.files.is_some() {
             let _nobody = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&status.state.to_string())]);
@@ -88,12 +107,8 @@ async fn run(config: &ClientConfig) -> Result<ExitCode, CommandError> {
         tokio::select! {
             () = clock.sleep_until(next) => {}
             _ = hang_up.recv() => {}
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
         }
     }
-    tracing::info!("stopping");
-    Ok(ExitCode::SUCCESS)
 }
 
 /// The document of its source, else of the files in force. The reason says why the source gives none.
@@ -101,7 +116,7 @@ async fn document_or_last_good(config: &ClientConfig) -> (Option<Document>, Opti
     let client = Client::new(config).await;
     match client.document().await {
         Ok(document) => (Some(document), None),
-        Err(error) => (client.last_good(), Some(Reason::from(&error))),
+        Err(error) => (client.last_good().await, Some(Reason::from(&error))),
     }
 }
 
