@@ -11,6 +11,7 @@ pub mod check;
 mod files;
 mod metrics;
 mod on_change;
+mod sources;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,19 +23,16 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::task::JoinError;
 
-use self::certificate::Certificates;
 use self::check::{Evidence, Finding, Presented, Scope};
 pub use self::files::Files;
 use self::files::Rendered;
 use self::metrics::Telling;
 use self::on_change::NotTold;
-use crate::aws::AwsSettings;
+use self::sources::Sources;
 use crate::aws::secret::SecretError;
 use crate::clock::{Clock, rfc3339};
 use crate::config::client::{ClientConfig, DocumentSource, Login};
-use crate::connection::secret::ConnectionSecret;
 use crate::connection::{Document, MAX_DOCUMENT, usable};
-use crate::issue::acm_pca::AcmPca;
 use crate::issue::journal::JournalError;
 use crate::reason::{Code, Reason, Told};
 use crate::reconcile::PassError;
@@ -57,6 +55,12 @@ pub enum ClientError {
     /// A file can't be read or written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Nothing names the Region of the secret.
+    #[error(
+        "the Region of the secret {0:?} is not known, and instance metadata doesn't name it; write connection.region, or the \
+         ARN of the secret"
+    )]
+    WithoutRegion(String),
     /// The file of the document isn't there.
     #[error("there is no connection document {}; write it, or correct connection.file", .0.display())]
     Missing(PathBuf),
@@ -108,6 +112,7 @@ impl From<&ClientError> for Reason {
                 (Code::ConnectionInvalid, Some(path.display().to_string()))
             }
             ClientError::Bundle => (Code::ConnectionInvalid, None),
+            ClientError::WithoutRegion(_) => (Code::ConnectionUnavailable, None),
             ClientError::Unverified { .. } => (Code::ClientCaRefused, None),
             ClientError::BrokenOff(_) => (Code::FileFailed, None),
             ClientError::NotTold(_) => (Code::ClientOnChange, None),
@@ -134,8 +139,7 @@ pub struct ClientStatus {
 /// Keeps the files of one service current.
 pub struct Client {
     config: ClientConfig,
-    secret: Option<ConnectionSecret>,
-    certificates: Option<Arc<Certificates>>,
+    sources: Sources,
     files: Files,
     clock: Clock,
     failures: u32,
@@ -143,41 +147,26 @@ pub struct Client {
 }
 
 impl Client {
-    /// Sets up AWS where the document is a secret.
-    pub async fn new(config: &ClientConfig) -> Self {
-        let (clock, files) = (Clock::System, Files::of(&config.directory));
-        let mut client = Self {
+    /// Asks nobody yet.
+    #[must_use]
+    pub fn new(config: &ClientConfig) -> Self {
+        Self {
             config: config.clone(),
-            secret: None,
-            certificates: None,
-            files,
-            clock,
+            sources: Sources::default(),
+            files: Files::of(&config.directory),
+            clock: Clock::System,
             failures: 0,
             telling: Telling::new(),
-        };
-        if matches!(config.source, DocumentSource::File(_)) && config.certificate.is_none() {
-            return client;
         }
-        // A known Region spares the SDK a request to instance metadata.
-        let of_ca = config.certificate.as_ref().map(|certificate| certificate.ca_arn.region().to_owned());
-        let region = config.region.clone().or_else(|| AwsSettings::from_environment().region).or(of_ca);
-        let aws = Box::pin(AwsSettings { region, ..AwsSettings::default() }.load()).await;
-        if let DocumentSource::Secret(id) = &config.source {
-            client.secret = Some(ConnectionSecret::new(&aws, id));
-        }
-        client.certificates = config.certificate.as_ref().map(|certificate| {
-            let issuer = AcmPca::new(&aws, certificate.ca_arn.clone(), Some(certificate.template_arn.clone()));
-            Arc::new(Certificates::new(certificate, Arc::new(issuer), &config.directory, clock))
-        });
-        client
     }
 
     /// The document as its source has it now.
-    pub async fn document(&self) -> Result<Document, ClientError> {
-        let path = match (&self.config.source, &self.secret) {
+    pub async fn document(&mut self) -> Result<Document, ClientError> {
+        self.sources.set_up(&self.config, self.clock).await;
+        let path = match (&self.config.source, &self.sources.secret) {
             (DocumentSource::File(path), _) => path.clone(),
             (DocumentSource::Secret(_), Some(secret)) => return Ok(secret.document().await?),
-            (DocumentSource::Secret(id), None) => return Err(ClientError::Missing(id.into())),
+            (DocumentSource::Secret(id), None) => return Err(ClientError::WithoutRegion(id.clone())),
         };
         let file = path.clone();
         let bytes = self.on_disk(move |_| Ok(durable::read_if_there(&file, MAX_DOCUMENT as u64)?)).await?;
@@ -257,7 +246,7 @@ impl Client {
 
     /// Returns what failed. A document that fails holds up no renewal, and a certificate that fails holds up no document. Before
     /// the first document no certificate is paid for.
-    async fn bring_up_to_date(&self) -> Vec<ClientError> {
+    async fn bring_up_to_date(&mut self) -> Vec<ClientError> {
         let mut failed = Vec::new();
         let document = match self.accepted_document().await {
             Ok(document) => Some(document),
@@ -285,7 +274,7 @@ impl Client {
 
     /// The document of its source. A document that takes a CA away passes [`Self::verifies_servers`] first. Further CAs beside
     /// those before take nothing from the service, and a CA rollover waits for no server.
-    async fn accepted_document(&self) -> Result<Document, ClientError> {
+    async fn accepted_document(&mut self) -> Result<Document, ClientError> {
         let document = self.document().await?;
         if self.last_good().await.is_none_or(|before| !document.trusts_all_of(&before)) {
             self.verifies_servers(&document).await?;
@@ -295,7 +284,7 @@ impl Client {
 
     /// The certificate of the service, renewed where a renewal is due.
     async fn certificate(&self) -> Result<Option<StoredChain>, ClientError> {
-        let Some(certificates) = self.certificates.clone() else { return Ok(None) };
+        let Some(certificates) = self.sources.certificates.clone() else { return Ok(None) };
         let asked = Arc::clone(&certificates);
         let looked_at = move |files: &Files| {
             let current = files.chain()?;
@@ -316,7 +305,7 @@ impl Client {
         chain: Option<StoredChain>,
         is_safe: bool,
     ) -> Result<(), ClientError> {
-        let (login, certificates) = (self.config.login.clone(), self.certificates.clone());
+        let (login, certificates) = (self.config.login.clone(), self.sources.certificates.clone());
         let write = move |files: &Files| {
             let rendered = Rendered::of(&document, &login, chain.as_ref(), &files.current());
             if !files.are(&rendered) {

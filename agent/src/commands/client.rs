@@ -49,7 +49,7 @@ fn print_current(
 /// Brings the files up to date once.
 async fn fetch(config: &ClientConfig, json: bool) -> Result<ExitCode, CommandError> {
     let _lock = Lock::take(&config.directory)?;
-    let status = Client::new(config).await.look().await;
+    let status = Client::new(config).look().await;
     if json {
         print_json(&status)?;
     } else {
@@ -93,7 +93,7 @@ async fn run(config: &ClientConfig) -> Result<ExitCode, CommandError> {
 
 /// Makes look after look, for ever.
 async fn keep(config: ClientConfig, metrics_port: Option<TcpListener>, mut hang_up: Signal) {
-    let mut client = Client::new(&config).await;
+    let mut client = Client::new(&config);
     if let Some(listener) = metrics_port {
         tokio::spawn(exposition::serve(listener, client.scraped()));
     }
@@ -113,7 +113,7 @@ async fn keep(config: ClientConfig, metrics_port: Option<TcpListener>, mut hang_
 
 /// The document of its source, else of the files in force. The reason says why the source gives none.
 async fn document_or_last_good(config: &ClientConfig) -> (Option<Document>, Option<Reason>) {
-    let client = Client::new(config).await;
+    let mut client = Client::new(config);
     match client.document().await {
         Ok(document) => (Some(document), None),
         Err(error) => (client.last_good().await, Some(Reason::from(&error))),

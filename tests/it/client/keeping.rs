@@ -2,8 +2,11 @@
 //! slow. Its metrics tell of it.
 
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use harness::gateway::{Fault, Gateway};
+use harness::imds::{ImdsStub, InstanceFacts};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::AsyncReadExt as _;
@@ -250,4 +253,53 @@ async fn a_document_that_is_denied_or_gone_leaves_the_files_and_shells_are_told_
     assert_eq!(fetch().await["state"], "healthy");
     let output = machine.run(&["env"]).await;
     assert!(said(&output).contains("export NATS_URL='tls://127.0.0.1:2'\n"), "{}", said(&output));
+}
+
+/// Closes each connection until the flag is set, and passes later connections on.
+async fn opened_later(server: String) -> (SocketAddr, Arc<AtomicBool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, is_open) = (listener.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
+    let open = Arc::clone(&is_open);
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            if open.load(Ordering::Relaxed) {
+                let server = server.trim_start_matches("http://").to_owned();
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(server).await.unwrap();
+                    // Either end may close the connection at any time.
+                    drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+                });
+            }
+        }
+    });
+    (address, is_open)
+}
+
+/// The SDK asks for the Region once. Nothing else names the Region of a secret that has no ARN.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instance_metadata_that_answers_after_the_start_gives_the_region() {
+    let double = AwsDouble::start(SocketAddr::from(([127, 0, 0, 1], 0)), Account::new(REGION)).await.unwrap();
+    let (machine, ca) = (Machine::new(""), Ca::new("ca"));
+    let content = document("tls://127.0.0.1:1", &ca.pem, false).to_string();
+    double.account(|aws, now| {
+        aws.secrets.put("nats/connection", aws_double::secrets::Content::Text(content), now).unwrap();
+    });
+    let instance = InstanceFacts::new("i-0123456789abcdef0", REGION, [127, 0, 0, 1].into());
+    let imds = ImdsStub::start(instance).await.unwrap();
+    let (address, is_open) = opened_later(imds.endpoint()).await;
+    let text = format!(
+        "connection.secret_id = \"nats/connection\"\n[client]\ndirectory = \"{}\"\ninterval = \"1s\"\n",
+        machine.at("files").display()
+    );
+    std::fs::write(machine.at("client.toml"), text).unwrap();
+    let mut run = machine.command(&["run"]);
+    run.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{address}"))
+        .env("AWS_ENDPOINT_URL", double.endpoint());
+    run.env_remove("AWS_REGION").env_remove("AWS_DEFAULT_REGION");
+    let mut run = run.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").spawn().unwrap();
+    machine.has("failing", &["connection_unavailable"]).await;
+    is_open.store(true, Ordering::Relaxed);
+    machine.has("healthy", &[]).await;
+    assert_eq!(machine.current("ca.pem"), ca.pem);
+    run.kill().await.unwrap();
 }
