@@ -1,9 +1,9 @@
-//! `agent client run` and what goes wrong around it: a clock that is off, a directory that isn't writable, AWS that denies or is
-//! slow. Its metrics tell of it.
+//! `agent client` and what goes wrong around it: a clock that is off, a directory that isn't writable, AWS that denies, is slow
+//! or comes late, a document with too many URLs. The metrics of `agent client run` tell of it.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use harness::gateway::{Fault, Gateway};
 use harness::imds::{ImdsStub, InstanceFacts};
@@ -202,6 +202,40 @@ async fn a_directory_that_is_not_writable_is_named_the_files_stay_and_the_run_go
     assert!(machine.current("nats.env").contains(&format!("NATS_URL={urls}\n")));
     assert!(run.try_wait().unwrap().is_none(), "the run has ended");
     run.kill().await.unwrap();
+}
+
+/// The document has as many URLs as a document may have, and all lead to a server that takes its time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_of_many_urls_has_sixteen_connections_at_the_same_time_and_more_urls_are_refused() {
+    let (open, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("tls://{}", listener.local_addr().unwrap());
+    let counted = (Arc::clone(&open), Arc::clone(&most));
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let (open, most) = counted.clone();
+            most.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                // The client closes the connection once it has read this. Until then the connection counts.
+                drop(client.write_all(b"220 mail\r\n").await);
+                drop(client.read_to_end(&mut Vec::new()).await);
+                open.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    });
+    let (machine, ca) = (Machine::new(""), Ca::new("ca"));
+    machine.set(&document(&vec![url.as_str(); 100].join(","), &ca.pem, false).to_string());
+    let output = machine.run(&["check", "--json"]).await;
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    assert!(checks.len() == 100 && checks.iter().all(|check| check["code"] == "not_nats"), "{report}");
+    let most = most.load(Ordering::SeqCst);
+    // The listener may hear of a close after the next connection.
+    assert!((2..=32).contains(&most), "{most} connections at the same time");
+    machine.set(&document(&vec![url.as_str(); 101].join(","), &ca.pem, false).to_string());
+    let output = machine.run(&["check"]).await;
+    assert!(said(&output).contains("has 101 URLs under NATS_URL"), "{}", said(&output));
 }
 
 /// AWS denies a secret that was read before, and then the secret is gone.
