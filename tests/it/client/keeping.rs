@@ -252,14 +252,16 @@ async fn a_document_that_is_denied_or_gone_leaves_the_files_and_shells_are_told_
     let connection = format!("connection = {{ secret_id = \"nats/connection\", region = \"{REGION}\" }}");
     let text = format!("{connection}\nclient.directory = {:?}\n", machine.at("files"));
     std::fs::write(machine.at("client.toml"), text).unwrap();
-    let fetch = async || {
-        let mut command = machine.command(&["fetch", "--json"]);
+    let run = async |arguments: &[&str]| {
+        let mut command = machine.command(arguments);
         command.env("AWS_ENDPOINT_URL", gateway.endpoint());
-        command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
-        let output = command.output().await.unwrap();
+        command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").output().await.unwrap()
+    };
+    let fetch = async || {
+        let output = run(&["fetch", "--json"]).await;
         serde_json::from_slice::<Value>(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)))
     };
-    let output = machine.run(&["env"]).await;
+    let output = run(&["env"]).await;
     assert!(output.status.code() == Some(1) && said(&output).contains("run `agent client fetch`"), "{}", said(&output));
     let url = "tls://127.0.0.1:1";
     put(url);
@@ -280,12 +282,12 @@ async fn a_document_that_is_denied_or_gone_leaves_the_files_and_shells_are_told_
     // The secret has another URL, and no file has it yet.
     double.account(|aws, _now| aws.secrets.set_deleted("nats/connection", false));
     put("tls://127.0.0.1:2");
-    let output = machine.run(&["env"]).await;
+    let output = run(&["env"]).await;
     assert!(said(&output).contains(&format!("export NATS_URL='{url}'\n")), "{}", said(&output));
-    let output = machine.run(&["context"]).await;
+    let output = run(&["context"]).await;
     assert_eq!(String::from_utf8_lossy(&output.stdout), machine.current("context.json"));
     assert_eq!(fetch().await["state"], "healthy");
-    let output = machine.run(&["env"]).await;
+    let output = run(&["env"]).await;
     assert!(said(&output).contains("export NATS_URL='tls://127.0.0.1:2'\n"), "{}", said(&output));
 }
 
