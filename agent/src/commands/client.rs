@@ -1,7 +1,9 @@
 //! `agent client`: what a service needs to connect, on a machine without nats-server.
 
+use std::convert::Infallible;
 use std::fmt::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use sd_notify::NotifyState;
@@ -24,6 +26,9 @@ use crate::status::State;
 
 /// How many URLs are checked at the same time. Each check has two connections.
 const MOST_AT_ONCE: usize = 16;
+
+/// How long the end waits for a look to break off.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// Carries a command out.
 pub async fn client(config: &ClientConfig, command: ClientCommand) -> Result<ExitCode, CommandError> {
@@ -80,19 +85,25 @@ async fn run(config: &ClientConfig) -> Result<ExitCode, CommandError> {
     };
     let listen = |kind| signal(kind).map_err(CommandError::Runtime);
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    let keeping = tokio::spawn(keep(config.clone(), metrics_port, listen(SignalKind::hangup())?));
+    let mut keeping = tokio::spawn(keep(config.clone(), metrics_port, listen(SignalKind::hangup())?));
     tokio::select! {
-        ended = keeping => ended.map_err(|broken| CommandError::Runtime(broken.into()))?,
+        ended = &mut keeping => match ended {
+            Ok(never) => match never {},
+            Err(broken) => return Err(CommandError::Runtime(broken.into())),
+        },
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
     let _nobody = sd_notify::notify(&[NotifyState::Stopping]);
+    keeping.abort();
+    // A look that is at a disk that hangs ends with the process.
+    let _given_up = tokio::time::timeout(PARTING, keeping).await;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Makes look after look, for ever.
-async fn keep(config: ClientConfig, metrics_port: Option<TcpListener>, mut hang_up: Signal) {
+async fn keep(config: ClientConfig, metrics_port: Option<TcpListener>, mut hang_up: Signal) -> Infallible {
     let mut client = Client::new(&config);
     if let Some(listener) = metrics_port {
         tokio::spawn(exposition::serve(listener, client.scraped()));

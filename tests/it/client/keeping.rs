@@ -102,6 +102,7 @@ async fn the_metrics_of_a_service_are_those_of_the_documents_and_tell_of_each_fa
 async fn a_run_ends_promptly_whatever_it_waits_for() {
     let machine = Machine::new("");
     let files = machine.at("files");
+    let token = b"HTTP/1.1 200 OK\r\ncontent-length: 56\r\nx-aws-ec2-metadata-token-ttl-seconds: 21600\r\n\r\n";
     for (region, variable) in
         [("", "AWS_EC2_METADATA_SERVICE_ENDPOINT"), ("region = \"eu-west-1\"\n", "AWS_ENDPOINT_URL")]
     {
@@ -117,7 +118,7 @@ async fn a_run_ends_promptly_whatever_it_waits_for() {
         let mut run = run.spawn().unwrap();
         // The agent asks, and the SDK waits for the rest of the answer for ten seconds and more.
         let (mut asked, _) = tokio::time::timeout(SOON, silent.accept()).await.unwrap().unwrap();
-        let token = b"HTTP/1.1 200 OK\r\ncontent-length: 56\r\nx-aws-ec2-metadata-token-ttl-seconds: 21600\r\n\r\n";
+        assert!(asked.read(&mut [0; 4096]).await.unwrap() > 0);
         asked.write_all(token).await.unwrap();
         let told = tokio::time::Instant::now();
         end(&run, Signal::SIGTERM);
