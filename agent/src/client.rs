@@ -328,7 +328,7 @@ impl Client {
         self.on_disk(move |files| Ok(files.note_told(number)?)).await
     }
 
-    /// Refuses a document by which a client verifies none of the servers that answer: another CA signed their certificates, or
+    /// Refuses a document by which a client verifies none of the servers that answer. Another CA signed their certificates, or
     /// they lack the names of the URLs. Where no server answers, nothing speaks against the document.
     async fn verifies_servers(&self, document: &Document) -> Result<(), ClientError> {
         let presented = Presented::of(document, &Login::default()).map_err(|_| ClientError::Bundle)?;

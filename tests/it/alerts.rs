@@ -88,7 +88,6 @@ fn prometheus_raises_each_alarm_in_time_and_none_for_what_passes() {
         ("for: 40m", "for: 38m"),
         ("for: 40m", "for: 41m"),
         ("jetstream_ghost", "ghost"),
-        ("degraded|failing", "degraded"),
         ("degraded|failing", "failing"),
     ] {
         assert!(RULES.contains(from), "{from} is not in the rules");

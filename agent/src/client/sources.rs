@@ -19,7 +19,7 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// Sets AWS up where client.toml needs AWS. While no Region is known, each look tries again: the SDK asks instance metadata
+    /// Sets AWS up where client.toml needs AWS. While no Region is known, each look tries again. The SDK asks instance metadata
     /// for the Region once, and a machine that boots may not reach it yet.
     pub(super) async fn set_up(&mut self, config: &ClientConfig, clock: Clock) {
         let ClientConfig { source, certificate, directory, .. } = config;

@@ -1,5 +1,5 @@
-//! `agent client` and what goes wrong around it: a clock that is off, a directory that isn't writable, AWS that denies, is slow
-//! or comes late, a document with too many URLs. The metrics of `agent client run` tell of it.
+//! `agent client` and what goes wrong around it: the clock, the directory, AWS, and a document with too many URLs. The metrics of
+//! `agent client run` tell of it.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::sync::Arc;
