@@ -140,9 +140,9 @@ pub enum ClientCommand {
         #[command(flatten)]
         json: JsonArg,
     },
-    /// Print the settings as variables for a shell
+    /// Print the settings of the files in force as variables for a shell
     Env,
-    /// Print a context of the nats CLI
+    /// Print the context of the nats CLI that is in force
     Context,
 }
 

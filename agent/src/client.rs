@@ -9,27 +9,30 @@
 mod certificate;
 pub mod check;
 mod files;
+mod metrics;
 mod on_change;
+mod sources;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+use prometheus_client::registry::Registry;
 use serde::Serialize;
 use time::OffsetDateTime;
+use tokio::task::JoinError;
 
-use self::certificate::Certificates;
-use self::check::{Finding, Presented, Scope};
+use self::check::{Evidence, Finding, Presented, Scope};
+pub use self::files::Files;
 use self::files::Rendered;
-pub use self::files::{Files, context, environment, shell};
+use self::metrics::Telling;
 use self::on_change::NotTold;
-use crate::aws::AwsSettings;
+use self::sources::Sources;
 use crate::aws::secret::SecretError;
 use crate::clock::{Clock, rfc3339};
 use crate::config::client::{ClientConfig, DocumentSource, Login};
-use crate::connection::secret::ConnectionSecret;
 use crate::connection::{Document, MAX_DOCUMENT, usable};
-use crate::issue::acm_pca::AcmPca;
 use crate::issue::journal::JournalError;
 use crate::reason::{Code, Reason, Told};
 use crate::reconcile::PassError;
@@ -52,6 +55,12 @@ pub enum ClientError {
     /// A file can't be read or written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Nothing names the Region of the secret.
+    #[error(
+        "the Region of the secret {0:?} is not known, and instance metadata doesn't name it; write connection.region, or the \
+         ARN of the secret"
+    )]
+    WithoutRegion(String),
     /// The file of the document isn't there.
     #[error("there is no connection document {}; write it, or correct connection.file", .0.display())]
     Missing(PathBuf),
@@ -70,14 +79,13 @@ pub enum ClientError {
         "the connection document holds no usable trust bundle under NATS_CA; the agents of the group correct the document"
     )]
     Bundle,
-    /// No server that answers shows a certificate of the document's CAs.
-    #[error(
-        "the CAs of the connection document verify none of the servers that answer ({said}); compare the document with the \
-         trust bundle of the nodes"
-    )]
-    CaRefused {
+    /// By the document a client verifies no server that answers.
+    #[error("by the connection document a client verifies none of the servers that answer ({said}); {remedy}")]
+    Unverified {
         /// What the first server showed.
         said: String,
+        /// What to do about it.
+        remedy: &'static str,
     },
     /// There is no new certificate of the service.
     #[error("no new certificate of the service")]
@@ -88,6 +96,9 @@ pub enum ClientError {
     /// `on_change` failed.
     #[error(transparent)]
     NotTold(#[from] NotTold),
+    /// The thread of file work ended early.
+    #[error("the work on the files broke off; it is tried again")]
+    BrokenOff(#[from] JoinError),
 }
 
 impl From<&ClientError> for Reason {
@@ -101,7 +112,9 @@ impl From<&ClientError> for Reason {
                 (Code::ConnectionInvalid, Some(path.display().to_string()))
             }
             ClientError::Bundle => (Code::ConnectionInvalid, None),
-            ClientError::CaRefused { .. } => (Code::ClientCaRefused, None),
+            ClientError::WithoutRegion(_) => (Code::ConnectionUnavailable, None),
+            ClientError::Unverified { .. } => (Code::ClientCaRefused, None),
+            ClientError::BrokenOff(_) => (Code::FileFailed, None),
             ClientError::NotTold(_) => (Code::ClientOnChange, None),
         };
         Self::failed(code, subject, error)
@@ -126,74 +139,87 @@ pub struct ClientStatus {
 /// Keeps the files of one service current.
 pub struct Client {
     config: ClientConfig,
-    secret: Option<ConnectionSecret>,
-    certificates: Option<Certificates>,
+    sources: Sources,
     files: Files,
     clock: Clock,
     failures: u32,
+    telling: Telling,
 }
 
 impl Client {
-    /// Sets up AWS where the document is a secret.
-    pub async fn new(config: &ClientConfig) -> Self {
-        let (clock, files) = (Clock::System, Files::of(&config.directory));
-        let mut client = Self { config: config.clone(), secret: None, certificates: None, files, clock, failures: 0 };
-        if matches!(config.source, DocumentSource::File(_)) && config.certificate.is_none() {
-            return client;
+    /// Asks nobody yet.
+    #[must_use]
+    pub fn new(config: &ClientConfig) -> Self {
+        Self {
+            config: config.clone(),
+            sources: Sources::default(),
+            files: Files::of(&config.directory),
+            clock: Clock::System,
+            failures: 0,
+            telling: Telling::new(),
         }
-        // A known Region spares the SDK a request to instance metadata.
-        let of_ca = config.certificate.as_ref().map(|certificate| certificate.ca_arn.region().to_owned());
-        let region = config.region.clone().or_else(|| AwsSettings::from_environment().region).or(of_ca);
-        let aws = Box::pin(AwsSettings { region, ..AwsSettings::default() }.load()).await;
-        if let DocumentSource::Secret(id) = &config.source {
-            client.secret = Some(ConnectionSecret::new(&aws, id));
-        }
-        client.certificates = config.certificate.as_ref().map(|certificate| {
-            let issuer = AcmPca::new(&aws, certificate.ca_arn.clone(), Some(certificate.template_arn.clone()));
-            Certificates::new(certificate, Arc::new(issuer), &config.directory, clock)
-        });
-        client
     }
 
     /// The document as its source has it now.
-    pub async fn document(&self) -> Result<Document, ClientError> {
-        let path = match (&self.config.source, &self.secret) {
-            (DocumentSource::File(path), _) => path,
+    pub async fn document(&mut self) -> Result<Document, ClientError> {
+        self.sources.set_up(&self.config, self.clock).await;
+        let path = match (&self.config.source, &self.sources.secret) {
+            (DocumentSource::File(path), _) => path.clone(),
             (DocumentSource::Secret(_), Some(secret)) => return Ok(secret.document().await?),
-            (DocumentSource::Secret(id), None) => return Err(ClientError::Missing(id.into())),
+            (DocumentSource::Secret(id), None) => return Err(ClientError::WithoutRegion(id.clone())),
         };
-        let bytes = durable::read_if_there(path, MAX_DOCUMENT as u64)?;
+        let file = path.clone();
+        let bytes = self.on_disk(move |_| Ok(durable::read_if_there(&file, MAX_DOCUMENT as u64)?)).await?;
         let bytes = bytes.ok_or_else(|| ClientError::Missing(path.clone()))?;
-        usable(&bytes).map_err(|(what, remedy)| ClientError::Content { path: path.clone(), what, remedy })
+        usable(&bytes).map_err(|(what, remedy)| ClientError::Content { path, what, remedy })
     }
 
     /// The document of the files in force.
-    #[must_use]
-    pub fn last_good(&self) -> Option<Document> {
-        self.files.document()
+    pub async fn last_good(&self) -> Option<Document> {
+        self.on_disk(|files| Ok(files.document())).await.ok().flatten()
+    }
+
+    /// What Prometheus is told: the registry of one scrape, once there was a look.
+    pub fn scraped(&self) -> impl Fn() -> Option<Registry> + Send + Sync + use<> {
+        self.telling.scraped()
+    }
+
+    /// Does file work on a thread that may block: a disk that hangs holds up no signal and no scrape.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Files) -> Result<T, ClientError> + Send + 'static,
+    ) -> Result<T, ClientError> {
+        let files = self.files.clone();
+        durable::blocking(move || work(&files)).await?
     }
 
     /// One look: the files are brought up to date, and the service is told.
     pub async fn look(&mut self) -> ClientStatus {
-        let reasons: Vec<_> = self.bring_up_to_date().await.iter().map(Reason::from).collect();
+        let failed = self.bring_up_to_date().await;
+        let reasons: Vec<_> = failed.iter().map(Reason::from).collect();
         self.failures = if reasons.is_empty() { 0 } else { self.failures.saturating_add(1) };
-        for reason in &reasons {
-            tracing::warn!(code = reason.code().as_str(), "{reason}");
+        for (error, reason) in failed.iter().zip(&reasons) {
+            let code = reason.code().as_str();
+            self.telling.count(error, code);
+            tracing::warn!(code, "{reason}");
         }
-        let last_good = self.last_good();
-        let state = match (&last_good, reasons.is_empty()) {
+        let in_force = self.on_disk(|files| Ok(files.in_force())).await.ok().flatten();
+        let state = match (&in_force, reasons.is_empty()) {
             (None, _) => State::Failing,
             (Some(_), true) => State::Healthy,
             (Some(_), false) => State::Degraded,
         };
+        let now = self.clock.now();
         let status = ClientStatus {
             state,
             reasons: reasons.iter().map(Told::from).collect(),
-            files: last_good.is_some().then(|| self.files.current()),
-            changed_at: last_good.map(|document| document.changed_at),
-            checked_at: rfc3339(self.clock.now()),
+            files: in_force.is_some().then(|| self.files.current()),
+            changed_at: in_force.as_ref().map(|files| files.document.changed_at.clone()),
+            checked_at: rfc3339(now),
         };
-        if let Err(error) = self.files.write_status(&status) {
+        self.telling.tell(status.clone(), now, in_force);
+        let told = status.clone();
+        if let Err(error) = self.on_disk(move |files| Ok(files.write_status(&told)?)).await {
             let reason = Reason::from(&error);
             tracing::warn!(code = reason.code().as_str(), "{reason}");
         }
@@ -220,86 +246,145 @@ impl Client {
 
     /// Returns what failed. A document that fails holds up no renewal, and a certificate that fails holds up no document. Before
     /// the first document no certificate is paid for.
-    async fn bring_up_to_date(&self) -> Vec<ClientError> {
+    async fn bring_up_to_date(&mut self) -> Vec<ClientError> {
         let mut failed = Vec::new();
         let document = match self.accepted_document().await {
             Ok(document) => Some(document),
             Err(error) => {
                 failed.push(error);
-                self.last_good()
+                self.last_good().await
             }
         };
         let Some(document) = document else { return failed };
         let certificate = self.certificate().await;
         let is_safe = certificate.is_ok();
-        let certificate = certificate.or_else(|error| {
-            failed.push(error);
-            self.files.chain()
-        });
+        let certificate = match certificate {
+            Ok(certificate) => Ok(certificate),
+            Err(error) => {
+                failed.push(error);
+                self.on_disk(|files| Ok(files.chain()?)).await
+            }
+        };
         // A generation without the certificate in force would take the certificate from the service.
         let Ok(certificate) = certificate else { return failed };
-        let written = self.put_in_force(&document, certificate.as_ref());
-        let safe = certificate.as_ref().filter(|_| is_safe);
-        failed.extend(written.and_then(|()| safe.map_or(Ok(()), |chain| self.note_written(chain))).err());
+        failed.extend(self.put_in_force(document, certificate, is_safe).await.err());
         failed.extend(self.tell().await.err());
         failed
     }
 
-    /// The document of its source. Other CAs than before pass [`Self::ca_verifies`] first.
-    async fn accepted_document(&self) -> Result<Document, ClientError> {
+    /// The document of its source. A document that takes a CA away passes [`Self::verifies_servers`] first. Further CAs beside
+    /// those before take nothing from the service, and a CA rollover waits for no server.
+    async fn accepted_document(&mut self) -> Result<Document, ClientError> {
         let document = self.document().await?;
-        if self.last_good().is_none_or(|before| before.ca != document.ca) {
-            self.ca_verifies(&document).await?;
+        if self.last_good().await.is_none_or(|before| !document.trusts_all_of(&before)) {
+            self.verifies_servers(&document).await?;
         }
         Ok(document)
     }
 
     /// The certificate of the service, renewed where a renewal is due.
     async fn certificate(&self) -> Result<Option<StoredChain>, ClientError> {
-        let Some(certificates) = &self.certificates else { return Ok(None) };
-        let current = self.files.chain()?;
-        if !certificates.are_wanted(current.as_ref()) {
+        let Some(certificates) = self.sources.certificates.clone() else { return Ok(None) };
+        let asked = Arc::clone(&certificates);
+        let looked_at = move |files: &Files| {
+            let current = files.chain()?;
+            let is_wanted = asked.are_wanted(current.as_ref());
+            Ok((current, is_wanted))
+        };
+        let (current, is_wanted) = self.on_disk(looked_at).await?;
+        if !is_wanted {
             return Ok(current);
         }
         certificates.obtain(current.as_ref()).await.map(Some).map_err(ClientError::Certificate)
     }
 
-    /// Writes the files where they differ.
-    fn put_in_force(&self, document: &Document, chain: Option<&StoredChain>) -> Result<(), ClientError> {
-        let rendered = Rendered::of(document, &self.config.login, chain, &self.files.current());
-        if !self.files.are(&rendered) {
-            let number = self.files.write(&rendered)?;
-            tracing::info!("generation {number} of the files is in force");
-        }
-        Ok(())
-    }
-
-    /// The certificate is in a generation, so the journal forgets it.
-    fn note_written(&self, chain: &StoredChain) -> Result<(), ClientError> {
-        let noted = self.certificates.iter().try_for_each(|certificates| certificates.note_written(chain.leaf()));
-        noted.map_err(ClientError::Journal)
+    /// Writes the files where they differ. Once a certificate `is_safe` in a generation, the journal forgets it.
+    async fn put_in_force(
+        &self,
+        document: Document,
+        chain: Option<StoredChain>,
+        is_safe: bool,
+    ) -> Result<(), ClientError> {
+        let (login, certificates) = (self.config.login.clone(), self.sources.certificates.clone());
+        let write = move |files: &Files| {
+            let rendered = Rendered::of(&document, &login, chain.as_ref(), &files.current());
+            if !files.are(&rendered) {
+                let number = files.write(&rendered)?;
+                tracing::info!("generation {number} of the files is in force");
+            }
+            match (certificates, chain.filter(|_| is_safe)) {
+                (Some(certificates), Some(chain)) => Ok(certificates.note_written(chain.leaf())?),
+                _ => Ok(()),
+            }
+        };
+        self.on_disk(write).await
     }
 
     /// Tells the service of the files in force, where the service doesn't know them yet.
     async fn tell(&self) -> Result<(), ClientError> {
-        let (Some(on_change), Some(number)) = (&self.config.on_change, self.files.untold()?) else { return Ok(()) };
-        on_change::tell(on_change).await?;
-        Ok(self.files.note_told(number)?)
+        let Some(on_change) = &self.config.on_change else { return Ok(()) };
+        let Some(number) = self.on_disk(|files| Ok(files.untold()?)).await? else { return Ok(()) };
+        on_change::tell(on_change, self.clock.now()).await?;
+        self.on_disk(move |files| Ok(files.note_told(number)?)).await
     }
 
-    /// Refuses CAs that verify none of the servers that answer. Where no server answers, nothing speaks against the CAs.
-    async fn ca_verifies(&self, document: &Document) -> Result<(), ClientError> {
+    /// Refuses a document by which a client verifies none of the servers that answer. Another CA signed their certificates, or
+    /// they lack the names of the URLs. Where no server answers, nothing speaks against the document.
+    async fn verifies_servers(&self, document: &Document) -> Result<(), ClientError> {
         let presented = Presented::of(document, &Login::default()).map_err(|_| ClientError::Bundle)?;
-        let urls: Vec<_> = document.urls().take(MOST_DIALLED).collect();
-        let findings =
-            futures_util::future::join_all(urls.iter().map(|url| check::check(url, &presented, Scope::Server)));
-        let findings = findings.await;
-        let is_refused = |finding: &&Finding| finding.fault.is_some_and(check::Fault::speaks_against_ca);
-        match findings.iter().find(is_refused) {
-            Some(refused) if findings.iter().all(|finding| finding.fault.is_some()) => {
-                Err(ClientError::CaRefused { said: format!("{}: {}", refused.url, refused.found) })
-            }
-            _ => Ok(()),
+        let urls = document.urls().take(MOST_DIALLED);
+        let findings = join_all(urls.map(|url| check::check(url, &presented, Scope::Server))).await;
+        judge(&findings)
+    }
+}
+
+/// What the servers say about a document.
+fn judge(findings: &[Finding]) -> Result<(), ClientError> {
+    if findings.iter().any(|finding| finding.evidence() == Evidence::For) {
+        return Ok(());
+    }
+    let against = findings.iter().find(|finding| finding.evidence() == Evidence::Against);
+    against.map_or(Ok(()), |finding| {
+        let remedy = finding.fault.map_or("see `agent client check`", check::Fault::remedy);
+        Err(ClientError::Unverified { said: format!("{}: {}", finding.url, finding.found), remedy })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check::Fault;
+    use super::*;
+
+    /// rustls verifies the chain before the name, and a server refuses a client's certificate after the client has verified the
+    /// server's.
+    #[test]
+    fn a_document_is_refused_where_a_client_verifies_no_server_that_answers() {
+        let findings = |faults: &[Option<Fault>]| -> Vec<_> {
+            let finding = |fault: &Option<Fault>| Finding {
+                url: "tls://a".into(),
+                address: None,
+                fault: *fault,
+                found: "it".into(),
+            };
+            faults.iter().map(finding).collect()
+        };
+        for (accepted, faults) in [
+            (true, &[None][..]),
+            (true, &[Some(Fault::UnknownCa), None]),
+            (true, &[Some(Fault::WrongName), None]),
+            (true, &[Some(Fault::UnknownCa), Some(Fault::CertificateRequired)]),
+            // Nothing speaks against the document: nobody answers, or a clock is off.
+            (true, &[Some(Fault::NoAnswer), Some(Fault::NoResolve)]),
+            (true, &[Some(Fault::NotYetValid), Some(Fault::Expired)]),
+            (true, &[]),
+            (false, &[Some(Fault::UnknownCa)]),
+            (false, &[Some(Fault::WrongName)]),
+            (false, &[Some(Fault::UnknownCa), Some(Fault::WrongName)]),
+            (false, &[Some(Fault::NoAnswer), Some(Fault::WrongName), Some(Fault::Expired)]),
+        ] {
+            assert_eq!(judge(&findings(faults)).is_ok(), accepted, "{faults:?}");
         }
+        let told = judge(&findings(&[Some(Fault::NoAnswer), Some(Fault::WrongName)])).unwrap_err().to_string();
+        assert!(told.contains("(tls://a: it); dial a name of the certificate"), "{told}");
     }
 }

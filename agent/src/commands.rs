@@ -18,6 +18,7 @@ use crate::daemon::DaemonError;
 use crate::daemon::control::ControlError;
 use crate::daemon::protocol::Refusal;
 use crate::error::with_causes;
+use crate::exposition::MetricsError;
 use crate::node::IdentityError;
 use crate::output::{OutputError, abbreviated, print_json};
 use crate::reason::{Code, Reason};
@@ -42,6 +43,9 @@ pub enum CommandError {
     /// The daemon can't run.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
+    /// The metrics port of `agent client run` can't be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// A pass failed.
     #[error(transparent)]
     Pass(#[from] PassError),
@@ -89,7 +93,7 @@ impl CommandError {
             Self::Control(ControlError::NoDaemon { .. }) => Code::AgentNotRunning.as_str(),
             Self::Control(ControlError::Denied { .. }) => "may_not_ask",
             Self::Control(_) => "agent_silent",
-            Self::Daemon(_) => "agent_can_not_run",
+            Self::Daemon(_) | Self::Metrics(_) => "agent_can_not_run",
             Self::Refused(refusal) => refusal.code(),
             Self::Probe(error) => error.code(),
             Self::NoDocument(reason) => reason.code().as_str(),

@@ -153,8 +153,13 @@ pub fn usable(content: &[u8]) -> Result<Document, Unfit> {
     };
     let texts = [(&document.url, "NATS_URL"), (&document.ca, "NATS_CA"), (&document.client_cert, "NATS_CLIENT_CERT")];
     let empty = texts.iter().find(|(value, _)| value.trim().is_empty()).map(|(_, key)| *key);
+    let count = document.urls().count();
     match empty {
         Some(key) => Err((format!("holds no connection document: its {key} is missing or empty"), write())),
+        // A reader dials each URL.
+        None if count > MAX_URLS => {
+            Err((format!("has {count} URLs under NATS_URL, and a connection document has {MAX_URLS} at most"), write()))
+        }
         None => Ok(document),
     }
 }
@@ -197,8 +202,13 @@ impl Document {
     /// Whether clients lose nothing by this document in the place of `wanted`: it may have more anchors.
     pub(crate) fn serves(&self, wanted: &Self) -> bool {
         let with = |document: &Self| Self { ca: String::new(), trusts_from: BTreeMap::new(), ..document.clone() };
-        let has_all = wanted.anchors().iter().all(|anchor| self.anchors().contains(anchor));
-        has_all && with(self).is_as(&with(wanted))
+        self.trusts_all_of(wanted) && with(self).is_as(&with(wanted))
+    }
+
+    /// Whether this document's bundle can be read, and has every anchor of another document.
+    pub(crate) fn trusts_all_of(&self, other: &Self) -> bool {
+        let anchors = self.anchors();
+        !anchors.is_empty() && other.anchors().iter().all(|anchor| anchors.contains(anchor))
     }
 
     /// The anchors of the bundle in DER. Nothing where the bundle can't be read.

@@ -22,7 +22,6 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use self::control::{ControlError, ControlSocket, Job};
-use self::metrics::MetricsError;
 use self::protocol::{Answer, Refusal};
 use self::published::Published;
 use self::renewal::Renewal;
@@ -30,6 +29,7 @@ use self::systemd::Systemd;
 use self::tally::Tally;
 use crate::conf::loss::Loss;
 use crate::config::{Config, RenewalConfig};
+use crate::exposition::{self, MetricsError};
 use crate::node::IdentityError;
 use crate::progress::{Progress, Step};
 use crate::reason::{Reason, Told};
@@ -69,7 +69,7 @@ pub enum DaemonError {
 /// The next start takes up a pass that is cut off, as after a crash.
 pub(crate) async fn run(file: PathBuf, config: Config, allowed_losses: Vec<Loss>) -> Result<(), DaemonError> {
     let _lock = Lock::take(&config.state_directory)?;
-    let metrics_port = metrics::bind(config.metrics_listen).await?;
+    let metrics_port = exposition::bind(config.metrics_listen).await?;
     // The socket's file is removed before the lock is free, because another daemon then makes its own.
     let (_socket, listener) = ControlSocket::bind(&config.control_socket)?;
     let (published, watched) = watch::channel(Published::default());

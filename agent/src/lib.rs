@@ -29,6 +29,7 @@ pub mod digest;
 #[path = "../../tests/doubles/src/lib.rs"]
 pub mod doubles;
 pub mod error;
+pub mod exposition;
 pub mod included;
 pub mod issue;
 pub mod node;

@@ -4,6 +4,7 @@ use std::alloc::System;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
@@ -24,6 +25,9 @@ use zeroizing_alloc::ZeroAlloc;
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
+/// How long the end waits for threads that block, for instance in the C library's resolver, which no signal interrupts.
+const PARTING: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
     // Every file gets its mode at creation. The umask takes all rights from other users, as a second guard.
     nix::sys::stat::umask(nix::sys::stat::Mode::S_IRWXO);
@@ -33,7 +37,11 @@ fn main() -> ExitCode {
     start_log(is_daemon);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(execute(cli)),
+        Ok(runtime) => {
+            let result = runtime.block_on(execute(cli));
+            runtime.shutdown_timeout(PARTING);
+            result
+        }
         Err(source) => Err(CommandError::Runtime(source)),
     };
     result.unwrap_or_else(|error| {

@@ -30,6 +30,14 @@ pub const MAX_NODES: usize = 200;
 pub const MAX_UNDER_WAY: u64 = 10_000;
 /// The most requests of one run, of all pairs together. Each time takes four bytes.
 pub const MAX_REQUESTS: u64 = 10_000_000;
+/// The most bytes of requests under way at the same time, of all pairs together. Clients and servers buffer each request and
+/// each reply. nats-server ends a client whose buffer exceeds `max_pending`
+/// (<https://docs.nats.io/reference/config/max_pending.md>), 64 MiB by default (`server/const.go`).
+pub const MAX_BYTES_UNDER_WAY: u64 = 256 * MIB;
+/// The most bytes of all requests of one run, so that a mistyped size doesn't fill the routes for hours.
+pub const MAX_BYTES: u64 = 64 * 1024 * MIB;
+
+const MIB: u64 = 1024 * 1024;
 
 /// A node to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +82,18 @@ pub enum PlanError {
     /// More times of requests than memory should hold.
     #[error("{0} requests are more than {MAX_REQUESTS}; lower --requests, which counts for each pair")]
     Requests(u64),
+    /// More content at the same time than memory should hold.
+    #[error(
+        "{} MiB of requests at the same time are more than {}; lower --size or --concurrency, which counts for each pair",
+        .0.div_ceil(MIB), MAX_BYTES_UNDER_WAY / MIB
+    )]
+    BytesUnderWay(u64),
+    /// More content than the routes of a cluster should carry for a probe.
+    #[error(
+        "{} MiB of requests are more than {}; lower --size or --requests, which counts for each pair", .0.div_ceil(MIB),
+        MAX_BYTES / MIB
+    )]
+    Bytes(u64),
 }
 
 /// The pairs of nodes: from each node to each other node. A node alone is a pair with itself.
@@ -98,8 +118,16 @@ impl Plan {
         if under_way > MAX_UNDER_WAY {
             return Err(PlanError::UnderWay(under_way));
         }
+        let bytes_under_way = under_way * u64::from(self.size);
+        if bytes_under_way > MAX_BYTES_UNDER_WAY {
+            return Err(PlanError::BytesUnderWay(bytes_under_way));
+        }
         let requests = pairs * u64::from(self.requests);
-        if requests > MAX_REQUESTS { Err(PlanError::Requests(requests)) } else { Ok(requests) }
+        if requests > MAX_REQUESTS {
+            return Err(PlanError::Requests(requests));
+        }
+        let bytes = requests * u64::from(self.size);
+        if bytes > MAX_BYTES { Err(PlanError::Bytes(bytes)) } else { Ok(requests) }
     }
 }
 
@@ -190,5 +218,23 @@ mod tests {
         assert_eq!(plan(1, 1_000).total(5), Ok(20));
         assert_eq!(plan(1_000_000, 10).total(5), Err(PlanError::Requests(20_000_000)));
         assert!(plan(u32::MAX, u32::MAX).total(200).is_err());
+    }
+
+    #[test]
+    fn the_content_of_a_plan_has_bounds_too_and_the_words_name_the_option_to_lower() {
+        let plan = |requests, concurrency, size| Plan { size, ..plan(requests, concurrency) };
+        // 20 pairs with 10 requests of a mebibyte each.
+        assert_eq!(plan(100, 10, 1_048_576).total(5), Ok(2_000));
+        let told = plan(1_000, 13, 1_048_576).total(5).unwrap_err();
+        assert_eq!(told, PlanError::BytesUnderWay(260 * MIB));
+        assert!(
+            told.to_string().starts_with("260 MiB of requests at the same time are more than 256; lower --size or")
+        );
+        let told = plan(4_000, 10, 1_048_576).total(5).unwrap_err();
+        assert_eq!(told, PlanError::Bytes(80_000 * MIB));
+        assert!(told.to_string().starts_with("80000 MiB of requests are more than 65536; lower --size or --requests"));
+        for (requests, concurrency, size) in [(u32::MAX, 1, u32::MAX), (1, u32::MAX, u32::MAX)] {
+            assert!(plan(requests, concurrency, size).total(200).is_err());
+        }
     }
 }

@@ -2,6 +2,9 @@
 
 #![allow(clippy::print_stdout, reason = "the test's output shows the table")]
 
+mod keeping;
+
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -16,11 +19,14 @@ use harness::eventually;
 use harness::loopback::free_ports;
 use harness::moto::{Moto, REGION};
 use harness::nats_server::{Launch, NatsServer};
-use harness::tools;
+use harness::{table, tools};
+use nats_tls_agent::client::check::Fault;
 use nats_tls_agent::clock::Clock;
 use nats_tls_agent::x509::leaf::Leaf;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
 const SOON: Duration = Duration::from_mins(1);
@@ -43,12 +49,27 @@ impl Ca {
 
     /// Writes a leaf for `name`, valid for the hour that begins `hours` from now, and returns the files of leaf and key.
     fn leaf(&self, directory: &Path, name: &str, hours: i64) -> (PathBuf, PathBuf) {
+        self.leaf_for(
+            directory,
+            name,
+            hours,
+            &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+        )
+    }
+
+    fn leaf_for(
+        &self,
+        directory: &Path,
+        name: &str,
+        hours: i64,
+        usages: &[ExtendedKeyUsagePurpose],
+    ) -> (PathBuf, PathBuf) {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![match name.parse() {
             Ok(address) => SanType::IpAddress(address),
             Err(_) => SanType::DnsName(name.try_into().unwrap()),
         }];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = usages.to_vec();
         let begin = Clock::System.now() + time::Duration::hours(hours) - time::Duration::minutes(1);
         (params.not_before, params.not_after) = (begin, begin + time::Duration::hours(1));
         let key = KeyPair::generate().unwrap();
@@ -85,9 +106,10 @@ async fn server(directory: &Path, tls: &str, more: &str) -> (NatsServer, [Socket
     (NatsServer::start(launch).await.unwrap(), [client, monitor, route])
 }
 
+/// A handshake may take as long as a busy machine takes. nats-server's own limit is two seconds.
 fn tls((cert, key): &(PathBuf, PathBuf), ca: &Path) -> String {
     let [cert, key, ca] = [cert, key, ca].map(|path| path.display());
-    format!("tls {{ cert_file: \"{cert}\", key_file: \"{key}\", ca_file: \"{ca}\" }}")
+    format!("tls {{ cert_file: \"{cert}\", key_file: \"{key}\", ca_file: \"{ca}\", timeout: 20 }}")
 }
 
 fn document(urls: &str, ca: &str, needs_certificate: bool) -> Value {
@@ -98,6 +120,37 @@ fn document(urls: &str, ca: &str, needs_certificate: bool) -> Value {
     })
 }
 
+/// Passes connections on to `server`, each after a while, as a server under load takes them up.
+async fn slow_way_to(server: SocketAddr, after: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                tokio::time::sleep(after).await;
+                let mut server = TcpStream::connect(server).await.unwrap();
+                // Either end may close the connection at any time.
+                drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+            });
+        }
+    });
+    address
+}
+
+/// Greets as a nats-server with TLS, and closes each connection.
+async fn closing() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let greeting = b"INFO {\"server_name\":\"s\",\"tls_required\":true,\"client_id\":1}\r\n";
+            client.write_all(greeting).await.unwrap();
+            client.shutdown().await.unwrap();
+        }
+    });
+    address
+}
+
 /// A service's machine: a directory with client.toml and the document.
 struct Machine {
     directory: tempfile::TempDir,
@@ -105,15 +158,18 @@ struct Machine {
 
 impl Machine {
     fn new(more: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let at = |name: &str| directory.path().join(name);
+        let machine = Self { directory: tempfile::tempdir().unwrap() };
+        machine.configure(more);
+        machine
+    }
+
+    fn configure(&self, more: &str) {
         let text = format!(
             "[connection]\nfile = \"{}\"\n[client]\ndirectory = \"{}\"\ninterval = \"1s\"\n{more}\n",
-            at("connection.json").display(),
-            at("files").display()
+            self.at("connection.json").display(),
+            self.at("files").display()
         );
-        std::fs::write(at("client.toml"), text).unwrap();
-        Self { directory }
+        std::fs::write(self.at("client.toml"), text).unwrap();
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -192,10 +248,19 @@ async fn a_check_says_of_each_broken_setup_what_is_wrong() {
     let (ended, [ended_at, ..]) = server(here, &local(-2), "").await;
     let (early, [early_at, ..]) = server(here, &local(2), "").await;
     let (mutual, [mutual_at, ..]) = server(here, &verifying, "").await;
+    let first = local(0).replace('}', ", handshake_first: true }");
+    let (first, [first_at, ..]) = server(here, &first, "").await;
+    let useless = ours.leaf_for(here, "127.0.0.1", 0, &[ExtendedKeyUsagePurpose::ClientAuth]);
+    let (useless, [useless_at, ..]) = server(here, &tls(&useless, &ca_file), "").await;
+    let secure = free_ports(1).unwrap();
+    let secure_at = SocketAddr::from(([127, 0, 0, 1], secure.numbers()[0]));
+    let websocket = format!("websocket {{ listen: \"{secure_at}\", {} }}", local(0));
+    let (secured, _) = server(here, &local(0), &websocket).await;
+    let slow_at = slow_way_to(good_at, Duration::from_millis(2500)).await;
     let (closed, [closed_at, ..]) = server(here, &local(0), users).await;
     let (full, [full_at, ..]) = server(here, &local(0), "max_connections: 1").await;
     let options = async_nats::ConnectOptions::new().add_root_certificates(ca_file.clone());
-    let _only = options.connect(format!("tls://{full_at}")).await.unwrap();
+    let _only = options.connection_timeout(SOON).connect(format!("tls://{full_at}")).await.unwrap();
     let nobody = free_ports(1).unwrap();
     // The system accepts connections, and nobody reads them.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -219,6 +284,11 @@ async fn a_check_says_of_each_broken_setup_what_is_wrong() {
         setup("a name without an address", "tls://nats.invalid:4222".into(), Some("no_resolve")),
         setup("a closed port", format!("tls://127.0.0.1:{}", nobody.numbers()[0]), Some("connection_refused")),
         setup("a port that never speaks", at(silent.local_addr().unwrap()), Some("no_answer")),
+        setup("a server that greets late", at(slow_at), None),
+        setup("a server that begins with TLS", at(first_at), None),
+        setup("a server that closes", at(closing().await), Some("closed")),
+        setup("a certificate that is none of a server", at(useless_at), Some("tls_failed")),
+        setup("the WebSocket port", at(secure_at), Some("not_nats")),
         setup("a server without TLS", at(plain_at), Some("not_tls")),
         setup("the monitoring port", at(monitor), Some("not_nats")),
         setup("the route port", at(route), Some("route_port")),
@@ -254,17 +324,37 @@ async fn a_check_says_of_each_broken_setup_what_is_wrong() {
         setup("no URL", "nats.internal".into(), Some("no_url")),
     ];
     let found: Vec<_> = futures_util::stream::iter(&setups).map(checked).buffered(4).collect().await;
+    for server in [good, plain, named, ended, early, mutual, first, useless, secured, closed, full] {
+        server.kill().await.unwrap();
+    }
+    assert_told(&setups, &found);
+}
+
+/// Prints a row for each set-up, and compares each code and each exit code.
+fn assert_told(setups: &[Setup], found: &[(Value, Option<i32>)]) {
     let mut failed = Vec::new();
-    for (setup, (finding, exit)) in setups.iter().zip(&found) {
-        let code = finding["code"].as_str();
-        println!("{:<40} {:<22} {}; {}", setup.name, code.unwrap_or("ok"), finding["found"], finding["remedy"]);
-        if code != setup.code || *exit != Some(i32::from(setup.code.is_some())) {
+    for (setup, (finding, exit)) in setups.iter().zip(found) {
+        if finding["code"].as_str() != setup.code || *exit != Some(i32::from(setup.code.is_some())) {
             failed.push(format!("{}: {finding}, exit {exit:?}", setup.name));
         }
     }
-    for server in [good, plain, named, ended, early, mutual, closed, full] {
-        server.kill().await.unwrap();
-    }
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let rows = setups.iter().zip(found).map(|(setup, (finding, _))| {
+        [
+            setup.name.to_owned(),
+            setup.code.unwrap_or("ok").to_owned(),
+            text(&finding["found"]),
+            text(&finding["remedy"]),
+        ]
+    });
+    let rows: Vec<_> = rows.collect();
+    println!("{}", table::render(&["set-up", "code", "found", "remedy"].map(str::to_owned), &rows));
+    let broken: Vec<_> = setups.iter().filter_map(|setup| setup.code).collect();
+    println!("{} broken set-ups, {} that work", broken.len(), setups.len() - broken.len());
+    assert!(broken.len() >= 15);
+    assert_eq!(BTreeSet::from_iter(broken), Fault::ALL.iter().map(|fault| fault.code()).collect());
+    let late = &found[setups.iter().position(|setup| setup.name == "a server that greets late").unwrap()].0;
+    assert!(text(&late["found"]).contains("takes the login, and is slow: it greets after "), "{late}");
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
@@ -299,11 +389,15 @@ async fn whatever_a_document_says_the_last_good_files_stay_and_the_run_goes_on()
     let mut newer = document(&urls, &old.pem, false);
     newer["version"] = json!(2);
     let refused = document(&urls, &new.pem, false).to_string();
+    let other = tls(&new.leaf(here.path(), "other.internal", 0), &ca_file);
+    let (misnamed, [misnamed_at, ..]) = self::server(here.path(), &other, "").await;
+    let without_name = document(&format!("tls://{misnamed_at}"), &new.pem, false).to_string();
     for (bad, code) in [
         (&good[..good.len() / 2], "connection_invalid"),
         ("", "connection_invalid"),
         (&newer.to_string(), "connection_invalid"),
         (&refused, "client_ca_refused"),
+        (&without_name, "client_ca_refused"),
     ] {
         machine.set(bad);
         machine.has("degraded", &[code]).await;
@@ -333,6 +427,7 @@ async fn whatever_a_document_says_the_last_good_files_stay_and_the_run_goes_on()
     assert!(output.status.code() == Some(1) && said(&output).contains("another agent is at work"), "{}", said(&output));
     run.kill().await.unwrap();
     server.kill().await.unwrap();
+    misnamed.kill().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -409,5 +504,15 @@ async fn a_service_has_a_certificate_of_its_own_that_is_paid_for_once_and_lets_i
     let output = run(&["fetch"], &double.endpoint()).await;
     assert!(output.status.success() && paid() == 1, "{}", said(&output));
     assert_eq!(machine.current("cert.pem"), before);
+    assert!(machine.current("nats.env").contains("/current/cert.pem\n"));
+
+    // A service that needs no certificate any more has none, and its files name none.
+    machine.configure("");
+    let output = run(&["fetch"], nobody).await;
+    assert!(output.status.success() && paid() == 1, "{}", said(&output));
+    for name in ["cert.pem", "key.pem"] {
+        assert!(!machine.at("files/current").join(name).exists(), "{name} stays");
+    }
+    assert!(!machine.current("nats.env").contains("cert.pem"));
     server.kill().await.unwrap();
 }

@@ -16,6 +16,7 @@ use nats_tls_agent::config::{Config, IssuerKind};
 use nats_tls_agent::daemon::metrics;
 use nats_tls_agent::daemon::published::Published;
 use nats_tls_agent::daemon::tally::Tally;
+use nats_tls_agent::exposition;
 use nats_tls_agent::issue::Issuer as _;
 use nats_tls_agent::issue::acm_pca::AcmPca;
 use nats_tls_agent::reason::{Code, Reason, Told};
@@ -239,7 +240,7 @@ fn the_documents_list_exactly_the_keys_of_a_client() {
         let (_, expected) = error.split_once("expected ").unwrap_or_else(|| panic!("{error}"));
         expected.split('`').skip(1).step_by(2).map(|name| format!("{table}.{name}")).collect::<Vec<_>>()
     };
-    let expected: BTreeSet<_> = ["connection", "client", "client.on_change", "client.certificate", "login"]
+    let expected: BTreeSet<_> = ["connection", "client", "client.on_change", "client.certificate", "login", "metrics"]
         .into_iter()
         .flat_map(known)
         .collect();
@@ -333,7 +334,7 @@ async fn the_documents_list_exactly_the_metrics_that_are_served() {
     let again: serde_json::Value = serde_json::to_value(&status).unwrap();
     assert_eq!(again, serde_json::from_str::<serde_json::Value>(&sample).unwrap());
 
-    let listener = metrics::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let listener = exposition::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let address = listener.local_addr().unwrap();
     status.reasons.push(Told::from(&Reason::NoCertificate));
     status.warnings.push(Told::from(&Reason::NoRoute));

@@ -14,7 +14,7 @@ use syn::visit::{self, Visit};
 
 /// The modules at the top of the crate, from the lowest layer to the highest. A module may import its own layer and those below.
 const LAYERS: [&[&str]; 12] = [
-    &["clock", "digest", "error", "output"],
+    &["clock", "digest", "error", "exposition", "output"],
     &["aws", "x509"],
     &["config", "credential", "progress", "schedule"],
     &["node", "state"],

@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use aws_double::Account;
+use aws_double::http::AwsDouble;
+use aws_double::pca::CaSettings;
+use aws_double::secrets::Content;
 use harness::gateway::{Call, Gateway};
 use harness::imds::{ImdsStub, InstanceFacts};
 use harness::loopback::free_ports;
@@ -31,6 +35,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 const TEMPLATE: &str = "arn:aws:acm-pca:::template/EndEntityCertificate/V1";
+const CLIENT_TEMPLATE: &str = "arn:aws:acm-pca:::template/EndEntityClientAuthCertificate/V1";
 const KEY: &str = "arn:aws:kms:eu-west-1:123456789012:key/11111111-2222-3333-4444-555555555555";
 const ROLE: &str = "arn:aws:iam::123456789012:role/nats-node";
 
@@ -384,15 +389,31 @@ fn a_permission_taken_out_or_a_call_without_one_fails_the_check() {
 #[tokio::test]
 async fn every_request_that_the_agent_sends_is_allowed_and_none_for_another_ca_template_secret_or_key() {
     let sent = Sent::record().await;
-    let (policies, requests) = (sent.resources.policies(), &sent.requests);
+    assert_needed_and_sufficient(&sent.resources.policies(), &sent.requests);
+}
+
+/// The requests of a service's agent with a certificate, against the policies of the service's role.
+#[tokio::test]
+async fn every_request_of_a_service_is_allowed_and_none_for_another_ca_template_secret_or_key() {
+    let (policies, requests) = sent_by_a_service().await;
+    assert_needed_and_sufficient(&policies, &requests);
+    let issues = requests.iter().find(|request| request.action == "acm-pca:IssueCertificate").unwrap();
+    let context = BTreeMap::from([("acm-pca:TemplateArn", TEMPLATE.to_owned())]);
+    let of_a_server = Request { context, ..issues.clone() };
+    assert_eq!(evaluate(&policies, &of_a_server), Verdict::NotAllowed, "a service can't have a server's certificate");
+}
+
+/// The policies allow each request, need each of their permissions and resources for a request, and allow none of the requests
+/// elsewhere.
+fn assert_needed_and_sufficient(policies: &[Value], requests: &[Request]) {
     for request in requests {
-        assert_eq!(evaluate(&policies, request), Verdict::Allowed, "{request:?}");
+        assert_eq!(evaluate(policies, request), Verdict::Allowed, "{request:?}");
     }
     // The requests need every permission of the policies.
     let used: BTreeSet<String> = requests.iter().map(|request| request.action.clone()).collect();
-    assert_eq!(used, actions(&policies));
+    assert_eq!(used, actions(policies));
     for action in &used {
-        let fewer = without(&policies, action);
+        let fewer = without(policies, action);
         let refused: BTreeSet<&str> = requests
             .iter()
             .filter(|request| evaluate(&fewer, request) != Verdict::Allowed)
@@ -402,12 +423,12 @@ async fn every_request_that_the_agent_sends_is_allowed_and_none_for_another_ca_t
     }
     // The requests need every resource that the policies name.
     let needed: BTreeSet<&str> = requests.iter().map(|request| request.resource.as_str()).collect();
-    let named: BTreeSet<&str> = statements(&policies).flat_map(|statement| texts(&statement["Resource"])).collect();
+    let named: BTreeSet<&str> = statements(policies).flat_map(|statement| texts(&statement["Resource"])).collect();
     assert_eq!(needed, named);
     // The policies allow none of these requests for another resource or in another context.
     for request in requests {
         for wrong in elsewhere(request) {
-            assert_eq!(evaluate(&policies, &wrong), Verdict::NotAllowed, "{wrong:?}");
+            assert_eq!(evaluate(policies, &wrong), Verdict::NotAllowed, "{wrong:?}");
         }
     }
 }
@@ -429,8 +450,9 @@ fn elsewhere(request: &Request) -> Vec<Request> {
     if request.resource != "*" {
         let resource = format!("{}0", request.resource);
         wrong.push(Request { resource, ..request.clone() });
-        let resource = request.resource.replace("123456789012", "999999999999");
-        wrong.push(Request { resource, ..request.clone() });
+        let mut parts: Vec<&str> = request.resource.split(':').collect();
+        parts[4] = "999999999999";
+        wrong.push(Request { resource: parts.join(":"), ..request.clone() });
     }
     for key in request.context.keys() {
         let mut context = request.context.clone();
@@ -550,4 +572,42 @@ fn node(id: &str, address: IpAddr) -> Node {
         further_addresses: [].into(),
         placement: nats_tls_agent::node::Placement::default(),
     }
+}
+
+/// Has the built agent fetch a document and a certificate for a service. Returns the filled policies and the requests.
+async fn sent_by_a_service() -> (Vec<Value>, Vec<Request>) {
+    let double = AwsDouble::start(([127, 0, 0, 1], 0).into(), Account::new(REGION)).await.unwrap();
+    let (ca, secret) = double.account(|aws, now| {
+        let ca = aws.pca.create_authority(CaSettings::root("clients"), now).unwrap();
+        // Nobody listens at the URL, so nothing speaks against the CA.
+        let document = json!({
+            "NATS_URL": "tls://127.0.0.1:1", "NATS_CA": aws.pca.authority(&ca).unwrap().pem(), "NATS_TLS_REQUIRED": "true",
+            "NATS_CLIENT_CERT": "required", "version": 1, "cluster": "c", "changed_at": "2026-03-01T12:00:00Z",
+        });
+        aws.secrets.put("nats/connection", Content::Text(document.to_string()), now).unwrap();
+        (ca, aws.secrets.get_secret_value("nats/connection", None, None, now).unwrap().arn)
+    });
+    let ports = free_ports(1).unwrap();
+    let gateway = Gateway::start(([127, 0, 0, 1], ports.numbers()[0]).into(), &double.endpoint()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("client.toml");
+    let files = directory.path().join("files");
+    let text = format!(
+        "connection = {{ secret_id = \"{secret}\", region = \"{REGION}\" }}\nclient.directory = \"{}\"\n\
+         [client.certificate]\nca_arn = \"{ca}\"\nname = \"app\"\n",
+        files.display()
+    );
+    fs::write(&config, text).unwrap();
+    let mut agent = tokio::process::Command::new(crate::AGENT);
+    agent.args(["client", "fetch", "--config"]).arg(&config).env("AWS_ENDPOINT_URL", gateway.endpoint());
+    agent.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").kill_on_drop(true);
+    let output = agent.output().await.unwrap();
+    assert!(output.status.success() && files.join("current/key.pem").exists(), "{output:?}");
+    let issuing = [("ca_arn", ca.as_str()), ("template_arn", CLIENT_TEMPLATE)];
+    let policies = vec![
+        policy("client.json", &[("connection_secret_arn", &secret)]),
+        policy("client-key.json", &[("kms_key_arn", KEY), ("region", REGION)]),
+        policy("client-certificate.json", &issuing),
+    ];
+    (policies, gateway.every_call().iter().flat_map(requests).collect())
 }

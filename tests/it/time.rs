@@ -128,7 +128,7 @@ impl TimeProvider for Ahead {
 }
 
 /// The library in Debian's package `libfaketime`. Its path contains the machine's architecture.
-fn libfaketime() -> PathBuf {
+pub(crate) fn libfaketime() -> PathBuf {
     let architectures = std::fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
     let mut found = architectures.map(|directory| directory.join("faketime/libfaketimeMT.so.1"));
     let found = found.find(|library: &PathBuf| Path::is_file(library));

@@ -49,6 +49,14 @@ pub struct SecretValue {
     pub created: OffsetDateTime,
 }
 
+/// The Region of a secret that is named by its ARN.
+pub(crate) fn region_of(id: &str) -> Option<&str> {
+    match id.split(':').collect::<Vec<_>>().as_slice() {
+        ["arn", _, "secretsmanager", region, ..] => Some(region),
+        _ => None,
+    }
+}
+
 /// One secret.
 pub(crate) struct Secret {
     client: Client,
@@ -59,8 +67,8 @@ impl Secret {
     /// `id` is a name or an ARN. An ARN is called in its own Region.
     pub(crate) fn new(aws: &SdkConfig, id: &str) -> Self {
         let mut config = aws_sdk_secretsmanager::config::Builder::from(aws);
-        if let ["arn", _, "secretsmanager", region, ..] = id.split(':').collect::<Vec<_>>().as_slice() {
-            config = config.region(Region::new((*region).to_owned()));
+        if let Some(region) = region_of(id) {
+            config = config.region(Region::new(region.to_owned()));
         }
         Self { client: Client::from_conf(config.build()), id: id.to_owned() }
     }

@@ -5,12 +5,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use crate::client::ClientStatus;
+use super::ClientStatus;
+use super::metrics::InForce;
 use crate::config::client::{CURRENT, Login};
 use crate::connection::{Document, MAX_DOCUMENT, usable};
 use crate::state::durable::{self, FileError, Secrecy};
@@ -23,6 +25,10 @@ const MAX_FILE: u64 = 4 * MAX_DOCUMENT as u64;
 const KEPT: usize = 3;
 /// The document of a generation.
 const DOCUMENT: &str = "connection.json";
+/// The variables of a generation.
+const VARIABLES: &str = "nats.env";
+/// The context of a generation.
+const CONTEXT: &str = "context.json";
 /// The number of the generation that the service was told of.
 const TOLD: &str = "told";
 
@@ -41,8 +47,7 @@ pub struct Files {
 
 /// The settings of a connection, by the names of the nats CLI's own variables
 /// (<https://docs.nats.io/using-nats/nats-tools/nats_cli>). `NATS_CA` is a path here, and the bundle itself in the document.
-#[must_use]
-pub fn environment(document: &Document, login: &Login, current: &Path) -> Vec<(&'static str, String)> {
+fn environment(document: &Document, login: &Login, current: &Path) -> Vec<(&'static str, String)> {
     let path = |path: &Path| path.display().to_string();
     let mut variables = vec![
         ("NATS_URL", document.url.clone()),
@@ -56,10 +61,10 @@ pub fn environment(document: &Document, login: &Login, current: &Path) -> Vec<(&
     variables
 }
 
-/// Lines for a POSIX shell.
-#[must_use]
-pub fn shell(variables: &[(&'static str, String)]) -> String {
-    variables.iter().fold(String::new(), |mut text, (name, value)| {
+/// Lines for a POSIX shell, of the lines of `nats.env`.
+fn shell(variables: &str) -> String {
+    let variables = variables.lines().filter_map(|line| line.split_once('='));
+    variables.fold(String::new(), |mut text, (name, value)| {
         let _infallible = writeln!(text, "export {name}='{}'", value.replace('\'', "'\\''"));
         text
     })
@@ -75,8 +80,7 @@ fn environment_file(variables: &[(&'static str, String)]) -> String {
 
 /// A context of the nats CLI
 /// (<https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-21.md>).
-#[must_use]
-pub fn context(document: &Document, login: &Login, current: &Path) -> String {
+fn context(document: &Document, login: &Login, current: &Path) -> String {
     let path = |file: &Option<PathBuf>| file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
     let context = serde_json::json!({
         "description": format!("{}, from its connection document", document.cluster),
@@ -93,10 +97,15 @@ pub fn context(document: &Document, login: &Login, current: &Path) -> String {
 impl Rendered {
     pub(super) fn of(document: &Document, login: &Login, chain: Option<&StoredChain>, current: &Path) -> Self {
         let own = Document { others: BTreeMap::new(), ..document.clone() };
+        let mut login = login.clone();
+        // The first certificate may still be under way. A variable names no file that isn't there.
+        if chain.is_none() && login.cert_file == Some(current.join(CERTIFICATE)) {
+            (login.cert_file, login.key_file) = (None, None);
+        }
         let mut files = BTreeMap::from([
             ("ca.pem", document.ca.clone().into()),
-            ("nats.env", environment_file(&environment(document, login, current)).into()),
-            ("context.json", context(document, login, current).into()),
+            (VARIABLES, environment_file(&environment(document, &login, current)).into()),
+            (CONTEXT, context(document, &login, current).into()),
             (DOCUMENT, own.to_json().into()),
         ]);
         if let Some(chain) = chain {
@@ -139,12 +148,35 @@ impl Files {
         usable(&bytes).ok()
     }
 
-    /// Whether the files in force are these.
+    /// The variables of the files in force, as lines for a POSIX shell. `None`: there are no files.
+    pub fn shell(&self) -> Result<Option<String>, FileError> {
+        Ok(self.text(VARIABLES)?.map(|variables| shell(&variables)))
+    }
+
+    /// The context of the files in force. `None`: there are no files.
+    pub fn context(&self) -> Result<Option<String>, FileError> {
+        self.text(CONTEXT)
+    }
+
+    fn text(&self, name: &str) -> Result<Option<String>, FileError> {
+        let path = self.current().join(name);
+        let bytes = durable::read_if_there(&path, MAX_FILE)?;
+        let invalid = |_| FileError::on("read", &path)(io::ErrorKind::InvalidData.into());
+        bytes.map(|bytes| String::from_utf8(bytes).map_err(invalid)).transpose()
+    }
+
+    /// Whether the files in force are these, and no others.
     pub(super) fn are(&self, rendered: &Rendered) -> bool {
-        rendered.0.iter().all(|(name, text)| {
-            let file = durable::read_if_there(&self.current().join(name), MAX_FILE);
-            file.is_ok_and(|bytes| bytes.as_deref() == Some(text.as_bytes()))
-        })
+        let is_known = |entry: io::Result<fs::DirEntry>| {
+            let name = entry.ok().and_then(|entry| entry.file_name().into_string().ok());
+            name.is_some_and(|name| rendered.0.contains_key(name.as_str()))
+        };
+        let has_no_other = fs::read_dir(self.current()).is_ok_and(|mut entries| entries.all(is_known));
+        has_no_other
+            && rendered.0.iter().all(|(name, text)| {
+                let file = durable::read_if_there(&self.current().join(name), MAX_FILE);
+                file.is_ok_and(|bytes| bytes.as_deref() == Some(text.as_bytes()))
+            })
     }
 
     /// Writes a generation, and puts it into force by one rename. Returns its number.
@@ -153,7 +185,7 @@ impl Files {
         let mut numbers = numbers(&generations)?;
         let number = numbers.last().map_or(1, |last| last + 1);
         // A generation that never came into force is of no use. Where each swap fails, such generations would fill the disk.
-        let in_force = self.in_force();
+        let in_force = self.number();
         let is_leftover = |number: &u64| in_force.is_none_or(|in_force| *number > in_force);
         for leftover in numbers.iter().filter(|number| is_leftover(number)) {
             durable::remove_all(&generations.join(format!("{leftover:06}")))?;
@@ -180,15 +212,22 @@ impl Files {
         Ok(number)
     }
 
+    /// The files in force, for whoever tells of them.
+    pub(super) fn in_force(&self) -> Option<InForce> {
+        let (document, generation) = (self.document()?, self.number().unwrap_or_default());
+        let leaf_ends = self.chain().ok().flatten().map(|chain| chain.leaf().not_after);
+        Some(InForce { generation, document, leaf_ends })
+    }
+
     /// The number of the generation in force.
-    fn in_force(&self) -> Option<u64> {
+    fn number(&self) -> Option<u64> {
         let path = fs::read_link(self.current()).ok()?;
         path.file_name()?.to_str()?.parse().ok()
     }
 
     /// The generation in force, where the service doesn't know the generation yet.
     pub(super) fn untold(&self) -> Result<Option<u64>, FileError> {
-        let number = self.in_force();
+        let number = self.number();
         let told = durable::read_if_there(&self.directory.join(TOLD), 64)?;
         let told = told.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.trim().parse::<u64>().ok());
         Ok(number.filter(|number| Some(*number) != told))
@@ -209,7 +248,7 @@ impl Files {
 /// The numbers of all complete generations, in order.
 fn numbers(generations: &Path) -> Result<Vec<u64>, FileError> {
     let entries = match fs::read_dir(generations) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(FileError::on("list", generations))?,
     };
     let mut numbers = Vec::new();
@@ -295,6 +334,38 @@ mod tests {
             "NATS_URL=tls://a:4222,tls://b:4222\nNATS_CA=/var/lib/nats-tls-client/current/ca.pem\nNATS_TLS_REQUIRED=true\n\
              NATS_CLIENT_CERT=none\nNATS_CREDS=/etc/app.creds\n"
         );
-        assert_eq!(shell(&[("A", "it's".into())]), "export A='it'\\''s'\n");
+        assert_eq!(shell("A=it's=\nB=\n"), "export A='it'\\''s='\nexport B=''\n");
+    }
+
+    /// A generation of an earlier configuration had a certificate and a key.
+    #[test]
+    fn a_file_that_is_wanted_no_more_is_in_no_next_generation() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::of(directory.path());
+        let rendered = Rendered::of(&document("CA"), &Login::default(), None, &files.current());
+        files.write(&rendered).unwrap();
+        for name in [CERTIFICATE, KEY] {
+            fs::write(files.current().join(name), "PEM").unwrap();
+            assert!(!files.are(&rendered), "{name} stays in force");
+            files.write(&rendered).unwrap();
+            assert!(files.are(&rendered) && !files.current().join(name).exists());
+        }
+    }
+
+    #[test]
+    fn shells_and_people_are_told_of_the_files_in_force_and_of_no_file_that_is_not_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::of(directory.path());
+        assert!(files.shell().unwrap().is_none() && files.context().unwrap().is_none());
+        let own = |name| Some(files.current().join(name));
+        let login = Login { cert_file: own(CERTIFICATE), key_file: own(KEY), ..Login::default() };
+        files.write(&Rendered::of(&document("CA"), &login, None, &files.current())).unwrap();
+        let told = files.shell().unwrap().unwrap();
+        assert!(
+            told.contains("export NATS_URL='tls://a:4222,tls://b:4222'\n") && !told.contains("NATS_CERT"),
+            "{told}"
+        );
+        let context: serde_json::Value = serde_json::from_str(&files.context().unwrap().unwrap()).unwrap();
+        assert_eq!((&context["cert"], &context["url"]), (&"".into(), &"tls://a:4222,tls://b:4222".into()));
     }
 }

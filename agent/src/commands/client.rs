@@ -1,22 +1,34 @@
 //! `agent client`: what a service needs to connect, on a machine without nats-server.
 
+use std::convert::Infallible;
 use std::fmt::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::CommandError;
 use crate::cli::{ClientCommand, JsonArg};
 use crate::client::check::{Finding, Presented, Scope, Unpresentable, check};
-use crate::client::{Client, ClientStatus, Files, context, environment, shell};
+use crate::client::{Client, ClientStatus, Files};
 use crate::config::client::ClientConfig;
 use crate::connection::Document;
 use crate::error::with_causes;
+use crate::exposition;
 use crate::output::{Paint, print, print_json};
 use crate::reason::{Reason, Told};
+use crate::state::durable::FileError;
 use crate::state::lock::Lock;
 use crate::status::State;
+
+/// How many URLs are checked at the same time. Each check has two connections.
+const MOST_AT_ONCE: usize = 16;
+
+/// How long the end waits for a look to break off.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// Carries a command out.
 pub async fn client(config: &ClientConfig, command: ClientCommand) -> Result<ExitCode, CommandError> {
@@ -24,23 +36,25 @@ pub async fn client(config: &ClientConfig, command: ClientCommand) -> Result<Exi
         ClientCommand::Fetch { json: JsonArg { json } } => fetch(config, json).await,
         ClientCommand::Run => run(config).await,
         ClientCommand::Check { json: JsonArg { json } } => check_all(config, json).await,
-        ClientCommand::Env => {
-            let (document, current) = document(config).await?;
-            print(&shell(&environment(&document, &config.login, &current)))?;
-            Ok(ExitCode::SUCCESS)
-        }
-        ClientCommand::Context => {
-            let (document, current) = document(config).await?;
-            print(&context(&document, &config.login, &current))?;
-            Ok(ExitCode::SUCCESS)
-        }
+        ClientCommand::Env => print_current(config, Files::shell),
+        ClientCommand::Context => print_current(config, Files::context),
     }
+}
+
+/// Prints what the files in force say. A newer document is in no file yet, and may have other CAs than the files.
+fn print_current(
+    config: &ClientConfig,
+    text: impl Fn(&Files) -> Result<Option<String>, FileError>,
+) -> Result<ExitCode, CommandError> {
+    let text = text(&Files::of(&config.directory)).map_err(|error| CommandError::NoDocument(Reason::from(&error)))?;
+    print(&text.ok_or(CommandError::NoDocument(Reason::ClientWithoutDocument))?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Brings the files up to date once.
 async fn fetch(config: &ClientConfig, json: bool) -> Result<ExitCode, CommandError> {
     let _lock = Lock::take(&config.directory)?;
-    let status = Client::new(config).await.look().await;
+    let status = Client::new(config).look().await;
     if json {
         print_json(&status)?;
     } else {
@@ -61,18 +75,41 @@ fn described(status: &ClientStatus) -> String {
 }
 
 /// Keeps the files current until SIGTERM or SIGINT. SIGHUP looks at once.
+///
+/// The looks are a task of their own. So whatever a look waits for, for instance AWS or a disk, a signal ends the run.
 async fn run(config: &ClientConfig) -> Result<ExitCode, CommandError> {
     let _lock = Lock::take(&config.directory)?;
+    let metrics_port = match config.metrics_listen {
+        Some(address) => Some(exposition::bind(address).await?),
+        None => None,
+    };
     let listen = |kind| signal(kind).map_err(CommandError::Runtime);
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    let mut hang_up = listen(SignalKind::hangup())?;
-    let mut client = Client::new(config).await;
+    let mut keeping = tokio::spawn(keep(config.clone(), metrics_port, listen(SignalKind::hangup())?));
+    tokio::select! {
+        ended = &mut keeping => match ended {
+            Ok(never) => match never {},
+            Err(broken) => return Err(CommandError::Runtime(broken.into())),
+        },
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    let _nobody = sd_notify::notify(&[NotifyState::Stopping]);
+    keeping.abort();
+    // A look that is at a disk that hangs ends with the process.
+    let _given_up = tokio::time::timeout(PARTING, keeping).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes look after look, for ever.
+async fn keep(config: ClientConfig, metrics_port: Option<TcpListener>, mut hang_up: Signal) -> Infallible {
+    let mut client = Client::new(&config);
+    if let Some(listener) = metrics_port {
+        tokio::spawn(exposition::serve(listener, client.scraped()));
+    }
     loop {
-        let status = tokio::select! {
-            status = client.look() => status,
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-        };
+        let status = client.look().await;
         // Whoever waits for this unit needs the files. A look that fails later leaves them.
         if status.files.is_some() {
             let _nobody = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&status.state.to_string())]);
@@ -81,30 +118,20 @@ async fn run(config: &ClientConfig) -> Result<ExitCode, CommandError> {
         tokio::select! {
             () = clock.sleep_until(next) => {}
             _ = hang_up.recv() => {}
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
         }
     }
-    tracing::info!("stopping");
-    Ok(ExitCode::SUCCESS)
 }
 
 /// The document of its source, else of the files in force. The reason says why the source gives none.
 async fn document_or_last_good(config: &ClientConfig) -> (Option<Document>, Option<Reason>) {
-    let client = Client::new(config).await;
+    let mut client = Client::new(config);
     match client.document().await {
         Ok(document) => (Some(document), None),
-        Err(error) => (client.last_good(), Some(Reason::from(&error))),
+        Err(error) => (client.last_good().await, Some(Reason::from(&error))),
     }
 }
 
-async fn document(config: &ClientConfig) -> Result<(Document, std::path::PathBuf), CommandError> {
-    let (document, reason) = document_or_last_good(config).await;
-    let document = document.ok_or_else(|| CommandError::NoDocument(reason.unwrap_or(Reason::ClientWithoutDocument)))?;
-    Ok((document, Files::of(&config.directory).current()))
-}
-
-/// Checks each URL of the document, all at the same time.
+/// Checks each URL of the document, [`MOST_AT_ONCE`] at the same time.
 async fn check_all(config: &ClientConfig, json: bool) -> Result<ExitCode, CommandError> {
     let (document, reason) = document_or_last_good(config).await;
     let document = match (document, &reason) {
@@ -113,10 +140,10 @@ async fn check_all(config: &ClientConfig, json: bool) -> Result<ExitCode, Comman
             return Err(CommandError::NoDocument(reason.clone().unwrap_or(Reason::ClientWithoutDocument)));
         }
     };
-    let findings = match Presented::of(&document, &config.login) {
+    let findings: Vec<_> = match Presented::of(&document, &config.login) {
         Ok(presented) => {
             let checks = document.urls().map(|url| check(url, &presented, Scope::Login));
-            futures_util::future::join_all(checks).await
+            stream::iter(checks).buffered(MOST_AT_ONCE).collect().await
         }
         Err(error) => document.urls().map(|url| unpresentable(url, &error)).collect(),
     };

@@ -1,6 +1,7 @@
 //! client.toml: the configuration of `agent client` on a service's machine.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ pub struct ClientConfig {
     pub certificate: Option<CertificateConfig>,
     /// How the service logs in. `agent client check` tries it, and context.json names it.
     pub login: Login,
+    /// The address on which `agent client run` serves metrics, if any.
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// `[client.certificate]`: a key that is made here, and a certificate of PCA.
@@ -119,6 +122,15 @@ struct RawClientConfig {
     client: RawClient,
     #[serde(default)]
     login: Login,
+    #[serde(default)]
+    metrics: RawMetrics,
+}
+
+/// Off by default: a machine may have the agents of several services, and one port serves one agent.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawMetrics {
+    listen: Option<SocketAddr>,
 }
 
 #[derive(Default, Deserialize)]
@@ -225,7 +237,8 @@ impl RawClientConfig {
             (login.cert_file, login.key_file) = (Some(current.join("cert.pem")), Some(current.join("key.pem")));
         }
         let on_change = on_change.map(RawOnChange::check).transpose()?;
-        Ok(ClientConfig { source, region, directory, interval, on_change, certificate, login })
+        let metrics_listen = self.metrics.listen;
+        Ok(ClientConfig { source, region, directory, interval, on_change, certificate, login, metrics_listen })
     }
 }
 
@@ -351,7 +364,7 @@ mod tests {
             (config.directory.to_str(), config.interval),
             (Some("/var/lib/nats-tls-client"), Duration::from_mins(1))
         );
-        assert!(config.on_change.is_none() && config.login == Login::default());
+        assert!(config.on_change.is_none() && config.login == Login::default() && config.metrics_listen.is_none());
     }
 
     #[test]

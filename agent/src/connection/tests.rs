@@ -52,6 +52,9 @@ fn a_document_that_says_the_same_is_the_same_and_an_anchor_keeps_its_time() {
     let third = Document::of(&known(&bundle(&[&new])), Some(&second), later);
     assert_eq!(third.trusts_from.len(), 1);
     assert!(second.serves(&third) && second.serves(&first) && !first.serves(&second));
+    assert!(second.trusts_all_of(&first) && second.trusts_all_of(&third) && !third.trusts_all_of(&first));
+    let unreadable = Document { ca: "-----BEGIN".into(), ..first.clone() };
+    assert!(!unreadable.trusts_all_of(&unreadable) && first.trusts_all_of(&unreadable));
     // A time ahead would hold a rollover up, and no time can be read from nonsense.
     for wrong in ["2030-01-01T00:00:00Z", "soon"] {
         let mut edited = first.clone();
@@ -104,6 +107,9 @@ fn a_reader_refuses_what_it_cannot_connect_by_and_says_what_is_missing() {
     assert!(told(&Document { url: " ".into(), ..good.clone() }).contains("NATS_URL"));
     assert!(told(&Document { ca: String::new(), ..good.clone() }).contains("NATS_CA"));
     assert!(told(&Document { version: 2, ..good.clone() }).contains("version 2"));
+    let many = |count: usize| Document { url: vec!["tls://a:4222"; count].join(","), ..good.clone() };
+    assert!(told(&many(MAX_URLS + 1)).contains("has 101 URLs under NATS_URL"));
+    assert_eq!(usable(many(MAX_URLS).to_json().as_bytes()).unwrap().urls().count(), MAX_URLS);
     assert!(usable(br#"{"NATS_URL": "tls://a"#).is_err());
     assert!(usable(b"[]").is_err());
 }

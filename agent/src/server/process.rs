@@ -149,13 +149,9 @@ impl NatsProcess {
         Ok(Self { pid: number, arguments: Arguments::of(&arguments), pid_file: pid_file.to_owned(), pidfd })
     }
 
-    /// When the process started by the wall clock, to a hundredth of a second. Field 22 of `/proc/PID/stat` has the ticks
-    /// since the machine booted (proc(5)).
+    /// When the process started by the wall clock.
     pub(crate) fn started(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
-        let stat = durable::read_if_there(Path::new(&format!("/proc/{}/stat", self.pid)), MAX_STAT).ok()??;
-        let since_boot = since_boot(&stat, sysconf(SysconfVar::CLK_TCK).ok()??)?;
-        let uptime = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
-        Some(now - uptime.checked_sub(since_boot)?)
+        started(self.pid, now)
     }
 
     /// Tells nats-server to read its configuration again.
@@ -167,6 +163,15 @@ impl NatsProcess {
             }
         }
     }
+}
+
+/// When a process started by the wall clock, to a hundredth of a second. Field 22 of `/proc/PID/stat` has the ticks since the
+/// machine booted (proc(5)). `None`: the system shows no such process.
+pub(crate) fn started(pid: i32, now: OffsetDateTime) -> Option<OffsetDateTime> {
+    let stat = durable::read_if_there(Path::new(&format!("/proc/{pid}/stat")), MAX_STAT).ok()??;
+    let since_boot = since_boot(&stat, sysconf(SysconfVar::CLK_TCK).ok()??)?;
+    let uptime = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
+    Some(now - uptime.checked_sub(since_boot)?)
 }
 
 /// The last start that wrote the pid file, whether or not its process lives.
