@@ -26,13 +26,13 @@ use tokio::process::{Child, Command};
 const SOON: Duration = Duration::from_mins(1);
 
 /// A CA of a test.
-struct Ca {
-    pem: String,
+pub(crate) struct Ca {
+    pub(crate) pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Ca {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -42,7 +42,7 @@ impl Ca {
     }
 
     /// Writes a leaf for `name`, valid for the hour that begins `hours` from now, and returns the files of leaf and key.
-    fn leaf(&self, directory: &Path, name: &str, hours: i64) -> (PathBuf, PathBuf) {
+    pub(crate) fn leaf(&self, directory: &Path, name: &str, hours: i64) -> (PathBuf, PathBuf) {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![match name.parse() {
             Ok(address) => SanType::IpAddress(address),
@@ -85,12 +85,12 @@ async fn server(directory: &Path, tls: &str, more: &str) -> (NatsServer, [Socket
     (NatsServer::start(launch).await.unwrap(), [client, monitor, route])
 }
 
-fn tls((cert, key): &(PathBuf, PathBuf), ca: &Path) -> String {
+pub(crate) fn tls((cert, key): &(PathBuf, PathBuf), ca: &Path) -> String {
     let [cert, key, ca] = [cert, key, ca].map(|path| path.display());
     format!("tls {{ cert_file: \"{cert}\", key_file: \"{key}\", ca_file: \"{ca}\" }}")
 }
 
-fn document(urls: &str, ca: &str, needs_certificate: bool) -> Value {
+pub(crate) fn document(urls: &str, ca: &str, needs_certificate: bool) -> Value {
     let client_cert = if needs_certificate { "required" } else { "none" };
     json!({
         "NATS_URL": urls, "NATS_CA": ca, "NATS_TLS_REQUIRED": "true", "NATS_CLIENT_CERT": client_cert,
@@ -99,12 +99,12 @@ fn document(urls: &str, ca: &str, needs_certificate: bool) -> Value {
 }
 
 /// A service's machine: a directory with client.toml and the document.
-struct Machine {
+pub(crate) struct Machine {
     directory: tempfile::TempDir,
 }
 
 impl Machine {
-    fn new(more: &str) -> Self {
+    pub(crate) fn new(more: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let text = format!(
@@ -116,16 +116,16 @@ impl Machine {
         Self { directory }
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    fn set(&self, document: &str) {
+    pub(crate) fn set(&self, document: &str) {
         std::fs::write(self.at("new"), document).unwrap();
         std::fs::rename(self.at("new"), self.at("connection.json")).unwrap();
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(crate::AGENT);
         command.arg("client").args(arguments).arg("--config").arg(self.at("client.toml")).kill_on_drop(true);
         command
@@ -140,7 +140,7 @@ impl Machine {
     }
 
     /// Waits until `status.json` has this state and these codes.
-    async fn has(&self, state: &str, codes: &[&str]) {
+    pub(crate) async fn has(&self, state: &str, codes: &[&str]) {
         let what = format!("{state} {codes:?}");
         let has = eventually(&what, SOON, async || {
             let text = std::fs::read_to_string(self.at("files/status.json")).map_err(|error| error.to_string())?;

