@@ -1,6 +1,8 @@
 //! Rust, Python and JavaScript clients that connect by the code of docs/clients.md, from nothing but the keys of the connection
 //! document.
 
+#![allow(clippy::print_stderr, reason = "a test says what it leaves out")]
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::net::SocketAddr;
@@ -49,8 +51,8 @@ async fn connect(ca: PathBuf) -> Result<async_nats::Client, Box<dyn Error>> {
     Ok(client)
 }
 
-/// The program of a Rust service. A service is a process of its own, with variables of its own, so [`rust`] starts this test
-/// program anew.
+/// The program of a Rust service. A service is a process of its own, with variables of its own, so [`responder`] starts this
+/// test program anew.
 #[tokio::test]
 #[ignore = "the other tests start this program, and end it"]
 async fn a_rust_service() {
@@ -73,11 +75,35 @@ async fn a_rust_service() {
     client.drain().await.unwrap();
 }
 
-/// The command of [`a_rust_service`], with its files in a directory.
-fn rust(directory: &Path) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["client_libraries::a_rust_service", "--exact", "--ignored", "--nocapture"]).current_dir(directory);
-    command
+/// Starts a responder on a subject, with its files in a new directory and these variables. `None`: this machine has no Node.js.
+pub(crate) async fn responder(
+    language: &str,
+    directory: &Path,
+    form: Form,
+    subject: &str,
+    variables: &[(String, String)],
+) -> Option<Service> {
+    let name = format!("{language}-{form:?}-{}", fastrand::u32(..));
+    let home = directory.join(&name);
+    std::fs::create_dir(&home).unwrap();
+    let mut variables = variables.to_vec();
+    let mut command = match language {
+        "rust" => {
+            // The arguments are those of a test program, so the subject is a variable.
+            variables.extend([(SUBJECT.to_owned(), subject.to_owned()), (FORM.to_owned(), format!("{form:?}"))]);
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command
+                .args(["client_libraries::a_rust_service", "--exact", "--ignored", "--nocapture"])
+                .current_dir(&home);
+            command
+        }
+        "python" => python(&home, form, "responder.py").unwrap(),
+        _ => javascript(&home, form).unwrap()?,
+    };
+    if language != "rust" {
+        command.arg(subject);
+    }
+    Some(Service::start(&name, command, &home, &variables).await.unwrap())
 }
 
 #[test]
@@ -86,8 +112,8 @@ fn the_rust_of_the_page_is_the_code_that_the_tests_run() {
     let found = fences("## Rust", "rust").unwrap();
     assert_eq!(found.len(), 3);
     for fence in found {
-        let indented = fence.lines().map(|line| format!("    {line}\n")).collect::<String>();
-        assert!(source.contains(&indented), "docs/clients.md has other code:\n{fence}");
+        let indented: Vec<_> = fence.lines().map(|line| format!("    {line}")).collect();
+        assert!(source.contains(&indented.join("\n")), "docs/clients.md has other code:\n{fence}");
     }
 }
 
@@ -117,7 +143,7 @@ impl Server {
     /// Starts the server with this block `tls`, in the place of the server that runs.
     async fn restart(&mut self, tls: &str) {
         let Launch { config, pid_file, client, monitor, .. } = &self.launch;
-        let text = format!("listen: \"{client}\"\nhttp: \"{monitor}\"\npid_file: {pid_file:?}\n{tls}\n");
+        let text = format!("listen: \"{client}\"\nhttp: \"{monitor}\"\npid_file: \"{}\"\n{tls}\n", pid_file.display());
         std::fs::write(config, text).unwrap();
         if let Some(running) = self.running.take() {
             running.stop().await.unwrap();
@@ -134,27 +160,11 @@ impl Services {
     /// Starts a service in each language, with these variables.
     async fn start(&mut self, directory: &Path, form: Form, variables: &[(String, String)]) {
         for language in ["rust", "python", "javascript"] {
-            let name = format!("{language}-{form:?}");
-            let home = directory.join(&name);
-            std::fs::create_dir(&home).unwrap();
-            let mut variables = variables.to_vec();
-            let command = match language {
-                "rust" => {
-                    variables.extend([(SUBJECT.to_owned(), name.clone()), (FORM.to_owned(), format!("{form:?}"))]);
-                    rust(&home)
-                }
-                "python" => python(&home, form, "responder.py").unwrap(),
-                _ => match javascript(&home, form).unwrap() {
-                    Some(command) => command,
-                    None => {
-                        eprintln!("SKIPPED: {name}: this machine has no Node.js, or cargo xtask setup found no npm");
-                        continue;
-                    }
-                },
-            };
-            let command = with_subject(command, language, &name);
-            let service = Service::start(&name, command, &home, &variables).await;
-            self.0.insert(name, service.unwrap());
+            let subject = format!("{language}-{form:?}");
+            match responder(language, directory, form, &subject, variables).await {
+                Some(service) => drop(self.0.insert(subject, service)),
+                None => eprintln!("SKIPPED: {subject}: this machine has no Node.js, or cargo xtask setup found no npm"),
+            }
         }
     }
 
@@ -171,14 +181,6 @@ impl Services {
             assert_eq!(answer, format!("{language} {}", service.pid().unwrap()));
         }
     }
-}
-
-/// The Rust service has its subject in a variable, because the arguments are those of the test program.
-fn with_subject(mut command: Command, language: &str, subject: &str) -> Command {
-    if language != "rust" {
-        command.arg(subject);
-    }
-    command
 }
 
 /// A CA and the certificates that the two sides have of it.
@@ -226,7 +228,7 @@ async fn the_files_alone_bring_each_service_back(mtls: bool) {
     let (cert, key) = (here.join("service.pem"), here.join("service.key"));
     replace(&cert, &old.client.0);
     replace(&key, &old.client.1);
-    let login = format!("[login]\ncert_file = {cert:?}\nkey_file = {key:?}");
+    let login = format!("[login]\ncert_file = \"{}\"\nkey_file = \"{}\"", cert.display(), key.display());
     let machine = Machine::new(if mtls { &login } else { "" });
     let set = |ca: &str| machine.set(&document(&server.url(), ca, mtls).to_string());
     set(&old.ca.pem);

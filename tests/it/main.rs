@@ -44,7 +44,7 @@ mod state_directory;
 mod steady;
 mod system;
 mod terraform;
-// mod through_a_gateway;
+mod through_a_gateway;
 mod time;
 mod trial;
 mod units;

@@ -21,7 +21,7 @@ use crate::{Failure, eventually, join_all, table};
 /// The numbers of requests at once.
 pub const AT_ONCE: [usize; 2] = [20, 200];
 /// So many rounds of 20 stand for each round of 200.
-const SMALL_ROUNDS: usize = 8;
+const SMALL_ROUNDS: usize = 4;
 /// The pause between two rounds leaves the machine to the services.
 const PAUSE: Duration = Duration::from_millis(100);
 /// An HTTP client waits so long, and no longer.
@@ -180,7 +180,7 @@ async fn go_round(
     for round in 0.. {
         let target = *wanted.borrow();
         if *asks.borrow() != target {
-            connections.iter_mut().for_each(|connection| *connection = None);
+            connections.fill_with(|| None);
             asks.send_replace(target);
         }
         let size = usize::from(round % (SMALL_ROUNDS + 1) == SMALL_ROUNDS);
@@ -198,7 +198,9 @@ async fn go_round(
             let mut figures = figures.lock().unwrap_or_else(PoisonError::into_inner);
             let figures = &mut figures[size];
             figures.rounds += 1;
-            answers.into_iter().for_each(|(took, answer)| figures.note(took, answer));
+            for (took, answer) in answers {
+                figures.note(took, answer);
+            }
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -207,14 +209,13 @@ async fn go_round(
 /// One request over a connection that is kept. Returns how often the gateway asked NATS.
 async fn ask(connection: &mut Connection, target: SocketAddr, path: &str) -> Result<usize, String> {
     let told = |error: hyper::Error| format!("{target}: {error:?}");
-    let sender = match connection {
-        Some(sender) => sender,
-        None => {
-            let stream = TcpStream::connect(target).await.map_err(|error| format!("{target}: {error}"))?;
-            let (sender, task) = handshake(TokioIo::new(stream)).await.map_err(told)?;
-            tokio::spawn(task);
-            connection.insert(sender)
-        }
+    let sender = if let Some(sender) = connection {
+        sender
+    } else {
+        let stream = TcpStream::connect(target).await.map_err(|error| format!("{target}: {error}"))?;
+        let (sender, task) = handshake(TokioIo::new(stream)).await.map_err(told)?;
+        tokio::spawn(task);
+        connection.insert(sender)
     };
     sender.ready().await.map_err(told)?;
     let request = Request::get(path).header(header::HOST, target.to_string()).body(Empty::new());
@@ -273,7 +274,9 @@ mod tests {
     #[test]
     fn percentiles_and_the_mean_are_of_answers() {
         let mut figures = Figures::default();
-        (1..=100).for_each(|millis| figures.note(Duration::from_millis(millis), Ok(1)));
+        for millis in 1..=100 {
+            figures.note(Duration::from_millis(millis), Ok(1));
+        }
         figures.note(Duration::from_secs(9), Err("500".into()));
         assert_eq!((figures.percentile(50).as_millis(), figures.percentile(99).as_millis()), (50, 99));
         assert_eq!((figures.mean().as_micros(), figures.requests), (50_500, 101));
