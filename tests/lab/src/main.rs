@@ -174,7 +174,7 @@ async fn perform(options: &Options, lab: &Path, stage: &mut Option<Group>) -> Re
     progress.step("agent doctor finds no fault, no unit has failed", String::new, group.sound()).await?;
 
     progress.step("services: a gateway and two responders connect", String::new, group.start_services()).await?;
-    let (health, rounds) = group.services.ask().await?;
+    let (health, mut rounds) = group.services.ask().await?;
     let mut events = vec![health, rounds.event("nothing happens").await?];
 
     let (scale_out, joined) = story::scale_out(group, &progress).await?;
