@@ -232,7 +232,7 @@ async fn the_files_alone_bring_each_service_back(mtls: bool) {
     let machine = Machine::new(if mtls { &login } else { "" });
     let set = |ca: &str| machine.set(&document(&server.url(), ca, mtls).to_string());
     set(&old.ca.pem);
-    let _keeping = machine.command(&["run"]).spawn().unwrap();
+    let mut keeping = machine.command(&["run"]).spawn().unwrap();
     machine.has("healthy", &[]).await;
 
     let client = old.client(&server.url(), here).await;
@@ -267,6 +267,12 @@ async fn the_files_alone_bring_each_service_back(mtls: bool) {
         let error = client.request(name.clone(), "".into()).await.unwrap_err();
         assert_eq!(error.kind(), async_nats::client::RequestErrorKind::NoResponders, "{name}");
     }
+    // A service without a connection can't drain.
+    for (_, service) in services.0.into_iter().filter(|(name, _)| name.ends_with("Files")) {
+        service.stop().await.unwrap();
+    }
+    keeping.kill().await.unwrap();
+    server.running.take().unwrap().stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
