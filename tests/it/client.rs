@@ -32,13 +32,13 @@ use tokio::process::{Child, Command};
 const SOON: Duration = Duration::from_mins(1);
 
 /// A CA of a test.
-struct Ca {
-    pem: String,
+pub(crate) struct Ca {
+    pub(crate) pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Ca {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -48,7 +48,7 @@ impl Ca {
     }
 
     /// Writes a leaf for `name`, valid for the hour that begins `hours` from now, and returns the files of leaf and key.
-    fn leaf(&self, directory: &Path, name: &str, hours: i64) -> (PathBuf, PathBuf) {
+    pub(crate) fn leaf(&self, directory: &Path, name: &str, hours: i64) -> (PathBuf, PathBuf) {
         self.leaf_for(
             directory,
             name,
@@ -107,12 +107,12 @@ async fn server(directory: &Path, tls: &str, more: &str) -> (NatsServer, [Socket
 }
 
 /// A handshake may take as long as a busy machine takes. nats-server's own limit is two seconds.
-fn tls((cert, key): &(PathBuf, PathBuf), ca: &Path) -> String {
+pub(crate) fn tls((cert, key): &(PathBuf, PathBuf), ca: &Path) -> String {
     let [cert, key, ca] = [cert, key, ca].map(|path| path.display());
     format!("tls {{ cert_file: \"{cert}\", key_file: \"{key}\", ca_file: \"{ca}\", timeout: 20 }}")
 }
 
-fn document(urls: &str, ca: &str, needs_certificate: bool) -> Value {
+pub(crate) fn document(urls: &str, ca: &str, needs_certificate: bool) -> Value {
     let client_cert = if needs_certificate { "required" } else { "none" };
     json!({
         "NATS_URL": urls, "NATS_CA": ca, "NATS_TLS_REQUIRED": "true", "NATS_CLIENT_CERT": client_cert,
@@ -152,12 +152,12 @@ async fn closing() -> SocketAddr {
 }
 
 /// A service's machine: a directory with client.toml and the document.
-struct Machine {
+pub(crate) struct Machine {
     directory: tempfile::TempDir,
 }
 
 impl Machine {
-    fn new(more: &str) -> Self {
+    pub(crate) fn new(more: &str) -> Self {
         let machine = Self { directory: tempfile::tempdir().unwrap() };
         machine.configure(more);
         machine
@@ -172,16 +172,16 @@ impl Machine {
         std::fs::write(self.at("client.toml"), text).unwrap();
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    fn set(&self, document: &str) {
+    pub(crate) fn set(&self, document: &str) {
         std::fs::write(self.at("new"), document).unwrap();
         std::fs::rename(self.at("new"), self.at("connection.json")).unwrap();
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(crate::AGENT);
         command.arg("client").args(arguments).arg("--config").arg(self.at("client.toml")).kill_on_drop(true);
         command
@@ -196,7 +196,7 @@ impl Machine {
     }
 
     /// Waits until `status.json` has this state and these codes.
-    async fn has(&self, state: &str, codes: &[&str]) {
+    pub(crate) async fn has(&self, state: &str, codes: &[&str]) {
         let what = format!("{state} {codes:?}");
         let has = eventually(&what, SOON, async || {
             let text = std::fs::read_to_string(self.at("files/status.json")).map_err(|error| error.to_string())?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use harness::markdown::{self, blocks};
 use harness::tools::workspace;
 use nats_tls_agent::aws::AwsSettings;
 use nats_tls_agent::cli::Cli;
@@ -53,35 +54,9 @@ fn read(file: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The code blocks of a language.
-fn blocks(markdown: &str, language: &str) -> Vec<String> {
-    let opening = format!("```{language}");
-    let mut found = Vec::new();
-    let mut open = None::<Vec<&str>>;
-    for line in markdown.lines() {
-        open = match open {
-            None => (line == opening).then(Vec::new),
-            Some(lines) if line == "```" => {
-                found.push(lines.join("\n"));
-                None
-            }
-            Some(mut lines) => {
-                lines.push(line);
-                Some(lines)
-            }
-        };
-    }
-    found
-}
-
 /// The text under a heading, up to the next heading of the same level or above.
 fn section<'a>(markdown: &'a str, heading: &str) -> &'a str {
-    let start = markdown.find(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("there is no {heading:?}"));
-    let body = &markdown[start + heading.len() + 2..];
-    let level = heading.len() - heading.trim_start_matches('#').len();
-    let ends = |line: &str| line.starts_with('#') && line.len() - line.trim_start_matches('#').len() <= level;
-    let end = body.lines().take_while(|line| !ends(line)).map(|line| line.len() + 1).sum::<usize>();
-    &body[..end.min(body.len())]
+    markdown::section(markdown, heading).unwrap_or_else(|| panic!("there is no {heading:?}"))
 }
 
 /// The cells of a table's rows, without the table's head.

@@ -90,7 +90,8 @@ impl Cluster {
     /// Writes a node's `agent.toml`: the tables of `text`, and the paths and ports of this machine. Everything else has
     /// the agent's defaults.
     pub fn configure_with(&self, node: &Node, text: &str) -> Result<(), Failure> {
-        write(node.agent.config(), &format!("{text}\n{}", self.machine(node, "")))
+        let nats = if self.client_mtls { "client_auth = \"mtls\"\n" } else { "" };
+        write(node.agent.config(), &format!("{text}\n{}", self.machine(node, nats)))
     }
 
     /// Starts nats-server on the configuration that the node's agent has committed.

@@ -92,6 +92,11 @@ impl Fleet {
         Ok(fleet)
     }
 
+    /// Lets every node ask its clients for a certificate. Nodes that have started know nothing of it.
+    pub fn ask_for_certificates(&mut self) {
+        self.cluster.client_mtls = true;
+    }
+
     /// Makes an instance a node. Nothing runs on the node yet.
     pub async fn add(&mut self, instance: Instance) -> Result<&mut FleetNode, Failure> {
         let IpAddr::V4(address) = instance.address else {

@@ -113,6 +113,11 @@ impl NatsServer {
         self.process.stop(STOP_WITHIN).await
     }
 
+    /// Waits until the server ends by itself, for instance after lame duck mode.
+    pub async fn ended(self, within: Duration) -> Result<ExitStatus, Failure> {
+        self.process.ended(within).await
+    }
+
     /// Sends SIGKILL, and waits for the end.
     pub async fn kill(self) -> Result<ExitStatus, Failure> {
         self.process.kill().await

@@ -37,6 +37,18 @@ pub fn moto_python() -> Result<PathBuf, Failure> {
     present(directory().join("moto/bin/python"))
 }
 
+/// The Python interpreter of nats.py's environment.
+pub fn nats_py() -> Result<PathBuf, Failure> {
+    present(directory().join("nats-py/bin/python"))
+}
+
+/// Node.js, and the directory of nats.js and of the packages that nats.js needs. `None`: this machine lacks one of them.
+#[must_use]
+pub fn nats_js() -> Option<(PathBuf, PathBuf)> {
+    let modules = directory().join("nats-js/node_modules");
+    modules.is_dir().then(|| in_path("node")).flatten().map(|node| (node, modules))
+}
+
 /// The binary of the AWS command line.
 pub fn aws() -> Result<PathBuf, Failure> {
     present(directory().join("aws/bin/aws"))

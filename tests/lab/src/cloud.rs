@@ -20,6 +20,10 @@ pub(crate) const ENDPOINT_PORT: u16 = 4566;
 
 const GROUP: &str = "nats";
 const TRUST: &str = "nats/trust-bundle";
+/// The name of the secret that holds the connection document.
+pub(crate) const DOCUMENT: &str = "nats/connection";
+/// The table `[connection]` that names the secret, in base64 as the user data has it.
+const CONNECTION: &str = "W2Nvbm5lY3Rpb25dCnNlY3JldF9pZCA9ICJuYXRzL2Nvbm5lY3Rpb24iCg==";
 const CREDENTIAL: &str = "nats/cluster-credential";
 /// The time between IssueCertificate and the certificate. AWS documents no figure. The SDK's waiter polls first after
 /// about this time.
@@ -49,6 +53,7 @@ impl Cloud {
                 account.secrets.put(TRUST, Content::Text(pem.clone()), now)?;
                 let credential = r#"{"username": "route", "password": "correct horse battery staple"}"#;
                 account.secrets.put(CREDENTIAL, Content::Text(credential.into()), now)?;
+                account.secrets.put(DOCUMENT, Content::Text("{}".into()), now)?;
                 account.fleet.create_group(GROUP);
                 Ok::<_, aws_double::ServiceError>((ca_arn, pem))
             })
@@ -92,7 +97,7 @@ impl Cloud {
             ("addresses", "dns"),
             ("cluster_secret_id", CREDENTIAL),
             ("nats_include", r#"["/etc/nats/conf.d/extra.conf"]"#),
-            ("extra_agent_toml", ""),
+            ("extra_agent_toml", CONNECTION),
             ("extra_nats_config", ""),
         ];
         fill(template, &values)

@@ -20,6 +20,7 @@ use crate::instance::{Instance, now};
 use crate::metadata::MetadataService;
 use crate::names::Names;
 use crate::network;
+use crate::services::Services;
 use crate::timeline::{FIELDS, Timeline};
 
 const CONVERGE_WITHIN: Duration = Duration::from_mins(4);
@@ -29,6 +30,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// The group with all AWS services around it.
 pub(crate) struct Group {
     pub(crate) instances: Vec<Instance>,
+    pub(crate) services: Services,
     pub(crate) cloud: Cloud,
     metadata: MetadataService,
     names: Names,
@@ -40,7 +42,13 @@ pub(crate) struct Group {
 
 impl Group {
     /// Makes an empty group. `template` is the user data of new instances.
-    pub(crate) async fn start(lab: &Path, template: &str, server: Download, agent: Download) -> Result<Self, Failure> {
+    pub(crate) async fn start(
+        lab: &Path,
+        template: &str,
+        server: Download,
+        agent: Download,
+        package: &Path,
+    ) -> Result<Self, Failure> {
         let work = lab.join("instances");
         std::fs::create_dir_all(&work)
             .map_err(|error| Failure::new(format!("could not make {}", work.display())).because(error))?;
@@ -49,6 +57,7 @@ impl Group {
         let user_data = cloud.user_data(template, &server, &agent)?;
         Ok(Self {
             instances: Vec::new(),
+            services: Services::prepare(lab, package).await?,
             cloud,
             metadata: MetadataService::start().await?,
             names: Names::start(&work, REGION)?,
@@ -74,6 +83,11 @@ impl Group {
         let booted = instance.boot().await;
         self.instances.push(instance);
         booted
+    }
+
+    /// Starts the machines of the services.
+    pub(crate) async fn start_services(&mut self) -> Result<(), Failure> {
+        self.services.start(&self.metadata).await
     }
 
     /// Scales in: Auto Scaling announces the termination, the instance shuts down, and its resources are removed.
@@ -126,12 +140,14 @@ impl Group {
 
     /// The diagnostics of all instances, for a failure.
     pub(crate) async fn last_words(&self) -> String {
-        join_all(self.instances.iter().map(Instance::last_words)).await.join("\n")
+        let machines = self.instances.iter().chain(&self.services.machines);
+        join_all(machines.map(Instance::last_words)).await.join("\n")
     }
 
     /// Cuts the power of all instances.
     pub(crate) async fn end(mut self) -> Result<(), Failure> {
-        try_join_all(self.instances.iter_mut().map(Instance::kill)).await.map(drop)
+        let machines = self.instances.iter_mut().chain(&mut self.services.machines);
+        try_join_all(machines.map(Instance::kill)).await.map(drop)
     }
 }
 

@@ -109,7 +109,9 @@ async fn configure(root: &Path) -> Result<(), Failure> {
     // Only the endpoint of AWS's services differs from a real instance. Instance metadata has its usual address.
     let endpoint = format!("http://{HUB}:{ENDPOINT_PORT}");
     let drop_in = format!("[Service]\nEnvironment=AWS_ENDPOINT_URL={endpoint}\n");
-    write(&root.join("etc/systemd/system/nats-tls-agent.service.d/lab.conf"), &drop_in)?;
+    for service in ["nats-tls-agent.service", "nats-tls-client.service"] {
+        write(&root.join(format!("etc/systemd/system/{service}.d/lab.conf")), &drop_in)?;
+    }
     // The same endpoint for shells and for `agent doctor`.
     write(&root.join("etc/profile.d/lab.sh"), &format!("export AWS_ENDPOINT_URL={endpoint}\n"))?;
     replace(&root.join("etc/resolv.conf"), &format!("nameserver {RESOLVER}\nsearch {REGION}.compute.internal\n"))?;

@@ -2,7 +2,8 @@
 //! namespace, and read the real user data from instance metadata. Doubles of AWS answer the instances. Everything else
 //! is real: cloud-init installs the real packages, and systemd starts the real units.
 //!
-//! The group boots, and then scales out and in, reboots and upgrades. Every step runs under counted traffic.
+//! The group boots, and then scales out and in, reboots and upgrades. Every step runs under counted traffic, and under HTTP
+//! requests through the machines of a gateway and two responders.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
 
@@ -19,6 +20,7 @@ mod metadata;
 mod names;
 mod network;
 mod obstacle;
+mod services;
 mod story;
 mod timeline;
 
@@ -30,6 +32,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use clap::Parser;
 use harness::process::asked_to_end;
 use harness::progress::{Progress, seconds};
+use harness::rounds;
 use harness::{Failure, tools};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::time::Instant;
@@ -148,7 +151,7 @@ async fn perform(options: &Options, lab: &Path, stage: &mut Option<Group>) -> Re
     let template = std::fs::read_to_string(&template)
         .map_err(|error| Failure::new(format!("could not read {}", template.display())).because(error))?;
     let server = Download::of(&nats_server_archive(lab).await?)?;
-    let group = Group::start(lab, &template, server, Download::of(&options.package)?).await?;
+    let group = Group::start(lab, &template, server, Download::of(&options.package)?, &options.package).await?;
     let group = stage.insert(group);
 
     let done = AtomicUsize::new(0);
@@ -170,20 +173,33 @@ async fn perform(options: &Options, lab: &Path, stage: &mut Option<Group>) -> Re
 
     progress.step("agent doctor finds no fault, no unit has failed", String::new, group.sound()).await?;
 
+    progress.step("services: a gateway and two responders connect", String::new, group.start_services()).await?;
+    let (health, mut rounds) = group.services.ask().await?;
+    let mut events = vec![health, rounds.event("nothing happens").await?];
+
     let (scale_out, joined) = story::scale_out(group, &progress).await?;
     println!("\n{joined}\n");
-    let stories = [
-        scale_out,
-        story::terminate(group, &progress, 1).await?,
-        story::reboot(group, &progress, 2).await?,
-        story::upgrade(group, &progress, 3, &options.upgrade).await?,
-        story::remove(group, &progress, 3).await?,
-        story::renew(group, &progress, 4).await?,
-    ];
-    let all_good = stories.iter().all(Story::is_good);
-    let verdict = if all_good { "No message was lost." } else { "MESSAGES OR CONNECTIONS WERE LOST." };
-    println!("\n{}\n\n{verdict} The whole took {}.", story::render(&stories), seconds(begun.elapsed()));
-    Ok(all_good)
+    let mut stories = vec![scale_out];
+    for number in 1..=5 {
+        events.push(rounds.event(stories.last().map_or("", Story::event)).await?);
+        stories.push(match number {
+            1 => story::terminate(group, &progress, 1).await?,
+            2 => story::reboot(group, &progress, 2).await?,
+            3 => story::upgrade(group, &progress, 3, &options.upgrade).await?,
+            4 => story::remove(group, &progress, 3).await?,
+            _ => story::renew(group, &progress, 4).await?,
+        });
+    }
+    events.push(rounds.event(stories.last().map_or("", Story::event)).await?);
+    let (of_group, of_services) = (stories.iter().all(Story::is_good), events.iter().all(services::is_good));
+    let verdict = if of_group { "No message was lost." } else { "MESSAGES OR CONNECTIONS WERE LOST." };
+    let answered = if of_services { "Each request had its answer." } else { "REQUESTS FAILED OR WERE SLOW." };
+    for failure in events.iter().flat_map(|event| &event.figures).flat_map(|figures| figures.failures.iter().take(3)) {
+        println!("{failure}");
+    }
+    println!("\n{}\n\n{}\n", story::render(&stories), rounds::render(&events));
+    println!("{verdict} {answered} The whole took {}.", seconds(begun.elapsed()));
+    Ok(of_group && of_services)
 }
 
 /// Packs nats-server as its releases are packed: an archive with a directory that holds the single binary.

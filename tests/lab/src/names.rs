@@ -13,6 +13,9 @@ use tokio::process::Command;
 
 use crate::network::RESOLVER;
 
+/// The name of the group in the certificates of its nodes, and in the connection document.
+const GROUP: &str = "nats.internal";
+
 /// A resolver, and the directory of hosts files that the resolver watches.
 pub(crate) struct Names {
     dnsmasq: Process,
@@ -39,7 +42,8 @@ impl Names {
     /// Adds the name of a launched instance.
     pub(crate) fn add(&self, id: &str, address: Ipv4Addr) -> Result<(), Failure> {
         let file = self.directory.join(id);
-        let hosts = format!("{address} {id}.{}\n", self.domain);
+        // The second name is the name of the whole group, as of a private hosted zone.
+        let hosts = format!("{address} {id}.{} {GROUP}\n", self.domain);
         std::fs::write(file, hosts).map_err(|error| Failure::new(format!("could not name {id}")).because(error))
     }
 

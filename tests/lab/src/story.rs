@@ -43,6 +43,11 @@ pub(crate) struct Story {
 }
 
 impl Story {
+    /// The name of the event.
+    pub(crate) fn event(&self) -> &str {
+        &self.event
+    }
+
     /// Whether messages were sent and all arrived, and only clients of the instance that went away lost their
     /// connection.
     pub(crate) fn is_good(&self) -> bool {

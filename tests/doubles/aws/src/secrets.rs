@@ -77,18 +77,45 @@ impl Secrets {
     /// # Errors
     /// `InvalidParameterException` for a value above [`MAX_SECRET`].
     pub fn put(&mut self, name: &str, content: Content, now: OffsetDateTime) -> Result<String, ServiceError> {
-        let length = match &content {
-            Content::Text(text) => text.len(),
-            Content::Binary(bytes) => bytes.len(),
-        };
-        if length > MAX_SECRET {
-            return Err(ServiceError::new("InvalidParameterException", "the secret value is too long"));
-        }
+        fits(&content)?;
         let arn = format!("arn:aws:secretsmanager:{}:{ACCOUNT_ID}:secret:{name}-AbCdEf", self.region);
         let secret = self.by_name.entry(name.into()).or_insert(Secret { arn, versions: Vec::new(), deleted: false });
         let id = format!("00000000-0000-4000-9000-{:012x}", secret.versions.len() + 1);
         secret.versions.push(Version { id: id.clone(), content, created: now });
         Ok(id)
+    }
+
+    /// PutSecretValue of a secret that is there. The token becomes the VersionId. "If a version with this value already
+    /// exists and that version's SecretString and SecretBinary values are the same as those in the request, then the
+    /// request is ignored. If a version with this value already exists and […] are different, then the request fails"
+    /// (<https://docs.aws.amazon.com/secretsmanager/latest/APIReference/API_PutSecretValue.html>).
+    ///
+    /// # Errors
+    /// The errors on the operation's page.
+    pub fn put_secret_value(
+        &mut self,
+        secret_id: &str,
+        content: Content,
+        token: &str,
+        now: OffsetDateTime,
+    ) -> Result<(), ServiceError> {
+        fits(&content)?;
+        if !(32..=64).contains(&token.len()) {
+            return Err(ServiceError::new("InvalidParameterException", "ClientRequestToken has 32 to 64 characters"));
+        }
+        let found = self.by_name.iter_mut().find(|(name, secret)| *name == secret_id || secret.arn == secret_id);
+        let (_, secret) = found.filter(|(_, secret)| !secret.deleted).ok_or_else(|| {
+            ServiceError::new("ResourceNotFoundException", "Secrets Manager can't find the specified secret.")
+        })?;
+        match secret.versions.iter().find(|version| version.id == token) {
+            None => secret.versions.push(Version { id: token.into(), content, created: now }),
+            Some(known) if known.content == content => {}
+            Some(_) => {
+                let said = "a version with this token and another value exists";
+                return Err(ServiceError::new("ResourceExistsException", said));
+            }
+        }
+        Ok(())
     }
 
     /// DeleteSecret with a recovery window, or RestoreSecret. A read of a deleted secret gives
@@ -149,6 +176,18 @@ impl Secrets {
     }
 }
 
+/// Refuses a value above [`MAX_SECRET`].
+fn fits(content: &Content) -> Result<(), ServiceError> {
+    let length = match content {
+        Content::Text(text) => text.len(),
+        Content::Binary(bytes) => bytes.len(),
+    };
+    if length > MAX_SECRET {
+        return Err(ServiceError::new("InvalidParameterException", "the secret value is too long"));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,6 +216,26 @@ mod tests {
         assert_eq!(text(&secrets.get_secret_value(&current.arn, None, None, NOW).unwrap()), "three");
         assert_eq!(read(None, Some("AWSPENDING")).unwrap_err().code, "ResourceNotFoundException");
         assert_eq!(read(Some(&current.version), Some("AWSPREVIOUS")).unwrap_err().code, "ResourceNotFoundException");
+    }
+
+    #[test]
+    fn a_token_makes_one_version_of_one_value() {
+        let mut secrets = Secrets::new("eu-west-1");
+        let mut put = |content: &str, token: &str| {
+            secrets.put_secret_value("document", Content::Text(content.into()), token, NOW).map_err(|error| error.code)
+        };
+        let (first, second) = ("1".repeat(32), "2".repeat(32));
+        assert_eq!(put("one", &first), Err("ResourceNotFoundException"));
+        secrets.put("document", Content::Text("{}".into()), NOW).unwrap();
+        let mut put = |content: &str, token: &str| {
+            secrets.put_secret_value("document", Content::Text(content.into()), token, NOW).map_err(|error| error.code)
+        };
+        assert_eq!(put("one", "short"), Err("InvalidParameterException"));
+        assert_eq!((put("one", &first), put("two", &second)), (Ok(()), Ok(())));
+        // The earlier version stays the earlier version.
+        assert_eq!((put("one", &first), put("other", &first)), (Ok(()), Err("ResourceExistsException")));
+        let current = secrets.get_secret_value("document", None, None, NOW).unwrap();
+        assert_eq!((text(&current), current.version.as_str()), ("two", second.as_str()));
     }
 
     #[test]

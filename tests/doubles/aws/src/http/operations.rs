@@ -38,6 +38,7 @@ pub(super) fn perform(
                 json!({"Certificate": own, "CertificateChain": above})
             }
             Operation::DescribeCertificateAuthority => describe(&mut account.pca, &request, now)?,
+            Operation::PutSecretValue => put_secret(account, &request, now)?,
             _ => secret(account, &request, now)?,
         };
         return Ok(Answer::of(Protocol::Json, answer.to_string()));
@@ -192,6 +193,13 @@ fn secret(account: &Account, request: &Request<'_>, now: OffsetDateTime) -> Resu
     });
     answer[member] = content.into();
     Ok(answer)
+}
+
+fn put_secret(account: &mut Account, request: &Request<'_>, now: OffsetDateTime) -> Result<Value, ServiceError> {
+    let content = Content::Text(request.text("SecretString")?.to_owned());
+    let (secret, token) = (request.text("SecretId")?, request.text("ClientRequestToken")?);
+    account.secrets.put_secret_value(secret, content, token, now)?;
+    Ok(json!({ "VersionId": token, "VersionStages": ["AWSCURRENT"] }))
 }
 
 fn autoscaling(operation: Operation, result: &str, next: Option<String>) -> String {
