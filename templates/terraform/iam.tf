@@ -57,6 +57,14 @@ resource "aws_iam_role_policy" "system_secret" {
   policy = templatefile("${path.module}/../iam/node-included-secrets.json", { included_secret_arns = jsonencode([var.system_secret_arn]) })
 }
 
+resource "aws_iam_role_policy" "client_trust" {
+  count = var.client_trust_secret_arn == "" ? 0 : 1
+
+  name   = "nats-tls-agent-client-trust"
+  role   = aws_iam_role.node.id
+  policy = templatefile("${path.module}/../iam/node-included-secrets.json", { included_secret_arns = jsonencode([var.client_trust_secret_arn]) })
+}
+
 resource "aws_iam_role_policy" "connection" {
   count = local.keeps_connection ? 1 : 0
 

@@ -12,7 +12,8 @@ locals {
   # A key of [nats], before the keys of extra_agent_toml.
   system_key = var.system_secret_arn == "" ? "" : "system = { secret_id = \"${var.system_secret_arn}\" }\n"
 
-  # A table of its own, after extra_agent_toml.
+  # Tables of their own, after extra_agent_toml.
+  clients_table    = var.client_trust_secret_arn == "" ? "" : "\n[trust.clients]\nsecret_id = \"${var.client_trust_secret_arn}\"\n"
   connection_table = local.keeps_connection ? "\n[connection]\nsecret_id = \"${local.connection_secret_arn}\"\n" : ""
 
   # By itself the agent serves metrics to its own machine alone. A table [metrics] in extra_agent_toml stays as it is.
@@ -32,7 +33,7 @@ locals {
     dns_names         = jsonencode(concat([var.client_dns_name], var.additional_dns_names))
     addresses         = var.addresses
     nats_include      = jsonencode(concat(["/etc/nats/conf.d/extra.conf"], formatlist("secret:%s", var.included_secret_arns)))
-    extra_agent_toml  = base64encode("${local.system_key}${var.extra_agent_toml}${local.connection_table}${local.metrics_table}")
+    extra_agent_toml  = base64encode("${local.system_key}${var.extra_agent_toml}${local.clients_table}${local.connection_table}${local.metrics_table}")
     extra_nats_config = base64encode(var.extra_nats_config)
   })
 
@@ -182,6 +183,7 @@ resource "aws_autoscaling_group" "node" {
     aws_iam_role_policy.existing_keys,
     aws_iam_role_policy.included_secrets,
     aws_iam_role_policy.system_secret,
+    aws_iam_role_policy.client_trust,
     aws_iam_role_policy.connection,
     aws_iam_role_policy.connection_key,
     aws_iam_role_policy.included_secret_keys,

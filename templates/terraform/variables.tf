@@ -372,6 +372,17 @@ variable "system_secret_arn" {
   }
 }
 
+variable "client_trust_secret_arn" {
+  description = "A secret of Secrets Manager with the CAs of clients, in PEM. Empty: clients present certificates of the CAs of nodes. A change replaces every node."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.client_trust_secret_arn == "" || can(regex(local.secret_arn, var.client_trust_secret_arn))
+    error_message = "client_trust_secret_arn is the whole ARN of a secret, with the six random characters at its end."
+  }
+}
+
 variable "connection_document" {
   description = "Whether the module makes a secret (output connection_secret_arn) in which the nodes keep the connection document. The document has the URLs, the trust bundle and the rest that a client needs. A change replaces every node."
   type        = bool
@@ -400,7 +411,7 @@ variable "existing_connection_secret" {
 }
 
 variable "included_secret_key_arns" {
-  description = "The KMS keys of included secrets and of system_secret_arn, where a secret has a key of its own. Neither aws/secretsmanager nor the module's own key (output secrets_key_arn) belongs here."
+  description = "The KMS keys of included secrets, of system_secret_arn and of client_trust_secret_arn, where a secret has a key of its own. Neither aws/secretsmanager nor the module's own key (output secrets_key_arn) belongs here."
   type        = list(string)
   default     = []
 

@@ -286,7 +286,7 @@ fn the_secret_of_the_system_account_is_read_by_the_role_and_named_by_agent_toml(
     assert_eq!(read["nats"]["system"]["secret_id"].as_str(), Some(SECRET));
     assert!(
         nodes.contains(
-            "base64encode(\"${local.system_key}${var.extra_agent_toml}${local.connection_table}${local.metrics_table}\")"
+            "base64encode(\"${local.system_key}${var.extra_agent_toml}${local.clients_table}${local.connection_table}${local.metrics_table}\")"
         ),
         "{nodes}"
     );
@@ -380,6 +380,7 @@ fn what_could_not_work_is_refused_by_its_variable() {
             ("included_secret_arns", &format!("[\"{SECRET}\"]")),
             ("included_secret_key_arns", r#"["arn:aws:kms:eu-west-1:111122223333:key/1-2"]"#),
             ("system_secret_arn", SECRET),
+            ("client_trust_secret_arn", SECRET),
         ],
         &[("metrics_security_group_ids", r#"["sg-1"]"#), ("existing_ca", "null")],
     ] {
@@ -406,6 +407,7 @@ fn what_could_not_work_is_refused_by_its_variable() {
         ("included_secret_arns", &format!("[\"{SECRET}\", \"{SECRET}\"]"), "no secret twice"),
         ("included_secret_key_arns", r#"["alias/nats"]"#, "and not of aliases"),
         ("system_secret_arn", "nats/system", "the whole ARN of a secret"),
+        ("client_trust_secret_arn", "nats/clients", "the whole ARN of a secret"),
         ("metrics_security_group_ids", r#"["10.0.0.0/8"]"#, "ids of security groups"),
         ("existing_ca", r#"{arn = "nats"}"#, "the ARN of a private CA"),
         ("existing_trust_secret", r#"{arn = "nats/trust"}"#, "the whole ARN of a secret"),

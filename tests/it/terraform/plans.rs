@@ -217,7 +217,9 @@ async fn what_exists_is_what_the_nodes_get() {
     };
     let configuration = provider.open(&module()).await.unwrap();
     let (required, existing) = (super::required_values(), existing());
-    let mut values = nodes(&required, &[("metrics_security_group_ids", "[\"sg-3\"]")]);
+    let of_clients = secret_of("clients");
+    let more = [("metrics_security_group_ids", "[\"sg-3\"]"), ("client_trust_secret_arn", &*of_clients)];
+    let mut values = nodes(&required, &more);
     values.extend(existing.iter().map(|(name, value)| (*name, value.as_str())));
     let plan = configuration.plan(&values).await.unwrap();
     assert!(
@@ -238,6 +240,7 @@ async fn what_exists_is_what_the_nodes_get() {
     ] {
         assert_eq!(toml[table][key].as_str(), Some(value.as_str()), "{table}.{key}");
     }
+    assert_eq!(toml["trust"]["clients"]["secret_id"].as_str(), Some(of_clients.as_str()));
     for (address, attribute, value) in [
         ("aws_vpc_security_group_ingress_rule.metrics[0]", "referenced_security_group_id", json!("sg-3")),
         ("aws_vpc_security_group_ingress_rule.metrics[0]", "from_port", json!(9464)),
@@ -252,6 +255,7 @@ async fn what_exists_is_what_the_nodes_get() {
         |name: &str| plan.attributes(&format!("aws_iam_role_policy.{name}"))["policy"].as_str().unwrap().to_owned();
     assert!([CA, &secret_of("trust"), &secret_of("cluster")].iter().all(|arn| policy("agent").contains(arn)));
     assert!(policy("connection[0]").contains(&secret_of("connection")));
+    assert!(policy("client_trust[0]").contains(&of_clients));
     for name in ["connection_key[0]", "existing_keys[0]", "existing_keys[1]"] {
         assert!(policy(name).contains(KEY), "{name}");
     }
