@@ -44,7 +44,7 @@ enum Proof {
 use Job::{Demo, Deny, Fuzz, Lab, Package, Test};
 use Proof::{Library, Program, PythonModules};
 
-const NEEDS: [Need; 17] = [
+const NEEDS: [Need; 18] = [
     required(
         PythonModules("ensurepip, venv"),
         "python3-venv",
@@ -54,6 +54,7 @@ const NEEDS: [Need; 17] = [
     required(Program("curl"), "curl", "downloads what user data asks for", &[Test]),
     required(Program("envsubst"), "gettext-base", "fills in templates by the README's commands", &[Test]),
     required(Library("faketime/libfaketimeMT.so.1"), "libfaketime", "sets the clock of one process", &[Test]),
+    required(Program("openssl"), "openssl", "verifies unusual chains beside the agent", &[Test]),
     required(Program("strace"), "strace", "finds every system call to crash at", &[Test]),
     required(Program("c++"), "g++", "compiles libFuzzer", &[Fuzz]),
     required(Program("debootstrap"), "debootstrap", "makes the image of an instance", &[Lab]),
