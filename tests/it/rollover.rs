@@ -19,7 +19,8 @@ use harness::traffic::Traffic;
 use nats_tls_agent::clock::Clock;
 use nix::sys::signal::Signal;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -49,9 +50,14 @@ impl Change {
 
     /// `notice` is how long clients are told of a new CA.
     async fn with_notice(count: u8, deadline: &str, notice: &str) -> Self {
+        Self::of(count, deadline, notice, Ca::make).await
+    }
+
+    /// `make` makes the old CA and the new CA.
+    async fn of(count: u8, deadline: &str, notice: &str, make: impl Fn(&Path, &str) -> Ca) -> Self {
         let cluster = Nodes::new(AGENT, tools::NATS_SERVER, count).unwrap();
-        let old = make_ca(&cluster.cluster.ca_directory(), "the old CA");
-        let new = make_ca(&cluster.directory().join("new-ca"), "the new CA");
+        let old = make(&cluster.cluster.ca_directory(), "the old CA").pem;
+        let new = make(&cluster.directory().join("new-ca"), "the new CA").pem;
         cluster.configure().unwrap();
         cluster.set("discovery.interval", "\"100ms\"").unwrap();
         cluster.set("rollover.client_notice", &format!("{notice:?}")).unwrap();
@@ -145,11 +151,6 @@ impl Change {
     }
 }
 
-/// A CA with its key, as the embedded CA keeps them. Returns the CA's certificate.
-fn make_ca(directory: &Path, name: &str) -> String {
-    Ca::make(directory, name).pem
-}
-
 /// A CA of a test, which signs certificates of clients too.
 pub(crate) struct Ca {
     pub(crate) pem: String,
@@ -159,13 +160,22 @@ pub(crate) struct Ca {
 impl Ca {
     /// Makes a CA, and writes its certificate and its key as the embedded CA keeps them.
     pub(crate) fn make(directory: &Path, name: &str) -> Self {
+        Self::signed(directory, name, |params, key| params.self_signed(key).unwrap())
+    }
+
+    /// Makes a CA below a root that is in no bundle.
+    fn make_below(root: &Issuer<'_, KeyPair>, directory: &Path, name: &str) -> Self {
+        Self::signed(directory, name, |params, key| params.signed_by(key, root).unwrap())
+    }
+
+    fn signed(directory: &Path, name: &str, sign: impl Fn(&CertificateParams, &KeyPair) -> Certificate) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
+        let pem = sign(&params, &key).pem();
         std::fs::create_dir_all(directory).unwrap();
         let mut private = std::fs::OpenOptions::new();
         let mut file = private.write(true).create_new(true).mode(0o600).open(directory.join("ca.key")).unwrap();
@@ -197,10 +207,23 @@ fn waits_for(status: &Value, peer: &str) -> bool {
     at(status, "rollover.phase") == "trusting" && status["rollover"]["waits_for"].to_string().contains(peer)
 }
 
-/// The nodes get the new CA in no order. One node's bundle is stale for a while, and one node is down.
 #[tokio::test]
 async fn a_change_of_the_ca_keeps_its_order_and_loses_no_route_no_message_and_no_connection() {
-    let mut change = Change::new(5, "\"7d\"").await;
+    in_no_order(Change::new(5, "\"7d\"").await).await;
+}
+
+/// The bundles hold the subordinate CAs alone, so a leaf of the new CA chains to nothing in an old bundle.
+#[tokio::test]
+async fn a_change_of_a_subordinate_ca_keeps_its_order_and_loses_no_route_no_message_and_no_connection() {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    let root = Issuer::new(params, KeyPair::generate().unwrap());
+    let make = |directory: &Path, name: &str| Ca::make_below(&root, directory, name);
+    in_no_order(Change::of(5, "\"7d\"", "0s", make).await).await;
+}
+
+/// The nodes get the new CA in no order. One node's bundle is stale for a while, and one node is down.
+async fn in_no_order(mut change: Change) {
     // Each node has seen each peer before a peer goes down.
     change
         .until(&[0, 1, 2, 3, 4], "a look at every peer", |status| {

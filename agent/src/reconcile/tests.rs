@@ -36,8 +36,9 @@ use crate::x509::chain::StoredChain;
 use crate::x509::csr::KeyAlgorithm;
 use crate::x509::san::Sans;
 
-mod reloads;
 mod client_trust;
+mod distrust;
+mod reloads;
 mod rollover;
 mod time_steps;
 
