@@ -917,10 +917,7 @@ impl RawTrust {
 impl RawTrustSource {
     fn check(self, keys: &TrustKeys) -> Result<TrustConfig, InvalidKey> {
         if self.secret_id.is_some() && !matches!(self.kind, RawTrustKind::SecretsManager) {
-            return Err(invalid(
-                keys.secret_id,
-                "belongs to kind = \"secrets-manager\"; remove it, or set the kind",
-            ));
+            return Err(invalid(keys.secret_id, "belongs to kind = \"secrets-manager\"; remove it, or set the kind"));
         }
         if self.file.is_some() && !matches!(self.kind, RawTrustKind::File) {
             return Err(invalid(keys.file, "belongs to kind = \"file\"; remove it, or set the kind"));
@@ -945,9 +942,9 @@ impl RawTrustSource {
             }
             RawTrustKind::Issuer => Ok(TrustConfig::Issuer),
             RawTrustKind::File => {
-                let file = self.file.ok_or_else(|| {
-                    invalid(keys.file, "is missing; kind = \"file\" reads the trust bundle from it")
-                })?;
+                let file = self
+                    .file
+                    .ok_or_else(|| invalid(keys.file, "is missing; kind = \"file\" reads the trust bundle from it"))?;
                 Ok(TrustConfig::File(absolute(keys.file, file)?))
             }
         }

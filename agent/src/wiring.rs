@@ -181,7 +181,8 @@ pub(crate) fn commit_point(config: &Config, clock: Clock) -> CommitPoint {
 
 fn needs(config: &Config) -> Needs {
     let asg = matches!(config.discovery.kind, DiscoveryKind::Asg { .. });
-    let secrets = matches!(config.trust, TrustConfig::SecretsManager { .. })
+    let bundles = [Some(&config.trust), config.client_trust.as_ref()];
+    let secrets = bundles.into_iter().flatten().any(|from| matches!(from, TrustConfig::SecretsManager { .. }))
         || config.nats.cluster_secret_id.is_some()
         || config.connection.is_some()
         || !config.nats.included_secrets.is_empty()

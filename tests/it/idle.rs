@@ -78,7 +78,10 @@ async fn an_idle_agent_reads_proves_and_tries_nothing() {
     }
     assert!(settled.iter().filter(|used| is_run(used)).count() > 1, "{settled:?}");
     passes(node, 5).await;
-    assert_eq!(uses()[settled.len()..], [], "an idle pass reads or runs something");
+    // Every tenth round of discovery reads the template, to know whether the template needs the tags of the instance.
+    let idle = uses().split_off(settled.len());
+    let tenth = usize::from(idle.first() == Some(&Use::Opened(template.clone())));
+    assert_eq!(idle[tenth..], [], "an idle pass reads or runs something");
     // The same trace still shows a change.
     std::fs::write(&include, "max_payload: $PAYLOAD\nmax_connections: 1000\n").unwrap();
     let seen = eventually("the new include", SOON, async || {

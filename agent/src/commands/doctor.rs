@@ -174,9 +174,9 @@ async fn daemon(config: &Config) -> Check {
 fn is_readable(name: &'static str, bundle: &Result<TrustBundle, TrustError>) -> Check {
     match bundle {
         Err(TrustError::Issuer { source }) if source.kind == RemoteErrorKind::Absent => Check::warning(name, NO_CA),
-        bundle => {
-            Check::of(name, bundle, |bundle| format!("{} from {}", counted(bundle.anchors.len(), "anchor"), bundle.source))
-        }
+        bundle => Check::of(name, bundle, |bundle| {
+            format!("{} from {}", counted(bundle.anchors.len(), "anchor"), bundle.source)
+        }),
     }
 }
 
@@ -199,16 +199,11 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
     );
     let waits = pool.is_some();
     let mut checks: Vec<Check> = pool.into_iter().collect();
-    checks.extend([
-        issuer::issues(&parts.issuance, &ca).await,
-        is_readable("trust", &bundle),
-    ]);
+    checks.extend([issuer::issues(&parts.issuance, &ca).await, is_readable("trust", &bundle)]);
     checks.extend(client_bundle.map(|bundle| is_readable("trust of clients", &bundle)));
-    checks.extend([
-        Check::of("peers", &sighting, |seen| {
-            seen.peers.iter().map(|peer| peer.id.as_str()).collect::<Vec<_>>().join(", ")
-        }),
-    ]);
+    checks.extend([Check::of("peers", &sighting, |seen| {
+        seen.peers.iter().map(|peer| peer.id.as_str()).collect::<Vec<_>>().join(", ")
+    })]);
     if let (Ok(ca), Ok(bundle)) = (&ca, &bundle) {
         checks.push(issuer::is_trusted(ca, bundle, &parts.node, parts.issuance.validity, Clock::System.now()));
     }

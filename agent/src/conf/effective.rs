@@ -280,7 +280,12 @@ mod tests {
 
         fn values(&self, generation: &str) -> Values {
             let file = |name: &str| Path::new("/state/generations").join(generation).join(name);
-            let tls = TlsFiles { cert_file: file("cert.pem"), key_file: file("key.pem"), ca_file: file("ca.pem"), client_ca_file: file("ca.pem") };
+            let tls = TlsFiles {
+                cert_file: file("cert.pem"),
+                key_file: file("key.pem"),
+                ca_file: file("ca.pem"),
+                client_ca_file: file("ca.pem"),
+            };
             let climb = |include: &PathBuf| {
                 PathBuf::from(format!("{}{}", "../".repeat(12), &include.display().to_string()[1..]))
             };

@@ -215,7 +215,12 @@ impl Values {
     #[cfg(test)]
     pub(crate) fn sample() -> Self {
         let file = |name: &str| Path::new("/state/generations/000001").join(name);
-        let tls = TlsFiles { cert_file: file("cert.pem"), key_file: file("key.pem"), ca_file: file("ca.pem"), client_ca_file: file("ca.pem") };
+        let tls = TlsFiles {
+            cert_file: file("cert.pem"),
+            key_file: file("key.pem"),
+            ca_file: file("ca.pem"),
+            client_ca_file: file("ca.pem"),
+        };
         let node = Node {
             name: "n1".into(),
             instance_id: None,
@@ -559,7 +564,12 @@ mod tests {
 
     fn tls() -> TlsFiles {
         let file = |name| Path::new("/var/lib/nats-tls-agent/generations/000042").join(name);
-        TlsFiles { cert_file: file("cert.pem"), key_file: file("key.pem"), ca_file: file("ca.pem"), client_ca_file: file("ca.pem") }
+        TlsFiles {
+            cert_file: file("cert.pem"),
+            key_file: file("key.pem"),
+            ca_file: file("ca.pem"),
+            client_ca_file: file("ca.pem"),
+        }
     }
 
     fn credential(username: &str, password: &str) -> ClusterCredential {

@@ -508,10 +508,16 @@ impl Sources {
     pub(super) fn reasons(&self) -> impl Iterator<Item = Reason> {
         let credential = self.credential.as_ref().and_then(|polled| polled.retry.reason.clone());
         let clients = self.client_trust.as_ref().and_then(|polled| polled.retry.reason.clone());
-        [self.trust.retry.reason.clone(), clients, self.distrust_fault.clone(), credential, self.peers.retry.reason.clone()]
-            .into_iter()
-            .flatten()
-            .chain(self.included.reasons())
+        [
+            self.trust.retry.reason.clone(),
+            clients,
+            self.distrust_fault.clone(),
+            credential,
+            self.peers.retry.reason.clone(),
+        ]
+        .into_iter()
+        .flatten()
+        .chain(self.included.reasons())
     }
 
     /// What differs from the sources' answers, and what waits.

@@ -267,8 +267,9 @@ impl Node {
         let generations = self.state_directory().join("generations");
         let cannot = || Failure::new(format!("could not find a generation in {}", generations.display()));
         let entries = std::fs::read_dir(&generations).map_err(|error| cannot().because(error))?;
-        let complete =
-            entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| path.join("ca.pem").is_file());
+        let paths = entries.filter_map(Result::ok).map(|entry| entry.path());
+        // An unfinished generation has a name that ends with `.partial`.
+        let complete = paths.filter(|path| path.extension().is_none() && path.join("ca.pem").is_file());
         complete.max().ok_or_else(cannot)
     }
 

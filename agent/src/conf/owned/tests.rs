@@ -12,7 +12,12 @@ const GENERATIONS: &str = "/var/lib/nats-tls-agent/generations";
 
 fn tls() -> TlsFiles {
     let file = |name: &str| Path::new(GENERATIONS).join("000003").join(name);
-    TlsFiles { cert_file: file("cert.pem"), key_file: file("key.pem"), ca_file: file("ca.pem"), client_ca_file: file("ca.pem") }
+    TlsFiles {
+        cert_file: file("cert.pem"),
+        key_file: file("key.pem"),
+        ca_file: file("ca.pem"),
+        client_ca_file: file("ca.pem"),
+    }
 }
 
 fn values(nats: &NatsConfig, credential: Option<ClusterCredential>) -> Values {
