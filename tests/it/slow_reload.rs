@@ -10,14 +10,13 @@ use async_nats::{Client, ConnectOptions, Event};
 use futures_util::future::join_all;
 use harness::nodes::{Nodes, at};
 use harness::process::tail;
-use harness::{soak, tools};
+use harness::{eventually, soak, tools};
 use nats_tls_agent::digest::sha256_hex;
 use nats_tls_agent::server::probe::{Port, Prober};
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
 use crate::AGENT;
-use crate::rotation::status_with;
 
 /// `secret` by bcrypt with cost 11.
 const PASSWORD: &str = "$2b$11$abcdefghijklmnopqrstuuViuGI07N4McP9Kl.tD6XMEzyuvcY8LG";
@@ -117,12 +116,17 @@ async fn invariant_16_renewals_beside_bcrypt_clients_are_each_confirmed_once_and
 #[tokio::test]
 async fn a_server_that_dies_in_a_reload_through_the_connection_is_told_and_its_next_start_serves_the_new_certificate() {
     let mut nodes = node(tools::NATS_SERVER, "auto").await;
-    let (clients, _) = clients(&nodes, 60).await;
+    let (clients, _) = clients(&nodes, 30).await;
     let paid_for = |nodes: &Nodes| std::fs::read_dir(nodes.cluster.ca_directory().join("issued")).unwrap().count();
     let before = (nodes.nodes[0].agent.status().await.unwrap(), paid_for(&nodes));
     let node = &nodes.nodes[0];
     let kill = async {
-        status_with(node, |status| status["nats"]["state"] == "reloading").await;
+        eventually("the reload", PATIENCE, async || {
+            let log = node.agent.log_tail(20);
+            if log.contains("to reload") { Ok(()) } else { Err(log) }
+        })
+        .await
+        .unwrap();
         node.server.as_ref().unwrap().signal(Signal::SIGKILL).unwrap();
     };
     let (answer, ()) = tokio::join!(node.agent.run(&["renew", "--json"], PATIENCE), kill);
