@@ -153,7 +153,8 @@ async fn invariant_11_a_first_boot_with_the_clock_a_month_ahead_pays_rarely_and_
         bench.clock.sleep_until(waits.next).await;
     }
     let paid = bench.issuer.requests();
-    assert!((2..=8).contains(&paid), "{paid} certificates in a day");
+    // A pause takes between half and the whole of 10 minutes, 20, 40 and so on, so ten payments fit into a day at most.
+    assert!((2..=10).contains(&paid), "{paid} certificates in a day");
     bench.clock.step(-days(30));
     while !bench.server.config.exists() {
         let pass = pass(&mut agent).await;
