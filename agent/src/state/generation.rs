@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::digest::sha256_hex;
 use crate::state::durable::{self, FileError, Secrecy};
-use crate::trust::{TrustBundle, VerifiedChain};
+use crate::trust::{Distrusted, TrustBundle, VerifiedChain};
 use crate::x509::chain::{Chain, StoredChain, StoredChainError};
 use crate::x509::csr::PrivateKeyPem;
 
@@ -274,8 +274,13 @@ fn load_clients(files: &TlsFiles, bundle: TrustBundle) -> Result<TrustBundle, Ge
     let (Some(of), Some(version), Some(pem)) = (parts.next(), parts.next(), parts.next()) else {
         return Err(damaged(&source, "it has fewer than three lines".into()));
     };
-    let clients =
-        TrustBundle::parse(pem.as_bytes(), of, version).map_err(|error| damaged(&source, error.to_string()))?;
+    let clients = if pem.is_empty() {
+        // What nodes distrust may leave no CA of clients.
+        let (source, version) = (of.to_owned(), version.to_owned());
+        TrustBundle { anchors: Vec::new(), source, version, distrusted: Distrusted::new(), clients: None }
+    } else {
+        TrustBundle::parse(pem.as_bytes(), of, version).map_err(|error| damaged(&source, error.to_string()))?
+    };
     let bundle = bundle.with_clients(Some(clients));
     if bundle.to_clients_pem().as_bytes() == read_by_server {
         Ok(bundle)
@@ -364,6 +369,13 @@ mod tests {
         let named = loaded.files.client_ca_file.to_str().unwrap();
         assert_eq!(generations.renumbered(named, plain.number).unwrap(), plain.files.ca_file.to_str().unwrap());
         assert_eq!(generations.renumbered(named, written.number).unwrap(), named);
+        // What nodes distrust may be every CA of clients.
+        let every: Distrusted = of_clients.anchors.iter().map(|anchor| anchor.sha256.parse().unwrap()).collect();
+        let none = both.clone().without(&every).unwrap();
+        let emptied = generations.write(&chain, &none).unwrap();
+        let reread = generations.load(emptied.number).unwrap();
+        assert!(reread.bundle.has_anchors_of(&none) && reread.files == emptied.files);
+        assert_eq!(pem(&reread.files.client_ca_file), bundle.to_pem());
         for damage in ["clients.pem", "clients.source"] {
             let path = loaded.files.ca_file.with_file_name(damage);
             let before = pem(&path);
