@@ -267,9 +267,16 @@ impl Generations {
 /// reads is compared byte by byte.
 fn load_clients(files: &TlsFiles, bundle: TrustBundle) -> Result<TrustBundle, GenerationError> {
     let (path, source) = (files.ca_file.with_file_name(CLIENTS), files.ca_file.with_file_name(CLIENTS_SOURCE));
-    let Some(read_by_server) = durable::read_if_there(&path, MAX_CLIENTS)? else { return Ok(bundle) };
     let damaged = |path: &Path, reason: String| GenerationError::Damaged { path: path.to_owned(), reason };
-    let text = String::from_utf8_lossy(&read(&source)?).into_owned();
+    // One file without the other is a loss: without the bundle nats-server would not start on the configuration that names it.
+    let (read_by_server, text) =
+        match (durable::read_if_there(&path, MAX_CLIENTS)?, durable::read_if_there(&source, MAX_CLIENTS)?) {
+            (None, None) => return Ok(bundle),
+            (Some(read_by_server), Some(text)) => (read_by_server, text),
+            (None, Some(_)) => return Err(damaged(&path, "it is missing".into())),
+            (Some(_), None) => return Err(damaged(&source, "it is missing".into())),
+        };
+    let text = String::from_utf8_lossy(&text).into_owned();
     let mut parts = text.splitn(3, '\n');
     let (Some(of), Some(version), Some(pem)) = (parts.next(), parts.next(), parts.next()) else {
         return Err(damaged(&source, "it has fewer than three lines".into()));
@@ -380,6 +387,8 @@ mod tests {
             let path = loaded.files.ca_file.with_file_name(damage);
             let before = pem(&path);
             fs::write(&path, before.replacen("MII", "MIJ", 1)).unwrap();
+            assert!(generations.load(written.number).unwrap_err().to_string().contains(damage));
+            fs::remove_file(&path).unwrap();
             assert!(generations.load(written.number).unwrap_err().to_string().contains(damage));
             fs::write(&path, before).unwrap();
         }
