@@ -381,6 +381,11 @@ variable "client_trust_secret_arn" {
     condition     = var.client_trust_secret_arn == "" || can(regex(local.secret_arn, var.client_trust_secret_arn))
     error_message = "client_trust_secret_arn is the whole ARN of a secret, with the six random characters at its end."
   }
+
+  validation {
+    condition     = var.client_trust_secret_arn == "" || !can(regex("(?m)^\\s*\\[trust\\.clients\\]", var.extra_agent_toml))
+    error_message = "client_trust_secret_arn writes the table [trust.clients], so extra_agent_toml has none."
+  }
 }
 
 variable "connection_document" {

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::digest::sha256_hex;
 use crate::state::durable::{self, FileError, Secrecy};
-use crate::trust::{TrustBundle, VerifiedChain};
+use crate::trust::{Distrusted, TrustBundle, VerifiedChain};
 use crate::x509::chain::{Chain, StoredChain, StoredChainError};
 use crate::x509::csr::PrivateKeyPem;
 
@@ -267,15 +267,27 @@ impl Generations {
 /// reads is compared byte by byte.
 fn load_clients(files: &TlsFiles, bundle: TrustBundle) -> Result<TrustBundle, GenerationError> {
     let (path, source) = (files.ca_file.with_file_name(CLIENTS), files.ca_file.with_file_name(CLIENTS_SOURCE));
-    let Some(read_by_server) = durable::read_if_there(&path, MAX_CLIENTS)? else { return Ok(bundle) };
     let damaged = |path: &Path, reason: String| GenerationError::Damaged { path: path.to_owned(), reason };
-    let text = String::from_utf8_lossy(&read(&source)?).into_owned();
+    // One file without the other is a loss: without the bundle nats-server would not start on the configuration that names it.
+    let (read_by_server, text) =
+        match (durable::read_if_there(&path, MAX_CLIENTS)?, durable::read_if_there(&source, MAX_CLIENTS)?) {
+            (None, None) => return Ok(bundle),
+            (Some(read_by_server), Some(text)) => (read_by_server, text),
+            (None, Some(_)) => return Err(damaged(&path, "it is missing".into())),
+            (Some(_), None) => return Err(damaged(&source, "it is missing".into())),
+        };
+    let text = String::from_utf8_lossy(&text).into_owned();
     let mut parts = text.splitn(3, '\n');
     let (Some(of), Some(version), Some(pem)) = (parts.next(), parts.next(), parts.next()) else {
         return Err(damaged(&source, "it has fewer than three lines".into()));
     };
-    let clients =
-        TrustBundle::parse(pem.as_bytes(), of, version).map_err(|error| damaged(&source, error.to_string()))?;
+    let clients = if pem.is_empty() {
+        // What nodes distrust may leave no CA of clients.
+        let (source, version) = (of.to_owned(), version.to_owned());
+        TrustBundle { anchors: Vec::new(), source, version, distrusted: Distrusted::new(), clients: None }
+    } else {
+        TrustBundle::parse(pem.as_bytes(), of, version).map_err(|error| damaged(&source, error.to_string()))?
+    };
     let bundle = bundle.with_clients(Some(clients));
     if bundle.to_clients_pem().as_bytes() == read_by_server {
         Ok(bundle)
@@ -364,10 +376,19 @@ mod tests {
         let named = loaded.files.client_ca_file.to_str().unwrap();
         assert_eq!(generations.renumbered(named, plain.number).unwrap(), plain.files.ca_file.to_str().unwrap());
         assert_eq!(generations.renumbered(named, written.number).unwrap(), named);
+        // What nodes distrust may be every CA of clients.
+        let every: Distrusted = of_clients.anchors.iter().map(|anchor| anchor.sha256.parse().unwrap()).collect();
+        let none = both.clone().without(&every).unwrap();
+        let emptied = generations.write(&chain, &none).unwrap();
+        let reread = generations.load(emptied.number).unwrap();
+        assert!(reread.bundle.has_anchors_of(&none) && reread.files == emptied.files);
+        assert_eq!(pem(&reread.files.client_ca_file), bundle.to_pem());
         for damage in ["clients.pem", "clients.source"] {
             let path = loaded.files.ca_file.with_file_name(damage);
             let before = pem(&path);
             fs::write(&path, before.replacen("MII", "MIJ", 1)).unwrap();
+            assert!(generations.load(written.number).unwrap_err().to_string().contains(damage));
+            fs::remove_file(&path).unwrap();
             assert!(generations.load(written.number).unwrap_err().to_string().contains(damage));
             fs::write(&path, before).unwrap();
         }
