@@ -1066,7 +1066,7 @@ impl From<&TrustError> for Reason {
     fn from(error: &TrustError) -> Self {
         let (code, subject) = match error {
             TrustError::File { path, .. } => (Code::TrustInvalid, Some(file(path))),
-            TrustError::Bundle { source: BundleError::NothingTrusted { subjects }, .. } => {
+            TrustError::Bundle { source: BundleError::NothingTrusted { subjects, .. }, .. } => {
                 (Code::NothingTrusted, Some(subjects.clone()))
             }
             TrustError::Bundle { source, .. } => (Code::TrustInvalid, Some(mistake(source))),

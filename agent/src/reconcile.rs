@@ -309,11 +309,8 @@ impl Reconciler {
     pub(crate) async fn desired(&mut self) -> Result<(Option<Rendered>, Rendered), PassError> {
         let generations = &self.deployment.commit_point.parts().generations;
         let (newest, _) = generations.newest()?;
-        let first = || {
-            let files = generations.files(1);
-            if self.sources.has_clients_bundle() { files.with_clients() } else { files }
-        };
-        let files = newest.map_or_else(first, |generation| generation.files);
+        let files = generations.files(newest.map_or(1, |generation| generation.number));
+        let files = if self.sources.has_clients_bundle() { files.with_clients() } else { files };
         let included = self.sources.preview(&self.node).await;
         let committed = self.deployment.commit_point.committed()?;
         let nats = &self.deployment.commit_point.parts().nats;

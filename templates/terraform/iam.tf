@@ -76,7 +76,8 @@ resource "aws_iam_role_policy" "connection" {
 resource "aws_iam_role_policy" "connection_key" {
   count = length(local.connection_key_arns)
 
-  name = "nats-tls-agent-connection-key-${count.index}"
+  # The first policy has no number, so a role of an earlier version keeps its policy.
+  name = "nats-tls-agent-connection-key${count.index == 0 ? "" : "-${count.index}"}"
   role = aws_iam_role.node.id
   policy = templatefile("${path.module}/../iam/node-connection-key.json", {
     kms_key_arn = local.connection_key_arns[count.index]

@@ -103,6 +103,12 @@ async fn route_talks_to(node: &Node, ca: &Path, chain: &Path, key: &Path) -> std
     tokio::time::timeout(SOON, handshake).await?.map(drop)
 }
 
+/// The line by which a bundle distrusts a CA.
+fn distrust(ca: &Ca) -> String {
+    let der = CertificateDer::from_pem_slice(ca.pem.as_bytes()).unwrap();
+    format!("distrust: {}\n", nats_tls_agent::digest::sha256_hex(&der))
+}
+
 fn subjects(trust: &Value) -> Vec<&str> {
     trust["anchors"].as_array().unwrap().iter().map(|anchor| at(anchor, "subject")).collect()
 }
@@ -150,15 +156,23 @@ async fn a_bundle_of_clients_changes_and_distrusts_without_a_certificate_and_wit
     bench.write(&bench.second.pem);
     bench.accepts_alone(node, &second, &first).await;
     assert_eq!(open.connection_state(), State::Connected, "a CA that is taken out closes nobody");
+    let of_second = bench.connect(node, &second).await.unwrap();
     // What leaked is closed. A CA of nodes that the clients' bundle distrusts stays a CA of nodes.
-    let distrusted = [&bench.second, &bench.nodes].map(|ca| {
-        let der = CertificateDer::from_pem_slice(ca.pem.as_bytes()).unwrap();
-        format!("distrust: {}\n", nats_tls_agent::digest::sha256_hex(&der))
-    });
+    let distrusted = [&bench.second, &bench.nodes].map(distrust);
     bench.write(&format!("{}{}{}", distrusted.concat(), bench.first.pem, bench.second.pem));
     bench.accepts_alone(node, &first, &second).await;
     let status = status_with(node, |status| status["nats"]["distrust"].is_object()).await;
     assert_eq!(subjects(&status["trust"]), ["CN=the CA of nodes"], "{status:#}");
+    eventually("the end of the client of the leaked CA", SOON, async || match of_second.connection_state() {
+        State::Disconnected => Ok(()),
+        state => Err(format!("{state}")),
+    })
+    .await
+    .unwrap();
+    // Where every CA of clients is distrusted, clients present what nodes present.
+    bench.write(&format!("{}{}{}", distrusted.concat(), distrust(&bench.first), bench.first.pem));
+    let own = node.newest_generation().unwrap();
+    bench.accepts_alone(node, &(own.join("cert.pem"), own.join("key.pem")), &first).await;
     for (node, other) in bench.cluster.nodes.iter().zip(["n2", "n1"]) {
         node.meshed(&[other.to_owned()].into(), SOON).await.unwrap();
     }

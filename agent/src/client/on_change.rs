@@ -129,10 +129,11 @@ async fn reload(unit: &str, limit: Duration) -> Result<(), NotTold> {
 
 /// Signals the process in the pid file. Without the file or the process nobody runs, and the next start reads the new files.
 fn send(file: &Path, signal: Signal, now: OffsetDateTime) -> Result<(), NotTold> {
-    let Some((pid, pidfd)) = pinned(file)? else { return Ok(()) };
-    let (named, number) = (file.to_owned(), pid.as_raw_nonzero().get());
+    // The time comes before the pid. A file that is written in between has a newer process, and the next look signals it.
     let written = std::fs::metadata(file).and_then(|metadata| metadata.modified());
+    let Some((pid, pidfd)) = pinned(file)? else { return Ok(()) };
     let written = written.map_err(FileError::on("look at", file))?;
+    let (named, number) = (file.to_owned(), pid.as_raw_nonzero().get());
     match started(number, now) {
         // A process that has ended meanwhile shows no start either.
         None if test_kill_process(pid) == Err(rustix::io::Errno::SRCH) => return Ok(()),

@@ -78,7 +78,8 @@ fn described(status: &ClientStatus) -> String {
 ///
 /// The looks are a task of their own. So whatever a look waits for, for instance AWS or a disk, a signal ends the run.
 async fn run(config: &ClientConfig) -> Result<ExitCode, CommandError> {
-    let _lock = Lock::take(&config.directory)?;
+    // A thread may still write after the end of this function, so the process holds the lock to its own end.
+    std::mem::forget(Lock::take(&config.directory)?);
     let metrics_port = match config.metrics_listen {
         Some(address) => Some(exposition::bind(address).await?),
         None => None,

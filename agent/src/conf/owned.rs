@@ -317,12 +317,13 @@ impl Found {
 
     fn material(&mut self, path: &str, tls: &Map, own: &TlsFiles) {
         let ca_file = own.ca_file_of(path.split('.').next().unwrap_or_default());
+        let key = if *ca_file == own.ca_file { "trust.kind" } else { "trust.clients.kind" };
         for (name, entry) in tls.iter() {
             let setting = dotted(path, name);
             match &*lower(name) {
                 "cert_file" => self.unless(is_path(entry, &own.cert_file), &setting, entry, "issuer.kind"),
                 "key_file" => self.unless(is_path(entry, &own.key_file), &setting, entry, "issuer.kind"),
-                "ca_file" => self.unless(is_path(entry, ca_file), &setting, entry, "trust.kind"),
+                "ca_file" => self.unless(is_path(entry, ca_file), &setting, entry, key),
                 "certs" | "certificates" => self.unless(have_own_pair(entry, own), &setting, entry, "issuer.kind"),
                 _ => {}
             }

@@ -33,7 +33,7 @@ use crate::schedule::{ROUNDS_PER_SECRET_POLL, jittered};
 use crate::server::Observed;
 use crate::state::generation::Generation;
 use crate::trust::bundle::Anchor;
-use crate::trust::{Distrusted, Fingerprint, TrustBundle, TrustError, TrustSource};
+use crate::trust::{BundleError, Distrusted, Fingerprint, TrustBundle, TrustError, TrustSource};
 use crate::x509::chain::StoredChain;
 
 /// A CA that leaked is distrusted on every node within a minute of the change of the bundle, so the bundle's source is asked
@@ -377,6 +377,13 @@ impl Sources {
     /// generation stays.
     fn take_client_trust(&mut self, fetched: Option<Result<TrustBundle, TrustError>>, newest: Option<&Generation>) {
         let now = self.clock.now();
+        // A leaked CA goes although no other CA of clients takes its place: clients may still present what nodes present.
+        let fetched = fetched.map(|fetched| match fetched {
+            Err(TrustError::Bundle { origin, source: BundleError::NothingTrusted { distrusted, .. } }) => {
+                Ok(TrustBundle::of_no_client(origin, distrusted))
+            }
+            fetched => fetched,
+        });
         let clients = self.client_trust.as_mut().and_then(|polled| {
             if let Some(bundle) = polled.note(fetched, now, |error| error.into()) {
                 polled.last_good = Some(bundle);

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::digest::sha256_hex;
 use crate::state::durable::{self, FileError, Secrecy};
-use crate::trust::{Distrusted, TrustBundle, VerifiedChain};
+use crate::trust::{Distrusted, TrustBundle, VerifiedChain, distrust};
 use crate::x509::chain::{Chain, StoredChain, StoredChainError};
 use crate::x509::csr::PrivateKeyPem;
 
@@ -188,7 +188,8 @@ impl Generations {
         durable::create(&partial.join("key.pem"), chain.key().expose().as_bytes(), secrecy.file_mode())?;
         durable::create(&partial.join("cert.pem"), chain.chain().to_pem().as_bytes(), 0o644)?;
         durable::create(&partial.join("ca.pem"), bundle.to_pem().as_bytes(), 0o644)?;
-        durable::create(&partial.join("source"), format!("{}\n{}\n", bundle.source, bundle.version).as_bytes(), 0o644)?;
+        let source = format!("{}\n{}\n{}", bundle.source, bundle.version, distrust::to_text(&bundle.distrusted));
+        durable::create(&partial.join("source"), source.as_bytes(), 0o644)?;
         if let Some(clients) = &bundle.clients {
             let source = format!("{}\n{}\n{}", clients.source, clients.version, clients.to_pem());
             durable::create(&partial.join(CLIENTS), bundle.to_clients_pem().as_bytes(), 0o644)?;
@@ -203,12 +204,16 @@ impl Generations {
     /// Reads a generation and checks that its key is the certificate's.
     pub fn load(&self, number: u64) -> Result<Generation, GenerationError> {
         let mut files = self.files(number);
-        let source = files.ca_file.with_file_name("source");
-        let source = String::from_utf8_lossy(&read(&source)?).into_owned();
-        let (source, version) = source.trim_end().split_once('\n').unwrap_or(("unknown", "unknown"));
+        let source_file = files.ca_file.with_file_name("source");
+        let text = String::from_utf8_lossy(&read(&source_file)?).into_owned();
+        let mut lines = text.lines();
+        let (source, version) = (lines.next().unwrap_or("unknown"), lines.next().unwrap_or("unknown"));
         let damaged = |path: &Path, reason: String| GenerationError::Damaged { path: path.to_owned(), reason };
-        let bundle = TrustBundle::parse(&read(&files.ca_file)?, source, version)
+        let mut bundle = TrustBundle::parse(&read(&files.ca_file)?, source, version)
             .map_err(|error| damaged(&files.ca_file, error.to_string()))?;
+        // What nodes distrust stays distrusted for clients while the source of the bundle is away.
+        bundle.distrusted =
+            distrust::in_text(text.as_bytes()).map_err(|error| damaged(&source_file, error.to_string()))?;
         let bundle = load_clients(&files, bundle)?;
         if bundle.clients.is_some() {
             files = files.with_clients();

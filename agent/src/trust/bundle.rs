@@ -78,6 +78,8 @@ pub enum BundleError {
     NothingTrusted {
         /// The subjects of the CAs.
         subjects: String,
+        /// Every CA that is distrusted.
+        distrusted: Distrusted,
     },
     /// A block is no usable CA certificate.
     #[error("block {number} (line {line}{}) {fault}", subject.as_ref().map(|name| format!(", {name}")).unwrap_or_default())]
@@ -162,7 +164,7 @@ impl TrustBundle {
         self.distrusted.extend(distrusted.iter().cloned());
         if self.anchors.iter().all(|anchor| self.distrusts(&anchor.sha256)) {
             let subjects: Vec<_> = self.anchors.into_iter().map(|anchor| anchor.subject).collect();
-            return Err(BundleError::NothingTrusted { subjects: subjects.join(", ") });
+            return Err(BundleError::NothingTrusted { subjects: subjects.join(", "), distrusted: self.distrusted });
         }
         let distrusted = std::mem::take(&mut self.distrusted);
         self.anchors.retain(|anchor| !is_among(&distrusted, &anchor.sha256));
@@ -193,14 +195,21 @@ impl TrustBundle {
         self.anchors == other.anchors && of_clients(self) == of_clients(other)
     }
 
-    /// The subjects of the anchors of `before` that are distrusted now.
+    /// The bundle of clients that has no CA, since all its CAs are distrusted. Clients then present what nodes present.
+    pub(crate) fn of_no_client(source: String, distrusted: Distrusted) -> Self {
+        Self { anchors: Vec::new(), source, version: "distrusted".into(), distrusted, clients: None }
+    }
+
+    /// The subjects of the anchors of `before` that are distrusted now. A CA of nodes that the clients' bundle alone distrusts is
+    /// not among them, because clients may still present its certificates.
     pub(crate) fn distrusted_of(&self, before: &Self) -> Vec<String> {
         let is_distrusted = |anchor: &&Anchor| self.distrusts(&anchor.sha256);
         let is_distrusted_of_clients = |anchor: &&Anchor| {
             is_distrusted(anchor) || self.clients.as_ref().is_some_and(|clients| clients.distrusts(&anchor.sha256))
         };
         let of_nodes = before.anchors.iter().filter(is_distrusted);
-        let of_clients = before.client_anchors().iter().filter(is_distrusted_of_clients);
+        let is_no_node = |anchor: &&Anchor| !self.anchors.contains(anchor);
+        let of_clients = before.client_anchors().iter().filter(is_no_node).filter(is_distrusted_of_clients);
         of_nodes.chain(of_clients).map(|anchor| anchor.subject.clone()).collect()
     }
 

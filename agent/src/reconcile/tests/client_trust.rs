@@ -71,3 +71,21 @@ async fn what_nodes_distrust_no_client_presents_and_what_clients_alone_distrust_
     assert_eq!(serves_and_trusts(&bench, &nodes), (true, true));
     assert_eq!((status.state, bench.paid_for()), (State::Healthy, 1), "{:?}", status.reasons);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_nodes_distrust_stays_away_from_clients_over_a_restart_while_the_source_is_away() {
+    let mut bench = Bench::new().await;
+    bench.interval = Duration::from_secs(30);
+    let (one, two) = (Ca::root("one"), Ca::root("two"));
+    let both = TrustBundle::parse(format!("{}{}", one.pem, two.pem).as_bytes(), "clients", "2").unwrap();
+    bench.client_trust = Some(Arc::new(SettableTrust(Mutex::new(Some(both)))));
+    let nodes = bench.trust.0.lock().unwrap().take().unwrap();
+    *bench.trust.0.lock().unwrap() = Some(nodes.without(&fingerprints(&of_clients(&one))).unwrap());
+    drop(bench.serving().await);
+    assert_eq!(committed(&bench), Some(vec!["CN=two".to_owned()]));
+    *bench.trust.0.lock().unwrap() = None;
+    let mut agent = bench.agent();
+    let until = bench.clock.now() + Duration::from_mins(2);
+    bench.live(&mut agent, until).await;
+    assert_eq!(committed(&bench), Some(vec!["CN=two".to_owned()]));
+}
