@@ -43,7 +43,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, MetricsError> {
     TcpListener::bind(address).await.map_err(|source| MetricsError { address, source })
 }
 
-/// Serves `/metrics` for ever. `registry` makes the registry of one scrape. The answer is 503 while there is none.
+/// Serves `/metrics` for ever. `registry` makes the registry of one scrape. The answer is 503 while there is no registry.
 pub async fn serve(listener: TcpListener, registry: impl Fn() -> Option<Registry> + Send + Sync + 'static) {
     let (places, registry) = (Arc::new(Semaphore::new(MAX_CLIENTS)), Arc::new(registry));
     loop {
