@@ -174,8 +174,8 @@ fn visits(member: &FleetNode, before: usize) -> Vec<Call> {
     calls.filter(|call| call.asked("SecretId").as_deref() == Some(SECRET)).collect()
 }
 
-/// Each node knows itself alone, as after a split of the network, so each is the first. Both writes are held in front of AWS until
-/// both are there.
+/// Each node knows itself alone, as after a split of the network, so each node is the first. Both writes are held in front of AWS
+/// until both are there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_that_both_think_they_are_the_writer_and_an_edit_by_hand_leave_no_wrong_document() {
     let mut bench = Bench::of(2).await;

@@ -82,7 +82,7 @@ impl World {
     }
 
     /// Starts `agent client run`, in the place of the process that runs. With `client_auth = "mtls"` the services get another
-    /// certificate: each start asks for another URI, of the CA that signs now.
+    /// certificate: each start asks the CA that signs now, and for another URI.
     async fn keep_files(&mut self) {
         if let Some(keeper) = self.keeper.take() {
             keeper.stop(SOON).await.unwrap();

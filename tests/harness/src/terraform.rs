@@ -1,4 +1,4 @@
-//! Terraform with a double of its AWS provider. The double has the provider's own schema, and reaches no AWS.
+//! Terraform with a double of its AWS provider. The double has the provider's own schema, and never reaches AWS.
 //!
 //! Terraform attaches to the running double, as it does to a provider in a debugger
 //! (<https://developer.hashicorp.com/terraform/plugin/debugging>). So Terraform installs nothing, and `terraform init` needs no
