@@ -1,7 +1,7 @@
 //! Prometheus metrics over HTTP: the formats, and the one path `/metrics`.
 //!
-//! prometheus-client writes OpenMetrics alone. The text format of Prometheus differs from it in the names of counters and in
-//! the last line, so the text format is made of the same output.
+//! prometheus-client writes OpenMetrics alone. The text format of Prometheus has other names of counters and no mark at the
+//! end. So the text format is made of the output in OpenMetrics.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

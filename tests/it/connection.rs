@@ -37,7 +37,7 @@ pub(crate) async fn request_by(document: &Document, directory: &Path) -> String 
     String::from_utf8(answer.payload.to_vec()).unwrap()
 }
 
-/// Credentials come from the metadata of the first instance, as those of an agent do.
+/// Credentials come from the metadata of the first instance, as an agent's credentials do.
 async fn secret_of(fleet: &Fleet) -> ConnectionSecret {
     let imds_endpoint = fleet.nodes[0].imds.as_ref().map(harness::imds::ImdsStub::endpoint);
     let endpoint = Some(fleet.moto.endpoint().to_owned());

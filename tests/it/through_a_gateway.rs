@@ -1,5 +1,5 @@
-//! HTTP requests through a gateway and two responders, all of which connect by docs/clients.md and the files of `agent client run`,
-//! while the group changes its CA, a node is replaced, all nodes renew and each service restarts.
+//! HTTP requests through a gateway and two responders, while the group changes its CA, a node is replaced, all nodes renew and each
+//! service restarts. The services connect by docs/clients.md and the files of `agent client run`.
 
 #![allow(clippy::print_stdout, reason = "the test's output shows the table")]
 

@@ -200,7 +200,7 @@ impl Plan {
         made
     }
 
-    /// The planned attributes of a resource, without those that are known after the apply.
+    /// The planned attributes of a resource, without the attributes that are known after the apply.
     #[must_use]
     pub fn attributes(&self, address: &str) -> &Value {
         &self.change(address)["after"]
