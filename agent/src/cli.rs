@@ -142,7 +142,7 @@ pub enum ClientCommand {
     },
     /// Print the settings of the files in force as variables for a shell
     Env,
-    /// Print the context of the nats CLI that is in force
+    /// Print the context for the nats CLI of the files in force
     Context,
 }
 

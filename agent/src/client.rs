@@ -43,7 +43,7 @@ use crate::x509::chain::StoredChain;
 
 /// The first pause after a failure.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(5);
-/// The largest number of servers that are dialled before other CAs are taken.
+/// The largest number of servers that are dialled before a document comes into force.
 const MOST_DIALLED: usize = 3;
 
 /// Why the files of the service are not brought up to date. The last good files stay.
@@ -57,7 +57,7 @@ pub enum ClientError {
     File(#[from] FileError),
     /// Nothing names the Region of the secret.
     #[error(
-        "the Region of the secret {0:?} is not known, and instance metadata doesn't name it; write connection.region, or the \
+        "the Region of the secret {0:?} is not known, and instance metadata names no Region; write connection.region, or the \
          ARN of the secret"
     )]
     WithoutRegion(String),
@@ -79,8 +79,8 @@ pub enum ClientError {
         "the connection document holds no usable trust bundle under NATS_CA; the agents of the group correct the document"
     )]
     Bundle,
-    /// By the document a client verifies no server that answers.
-    #[error("by the connection document a client verifies none of the servers that answer ({said}); {remedy}")]
+    /// A client with this document verifies none of the servers that answer.
+    #[error("a client with this connection document verifies none of the servers that answer ({said}); {remedy}")]
     Unverified {
         /// What the first server showed.
         said: String,
@@ -272,8 +272,8 @@ impl Client {
         failed
     }
 
-    /// The document of its source. A document that takes a CA away passes [`Self::verifies_servers`] first. Further CAs beside
-    /// those before take nothing from the service, and a CA rollover waits for no server.
+    /// The document of its source. A document that takes a CA away passes [`Self::verifies_servers`] first. A
+    /// document that only adds CAs takes nothing from the service, so a CA rollover waits for no server.
     async fn accepted_document(&mut self) -> Result<Document, ClientError> {
         let document = self.document().await?;
         if self.last_good().await.is_none_or(|before| !document.trusts_all_of(&before)) {
@@ -298,7 +298,7 @@ impl Client {
         certificates.obtain(current.as_ref()).await.map(Some).map_err(ClientError::Certificate)
     }
 
-    /// Writes the files where they differ. Once a certificate `is_safe` in a generation, the journal forgets it.
+    /// Writes the files where they differ. Once a certificate `is_safe` in a generation, the journal forgets the certificate.
     async fn put_in_force(
         &self,
         document: Document,
@@ -328,8 +328,8 @@ impl Client {
         self.on_disk(move |files| Ok(files.note_told(number)?)).await
     }
 
-    /// Refuses a document by which a client verifies none of the servers that answer. Another CA signed their certificates, or
-    /// they lack the names of the URLs. Where no server answers, nothing speaks against the document.
+    /// Refuses a document by which a client verifies none of the servers that answer. Another CA signed the certificates of the
+    /// servers, or the certificates lack the names of the URLs. Where no server answers, nothing speaks against the document.
     async fn verifies_servers(&self, document: &Document) -> Result<(), ClientError> {
         let presented = Presented::of(document, &Login::default()).map_err(|_| ClientError::Bundle)?;
         let urls = document.urls().take(MOST_DIALLED);
@@ -355,8 +355,8 @@ mod tests {
     use super::check::Fault;
     use super::*;
 
-    /// rustls verifies the chain before the name, and a server refuses a client's certificate after the client has verified the
-    /// server's.
+    /// rustls verifies the chain before the name. A server refuses the client's certificate after the client has verified the
+    /// server's certificate.
     #[test]
     fn a_document_is_refused_where_a_client_verifies_no_server_that_answers() {
         let findings = |faults: &[Option<Fault>]| -> Vec<_> {

@@ -1,7 +1,7 @@
 //! Prometheus metrics over HTTP: the formats, and the one path `/metrics`.
 //!
-//! prometheus-client writes OpenMetrics alone. The text format of Prometheus differs from it in the names of counters and in
-//! the last line, so the text format is made of the same output.
+//! prometheus-client writes OpenMetrics alone. The text format of Prometheus has other names of counters and no mark at the
+//! end. So the text format is made of the output in OpenMetrics.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -43,7 +43,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, MetricsError> {
     TcpListener::bind(address).await.map_err(|source| MetricsError { address, source })
 }
 
-/// Serves `/metrics` for ever. `registry` makes the registry of one scrape. The answer is 503 while there is none.
+/// Serves `/metrics` for ever. `registry` makes the registry of one scrape. The answer is 503 while there is no registry.
 pub async fn serve(listener: TcpListener, registry: impl Fn() -> Option<Registry> + Send + Sync + 'static) {
     let (places, registry) = (Arc::new(Semaphore::new(MAX_CLIENTS)), Arc::new(registry));
     loop {

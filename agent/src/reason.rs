@@ -144,7 +144,7 @@ codes! {
     ConnectionNewer = "connection_newer",
     /// Two nodes would have different connection documents.
     ConnectionDisputed = "connection_disputed",
-    /// By the connection document a client verifies none of the servers that answer.
+    /// A client with the connection document verifies none of the servers that answer.
     ClientCaRefused = "client_ca_refused",
     /// The service was not told of new files.
     ClientOnChange = "client_on_change",

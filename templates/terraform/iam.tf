@@ -29,7 +29,7 @@ resource "aws_iam_role_policy" "own_key" {
   })
 }
 
-# The key is a number, because a key that is made in the same run has no ARN yet.
+# The index is a number, because a KMS key that is made in the same run has no ARN yet.
 resource "aws_iam_role_policy" "existing_keys" {
   count = length(local.existing_key_arns)
 

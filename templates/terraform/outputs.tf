@@ -19,17 +19,17 @@ output "trust_secret_arn" {
 }
 
 output "connection_secret_arn" {
-  description = "The secret of the connection document, or null. Readers need secretsmanager:GetSecretValue on it, and kms:Decrypt on secrets_key_arn."
+  description = "The secret of the connection document, or null. Readers need secretsmanager:GetSecretValue on the secret, and kms:Decrypt on its KMS key: secrets_key_arn, or a key of existing_connection_secret."
   value       = local.connection_secret_arn
 }
 
 output "cluster_secret_arn" {
-  description = "The cluster credential's secret, which only the nodes can read."
+  description = "The cluster credential's secret. Only the nodes can read a secret that the module makes."
   value       = local.cluster_secret_arn
 }
 
 output "secrets_key_arn" {
-  description = "The KMS key of the secrets that the module makes, or null. Readers of the trust bundle need kms:Decrypt on this key."
+  description = "The KMS key of the secrets that the module makes, or null. Readers of these secrets need kms:Decrypt on this key."
   value       = one(aws_kms_key.secrets[*].arn)
 }
 

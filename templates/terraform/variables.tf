@@ -57,7 +57,7 @@ variable "client_security_group_ids" {
 }
 
 variable "metrics_security_group_ids" {
-  description = "The security groups of scrapers that may connect to the agents' metrics on port 9464. The agents then listen there on all addresses. The first group replaces every node."
+  description = "The security groups of scrapers that may connect to the agents' metrics on port 9464. The agents then listen there on all addresses. Adding the first group replaces every node."
   type        = list(string)
   default     = []
 
@@ -104,7 +104,7 @@ variable "deletion_protection" {
 
 variable "existing_load_balancer" {
   description = <<-EOT
-    An existing network load balancer for clients, instead of a new one. The group registers its nodes with the target group, which
+    An existing network load balancer for clients, instead of a new load balancer. The group registers its nodes with the target group, which
     has targets of the type "instance" and passes TCP on to port 4222. The name client_dns_name becomes an alias of dns_name and zone_id.
     The nodes admit the load balancer's security groups. The rules of these groups belong to their owner.
     A load balancer without a security group needs its subnets in client_cidr_blocks, for its health checks.
@@ -124,7 +124,7 @@ variable "existing_load_balancer" {
 
   validation {
     condition     = var.existing_load_balancer == null || length(try(var.existing_load_balancer.security_group_ids, [])) + length(var.client_cidr_blocks) > 0
-    error_message = "existing_load_balancer needs security_group_ids. Without a security group it needs its subnets in client_cidr_blocks."
+    error_message = "existing_load_balancer needs security_group_ids. Without a security group, client_cidr_blocks needs the subnets of the load balancer."
   }
 }
 
@@ -143,7 +143,7 @@ variable "existing_zone" {
 
 variable "existing_ca" {
   description = <<-EOT
-    An existing private CA that signs the nodes' certificates, instead of a new one. The account of the nodes owns the CA, or the
+    An existing private CA that signs the nodes' certificates, instead of a new CA. The account of the nodes owns the CA, or the
     owner shares the CA. The nodes trust the CA's root. short_lived_ca then tells the mode of this CA. ca_common_name and
     ca_validity_years have no effect.
   EOT
@@ -157,7 +157,7 @@ variable "existing_ca" {
 }
 
 variable "existing_trust_secret" {
-  description = "An existing secret with the trust bundle, instead of a new one. The bundle contains the root of the CA, or no node starts. key_arns names the secret's KMS key, where the secret has a key of its own."
+  description = "An existing secret with the trust bundle, instead of a new secret. The bundle contains the root of the CA, or no node starts. key_arns names the secret's KMS key, where the secret has a key of its own."
   type        = object({ arn = string, key_arns = optional(list(string), []) })
   default     = null
 
@@ -173,7 +173,7 @@ variable "existing_trust_secret" {
 }
 
 variable "existing_cluster_secret" {
-  description = "An existing secret with the cluster credential, instead of a new one: {\"username\": …, \"password\": …}. The secret's resource policy stays as it is. key_arns names the secret's KMS key, where the secret has a key of its own."
+  description = "An existing secret with the cluster credential, instead of a new secret: {\"username\": …, \"password\": …}. The secret's resource policy stays as it is. key_arns names the secret's KMS key, where the secret has a key of its own."
   type        = object({ arn = string, key_arns = optional(list(string), []) })
   default     = null
 
@@ -400,7 +400,7 @@ variable "connection_document" {
 }
 
 variable "existing_connection_secret" {
-  description = "An existing secret in which the nodes keep the connection document, instead of a new one. The variable implies connection_document. key_arns names the secret's KMS key, where the secret has a key of its own. A change replaces every node."
+  description = "An existing secret in which the nodes keep the connection document, instead of a new secret. The variable implies connection_document. key_arns names the secret's KMS key, where the secret has a key of its own. A change replaces every node."
   type        = object({ arn = string, key_arns = optional(list(string), []) })
   default     = null
 

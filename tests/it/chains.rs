@@ -293,8 +293,8 @@ impl Case {
     }
 }
 
-/// Chains that others accept and webpki refuses. Webpki knows no certificate policies, and refuses each critical extension that it
-/// doesn't know (RFC 5280, section 4.2).
+/// Chains that others accept and webpki refuses. The library webpki knows no certificate policies, and refuses each unknown critical
+/// extension (RFC 5280, section 4.2).
 const REFUSED_BY_WEBPKI: [&str; 1] = ["critical policies on the way"];
 
 /// Chains that others accept and openssl 3.0 refuses. openssl takes the first CA of the right name, and tries no other CA after a
@@ -302,11 +302,11 @@ const REFUSED_BY_WEBPKI: [&str; 1] = ["critical policies on the way"];
 const REFUSED_BY_OPENSSL: [&str; 2] =
     ["the same, and the leaf names no key", "two CAs of one name, and the leaf names no key"];
 
-/// Chains that rustls accepts and others refuse. A trust anchor of webpki has no length of the path.
+/// Chains that rustls accepts and others refuse. A trust anchor of webpki has no path length.
 const TAKEN_BY_RUSTLS: [&str; 1] = ["a path that is too long"];
 
 #[tokio::test]
-async fn what_the_agent_serves_every_verifier_accepts_and_what_it_refuses_is_known() {
+async fn each_verifier_gives_the_known_verdict_on_each_unusual_chain() {
     let directory = tempfile::tempdir().unwrap();
     let cases = cases(directory.path());
     let (mut rows, mut wrong) = (Vec::new(), Vec::new());

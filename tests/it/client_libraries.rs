@@ -22,7 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::client::{Ca, Machine, document, tls};
 
 const SOON: Duration = Duration::from_mins(1);
-/// The variables of [`a_rust_service`] beside those of the document.
+/// The variables of [`a_rust_service`] beside the variables of the document.
 const SUBJECT: &str = "SERVICE_SUBJECT";
 const FORM: &str = "SERVICE_FORM";
 
@@ -75,7 +75,7 @@ async fn a_rust_service() {
     client.drain().await.unwrap();
 }
 
-/// Starts a responder on a subject, with its files in a new directory and these variables. `None`: this machine has no Node.js.
+/// Starts a responder on a subject, with its files in a new directory and these variables. `None`: this machine lacks Node.js or its packages.
 pub(crate) async fn responder(
     language: &str,
     directory: &Path,
@@ -89,7 +89,7 @@ pub(crate) async fn responder(
     let mut variables = variables.to_vec();
     let mut command = match language {
         "rust" => {
-            // The arguments are those of a test program, so the subject is a variable.
+            // The arguments are the arguments of a test program, so the subject is a variable.
             variables.extend([(SUBJECT.to_owned(), subject.to_owned()), (FORM.to_owned(), format!("{form:?}"))]);
             let mut command = Command::new(std::env::current_exe().unwrap());
             command

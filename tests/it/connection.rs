@@ -37,7 +37,7 @@ pub(crate) async fn request_by(document: &Document, directory: &Path) -> String 
     String::from_utf8(answer.payload.to_vec()).unwrap()
 }
 
-/// Credentials come from the metadata of the first instance, as those of an agent do.
+/// Credentials come from the metadata of the first instance, as an agent's credentials do.
 async fn secret_of(fleet: &Fleet) -> ConnectionSecret {
     let imds_endpoint = fleet.nodes[0].imds.as_ref().map(harness::imds::ImdsStub::endpoint);
     let endpoint = Some(fleet.moto.endpoint().to_owned());
@@ -174,8 +174,8 @@ fn visits(member: &FleetNode, before: usize) -> Vec<Call> {
     calls.filter(|call| call.asked("SecretId").as_deref() == Some(SECRET)).collect()
 }
 
-/// Each node knows itself alone, as after a split of the network, so each is the first. Both writes are held in front of AWS until
-/// both are there.
+/// Each node knows itself alone, as after a split of the network, so each node is the first. Both writes are held in front of AWS
+/// until both are there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_that_both_think_they_are_the_writer_and_an_edit_by_hand_leave_no_wrong_document() {
     let mut bench = Bench::of(2).await;

@@ -1,5 +1,5 @@
-//! HTTP requests through a gateway and two responders, all of which connect by docs/clients.md and the files of `agent client run`,
-//! while the group changes its CA, a node is replaced, all nodes renew and each service restarts.
+//! HTTP requests through a gateway and two responders, while the group changes its CA, a node is replaced, all nodes renew and each
+//! service restarts. The services connect by docs/clients.md and the files of `agent client run`.
 
 #![allow(clippy::print_stdout, reason = "the test's output shows the table")]
 
@@ -82,7 +82,7 @@ impl World {
     }
 
     /// Starts `agent client run`, in the place of the process that runs. With `client_auth = "mtls"` the services get another
-    /// certificate: each start asks for another URI, of the CA that signs now.
+    /// certificate: each start asks the CA that signs now, and for another URI.
     async fn keep_files(&mut self) {
         if let Some(keeper) = self.keeper.take() {
             keeper.stop(SOON).await.unwrap();

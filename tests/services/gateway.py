@@ -1,6 +1,6 @@
 """An HTTP gateway: GET /SUBJECT answers with the reply of NATS, and GET /health says whether NATS is connected.
 
-A request whose answer is lost is asked again, as by any gateway in front of nodes that are replaced. The header `X-Asked`
+The gateway asks again where an answer is lost, as any gateway in front of nodes that are replaced. The header `X-Asked`
 says how often the gateway asked. `connection.py` beside this file is code of docs/clients.md.
 """
 

@@ -66,8 +66,8 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// What the server says about the document. A server asks for the client's certificate after it has shown its own, and the
-    /// client verifies that first (RFC 8446, 4.4; RFC 5246, 7.3).
+    /// What the server says about the document. A server shows its own certificate, and asks for the client's. The
+    /// client verifies the server's certificate first (RFC 8446, 4.4; RFC 5246, 7.3).
     pub(crate) fn evidence(&self) -> Evidence {
         match self.fault {
             None | Some(Fault::CertificateRequired | Fault::CertificateRefused) => Evidence::For,

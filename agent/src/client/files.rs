@@ -98,7 +98,7 @@ impl Rendered {
     pub(super) fn of(document: &Document, login: &Login, chain: Option<&StoredChain>, current: &Path) -> Self {
         let own = Document { others: BTreeMap::new(), ..document.clone() };
         let mut login = login.clone();
-        // The first certificate may still be under way. A variable names no file that isn't there.
+        // The first certificate may still be under way. A variable names only files that exist.
         if chain.is_none() && login.cert_file == Some(current.join(CERTIFICATE)) {
             (login.cert_file, login.key_file) = (None, None);
         }
@@ -339,7 +339,7 @@ mod tests {
 
     /// A generation of an earlier configuration had a certificate and a key.
     #[test]
-    fn a_file_that_is_wanted_no_more_is_in_no_next_generation() {
+    fn a_file_that_is_no_longer_wanted_is_left_out_of_the_next_generation() {
         let directory = tempfile::tempdir().unwrap();
         let files = Files::of(directory.path());
         let rendered = Rendered::of(&document("CA"), &Login::default(), None, &files.current());
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn shells_and_people_are_told_of_the_files_in_force_and_of_no_file_that_is_not_there() {
+    fn shells_and_people_are_told_of_the_files_in_force_and_only_of_files_that_exist() {
         let directory = tempfile::tempdir().unwrap();
         let files = Files::of(directory.path());
         assert!(files.shell().unwrap().is_none() && files.context().unwrap().is_none());

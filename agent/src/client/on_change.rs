@@ -23,8 +23,8 @@ use crate::state::durable::{self, FileError};
 const MAX_PID_FILE: u64 = 64;
 /// The exit status of `systemctl is-active` for a unit that isn't active.
 const NOT_ACTIVE: i32 = 3;
-/// How long after the file its process may seem to have started. The start is computed by the present clock, which may have been
-/// set since. A number is seldom used again within a minute.
+/// How long after the pid file was written its process may seem to have started. The start is computed by the present clock, which
+/// may have been set since. A number is seldom used again within a minute.
 const CLOCK_STEP: Duration = Duration::from_mins(1);
 
 /// Why the service was not told of new files. The next look tries again.
@@ -39,7 +39,7 @@ pub enum NotTold {
     /// The process started after the pid file was written.
     #[error(
         "{} names pid {pid}, which started after the file was written: another process has the number of the service now, so \
-         on_change signals nobody; start the service, so that it writes its pid", .file.display()
+         on_change signals nobody; restart the service, so that the service writes its pid", .file.display()
     )]
     Stale {
         /// The pid file.
@@ -294,7 +294,7 @@ mod tests {
         assert!(!other.wait().await.unwrap().success());
     }
 
-    /// Whoever ends the agent gives up on the answer, and nobody else would end the program's children.
+    /// An agent that ends gives up on the answer, and nobody else would end the program's children.
     #[tokio::test]
     async fn a_command_that_is_given_up_ends_with_its_children() {
         let directory = tempfile::tempdir().unwrap();

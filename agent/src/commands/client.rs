@@ -24,7 +24,7 @@ use crate::state::durable::FileError;
 use crate::state::lock::Lock;
 use crate::status::State;
 
-/// How many URLs are checked at the same time. Each check has two connections.
+/// How many URLs are checked at the same time. Each check has two connections at most.
 const MOST_AT_ONCE: usize = 16;
 
 /// How long the end waits for a look to break off.
@@ -41,7 +41,7 @@ pub async fn client(config: &ClientConfig, command: ClientCommand) -> Result<Exi
     }
 }
 
-/// Prints what the files in force say. A newer document is in no file yet, and may have other CAs than the files.
+/// Prints what the files in force say. A newer document that is in no file yet may have other CAs.
 fn print_current(
     config: &ClientConfig,
     text: impl Fn(&Files) -> Result<Option<String>, FileError>,
@@ -98,7 +98,7 @@ async fn run(config: &ClientConfig) -> Result<ExitCode, CommandError> {
     tracing::info!("stopping");
     let _nobody = sd_notify::notify(&[NotifyState::Stopping]);
     keeping.abort();
-    // A look that is at a disk that hangs ends with the process.
+    // A look that waits for a hanging disk ends with the process.
     let _given_up = tokio::time::timeout(PARTING, keeping).await;
     Ok(ExitCode::SUCCESS)
 }

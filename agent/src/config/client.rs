@@ -126,7 +126,7 @@ struct RawClientConfig {
     metrics: RawMetrics,
 }
 
-/// Off by default: a machine may have the agents of several services, and one port serves one agent.
+/// Off by default: a machine may have the agents of several services, and each agent needs a port of its own.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawMetrics {

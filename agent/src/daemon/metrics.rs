@@ -57,7 +57,7 @@ fn register_single(registry: &mut Registry, published: &Published, status: &Stat
     let of_clients = status.trust.iter().flat_map(|trust| &trust.clients).flat_map(|clients| &clients.anchors);
     let anchors = status.trust.iter().flat_map(|trust| &trust.anchors).chain(of_clients);
     let first = anchors.map(|anchor| unix(anchor.not_after)).min();
-    gauge("anchor_not_after_timestamp_seconds", "Earliest end of an anchor in the trust bundle, as Unix time", first);
+    gauge("anchor_not_after_timestamp_seconds", "Earliest end of an anchor of nodes or clients, as Unix time", first);
     let last = published.last_pass.map(unix);
     gauge("last_pass_timestamp_seconds", "Time when the last pass ended, as Unix time", last);
 }

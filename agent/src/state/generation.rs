@@ -48,7 +48,7 @@ pub struct TlsFiles {
     pub key_file: PathBuf,
     /// Trust bundle.
     pub ca_file: PathBuf,
-    /// Trust bundle for what clients present. Without `[trust.clients]` it is `ca_file`.
+    /// Trust bundle for what clients present. Without `[trust.clients]` the path is `ca_file`.
     pub client_ca_file: PathBuf,
 }
 

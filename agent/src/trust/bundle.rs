@@ -174,8 +174,8 @@ impl TrustBundle {
         Ok(Self { distrusted, ..self })
     }
 
-    /// The bundle with another bundle for what clients present. What nodes distrust no client may present either. A CA that
-    /// the clients' bundle alone distrusts stays an anchor of nodes.
+    /// The bundle with another bundle for what clients present. No client may present what nodes distrust. A CA that the
+    /// clients' bundle alone distrusts stays an anchor of nodes.
     pub(crate) fn with_clients(self, clients: Option<Self>) -> Self {
         let clients = clients.map(|mut clients| {
             clients.anchors.retain(|anchor| !self.distrusts(&anchor.sha256));

@@ -20,9 +20,9 @@ use crate::{Failure, eventually, join_all, table};
 
 /// The numbers of requests at once.
 pub const AT_ONCE: [usize; 2] = [20, 200];
-/// So many rounds of 20 stand for each round of 200.
+/// How many rounds of 20 come before each round of 200.
 const SMALL_ROUNDS: usize = 4;
-/// An HTTP client waits so long, and no longer.
+/// How long an HTTP client waits for an answer.
 const WITHIN: Duration = Duration::from_secs(15);
 const BODY_LIMIT: usize = 64 * 1024;
 /// How many rounds of each size an event has at least.

@@ -143,7 +143,7 @@ impl Service {
         tail(self.process.log(), lines)
     }
 
-    /// The word after `ready on port`.
+    /// The port in the line `ready on port`.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         let said = self.log_tail(usize::MAX);

@@ -1,4 +1,4 @@
-//! Terraform with a double of its AWS provider. The double has the provider's own schema, and reaches no AWS.
+//! Terraform with a double of its AWS provider. The double has the provider's own schema, and never reaches AWS.
 //!
 //! Terraform attaches to the running double, as it does to a provider in a debugger
 //! (<https://developer.hashicorp.com/terraform/plugin/debugging>). So Terraform installs nothing, and `terraform init` needs no
@@ -200,7 +200,7 @@ impl Plan {
         made
     }
 
-    /// The planned attributes of a resource, without those that are known after the apply.
+    /// The planned attributes of a resource, without the attributes that are known after the apply.
     #[must_use]
     pub fn attributes(&self, address: &str) -> &Value {
         &self.change(address)["after"]

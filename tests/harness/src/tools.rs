@@ -42,7 +42,7 @@ pub fn nats_py() -> Result<PathBuf, Failure> {
     present(directory().join("nats-py/bin/python"))
 }
 
-/// Node.js, and the directory of nats.js and of the packages that nats.js needs. `None`: this machine lacks one of them.
+/// Node.js, and the directory of nats.js and of the packages that nats.js needs. `None`: this machine lacks Node.js or the packages.
 #[must_use]
 pub fn nats_js() -> Option<(PathBuf, PathBuf)> {
     let modules = directory().join("nats-js/node_modules");

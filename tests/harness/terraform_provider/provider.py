@@ -80,7 +80,7 @@ def completed(block, values, unset):
 
 
 def settled(block, values):
-    """The names that a configuration sets and that the provider alone decides. Terraform leaves this check to the provider."""
+    """The names that a configuration sets although the provider alone decides them. Terraform leaves this check to the provider."""
     for name, attribute in block.attributes.items():
         if values.get(name) is not None and not (attribute.required or attribute.optional):
             yield name

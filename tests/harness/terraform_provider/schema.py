@@ -141,7 +141,7 @@ def object_type(block, nested):
 
 
 def texts(names):
-    """The texts of these files of the package, without those that the package doesn't have."""
+    """The texts of these files of the package, without the files that the package doesn't have."""
     # An import of the package would start Node.js.
     directory = pathlib.Path(importlib.util.find_spec("cdktn_provider_aws").origin).parent
     [archive] = directory.glob("_jsii/*.tgz")

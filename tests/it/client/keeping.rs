@@ -1,5 +1,5 @@
 //! `agent client` and what goes wrong around it: the clock, the directory, AWS, and a document with too many URLs. The metrics of
-//! `agent client run` tell of it.
+//! `agent client run` tell of each fault.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::sync::Arc;
@@ -97,7 +97,7 @@ async fn the_metrics_of_a_service_are_those_of_the_documents_and_tell_of_each_fa
     run.kill().await.unwrap();
 }
 
-/// A token of instance metadata that never comes holds the SDK's set-up up, and an endpoint that never answers a look.
+/// A token of instance metadata that never comes holds up the SDK's set-up. An endpoint that never answers holds up a look.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_ends_promptly_whatever_it_waits_for() {
     let machine = Machine::new("");
@@ -129,7 +129,7 @@ async fn a_run_ends_promptly_whatever_it_waits_for() {
     }
 }
 
-/// What a clock that is off makes of a handshake, and that no file changes for it.
+/// A clock that is off breaks the handshake of a check, and changes no file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_is_off_is_named_and_takes_no_file_away() {
     let here = tempfile::tempdir().unwrap();
@@ -185,7 +185,7 @@ async fn a_directory_that_is_not_writable_is_named_the_files_stay_and_the_run_go
         command
     };
     machine.set(&document("tls://127.0.0.1:1", &ca.pem, false).to_string());
-    // Nothing can begin in a directory of another user, and the words say who to run the agent as.
+    // Nothing can begin in a directory of another user, and the words name the user to run the agent as.
     let output = command(&["fetch"]).output().await.unwrap();
     assert!(output.status.code() == Some(1) && said(&output).contains("belongs to uid 0"), "{}", said(&output));
     of(STRANGER);
@@ -207,7 +207,7 @@ async fn a_directory_that_is_not_writable_is_named_the_files_stay_and_the_run_go
 
 /// The document has as many URLs as a document may have, and all lead to a server that takes its time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_check_of_many_urls_has_sixteen_connections_at_the_same_time_and_more_urls_are_refused() {
+async fn a_check_of_many_urls_tries_sixteen_at_the_same_time_and_too_many_urls_are_refused() {
     let (open, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("tls://{}", listener.local_addr().unwrap());

@@ -1,4 +1,4 @@
-//! `terraform validate` and `terraform plan` with the schema of hashicorp/aws. The provider itself is a double, which reaches no AWS.
+//! `terraform validate` and `terraform plan` with the schema of hashicorp/aws. The provider itself is a double, which never reaches AWS.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -261,7 +261,7 @@ async fn what_exists_is_what_the_nodes_get() {
     }
 }
 
-/// A module with all that exists made beside it, so no id and no ARN is known to the plan.
+/// A configuration that makes all existing things beside the module, so the plan knows no id and no ARN.
 const SAME_RUN: &str = r#"
 resource "aws_acmpca_certificate_authority" "this" {
   certificate_authority_configuration {
@@ -360,7 +360,7 @@ async fn no_plan_deletes_a_ca_that_was_applied() {
     assert!(said.contains("Instance cannot be destroyed"), "{said}");
 }
 
-/// The CA and the zone themselves are asked.
+/// The plan asks for the CA and for the zone themselves.
 #[tokio::test]
 async fn what_exists_must_fit_the_other_variables() {
     let Some(provider) = provider().await else {

@@ -16,7 +16,7 @@ use crate::command::run;
 use crate::instance::Instance;
 use crate::metadata::MetadataService;
 
-/// The first number of these machines, above those of the group.
+/// The first number of these machines, above the numbers of the group.
 const FIRST: u8 = 101;
 const SUBJECT: &str = "orders";
 const PORT: u16 = 8080;
@@ -28,7 +28,7 @@ const MEAN_WITHIN: Duration = Duration::from_millis(200);
 /// Where programs and packages are on a machine.
 const HOME: &str = "opt/service";
 
-/// The unit of the program. The variables are those of the connection document, as the package's unit keeps them.
+/// The unit of the program. The package's unit keeps its variables, from the connection document.
 const UNIT: &str = "[Unit]
 Requires=nats-tls-client.service
 After=nats-tls-client.service

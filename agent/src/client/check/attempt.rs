@@ -116,12 +116,12 @@ async fn opening(
         biased;
         heard = greeting.as_mut() => return match heard {
             Ok(Some(line)) => opened(&line),
-            // nats-server has waited long enough for TLS on this connection.
+            // nats-server ends a connection on which no TLS begins in time.
             Ok(None) | Err(_) => shaken.await.map(silent),
         },
         tried = shaken.as_mut() => tried?,
     };
-    // What isn't TLS there may be a late greeting, and the greeting is then on its way here too.
+    // An answer without TLS may be a late greeting. Then a greeting is on its way on the first connection too.
     if tried.as_ref().err().is_some_and(is_in_the_clear)
         && let Ok(Ok(Some(line))) = tokio::time::timeout(GREETING, greeting).await
     {

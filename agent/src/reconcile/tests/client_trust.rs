@@ -49,7 +49,7 @@ async fn a_bundle_of_clients_fails_alone_and_the_last_one_stays_over_a_restart()
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nodes_distrust_no_client_presents_and_what_clients_alone_distrust_nodes_keep() {
+async fn no_client_presents_what_nodes_distrust_and_nodes_keep_what_clients_alone_distrust() {
     let mut bench = Bench::new().await;
     bench.interval = Duration::from_secs(30);
     let (one, two) = (Ca::root("one"), Ca::root("two"));

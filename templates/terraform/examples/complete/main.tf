@@ -15,7 +15,7 @@ module "nats" {
   subnet_ids         = aws_route_table_association.private[*].subnet_id
   client_cidr_blocks = [aws_vpc.this.cidr_block]
   client_dns_name    = "${var.name}.internal"
-  # Services read from this document how they connect (../gateway).
+  # Services read this document to connect (../gateway).
   connection_document = true
   # With false, the CA is the only obstacle to `terraform destroy` (../../README.md).
   deletion_protection = false

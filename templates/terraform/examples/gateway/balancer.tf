@@ -1,9 +1,9 @@
-# HTTPS ends at this load balancer. Its tasks are the targets, by address.
+# HTTPS ends at this load balancer. The tasks of the service are the targets, by address.
 
 resource "aws_lb" "gateway" {
   #checkov:skip=CKV_AWS_91:This is an example. Access logs need a bucket with a policy for the Region's load balancers.
-  #checkov:skip=CKV_AWS_150:Deletion protection is on by default. A test turns it off, so `terraform destroy` works.
-  #checkov:skip=CKV2_AWS_28:A web ACL knows the application, which this example doesn't.
+  #checkov:skip=CKV_AWS_150:Deletion protection is on by default. The value false allows `terraform destroy`.
+  #checkov:skip=CKV2_AWS_28:A web ACL depends on the application, which this example leaves open.
   #checkov:skip=CKV2_AWS_20:The load balancer listens for HTTPS alone, so there is no HTTP to redirect.
   name                       = var.name
   load_balancer_type         = "application"
@@ -24,7 +24,7 @@ resource "aws_lb_target_group" "gateway" {
   # A task has this long to answer its last requests.
   deregistration_delay = 30
 
-  # Five seconds leave room for a request through NATS. Two failures take a task out after 30 seconds at most.
+  # Five seconds leave room for a request through NATS. Two failures take a task out after 35 seconds at most.
   health_check {
     path                = var.health_path
     matcher             = "200"

@@ -1,4 +1,4 @@
-# The certificate of domain_name: an existing certificate, or a new one of ACM, proven by a record in an existing zone.
+# The certificate of domain_name: an existing certificate, or a new certificate of ACM, proven by a record in an existing zone.
 
 locals {
   # The names are known before the apply, and the records of ACM are not.

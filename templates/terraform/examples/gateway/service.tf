@@ -56,7 +56,7 @@ resource "aws_ecs_service" "gateway" {
   desired_count   = var.tasks
   launch_type     = "FARGATE"
 
-  # A task that is still connecting to NATS isn't replaced.
+  # ECS waits this long for a task that is still connecting to NATS.
   health_check_grace_period_seconds = 60
 
   # A task ends only after its successor is healthy.
@@ -106,7 +106,7 @@ locals {
   })
 }
 
-# ECS itself has this role: it pulls the image, writes the log and reads the document.
+# ECS itself has this role, pulls the image, writes the log and reads the document.
 resource "aws_iam_role" "execution" {
   name               = "${var.name}-execution"
   description        = "ECS starts tasks of ${var.name}"

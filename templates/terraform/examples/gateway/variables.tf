@@ -11,14 +11,14 @@ variable "name" {
   validation {
     # https://docs.aws.amazon.com/elasticloadbalancing/latest/APIReference/API_CreateLoadBalancer.html
     condition     = can(regex("^[a-z][a-z0-9-]{0,30}[a-z0-9]$", var.name)) && !startswith(var.name, "internal-")
-    error_message = "name has 2 to 32 lower-case letters, digits and hyphens, begins with a letter, and not with \"internal-\"."
+    error_message = "name has 2 to 32 lower-case letters, digits and hyphens. It begins with a letter, doesn't end with a hyphen, and doesn't begin with \"internal-\"."
   }
 }
 
 # --- Network
 
 variable "vpc_id" {
-  description = "The VPC of the nodes, or a VPC that reaches theirs."
+  description = "The VPC of the nodes, or a VPC that reaches the VPC of the nodes."
   type        = string
 }
 
@@ -33,7 +33,7 @@ variable "public_subnet_ids" {
 }
 
 variable "private_subnet_ids" {
-  description = "Private subnets for the tasks. They need a route to the registry of the image, to Secrets Manager and to CloudWatch Logs."
+  description = "Private subnets for the tasks. The subnets need a route to the registry of the image, to Secrets Manager and to CloudWatch Logs."
   type        = list(string)
 
   validation {
@@ -87,7 +87,7 @@ variable "zone_name" {
 
   validation {
     condition     = var.zone_name == null ? true : endswith(".${var.domain_name}", ".${var.zone_name}")
-    error_message = "domain_name is a name in zone_name."
+    error_message = "domain_name is zone_name or a name below zone_name."
   }
 }
 
@@ -173,7 +173,7 @@ variable "memory" {
 }
 
 variable "cpu_architecture" {
-  description = "\"X86_64\" or \"ARM64\", as the image has."
+  description = "The architecture of the image: \"X86_64\" or \"ARM64\"."
   type        = string
   default     = "X86_64"
 
