@@ -369,10 +369,13 @@ async fn what_exists_must_fit_the_other_variables() {
     };
     let configuration = provider.open(&module()).await.unwrap();
     let (required, existing) = (super::required_values(), existing());
+    let of_clients = secret_of("clients");
+    let clients = [("client_trust_secret_arn", &*of_clients), ("extra_agent_toml", "[trust.clients]\n")];
     let (ca, zone) = (("existing_ca", existing[0].1.as_str()), ("existing_zone", existing[5].1.as_str()));
     for (values, message) in [
         ([ca, ("short_lived_ca", "false")], "existing_ca has the mode SHORT_LIVED_CERTIFICATE"),
         ([zone, ("client_dns_name", "nats.example.com")], "existing_zone holds names below internal alone"),
+        (clients, "client_trust_secret_arn writes the table [trust.clients]"),
     ] {
         let said = configuration.plan(&nodes(&required, &values)).await.unwrap_err().to_string();
         assert!(said.contains(message), "{said}");
