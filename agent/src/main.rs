@@ -85,7 +85,9 @@ async fn carry_out(command: Command, file: PathBuf) -> Result<ExitCode, CommandE
         Command::Status { json: JsonArg { json } } => commands::status::status(&load()?, json).await,
         Command::Doctor { json: JsonArg { json } } => commands::doctor::doctor(&load()?, json).await,
         Command::Render { diff } => commands::render::render(&load()?, diff).await,
-        Command::Probe { probe, json: JsonArg { json } } => commands::probe::probe(&load()?, *probe, json).await,
+        Command::Probe { probe, json: JsonArg { json } } => {
+            Box::pin(commands::probe::probe(&load()?, *probe, json)).await
+        }
         Command::Client { command } => commands::client::client(&ClientConfig::load(&file)?, command).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -41,7 +41,7 @@ pub trait TrustSource: Send + Sync {
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// The file could not be read.
-    #[error("could not read the trust bundle {}; write it, or correct `file` in its table of agent.toml", .path.display())]
+    #[error("could not read the trust bundle {}; write it, or correct `trust.file` or `trust.clients.file`", .path.display())]
     File {
         /// The file.
         path: PathBuf,

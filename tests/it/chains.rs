@@ -11,6 +11,7 @@ use std::time::Duration;
 use harness::loopback::free_ports;
 use harness::nats_server::{Launch, NatsServer};
 use harness::{table, tools};
+use nats_tls_agent::clock::Clock;
 use nats_tls_agent::trust::TrustBundle;
 use nats_tls_agent::x509::chain::Chain;
 use rcgen::{
@@ -22,7 +23,6 @@ use rustls::client::danger::ServerCertVerifier as _;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, RootCertStore};
-use time::OffsetDateTime;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::TcpStream;
 
@@ -147,8 +147,8 @@ fn cases(directory: &Path) -> Vec<Case> {
     let (permitted, denied) =
         (old.below_with("permits", permits("nats.internal")), old.below_with("denies", permits("other.internal")));
     let ended = old.below_with("ended", |params| {
-        params.not_before = OffsetDateTime::now_utc() - Duration::from_hours(48);
-        params.not_after = OffsetDateTime::now_utc() - Duration::from_hours(24);
+        params.not_before = Clock::System.now() - Duration::from_hours(48);
+        params.not_after = Clock::System.now() - Duration::from_hours(24);
     });
     let deep = short.below("too deep");
     let case = |name, bundle: &[&str], ca: &Ca, above: &[&str], is_good| Case {
@@ -216,7 +216,7 @@ impl Case {
 
     fn agent(&self) -> bool {
         let bundle = TrustBundle::parse(self.bundle.as_bytes(), "test", "1").unwrap();
-        bundle.chains(&Chain::from_pem(self.served().as_bytes()).unwrap(), OffsetDateTime::now_utc())
+        bundle.chains(&Chain::from_pem(self.served().as_bytes()).unwrap(), Clock::System.now())
     }
 
     /// A client of rustls, such as async-nats.

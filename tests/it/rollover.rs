@@ -1,5 +1,7 @@
 //! A change of the CA on real nats-servers: the agents keep its order by themselves.
 
+#![allow(clippy::print_stdout, reason = "the test's output shows the figures")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;

@@ -1,6 +1,7 @@
 //! `agent status`: the state of this node.
 
 use std::fmt::Write;
+use std::iter;
 use std::process::ExitCode;
 
 use time::OffsetDateTime;
@@ -15,7 +16,10 @@ use crate::reason::Reason;
 use crate::reconcile::Reconciler;
 use crate::server::Phase;
 use crate::server::probe::Port;
-use crate::status::{DistrustStatus, LastReload, PeerStatus, RouteState, ServedLeaf, ServedStatus, State, Status};
+use crate::status::{
+    AnchorStatus, DistrustStatus, LastReload, PeerStatus, RouteState, ServedLeaf, ServedStatus, State, Status,
+    TrustStatus,
+};
 use crate::trust::rollover::RolloverPhase;
 use crate::wiring::{wire_to_inspect, wire_to_look};
 
@@ -57,6 +61,18 @@ async fn inspect(config: &Config, because: Reason) -> Result<Status, CommandErro
         }
         parts => Ok(Reconciler::new(parts?).inspect(vec![because]).await),
     }
+}
+
+/// The bundle of nodes and the bundle of clients, each with its anchors.
+fn trust_rows(trust: &TrustStatus, at: &impl Fn(OffsetDateTime) -> String) -> Vec<(&'static str, String)> {
+    let bundles = iter::once(("trust", trust)).chain(trust.clients.iter().map(|clients| ("  clients", &**clients)));
+    let mut rows = Vec::new();
+    for (name, bundle) in bundles {
+        rows.push((name, format!("{}, version {}", bundle.source, bundle.version)));
+        let row = |anchor: &AnchorStatus| ("  anchor", format!("{}, ends {}", anchor.subject, at(anchor.not_after)));
+        rows.extend(bundle.anchors.iter().map(row));
+    }
+    rows
 }
 
 fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
@@ -111,17 +127,8 @@ fn describe(status: &Status, now: OffsetDateTime, paint: Paint) -> String {
         let expires = row.not_after.map(|end| format!(", expires {}", at(end))).unwrap_or_default();
         line("  port", &format!("{:<name$}  {:<address$}  {}{expires}", row.port, row.address, row.leaf));
     }
-    if let Some(trust) = &status.trust {
-        line("trust", &format!("{}, version {}", trust.source, trust.version));
-        for anchor in &trust.anchors {
-            line("  anchor", &format!("{}, ends {}", anchor.subject, at(anchor.not_after)));
-        }
-        if let Some(clients) = &trust.clients {
-            line("  clients", &format!("{}, version {}", clients.source, clients.version));
-            for anchor in &clients.anchors {
-                line("    anchor", &format!("{}, ends {}", anchor.subject, at(anchor.not_after)));
-            }
-        }
+    for (name, text) in status.trust.iter().flat_map(|trust| trust_rows(trust, &at)) {
+        line(name, &text);
     }
     if status.rollover.phase != RolloverPhase::None {
         line("rollover", &format!("{}; `agent rollover` shows each peer", status.rollover.phase));

@@ -380,7 +380,7 @@ impl Sources {
         // A leaked CA goes although no other CA of clients takes its place: clients may still present what nodes present.
         let fetched = fetched.map(|fetched| match fetched {
             Err(TrustError::Bundle { origin, source: BundleError::NothingTrusted { distrusted, .. } }) => {
-                Ok(TrustBundle::of_no_client(origin, distrusted))
+                Ok(TrustBundle { distrusted, ..TrustBundle::of_no_client(&origin, "distrusted") })
             }
             fetched => fetched,
         });

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::digest::sha256_hex;
 use crate::state::durable::{self, FileError, Secrecy};
-use crate::trust::{Distrusted, TrustBundle, VerifiedChain, distrust};
+use crate::trust::{TrustBundle, VerifiedChain};
 use crate::x509::chain::{Chain, StoredChain, StoredChainError};
 use crate::x509::csr::PrivateKeyPem;
 
@@ -188,7 +188,7 @@ impl Generations {
         durable::create(&partial.join("key.pem"), chain.key().expose().as_bytes(), secrecy.file_mode())?;
         durable::create(&partial.join("cert.pem"), chain.chain().to_pem().as_bytes(), 0o644)?;
         durable::create(&partial.join("ca.pem"), bundle.to_pem().as_bytes(), 0o644)?;
-        let source = format!("{}\n{}\n{}", bundle.source, bundle.version, distrust::to_text(&bundle.distrusted));
+        let source = format!("{}\n{}\n{}", bundle.source, bundle.version, bundle.distrust_lines());
         durable::create(&partial.join("source"), source.as_bytes(), 0o644)?;
         if let Some(clients) = &bundle.clients {
             let source = format!("{}\n{}\n{}", clients.source, clients.version, clients.to_pem());
@@ -209,11 +209,10 @@ impl Generations {
         let mut lines = text.lines();
         let (source, version) = (lines.next().unwrap_or("unknown"), lines.next().unwrap_or("unknown"));
         let damaged = |path: &Path, reason: String| GenerationError::Damaged { path: path.to_owned(), reason };
-        let mut bundle = TrustBundle::parse(&read(&files.ca_file)?, source, version)
+        let bundle = TrustBundle::parse(&read(&files.ca_file)?, source, version)
             .map_err(|error| damaged(&files.ca_file, error.to_string()))?;
         // What nodes distrust stays distrusted for clients while the source of the bundle is away.
-        bundle.distrusted =
-            distrust::in_text(text.as_bytes()).map_err(|error| damaged(&source_file, error.to_string()))?;
+        let bundle = bundle.with_distrust_lines(&text).map_err(|error| damaged(&source_file, error.to_string()))?;
         let bundle = load_clients(&files, bundle)?;
         if bundle.clients.is_some() {
             files = files.with_clients();
@@ -287,9 +286,8 @@ fn load_clients(files: &TlsFiles, bundle: TrustBundle) -> Result<TrustBundle, Ge
         return Err(damaged(&source, "it has fewer than three lines".into()));
     };
     let clients = if pem.is_empty() {
-        // What nodes distrust may leave no CA of clients.
-        let (source, version) = (of.to_owned(), version.to_owned());
-        TrustBundle { anchors: Vec::new(), source, version, distrusted: Distrusted::new(), clients: None }
+        // Distrust may leave no CA of clients.
+        TrustBundle::of_no_client(of, version)
     } else {
         TrustBundle::parse(pem.as_bytes(), of, version).map_err(|error| damaged(&source, error.to_string()))?
     };
@@ -315,6 +313,7 @@ mod tests {
     use crate::clock::Clock;
     use crate::issue::local::Local;
     use crate::issue::{IssueRequest, Issuer};
+    use crate::trust::Distrusted;
     use crate::x509::csr::{Csr, KeyAlgorithm};
     use crate::x509::san::Sans;
     use crate::x509::test_ca::Ca;

@@ -196,8 +196,19 @@ impl TrustBundle {
     }
 
     /// The bundle of clients that has no CA, since all its CAs are distrusted. Clients then present what nodes present.
-    pub(crate) fn of_no_client(source: String, distrusted: Distrusted) -> Self {
-        Self { anchors: Vec::new(), source, version: "distrusted".into(), distrusted, clients: None }
+    pub(crate) fn of_no_client(source: &str, version: &str) -> Self {
+        let (source, version) = (source.to_owned(), version.to_owned());
+        Self { anchors: Vec::new(), source, version, distrusted: Distrusted::new(), clients: None }
+    }
+
+    /// The distrusted CAs, a line for each.
+    pub(crate) fn distrust_lines(&self) -> String {
+        distrust::to_text(&self.distrusted)
+    }
+
+    /// The bundle with the distrusted CAs of such lines. Other lines are comment. No anchor goes.
+    pub(crate) fn with_distrust_lines(self, text: &str) -> Result<Self, DistrustError> {
+        Ok(Self { distrusted: distrust::in_text(text.as_bytes())?, ..self })
     }
 
     /// The subjects of the anchors of `before` that are distrusted now. A CA of nodes that the clients' bundle alone distrusts is

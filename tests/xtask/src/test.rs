@@ -44,7 +44,7 @@ fn memory_for_files() -> Option<&'static Path> {
     let directory = Path::new("/dev/shm");
     let is_in_memory = statfs::statfs(directory).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC);
     let has_room = statvfs::statvfs(directory).is_ok_and(|found| {
-        let free = u64::from(found.blocks_available()).saturating_mul(u64::from(found.fragment_size()));
+        let free = found.blocks_available().saturating_mul(found.fragment_size());
         free >= ROOM && !found.flags().contains(FsFlags::ST_NOEXEC)
     });
     (std::env::var_os("TMPDIR").is_none() && is_in_memory && has_room).then_some(directory)
