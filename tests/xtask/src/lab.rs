@@ -18,7 +18,7 @@ pub(crate) fn run(keep: bool) -> Result<ExitCode, Failure> {
     setup::provide(&[Job::Lab])?;
     // A build of the whole workspace gives dependencies the features of the tests' build. So cargo compiles each once.
     both(|| cargo::build("lab", ["--workspace", "--bin", "lab"]), setup::for_lab)?;
-    let (first, upgrade) = (package::build(1)?, package::build(2)?);
+    let [first, upgrade] = package::for_trial()?;
     let mut lab = cargo::built("lab")?;
     lab.arg("--package").arg(first.deb).arg("--upgrade").arg(upgrade.deb);
     if keep {

@@ -58,13 +58,15 @@ pub(crate) struct Packages {
 /// Provides the system's packages, builds both packages, and checks both as far as this machine can.
 pub(crate) fn run(revision: u32) -> Result<ExitCode, Failure> {
     setup::provide(&[Job::Package])?;
-    let packages = build(revision)?;
+    setup::for_packages()?;
+    lay_out(&compile()?)?;
+    let packages = package(revision, &directory(), Size::Small)?;
     same_files(&packages)?;
     let mut steps = check(&packages);
     match cannot_install() {
         None => {
-            // The newer packages only test the upgrade, so they go to another directory.
-            let newer = package(revision + 1, &directory().join("newer"))?;
+            // The newer packages only test the upgrade, so they go to another directory and may be large.
+            let newer = package(revision + 1, &directory().join("newer"), Size::Large)?;
             steps.push(install(&packages, &newer));
         }
         Some(why) => println!("\n== installation, upgrade, removal: NOT CHECKED: {why}"),
@@ -73,11 +75,12 @@ pub(crate) fn run(revision: u32) -> Result<ExitCode, Failure> {
     Ok(conclude(&steps))
 }
 
-/// Builds both packages. Another revision compiles nothing again.
-pub(crate) fn build(revision: u32) -> Result<Packages, Failure> {
+/// Builds the packages of two revisions for a trial. They lie in a directory of their own.
+pub(crate) fn for_trial() -> Result<[Packages; 2], Failure> {
     setup::for_packages()?;
     lay_out(&compile()?)?;
-    package(revision, &directory())
+    let into = directory().join("trial");
+    Ok([package(1, &into, Size::Large)?, package(2, &into, Size::Large)?])
 }
 
 /// The directory of the packages and of the files that they hold.
@@ -168,8 +171,15 @@ fn unconfigured(configuration: &str) -> String {
     configuration.lines().map(comment).collect()
 }
 
+/// How small a package is. A small package takes a minute of compression.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Size {
+    Small,
+    Large,
+}
+
 /// Makes both packages from the tree of files.
-fn package(revision: u32, into: &Path) -> Result<Packages, Failure> {
+fn package(revision: u32, into: &Path, size: Size) -> Result<Packages, Failure> {
     let version = env!("CARGO_PKG_VERSION");
     let architecture = std::env::consts::ARCH;
     let debian = match architecture {
@@ -185,10 +195,19 @@ fn package(revision: u32, into: &Path) -> Result<Packages, Failure> {
         rpm: into.join(format!("nats-tls-agent-{version}-{revision}.{architecture}.rpm")),
     };
     let deb = ["deb", "--quiet", "--no-build", "--no-strip", "--package", "nats-tls-agent", "--deb-revision"];
+    let (fast, payload) = match size {
+        Size::Small => (None, "zstd"),
+        Size::Large => (Some("--fast"), "gzip"),
+    };
     run_command(
-        cargo::command(deb).arg(revision.to_string()).arg("--output").arg(&packages.deb).stdout(Stdio::null()),
+        cargo::command(deb)
+            .arg(revision.to_string())
+            .args(fast)
+            .arg("--output")
+            .arg(&packages.deb)
+            .stdout(Stdio::null()),
     )?;
-    let rpm = ["generate-rpm", "--package", "agent", "--payload-compress", "zstd", "--output"];
+    let rpm = ["generate-rpm", "--package", "agent", "--payload-compress", payload, "--output"];
     run_command(cargo::command(rpm).arg(&packages.rpm).arg("--set-metadata").arg(format!("release = \"{revision}\"")))?;
     Ok(packages)
 }
