@@ -410,8 +410,13 @@ async fn trouble(script: &str) -> TrialTrouble {
     let started = Instant::now();
     let predicted = bench.predicted(None, "listen: \"127.0.0.1:-1\"").await;
     println!("{script}: {predicted:?} in {:?}", started.elapsed());
-    let left = [processes_in(bench.directory.path()), processes_in(Path::new(&long))];
-    assert!(left.iter().all(Vec::is_empty), "{script}: {left:?}");
+    // A process that was killed is there for a moment longer.
+    eventually("the end of every process of the trial", SOON, async || {
+        let left = [processes_in(bench.directory.path()), processes_in(Path::new(&long))];
+        if left.iter().all(Vec::is_empty) { Ok(()) } else { Err(format!("{script}: {left:?}")) }
+    })
+    .await
+    .unwrap();
     bench.assert_nothing_left();
     let Prediction::Unknown(trouble) = predicted else { panic!("{predicted:?}") };
     trouble

@@ -224,7 +224,7 @@ mod tests {
         let of = |job: Job| packages(&missing(&[job], |_| false));
         assert_eq!(of(Demo), ["python3-venv"]);
         assert_eq!(of(Deny), ["python3-venv"]);
-        assert_eq!(of(Test), ["curl", "gettext-base", "libfaketime", "python3-venv", "strace", "systemd"]);
+        assert_eq!(of(Test), ["curl", "gettext-base", "libfaketime", "openssl", "python3-venv", "strace", "systemd"]);
         assert_eq!(of(Fuzz), ["g++"]);
         assert_eq!(of(Package), ["lintian", "python3-venv", "rpm", "rpmlint", "systemd"]);
         let lab =
@@ -254,7 +254,7 @@ mod tests {
     fn another_user_is_told_what_is_missing_and_the_one_command() {
         let request = refusal(&[Test], Means::AskForPackages);
         assert!(request.contains("\n  libfaketime   sets the clock of one process\n"), "{request}");
-        let command = "\n  sudo apt-get install --no-install-recommends curl gettext-base libfaketime strace";
+        let command = "\n  sudo apt-get install --no-install-recommends curl gettext-base libfaketime openssl strace";
         assert!(request.ends_with(command), "{request}");
     }
 
