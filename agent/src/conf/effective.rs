@@ -252,7 +252,7 @@ impl Sources {
 mod tests {
     use super::*;
     use crate::conf::render::NodeValues;
-    use crate::state::generation::TlsFiles;
+    use crate::state::generation::Generations;
 
     struct Bench {
         directory: tempfile::TempDir,
@@ -279,13 +279,7 @@ mod tests {
         }
 
         fn values(&self, generation: &str) -> Values {
-            let file = |name: &str| Path::new("/state/generations").join(generation).join(name);
-            let tls = TlsFiles {
-                cert_file: file("cert.pem"),
-                key_file: file("key.pem"),
-                ca_file: file("ca.pem"),
-                client_ca_file: file("ca.pem"),
-            };
+            let tls = Generations::of(Path::new("/state")).files(generation.parse().unwrap());
             let climb = |include: &PathBuf| {
                 PathBuf::from(format!("{}{}", "../".repeat(12), &include.display().to_string()[1..]))
             };

@@ -214,13 +214,7 @@ impl Values {
     /// The values of a node alone in its cluster.
     #[cfg(test)]
     pub(crate) fn sample() -> Self {
-        let file = |name: &str| Path::new("/state/generations/000001").join(name);
-        let tls = TlsFiles {
-            cert_file: file("cert.pem"),
-            key_file: file("key.pem"),
-            ca_file: file("ca.pem"),
-            client_ca_file: file("ca.pem"),
-        };
+        let tls = crate::state::generation::Generations::of(Path::new("/state")).files(1);
         let node = Node {
             name: "n1".into(),
             instance_id: None,
@@ -511,6 +505,7 @@ mod tests {
     use super::*;
     use crate::conf::tree::Value;
     use crate::config::{JetStreamLimits, Size};
+    use crate::state::generation::Generations;
     use crate::x509::san::Sans;
 
     #[test]
@@ -563,13 +558,7 @@ mod tests {
     }
 
     fn tls() -> TlsFiles {
-        let file = |name| Path::new("/var/lib/nats-tls-agent/generations/000042").join(name);
-        TlsFiles {
-            cert_file: file("cert.pem"),
-            key_file: file("key.pem"),
-            ca_file: file("ca.pem"),
-            client_ca_file: file("ca.pem"),
-        }
+        Generations::of(Path::new("/var/lib/nats-tls-agent")).files(42)
     }
 
     fn credential(username: &str, password: &str) -> ClusterCredential {

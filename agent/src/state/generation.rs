@@ -52,8 +52,12 @@ pub struct TlsFiles {
     pub client_ca_file: PathBuf,
 }
 
-/// The bundle of `[trust.clients]` in a generation's directory, beside the anchors of nodes.
+/// The trust bundle in a generation's directory.
+const CA: &str = "ca.pem";
+/// The bundle of `[trust.clients]` in a generation's directory, with the anchors of nodes too.
 const CLIENTS: &str = "clients.pem";
+/// The names of a generation's trust bundles.
+pub(crate) const BUNDLES: [&str; 2] = [CA, CLIENTS];
 /// The bundle of `[trust.clients]` as it came: source, version, and its anchors alone.
 const CLIENTS_SOURCE: &str = "clients.source";
 /// The largest file of anchors of clients and nodes, in bytes.
@@ -116,8 +120,8 @@ impl Generations {
         TlsFiles {
             cert_file: directory.join("cert.pem"),
             key_file: directory.join("key.pem"),
-            ca_file: directory.join("ca.pem"),
-            client_ca_file: directory.join("ca.pem"),
+            ca_file: directory.join(CA),
+            client_ca_file: directory.join(CA),
         }
     }
 
@@ -187,7 +191,7 @@ impl Generations {
         durable::create_directory(&partial, secrecy.directory_mode())?;
         durable::create(&partial.join("key.pem"), chain.key().expose().as_bytes(), secrecy.file_mode())?;
         durable::create(&partial.join("cert.pem"), chain.chain().to_pem().as_bytes(), 0o644)?;
-        durable::create(&partial.join("ca.pem"), bundle.to_pem().as_bytes(), 0o644)?;
+        durable::create(&partial.join(CA), bundle.to_pem().as_bytes(), 0o644)?;
         let source = format!("{}\n{}\n{}", bundle.source, bundle.version, bundle.distrust_lines());
         durable::create(&partial.join("source"), source.as_bytes(), 0o644)?;
         if let Some(clients) = &bundle.clients {
@@ -252,7 +256,7 @@ impl Generations {
         let (generation, file) = path.strip_prefix(self.directory.to_str()?)?.strip_prefix('/')?.split_once('/')?;
         generation.parse::<u64>().ok()?;
         let directory = self.directory_of(number);
-        let file = if file == CLIENTS && !directory.join(CLIENTS).exists() { "ca.pem" } else { file };
+        let file = if file == CLIENTS && !directory.join(CLIENTS).exists() { CA } else { file };
         Some(format!("{}/{file}", directory.to_str()?))
     }
 

@@ -166,12 +166,9 @@ impl TrustBundle {
             let subjects: Vec<_> = self.anchors.into_iter().map(|anchor| anchor.subject).collect();
             return Err(BundleError::NothingTrusted { subjects: subjects.join(", "), distrusted: self.distrusted });
         }
-        let distrusted = std::mem::take(&mut self.distrusted);
+        let (distrusted, clients) = (std::mem::take(&mut self.distrusted), self.clients.take());
         self.anchors.retain(|anchor| !is_among(&distrusted, &anchor.sha256));
-        if let Some(clients) = &mut self.clients {
-            clients.anchors.retain(|anchor| !is_among(&distrusted, &anchor.sha256));
-        }
-        Ok(Self { distrusted, ..self })
+        Ok(Self { distrusted, ..self }.with_clients(clients.map(|clients| *clients)))
     }
 
     /// The bundle with another bundle for what clients present. No client may present what nodes distrust. A CA that the

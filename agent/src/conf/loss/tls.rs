@@ -7,6 +7,7 @@ use super::permissions::{Change, Permissions};
 use super::values::{block, is_given, text, texts};
 use super::{Found, Loss};
 use crate::conf::tree::{Ambiguous, Entry, Map, Value};
+use crate::state::generation::BUNDLES;
 
 pub(super) fn is_on(map: &Map, name: &str) -> Result<bool, Ambiguous> {
     Ok(map.find(&[name])?.map(|entry| &entry.value) == Some(&Value::Bool(true)))
@@ -21,9 +22,6 @@ pub(super) fn may_be_on(map: &Map, name: &str) -> Result<bool, Ambiguous> {
 pub(super) fn has_certificate(tls: &Map) -> Result<bool, Ambiguous> {
     Ok(is_given(tls, &["certs", "certificates"])? || is_given(tls, &["cert_file"])? && is_given(tls, &["key_file"])?)
 }
-
-/// The names of the agent's trust bundles in a generation: for nodes, and for what clients present.
-const OWN_ANCHORS: [&str; 2] = ["ca.pem", "clients.pem"];
 
 /// The CAs against which certificates are checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,7 +62,7 @@ impl Tls {
             is_own: has_own_certificate(tls)?,
             anchors: match text(tls, &["ca_file"])? {
                 None => Anchors::System,
-                Some(file) if OWN_ANCHORS.iter().any(|own| is_of_a_generation(&file, own)) => Anchors::Own,
+                Some(file) if BUNDLES.iter().any(|own| is_of_a_generation(&file, own)) => Anchors::Own,
                 Some(_) => Anchors::Foreign,
             },
             verify: is_on(tls, "verify")? || map || known_urls,

@@ -6,18 +6,13 @@ use super::*;
 use crate::conf::render::render;
 use crate::config::{JetStream, NatsConfig};
 use crate::node::Node;
+use crate::state::generation::Generations;
 use crate::x509::san::Sans;
 
 const GENERATIONS: &str = "/var/lib/nats-tls-agent/generations";
 
 fn tls() -> TlsFiles {
-    let file = |name: &str| Path::new(GENERATIONS).join("000003").join(name);
-    TlsFiles {
-        cert_file: file("cert.pem"),
-        key_file: file("key.pem"),
-        ca_file: file("ca.pem"),
-        client_ca_file: file("ca.pem"),
-    }
+    Generations::of(Path::new("/var/lib/nats-tls-agent")).files(3)
 }
 
 fn values(nats: &NatsConfig, credential: Option<ClusterCredential>) -> Values {
