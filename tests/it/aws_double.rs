@@ -235,6 +235,39 @@ async fn the_nodes_of_several_groups_are_one_cluster() {
     assert!(error.to_string().contains("\"absent\""), "{error}");
 }
 
+#[tokio::test]
+async fn an_instance_that_is_attached_to_another_group_is_looked_up_again_and_otherwise_never() {
+    let world = World::start().await;
+    let launch = |group: &'static str, numbers: &'static [u8]| {
+        world.double.account(|aws, now| {
+            for number in numbers {
+                aws.fleet.launch(group, &id(*number), address(*number), "InService", now);
+            }
+        });
+    };
+    let lookups = || world.double.calls(Operation::DescribeAutoScalingInstances).len();
+    launch("old", &[1, 2]);
+    let asg = world.asg(None);
+    for _ in 0..3 {
+        assert_eq!(numbers(&asg.sight().await.unwrap()), ([1, 2].into(), Vec::new()));
+    }
+    assert_eq!(lookups(), 1);
+    // This instance is in no group for a while: the old group is the best that is known.
+    world.double.account(|aws, now| aws.fleet.terminate(&id(1), now));
+    let seen = asg.sight().await.unwrap();
+    assert_eq!((seen.group.as_deref(), numbers(&seen).0), (Some("old"), [2].into()));
+    launch("new", &[1, 3]);
+    for _ in 0..3 {
+        let seen = asg.sight().await.unwrap();
+        assert_eq!((seen.group.as_deref(), numbers(&seen).0), (Some("new"), [1, 3].into()));
+    }
+    assert_eq!(lookups(), 3);
+    // A group can be deleted once its instances are gone.
+    launch("newest", &[1]);
+    world.double.account(|aws, _| aws.fleet.delete_group("new"));
+    assert_eq!(asg.sight().await.unwrap().group.as_deref(), Some("newest"));
+}
+
 fn numbers(seen: &Sighting) -> (std::collections::BTreeSet<u8>, Vec<String>) {
     let last = |address: SocketAddr| match address.ip() {
         IpAddr::V4(ip) => ip.octets()[3],

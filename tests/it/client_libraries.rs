@@ -13,7 +13,7 @@ use futures_util::StreamExt as _;
 use harness::eventually;
 use harness::loopback::{Ports, free_ports};
 use harness::nats_server::{Launch, NatsServer};
-use harness::services::{Form, Service, environment_file, fences, javascript, python, variables};
+use harness::services::{Form, Service, environment_file, fences, javascript, python, variables, with_hosts};
 use harness::tools;
 use serde_json::Value;
 use tokio::process::Command;
@@ -75,13 +75,15 @@ async fn a_rust_service() {
     client.drain().await.unwrap();
 }
 
-/// Starts a responder on a subject, with its files in a new directory and these variables. `None`: this machine lacks Node.js or its packages.
+/// Starts a responder on a subject, with its files in a new directory, these variables and the names of a hosts file. `None`: this
+/// machine lacks Node.js or its packages.
 pub(crate) async fn responder(
     language: &str,
     directory: &Path,
     form: Form,
     subject: &str,
     variables: &[(String, String)],
+    hosts: Option<&Path>,
 ) -> Option<Service> {
     let name = format!("{language}-{form:?}-{}", fastrand::u32(..));
     let home = directory.join(&name);
@@ -102,6 +104,9 @@ pub(crate) async fn responder(
     };
     if language != "rust" {
         command.arg(subject);
+    }
+    if let Some(hosts) = hosts {
+        command = with_hosts(&command, hosts);
     }
     Some(Service::start(&name, command, &home, &variables).await.unwrap())
 }
@@ -161,7 +166,7 @@ impl Services {
     async fn start(&mut self, directory: &Path, form: Form, variables: &[(String, String)]) {
         for language in ["rust", "python", "javascript"] {
             let subject = format!("{language}-{form:?}");
-            match responder(language, directory, form, &subject, variables).await {
+            match responder(language, directory, form, &subject, variables, None).await {
                 Some(service) => drop(self.0.insert(subject, service)),
                 None => eprintln!("SKIPPED: {subject}: this machine has no Node.js, or cargo xtask setup found no npm"),
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_config::SdkConfig;
 use aws_sdk_autoscaling::Client;
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use super::addresses::Addresses;
 use super::{MAX_PEERS, Peer, PeerSource, Sighting};
@@ -32,8 +32,8 @@ pub struct Asg {
     port: u16,
     /// The groups that the configuration names.
     named: Vec<String>,
-    /// The group of this instance, where the configuration names no group.
-    own: OnceCell<String>,
+    /// The last known group of this instance, where the configuration names no group.
+    own: Mutex<Option<String>>,
     addresses: Addresses,
 }
 
@@ -62,7 +62,7 @@ impl Asg {
             node,
             port,
             named: names.into_iter().collect(),
-            own: OnceCell::new(),
+            own: Mutex::new(None),
         }
     }
 
@@ -133,20 +133,45 @@ impl PeerSource for Asg {
 }
 
 impl Asg {
-    async fn sighting(&self) -> Result<Sighting, RemoteError> {
-        let groups = match self.named.as_slice() {
-            [] => std::slice::from_ref(self.own.get_or_try_init(|| self.find_group()).await?),
-            named => named,
+    /// The group of this instance, and its members.
+    ///
+    /// An instance can be detached from its group and attached to another group
+    /// (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-detach-attach-instances.html>). So an answer without
+    /// this instance lets the group be looked up again. The known group stays while no other group is known.
+    async fn own_group(&self) -> Result<(String, Vec<Member>), RemoteError> {
+        let mut own = self.own.lock().await;
+        let known = match own.as_ref() {
+            Some(known) => known,
+            None => own.insert(self.find_group().await?),
         };
-        let mut members = Vec::new();
-        for group in groups {
-            members.extend(self.members(group).await?);
+        let answer = self.members(known).await;
+        let may_have_moved = match &answer {
+            Ok(members) => members.iter().all(|member| Some(&member.id) != self.node.instance_id.as_ref()),
+            Err(error) => error.kind == RemoteErrorKind::Absent,
+        };
+        if may_have_moved && let Some(found) = self.find_group().await.ok().filter(|found| found != known) {
+            let members = self.members(&found).await?;
+            *own = Some(found.clone());
+            return Ok((found, members));
         }
+        Ok((known.clone(), answer?))
+    }
+
+    async fn sighting(&self) -> Result<Sighting, RemoteError> {
+        let (group, mut members) = match self.named.as_slice() {
+            [] => self.own_group().await.map(|(group, members)| (Some(group), members))?,
+            named => {
+                let mut members = Vec::new();
+                for group in named {
+                    members.extend(self.members(group).await?);
+                }
+                // Several groups have no name in common: the configuration names their cluster.
+                (named.first().filter(|_| named.len() == 1).cloned(), members)
+            }
+        };
         members.truncate(MAX_PEERS + 1);
         let ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
         let addresses = self.addresses.find(&ids).await?;
-        // Several groups have no name in common: the configuration names their cluster.
-        let group = groups.first().filter(|_| groups.len() == 1).cloned();
         let fault = self.addresses.fault().await;
         let mut seen = Sighting { group, fault, ..Sighting::default() };
         for Member { id, state } in members {

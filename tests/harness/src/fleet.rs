@@ -44,6 +44,8 @@ pub struct Fleet {
     pub moto: Moto,
     /// The CA that signs.
     pub ca: Ca,
+    /// More lines for `[node]`.
+    pub node: String,
     /// More lines for `[issuer]`.
     pub issuer: String,
     /// The lines of `[discovery]`.
@@ -83,9 +85,19 @@ impl Fleet {
         let (ca, instances) = tokio::try_join!(group, moto.launch(GROUP, size))?;
         let ca_file = directory.path().join("moto-ca.pem");
         std::fs::write(&ca_file, &ca.pem).map_err(|error| Failure::new("could not keep moto's CA").because(error))?;
-        let (issuer, discovery, renewal) = (String::new(), "interval = \"1s\"".into(), String::new());
-        let nodes = Vec::new();
-        let mut fleet = Self { nodes, moto, ca, issuer, discovery, renewal, identity, cluster, ca_file, directory };
+        let mut fleet = Self {
+            nodes: Vec::new(),
+            moto,
+            ca,
+            node: String::new(),
+            issuer: String::new(),
+            discovery: "interval = \"1s\"".into(),
+            renewal: String::new(),
+            identity,
+            cluster,
+            ca_file,
+            directory,
+        };
         for instance in instances {
             fleet.add(instance).await?;
         }
@@ -223,11 +235,15 @@ impl Fleet {
 
     fn config(&self, instance: &Instance) -> String {
         let (id, address) = (&instance.id, instance.address);
-        let node = match self.identity {
+        let given = match self.identity {
             Identity::Given => {
-                format!("[node]\ninstance_id = \"{id}\"\nregion = \"{REGION}\"\naddresses = [\"{address}\"]\n")
+                format!("instance_id = \"{id}\"\nregion = \"{REGION}\"\naddresses = [\"{address}\"]\n")
             }
             Identity::Metadata => String::new(),
+        };
+        let node = match (given.as_str(), self.node.as_str()) {
+            ("", "") => String::new(),
+            (given, more) => format!("[node]\n{given}{more}\n"),
         };
         let (ca, issuer, discovery, renewal) = (&self.ca.arn, &self.issuer, &self.discovery, &self.renewal);
         format!(

@@ -86,6 +86,30 @@ fn write(directory: &Path, name: &str, text: &str) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("could not write {}", path.display())).because(error))
 }
 
+/// Lets a program resolve names by a hosts file of its own, in the place of `/etc/hosts`: the program runs in a mount namespace
+/// (unshare(1)), with the same pid. The file is written in place, because the namespace keeps its inode.
+///
+/// The caller is root, see [`own_names_obstacle`].
+#[must_use]
+pub fn with_hosts(program: &Command, hosts: &Path) -> Command {
+    let program = program.as_std();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]).arg(hosts);
+    command.arg(program.get_program()).args(program.get_args());
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(directory) = program.get_current_dir() {
+        command.current_dir(directory);
+    }
+    command
+}
+
+/// Why this machine can't run a program with [`with_hosts`].
+pub async fn own_names_obstacle() -> Option<&'static str> {
+    let tried = Command::new("unshare").args(["--mount", "mount", "--bind", "/etc/hosts", "/etc/hosts"]).output().await;
+    let can = tried.is_ok_and(|output| output.status.success());
+    (!can).then_some("only root can give a program names of its own, in a mount namespace")
+}
+
 /// The document's keys for variables, as ECS picks them.
 #[must_use]
 pub fn variables(document: &Value) -> Vec<(String, String)> {
