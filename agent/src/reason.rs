@@ -512,6 +512,10 @@ pub enum Reason {
         subjects: Vec<String>,
         /// The names of the other servers whose routes are older than the distrust.
         routes: Vec<String>,
+        /// The names of the clusters whose gateway connections are older than the distrust.
+        gateways: Vec<String>,
+        /// The leaf nodes that may be older than the distrust, and that nats-server closes for nobody.
+        leaf_nodes: Vec<String>,
         /// How many clients stay, where clients stay. `None` in it: nobody tells.
         clients: Option<Option<u64>>,
     },
@@ -907,15 +911,17 @@ impl fmt::Display for Reason {
                 "the certificate of a new CA went into force, because its time to wait was over; connections may break with {}",
                 listed(waits)
             ),
-            Self::DistrustedStay { subjects, routes, clients } => {
+            Self::DistrustedStay { subjects, routes, gateways, leaf_nodes, clients } => {
                 write!(formatter, "connections stay open that were made while {} was trusted:", subjects.join(", "))?;
                 match clients {
                     Some(Some(count)) => write!(formatter, " clients ({count}), because the system account doesn't close them;")?,
                     Some(None) => formatter.write_str(" clients, because nats-server doesn't tell which it has;")?,
                     None => {}
                 }
-                if !routes.is_empty() {
-                    write!(formatter, " routes of {};", routes.join(", "))?;
+                for (what, names) in [("routes of", routes), ("gateways of", gateways), ("leaf nodes", leaf_nodes)] {
+                    if !names.is_empty() {
+                        write!(formatter, " {what} {};", names.join(", "))?;
+                    }
                 }
                 formatter.write_str(" restart nats-server of this node to close them: systemctl restart nats-server")
             }

@@ -9,6 +9,7 @@ pub mod jetstream;
 pub mod monitor;
 pub mod probe;
 pub mod process;
+pub mod remotes;
 pub mod standing;
 pub mod system;
 pub mod trial;
@@ -35,6 +36,7 @@ use self::jetstream::Look;
 use self::monitor::{Routez, Varz};
 use self::probe::{Opening, Port, ProbeError, Prober, Silence};
 use self::process::{NatsProcess, ProcessError};
+use self::remotes::Remotes;
 use self::system::{Answer, Link, SystemConnection, SystemError};
 use self::trial::{Prediction, predict};
 use crate::clock::Clock;
@@ -341,6 +343,12 @@ pub trait Server: Send + Sync {
         None
     }
 
+    /// The connections of gateways from before `than`, and of leaf nodes that nats-server closes for nobody. `None`: nats-server gives
+    /// no answer.
+    async fn remotes(&self, _chain: &StoredChain, _at: &Listeners, _than: OffsetDateTime) -> Option<Remotes> {
+        Some(Remotes::default())
+    }
+
     /// What of the running server stands in the way of a first user, which nobody but the agent needs.
     async fn obstacle_to_a_user(&self, chain: Option<&StoredChain>, at: &Listeners) -> Option<Obstacle>;
 
@@ -561,6 +569,19 @@ impl Server for NatsServer {
         let (_, at) = self.as_started(at);
         let cut = clients::close_older(self.inquiry(Some(chain), &at), than).await;
         cut.inspect_err(|error| tracing::debug!("{}", with_causes(error))).ok()
+    }
+
+    async fn remotes(&self, chain: &StoredChain, at: &Listeners, than: OffsetDateTime) -> Option<Remotes> {
+        let (_, at) = self.as_started(at);
+        let mut remotes = remotes::look(self.inquiry(Some(chain), &at), than)
+            .await
+            .inspect_err(|error| tracing::debug!("{}", with_causes(error)))
+            .ok()?;
+        // Without TLS no CA let the leaf nodes in.
+        if !at.others.iter().any(|other| other.listener == Listener::Leafnodes) {
+            remotes.leaf_nodes.clear();
+        }
+        Some(remotes)
     }
 
     async fn obstacle_to_a_user(&self, chain: Option<&StoredChain>, at: &Listeners) -> Option<Obstacle> {

@@ -2,12 +2,15 @@
 
 #![allow(clippy::print_stdout, reason = "the test's output shows the figures")]
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::{Client, ConnectError, ConnectOptions};
-use harness::cluster::Node;
+use harness::cluster::{NAME as CLUSTER, Node};
+use harness::loopback::free_ports;
+use harness::nats_server::{Launch, NatsServer, monitor};
 use harness::nodes::{Nodes, at, set};
 use harness::{eventually, tools};
 use nix::sys::signal::Signal;
@@ -32,6 +35,11 @@ struct Leak {
 
 impl Leak {
     async fn boot(version: &str, count: u8, system: &str) -> Self {
+        Self::boot_with(version, count, system, |_| String::new()).await
+    }
+
+    /// `lines` are the last lines of a node's agent.toml.
+    async fn boot_with(version: &str, count: u8, system: &str, lines: impl Fn(&Node) -> String) -> Self {
         let mut cluster = Nodes::new(AGENT, version, count).unwrap();
         cluster.cluster.client_mtls = true;
         let leaked = Ca::make(&cluster.cluster.ca_directory(), "the leaked CA");
@@ -48,6 +56,10 @@ impl Leak {
             ("nats.system", &format!("{system:?}")),
         ] {
             cluster.set(key, value).unwrap();
+        }
+        for node in &cluster.nodes {
+            let text = std::fs::read_to_string(node.agent.config()).unwrap() + &lines(node);
+            std::fs::write(node.agent.config(), text).unwrap();
         }
         cluster.boot().await.unwrap();
         Self { cluster, leaked, new }
@@ -200,6 +212,88 @@ async fn clients_of_a_leaked_ca_are_closed_and_an_older_route_is_a_warning_until
             .await;
         }
         assert_eq!(metric(nodes[0].metrics(), name).await, Some(2), "{version}: a client was closed twice");
+    });
+    harness::join_all(runs).await;
+}
+
+/// A nats-server of somebody else, with these lines in its configuration, on ports of its own.
+async fn stranger(version: &str, directory: &Path, name: &str, lines: &str) -> NatsServer {
+    let ports = free_ports(2).unwrap();
+    let [client, monitor] = [0, 1].map(|index| SocketAddr::from((Ipv4Addr::LOCALHOST, ports.numbers()[index])));
+    let path = |kind: &str| directory.join(format!("{name}.{kind}"));
+    let (config, pid_file, log) = (path("conf"), path("pid"), path("log"));
+    let text = format!(
+        "server_name: {name}\nlisten: \"{client}\"\nhttp: \"{monitor}\"\npid_file: \"{}\"\n{lines}\n",
+        pid_file.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let binary = tools::nats_server(version).unwrap();
+    NatsServer::start(Launch { binary, config, pid_file, client, monitor, log, arguments: Vec::new() }).await.unwrap()
+}
+
+/// nats-server 2.10 gives a leaf node no number, so nobody closes the connection. No version closes a gateway.
+#[tokio::test]
+async fn a_leaf_node_of_a_leaked_ca_is_closed_and_what_nobody_can_close_is_named() {
+    let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
+        let ports = free_ports(2).unwrap();
+        let listen = |node: &Node, index: usize| SocketAddr::new(node.address.into(), ports.numbers()[index]);
+        let tls = "tls = { certificate = \"node\", verify = true }";
+        let leak = Leak::boot_with(version, 1, "auto", |node| {
+            format!(
+                "\n[nats.settings]\nsystem_account = \"SYS\"\nno_auth_user = \"a\"\n\
+                 accounts = {{ SYS = {{ users = [{{ user = \"s\", password = \"s\" }}] }}, \
+                 APP = {{ users = [{{ user = \"a\", password = \"a\" }}] }} }}\nleafnodes = {{ listen = \"{}\", {tls} }}\n\
+                 gateway = {{ name = \"{}\", listen = \"{}\", {tls} }}\n",
+                listen(node, 0),
+                CLUSTER,
+                listen(node, 1)
+            )
+        })
+        .await;
+        let (node, directory) = (&leak.cluster.nodes[0], leak.cluster.directory());
+        let bundle = directory.join("bundle.pem");
+        let own = |name: &str| {
+            let (chain, key) = leak.leaked.client(&directory.join(name));
+            format!("tls {{ ca_file: {bundle:?}, cert_file: {chain:?}, key_file: {key:?} }}")
+        };
+        let remote = format!("leafnodes {{ remotes: [{{ url: \"tls://{}\", {} }}] }}", listen(node, 0), own("of-leaf"));
+        let leaf = stranger(version, directory, "leaf", &remote).await;
+        let far = format!(
+            "gateway {{ name: far, listen: \"127.0.0.1:-1\", {}, gateways: [{{ name: {:?}, url: \"tls://{}\" }}] }}",
+            own("of-far"),
+            CLUSTER,
+            listen(node, 1)
+        );
+        let far = stranger(version, directory, "far", &far).await;
+        let connections = async || {
+            let leafs = monitor(node.monitor(), "/leafz").await.unwrap()["leafnodes"].as_u64().unwrap();
+            let gateways = monitor(node.monitor(), "/gatewayz").await.unwrap();
+            (leafs, gateways["inbound_gateways"]["far"].as_array().map_or(0, Vec::len))
+        };
+        let has = async |what: &str, wanted: fn((u64, usize)) -> bool| {
+            let seen = eventually(what, SOON, async || {
+                let seen = connections().await;
+                if wanted(seen) { Ok(()) } else { Err(format!("{version}: {seen:?}")) }
+            });
+            seen.await.unwrap();
+        };
+        has("leaf node and gateway", |(leafs, gateways)| leafs == 1 && gateways > 0).await;
+
+        leak.switch();
+        leak.distrust().await;
+        let is_told = |status: &Value| warning(status, "distrusted_stay").contains("gateways of far;");
+        let status = status_with(node, is_told).await;
+        let names_the_leaf = warning(&status, "distrusted_stay").contains("leaf nodes leaf at ");
+        assert_eq!(names_the_leaf, version.starts_with("2.10"), "{version}: {status:#}");
+        if !names_the_leaf {
+            // The far end dials again, and is refused.
+            has("the end of the leaf node", |(leafs, _)| leafs == 0).await;
+            status_with(node, |status| status["nats"]["distrust"]["closed"] == 1).await;
+        }
+        far.stop().await.unwrap();
+        leaf.stop().await.unwrap();
+        let status = status_with(node, |status| warning(status, "distrusted_stay").is_empty()).await;
+        assert_eq!(status["state"], "healthy", "{version}: {status:#}");
     });
     harness::join_all(runs).await;
 }

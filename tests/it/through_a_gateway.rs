@@ -2,7 +2,11 @@
 //! renew and each service restarts. The services connect by docs/clients.md and the files of `agent client run`. The nodes have one
 //! name, and the services resolve the name to the addresses of the nodes.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the test's output shows the table, and what the test leaves out")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the test's output shows the table, and what the test leaves out"
+)]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};

@@ -43,7 +43,8 @@ impl Sources {
             self.secret = Some(ConnectionSecret::new(&aws, id));
         }
         self.certificates = certificate.as_ref().map(|certificate| {
-            let issuer = AcmPca::new(&aws, certificate.ca_arn.clone(), Some(certificate.template_arn.clone()));
+            let issuer =
+                AcmPca::new(&aws, certificate.ca_arn.clone(), Some(certificate.template_arn.clone())).for_a_service();
             Arc::new(Certificates::new(certificate, Arc::new(issuer), directory, clock))
         });
     }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::CommandError;
 use crate::clock::{Clock, rfc3339};
 use crate::conf::cost::reload_costs;
-use crate::conf::listeners::Listeners;
+use crate::conf::listeners::{Listeners, asks_clients};
 use crate::conf::loss::Certificate;
 use crate::config::Config;
 use crate::connection::usable;
@@ -231,7 +231,7 @@ async fn sources(parts: Parts, newest: Option<&Generation>) -> Sources {
         Some(newest) => dial(newest, others).await,
         None => Vec::new(),
     };
-    checks.extend(Box::pin(configuration(Reconciler::new(parts))).await);
+    checks.extend(Box::pin(configuration(parts)).await);
     Sources { checks, peers, others: ids }
 }
 
@@ -258,7 +258,8 @@ async fn included(parts: &Parts) -> Vec<Check> {
 /// write.
 async fn connection(parts: &Parts, bundle: Option<&TrustBundle>) -> Option<Check> {
     let name = "connection";
-    let stored = match parts.publication.as_ref()?.store.read().await {
+    let publication = parts.publication.as_ref()?;
+    let stored = match publication.store.read().await {
         Ok(Some(stored)) => stored,
         Ok(None) => {
             let remedy =
@@ -278,6 +279,11 @@ async fn connection(parts: &Parts, bundle: Option<&TrustBundle>) -> Option<Check
         let found = format!("the document lacks {} of the trust bundle", lacking.join(", "));
         return Some(Check::warning(name, format!("{found}; the first node in service writes it within an interval")));
     }
+    if publication.urls.is_empty() && publication.names.is_empty() {
+        let remedy = "give the nodes a name in node.dns_names, or set connection.urls";
+        let found = "the document holds addresses, and nats.js verifies no address";
+        return Some(Check::warning(name, format!("{found}; {remedy}")));
+    }
     let urls = counted(document.urls().count(), "URL");
     let found = format!("{urls} and {}, changed at {}", counted(told.len(), "anchor"), document.changed_at);
     Some(Check::ok(name, format!("{found}; whether this node may write shows only at a write")))
@@ -286,10 +292,21 @@ async fn connection(parts: &Parts, bundle: Option<&TrustBundle>) -> Option<Check
 /// The embedded CA before the first `agent run`.
 const NO_CA: &str = "none yet; `agent run` makes the embedded CA";
 
-/// Whether the next pass would change the committed configuration, and why the agent's user stands nowhere in it.
-async fn configuration(mut reconciler: Reconciler) -> Vec<Check> {
+/// Whether the next pass would change the committed configuration, why the agent's user stands nowhere in it, and whether a bundle
+/// for clients has a use in it.
+async fn configuration(parts: Parts) -> Vec<Check> {
     let name = "configuration";
-    let check = match reconciler.desired().await {
+    let has_clients_bundle = parts.client_trust.is_some();
+    let nats_config = parts.commit_point.parts().nats.config.clone();
+    let mut reconciler = Reconciler::new(parts);
+    let desired = reconciler.desired().await;
+    let tree = desired.as_ref().ok().and_then(|(_, desired)| desired.tree(&nats_config).ok());
+    let is_unused = has_clients_bundle && tree.is_some_and(|tree| !asks_clients(&tree));
+    let unused = is_unused.then(|| {
+        let remedy = "set nats.client_auth = \"mtls\", or verify = true in the tls of websocket or mqtt";
+        Check::warning("certificates of clients", format!("no listener asks clients for a certificate; {remedy}"))
+    });
+    let check = match desired {
         Ok((Some(committed), desired)) if committed == desired => {
             Check::ok(name, "what is committed is what is wanted")
         }
@@ -300,7 +317,7 @@ async fn configuration(mut reconciler: Reconciler) -> Vec<Check> {
         Err(error) => Check::failed(name, with_causes(&error)),
     };
     let nowhere = reconciler.system_warning().map(|reason| Check::warning(SYSTEM, reason.to_string()));
-    [check].into_iter().chain(nowhere).collect()
+    [check].into_iter().chain(nowhere).chain(unused).collect()
 }
 
 const SYSTEM: &str = "system account";

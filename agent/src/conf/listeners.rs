@@ -107,6 +107,15 @@ impl Listeners {
     }
 }
 
+/// Whether a listener of clients asks for their certificates: the client port, websocket or MQTT.
+#[must_use]
+pub(crate) fn asks_clients(tree: &Map) -> bool {
+    let listeners = [Listener::Client, Listener::Websocket, Listener::Mqtt].into_iter();
+    let is_on = |tls: &Map, name| find(tls, &[name]).is_some_and(|entry| entry.value == Value::Bool(true));
+    let mut tls = listeners.filter_map(|listener| tls_of(listener, tree));
+    tls.any(|tls| is_on(tls, "verify") || is_on(tls, "verify_and_map"))
+}
+
 /// The listeners with TLS beside client and route listener. A port that the system chooses can't be dialled.
 fn others(tree: &Map) -> Vec<TlsListener> {
     let other = |endpoint: Endpoint| {
@@ -175,6 +184,21 @@ mod tests {
         assert_eq!(listeners.route, ([127, 0, 0, 1], 16222).into());
         assert_eq!(listeners.monitor, Monitor { address: ([127, 0, 0, 1], 18222).into(), tls: None });
         assert_eq!(listeners.pid_file, PathBuf::from("/run/pid"));
+    }
+
+    #[test]
+    fn only_a_listener_of_clients_asks_clients_for_certificates() {
+        let nats = NatsConfig::default();
+        for (text, asks) in [
+            ("tls { verify: true }", true),
+            ("TLS { Verify_And_Map: true }", true),
+            ("websocket { tls { verify: true } }", true),
+            ("mqtt { tls { verify: true } }", true),
+            ("tls { verify: false }\ncluster { tls { verify: true } }\nleafnodes { tls { verify: true } }", false),
+            ("", false),
+        ] {
+            assert_eq!(asks_clients(&crate::conf::read(text, &nats.config).unwrap()), asks, "{text}");
+        }
     }
 
     fn listeners(text: &str) -> Listeners {

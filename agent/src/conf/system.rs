@@ -33,11 +33,13 @@ const CALLOUT: [&str; 2] = ["auth_callout", "auth_hook"];
 pub const INBOX: &str = "_INBOX_nats-tls-agent";
 
 /// The only subjects that the agent's user may publish to. `*` is the id of a server, which changes with each start.
-const SUBJECTS: [&str; 7] = [
+const SUBJECTS: [&str; 9] = [
     "$SYS.REQ.SERVER.*.RELOAD",
     "$SYS.REQ.SERVER.*.VARZ",
     "$SYS.REQ.SERVER.*.ROUTEZ",
     "$SYS.REQ.SERVER.*.CONNZ",
+    "$SYS.REQ.SERVER.*.LEAFZ",
+    "$SYS.REQ.SERVER.*.GATEWAYZ",
     "$SYS.REQ.SERVER.*.KICK",
     "$SYS.REQ.SERVER.*.JSZ",
     "$SYS.REQ.SERVER.*.HEALTHZ",

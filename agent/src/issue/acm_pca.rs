@@ -28,7 +28,7 @@ use x509_parser::oid_registry::{
 use x509_parser::x509::SubjectPublicKeyInfo;
 
 pub(crate) use self::refusal::INVALID_STATE;
-use self::refusal::{ACTIVE, of_status, sorted, status_in};
+use self::refusal::{ACTIVE, Keys, NODE, SERVICE, of_status, sorted, status_in};
 use super::{CertificateHandle, Described, IssueRequest, IssuedChain, Issuer};
 use crate::aws::calls::{IN_PROGRESS, counted};
 use crate::aws::{nonsense, refused};
@@ -58,6 +58,7 @@ pub struct AcmPca {
     client: Client,
     ca_arn: CaArn,
     template_arn: String,
+    keys: Keys,
     usage_mode: OnceCell<UsageMode>,
     /// What was last read of the CA's certificate.
     certificate: Mutex<Option<CaCertificate>>,
@@ -93,9 +94,16 @@ impl AcmPca {
             client: Client::from_conf(config),
             ca_arn,
             template_arn,
+            keys: NODE,
             usage_mode: OnceCell::new(),
             certificate: Mutex::default(),
         }
+    }
+
+    /// The same CA for a service: errors name the keys of client.toml in the place of the keys of agent.toml.
+    #[must_use]
+    pub(crate) fn for_a_service(self) -> Self {
+        Self { keys: SERVICE, ..self }
     }
 
     /// Refuses a validity that a short-lived CA would refuse, before the request. A validity up to [`SHORT_LIVED_LIMIT`]
@@ -105,7 +113,8 @@ impl AcmPca {
             && *self.usage_mode.get_or_try_init(|| self.ask_usage_mode()).await? == UsageMode::ShortLived
         {
             let reason = format!(
-                "the CA is in short-lived certificate mode, which allows 7 days at most, and issuer.validity is {}",
+                "the CA is in short-lived certificate mode, which allows 7 days at most, and {} is {}",
+                self.keys.validity(),
                 humantime::format_duration(validity)
             );
             let remedy = "write validity = \"7d\" or less, or name a general-purpose CA";
@@ -151,7 +160,7 @@ impl AcmPca {
         match described.as_ref().and_then(|described| described.status()) {
             Some(status) => RemoteError {
                 reason: format!("{}; the CA's status is {status}", error.reason),
-                remedy: of_status(status.as_str()).to_owned(),
+                remedy: of_status(status.as_str(), self.keys),
                 ..error
             },
             None => error,
@@ -207,7 +216,7 @@ impl AcmPca {
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
-        sorted(call, &self.ca_arn, RemoteError { attempt: self.attempt(call), ..refused(call, error) })
+        sorted(call, &self.ca_arn, self.keys, RemoteError { attempt: self.attempt(call), ..refused(call, error) })
     }
 }
 
@@ -243,7 +252,8 @@ impl Issuer for AcmPca {
         let described = described.ok_or_else(|| nonsense(&self.attempt(DESCRIBE), "the answer describes no CA"))?;
         let status = described.status().filter(|status| status.as_str() != ACTIVE);
         let failure = described.failure_reason().map(|reason| format!(" ({reason})")).unwrap_or_default();
-        let obstacle = status.map(|status| format!("the CA is {status}{failure}; {}", of_status(status.as_str())));
+        let obstacle =
+            status.map(|status| format!("the CA is {status}{failure}; {}", of_status(status.as_str(), self.keys)));
         let is_short = described.usage_mode == Some(CertificateAuthorityUsageMode::ShortLivedCertificate);
         Ok(Some(Described { obstacle, longest: is_short.then_some(SHORT_LIVED_LIMIT) }))
     }

@@ -14,6 +14,7 @@ use crate::progress::{Progress, Step};
 use crate::reason::Reason;
 use crate::server::Cut;
 use crate::server::monitor::Routez;
+use crate::server::remotes::Remotes;
 use crate::status::DistrustStatus;
 
 /// The pause between two rounds of closing. The clients of one round connect anew in the pause.
@@ -34,6 +35,9 @@ pub(crate) struct Unfinished {
     closed: u64,
     /// Whether every client was closed that has to be.
     is_done_with_clients: bool,
+    /// The leaf nodes of the first look after the distrust that are connected since. `None`: nobody has looked.
+    #[serde(default)]
+    leaf_nodes: Option<BTreeSet<String>>,
 }
 
 /// The end of such connections, over the passes.
@@ -42,6 +46,8 @@ pub(super) struct Cutoff {
     unfinished: Option<Unfinished>,
     /// The other servers whose routes are older than the distrust.
     routes: BTreeSet<String>,
+    /// The other clusters whose gateway connections are older than the distrust.
+    gateways: BTreeSet<String>,
     /// The clients that are still open after the last round. `None`: nobody tells.
     open: Option<u64>,
     /// When the next round is due, while rounds succeed and are not over.
@@ -60,7 +66,7 @@ impl Cutoff {
     pub(super) fn note(&mut self, subjects: impl IntoIterator<Item = String>) {
         let unfinished = self.unfinished.get_or_insert_default();
         unfinished.subjects.extend(subjects);
-        (unfinished.loaded, unfinished.is_done_with_clients) = (None, false);
+        (unfinished.loaded, unfinished.is_done_with_clients, unfinished.leaf_nodes) = (None, false, None);
     }
 
     /// What the next process has to know.
@@ -83,9 +89,15 @@ impl Cutoff {
         let unfinished = self.unfinished.as_ref()?;
         unfinished.loaded?;
         let clients = !unfinished.is_done_with_clients && self.next.is_none();
-        (clients || !self.routes.is_empty()).then(|| Reason::DistrustedStay {
-            subjects: unfinished.subjects.iter().cloned().collect(),
-            routes: self.routes.iter().cloned().collect(),
+        let list = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<String>>();
+        let (routes, gateways) = (list(&self.routes), list(&self.gateways));
+        let leaf_nodes = unfinished.leaf_nodes.as_ref().map(list).unwrap_or_default();
+        let stays = clients || [&routes, &gateways, &leaf_nodes].iter().any(|names| !names.is_empty());
+        stays.then(|| Reason::DistrustedStay {
+            subjects: list(&unfinished.subjects),
+            routes,
+            gateways,
+            leaf_nodes,
             clients: clients.then_some(self.open),
         })
     }
@@ -116,12 +128,21 @@ impl Cutoff {
         self.status = unfinished.loaded.map(|since| DistrustStatus { since, closed: unfinished.closed });
     }
 
-    /// Notes the routes that nats-server tells. Nothing is left to do once no client and no route is too old.
-    fn note_routes(&mut self, routez: Option<&Routez>, than: OffsetDateTime) {
+    /// Notes the routes, gateways and leaf nodes that nats-server tells. Nothing is left to do once no connection is too old.
+    fn note_servers(&mut self, routez: Option<&Routez>, remotes: Option<Remotes>, than: OffsetDateTime) {
+        let Some(unfinished) = &mut self.unfinished else { return };
+        let is_all_told = routez.is_some() && remotes.is_some();
         if let Some(routez) = routez {
             self.routes = routez.older(than);
         }
-        if routez.is_some() && self.routes.is_empty() && !self.wants_clients() {
+        if let Some(Remotes { gateways, leaf_nodes }) = remotes {
+            self.gateways = gateways;
+            let stay = unfinished.leaf_nodes.get_or_insert_with(|| leaf_nodes.clone());
+            stay.retain(|leaf_node| leaf_nodes.contains(leaf_node));
+        }
+        let are_leaf_nodes_gone = unfinished.leaf_nodes.as_ref().is_some_and(BTreeSet::is_empty);
+        let are_gone = self.routes.is_empty() && self.gateways.is_empty() && are_leaf_nodes_gone;
+        if is_all_told && are_gone && !self.wants_clients() {
             self.unfinished = None;
         }
     }
@@ -149,7 +170,8 @@ impl Reconciler {
             }
             self.cutoff.note_round(cut, now);
         }
-        self.cutoff.note_routes(seen.observed.routez.as_ref(), than);
+        let remotes = commit_point.parts().server.remotes(&newest.chain, &seen.listeners, than).await;
+        self.cutoff.note_servers(seen.observed.routez.as_ref(), remotes, than);
     }
 }
 
@@ -173,6 +195,33 @@ mod tests {
         Routez { routes: starts.iter().map(route).collect() }
     }
 
+    fn none() -> Option<Remotes> {
+        Some(Remotes::default())
+    }
+
+    #[test]
+    fn gateways_and_leaf_nodes_of_before_are_told_until_they_are_gone_also_by_a_later_process() {
+        let mut cutoff = Cutoff::default();
+        cutoff.note(["CN=old".to_owned()]);
+        cutoff.begin(LOADED);
+        cutoff.note_round(Some(Cut::default()), LOADED + HANDSHAKES);
+        let remotes = |gateways: &[&str], leaf_nodes: &[&str]| {
+            let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+            Some(Remotes { gateways: set(gateways), leaf_nodes: set(leaf_nodes) })
+        };
+        let told = |cutoff: &Cutoff| cutoff.warning().map_or_else(String::new, |warning| warning.to_string());
+        cutoff.note_servers(Some(&routes(&[])), None, LOADED);
+        assert!(cutoff.unfinished().is_some() && told(&cutoff).is_empty(), "nobody told of gateways and leaf nodes");
+        cutoff.note_servers(Some(&routes(&[])), remotes(&["far"], &["leaf at 10.0.0.1:7"]), LOADED);
+        assert!(told(&cutoff).contains(" gateways of far; leaf nodes leaf at 10.0.0.1:7;"), "{}", told(&cutoff));
+        let mut later = Cutoff::of(cutoff.unfinished().cloned());
+        assert!(told(&later).contains("leaf at 10.0.0.1:7") && !told(&later).contains("far"), "{}", told(&later));
+        later.note_servers(Some(&routes(&[])), remotes(&[], &["leaf at 10.0.0.1:7", "leaf at 10.0.0.1:8"]), LOADED);
+        assert!(!told(&later).contains("10.0.0.1:8"), "a leaf node that came later");
+        later.note_servers(Some(&routes(&[])), remotes(&[], &["leaf at 10.0.0.1:8"]), LOADED);
+        assert!(later.unfinished().is_none() && told(&later).is_empty());
+    }
+
     #[test]
     fn clients_are_closed_in_rounds_and_an_older_route_is_told_until_it_is_made_anew() {
         let mut cutoff = Cutoff::default();
@@ -190,13 +239,13 @@ mod tests {
         assert!(later.wants_clients() && later.times() == Some(LOADED + HANDSHAKES), "a handshake may be under way");
         later.note_round(Some(Cut { closed: 1, open: 0 }), LOADED + HANDSHAKES);
         assert!(!later.wants_clients() && later.times().is_none());
-        later.note_routes(Some(&routes(&[LOADED + PAUSE, LOADED - PAUSE])), LOADED);
+        later.note_servers(Some(&routes(&[LOADED + PAUSE, LOADED - PAUSE])), none(), LOADED);
         let warning = later.warning().unwrap();
         assert_eq!(warning.code(), Code::DistrustedStay);
         assert!(warning.to_string().contains("n2") && !warning.to_string().contains("client"), "{warning}");
-        later.note_routes(None, LOADED);
+        later.note_servers(None, none(), LOADED);
         assert!(later.warning().is_some(), "nobody told of the routes");
-        later.note_routes(Some(&routes(&[LOADED + PAUSE])), LOADED);
+        later.note_servers(Some(&routes(&[LOADED + PAUSE])), none(), LOADED);
         assert!(later.warning().is_none() && later.unfinished().is_none());
         assert!(later.status().is_some());
     }
@@ -208,7 +257,7 @@ mod tests {
         cutoff.begin(LOADED);
         for (cut, told) in [(None, "clients"), (Some(Cut { closed: 0, open: 7 }), "clients (7)")] {
             cutoff.note_round(cut, LOADED);
-            cutoff.note_routes(Some(&routes(&[])), LOADED);
+            cutoff.note_servers(Some(&routes(&[])), none(), LOADED);
             let warning = cutoff.warning().unwrap().to_string();
             assert!(warning.contains(told) && cutoff.times().is_none(), "{warning}");
         }

@@ -118,7 +118,7 @@ impl CertificateEnds {
 }
 
 /// A time. A time that can't be read is no reason to lose the rest of the answer.
-fn readable_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<OffsetDateTime>, D::Error> {
+pub(super) fn readable_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<OffsetDateTime>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     Ok(text.and_then(|text| OffsetDateTime::parse(&text, &Rfc3339).ok()))
 }

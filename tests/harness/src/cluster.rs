@@ -16,6 +16,9 @@ use crate::nats_server::{Launch, NatsServer};
 use crate::traffic::{ClientTls, Endpoint};
 use crate::{Failure, eventually};
 
+/// `nats.cluster_name` of every cluster.
+pub const NAME: &str = "loopback";
+
 /// A node's first pass signs a certificate and runs `nats-server -t`.
 const COMMIT_WITHIN: Duration = Duration::from_mins(1);
 
@@ -116,7 +119,7 @@ impl Cluster {
             quoted_peers.join(", ")
         ));
         let client_auth = if self.client_mtls { "mtls" } else { "tls" };
-        text + &self.machine(node, &format!("cluster_name = \"loopback\"\nclient_auth = \"{client_auth}\"\n"))
+        text + &self.machine(node, &format!("cluster_name = \"{NAME}\"\nclient_auth = \"{client_auth}\"\n"))
     }
 
     /// The tables with ports, paths and JetStream's limits of this machine. `nats` holds more lines for the table
