@@ -273,6 +273,7 @@ impl Issuance {
             let Csr { algorithm, sans, .. } = csr;
             Some(Concluded { leaf: leaf.sha256.clone(), issuer: issuer?, validity: validity?, algorithm, sans })
         });
+        entries.given_up = 0;
         self.journal.store(&entries)
     }
 
@@ -287,13 +288,6 @@ impl Issuance {
         })
     }
 
-    /// Forgets the issuance under way: its certificate is unusable.
-    pub(crate) fn forget(&self) -> Result<(), JournalError> {
-        let mut entries = self.journal.load()?;
-        entries.pending = None;
-        self.journal.store(&entries)
-    }
-
     /// Notes when the certificate of the issuance under way becomes valid, where this machine's clock is behind. Once
     /// the clock is set, this time shows that the issuance is recent, and the certificate is still collected.
     pub(crate) fn note_valid_from(&self, time: OffsetDateTime) -> Result<(), JournalError> {
@@ -305,22 +299,21 @@ impl Issuance {
         self.journal.store(&entries)
     }
 
-    /// Forgets the issuance under way, once its wrong certificate has been collected again for [`GIVE_UP_AFTER`]. Returns
-    /// whether it did.
-    pub(crate) fn give_up(&self) -> Result<bool, JournalError> {
-        let is_over = self.is_tried_enough(&self.journal.load()?);
-        if is_over {
-            self.forget()?;
+    /// Forgets the issuance under way, once its wrong certificate has been collected again for [`GIVE_UP_AFTER`]. Returns the
+    /// pause before another certificate is paid for. `None`: the certificate is collected again.
+    ///
+    /// The pause grows with the certificates in a row that are never accepted. A wrong template makes every certificate wrong, and
+    /// the pause still leaves time before a leaf ends. A new process asks at once, because an operator may have corrected something.
+    pub(crate) fn give_up(&self) -> Result<Option<Duration>, JournalError> {
+        let mut entries = self.journal.load()?;
+        if !self.is_tried_enough(&entries) {
+            return Ok(None);
         }
-        Ok(is_over)
-    }
-
-    /// The pause before another certificate is paid for, after `given_up` certificates in a row that are never accepted. A
-    /// wrong template makes every certificate wrong, and the pause still leaves time before a leaf ends.
-    #[must_use]
-    pub(crate) fn pause_after(&self, given_up: u32) -> Duration {
-        let doubled = AFTER_GIVING_UP.saturating_mul(2_u32.saturating_pow(given_up.saturating_sub(1).min(31)));
-        doubled.min(LONGEST_AFTER_GIVING_UP).min(self.validity / 10)
+        entries.pending = None;
+        entries.given_up = entries.given_up.saturating_add(1);
+        self.journal.store(&entries)?;
+        let doubled = AFTER_GIVING_UP.saturating_mul(2_u32.saturating_pow((entries.given_up - 1).min(31)));
+        Ok(Some(doubled.min(LONGEST_AFTER_GIVING_UP).min(self.validity / 10)))
     }
 
     fn is_tried_enough(&self, entries: &Entries) -> bool {
@@ -717,7 +710,7 @@ mod tests {
         assert_eq!((found.chain.leaf_pem.as_str(), late.given.load(Ordering::Relaxed)), ("arn 1", 1));
         let counted = |journal: &Journal| journal.load().unwrap().issued_in_a_day(clock.now());
         assert_eq!((counted(&issuance.journal), counted(&Journal::of(directory.path()))), (1, 0));
-        issuance.forget().unwrap();
+        issuance.note_valid_from(NOW).unwrap();
         assert_eq!(counted(&Journal::of(directory.path())), 1);
     }
 

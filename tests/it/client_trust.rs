@@ -15,6 +15,7 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 
 use crate::AGENT;
+use crate::doctor::{assert_check, diagnose};
 use crate::rollover::Ca;
 use crate::rotation::status_with;
 
@@ -178,4 +179,21 @@ async fn a_bundle_of_clients_changes_and_distrusts_without_a_certificate_and_wit
     }
     let after = node.healthy(SOON).await.unwrap();
     assert_eq!(at(&after, "leaf.serial"), at(&before, "leaf.serial"), "no certificate is paid for");
+}
+
+#[tokio::test]
+async fn doctor_says_where_a_bundle_of_clients_has_no_use() {
+    let mut cluster = Nodes::new(AGENT, tools::NATS_SERVER, 1).unwrap();
+    let ca = Ca::make(&cluster.directory().join("clients"), "the CA of clients");
+    let file = cluster.directory().join("clients.pem");
+    std::fs::write(&file, &ca.pem).unwrap();
+    cluster.configure().unwrap();
+    cluster.set("trust.clients", &format!("{{ kind = \"file\", file = {file:?} }}")).unwrap();
+    cluster.boot().await.unwrap();
+    let node = &cluster.nodes[0];
+    let check = "certificates of clients";
+    assert_check(&diagnose(node).await.1, check, "warning", &["nats.client_auth"]);
+    set(node.agent.config(), "nats.client_auth", "\"mtls\"").unwrap();
+    let (_, checks) = diagnose(node).await;
+    assert!(!checks.contains_key(check), "{checks:?}");
 }

@@ -4,7 +4,9 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use time::OffsetDateTime;
 
 use crate::clock::Clock;
 use crate::config::client::CertificateConfig;
@@ -28,6 +30,8 @@ pub(super) struct Certificates {
     issuance: Issuance,
     /// The service, in the shape in which an issuance knows a node: a name and SANs.
     service: Node,
+    /// Why no other certificate is paid for, and until when: the last certificate was given up.
+    paused: Mutex<Option<(Reason, OffsetDateTime)>>,
 }
 
 impl Certificates {
@@ -49,7 +53,7 @@ impl Certificates {
             further_addresses: [].into(),
             placement: Placement::default(),
         };
-        Self { issuance, service }
+        Self { issuance, service, paused: Mutex::default() }
     }
 
     /// Whether the issuer is asked: without a certificate, during an issuance, and where the certificate is due or differs from
@@ -69,6 +73,11 @@ impl Certificates {
     /// Asks the issuer, or resumes the issuance under way, and verifies the answer against the issuer's own CA certificate. The
     /// nodes may trust other CAs for clients than for servers.
     pub(super) async fn obtain(&self, current: Option<&StoredChain>) -> Result<StoredChain, PassError> {
+        if let Some((reason, until)) = &*self.paused()
+            && self.issuance.clock.now() < *until
+        {
+            return Err(PassError::Waits(reason.clone()));
+        }
         let renewed = current.map(StoredChain::leaf).filter(|leaf| self.is_as_asked(leaf));
         let beyond = renewed.map(|leaf| leaf.not_after);
         let issued = self.issuance.obtain(&self.service, beyond, &Progress::default()).await?;
@@ -79,18 +88,83 @@ impl Certificates {
         })?;
         let now = self.issuance.clock.now();
         let verified = bundle.verify_for(Role::Client, &issued.chain, &issued.csr.key, &self.service.sans, now);
-        match &verified {
-            Err(RejectedChain::NotYetValid { not_before, .. }) => self.issuance.note_valid_from(*not_before)?,
-            Err(rejected) if !rejected.may_pass_later() => {
-                self.issuance.give_up()?;
+        let until = match &verified {
+            Err(RejectedChain::NotYetValid { not_before, .. }) => {
+                self.issuance.note_valid_from(*not_before)?;
+                None
             }
-            Ok(_) | Err(_) => {}
-        }
-        Ok(verified?.stored().clone())
+            Err(rejected) if !rejected.may_pass_later() => self.issuance.give_up()?.map(|pause| now + pause),
+            Ok(_) | Err(_) => None,
+        };
+        let answer = verified.map(|chain| chain.stored().clone()).map_err(PassError::from);
+        *self.paused() = answer.as_ref().err().map(Reason::from).zip(until);
+        answer
+    }
+
+    fn paused(&self) -> MutexGuard<'_, Option<(Reason, OffsetDateTime)>> {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The certificate is safe in a generation.
     pub(super) fn note_written(&self, leaf: &Leaf) -> Result<(), JournalError> {
         if self.issuance.is_under_way() { self.issuance.conclude(leaf) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::config::CaArn;
+    use crate::doubles::moody_issuer::{MoodyIssuer, SetMoods};
+    use crate::issue::IssuedChain;
+    use crate::issue::local::Local;
+    use crate::x509::csr::KeyAlgorithm;
+    use crate::x509::san::Sans;
+
+    fn config() -> CertificateConfig {
+        CertificateConfig {
+            ca_arn: CaArn::try_from("arn:aws:acm-pca:eu-west-1:111122223333:certificate-authority/1".to_owned())
+                .unwrap(),
+            template_arn: "arn:aws:acm-pca:::template/EndEntityClientAuthCertificate/V1".into(),
+            name: "app".into(),
+            sans: Sans::default(),
+            validity: Duration::from_hours(24 * 7),
+            key_algorithm: KeyAlgorithm::EcdsaP256,
+        }
+    }
+
+    /// A service looks every minute. A certificate for another key stands for every certificate that no look makes acceptable.
+    #[tokio::test(start_paused = true)]
+    async fn invariant_11_certificates_that_are_never_accepted_are_paid_for_more_and_more_rarely() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::starting_at(datetime!(2026-03-01 12:00 UTC));
+        let ca: Arc<dyn Issuer> = Arc::new(Local::new(directory.path().join("ca"), clock));
+        let of_another_key = Certificates::new(&config(), Arc::clone(&ca), &directory.path().join("other"), clock);
+        std::fs::create_dir(directory.path().join("other")).unwrap();
+        let wrong = of_another_key.obtain(None).await.unwrap();
+        let wrong = IssuedChain { leaf_pem: wrong.chain().to_pem(), chain_pem: String::new() };
+
+        let moods = Arc::new(SetMoods::default());
+        let issuer = Arc::new(MoodyIssuer::new(ca, clock, Arc::clone(&moods) as _));
+        let certificates = Certificates::new(&config(), Arc::clone(&issuer) as _, directory.path(), clock);
+        let a_day = tokio::time::Instant::now() + Duration::from_hours(24);
+        while tokio::time::Instant::now() < a_day {
+            *moods.mistaken.lock().unwrap() = Some(wrong.clone());
+            let reason = Reason::from(&certificates.obtain(None).await.unwrap_err());
+            assert_eq!(reason.code(), crate::reason::Code::CertificateRejected, "{reason}");
+            tokio::time::sleep(Duration::from_mins(1)).await;
+        }
+        let paid = issuer.requests();
+        assert!((4..=10).contains(&paid), "{paid} certificates in a day");
+        // The last certificate is given up, and then nothing is wrong any more.
+        *moods.mistaken.lock().unwrap() = None;
+        while certificates.obtain(None).await.is_err() {
+            tokio::time::sleep(Duration::from_mins(1)).await;
+        }
+        assert!(issuer.requests() <= paid + 1);
     }
 }

@@ -47,6 +47,9 @@ pub struct Entries {
     /// What the newest certificate was asked for. Journals of older agents lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concluded: Option<Concluded>,
+    /// The certificates in a row that were paid for and are never accepted. Journals of older agents lack the number.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub given_up: u32,
 }
 
 /// What a certificate in a generation was asked for.
@@ -62,6 +65,11 @@ pub struct Concluded {
     pub algorithm: KeyAlgorithm,
     /// The names and addresses of the request.
     pub sans: Sans,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// The field that a journal of every version has.
@@ -146,7 +154,8 @@ impl Journal {
             return Ok(entries);
         }
         let Some(bytes) = durable::read_if_there(&self.path, MAX_SIZE)?.map(Zeroizing::new) else {
-            return Ok(Entries { version: VERSION, pending: None, issued: Vec::new(), concluded: None });
+            let issued = Vec::new();
+            return Ok(Entries { version: VERSION, pending: None, issued, concluded: None, given_up: 0 });
         };
         Entries::parse(&bytes).map_err(|reason| JournalError::Unreadable { path: self.path.clone(), reason })
     }
@@ -302,6 +311,7 @@ mod tests {
             ..Pending::of(csr, NOW)
         };
         entries.pending = Some(all);
+        entries.given_up = 3;
         let mut written = serde_json::to_value(&entries).unwrap();
         written["later"] = "s3cret".into();
         written["pending"]["later"] = 7.into();
@@ -314,6 +324,9 @@ mod tests {
                 assert!(written["pending"].as_object_mut().unwrap().remove(field).is_some(), "{field}");
             }
         }
+        assert_eq!(Entries::parse(written.to_string().as_bytes()).unwrap().given_up, 3);
+        assert!(written.as_object_mut().unwrap().remove("given_up").is_some());
+        assert_eq!(Entries::parse(written.to_string().as_bytes()).unwrap().given_up, 0);
         // What an agent has not to note stays out of the file.
         let csr = Csr::generate("n1", &Sans::default(), KeyAlgorithm::EcdsaP256).unwrap();
         let text = serde_json::to_string(&Pending::of(csr, NOW)).unwrap();

@@ -38,8 +38,8 @@ pub(super) struct Issuing {
     held: Option<Issued>,
     /// The certificate of this pass, until it is known whether it waits.
     taken: Option<Issued>,
-    /// Certificates in a row that were paid for and are never accepted.
-    given_up: u32,
+    /// The pause before another certificate is paid for, where this pass gave a certificate up.
+    pause: Option<Duration>,
     /// Whether `tried` told of the certificate of this pass in an earlier pass.
     is_told: bool,
 }
@@ -61,7 +61,7 @@ impl Issuing {
             tried: None,
             held: None,
             taken: None,
-            given_up: 0,
+            pause: None,
             is_told: false,
         }
     }
@@ -150,14 +150,12 @@ impl Issuing {
             self.waits = Some(Reason::from(&error));
             return Err(error.into());
         }
-        let given_up = self.given_up;
+        self.pause = None;
         let verified = self.verify(issued, bundle, trust_reason, node);
         if let Err(error) = &verified {
             let RenewalConfig { retry_min, retry_max, .. } = self.renewal;
             let longest = retry_max.min(self.issuance.longest_pause(retry_min));
-            // The next try pays for another certificate.
-            let pause = (self.given_up > given_up).then(|| self.issuance.pause_after(self.given_up));
-            let (retry_min, longest) = pause.map_or((retry_min, longest), |pause| (pause, pause));
+            let (retry_min, longest) = self.pause.map_or((retry_min, longest), |pause| (pause, pause));
             let reason = Reason::from(error);
             self.tried = Some(Err(reason.code()));
             self.retry.fail(self.clock.now(), retry_min, longest, reason);
@@ -182,7 +180,7 @@ impl Issuing {
         let verified = bundle.verify(&issued.chain, &issued.csr.key, &node.sans, self.clock.now());
         match &verified {
             Err(RejectedChain::NotYetValid { not_before, .. }) => self.issuance.note_valid_from(*not_before)?,
-            Err(rejected) if !rejected.may_pass_later() => self.given_up += u32::from(self.issuance.give_up()?),
+            Err(rejected) if !rejected.may_pass_later() => self.pause = self.issuance.give_up()?,
             Ok(_) | Err(_) => {}
         }
         Ok(verified?)
@@ -196,7 +194,6 @@ impl Issuing {
         self.issuance.conclude(leaf)?;
         let now = self.clock.now();
         self.taken = None;
-        self.given_up = 0;
         self.tried = (!self.is_told).then_some(Ok(()));
         let left = (leaf.not_after - now).unsigned_abs().min(self.issuance.validity);
         self.retry.succeed(now, now + left / 10);
