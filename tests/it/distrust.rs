@@ -257,7 +257,7 @@ async fn a_leaf_node_of_a_leaked_ca_is_closed_and_what_nobody_can_close_is_named
             format!("tls {{ ca_file: {bundle:?}, cert_file: {chain:?}, key_file: {key:?} }}")
         };
         let remote = format!("leafnodes {{ remotes: [{{ url: \"tls://{}\", {} }}] }}", listen(node, 0), own("of-leaf"));
-        let leaf = stranger(version, directory, "leaf", &remote).await;
+        let leaf_node = stranger(version, directory, "leaf", &remote).await;
         let far = format!(
             "gateway {{ name: far, listen: \"127.0.0.1:-1\", {}, gateways: [{{ name: {:?}, url: \"tls://{}\" }}] }}",
             own("of-far"),
@@ -291,7 +291,7 @@ async fn a_leaf_node_of_a_leaked_ca_is_closed_and_what_nobody_can_close_is_named
             status_with(node, |status| status["nats"]["distrust"]["closed"] == 1).await;
         }
         far.stop().await.unwrap();
-        leaf.stop().await.unwrap();
+        leaf_node.stop().await.unwrap();
         let status = status_with(node, |status| warning(status, "distrusted_stay").is_empty()).await;
         assert_eq!(status["state"], "healthy", "{version}: {status:#}");
     });

@@ -40,13 +40,14 @@ pub(super) async fn current(config: &Config) -> Result<Status, CommandError> {
     match ask(&config.control_socket, &Request::Status, |_| {}).await {
         Ok(Answer::Status(status)) => Ok(*status),
         Ok(Answer::NoPassYet { pass }) => {
-            let status = inspect(config, Reason::FirstPassUnderWay).await?;
+            let status = Box::pin(inspect(config, Reason::FirstPassUnderWay)).await?;
             Ok(Status { pass, ..status })
         }
         Ok(Answer::Refused(refusal)) => Err(CommandError::Refused(refusal)),
         Ok(_) => Err(CommandError::OtherAnswer),
         Err(ControlError::NoDaemon { .. }) => {
-            inspect(config, Reason::AgentNotRunning { socket: config.control_socket.clone() }).await
+            let reason = Reason::AgentNotRunning { socket: config.control_socket.clone() };
+            Box::pin(inspect(config, reason)).await
         }
         Err(error) => Err(error.into()),
     }

@@ -195,10 +195,6 @@ mod tests {
         Routez { routes: starts.iter().map(route).collect() }
     }
 
-    fn none() -> Option<Remotes> {
-        Some(Remotes::default())
-    }
-
     #[test]
     fn gateways_and_leaf_nodes_of_before_are_told_until_they_are_gone_also_by_a_later_process() {
         let mut cutoff = Cutoff::default();
@@ -239,13 +235,13 @@ mod tests {
         assert!(later.wants_clients() && later.times() == Some(LOADED + HANDSHAKES), "a handshake may be under way");
         later.note_round(Some(Cut { closed: 1, open: 0 }), LOADED + HANDSHAKES);
         assert!(!later.wants_clients() && later.times().is_none());
-        later.note_servers(Some(&routes(&[LOADED + PAUSE, LOADED - PAUSE])), none(), LOADED);
+        later.note_servers(Some(&routes(&[LOADED + PAUSE, LOADED - PAUSE])), Some(Remotes::default()), LOADED);
         let warning = later.warning().unwrap();
         assert_eq!(warning.code(), Code::DistrustedStay);
         assert!(warning.to_string().contains("n2") && !warning.to_string().contains("client"), "{warning}");
-        later.note_servers(None, none(), LOADED);
+        later.note_servers(None, Some(Remotes::default()), LOADED);
         assert!(later.warning().is_some(), "nobody told of the routes");
-        later.note_servers(Some(&routes(&[LOADED + PAUSE])), none(), LOADED);
+        later.note_servers(Some(&routes(&[LOADED + PAUSE])), Some(Remotes::default()), LOADED);
         assert!(later.warning().is_none() && later.unfinished().is_none());
         assert!(later.status().is_some());
     }
@@ -257,7 +253,7 @@ mod tests {
         cutoff.begin(LOADED);
         for (cut, told) in [(None, "clients"), (Some(Cut { closed: 0, open: 7 }), "clients (7)")] {
             cutoff.note_round(cut, LOADED);
-            cutoff.note_servers(Some(&routes(&[])), none(), LOADED);
+            cutoff.note_servers(Some(&routes(&[])), Some(Remotes::default()), LOADED);
             let warning = cutoff.warning().unwrap().to_string();
             assert!(warning.contains(told) && cutoff.times().is_none(), "{warning}");
         }
