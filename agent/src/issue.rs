@@ -168,7 +168,7 @@ pub enum ObtainError {
     /// The CA's certificate has ended, or ends within [`SHORTEST`] and [`BEFORE_THE_CA`].
     #[error(
         "{issuer} ended at {}, and it is {} here: it signs nothing any more; install a new certificate for the CA, or name \
-         another CA in issuer.ca_arn", rfc3339(*at), rfc3339(*now)
+         another CA in ca_arn", rfc3339(*at), rfc3339(*now)
     )]
     IssuerEnded {
         /// Who signs.
@@ -181,7 +181,7 @@ pub enum ObtainError {
     /// A new certificate would end no later than the newest certificate, because both end with the CA.
     #[error(
         "{issuer} ends at {}, and the newest certificate ends with it, so a further certificate would be paid for in vain; \
-         install a new certificate for the CA, or name another CA in issuer.ca_arn", rfc3339(*at)
+         install a new certificate for the CA, or name another CA in ca_arn", rfc3339(*at)
     )]
     EndsWithIssuer {
         /// Who signs.
@@ -486,7 +486,7 @@ fn in_millis(length: Duration) -> u64 {
 }
 
 /// Whether `then` is less than `length` from `now`, on either side: the clock may have been set back.
-fn is_within(length: Duration, then: OffsetDateTime, now: OffsetDateTime) -> bool {
+pub(crate) fn is_within(length: Duration, then: OffsetDateTime, now: OffsetDateTime) -> bool {
     (now - then).unsigned_abs() < length
 }
 
@@ -838,7 +838,7 @@ mod tests {
         for ca in [1, 0, -60] {
             let error = asked_of_a_ca_of(ca, None).await.unwrap_err();
             assert!(matches!(error, ObtainError::IssuerEnded { .. }), "{ca}: {error}");
-            assert!(error.to_string().contains("issuer.ca_arn"), "{error}");
+            assert!(error.to_string().contains("another CA in ca_arn"), "{error}");
             assert_eq!(crate::reason::Reason::from(&error).code().as_str(), "issuer_ended");
         }
         let error = asked_of_a_ca_of(30, Some(29)).await.unwrap_err();

@@ -514,7 +514,7 @@ pub enum Reason {
         routes: Vec<String>,
         /// The names of the clusters whose gateway connections are older than the distrust.
         gateways: Vec<String>,
-        /// The leaf nodes that may be older than the distrust, and that nats-server closes for nobody.
+        /// The leaf nodes that may be older than the distrust, and that no command closes.
         leaf_nodes: Vec<String>,
         /// How many clients stay, where clients stay. `None` in it: nobody tells.
         clients: Option<Option<u64>>,
@@ -920,7 +920,7 @@ impl fmt::Display for Reason {
                 }
                 for (what, names) in [("routes of", routes), ("gateways of", gateways), ("leaf nodes", leaf_nodes)] {
                     if !names.is_empty() {
-                        write!(formatter, " {what} {};", names.join(", "))?;
+                        write!(formatter, " {what} {};", few(names))?;
                     }
                 }
                 formatter.write_str(" restart nats-server of this node to close them: systemctl restart nats-server")
@@ -1034,11 +1034,18 @@ impl fmt::Display for Told {
     }
 }
 
-/// The call that failed, with the service's error code.
+/// The first names of a list, and the number of the others. A hub has thousands of leaf nodes.
+fn few(names: &[String]) -> String {
+    let (first, others) = names.split_at(names.len().min(8));
+    let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+    format!("{}{more}", first.join(", "))
+}
+
 fn listed(waits: &[Wait]) -> String {
     waits.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
+/// The call that failed, with the service's error code.
 fn call(error: &RemoteError) -> String {
     format!("{} {}", error.attempt, error.code.as_deref().unwrap_or_default())
 }

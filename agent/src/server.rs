@@ -343,8 +343,8 @@ pub trait Server: Send + Sync {
         None
     }
 
-    /// The connections of gateways from before `than`, and of leaf nodes that nats-server closes for nobody. `None`: nats-server gives
-    /// no answer.
+    /// The gateways with a connection from before `than`, and the leaf nodes that no command closes. `None`: nats-server gives no
+    /// answer.
     async fn remotes(&self, _chain: &StoredChain, _at: &Listeners, _than: OffsetDateTime) -> Option<Remotes> {
         Some(Remotes::default())
     }
@@ -573,15 +573,8 @@ impl Server for NatsServer {
 
     async fn remotes(&self, chain: &StoredChain, at: &Listeners, than: OffsetDateTime) -> Option<Remotes> {
         let (_, at) = self.as_started(at);
-        let mut remotes = remotes::look(self.inquiry(Some(chain), &at), than)
-            .await
-            .inspect_err(|error| tracing::debug!("{}", with_causes(error)))
-            .ok()?;
-        // Without TLS no CA let the leaf nodes in.
-        if !at.others.iter().any(|other| other.listener == Listener::Leafnodes) {
-            remotes.leaf_nodes.clear();
-        }
-        Some(remotes)
+        let remotes = remotes::look(self.inquiry(Some(chain), &at), at.leaf_nodes, than).await;
+        remotes.inspect_err(|error| tracing::debug!("{}", with_causes(error))).ok()
     }
 
     async fn obstacle_to_a_user(&self, chain: Option<&StoredChain>, at: &Listeners) -> Option<Obstacle> {

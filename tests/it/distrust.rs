@@ -292,8 +292,7 @@ async fn a_leaf_node_of_a_leaked_ca_is_closed_and_what_nobody_can_close_is_named
         }
         far.stop().await.unwrap();
         leaf_node.stop().await.unwrap();
-        let status = status_with(node, |status| warning(status, "distrusted_stay").is_empty()).await;
-        assert_eq!(status["state"], "healthy", "{version}: {status:#}");
+        status_with(node, |status| status["state"] == "healthy" && warning(status, "distrusted_stay").is_empty()).await;
     });
     harness::join_all(runs).await;
 }

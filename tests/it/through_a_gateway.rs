@@ -95,7 +95,7 @@ impl World {
         self.home.path().join("hosts")
     }
 
-    /// Lets the name of the nodes be the addresses of the present nodes, for every service.
+    /// Makes the name of the nodes resolve to the addresses of the present nodes, for every service.
     fn resolve_names(&self) {
         let lines = self.fleet.nodes.iter().map(|member| format!("{} {NODES}\n", member.instance.address));
         std::fs::write(self.hosts(), lines.collect::<String>()).unwrap();

@@ -5,13 +5,14 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use time::OffsetDateTime;
 
 use crate::clock::Clock;
 use crate::config::client::CertificateConfig;
 use crate::issue::journal::{Journal, JournalError};
-use crate::issue::{Issuance, Issuer};
+use crate::issue::{Issuance, Issuer, is_within};
 use crate::node::{Node, Placement};
 use crate::progress::Progress;
 use crate::reason::Reason;
@@ -30,9 +31,11 @@ pub(super) struct Certificates {
     issuance: Issuance,
     /// The service, in the shape in which an issuance knows a node: a name and SANs.
     service: Node,
-    /// Why no other certificate is paid for, and until when: the last certificate was given up.
-    paused: Mutex<Option<(Reason, OffsetDateTime)>>,
+    /// Why the last certificate was given up and when, and the pause before another certificate is paid for.
+    paused: Mutex<Option<Paused>>,
 }
+
+type Paused = (Reason, OffsetDateTime, Duration);
 
 impl Certificates {
     pub(super) fn new(config: &CertificateConfig, issuer: Arc<dyn Issuer>, directory: &Path, clock: Clock) -> Self {
@@ -73,8 +76,8 @@ impl Certificates {
     /// Asks the issuer, or resumes the issuance under way, and verifies the answer against the issuer's own CA certificate. The
     /// nodes may trust other CAs for clients than for servers.
     pub(super) async fn obtain(&self, current: Option<&StoredChain>) -> Result<StoredChain, PassError> {
-        if let Some((reason, until)) = &*self.paused()
-            && self.issuance.clock.now() < *until
+        if let Some((reason, since, pause)) = &*self.paused()
+            && is_within(*pause, *since, self.issuance.clock.now())
         {
             return Err(PassError::Waits(reason.clone()));
         }
@@ -88,20 +91,20 @@ impl Certificates {
         })?;
         let now = self.issuance.clock.now();
         let verified = bundle.verify_for(Role::Client, &issued.chain, &issued.csr.key, &self.service.sans, now);
-        let until = match &verified {
+        let pause = match &verified {
             Err(RejectedChain::NotYetValid { not_before, .. }) => {
                 self.issuance.note_valid_from(*not_before)?;
                 None
             }
-            Err(rejected) if !rejected.may_pass_later() => self.issuance.give_up()?.map(|pause| now + pause),
+            Err(rejected) if !rejected.may_pass_later() => self.issuance.give_up()?,
             Ok(_) | Err(_) => None,
         };
         let answer = verified.map(|chain| chain.stored().clone()).map_err(PassError::from);
-        *self.paused() = answer.as_ref().err().map(Reason::from).zip(until);
+        *self.paused() = answer.as_ref().err().zip(pause).map(|(error, pause)| (error.into(), now, pause));
         answer
     }
 
-    fn paused(&self) -> MutexGuard<'_, Option<(Reason, OffsetDateTime)>> {
+    fn paused(&self) -> MutexGuard<'_, Option<Paused>> {
         self.paused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -113,8 +116,6 @@ impl Certificates {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use time::macros::datetime;
 
     use super::*;
@@ -166,5 +167,22 @@ mod tests {
             tokio::time::sleep(Duration::from_mins(1)).await;
         }
         assert!(issuer.requests() <= paid + 1);
+    }
+
+    /// Each certificate looks expired on arrival, as if the issuer were wrong.
+    #[tokio::test(start_paused = true)]
+    async fn invariant_11_a_service_whose_clock_was_a_month_ahead_heals_when_the_clock_is_set() {
+        let (directory, start) = (tempfile::tempdir().unwrap(), datetime!(2026-03-01 12:00 UTC));
+        let month = time::Duration::days(30);
+        let clock = Clock::steppable(start + month);
+        let ca = Arc::new(Local::new(directory.path().join("ca"), Clock::starting_at(start)));
+        let certificates = Certificates::new(&config(), ca, directory.path(), clock);
+        for _minute in 0..60 {
+            certificates.obtain(None).await.unwrap_err();
+            tokio::time::sleep(Duration::from_mins(1)).await;
+        }
+        assert!(certificates.paused().is_some());
+        clock.step(-month);
+        certificates.obtain(None).await.unwrap();
     }
 }

@@ -7,6 +7,7 @@ mod issuer;
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -258,8 +259,7 @@ async fn included(parts: &Parts) -> Vec<Check> {
 /// write.
 async fn connection(parts: &Parts, bundle: Option<&TrustBundle>) -> Option<Check> {
     let name = "connection";
-    let publication = parts.publication.as_ref()?;
-    let stored = match publication.store.read().await {
+    let stored = match parts.publication.as_ref()?.store.read().await {
         Ok(Some(stored)) => stored,
         Ok(None) => {
             let remedy =
@@ -279,8 +279,9 @@ async fn connection(parts: &Parts, bundle: Option<&TrustBundle>) -> Option<Check
         let found = format!("the document lacks {} of the trust bundle", lacking.join(", "));
         return Some(Check::warning(name, format!("{found}; the first node in service writes it within an interval")));
     }
-    if publication.urls.is_empty() && publication.names.is_empty() {
-        let remedy = "give the nodes a name in node.dns_names, or set connection.urls";
+    let address = |url: &str| url.strip_prefix("tls://").and_then(|at| at.parse::<SocketAddr>().ok());
+    if document.urls().any(|url| address(url).is_some()) {
+        let remedy = "give the nodes a name in node.dns_names, or names in connection.urls";
         let found = "the document holds addresses, and nats.js verifies no address";
         return Some(Check::warning(name, format!("{found}; {remedy}")));
     }
@@ -292,8 +293,8 @@ async fn connection(parts: &Parts, bundle: Option<&TrustBundle>) -> Option<Check
 /// The embedded CA before the first `agent run`.
 const NO_CA: &str = "none yet; `agent run` makes the embedded CA";
 
-/// Whether the next pass would change the committed configuration, why the agent's user stands nowhere in it, and whether a bundle
-/// for clients has a use in it.
+/// Whether the next pass would change the committed configuration, and why the agent's user stands nowhere in the configuration.
+/// Also whether the configuration uses the bundle for clients.
 async fn configuration(parts: Parts) -> Vec<Check> {
     let name = "configuration";
     let has_clients_bundle = parts.client_trust.is_some();

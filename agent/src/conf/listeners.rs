@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-use super::loss::{Certificate, Facts, certificate_of};
+use super::loss::{Certificate, Facts, certificate_of, verifies};
 use super::tree::{Map, Value};
 use super::trial::{Endpoint, Listener, block, endpoints, find};
 use crate::config::NatsConfig;
@@ -23,8 +23,19 @@ pub struct Listeners {
     pub client_is_throttled: bool,
     /// The other listeners with TLS.
     pub others: Vec<TlsListener>,
+    /// Which leaf nodes have to show a certificate.
+    pub leaf_nodes: LeafNodes,
     /// The path of the pid file.
     pub pid_file: PathBuf,
+}
+
+/// Which leaf nodes have to show a certificate that chains to a CA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeafNodes {
+    /// The leaf nodes that dial this node: the listener has `verify`.
+    pub accepted: bool,
+    /// The leaf nodes that this node dials by TLS.
+    pub dialled: bool,
 }
 
 /// A listener with TLS beside the client and the route listener.
@@ -87,6 +98,7 @@ impl Listeners {
             client_first: tree.map_or(First::Either, |_| first(client_tls)),
             client_is_throttled: client_tls.is_some_and(|tls| find(tls, &["connection_rate_limit"]).is_some()),
             others: tree.map(others).unwrap_or_default(),
+            leaf_nodes: tree.map(leaf_nodes).unwrap_or_default(),
             pid_file: facts.pid_file.map_or_else(|| nats.pid_file.clone(), PathBuf::from),
         }
     }
@@ -110,10 +122,19 @@ impl Listeners {
 /// Whether a listener of clients asks for their certificates: the client port, websocket or MQTT.
 #[must_use]
 pub(crate) fn asks_clients(tree: &Map) -> bool {
-    let listeners = [Listener::Client, Listener::Websocket, Listener::Mqtt].into_iter();
-    let is_on = |tls: &Map, name| find(tls, &[name]).is_some_and(|entry| entry.value == Value::Bool(true));
-    let mut tls = listeners.filter_map(|listener| tls_of(listener, tree));
-    tls.any(|tls| is_on(tls, "verify") || is_on(tls, "verify_and_map"))
+    let is_of_clients =
+        |listener: &Listener| matches!(listener, Listener::Client | Listener::Websocket | Listener::Mqtt);
+    let listeners = endpoints(tree).into_iter().map(|endpoint| endpoint.listener).filter(is_of_clients);
+    listeners.filter_map(|listener| tls_of(listener, tree)).any(verifies)
+}
+
+fn leaf_nodes(tree: &Map) -> LeafNodes {
+    let remotes = block(tree, Listener::Leafnodes.block_names()).and_then(|leafnodes| find(leafnodes, &["remotes"]));
+    let mut remotes = remotes.and_then(|entry| entry.value.as_array()).unwrap_or_default().iter();
+    LeafNodes {
+        accepted: tls_of(Listener::Leafnodes, tree).is_some_and(verifies),
+        dialled: remotes.any(|remote| remote.value.as_map().is_some_and(|remote| block(remote, &["tls"]).is_some())),
+    }
 }
 
 /// The listeners with TLS beside client and route listener. A port that the system chooses can't be dialled.
@@ -192,12 +213,27 @@ mod tests {
         for (text, asks) in [
             ("tls { verify: true }", true),
             ("TLS { Verify_And_Map: true }", true),
-            ("websocket { tls { verify: true } }", true),
-            ("mqtt { tls { verify: true } }", true),
+            ("websocket { port: 443, tls { verify: true } }", true),
+            ("mqtt { port: 8883, tls { verify: true } }", true),
+            ("mqtt { tls { verify: true } }", false),
             ("tls { verify: false }\ncluster { tls { verify: true } }\nleafnodes { tls { verify: true } }", false),
             ("", false),
         ] {
             assert_eq!(asks_clients(&crate::conf::read(text, &nats.config).unwrap()), asks, "{text}");
+        }
+    }
+
+    #[test]
+    fn leaf_nodes_are_verified_by_verify_where_they_dial_and_by_tls_where_this_node_dials() {
+        let remotes =
+            |tls: &str| format!("leafnodes {{ remotes: [{{ url: \"nats://a\" }}, {{ url: \"tls://b\" {tls} }}] }}");
+        for (text, accepted, dialled) in [
+            ("leafnodes { port: -1, tls { verify: true } }", true, false),
+            ("leafnodes { port: 7422, tls { cert_file: a, key_file: b } }", false, false),
+            (&remotes(""), false, false),
+            (&remotes(", tls { ca_file: c }"), false, true),
+        ] {
+            assert_eq!(listeners(text).leaf_nodes, LeafNodes { accepted, dialled }, "{text}");
         }
     }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use facts::Facts;
 pub use tls::Certificate;
-pub(crate) use tls::certificate_of;
+pub(crate) use tls::{certificate_of, verifies};
 
 /// What a configuration can take away. The names are those of `--allow-loss` and never change. Allowing one loss allows
 /// no other.

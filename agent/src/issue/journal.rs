@@ -47,7 +47,7 @@ pub struct Entries {
     /// What the newest certificate was asked for. Journals of older agents lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concluded: Option<Concluded>,
-    /// The certificates in a row that were paid for and are never accepted. Journals of older agents lack the number.
+    /// The number of certificates in a row that were paid for and are never accepted. Journals of older agents lack the number.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub given_up: u32,
 }

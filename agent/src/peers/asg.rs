@@ -13,7 +13,7 @@ use super::{MAX_PEERS, Peer, PeerSource, Sighting};
 use crate::aws::calls::counted;
 use crate::aws::{nonsense, refused};
 use crate::config::AddressLookup;
-use crate::error::{RemoteError, RemoteErrorKind};
+use crate::error::{RemoteError, RemoteErrorKind, with_causes};
 use crate::node::Node;
 
 const FIND_GROUP: &str = "autoscaling:DescribeAutoScalingInstances";
@@ -136,8 +136,8 @@ impl Asg {
     /// The group of this instance, and its members.
     ///
     /// An instance can be detached from its group and attached to another group
-    /// (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-detach-attach-instances.html>). So an answer without
-    /// this instance lets the group be looked up again. The known group stays while no other group is known.
+    /// (<https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-detach-attach-instances.html>). So the agent looks up
+    /// the group again after an answer without this instance. The known group stays until the look-up finds another group.
     async fn own_group(&self) -> Result<(String, Vec<Member>), RemoteError> {
         let mut own = self.own.lock().await;
         let known = match own.as_ref() {
@@ -149,10 +149,17 @@ impl Asg {
             Ok(members) => members.iter().all(|member| Some(&member.id) != self.node.instance_id.as_ref()),
             Err(error) => error.kind == RemoteErrorKind::Absent,
         };
-        if may_have_moved && let Some(found) = self.find_group().await.ok().filter(|found| found != known) {
-            let members = self.members(&found).await?;
-            *own = Some(found.clone());
-            return Ok((found, members));
+        if may_have_moved {
+            match self.find_group().await {
+                Ok(found) if found != *known => {
+                    let members = self.members(&found).await?;
+                    *own = Some(found.clone());
+                    return Ok((found, members));
+                }
+                Ok(_) => {}
+                Err(error) if answer.is_err() => return Err(error),
+                Err(error) => tracing::debug!("{}", with_causes(&error)),
+            }
         }
         Ok((known.clone(), answer?))
     }

@@ -35,9 +35,12 @@ pub(crate) struct Unfinished {
     closed: u64,
     /// Whether every client was closed that has to be.
     is_done_with_clients: bool,
-    /// The leaf nodes of the first look after the distrust that are connected since. `None`: nobody has looked.
+    /// The leaf nodes that the looks right after the distrust found, and every later look too. `None`: no look has come yet.
     #[serde(default)]
     leaf_nodes: Option<BTreeSet<String>>,
+    /// The id of the server that these leaf nodes are connected to.
+    #[serde(default)]
+    server: Option<String>,
 }
 
 /// The end of such connections, over the passes.
@@ -56,6 +59,14 @@ pub(super) struct Cutoff {
     status: Option<DistrustStatus>,
 }
 
+/// What nats-server tells of its connections to other servers. `None`: it gives no answer.
+struct Told<'a> {
+    /// The id of the server.
+    server: &'a str,
+    routez: Option<&'a Routez>,
+    remotes: Option<Remotes>,
+}
+
 impl Cutoff {
     /// What an earlier process left to do.
     pub(super) fn of(unfinished: Option<Unfinished>) -> Self {
@@ -66,7 +77,8 @@ impl Cutoff {
     pub(super) fn note(&mut self, subjects: impl IntoIterator<Item = String>) {
         let unfinished = self.unfinished.get_or_insert_default();
         unfinished.subjects.extend(subjects);
-        (unfinished.loaded, unfinished.is_done_with_clients, unfinished.leaf_nodes) = (None, false, None);
+        (unfinished.loaded, unfinished.is_done_with_clients) = (None, false);
+        (unfinished.leaf_nodes, unfinished.server) = (None, None);
     }
 
     /// What the next process has to know.
@@ -128,16 +140,26 @@ impl Cutoff {
         self.status = unfinished.loaded.map(|since| DistrustStatus { since, closed: unfinished.closed });
     }
 
-    /// Notes the routes, gateways and leaf nodes that nats-server tells. Nothing is left to do once no connection is too old.
-    fn note_servers(&mut self, routez: Option<&Routez>, remotes: Option<Remotes>, than: OffsetDateTime) {
+    /// Notes the routes, gateways and leaf nodes that nats-server tells. The work ends once the last connection that is too old has
+    /// ended.
+    fn note_servers(&mut self, told: Told<'_>, than: OffsetDateTime, now: OffsetDateTime) {
         let Some(unfinished) = &mut self.unfinished else { return };
+        let Told { server, routez, remotes } = told;
         let is_all_told = routez.is_some() && remotes.is_some();
         if let Some(routez) = routez {
             self.routes = routez.older(than);
         }
         if let Some(Remotes { gateways, leaf_nodes }) = remotes {
             self.gateways = gateways;
-            let stay = unfinished.leaf_nodes.get_or_insert_with(|| leaf_nodes.clone());
+            let is_another_server = unfinished.server.get_or_insert_with(|| server.to_owned()) != server;
+            let is_early = unfinished.leaf_nodes.is_none() || now < than + HANDSHAKES;
+            let stay = unfinished.leaf_nodes.get_or_insert_default();
+            if is_another_server {
+                // A nats-server that was started since has no older connection.
+                stay.clear();
+            } else if is_early {
+                stay.extend(leaf_nodes.iter().cloned());
+            }
             stay.retain(|leaf_node| leaf_nodes.contains(leaf_node));
         }
         let are_leaf_nodes_gone = unfinished.leaf_nodes.as_ref().is_some_and(BTreeSet::is_empty);
@@ -171,7 +193,8 @@ impl Reconciler {
             self.cutoff.note_round(cut, now);
         }
         let remotes = commit_point.parts().server.remotes(&newest.chain, &seen.listeners, than).await;
-        self.cutoff.note_servers(seen.observed.routez.as_ref(), remotes, than);
+        let told = Told { server: &varz.server_id, routez: seen.observed.routez.as_ref(), remotes };
+        self.cutoff.note_servers(told, than, now);
     }
 }
 
@@ -195,27 +218,46 @@ mod tests {
         Routez { routes: starts.iter().map(route).collect() }
     }
 
+    fn told(routez: Option<&Routez>, remotes: Option<Remotes>) -> Told<'_> {
+        Told { server: "N1", routez, remotes }
+    }
+
+    fn remotes(gateways: &[&str], leaf_nodes: &[&str]) -> Remotes {
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Remotes { gateways: set(gateways), leaf_nodes: set(leaf_nodes) }
+    }
+
     #[test]
     fn gateways_and_leaf_nodes_of_before_are_told_until_they_are_gone_also_by_a_later_process() {
+        let (none, late) = (routes(&[]), LOADED + HANDSHAKES);
+        let text = |cutoff: &Cutoff| cutoff.warning().map_or_else(String::new, |warning| warning.to_string());
         let mut cutoff = Cutoff::default();
         cutoff.note(["CN=old".to_owned()]);
         cutoff.begin(LOADED);
-        cutoff.note_round(Some(Cut::default()), LOADED + HANDSHAKES);
-        let remotes = |gateways: &[&str], leaf_nodes: &[&str]| {
-            let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-            Some(Remotes { gateways: set(gateways), leaf_nodes: set(leaf_nodes) })
-        };
-        let told = |cutoff: &Cutoff| cutoff.warning().map_or_else(String::new, |warning| warning.to_string());
-        cutoff.note_servers(Some(&routes(&[])), None, LOADED);
-        assert!(cutoff.unfinished().is_some() && told(&cutoff).is_empty(), "nobody told of gateways and leaf nodes");
-        cutoff.note_servers(Some(&routes(&[])), remotes(&["far"], &["leaf at 10.0.0.1:7"]), LOADED);
-        assert!(told(&cutoff).contains(" gateways of far; leaf nodes leaf at 10.0.0.1:7;"), "{}", told(&cutoff));
+        cutoff.note_round(Some(Cut::default()), late);
+        cutoff.note_servers(told(Some(&none), None), LOADED, LOADED);
+        assert!(cutoff.unfinished().is_some() && text(&cutoff).is_empty(), "nobody told of gateways and leaf nodes");
+        cutoff.note_servers(told(Some(&none), Some(remotes(&["far"], &["a at 10.0.0.1:7"]))), LOADED, LOADED);
+        assert!(text(&cutoff).contains(" gateways of far; leaf nodes a at 10.0.0.1:7;"), "{}", text(&cutoff));
+        // A handshake may have begun before.
+        let both = ["a at 10.0.0.1:7", "b at 10.0.0.2:7"];
+        cutoff.note_servers(told(Some(&none), Some(remotes(&[], &both))), LOADED, LOADED + PAUSE);
+        assert!(text(&cutoff).contains("10.0.0.2:7") && !text(&cutoff).contains("far"), "{}", text(&cutoff));
+
         let mut later = Cutoff::of(cutoff.unfinished().cloned());
-        assert!(told(&later).contains("leaf at 10.0.0.1:7") && !told(&later).contains("far"), "{}", told(&later));
-        later.note_servers(Some(&routes(&[])), remotes(&[], &["leaf at 10.0.0.1:7", "leaf at 10.0.0.1:8"]), LOADED);
-        assert!(!told(&later).contains("10.0.0.1:8"), "a leaf node that came later");
-        later.note_servers(Some(&routes(&[])), remotes(&[], &["leaf at 10.0.0.1:8"]), LOADED);
-        assert!(later.unfinished().is_none() && told(&later).is_empty());
+        assert!(text(&later).contains("10.0.0.1:7"), "{}", text(&later));
+        later.note_servers(
+            told(Some(&none), Some(remotes(&[], &["a at 10.0.0.1:7", "c at 10.0.0.3:7"]))),
+            LOADED,
+            late,
+        );
+        assert!(!text(&later).contains("10.0.0.2:7") && !text(&later).contains("10.0.0.3:7"), "{}", text(&later));
+        let mut restarted = Cutoff::of(later.unfinished().cloned());
+        let same = Some(remotes(&[], &["a at 10.0.0.1:7"]));
+        restarted.note_servers(Told { server: "N2", routez: Some(&none), remotes: same }, LOADED, late);
+        assert!(restarted.unfinished().is_none(), "a dialled leaf node has the same address after a restart");
+        later.note_servers(told(Some(&none), Some(remotes(&[], &["c at 10.0.0.3:7"]))), LOADED, late);
+        assert!(later.unfinished().is_none() && text(&later).is_empty());
     }
 
     #[test]
@@ -235,13 +277,17 @@ mod tests {
         assert!(later.wants_clients() && later.times() == Some(LOADED + HANDSHAKES), "a handshake may be under way");
         later.note_round(Some(Cut { closed: 1, open: 0 }), LOADED + HANDSHAKES);
         assert!(!later.wants_clients() && later.times().is_none());
-        later.note_servers(Some(&routes(&[LOADED + PAUSE, LOADED - PAUSE])), Some(Remotes::default()), LOADED);
+        later.note_servers(
+            told(Some(&routes(&[LOADED + PAUSE, LOADED - PAUSE])), Some(Remotes::default())),
+            LOADED,
+            LOADED,
+        );
         let warning = later.warning().unwrap();
         assert_eq!(warning.code(), Code::DistrustedStay);
         assert!(warning.to_string().contains("n2") && !warning.to_string().contains("client"), "{warning}");
-        later.note_servers(None, Some(Remotes::default()), LOADED);
+        later.note_servers(told(None, Some(Remotes::default())), LOADED, LOADED);
         assert!(later.warning().is_some(), "nobody told of the routes");
-        later.note_servers(Some(&routes(&[LOADED + PAUSE])), Some(Remotes::default()), LOADED);
+        later.note_servers(told(Some(&routes(&[LOADED + PAUSE])), Some(Remotes::default())), LOADED, LOADED);
         assert!(later.warning().is_none() && later.unfinished().is_none());
         assert!(later.status().is_some());
     }
@@ -251,11 +297,11 @@ mod tests {
         let mut cutoff = Cutoff::default();
         cutoff.note(["CN=old".to_owned()]);
         cutoff.begin(LOADED);
-        for (cut, told) in [(None, "clients"), (Some(Cut { closed: 0, open: 7 }), "clients (7)")] {
+        for (cut, words) in [(None, "clients"), (Some(Cut { closed: 0, open: 7 }), "clients (7)")] {
             cutoff.note_round(cut, LOADED);
-            cutoff.note_servers(Some(&routes(&[])), Some(Remotes::default()), LOADED);
+            cutoff.note_servers(told(Some(&routes(&[])), Some(Remotes::default())), LOADED, LOADED);
             let warning = cutoff.warning().unwrap().to_string();
-            assert!(warning.contains(told) && cutoff.times().is_none(), "{warning}");
+            assert!(warning.contains(words) && cutoff.times().is_none(), "{warning}");
         }
     }
 }

@@ -1,20 +1,27 @@
-//! The connections of gateways and leaf nodes that nobody but nats-server itself can close.
+//! The connections of gateways and leaf nodes that only a restart of nats-server closes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
 use time::OffsetDateTime;
 
 use super::inquiry::{Inquiry, Question};
 use super::monitor::{MonitorError, readable_time};
+use crate::conf::listeners::LeafNodes;
 
-/// The connections that stay, as a person knows their other ends.
+/// The longest shown name, in characters. The other end chooses its name.
+const MAX_NAME: usize = 64;
+/// The largest number of remembered leaf nodes.
+const MAX_LEAF_NODES: usize = 1_024;
+
+/// The connections that stay, by names that a person knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remotes {
-    /// The names of the clusters behind gateway connections with TLS that are older than asked for.
+    /// The names of the clusters with a TLS gateway connection from before the given time.
     pub gateways: BTreeSet<String>,
-    /// Every leaf node without a number, by its name and address. nats-server tells no age of such a connection, and closes
-    /// none.
+    /// Every leaf node without a number, by its name and address. nats-server tells no age of such a connection, and no command
+    /// closes the connection.
     pub leaf_nodes: BTreeSet<String>,
 }
 
@@ -35,7 +42,7 @@ struct Gateway {
 struct Connection {
     #[serde(default, deserialize_with = "readable_time")]
     start: Option<OffsetDateTime>,
-    /// Empty: without TLS.
+    /// Empty for a connection without TLS.
     #[serde(default)]
     tls_version: String,
 }
@@ -49,8 +56,11 @@ struct Leafz {
 
 #[derive(Deserialize)]
 struct Leaf {
-    /// The number by which nats-server closes the connection. 2.10.26 tells none; 2.12.8 and 2.15.1 do.
+    /// The number by which nats-server closes the connection. 2.12.8 and 2.15.1 tell the number; 2.10.26 has no such field.
     id: Option<u64>,
+    /// Whether this node dialled.
+    #[serde(default)]
+    is_spoke: bool,
     #[serde(default)]
     name: String,
     #[serde(default)]
@@ -59,11 +69,16 @@ struct Leaf {
     port: u16,
 }
 
-/// Looks for gateway connections from before `than`, and for leaf nodes that nats-server closes for nobody.
-pub(super) async fn look(inquiry: Inquiry<'_>, than: OffsetDateTime) -> Result<Remotes, MonitorError> {
-    let gatewayz: Gatewayz = inquiry.ask(&Question::plain("GATEWAYZ", "/gatewayz")).await?;
-    let leafz: Leafz = inquiry.ask(&Question::plain("LEAFZ", "/leafz")).await?;
-    Ok(Remotes { gateways: gatewayz.older(than), leaf_nodes: leafz.without_a_number() })
+/// Looks for gateway connections from before `than`, and for leaf nodes that no command closes. `verified` says which leaf nodes had
+/// to show a certificate.
+pub(super) async fn look(
+    inquiry: Inquiry<'_>,
+    verified: LeafNodes,
+    than: OffsetDateTime,
+) -> Result<Remotes, MonitorError> {
+    let gatewayz: Gatewayz = inquiry.ask_port_first(&Question::plain("GATEWAYZ", "/gatewayz")).await?;
+    let leafz: Leafz = inquiry.ask_port_first(&Question::plain("LEAFZ", "/leafz")).await?;
+    Ok(Remotes { gateways: gatewayz.older(than), leaf_nodes: leafz.without_a_number(verified) })
 }
 
 impl Gatewayz {
@@ -76,15 +91,28 @@ impl Gatewayz {
             !connection.tls_version.is_empty() && connection.start.is_none_or(|start| start < than)
         };
         let older = outbound.chain(inbound).filter(|(_, gateway)| gateway.connection.as_ref().is_some_and(is_older));
-        older.map(|(name, _)| name.clone()).collect()
+        older.map(|(name, _)| shown(name)).collect()
     }
 }
 
 impl Leafz {
-    fn without_a_number(&self) -> BTreeSet<String> {
-        let leafs = self.leafs.iter().flatten().filter(|leaf| leaf.id.is_none());
-        leafs.map(|leaf| format!("{} at {}:{}", leaf.name, leaf.ip, leaf.port)).collect()
+    fn without_a_number(&self, verified: LeafNodes) -> BTreeSet<String> {
+        let is_verified = |leaf: &&Leaf| if leaf.is_spoke { verified.dialled } else { verified.accepted };
+        let leafs = self.leafs.iter().flatten().filter(|leaf| leaf.id.is_none()).filter(is_verified);
+        let named = |leaf: &Leaf| {
+            let address = match leaf.ip.parse::<IpAddr>() {
+                Ok(ip) => SocketAddr::new(ip, leaf.port).to_string(),
+                Err(_) => format!("{}:{}", shown(&leaf.ip), leaf.port),
+            };
+            format!("{} at {address}", shown(&leaf.name))
+        };
+        leafs.take(MAX_LEAF_NODES).map(named).collect()
     }
+}
+
+/// A name of another server, fit for a line of text.
+fn shown(name: &str) -> String {
+    name.chars().take(MAX_NAME).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -112,10 +140,23 @@ mod tests {
 
     #[test]
     fn a_leaf_node_with_a_number_is_closed_with_the_clients_and_is_not_told() {
-        let answer = r#"{"leafs": [{"name": "a", "ip": "10.0.0.1", "port": 7}, {"id": 6, "name": "b", "ip": "::1", "port": 8}]}"#;
-        let leafz: Leafz = serde_json::from_str(answer).unwrap();
-        assert_eq!(leafz.without_a_number(), ["a at 10.0.0.1:7".to_owned()].into());
+        let answer = serde_json::json!({"leafs": [
+            {"name": "a", "ip": "10.0.0.1", "port": 7},
+            {"id": 6, "name": "b", "ip": "10.0.0.2", "port": 8},
+            {"name": "c", "ip": "fd00::1", "port": 9, "is_spoke": true},
+            {"name": format!("\u{1b}[31m{}", "x".repeat(99)), "ip": "nowhere", "port": 7},
+        ]});
+        let leafz: Leafz = serde_json::from_value(answer).unwrap();
+        let odd = format!(" [31m{} at nowhere:7", "x".repeat(59));
+        for (accepted, dialled, wanted) in [
+            (true, true, vec![odd.as_str(), "a at 10.0.0.1:7", "c at [fd00::1]:9"]),
+            (true, false, vec![odd.as_str(), "a at 10.0.0.1:7"]),
+            (false, true, vec!["c at [fd00::1]:9"]),
+        ] {
+            let told = leafz.without_a_number(LeafNodes { accepted, dialled });
+            assert_eq!(told.iter().map(String::as_str).collect::<Vec<_>>(), wanted);
+        }
         let nothing: Leafz = serde_json::from_str(r#"{"leafs": null}"#).unwrap();
-        assert!(nothing.without_a_number().is_empty());
+        assert!(nothing.without_a_number(LeafNodes { accepted: true, dialled: true }).is_empty());
     }
 }

@@ -86,10 +86,10 @@ fn write(directory: &Path, name: &str, text: &str) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("could not write {}", path.display())).because(error))
 }
 
-/// Lets a program resolve names by a hosts file of its own, in the place of `/etc/hosts`: the program runs in a mount namespace
-/// (unshare(1)), with the same pid. The file is written in place, because the namespace keeps its inode.
+/// Lets a program resolve names by a hosts file of its own, in the place of `/etc/hosts`. The program runs in a mount namespace
+/// (unshare(1)), with the same pid. Write the hosts file in place, because the namespace keeps the file's inode.
 ///
-/// The caller is root, see [`own_names_obstacle`].
+/// `env_clear`, `env_remove` and stdio of `program` are not taken over. The caller is root, see [`own_names_obstacle`].
 #[must_use]
 pub fn with_hosts(program: &Command, hosts: &Path) -> Command {
     let program = program.as_std();

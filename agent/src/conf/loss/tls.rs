@@ -13,6 +13,13 @@ pub(super) fn is_on(map: &Map, name: &str) -> Result<bool, Ambiguous> {
     Ok(map.find(&[name])?.map(|entry| &entry.value) == Some(&Value::Bool(true)))
 }
 
+/// Whether a `tls` block of a listener asks for certificates. Two names of one setting count as off.
+pub(crate) fn verifies(tls: &Map) -> bool {
+    ["verify", "verify_and_map", "verify_cert_and_check_known_urls"]
+        .iter()
+        .any(|name| is_on(tls, name).unwrap_or(false))
+}
+
 /// Whether a switch that takes protection away is on, or may be on.
 pub(super) fn may_be_on(map: &Map, name: &str) -> Result<bool, Ambiguous> {
     Ok(!matches!(map.find(&[name])?.map(|entry| &entry.value), None | Some(Value::Bool(false))))
