@@ -175,8 +175,10 @@ mod tests {
         let (directory, start) = (tempfile::tempdir().unwrap(), datetime!(2026-03-01 12:00 UTC));
         let month = time::Duration::days(30);
         let clock = Clock::steppable(start + month);
-        let ca = Arc::new(Local::new(directory.path().join("ca"), Clock::starting_at(start)));
-        let certificates = Certificates::new(&config(), ca, directory.path(), clock);
+        let issuers = Clock::starting_at(start);
+        let ca = Arc::new(Local::new(directory.path().join("ca"), issuers));
+        let issuer = Arc::new(MoodyIssuer::new(ca, issuers, Arc::new(SetMoods::default())));
+        let certificates = Certificates::new(&config(), issuer, directory.path(), clock);
         for _minute in 0..60 {
             certificates.obtain(None).await.unwrap_err();
             tokio::time::sleep(Duration::from_mins(1)).await;
