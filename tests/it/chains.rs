@@ -189,6 +189,13 @@ fn cases(directory: &Path) -> Vec<Case> {
         without_identifier(same_name(), "two CAs of one name, and the leaf names no key", &rolled[1]),
         case("critical policies in the anchor", &[&policies.certificate], &policies, &[], true),
         case("critical policies on the way", &[old_pem], &policies, &[&policies.certificate], true),
+        case(
+            "critical policies on the way, and in the bundle too",
+            &[old_pem, &policies.certificate],
+            &policies,
+            &[&policies.certificate],
+            true,
+        ),
         case("a name within the constraints", &[old_pem], &permitted, &[&permitted.certificate], true),
         case("a name outside the constraints", &[old_pem], &denied, &[&denied.certificate], false),
         case("a subordinate CA that has ended", &[old_pem], &ended, &[&ended.certificate], false),

@@ -51,6 +51,11 @@ pub(crate) enum Objection {
          CA permits, with node.automatic_names = false for the instance's own, or another CA"
     )]
     Names { subject: String, names: String },
+    #[error(
+        "Rust clients refuse {subject} above a leaf for its critical extension {extensions}; add the certificate of {subject} to \
+         the bundle of every node and client, or have that CA issued without the extension"
+    )]
+    UnknownExtension { subject: String, extensions: String },
     #[error("the bundle has none of {subjects}, so no leaf of the issuer is accepted; add the CA to the bundle")]
     Unanchored { subjects: String },
 }
@@ -116,6 +121,7 @@ impl<'a> Judge<'a> {
         let Some((last, below)) = path.split_last() else { return Err(None) };
         self.check(last, below.len()).map_err(Some)?;
         let mut met = None;
+        let unknown = der::unknown_extensions(last);
         let (anchors, above) = (self.anchors, self.above);
         let ways = anchors.iter().map(|ca| (ca, true)).chain(above.iter().map(|ca| (ca, false)));
         for (ca, is_anchor) in ways {
@@ -123,6 +129,8 @@ impl<'a> Judge<'a> {
                 self.check(ca, below.len()).map_err(Some).map(|()| end(path.iter().copied().chain([ca])))
             } else if path.iter().any(|known| is_same_ca(known, ca)) || !self.is_signed_by(last, ca) {
                 continue;
+            } else if let Some(extensions) = unknown.clone() {
+                Err(Some(Objection::UnknownExtension { subject: der::name(last.subject()), extensions }))
             } else if is_anchor {
                 self.check(ca, path.len()).map_err(Some).map(|()| end(path.iter().copied().chain([ca])))
             } else if path.len() < MAX_CERTIFICATES {
@@ -257,7 +265,7 @@ mod tests {
 
     use super::*;
     use crate::issue::IssuedChain;
-    use crate::x509::test_ca::{Ca, NOW, key, sans};
+    use crate::x509::test_ca::{Ca, NOW, key, sans, with_critical_policies};
 
     fn bundle(anchors: &[&Ca]) -> TrustBundle {
         let pem: String = anchors.iter().map(|ca| ca.pem.as_str()).collect();
@@ -333,6 +341,11 @@ mod tests {
             (&root, &excluding, "does not permit 10.0.1.5 (nameConstraints)"),
             (&root, &mute, "may not sign"),
             (&shallow, &deep, "allows 0 CAs below it"),
+            (
+                &root,
+                &below(with_critical_policies),
+                "refuse CN=sub above a leaf for its critical extension certificatePolicies;",
+            ),
             (&Ca::root("another"), &deep, "none of CN=sub"),
             (&Ca::root("root"), &below(|_| ()), "none of CN=sub"),
         ] {
@@ -344,6 +357,19 @@ mod tests {
         assert!(text.contains("CN=root ended at"), "{text}");
         let nonsense = bundle(&[&root]).judge("<html>", &sans(), NOW).unwrap_err();
         assert!(matches!(nonsense, Objection::Unreadable { .. }), "{nonsense}");
+    }
+
+    #[test]
+    fn a_ca_with_an_extension_that_rust_clients_do_not_know_passes_in_the_bundle() {
+        let root = Ca::root("root");
+        let policies = root.below_with("with policies", with_critical_policies);
+        let sub = policies.below("sub");
+        judge(&[&root], &[&sub, &policies, &root]).unwrap_err();
+        judge(&[&root, &policies], &[&sub, &policies, &root]).unwrap();
+        judge(&[&policies], &[&policies, &root]).unwrap();
+        // Another certificate of the same CA makes a way without the extension.
+        let plain = root.again(&policies, |params| params.custom_extensions.clear());
+        judge(&[&root], &[&policies, &plain]).unwrap();
     }
 
     #[test]

@@ -362,7 +362,7 @@ mod tests {
 
     use super::*;
     use crate::x509::pem::{self, PemFault};
-    use crate::x509::test_ca::{Ca, key};
+    use crate::x509::test_ca::{Ca, key, with_critical_policies};
 
     fn parse(text: &str) -> Result<TrustBundle, BundleError> {
         TrustBundle::parse(text.as_bytes(), "file", "1")
@@ -436,14 +436,6 @@ tjMv6gJDl2aUkLOOU1l8o6+iZQIgNQF6G363BheaZQ80ktTYFI3YdUsFSgmeQIGF
 7Zj3BoA=
 -----END CERTIFICATE-----
 ";
-
-    /// A CA with critical policies (any policy), as some public roots have.
-    fn with_critical_policies(params: &mut rcgen::CertificateParams) {
-        let any = vec![0x30, 0x08, 0x30, 0x06, 0x06, 0x04, 0x55, 0x1d, 0x20, 0x00];
-        let mut policies = CustomExtension::from_oid_content(&[2, 5, 29, 32], any);
-        policies.set_criticality(true);
-        params.custom_extensions.push(policies);
-    }
 
     /// A CA without key identifiers.
     fn without_identifiers(params: &mut rcgen::CertificateParams) {

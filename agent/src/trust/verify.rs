@@ -164,6 +164,18 @@ pub enum RejectedChain {
         /// The subjects of the anchors.
         anchors: String,
     },
+    /// A CA on the way to the anchor has a critical extension that webpki does not know.
+    #[error(
+        "certificate {serial} chains to the trust bundle through {ca:?}, which Rust clients refuse for its critical extension {extensions}; add the certificate of {ca:?} to the bundle of every node and client, or have that CA issued without the extension"
+    )]
+    UnknownExtension {
+        /// The leaf's serial number.
+        serial: String,
+        /// The CA's subject.
+        ca: String,
+        /// The names of the extensions.
+        extensions: String,
+    },
     /// The names make a path to an anchor, and a check on that path fails.
     #[error("certificate {serial} does not chain to the trust bundle: {reason}")]
     Path {
@@ -230,14 +242,18 @@ impl RejectedChain {
     /// verified again.
     pub(crate) fn may_pass_later(&self) -> bool {
         match self {
-            // These two are of the leaf's own names and kind, so only another certificate helps.
-            Self::Path { source, .. } => {
-                !matches!(source, webpki::Error::NameConstraintViolation | webpki::Error::CaUsedAsEndEntity)
-            }
+            // These are of the leaf's own names and kind, so only another certificate helps.
+            Self::Path { source, .. } => !matches!(
+                source,
+                webpki::Error::NameConstraintViolation
+                    | webpki::Error::CaUsedAsEndEntity
+                    | webpki::Error::UnsupportedCriticalExtension
+            ),
             Self::NotYetValid { .. }
             | Self::Distrusted { .. }
             | Self::UntrustedRoot { .. }
             | Self::MissingIntermediate { .. }
+            | Self::UnknownExtension { .. }
             | Self::TooLarge { .. }
             | Self::TooMany { .. }
             | Self::Pem(_)
@@ -368,11 +384,16 @@ impl TrustBundle {
     /// Says why there is no path.
     fn explain(&self, leaf: &Leaf, above: &[CertificateDer<'_>], error: webpki::Error) -> RejectedChain {
         let serial = leaf.serial.clone();
-        if error != webpki::Error::UnknownIssuer {
-            return RejectedChain::Path { serial, reason: reason(&error), source: error };
+        let above: Vec<X509Certificate<'_>> = above.iter().filter_map(|der| der::read(der).ok()).collect();
+        let unknown = above.iter().find_map(|ca| Some((der::name(ca.subject()), der::unknown_extensions(ca)?)));
+        match (error, unknown) {
+            (webpki::Error::UnknownIssuer, _) => {}
+            (webpki::Error::UnsupportedCriticalExtension, Some((ca, extensions))) => {
+                return RejectedChain::UnknownExtension { serial, ca, extensions };
+            }
+            (error, _) => return RejectedChain::Path { serial, reason: reason(&error), source: error },
         }
         let anchors = self.anchors.iter().map(|anchor| format!("{:?}", anchor.subject)).collect::<Vec<_>>().join(", ");
-        let above: Vec<X509Certificate<'_>> = above.iter().filter_map(|der| der::read(der).ok()).collect();
         let banned = above.iter().find(|ca| self.distrusts(&sha256_hex(ca.as_raw())));
         if let Some(ca) = banned {
             let (ca, sha256) = (der::name(ca.subject()), sha256_hex(ca.as_raw()));
@@ -586,7 +607,7 @@ fn reason(error: &webpki::Error) -> &'static str {
             "it is itself a CA certificate; use a template for end entities, as EndEntityCertificate/V1 is"
         }
         webpki::Error::UnsupportedCriticalExtension => {
-            "a certificate on the way has a critical extension that is not understood; have it issued without"
+            "it has a critical extension that Rust clients do not know; use a template without that extension"
         }
         _ => "the verifier refuses it; have the certificate issued again, and check the CA's own chain",
     }
@@ -615,7 +636,7 @@ mod tests {
     use time::Duration;
 
     use super::*;
-    use crate::x509::test_ca::{Ca, NOW, key, sans};
+    use crate::x509::test_ca::{Ca, NOW, key, sans, with_critical_policies};
 
     fn bundle(anchors: &[&Ca]) -> TrustBundle {
         let pem: String = anchors.iter().map(|ca| ca.pem.as_str()).collect();
@@ -896,6 +917,28 @@ mod tests {
         let mute = |params: &mut CertificateParams| params.key_usages = vec![KeyUsagePurpose::CrlSign];
         refused(&root, &root.below_with("lower", mute), "keyCertSign");
         refused(&root, &root.below_with("lower", |params| params.not_after = NOW - Duration::days(1)), "has expired");
+    }
+
+    #[test]
+    fn invariant_04_a_ca_with_an_extension_that_rust_clients_do_not_know_is_named_and_accepted_in_the_bundle() {
+        let root = Ca::root("root");
+        let policies = root.below_with("with policies", with_critical_policies);
+        let lower = policies.below("lower");
+        let (pair, pem) = key();
+        let leaf = lower.leaf(&pair);
+        let chain = issued(&leaf, &[&lower, &policies, &root]);
+        let error = bundle(&[&root]).verify(&chain, &pem, &sans(), NOW).unwrap_err();
+        assert!(error.may_pass_later(), "{error}");
+        let words =
+            "through \"CN=with policies\", which Rust clients refuse for its critical extension certificatePolicies;";
+        assert!(error.to_string().contains(words), "{error}");
+        for anchors in [vec![&root, &policies], vec![&policies]] {
+            let verified = bundle(&anchors).verify(&chain, &pem, &sans(), NOW).unwrap();
+            assert_eq!(verified.chain().to_pem(), leaf.pem() + &lower.pem + &policies.pem);
+        }
+        let error = altered(with_critical_policies).unwrap_err();
+        assert!(error.to_string().contains("it has a critical extension"), "{error}");
+        assert!(!error.may_pass_later());
     }
 
     #[test]

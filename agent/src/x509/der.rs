@@ -1,8 +1,11 @@
 //! X.509 certificates in DER.
 
 use rustls::pki_types::SignatureVerificationAlgorithm;
-use webpki::aws_lc_rs as algorithms;
+use webpki::{EndEntityCert, aws_lc_rs as algorithms};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::objects::{oid_registry, oid2sn};
+use x509_parser::oid_registry::Oid;
 use x509_parser::x509::X509Name;
 
 /// The signature algorithms that webpki and Go both verify. webpki's own list also has ML-DSA, which a nats-server built
@@ -74,6 +77,28 @@ fn well_formed(mut der: &[u8], depth: usize) -> bool {
         der = rest;
     }
     der.is_empty()
+}
+
+/// The critical extensions of a certificate that webpki does not know, where it refuses the certificate for them (RFC 5280,
+/// section 4.2). A client of rustls refuses such a certificate everywhere on a path, and accepts such an anchor.
+pub(crate) fn unknown_extensions(certificate: &X509Certificate<'_>) -> Option<String> {
+    let der = certificate.as_raw().into();
+    if !matches!(EndEntityCert::try_from(&der), Err(webpki::Error::UnsupportedCriticalExtension)) {
+        return None;
+    }
+    let names = certificate.extensions().iter().filter(|extension| extension.critical).filter(|extension| {
+        !matches!(
+            extension.parsed_extension(),
+            ParsedExtension::BasicConstraints(_)
+                | ParsedExtension::KeyUsage(_)
+                | ParsedExtension::ExtendedKeyUsage(_)
+                | ParsedExtension::NameConstraints(_)
+                | ParsedExtension::SubjectAlternativeName(_)
+                | ParsedExtension::CRLDistributionPoints(_)
+        )
+    });
+    let name = |oid: &Oid<'_>| oid2sn(oid, oid_registry()).map_or_else(|_| oid.to_id_string(), str::to_owned);
+    Some(names.map(|extension| name(&extension.oid)).collect::<Vec<_>>().join(", "))
 }
 
 /// A distinguished name on one line. Terminals and logs show it, so control characters are replaced.

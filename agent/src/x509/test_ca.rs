@@ -1,8 +1,8 @@
 //! Certificates for tests.
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, Certificate, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
@@ -103,4 +103,12 @@ pub(crate) fn sans() -> Sans {
         ips: [[10, 0, 1, 5].into()].into(),
         ..Sans::default()
     }
+}
+
+/// A CA with critical policies (any policy), as some public roots have.
+pub(crate) fn with_critical_policies(params: &mut CertificateParams) {
+    let any = vec![0x30, 0x08, 0x30, 0x06, 0x06, 0x04, 0x55, 0x1d, 0x20, 0x00];
+    let mut policies = CustomExtension::from_oid_content(&[2, 5, 29, 32], any);
+    policies.set_criticality(true);
+    params.custom_extensions.push(policies);
 }
