@@ -1,5 +1,5 @@
-//! The cost of an idle agent: what passes that change nothing read and start, and their CPU time and memory. This command
-//! compares the CPU time and memory of two builds in one run:
+//! The cost of an idle agent: what passes that change nothing read and start, and their CPU time, wake-ups and memory.
+//! This command compares the figures of two builds in one run:
 //! `NATS_TLS_AGENT_SOAK=1 IDLE_AGENTS=/tmp/before:/tmp/after cargo test -p nats-tls-agent --test it -- idle:: --nocapture`.
 
 use std::path::{Path, PathBuf};
@@ -34,6 +34,7 @@ async fn an_idle_agent_commits_reloads_and_logs_nothing() {
             assert_eq!(after.unchanged, before.unchanged, "{} with {users} users", agent.display());
             let of = format!("idle: {} with {users} users, {seconds} s", agent.display());
             soak::figure(&format!("{of}: CPU in ms"), after.cpu - before.cpu);
+            soak::figure(&format!("{of}: wake-ups"), after.wakeups.saturating_sub(before.wakeups));
             soak::figure(&format!("{of}: PSS in KiB"), after.pss);
             soak::figure(&format!("{of}: anonymous memory in KiB"), after.anonymous);
         }
@@ -111,6 +112,8 @@ struct Idle {
 struct Look {
     /// In ms.
     cpu: u64,
+    /// The number of times that a running thread began to wait. Threads that have ended don't count.
+    wakeups: u64,
     /// In KiB, with the agent's share of pages that other processes map too.
     pss: u64,
     /// In KiB. Pages of the binary don't count.
@@ -166,6 +169,7 @@ impl Idle {
         };
         Look {
             cpu: cpu(pid),
+            wakeups: wakeups(pid),
             pss: of("Pss:"),
             anonymous: of("Anonymous:"),
             unchanged: (node.newest_generation().unwrap(), server.pid(), load, node.agent.log_tail(20)),
@@ -180,4 +184,14 @@ fn cpu(pid: u32) -> u64 {
     let ticks: u64 = fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum();
     // Linux shows 100 ticks in a second to programs on every architecture that the agent is built for.
     ticks * 10
+}
+
+/// The field voluntary_ctxt_switches of proc_pid_status(5), over all threads.
+fn wakeups(pid: u32) -> u64 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let status = threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("status")).ok());
+    let switches = |status: &str| {
+        status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok())
+    };
+    status.map(|status| switches(&status).unwrap()).sum()
 }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use aws_double::fault::{Fault, Operation};
 use harness::Failure;
+use harness::services::own_names_obstacle;
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
@@ -142,13 +143,11 @@ fn trials() -> Vec<Trial> {
 
 /// Whether the test can give the agent a name server.
 async fn has_namespaces() -> bool {
-    let mut namespace = tokio::process::Command::new("unshare");
-    let namespace = namespace.args(["--mount", "mount", "--bind", "/etc/hosts", "/etc/resolv.conf"]).output().await;
-    let has = namespace.is_ok_and(|output| output.status.success());
-    if !has {
-        println!("not run: only root can give the agent a name server in a mount namespace");
+    let obstacle = own_names_obstacle().await;
+    if let Some(obstacle) = obstacle {
+        println!("not run: {obstacle}");
     }
-    has
+    obstacle.is_none()
 }
 
 /// The names are those of a group with two launch templates, of which only the first enables resource name DNS.
