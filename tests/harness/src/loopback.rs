@@ -13,6 +13,8 @@ use crate::Failure;
 const FIRST_PORT: u16 = 20_000;
 const PORTS: u16 = 16;
 const BLOCKS: u8 = u8::MAX;
+/// The largest cluster of a test has so many hosts.
+const HOSTS: u8 = 8;
 
 /// A reserved block: up to 16 ports, and the loopback network `127.100.BLOCK.0/24`. Nodes on that network look like
 /// separate hosts with the same ports. Dropping the block frees it.
@@ -73,9 +75,11 @@ impl Block {
         Ipv4Addr::new(127, 100, self.number, number)
     }
 
-    /// Programs that ignore these locks may listen on the ports.
+    /// Programs that ignore these locks may listen on the ports. A node of the last holder may not have ended yet.
     fn is_free(&self) -> bool {
-        (0..PORTS).all(|index| TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port(index)))).is_ok())
+        let addresses = || (1..=HOSTS).map(|number| self.host(number)).chain([Ipv4Addr::LOCALHOST]);
+        let can_listen = |address, index| TcpListener::bind(SocketAddr::from((address, self.port(index)))).is_ok();
+        (0..PORTS).all(|index| addresses().all(|address| can_listen(address, index)))
     }
 }
 
@@ -157,10 +161,12 @@ mod tests {
     #[test]
     fn a_block_with_a_stranger_on_a_port_is_passed_over() {
         let first = Block::reserve().unwrap();
-        let stranger = TcpListener::bind((Ipv4Addr::LOCALHOST, first.port(3))).unwrap();
-        assert!(!first.is_free());
-        drop(stranger);
-        assert!(first.is_free());
+        for address in [Ipv4Addr::LOCALHOST, first.host(1), first.host(HOSTS)] {
+            let stranger = TcpListener::bind((address, first.port(3))).unwrap();
+            assert!(!first.is_free(), "{address}");
+            drop(stranger);
+            assert!(first.is_free(), "{address}");
+        }
     }
 
     #[test]
