@@ -71,8 +71,8 @@ struct Inside {
     /// The ARNs of the CAs, oldest first. The newest CA may not sign yet.
     authorities: Vec<String>,
     signing: usize,
-    /// The numbers of the CAs whose certificates are in the bundle.
-    trusted: Vec<usize>,
+    /// The numbers of the CAs whose certificates are in the bundle, and since when.
+    trusted: BTreeMap<usize, OffsetDateTime>,
     outages: Vec<Outage>,
     /// Certificates whose ARN has reached no agent yet, by the token of their request.
     unheard: BTreeMap<String, Unheard>,
@@ -101,7 +101,7 @@ impl Cloud {
             groups: (0..clusters).map(|_| Fleet::new(REGION)).collect(),
             authorities: Vec::new(),
             signing: 0,
-            trusted: Vec::new(),
+            trusted: BTreeMap::new(),
             outages: Vec::new(),
             unheard: BTreeMap::new(),
             unavoidable: 0,
@@ -148,12 +148,14 @@ impl Cloud {
         let text = arns.iter().filter_map(|arn| Some(inside.pca.authority(arn).ok()?.pem().to_owned())).collect();
         // `put` can't fail here: a secret may have 64 KiB, and the bundle has a few KiB.
         let _version = inside.secrets.put(BUNDLE, Content::Text(text), now);
-        inside.trusted = authorities.to_vec();
+        let before = std::mem::take(&mut inside.trusted);
+        let since = |number: &usize| before.get(number).copied().unwrap_or(now);
+        inside.trusted = authorities.iter().map(|number| (*number, since(number))).collect();
     }
 
-    /// Whether the bundle holds the CA of this subject.
-    pub(crate) fn is_trusted(&self, subject: &str) -> bool {
-        self.inside().trusted.iter().any(|authority| subject == root(*authority))
+    /// Since when the bundle holds the CA of this subject. `None`: the bundle does not hold the CA.
+    pub(crate) fn trusted_since(&self, subject: &str) -> Option<OffsetDateTime> {
+        self.inside().trusted.iter().find_map(|(authority, since)| (subject == root(*authority)).then_some(*since))
     }
 
     pub(crate) fn launch(&self, cluster: usize, id: &str, address: std::net::IpAddr) {

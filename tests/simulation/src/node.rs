@@ -93,6 +93,7 @@ impl Node {
             cluster: caller.cluster,
             server: Arc::clone(&server),
             anchors: std::collections::BTreeSet::new(),
+            first_leaf: None,
         };
         world.join(address, shown);
         let (orders, told) = mpsc::unbounded_channel();

@@ -28,6 +28,8 @@ pub struct Figures {
     pub rollovers: u64,
     /// Loads beside a peer whose anchor left the bundle before the node was launched.
     pub came_too_late: u64,
+    /// Loads of a new node under a new CA beside a peer that has not read the CA yet.
+    pub came_too_soon: u64,
     /// Certificates paid for.
     pub issued: usize,
     /// Second payments for a key that the agent could have avoided.
@@ -101,6 +103,7 @@ impl Report {
             replacements: counts.replacements,
             rollovers: counts.rollovers,
             came_too_late: counts.came_too_late,
+            came_too_soon: counts.came_too_soon,
             issued,
             paid_twice,
             paid_unavoidably,
@@ -151,6 +154,7 @@ impl Report {
             ("nodes replaced", figures.replacements.to_string()),
             ("CA rollovers", figures.rollovers.to_string()),
             ("loads beside a peer of a CA removed before", figures.came_too_late.to_string()),
+            ("loads beside a peer before it reads a CA", figures.came_too_soon.to_string()),
             ("certificates paid for", figures.issued.to_string()),
             ("keys paid for twice", figures.paid_twice.to_string()),
             ("keys paid for twice, unavoidably", figures.paid_unavoidably.to_string()),
