@@ -2,8 +2,8 @@
 //!
 //! New handshakes hang meanwhile. The agent waits, signals once, and takes nothing back (invariant 16).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event};
@@ -61,20 +61,33 @@ async fn clients(nodes: &Nodes, count: usize) -> (Vec<Client>, Arc<AtomicUsize>)
     (connected.into_iter().map(Result::unwrap).collect(), lost)
 }
 
-/// The leaves that the client port shows in turn, until `is_over`.
-async fn leaves_shown(nodes: &Nodes, is_over: &AtomicBool) -> Vec<String> {
+/// Notes the leaves that the client port shows in turn, until `is_over`.
+async fn note_leaves(nodes: &Nodes, shown: &Mutex<Vec<String>>, is_over: &AtomicBool) {
     let (address, prober) = (nodes.nodes[0].client(), Prober::anonymous().unwrap());
-    let mut shown = Vec::<String>::new();
     while !is_over.load(Ordering::Relaxed) {
         // A handshake that hangs shows nothing.
         let Ok(chain) = prober.served(&address.to_string(), Port::Client.opening()).await else { continue };
-        let leaf = sha256_hex(chain.leaf());
-        if shown.last() != Some(&leaf) {
-            shown.push(leaf);
-        }
+        note(shown, sha256_hex(chain.leaf()));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    shown
+}
+
+/// Notes a leaf where it is another leaf than the last.
+fn note(shown: &Mutex<Vec<String>>, leaf: String) {
+    let mut shown = shown.lock().unwrap();
+    if shown.last() != Some(&leaf) {
+        shown.push(leaf);
+    }
+}
+
+/// Waits until so many leaves were shown in turn.
+async fn shows(shown: &Mutex<Vec<String>>, count: usize) {
+    eventually("the next leaf", PATIENCE, async || {
+        let shown = shown.lock().unwrap();
+        if shown.len() >= count { Ok(()) } else { Err(format!("{shown:?}")) }
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test]
@@ -86,18 +99,23 @@ async fn invariant_16_renewals_beside_bcrypt_clients_are_each_confirmed_once_and
         let nodes = node(version, system).await;
         let (clients, lost) = clients(&nodes, count).await;
         let (is_over, agent) = (AtomicBool::new(false), &nodes.nodes[0].agent);
+        let shown = Mutex::new(Vec::new());
         let renew = async {
             let mut longest = Duration::ZERO;
-            for _ in 0..renewals {
+            for before in 1..=renewals {
+                // A leaf that the next renewal replaces at once would never be seen.
+                shows(&shown, before).await;
                 let started = Instant::now();
                 let answer = agent.run(&["renew", "--json"], PATIENCE).await.unwrap();
                 longest = longest.max(started.elapsed());
                 assert_eq!(answer.json().unwrap()["result"], "confirmed", "{answer:?}\n{}", agent.log_tail(40));
             }
+            shows(&shown, renewals + 1).await;
             is_over.store(true, Ordering::Relaxed);
             longest
         };
-        let (longest, shown) = tokio::join!(renew, leaves_shown(&nodes, &is_over));
+        let (longest, ()) = tokio::join!(renew, note_leaves(&nodes, &shown, &is_over));
+        let shown = shown.into_inner().unwrap();
         let log = agent.log_tail(usize::MAX);
         assert_eq!(log.matches("to reload").count(), renewals, "{log}");
         assert!(!log.contains("rolled back"), "{log}");
