@@ -72,7 +72,7 @@ async fn note_leaves(nodes: &Nodes, shown: &Mutex<Vec<String>>, is_over: &Atomic
     }
 }
 
-/// Notes a leaf where it is another leaf than the last.
+/// Notes a leaf that differs from the last leaf.
 fn note(shown: &Mutex<Vec<String>>, leaf: String) {
     let mut shown = shown.lock().unwrap();
     if shown.last() != Some(&leaf) {
@@ -80,7 +80,7 @@ fn note(shown: &Mutex<Vec<String>>, leaf: String) {
     }
 }
 
-/// Waits until so many leaves were shown in turn.
+/// Waits until the port has shown `count` leaves in turn.
 async fn shows(shown: &Mutex<Vec<String>>, count: usize) {
     eventually("the next leaf", PATIENCE, async || {
         let shown = shown.lock().unwrap();

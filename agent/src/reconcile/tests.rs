@@ -425,7 +425,7 @@ async fn a_new_credential_whose_time_comes_during_a_pass_that_fails_takes_over_i
     assert!(successor.holds("the-new-one"));
 }
 
-/// Drops a future at the first await where `crashes`, as a crash does. Returns the output where the future ended before.
+/// Drops a future at the first await where `crashes` returns true. Returns the output of a future that ends first.
 async fn crashed<F: Future>(mut future: Pin<Box<F>>, mut crashes: impl FnMut() -> bool) -> Option<F::Output> {
     std::future::poll_fn(|context| match future.as_mut().poll(context) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
@@ -435,7 +435,7 @@ async fn crashed<F: Future>(mut future: Pin<Box<F>>, mut crashes: impl FnMut() -
     .await
 }
 
-/// Crashes after so many awaits. Threads write files meanwhile, so the number of an await differs from run to run. A test
+/// Crashes at the await after `awaits` others. Threads write files meanwhile, so the number of an await differs from run to run. A test
 /// of a certain await therefore names the condition.
 fn crash_after(awaits: u32) -> impl FnMut(&Bench) -> bool {
     let mut left = awaits;
@@ -446,7 +446,7 @@ fn crash_after(awaits: u32) -> impl FnMut(&Bench) -> bool {
     }
 }
 
-/// Crashes a renewal at the first await where `crashes`, and starts the next process. Returns whether the renewal ended
+/// Crashes a renewal at the first await where `crashes` returns true, and starts the next process. Returns whether the renewal ended
 /// before.
 async fn crash_a_renewal(bench: &Bench, at: &str, mut crashes: impl FnMut(&Bench) -> bool) -> bool {
     let mut agent = bench.serving().await;

@@ -53,7 +53,7 @@ pub(crate) enum Objection {
     Names { subject: String, names: String },
     #[error(
         "Rust clients refuse {subject} above a leaf for its critical extension {extensions}; add the certificate of {subject} to \
-         the bundle of every node and client, or have that CA issued without the extension"
+         the bundle of every node and client, or have that CA issued again without the extension"
     )]
     UnknownExtension { subject: String, extensions: String },
     #[error("the bundle has none of {subjects}, so no leaf of the issuer is accepted; add the CA to the bundle")]

@@ -166,7 +166,7 @@ pub enum RejectedChain {
     },
     /// A CA on the way to the anchor has a critical extension that webpki does not know.
     #[error(
-        "certificate {serial} chains to the trust bundle through {ca:?}, which Rust clients refuse for its critical extension {extensions}; add the certificate of {ca:?} to the bundle of every node and client, or have that CA issued without the extension"
+        "certificate {serial} chains to the trust bundle through {ca:?}, which Rust clients refuse for its critical extension {extensions}; add the certificate of {ca:?} to the bundle of every node and client, or have that CA issued again without the extension"
     )]
     UnknownExtension {
         /// The leaf's serial number.
@@ -242,7 +242,7 @@ impl RejectedChain {
     /// verified again.
     pub(crate) fn may_pass_later(&self) -> bool {
         match self {
-            // These are of the leaf's own names and kind, so only another certificate helps.
+            // These faults lie in the leaf itself, so only another certificate helps.
             Self::Path { source, .. } => !matches!(
                 source,
                 webpki::Error::NameConstraintViolation
@@ -373,7 +373,10 @@ impl TrustBundle {
             verify(&leaf, &anchors[index..=index], &used, now, KeyUsage::client_auth(), None).map(drop)
         };
         let usage = if role == Role::Server { KeyUsage::server_auth() } else { KeyUsage::client_auth() };
-        let path = verify(&leaf, &anchors, chain.above(), now, usage, Some(&holds))?;
+        // webpki would name a CA that it can't use in place of what is wrong with the path.
+        let above: Vec<CertificateDer<'_>> =
+            chain.above().iter().filter(|ca| !der::has_unknown_extension(ca)).cloned().collect();
+        let path = verify(&leaf, &anchors, &above, now, usage, Some(&holds))?;
         let index = index(&path).ok_or(webpki::Error::UnknownIssuer)?;
         Ok(Path {
             intermediates: path.intermediate_certificates().map(|ca| ca.der().into_owned()).collect(),
@@ -384,28 +387,32 @@ impl TrustBundle {
     /// Says why there is no path.
     fn explain(&self, leaf: &Leaf, above: &[CertificateDer<'_>], error: webpki::Error) -> RejectedChain {
         let serial = leaf.serial.clone();
-        let above: Vec<X509Certificate<'_>> = above.iter().filter_map(|der| der::read(der).ok()).collect();
-        let unknown = above.iter().find_map(|ca| Some((der::name(ca.subject()), der::unknown_extensions(ca)?)));
-        match (error, unknown) {
-            (webpki::Error::UnknownIssuer, _) => {}
-            (webpki::Error::UnsupportedCriticalExtension, Some((ca, extensions))) => {
-                return RejectedChain::UnknownExtension { serial, ca, extensions };
-            }
-            (error, _) => return RejectedChain::Path { serial, reason: reason(&error), source: error },
+        if error != webpki::Error::UnknownIssuer {
+            return RejectedChain::Path { serial, reason: reason(&error), source: error };
         }
         let anchors = self.anchors.iter().map(|anchor| format!("{:?}", anchor.subject)).collect::<Vec<_>>().join(", ");
+        let above: Vec<X509Certificate<'_>> = above.iter().filter_map(|der| der::read(der).ok()).collect();
         let banned = above.iter().find(|ca| self.distrusts(&sha256_hex(ca.as_raw())));
         if let Some(ca) = banned {
             let (ca, sha256) = (der::name(ca.subject()), sha256_hex(ca.as_raw()));
             return RejectedChain::Distrusted { serial, ca, sha256, anchors };
         }
         let Ok(mut last) = der::read(&leaf.der) else { return RejectedChain::Leaf(LeafError::Der) };
+        let is_below_an_anchor = |below: &X509Certificate<'_>| {
+            let mut cas = self.anchors.iter().filter_map(|anchor| der::read(&anchor.der).ok());
+            cas.any(|ca| ca.subject().as_raw() == below.issuer().as_raw())
+        };
+        let mut unknown = None;
         // Each step goes one certificate up. The bound ends a loop of names.
         for _ in 0..above.len() {
             let is_issuer = |cert: &&X509Certificate<'_>| cert.subject().as_raw() == last.issuer().as_raw();
             match above.iter().find(is_issuer) {
                 Some(issuer) if last.subject().as_raw() != last.issuer().as_raw() => last = issuer.clone(),
                 _ => break,
+            }
+            unknown = unknown.or_else(|| Some((der::name(last.subject()), der::unknown_extensions(&last)?)));
+            if let Some((ca, extensions)) = unknown.take_if(|_| is_below_an_anchor(&last)) {
+                return RejectedChain::UnknownExtension { serial, ca, extensions };
             }
         }
         if last.subject().as_raw() == last.issuer().as_raw() {
@@ -936,9 +943,36 @@ mod tests {
             let verified = bundle(&anchors).verify(&chain, &pem, &sans(), NOW).unwrap();
             assert_eq!(verified.chain().to_pem(), leaf.pem() + &lower.pem + &policies.pem);
         }
-        let error = altered(with_critical_policies).unwrap_err();
-        assert!(error.to_string().contains("it has a critical extension"), "{error}");
-        assert!(!error.may_pass_later());
+    }
+
+    #[test]
+    fn an_unknown_extension_hides_no_other_fault_of_a_chain() {
+        let (root, other) = (Ca::root("root"), Ca::root("other"));
+        let policies = root.below_with("with policies", with_critical_policies);
+        let lower = policies.below("lower");
+        let (pair, pem) = key();
+        let rejected = |anchors: &[&Ca], leaf: &rcgen::Certificate, above: &[&Ca]| {
+            bundle(anchors).verify(&issued(leaf, above), &pem, &sans(), NOW).unwrap_err()
+        };
+        // The root is not in the bundle.
+        let error = rejected(&[&other], &lower.leaf(&pair), &[&lower, &policies, &root]);
+        assert!(matches!(error, RejectedChain::UntrustedRoot { .. }), "{error}");
+        // The CA is an anchor, and the CA below is missing.
+        let error = rejected(&[&root, &policies], &lower.leaf(&pair), &[&policies, &root]);
+        assert!(
+            matches!(&error, RejectedChain::MissingIntermediate { missing, .. } if missing == "CN=lower"),
+            "{error}"
+        );
+        // The CA is beside the way.
+        let error = rejected(&[&other], &root.leaf(&pair), &[&root, &policies]);
+        assert!(matches!(error, RejectedChain::UntrustedRoot { .. }), "{error}");
+        // The leaf itself has the extension.
+        for ca in [&root, &lower] {
+            let leaf = ca.leaf_with(&pair, with_critical_policies);
+            let error = rejected(&[&root], &leaf, &[&lower, &policies, &root]);
+            assert!(error.to_string().contains("it has a critical extension"), "{error}");
+            assert!(!error.may_pass_later());
+        }
     }
 
     #[test]

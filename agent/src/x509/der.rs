@@ -1,6 +1,6 @@
 //! X.509 certificates in DER.
 
-use rustls::pki_types::SignatureVerificationAlgorithm;
+use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm};
 use webpki::{EndEntityCert, aws_lc_rs as algorithms};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
@@ -79,11 +79,15 @@ fn well_formed(mut der: &[u8], depth: usize) -> bool {
     der.is_empty()
 }
 
-/// The critical extensions of a certificate that webpki does not know, where it refuses the certificate for them (RFC 5280,
-/// section 4.2). A client of rustls refuses such a certificate everywhere on a path, and accepts such an anchor.
+/// Whether webpki refuses a certificate for a critical extension (RFC 5280, section 4.2). rustls refuses the certificate on a
+/// path, and accepts the certificate as an anchor.
+pub(crate) fn has_unknown_extension(der: &CertificateDer<'_>) -> bool {
+    matches!(EndEntityCert::try_from(der), Err(webpki::Error::UnsupportedCriticalExtension))
+}
+
+/// The names of the extensions for which [`has_unknown_extension`] holds. `None`: there is no such extension.
 pub(crate) fn unknown_extensions(certificate: &X509Certificate<'_>) -> Option<String> {
-    let der = certificate.as_raw().into();
-    if !matches!(EndEntityCert::try_from(&der), Err(webpki::Error::UnsupportedCriticalExtension)) {
+    if !has_unknown_extension(&certificate.as_raw().into()) {
         return None;
     }
     let names = certificate.extensions().iter().filter(|extension| extension.critical).filter(|extension| {

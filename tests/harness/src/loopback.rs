@@ -13,7 +13,7 @@ use crate::Failure;
 const FIRST_PORT: u16 = 20_000;
 const PORTS: u16 = 16;
 const BLOCKS: u8 = u8::MAX;
-/// The largest cluster of a test has so many hosts.
+/// The number of hosts in the largest cluster of a test.
 const HOSTS: u8 = 8;
 
 /// A reserved block: up to 16 ports, and the loopback network `127.100.BLOCK.0/24`. Nodes on that network look like
@@ -75,7 +75,7 @@ impl Block {
         Ipv4Addr::new(127, 100, self.number, number)
     }
 
-    /// Programs that ignore these locks may listen on the ports. A node of the last holder may not have ended yet.
+    /// Programs that ignore these locks may listen on the ports. A node of the last holder may still run.
     fn is_free(&self) -> bool {
         let addresses = || (1..=HOSTS).map(|number| self.host(number)).chain([Ipv4Addr::LOCALHOST]);
         let can_listen = |address, index| TcpListener::bind(SocketAddr::from((address, self.port(index)))).is_ok();

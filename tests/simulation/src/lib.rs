@@ -40,8 +40,8 @@
 //! - No key is paid for twice, with one exception. The answer is lost together with the waiting process, and Private CA
 //!   refuses at least [`REPEATS`] repeats before it forgets the token.
 //! - A configuration names a complete set of files at every start and reload (invariant 2).
-//! - All servers of a cluster trust each other at any time (invariant 5). Two pairs are counted apart: a node that came after
-//!   its peer's CA left, and a new node whose first CA the peer could not read yet.
+//! - All servers of a cluster trust each other at any time (invariant 5). Two pairs are counted apart: a node that was launched after
+//!   its peer's CA left the bundle, and a new node whose first CA the peer could not read yet.
 //! - No state directory holds more than [`MOST_FILES`] files.
 
 mod cloud;

@@ -28,7 +28,7 @@ pub struct Figures {
     pub rollovers: u64,
     /// Loads beside a peer whose anchor left the bundle before the node was launched.
     pub came_too_late: u64,
-    /// Loads of a new node under a new CA beside a peer that has not read the CA yet.
+    /// Loads after which a new node shows its first leaf, of a CA that a peer has not read yet.
     pub came_too_soon: u64,
     /// Certificates paid for.
     pub issued: usize,

@@ -71,7 +71,7 @@ pub(crate) struct Counts {
     pub(crate) broken: u64,
     /// Loads beside a peer whose anchor left the bundle before the node was launched.
     pub(crate) came_too_late: u64,
-    /// Loads of a new node under a new CA beside a peer that has not read the CA yet.
+    /// Loads after which a new node shows its first leaf, of a CA that a peer has not read yet.
     pub(crate) came_too_soon: u64,
 }
 
@@ -234,8 +234,8 @@ impl World {
     /// would trust whoever answers there. An operator in a hurry makes such pairs, and these pairs are counted apart.
     ///
     /// A new node has no leaf but its first leaf. An operator who lets a new CA sign at once makes a first leaf that a peer
-    /// can't accept before its next poll of the bundle. The new node loses no route, because it never had a route. These pairs
-    /// are counted apart too, for as long as a poll and an outage last.
+    /// can't accept before its next poll of the bundle. The new node loses no route to the peer, because it had none. These
+    /// pairs are counted apart too, for two intervals and the longest outage after the bundle got the CA.
     fn check_trust(&self, caller: Caller, server: &FakeServer, loaded: &Loaded) {
         let peers: Vec<_> =
             self.books().nodes.values().filter(|node| node.cluster == caller.cluster).cloned().collect();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Crashes the pass of a distrust at the first await where `crashes`, and starts the next process. Returns whether the pass
+/// Crashes the pass of a distrust at the first await where `crashes` returns true, and starts the next process. Returns whether the pass
 /// ended before.
 async fn crash_a_distrust(at: &str, mut crashes: impl FnMut(&Bench) -> bool) -> bool {
     let mut bench = Bench::new().await;
