@@ -239,31 +239,37 @@ impl World {
     fn check_trust(&self, caller: Caller, server: &FakeServer, loaded: &Loaded) {
         let peers: Vec<_> =
             self.books().nodes.values().filter(|node| node.cluster == caller.cluster).cloned().collect();
-        let Some(own) = peers.iter().find(|node| std::ptr::eq(Arc::as_ptr(&node.server), server)) else { return };
+        // A node that has just left is in no book.
+        let own = peers.iter().find(|node| std::ptr::eq(Arc::as_ptr(&node.server), server));
+        let id = |node: Option<&Seen>| node.map_or("a node that left", |node| node.id.as_str()).to_owned();
         for peer in &peers {
             let Some(theirs) = peer.server.loaded() else { continue };
-            for (one, bundle, other, leaf) in
-                [(own, &loaded.bundle, peer, &theirs.leaf), (peer, &theirs.bundle, own, &loaded.leaf)]
-            {
+            for (server, one, bundle, other, leaf) in [
+                (server, own, &loaded.bundle, Some(peer), &theirs.leaf),
+                (&*peer.server, Some(peer), &theirs.bundle, own, &loaded.leaf),
+            ] {
                 let issuer = &leaf.issuer;
                 if bundle.anchors.iter().any(|anchor| anchor.subject == *issuer) {
                     continue;
                 }
-                let (has_trusted, since) = (one.server.has_trusted(issuer), self.cloud.trusted_since(issuer));
-                let is_first = other.first_leaf.as_ref() == Some(&leaf.sha256);
+                let (has_trusted, since) = (server.has_trusted(issuer), self.cloud.trusted_since(issuer));
+                let is_first = other.is_some_and(|other| other.first_leaf.as_ref() == Some(&leaf.sha256));
+                let has_read = one.is_some_and(|one| one.anchors.contains(issuer));
                 match since {
                     None if !has_trusted => self.count(|counts| counts.came_too_late += 1),
                     Some(since)
                         if !has_trusted
                             && is_first
-                            && !one.anchors.contains(issuer)
+                            && !has_read
                             && self.clock.now() < since + AUTONOMY + self.interval() * 2 =>
                     {
                         self.count(|counts| counts.came_too_soon += 1);
                     }
                     _ => self.broken(&format!(
                         "invariant 5: {} shows a leaf of {issuer}, which {} does not trust, at a load of node {}",
-                        other.id, one.id, caller.number
+                        id(other),
+                        id(one),
+                        caller.number
                     )),
                 }
             }
