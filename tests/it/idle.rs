@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use harness::cluster::Node;
 use harness::nodes::Nodes;
+use harness::process::cpu_time;
 use harness::strace::{self, Recording, Use};
 use harness::{eventually, soak, tools};
 use tokio::time::sleep;
@@ -168,22 +169,13 @@ impl Idle {
             lines.map(|size| size.trim_end_matches("kB").trim().parse::<u64>().unwrap()).sum()
         };
         Look {
-            cpu: cpu(pid),
+            cpu: cpu_time(pid).unwrap(),
             wakeups: wakeups(pid),
             pss: of("Pss:"),
             anonymous: of("Anonymous:"),
             unchanged: (node.newest_generation().unwrap(), server.pid(), load, node.agent.log_tail(20)),
         }
     }
-}
-
-/// The CPU time in ms of all threads, ended threads included: the fields utime and stime of proc(5).
-fn cpu(pid: u32) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let (_, fields) = stat.rsplit_once(')').unwrap();
-    let ticks: u64 = fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum();
-    // Linux shows 100 ticks in a second to programs on every architecture that the agent is built for.
-    ticks * 10
 }
 
 /// The field voluntary_ctxt_switches of proc_pid_status(5), over all threads.

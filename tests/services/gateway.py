@@ -57,8 +57,7 @@ async def main():
     server = await asyncio.start_server(serve, sys.argv[1], int(sys.argv[2]), backlog=512)
     asked_to_end = asyncio.Event()
     loop = asyncio.get_running_loop()
-    # The handler outlives the loop, because a second signal may come while Python ends.
-    signal.signal(signal.SIGTERM, lambda *_: loop.is_closed() or loop.call_soon_threadsafe(asked_to_end.set))
+    loop.add_signal_handler(signal.SIGTERM, asked_to_end.set)
     print("ready on port", server.sockets[0].getsockname()[1], flush=True)
     await asked_to_end.wait()
     server.close()

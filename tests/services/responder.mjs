@@ -10,7 +10,6 @@ nc.subscribe(process.argv[2], {
   callback: (_error, message) => message.respond(`javascript ${process.pid}`),
 });
 await nc.flush();
-// A second signal finds the connection draining already.
-process.on("SIGTERM", () => nc.drain().catch(() => {}));
+process.on("SIGTERM", () => nc.drain());
 console.log("ready");
 await nc.closed();

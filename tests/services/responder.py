@@ -21,8 +21,7 @@ async def main():
     await nc.flush()
     asked_to_end = asyncio.Event()
     loop = asyncio.get_running_loop()
-    # The handler outlives the loop, because a second signal may come while Python ends.
-    signal.signal(signal.SIGTERM, lambda *_: loop.is_closed() or loop.call_soon_threadsafe(asked_to_end.set))
+    loop.add_signal_handler(signal.SIGTERM, asked_to_end.set)
     print("ready", flush=True)
     await asked_to_end.wait()
     await nc.drain()

@@ -13,12 +13,16 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::process::Command;
+use tokio::time::Instant;
 
 use crate::process::Process;
 use crate::{Failure, eventually};
 
 const READY_WITHIN: Duration = Duration::from_secs(15);
 const STOP_WITHIN: Duration = Duration::from_secs(15);
+/// nats-server's signal channel holds one signal, so a SIGTERM right after other signals may be lost
+/// (docs/nats-server.md).
+const REPEAT_SIGTERM: Duration = Duration::from_millis(500);
 const MONITOR_WITHIN: Duration = Duration::from_secs(5);
 const MONITOR_LIMIT: usize = 4 * 1024 * 1024;
 
@@ -108,9 +112,18 @@ impl NatsServer {
         self.process.signal(signal)
     }
 
-    /// Sends SIGTERM, and waits for the end.
-    pub async fn stop(self) -> Result<ExitStatus, Failure> {
-        self.process.stop(STOP_WITHIN).await
+    /// Sends SIGTERM until the server ends.
+    pub async fn stop(mut self) -> Result<ExitStatus, Failure> {
+        let asked = Instant::now();
+        while asked.elapsed() < STOP_WITHIN {
+            if self.process.pid().is_some() {
+                self.process.signal(Signal::SIGTERM)?;
+            }
+            if self.process.ends(REPEAT_SIGTERM).await {
+                break;
+            }
+        }
+        self.process.ended(REPEAT_SIGTERM).await
     }
 
     /// Waits until the server ends by itself, for instance after lame duck mode.

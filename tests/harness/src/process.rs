@@ -12,10 +12,6 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Failure;
 
-/// nats-server's signal channel holds one signal, so a SIGTERM right after other signals may be lost
-/// (docs/nats-server.md).
-const REPEAT_SIGTERM: Duration = Duration::from_millis(500);
-
 /// Returns on Ctrl-C, or on the SIGTERM of a caller that no longer waits.
 pub async fn asked_to_end() {
     let terminated = async {
@@ -92,30 +88,18 @@ impl Process {
             .map_err(|error| Failure::new(format!("could not send {signal:?} to {}", self.name)).because(error))
     }
 
-    /// Sends SIGTERM until the process ends.
+    /// Sends SIGTERM, and waits for the end. A second signal would kill a Python program whose interpreter ends already.
     ///
     /// # Errors
     /// The process still runs after `within`. It is then killed.
-    pub async fn stop(mut self, within: Duration) -> Result<ExitStatus, Failure> {
-        let asked = async {
-            loop {
-                if self.pid().is_some() {
-                    self.signal(Signal::SIGTERM)?;
-                }
-                if let Ok(ended) = tokio::time::timeout(REPEAT_SIGTERM, self.child.wait()).await {
-                    return self.status(ended);
-                }
-            }
-        };
-        if let Ok(ended) = tokio::time::timeout(within, asked).await {
-            return ended;
+    pub async fn stop(self, within: Duration) -> Result<ExitStatus, Failure> {
+        if self.pid().is_some() {
+            self.signal(Signal::SIGTERM)?;
         }
-        let failure = Failure::new(format!("{} did not end within {within:?} of SIGTERM; killed it", self.name));
-        self.kill().await?;
-        Err(failure)
+        self.ended(within).await
     }
 
-    /// Waits until the process ends by itself.
+    /// Waits for the end.
     ///
     /// # Errors
     /// The process still runs after `within`. It is then killed.
@@ -123,9 +107,14 @@ impl Process {
         if let Ok(ended) = tokio::time::timeout(within, self.child.wait()).await {
             return self.status(ended);
         }
-        let failure = Failure::new(format!("{} did not end within {within:?}:\n{}", self.name, tail(&self.log, 20)));
+        let failure = format!("{} did not end within {within:?}; killed it:\n{}", self.name, tail(&self.log, 20));
         self.kill().await?;
-        Err(failure)
+        Err(Failure::new(failure))
+    }
+
+    /// Whether the process ends within this time.
+    pub(crate) async fn ends(&mut self, within: Duration) -> bool {
+        tokio::time::timeout(within, self.child.wait()).await.is_ok()
     }
 
     /// Sends SIGKILL, and waits for the end.
@@ -140,6 +129,17 @@ impl Process {
     fn status(&self, ended: std::io::Result<ExitStatus>) -> Result<ExitStatus, Failure> {
         ended.map_err(|error| Failure::new(format!("could not wait for {}", self.name)).because(error))
     }
+}
+
+/// The CPU time in ms of all threads of a process, ended threads included: the fields utime and stime of proc(5).
+pub fn cpu_time(pid: u32) -> Result<u64, Failure> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = std::fs::read_to_string(&path)
+        .map_err(|error| Failure::new(format!("could not read {path}")).because(error))?;
+    let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>();
+    // Linux shows 100 ticks in a second to programs on every architecture that the agent is built for.
+    ticks.map(|ticks| ticks * 10).map_err(|error| Failure::new(format!("{path} has other fields")).because(error))
 }
 
 /// The last lines of a log, or the reason why the log can't be read.
