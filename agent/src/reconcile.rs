@@ -6,6 +6,7 @@
 
 pub mod commit_point;
 mod condition;
+mod configuring;
 mod cutoff;
 mod deployment;
 mod distrust;
@@ -22,8 +23,6 @@ mod sources;
 mod starts;
 mod system_user;
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,6 +32,7 @@ use time::OffsetDateTime;
 
 use self::commit_point::CommitPoint;
 use self::condition::Watch;
+use self::configuring::Configuring;
 use self::cutoff::Cutoff;
 use self::deployment::{Deployment, Order};
 use self::issuing::Issuing;
@@ -40,32 +40,28 @@ use self::last_good::LastGoodFile;
 use self::links::Links;
 pub use self::pass::{PassError, PassRequest, Source};
 pub use self::publication::Publication;
-use self::publication::{Publisher, Wanted, rank};
+use self::publication::Publisher;
 use self::rollover::{Rollover, View};
 use self::sources::{Seams, Sources};
-use self::system_user::SystemUser;
 use crate::clock::Clock;
-use crate::conf::effective::{self, Configuration, Effective, SettingsError};
 use crate::conf::loss::Loss;
-use crate::conf::reader::Contents;
-use crate::conf::render::{Rendered, Values, cluster_name_of};
-use crate::conf::system::Obstacle;
-use crate::config::{ClientAuth, NatsConfig, RenewalConfig, RolloverConfig};
+use crate::conf::render::Rendered;
+use crate::config::{RenewalConfig, RolloverConfig};
 use crate::credential::{ClusterCredential, CredentialSource};
 use crate::error::with_causes;
 use crate::included::IncludedSource;
 use crate::issue::{Issuance, Issued, ObtainError};
 use crate::node::Node;
 use crate::node::lifecycle::Lifecycle;
+use crate::peers::PeerSource;
 use crate::peers::dial::Dial;
-use crate::peers::{Peer, PeerSource};
 use crate::progress::{Progress, Step};
 use crate::reason::{Code, Reason};
 use crate::server::Presence;
 use crate::server::standing::{Mismatch, Standing};
 use crate::state::durable::FileError;
-use crate::state::generation::{Generation, TlsFiles};
-use crate::status::{LeafStatus, NodeStatus, Status, routes};
+use crate::state::generation::Generation;
+use crate::status::{LeafStatus, NodeStatus, Status};
 use crate::trust::TrustSource;
 
 /// How long the end of a distrusted CA waits for a leaf of another CA. An issuer takes a second or two.
@@ -128,24 +124,18 @@ pub struct Reconciler {
     clock: Clock,
     renewal: RenewalConfig,
     interval: Duration,
-    allowed_losses: Vec<Loss>,
     sources: Sources,
     issuing: Issuing,
+    configuring: Configuring,
     deployment: Deployment,
-    /// The servers that had a route to this node.
-    links: Links,
     /// How nats-server was started, and how its JetStream does.
     watch: Watch,
-    /// The effective configuration that was read last.
-    effective: Effective,
     /// The newest generation. The key of the generation is in memory only while a pass needs the key.
     newest: Option<Generation>,
     /// What in the state directory can't be read, and what keeps this process from more than a look.
     damaged: Vec<Reason>,
     /// Why a changed agent.toml is not in force.
     not_in_force: Option<Reason>,
-    /// The agent's user of the system account.
-    system_user: SystemUser,
     /// What peers trust and serve, and what a leaf of a new CA waits for.
     rollover: Rollover,
     /// The connections that a distrusted CA may have let in.
@@ -174,23 +164,19 @@ impl Reconciler {
         };
         let links = Links::of(remembered.linked.clone());
         let cutoff = Cutoff::of(remembered.unfinished.clone());
-        let system_user = SystemUser::of(&commit.nats, &commit.state);
         Self {
             sources: Sources::new(seams, clock, interval, &renewal, remembered, &commit.state),
             issuing: Issuing::new(parts.issuance, parts.lifecycle, clock, renewal),
-            deployment: Deployment::new(parts.commit_point, clock, renewal, interval),
+            configuring: Configuring::of(&parts.commit_point),
+            deployment: Deployment::new(parts.commit_point, clock, renewal, interval, parts.allowed_losses, links),
             node,
             clock,
             renewal,
             interval,
-            allowed_losses: parts.allowed_losses,
-            effective: Effective::default(),
-            links,
             watch: Watch::default(),
             newest: None,
             damaged: Vec::new(),
             not_in_force: None,
-            system_user,
             rollover,
             cutoff,
             publisher: parts.publication.map(|publication| Publisher::new(publication, interval, &renewal)),
@@ -209,47 +195,18 @@ impl Reconciler {
             let view = View::of(self.sources.known_peers(), self.own_route(), newest, fetched, now);
             self.rollover.note_phase(bundle, &view);
         }
-        self.publish(now).await;
+        if let Some(publisher) = &mut self.publisher {
+            let wanted = publisher.wanted(&self.node, &self.sources, &self.deployment);
+            publisher.attend(wanted, self.renewal.retry_min, now).await;
+        }
         let (status, next) = (self.status(), self.next(now));
-        self.links.note_alone(status.is_alone(), now);
-        self.sources.remember(self.links.seen(), self.cutoff.unfinished());
+        self.deployment.links.note_alone(status.is_alone(), now);
+        self.sources.remember(self.deployment.links.seen(), self.cutoff.unfinished());
         self.newest = None;
         let issuer = self.issuing.retry.succeeded_at().map(|at| (Source::Issuer, at));
         let published = self.publisher.as_ref().and_then(Publisher::answered_at).map(|at| (Source::Connection, at));
         let answered = self.sources.answered().chain(issuer).chain(published).collect();
         Pass { status, outcome, next, issuance: self.issuing.tried.take(), answered }
-    }
-
-    /// Keeps the connection document current, for as long as the group keeps one.
-    async fn publish(&mut self, now: OffsetDateTime) {
-        let Some(mut publisher) = self.publisher.take() else { return };
-        let wanted = self.wanted_document(&publisher);
-        publisher.attend(wanted, self.renewal.retry_min, now).await;
-        self.publisher = Some(publisher);
-    }
-
-    /// What the connection document should say. `None`: this node doesn't know the whole of it yet.
-    fn wanted_document(&self, publisher: &Publisher) -> Option<Wanted> {
-        let nats = &self.deployment.commit_point.parts().nats;
-        let node = NodeStatus::of(&self.node);
-        let observed = &self.deployment.seen().observed;
-        let peers = routes(&node, self.node.instance_id.as_ref(), self.sources.known_peers(), observed);
-        let urls = publisher.urls(&peers, nats.listen.port());
-        let bundle = self.sources.bundle().filter(|_| !urls.is_empty())?.clone();
-        Some(Wanted {
-            bundle,
-            cluster: self.cluster_name(nats),
-            urls,
-            needs_certificate: nats.client_auth == ClientAuth::Mtls,
-            // What this node alone distrusts is no matter of the group's clients.
-            rank: rank(&peers, self.own_route()).filter(|_| !self.sources.goes_own_way()),
-            is_fresh: self.sources.is_bundle_fresh(),
-        })
-    }
-
-    fn cluster_name(&self, nats: &NatsConfig) -> String {
-        let name = nats.cluster_name.clone().or_else(|| self.sources.group().map(cluster_name_of));
-        name.unwrap_or_else(|| "nats".into())
     }
 
     /// The newest leaf.
@@ -307,22 +264,7 @@ impl Reconciler {
     /// The committed text, and the text that the next pass would commit. Asks neither issuer nor trust source, and changes
     /// nothing.
     pub(crate) async fn desired(&mut self) -> Result<(Option<Rendered>, Rendered), PassError> {
-        let generations = &self.deployment.commit_point.parts().generations;
-        let (newest, _) = generations.newest()?;
-        let files = generations.files(newest.map_or(1, |generation| generation.number));
-        let files = if self.sources.has_clients_bundle() { files.with_clients() } else { files };
-        let included = self.sources.preview(&self.node).await;
-        let committed = self.deployment.commit_point.committed()?;
-        let nats = &self.deployment.commit_point.parts().nats;
-        let mut values = self.values(nats, files, &included)?;
-        values.system_key = self.system_user.key()?;
-        // Only the daemon asks the running nats-server, so the user stays as it is committed.
-        if committed.is_some() && !self.system_user.stands_in(committed.as_ref()) {
-            values.system_barred = Some(Obstacle::NotRunning);
-        }
-        let preview = effective::preview(nats, &values, &included)?;
-        self.system_user.note_placement(preview.system);
-        Ok((committed, preview.rendered))
+        self.configuring.preview(&self.node, &mut self.sources, &self.deployment.commit_point).await
     }
 
     async fn reconcile(&mut self, wanted: &PassRequest, progress: &Progress) -> Result<Standing, PassError> {
@@ -359,7 +301,7 @@ impl Reconciler {
         if has_distrusted {
             // The generation that still has the CAs is replaced next, so what is left to do is noted first.
             self.cutoff.note(distrusted);
-            self.sources.remember(self.links.seen(), self.cutoff.unfinished());
+            self.sources.remember(self.deployment.links.seen(), self.cutoff.unfinished());
         }
         if has_taken_over || has_distrusted {
             self.deployment.skip_turn();
@@ -454,164 +396,38 @@ impl Reconciler {
     }
 
     async fn deploy(&mut self, wanted: &PassRequest, progress: &Progress) -> Result<Standing, PassError> {
+        let own = self.own_route();
         let Some(generation) = &self.newest else {
             return Err(PassError::Waits(Reason::NoCertificate));
         };
-        let files = generation.files.clone();
-        Box::pin(self.look_for_obstacles()).await;
-        let candidates = self.sources.secrets().candidates(wanted.renew);
-        let (configuration, refused) = self.configure(files, &candidates);
-        let rendered = configuration.as_ref().ok().map(|configuration| configuration.rendered.clone());
-        let has_candidates = !candidates.is_empty() && refused.is_none();
-        let deployed = self.deploy_configuration(configuration, wanted, progress).await;
-        if has_candidates {
-            self.note_candidates(rendered.as_ref(), deployed.as_ref().err());
+        let (node, sources, deployment) = (&self.node, &mut self.sources, &mut self.deployment);
+        let now = self.clock.now();
+        Box::pin(self.configuring.look_for_obstacles(Some(generation), deployment, now)).await;
+        let nats = &deployment.commit_point.parts().nats;
+        let configured = self.configuring.configure(nats, node, &generation.files, sources, wanted.renew);
+        let order = Order {
+            generation,
+            configuration: configured.configuration,
+            wanted,
+            rank: sources.rank(own),
+            others: sources.others(node),
+            dial: sources.dial(),
+            peers: sources.known_peers(),
+            node: &NodeStatus::of(node),
+            instance_id: node.instance_id.as_ref(),
+        };
+        let deployed = deployment.apply(order, progress).await;
+        deployment.count_disconnected(&generation.chain, progress).await;
+        if let Some(tried) = configured.tried {
+            let is_committed = deployment.commit_point.committed().ok().flatten() == Some(tried);
+            sources.secrets().note_deployed(is_committed, deployed.as_ref().err());
         }
         let standing = deployed?;
         // A person who asks is told. Otherwise the status has the reason.
-        match refused.filter(|_| wanted.renew) {
+        match configured.refused.filter(|_| wanted.renew) {
             Some(refused) => Err(refused),
             None => Ok(standing),
         }
-    }
-
-    async fn deploy_configuration(
-        &mut self,
-        configuration: Result<Configuration, PassError>,
-        wanted: &PassRequest,
-        progress: &Progress,
-    ) -> Result<Standing, PassError> {
-        let rank = self.sources.rank(self.own_route());
-        let (others, dial) = (self.others(), self.sources.dial());
-        let Some(generation) = &self.newest else {
-            return Err(PassError::Waits(Reason::NoCertificate));
-        };
-        let (allowed_losses, links) = (&self.allowed_losses[..], &mut self.links);
-        let node = &NodeStatus::of(&self.node);
-        let (peers, instance_id) = (self.sources.known_peers(), self.node.instance_id.as_ref());
-        let order = Order {
-            generation,
-            configuration,
-            wanted,
-            allowed_losses,
-            rank,
-            others,
-            links,
-            dial,
-            peers,
-            node,
-            instance_id,
-        };
-        let deployed = self.deployment.apply(order, progress).await;
-        self.deployment.count_disconnected(&generation.chain, progress).await;
-        deployed
-    }
-
-    /// New contents of included secrets that were committed are kept, and refused contents are noted.
-    fn note_candidates(&mut self, rendered: Option<&Rendered>, failed: Option<&PassError>) {
-        let committed = self.deployment.commit_point.committed().ok().flatten();
-        let secrets = self.sources.secrets();
-        match failed {
-            Some(error @ PassError::Deploy(deploy)) if deploy.is_refusal() => secrets.refuse(error.into()),
-            _ if rendered.is_some() && committed.as_ref() == rendered => {
-                if let Err(error) = secrets.adopt() {
-                    tracing::warn!("the content of an included secret is not kept: {}", with_causes(&error));
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// The configuration with new contents of included secrets. Where there is none, the configuration with the last
-    /// good contents takes its place, and the reason stands beside it.
-    fn configure(
-        &mut self,
-        files: TlsFiles,
-        candidates: &BTreeMap<PathBuf, PathBuf>,
-    ) -> (Result<Configuration, PassError>, Option<PassError>) {
-        let configuration = self.configure_with(files.clone(), candidates);
-        let refused = match configuration {
-            Err(refused @ PassError::Settings(_)) if !candidates.is_empty() => refused,
-            configuration => return (configuration, None),
-        };
-        if !self.sources.secrets().has_last_good() {
-            return (Err(refused), None);
-        }
-        let last_good = self.configure_with(files, &BTreeMap::new());
-        if last_good.is_err() {
-            // The fault is elsewhere.
-            return (last_good, None);
-        }
-        self.sources.secrets().refuse((&refused).into());
-        (last_good, Some(refused))
-    }
-
-    /// The configuration with some included files in the place of others.
-    fn configure_with(
-        &mut self,
-        files: TlsFiles,
-        instead: &BTreeMap<PathBuf, PathBuf>,
-    ) -> Result<Configuration, PassError> {
-        let mut nats = Cow::Borrowed(&self.deployment.commit_point.parts().nats);
-        for (file, now) in instead {
-            let nats = nats.to_mut();
-            nats.include.iter_mut().filter(|known| *known == file).for_each(|known| known.clone_from(now));
-            let id = nats.included_secrets.remove(file);
-            nats.included_secrets.extend(id.map(|id| (now.clone(), id)));
-        }
-        let mut values = self.values(&nats, files, &Contents::new())?;
-        values.system_key = self.system_user.key_or_new()?;
-        values.system_barred = self.system_user.barred();
-        let configuration = self.effective.of(&nats, &values)?;
-        self.system_user.note_placement(configuration.system.clone());
-        Ok(configuration)
-    }
-
-    /// Looks for an obstacle to the agent's user, where nobody but the agent needs a user. A client that sends a user which
-    /// nobody asks for would be refused from then on, and nats-server might not start.
-    async fn look_for_obstacles(&mut self) {
-        let now = self.clock.now();
-        let (seen, commit_point) = (self.deployment.seen(), &self.deployment.commit_point);
-        let is_running = matches!(seen.observed.presence, Presence::Running(_));
-        let in_force = || [commit_point.committed(), commit_point.running()].map(|text| text.ok().flatten());
-        if !self.system_user.asks_server(now, is_running, in_force) {
-            return;
-        }
-        // nats-server may have come up since the last pass.
-        if !is_running && let Err(error) = self.deployment.observe(self.newest.as_ref()).await {
-            tracing::debug!("{}", with_causes(&error));
-        }
-        let (seen, commit_point) = (self.deployment.seen(), &self.deployment.commit_point);
-        let committed = commit_point.committed().ok().flatten();
-        let obstacle = match seen.observed.presence {
-            Presence::Running(_) if !self.system_user.stands_in(committed.as_ref()) => {
-                let chain = self.newest.as_ref().map(|newest| &newest.chain);
-                commit_point.parts().server.obstacle_to_a_user(chain, &seen.listeners).await
-            }
-            Presence::Running(_) => None,
-            _ => self.system_user.obstacle_without_server(committed.as_ref(), now),
-        };
-        self.system_user.note_obstacle(obstacle, now);
-    }
-
-    /// The values of the template, once every source is known that the configuration needs. `included` has contents of
-    /// included secrets that are not kept on the disk.
-    fn values(&self, nats: &NatsConfig, files: TlsFiles, included: &Contents) -> Result<Values, PassError> {
-        self.sources.included(included).map_err(PassError::Waits)?;
-        let peers = self.sources.peers().map_err(PassError::Waits)?;
-        let credential = self.sources.credential().map_err(PassError::Waits)?;
-        let name = self.cluster_name(nats);
-        let values = Values::new(nats, &self.node, &name, peers.addresses(), files, credential.cloned());
-        Ok(values.map_err(SettingsError::from)?)
-    }
-
-    /// The peers without this node.
-    fn others(&self) -> Vec<Peer> {
-        let Node { name, instance_id, .. } = &self.node;
-        let is_own = |peer: &Peer| {
-            peer.id == *name || Some(&peer.id) == instance_id.as_ref() || self.node.has_address(&peer.address.ip())
-        };
-        self.sources.known_peers().0.values().filter(|peer| !is_own(peer)).cloned().collect()
     }
 
     fn own_route(&self) -> SocketAddr {

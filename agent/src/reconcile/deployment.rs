@@ -56,14 +56,10 @@ pub(super) struct Order<'a> {
     pub(super) configuration: Result<Configuration, PassError>,
     /// What somebody asked for.
     pub(super) wanted: &'a PassRequest,
-    /// Losses that the command line of the daemon allows.
-    pub(super) allowed_losses: &'a [Loss],
     /// This node's place in the order of peers.
     pub(super) rank: usize,
     /// The peers without this node.
     pub(super) others: Vec<Peer>,
-    /// The servers that had a route to this node.
-    pub(super) links: &'a mut Links,
     /// The way to the peers' route ports.
     pub(super) dial: Arc<dyn Dial>,
     /// The peers in force.
@@ -122,6 +118,10 @@ pub(super) struct Deployment {
     clock: Clock,
     renewal: RenewalConfig,
     interval: Duration,
+    /// Losses that the command line of the daemon allows.
+    allowed_losses: Vec<Loss>,
+    /// The servers that had a route to this node.
+    pub(super) links: Links,
     seen: Observation,
     retry: Retry,
     /// What kept the desired text from being committed, if the last deployment failed for that.
@@ -140,13 +140,22 @@ pub(super) struct Deployment {
 }
 
 impl Deployment {
-    pub(super) fn new(commit_point: CommitPoint, clock: Clock, renewal: RenewalConfig, interval: Duration) -> Self {
+    pub(super) fn new(
+        commit_point: CommitPoint,
+        clock: Clock,
+        renewal: RenewalConfig,
+        interval: Duration,
+        allowed_losses: Vec<Loss>,
+        links: Links,
+    ) -> Self {
         let seen = commit_point.unseen();
         Self {
             commit_point,
             clock,
             renewal,
             interval,
+            allowed_losses,
+            links,
             seen,
             retry: Retry::at_once(),
             obstacle: None,
@@ -230,10 +239,10 @@ impl Deployment {
         } else {
             self.unrouted = Unrouted::default();
         }
-        let Order { generation, configuration, wanted, allowed_losses, rank, others, links, dial, .. } = order;
+        let Order { generation, configuration, wanted, rank, others, dial, .. } = order;
         let routez = self.seen.observed.routez.as_ref();
-        links.note(routez, &others.iter().map(|peer| peer.id.clone()).collect());
-        let neighbours = Neighbours::new(links, routez, &others, dial);
+        self.links.note(routez, &others.iter().map(|peer| peer.id.clone()).collect());
+        let neighbours = Neighbours::new(&self.links, routez, &others, dial);
         self.is_expectation_unknown = observed.is_err();
         self.note_confirmed();
         let configuration = match configuration {
@@ -246,7 +255,7 @@ impl Deployment {
             Err(error) if !is_committed => tracing::warn!("{}", with_causes(&error)),
             observed => observed?,
         }
-        let allowed_losses = &[allowed_losses, &wanted.allow_loss[..]].concat();
+        let allowed_losses = &[&self.allowed_losses[..], &wanted.allow_loss].concat();
         let desired =
             Desired { configuration, generation, allowed_losses, is_asked: wanted.renew, may_defer, neighbours };
         if self.commit_point.await_reload(&desired, &mut self.seen, progress).await? {

@@ -10,14 +10,17 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::task::JoinHandle;
 
+use super::deployment::Deployment;
 use super::retry::Retry;
+use super::sources::Sources;
 use crate::aws::secret::SecretError;
 use crate::clock::read_rfc3339;
-use crate::config::RenewalConfig;
+use crate::config::{ClientAuth, RenewalConfig};
 use crate::connection::{self, Content, Document, DocumentStore, Known, Stored};
+use crate::node::Node;
 use crate::reason::Reason;
 use crate::schedule::jittered;
-use crate::status::{ConnectionStatus, PeerStatus, RouteState};
+use crate::status::{ConnectionStatus, NodeStatus, PeerStatus, RouteState, routes};
 use crate::trust::TrustBundle;
 
 /// The shortest time between two changes. Secrets Manager deletes no version of the last 24 hours, and asks for no more than one
@@ -113,8 +116,27 @@ impl Publisher {
         Self { publication, interval, longest, retry, memory, under_way: None, document: None, left: None }
     }
 
+    /// What the document should say. `None`: this node doesn't know the whole of it yet.
+    pub(super) fn wanted(&self, node: &Node, sources: &Sources, deployment: &Deployment) -> Option<Wanted> {
+        let nats = &deployment.commit_point.parts().nats;
+        let observed = &deployment.seen().observed;
+        let peers = routes(&NodeStatus::of(node), node.instance_id.as_ref(), sources.known_peers(), observed);
+        let urls = self.urls(&peers, nats.listen.port());
+        let bundle = sources.bundle().filter(|_| !urls.is_empty())?.clone();
+        let own = SocketAddr::new(node.address, nats.cluster_listen.port());
+        Some(Wanted {
+            bundle,
+            cluster: sources.cluster_name(nats),
+            urls,
+            needs_certificate: nats.client_auth == ClientAuth::Mtls,
+            // What this node alone distrusts is no matter of the group's clients.
+            rank: rank(&peers, own).filter(|_| !sources.goes_own_way()),
+            is_fresh: sources.is_bundle_fresh(),
+        })
+    }
+
     /// The URLs that the configuration and the peers give.
-    pub(super) fn urls(&self, peers: &[PeerStatus], port: u16) -> Vec<String> {
+    fn urls(&self, peers: &[PeerStatus], port: u16) -> Vec<String> {
         let nodes = peers.iter().filter(|peer| is_in_service(peer)).filter_map(|peer| peer.address.parse().ok());
         connection::urls(&self.publication.urls, &self.publication.names, &nodes.collect::<Vec<_>>(), port)
     }
@@ -178,7 +200,7 @@ fn is_in_service(peer: &PeerStatus) -> bool {
 
 /// How many nodes come before `own`. A node counts while it is in service and its route isn't down. `None`: this node isn't in
 /// service.
-pub(super) fn rank(peers: &[PeerStatus], own: SocketAddr) -> Option<u32> {
+fn rank(peers: &[PeerStatus], own: SocketAddr) -> Option<u32> {
     let address = |peer: &PeerStatus| peer.address.parse::<SocketAddr>().ok();
     let serving = || peers.iter().filter(|peer| is_in_service(peer));
     serving().find(|peer| address(peer) == Some(own))?;

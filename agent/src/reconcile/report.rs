@@ -53,7 +53,7 @@ impl Reconciler {
             distrust: self.cutoff.status(),
             connection: self.publisher.as_ref().and_then(Publisher::status),
             is_crash_loop: self.deployment.is_crash_loop(),
-            alone_since: self.links.alone_since(),
+            alone_since: self.deployment.links.alone_since(),
         });
         match &self.issuing.waits {
             Some(waits) => status.waiting(waits, &faults),
@@ -67,7 +67,7 @@ impl Reconciler {
         if self.deployment.commit_point.is_under_way() {
             return None;
         }
-        self.system_user.warning(&self.deployment.seen().observed.system)
+        self.configuring.warning(&self.deployment.seen().observed.system)
     }
 
     /// The peers that are this node under another port: each is a second row of this node.

@@ -20,14 +20,15 @@ use super::rollover::{Rollover, View};
 use crate::aws::secret::SecretError;
 use crate::clock::Clock;
 use crate::conf::reader::Contents;
-use crate::config::RenewalConfig;
+use crate::conf::render::cluster_name_of;
+use crate::config::{NatsConfig, RenewalConfig};
 use crate::credential::takeover::Takeover;
 use crate::credential::{ClusterCredential, CredentialSource, CredentialVersion};
 use crate::error::RemoteError;
 use crate::included::IncludedSource;
 use crate::node::Node;
 use crate::peers::dial::Dial;
-use crate::peers::{Kept, PeerSet, PeerSource, Sighting};
+use crate::peers::{Kept, Peer, PeerSet, PeerSource, Sighting};
 use crate::reason::Reason;
 use crate::schedule::{ROUNDS_PER_SECRET_POLL, jittered};
 use crate::server::Observed;
@@ -465,8 +466,23 @@ impl Sources {
     }
 
     /// The Auto Scaling group's name.
-    pub(super) fn group(&self) -> Option<&str> {
+    fn group(&self) -> Option<&str> {
         self.peers.last_good.group.as_deref()
+    }
+
+    /// The name of the cluster: the name of agent.toml, else the group's name.
+    pub(super) fn cluster_name(&self, nats: &NatsConfig) -> String {
+        let name = nats.cluster_name.clone().or_else(|| self.group().map(cluster_name_of));
+        name.unwrap_or_else(|| "nats".into())
+    }
+
+    /// The peers without this node.
+    pub(super) fn others(&self, node: &Node) -> Vec<Peer> {
+        let Node { name, instance_id, .. } = node;
+        let is_own = |peer: &Peer| {
+            peer.id == *name || Some(&peer.id) == instance_id.as_ref() || node.has_address(&peer.address.ip())
+        };
+        self.known_peers().0.values().filter(|peer| !is_own(peer)).cloned().collect()
     }
 
     /// The bundle in force.

@@ -2,7 +2,7 @@
 //!
 //! The reconciler, schedule, journal, acceptance and commit are real. The issuer, sources and nats-server are doubles.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;

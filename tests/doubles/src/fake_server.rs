@@ -91,6 +91,8 @@ pub struct Loaded {
     pub chain: Chain,
     /// The anchors of `ca_file`.
     pub bundle: TrustBundle,
+    /// The digest of the text, if the text can be read.
+    digest: Option<String>,
 }
 
 impl Loaded {
@@ -108,8 +110,14 @@ impl Loaded {
         let chain = Chain::from_pem(cert.as_bytes()).map_err(|error| error.to_string())?;
         let leaf = Leaf::parse(chain.leaf()).map_err(|error| error.to_string())?;
         let bundle = TrustBundle::parse(bundle.as_bytes(), "loaded", "1").map_err(|error| error.to_string())?;
-        Ok(Self { text, leaf, chain, bundle })
+        let digest = digest_of_text(&text, config);
+        Ok(Self { text, leaf, chain, bundle, digest })
     }
+}
+
+fn digest_of_text(text: &str, config: &Path) -> Option<String> {
+    let tree = Rendered::from_text(text.to_owned()).tree(config).ok()?;
+    Some(digest(&tree, UsedVariables::Keep))
 }
 
 /// When a file got its name. A rename changes the time of the inode.
@@ -288,13 +296,9 @@ impl FakeServer {
         if is_old { CertificateEnds::default() } else { CertificateEnds::all(loaded.leaf.not_after) }
     }
 
-    fn digest_of_text(&self, text: &str) -> Option<String> {
-        if self.is_old.load(Ordering::Relaxed) {
-            return None;
-        }
-        let rendered = Rendered::from_text(text.to_owned());
-        let digest_of_tree = |tree: Map| digest(&tree, UsedVariables::Keep);
-        rendered.tree(&self.config).map(digest_of_tree).ok()
+    /// A version below 2.11 reports no digest.
+    fn reported(&self, digest: Option<String>) -> Option<String> {
+        digest.filter(|_| !self.is_old.load(Ordering::Relaxed))
     }
 }
 
@@ -304,7 +308,7 @@ impl Server for FakeServer {
         self.pace.begin(VALIDATION).await;
         let text = std::fs::read_to_string(candidate).unwrap_or_default();
         if text == Sources::wrapped("nats-server.conf.sources") {
-            return Ok(self.digest_of_text(&text));
+            return Ok(self.reported(digest_of_text(&text, &self.config)));
         }
         let Some(read) = self.read(candidate, "-t") else {
             return Err(ServerError::Refused { message: "a file is missing or can't be read".into() });
@@ -312,7 +316,7 @@ impl Server for FakeServer {
         if self.refuses.load(Ordering::Relaxed) {
             return Err(ServerError::Refused { message: "the double refuses every configuration".into() });
         }
-        Ok(self.digest_of_text(&read.text))
+        Ok(self.reported(read.digest))
     }
 
     async fn predict(&self, running: Option<&Map>, new: &Map, _nats_pid: Option<i32>) -> Prediction {
@@ -351,7 +355,7 @@ impl Server for FakeServer {
                 version: "2.15.1".into(),
                 server_id: format!("start {starts}"),
                 config_load_time,
-                config_digest: self.digest_of_text(&loaded.text),
+                config_digest: self.reported(loaded.digest.clone()),
                 connections: 0,
                 ends: self.ends(&loaded).into(),
             }),

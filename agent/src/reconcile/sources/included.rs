@@ -7,7 +7,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::{Pace, Polled};
+use super::{Pace, PassError, Polled};
 use crate::aws::secret::SecretError;
 use crate::conf::reader::Contents;
 use crate::error::with_causes;
@@ -131,8 +131,20 @@ impl Included {
         (self.refused, self.is_tried) = (Some(why), true);
     }
 
-    /// The new contents are committed: they are the last good contents from now on.
-    pub(in crate::reconcile) fn adopt(&mut self) -> Result<(), FileError> {
+    /// Notes what came of the new contents. Contents that are committed are the last good contents from now on.
+    pub(in crate::reconcile) fn note_deployed(&mut self, is_committed: bool, failed: Option<&PassError>) {
+        match failed {
+            Some(error @ PassError::Deploy(deploy)) if deploy.is_refusal() => self.refuse(error.into()),
+            _ if is_committed => {
+                if let Err(error) = self.adopt() {
+                    tracing::warn!("the content of an included secret is not kept: {}", with_causes(&error));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn adopt(&mut self) -> Result<(), FileError> {
         for secret in &self.secrets {
             if let Some(candidate) = secret.candidate() {
                 durable::rename(&candidate, &secret.file)?;
