@@ -308,7 +308,9 @@ impl Client {
         let (login, certificates) = (self.config.login.clone(), self.sources.certificates.clone());
         let write = move |files: &Files| {
             let rendered = Rendered::of(&document, &login, chain.as_ref(), &files.current());
-            if !files.are(&rendered) {
+            if files.are(&rendered) {
+                files.forget_keys(&rendered)?;
+            } else {
                 let number = files.write(&rendered)?;
                 tracing::info!("generation {number} of the files is in force");
             }

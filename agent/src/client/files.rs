@@ -179,6 +179,19 @@ impl Files {
             })
     }
 
+    /// Removes the keys of earlier generations, where the service has no key any more. A service that read the files before the
+    /// change has had the time between two looks.
+    pub(super) fn forget_keys(&self, in_force: &Rendered) -> Result<(), FileError> {
+        if in_force.0.contains_key(KEY) {
+            return Ok(());
+        }
+        let generations = self.directory.join("generations");
+        for number in numbers(&generations)? {
+            durable::remove_if_there(&generations.join(format!("{number:06}")).join(KEY))?;
+        }
+        Ok(())
+    }
+
     /// Writes a generation, and puts it into force by one rename. Returns its number.
     pub(super) fn write(&self, rendered: &Rendered) -> Result<u64, FileError> {
         let generations = self.directory.join("generations");
@@ -350,6 +363,23 @@ mod tests {
             files.write(&rendered).unwrap();
             assert!(files.are(&rendered) && !files.current().join(name).exists());
         }
+    }
+
+    #[test]
+    fn the_keys_of_earlier_generations_go_once_a_service_has_no_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::of(directory.path());
+        let without = || Rendered::of(&document("CA"), &Login::default(), None, &files.current());
+        let mut with = without();
+        with.0.insert(KEY, "PEM".to_owned().into());
+        let has_key = |number: u64| directory.path().join(format!("generations/{number:06}/{KEY}")).exists();
+        let [first, second] = [(), ()].map(|()| files.write(&with).unwrap());
+        files.forget_keys(&with).unwrap();
+        assert!(has_key(first) && has_key(second));
+        files.write(&without()).unwrap();
+        assert!(has_key(second), "a service may be about to read it");
+        files.forget_keys(&without()).unwrap();
+        assert!(!has_key(first) && !has_key(second));
     }
 
     #[test]
