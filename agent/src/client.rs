@@ -308,11 +308,11 @@ impl Client {
         let (login, certificates) = (self.config.login.clone(), self.sources.certificates.clone());
         let write = move |files: &Files| {
             let rendered = Rendered::of(&document, &login, chain.as_ref(), &files.current());
-            if files.are(&rendered) {
-                files.forget_keys(&rendered)?;
-            } else {
+            if !files.are(&rendered) {
                 let number = files.write(&rendered)?;
                 tracing::info!("generation {number} of the files is in force");
+            } else if certificates.is_none() {
+                files.forget_keys()?;
             }
             match (certificates, chain.filter(|_| is_safe)) {
                 (Some(certificates), Some(chain)) => Ok(certificates.note_written(chain.leaf())?),

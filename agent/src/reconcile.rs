@@ -195,8 +195,9 @@ impl Reconciler {
             let view = View::of(self.sources.known_peers(), self.own_route(), newest, fetched, now);
             self.rollover.note_phase(bundle, &view);
         }
+        let own = self.own_route();
         if let Some(publisher) = &mut self.publisher {
-            let wanted = publisher.wanted(&self.node, &self.sources, &self.deployment);
+            let wanted = publisher.wanted(&self.node, own, &self.sources, &self.deployment);
             publisher.attend(wanted, self.renewal.retry_min, now).await;
         }
         let (status, next) = (self.status(), self.next(now));
@@ -402,7 +403,7 @@ impl Reconciler {
         };
         let (node, sources, deployment) = (&self.node, &mut self.sources, &mut self.deployment);
         let now = self.clock.now();
-        Box::pin(self.configuring.look_for_obstacles(Some(generation), deployment, now)).await;
+        Box::pin(self.configuring.look_for_obstacles(generation, deployment, now)).await;
         let nats = &deployment.commit_point.parts().nats;
         let configured = self.configuring.configure(nats, node, &generation.files, sources, wanted.renew);
         let order = Order {

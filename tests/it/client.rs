@@ -514,5 +514,13 @@ async fn a_service_has_a_certificate_of_its_own_that_is_paid_for_once_and_lets_i
         assert!(!machine.at("files/current").join(name).exists(), "{name} stays");
     }
     assert!(!machine.current("nats.env").contains("cert.pem"));
+    // Earlier generations keep their key until the next look.
+    let keys = || {
+        let generations = std::fs::read_dir(machine.at("files/generations")).unwrap();
+        generations.filter(|generation| generation.as_ref().unwrap().path().join("key.pem").exists()).count()
+    };
+    assert_ne!(keys(), 0);
+    let output = run(&["fetch"], nobody).await;
+    assert!(output.status.success() && keys() == 0, "{}", said(&output));
     server.kill().await.unwrap();
 }

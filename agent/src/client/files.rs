@@ -179,17 +179,13 @@ impl Files {
             })
     }
 
-    /// Removes the keys of earlier generations, where the service has no key any more. A service that read the files before the
-    /// change has had the time between two looks.
-    pub(super) fn forget_keys(&self, in_force: &Rendered) -> Result<(), FileError> {
-        if in_force.0.contains_key(KEY) {
-            return Ok(());
-        }
+    /// Removes the keys of all generations. Call this in a look after the change to files without a key, because a service may
+    /// still read the earlier files right after the change.
+    pub(super) fn forget_keys(&self) -> Result<(), FileError> {
         let generations = self.directory.join("generations");
-        for number in numbers(&generations)? {
-            durable::remove_if_there(&generations.join(format!("{number:06}")).join(KEY))?;
-        }
-        Ok(())
+        let keys = numbers(&generations)?.into_iter().map(|number| generations.join(format!("{number:06}")).join(KEY));
+        // On a file system that is read-only, the removal of a missing file fails too.
+        keys.filter(|key| key.exists()).try_for_each(|key| durable::remove_if_there(&key))
     }
 
     /// Writes a generation, and puts it into force by one rename. Returns its number.
@@ -366,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn the_keys_of_earlier_generations_go_once_a_service_has_no_key() {
+    fn the_keys_of_earlier_generations_stay_at_a_change_and_can_be_removed_later() {
         let directory = tempfile::tempdir().unwrap();
         let files = Files::of(directory.path());
         let without = || Rendered::of(&document("CA"), &Login::default(), None, &files.current());
@@ -374,12 +370,11 @@ mod tests {
         with.0.insert(KEY, "PEM".to_owned().into());
         let has_key = |number: u64| directory.path().join(format!("generations/{number:06}/{KEY}")).exists();
         let [first, second] = [(), ()].map(|()| files.write(&with).unwrap());
-        files.forget_keys(&with).unwrap();
-        assert!(has_key(first) && has_key(second));
         files.write(&without()).unwrap();
-        assert!(has_key(second), "a service may be about to read it");
-        files.forget_keys(&without()).unwrap();
+        assert!(has_key(first) && has_key(second), "a service may be about to read the key");
+        files.forget_keys().unwrap();
         assert!(!has_key(first) && !has_key(second));
+        assert!(files.are(&without()));
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl Configuring {
     /// nobody asks for would be refused from then on, and nats-server might not start.
     pub(super) async fn look_for_obstacles(
         &mut self,
-        newest: Option<&Generation>,
+        generation: &Generation,
         deployment: &mut Deployment,
         now: OffsetDateTime,
     ) {
@@ -147,15 +147,14 @@ impl Configuring {
             return;
         }
         // nats-server may have come up since the last pass.
-        if !is_running && let Err(error) = deployment.observe(newest).await {
+        if !is_running && let Err(error) = deployment.observe(Some(generation)).await {
             tracing::debug!("{}", with_causes(&error));
         }
         let (seen, commit_point) = (deployment.seen(), &deployment.commit_point);
         let committed = commit_point.committed().ok().flatten();
         let obstacle = match seen.observed.presence {
             Presence::Running(_) if !self.system_user.stands_in(committed.as_ref()) => {
-                let chain = newest.map(|newest| &newest.chain);
-                commit_point.parts().server.obstacle_to_a_user(chain, &seen.listeners).await
+                commit_point.parts().server.obstacle_to_a_user(Some(&generation.chain), &seen.listeners).await
             }
             Presence::Running(_) => None,
             _ => self.system_user.obstacle_without_server(committed.as_ref(), now),

@@ -51,17 +51,17 @@ pub struct Publication {
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     /// The bundle in force. The document drops an anchor at once that the bundle distrusts.
-    pub(super) bundle: TrustBundle,
+    bundle: TrustBundle,
     /// The name of the cluster.
-    pub(super) cluster: String,
+    cluster: String,
     /// The URLs, at least one.
-    pub(super) urls: Vec<String>,
+    urls: Vec<String>,
     /// Whether clients must present a certificate.
-    pub(super) needs_certificate: bool,
+    needs_certificate: bool,
     /// How many nodes come before this node. `None`: this node isn't in service, or trusts less than the group.
-    pub(super) rank: Option<u32>,
+    rank: Option<u32>,
     /// Whether the source of the bundle answered. An old bundle changes no document.
-    pub(super) is_fresh: bool,
+    is_fresh: bool,
 }
 
 /// What a node remembers from visit to visit.
@@ -117,13 +117,18 @@ impl Publisher {
     }
 
     /// What the document should say. `None`: this node doesn't know the whole of it yet.
-    pub(super) fn wanted(&self, node: &Node, sources: &Sources, deployment: &Deployment) -> Option<Wanted> {
+    pub(super) fn wanted(
+        &self,
+        node: &Node,
+        own: SocketAddr,
+        sources: &Sources,
+        deployment: &Deployment,
+    ) -> Option<Wanted> {
         let nats = &deployment.commit_point.parts().nats;
         let observed = &deployment.seen().observed;
         let peers = routes(&NodeStatus::of(node), node.instance_id.as_ref(), sources.known_peers(), observed);
         let urls = self.urls(&peers, nats.listen.port());
         let bundle = sources.bundle().filter(|_| !urls.is_empty())?.clone();
-        let own = SocketAddr::new(node.address, nats.cluster_listen.port());
         Some(Wanted {
             bundle,
             cluster: sources.cluster_name(nats),

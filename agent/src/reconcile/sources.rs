@@ -465,14 +465,10 @@ impl Sources {
         self.peers.last_good.set.0.range(..own).count()
     }
 
-    /// The Auto Scaling group's name.
-    fn group(&self) -> Option<&str> {
-        self.peers.last_good.group.as_deref()
-    }
-
     /// The name of the cluster: the name of agent.toml, else the group's name.
     pub(super) fn cluster_name(&self, nats: &NatsConfig) -> String {
-        let name = nats.cluster_name.clone().or_else(|| self.group().map(cluster_name_of));
+        let group = self.peers.last_good.group.as_deref();
+        let name = nats.cluster_name.clone().or_else(|| group.map(cluster_name_of));
         name.unwrap_or_else(|| "nats".into())
     }
 

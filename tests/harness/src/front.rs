@@ -62,7 +62,7 @@ shift 5
 behind "$@"
 until [ "$(cat "$pid_file" 2>/dev/null)" = "$child" ]; do sleep 0.01; done
 trap 'hang_up "$@"' HUP
-trap 'kill -TERM "$child"; wait "$child"; exit' TERM
+trap '(while kill -TERM "$child"; do sleep 0.5; done) 2>/dev/null & wait "$child"; exit' TERM
 echo $$ > "$pid_file"
 while kill -0 "$child" 2>/dev/null; do wait "$child"; done
 "#;

@@ -112,18 +112,21 @@ impl NatsServer {
         self.process.signal(signal)
     }
 
-    /// Sends SIGTERM until the server ends.
+    /// Sends SIGTERM again and again, until the server ends.
+    ///
+    /// # Errors
+    /// The server still runs after 15 seconds. It is then killed.
     pub async fn stop(mut self) -> Result<ExitStatus, Failure> {
         let asked = Instant::now();
-        while asked.elapsed() < STOP_WITHIN {
-            if self.process.pid().is_some() {
-                self.process.signal(Signal::SIGTERM)?;
-            }
-            if self.process.ends(REPEAT_SIGTERM).await {
-                break;
-            }
+        while self.process.pid().is_some() && asked.elapsed() < STOP_WITHIN {
+            self.process.signal(Signal::SIGTERM)?;
+            self.process.ends(REPEAT_SIGTERM).await;
         }
-        self.process.ended(REPEAT_SIGTERM).await
+        if self.process.pid().is_some() {
+            self.process.kill().await?;
+            return Err(Failure::new(format!("nats-server did not end within {STOP_WITHIN:?} of SIGTERM; killed it")));
+        }
+        self.process.ended(STOP_WITHIN).await
     }
 
     /// Waits until the server ends by itself, for instance after lame duck mode.

@@ -112,9 +112,9 @@ impl Process {
         Err(Failure::new(failure))
     }
 
-    /// Whether the process ends within this time.
-    pub(crate) async fn ends(&mut self, within: Duration) -> bool {
-        tokio::time::timeout(within, self.child.wait()).await.is_ok()
+    /// Waits for the end, for so long at most.
+    pub(crate) async fn ends(&mut self, within: Duration) {
+        let _ended = tokio::time::timeout(within, self.child.wait()).await;
     }
 
     /// Sends SIGKILL, and waits for the end.
@@ -136,7 +136,7 @@ pub fn cpu_time(pid: u32) -> Result<u64, Failure> {
     let path = format!("/proc/{pid}/stat");
     let stat = std::fs::read_to_string(&path)
         .map_err(|error| Failure::new(format!("could not read {path}")).because(error))?;
-    let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
+    let (_, fields) = stat.rsplit_once(')').ok_or_else(|| Failure::new(format!("{path} has other fields")))?;
     let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>();
     // Linux shows 100 ticks in a second to programs on every architecture that the agent is built for.
     ticks.map(|ticks| ticks * 10).map_err(|error| Failure::new(format!("{path} has other fields")).because(error))
