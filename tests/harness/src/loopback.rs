@@ -34,33 +34,35 @@ impl Block {
     }
 
     fn reserve_in(locks: &Path) -> Result<Self, Failure> {
-        let cannot = |path: &Path| Failure::new(format!("could not reserve ports by a lock on {}", path.display()));
-        std::fs::create_dir_all(locks).map_err(|error| cannot(locks).because(error))?;
         // Each process starts at another block, so that a port rests before it is used again.
         let start = std::process::id().wrapping_mul(7) % u32::from(BLOCKS);
         for number in (0..BLOCKS).map(|n| u8::try_from((u32::from(n) + start) % u32::from(BLOCKS)).unwrap_or(n)) {
-            let path = locks.join(number.to_string());
-            let file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)
-                .map_err(|error| cannot(&path).because(error))?;
-            match file.try_lock() {
-                Ok(()) => {
-                    let block = Self { number, _lock: file };
-                    if block.is_free() {
-                        return Ok(block);
-                    }
-                }
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => return Err(cannot(&path).because(error)),
+            if let Some(block) = Self::lock(number, locks)?.filter(Self::is_free) {
+                return Ok(block);
             }
         }
         Err(Failure::new(format!(
             "all {BLOCKS} blocks of ports from {FIRST_PORT} on are taken; see who holds the locks in {}",
             locks.display()
         )))
+    }
+
+    /// The block, unless somebody else has locked the block.
+    fn lock(number: u8, locks: &Path) -> Result<Option<Self>, Failure> {
+        let cannot = |path: &Path| Failure::new(format!("could not reserve ports by a lock on {}", path.display()));
+        std::fs::create_dir_all(locks).map_err(|error| cannot(locks).because(error))?;
+        let path = locks.join(number.to_string());
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|error| cannot(&path).because(error))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { number, _lock: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(cannot(&path).because(error)),
+        }
     }
 
     /// Port `index` of the block, from 0 to 15. A higher index wraps around.
@@ -137,11 +139,13 @@ mod tests {
         assert_eq!(distinct.len(), 8 * 20);
     }
 
-    /// `flock(1)` of util-linux is the other process.
+    /// `flock(1)` of util-linux is the other process. Other tests may use the ports of the block meanwhile.
     #[test]
     fn another_process_keeps_its_block_until_it_ends() {
         let locks = tempfile::tempdir().unwrap();
         let first = Block::reserve_in(locks.path()).unwrap().number;
+        let is_mine = || Block::lock(first, locks.path()).unwrap().is_some();
+        assert!(is_mine());
         let mut other = Command::new("flock")
             .arg(locks.path().join(first.to_string()))
             .args(["sh", "-c", "echo locked; read _"])
@@ -152,10 +156,11 @@ mod tests {
         let mut line = String::new();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(other.stdout.take().unwrap()), &mut line).unwrap();
         assert_eq!(line, "locked\n");
+        assert!(!is_mine());
         assert_ne!(Block::reserve_in(locks.path()).unwrap().number, first);
         drop(other.stdin.take());
         other.wait().unwrap();
-        assert_eq!(Block::reserve_in(locks.path()).unwrap().number, first);
+        assert!(is_mine());
     }
 
     #[test]
