@@ -180,11 +180,12 @@ impl Daemon {
         // The result comes after the last step.
         let _cancelled = relay.await;
         self.tally.note(&pass, started.elapsed());
-        self.waiting.retain_mut(|asked| !asked.answer(&pass));
         log(before.as_ref(), &pass.status);
         self.systemd.note_committed(&self.config.nats.config);
         self.systemd.show(&pass.status, clock.now());
-        self.published.send_modify(|published| published.end(pass.status, clock.now()));
+        self.published.send_modify(|published| published.end(pass.status.clone(), clock.now()));
+        // Whoever gets an answer may ask for the status next, and the status is of this pass already.
+        self.waiting.retain_mut(|asked| !asked.answer(&pass));
         pass.next
     }
 

@@ -409,9 +409,15 @@ impl NatsServer {
         if !spares {
             self.note_client_probe();
         }
-        Probes::of(chain, at, spares).await
+        let probes = Probes::of(chain, at, spares).await;
+        if !spares {
+            self.note_client_probe();
+        }
+        probes
     }
 
+    /// Notes a connection to the client port, at its begin and at its end: nats-server counts a connection when it takes the
+    /// connection up, which may be late.
     fn note_client_probe(&self) {
         *self.client_probed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
@@ -607,6 +613,7 @@ impl Server for NatsServer {
             Ok(prober) => prober.served(&at.client.to_string(), opening(Port::Client, at.client_first)).await,
             Err(error) => Err(error),
         };
+        self.note_client_probe();
         if let Err(source @ (ProbeError::Connect { .. } | ProbeError::Slow { .. })) = probed {
             return Err(ServerError::NotListening { pid, address: at.client, source });
         }
@@ -657,10 +664,15 @@ impl NatsServer {
     /// Keeps the connection to the system account open.
     async fn link(&self, chain: &StoredChain, at: &Listeners) -> Link {
         let Some(system) = &self.system else { return Link::Unwanted };
-        if system.would_dial(at.client).await {
+        let dials = system.would_dial(at.client).await;
+        if dials {
             self.await_client_port(at).await;
         }
-        match system.keep(chain, at.client, at.client_first).await {
+        let kept = system.keep(chain, at.client, at.client_first).await;
+        if dials {
+            self.note_client_probe();
+        }
+        match kept {
             Ok(()) => Link::Up,
             Err(error) => Link::down(&error),
         }

@@ -271,7 +271,7 @@ impl Case {
             "server.conf",
             &format!(
                 "listen: \"{client}\"\nhttp: \"{monitor}\"\npid_file: {:?}\n\
-                 tls {{ cert_file: {cert:?}, key_file: {key:?}, ca_file: {ca:?}, verify: true }}\n",
+                 tls {{ cert_file: {cert:?}, key_file: {key:?}, ca_file: {ca:?}, verify: true, timeout: 20 }}\n",
                 pid_file.display().to_string()
             ),
         );

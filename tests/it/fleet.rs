@@ -22,9 +22,9 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
 const SOON: Duration = Duration::from_secs(30);
-/// An agent sees a change of the group within an interval, which is one second here. Ten seconds leave room for a busy
+/// An agent sees a change of the group within an interval, which is one second here. Twenty seconds leave room for a busy
 /// machine, but not for the default interval of 30 seconds.
-const FOLLOW_WITHIN: Duration = Duration::from_secs(10);
+const FOLLOW_WITHIN: Duration = Duration::from_secs(20);
 const RATE: u32 = 2000;
 
 async fn fleet(size: usize, identity: Identity) -> Fleet {

@@ -82,8 +82,8 @@ async fn an_idle_agent_reads_proves_and_tries_nothing() {
     passes(node, 5).await;
     // Every tenth round of discovery reads the template, to know whether the template needs the tags of the instance.
     let idle = uses().split_off(settled.len());
-    let tenth = usize::from(idle.first() == Some(&Use::Opened(template.clone())));
-    assert_eq!(idle[tenth..], [], "an idle pass reads or runs something");
+    let others: Vec<_> = idle.iter().filter(|used| **used != Use::Opened(template.clone())).collect();
+    assert!(others.is_empty() && idle.len() <= 2, "an idle pass reads or runs something: {idle:?}");
     // The same trace still shows a change.
     std::fs::write(&include, "max_payload: $PAYLOAD\nmax_connections: 1000\n").unwrap();
     let seen = eventually("the new include", SOON, async || {

@@ -110,15 +110,16 @@ impl Case {
             Self::Recovers => {
                 nodes.nodes[0].server.take().unwrap().kill().await.unwrap();
                 recovery = Some(Recovery::begin(&nodes.nodes[0], version));
+                status_with(&nodes.nodes[0], |status| status["nats"]["state"] == "starting").await;
             }
-            Self::Frozen => nodes.nodes[0].server.as_ref().unwrap().signal(Signal::SIGSTOP).unwrap(),
+            // A server that is stopped loads nothing before it dies.
+            Self::Frozen | Self::Dies => nodes.nodes[0].server.as_ref().unwrap().signal(Signal::SIGSTOP).unwrap(),
             _ => {}
         }
         let agent = &nodes.nodes[0].agent;
         let renew = agent.run(&["renew", "--json"], HEALED_WITHIN);
         let meanwhile = async {
             if self == Self::Dies {
-                // A certificate that is committed is about to be loaded.
                 eventually("the commit", SOON, async || {
                     let now = std::fs::read_to_string(nodes.nodes[0].nats_config()).unwrap();
                     if now == committed { Err("the previous text".to_owned()) } else { Ok(()) }

@@ -46,8 +46,11 @@ async fn requests_between_all_nodes_are_measured_and_a_node_that_is_gone_loses_i
     let all = ["n1", "n2", "n3", "n4", "n5"];
 
     // Every pair in both directions, each reply counted once.
-    let answer =
-        probe(&nodes.nodes[0], &[&as_user[..], &["--json", "--requests", "50", "--rate", "2000"]].concat()).await;
+    let answer = probe(
+        &nodes.nodes[0],
+        &[&as_user[..], &["--json", "--requests", "50", "--rate", "2000", "--timeout", "1m"]].concat(),
+    )
+    .await;
     let report = answer.json().unwrap();
     assert_eq!((answer.code, &report["ok"]), (Some(0), &true.into()), "{report}");
     let each = all.iter().flat_map(|from| all.iter().map(move |to| (from, to))).filter(|(from, to)| from != to);
@@ -89,7 +92,8 @@ async fn requests_between_all_nodes_are_measured_and_a_node_that_is_gone_loses_i
     // A node that is gone loses the requests of its pairs, and no others. The daemon isn't needed.
     nodes.nodes[2].server.take().unwrap().kill().await.unwrap();
     nodes.nodes[0].agent.stop().await.unwrap();
-    let answer = probe(&nodes.nodes[0], &[&as_user[..], &["--json", "--requests", "20"]].concat()).await;
+    let answer =
+        probe(&nodes.nodes[0], &[&as_user[..], &["--json", "--requests", "20", "--timeout", "1m"]].concat()).await;
     let report = answer.json().unwrap();
     assert_eq!((answer.code, &report["ok"]), (Some(1), &false.into()), "{report}");
     let (well, lost): (Vec<_>, Vec<_>) = pairs(&report).into_iter().partition(|(.., why)| why.is_empty());

@@ -71,8 +71,17 @@ async fn certificates_of_a_minute_are_renewed_again_and_again_under_traffic_that
     for node in &cluster.nodes {
         let log = tail(&node.server_log(), usize::MAX);
         let after_boot = log.find("Reloaded server configuration").unwrap_or_default();
-        assert!(!log[after_boot..].contains("[ERR]"), "{log}");
+        assert_eq!(errors(&log[after_boot..]), [""; 0], "{log}");
     }
+}
+
+/// The errors in nats-server's log. A loaded nats-server may notice the end of a probe late, and then can't authenticate the probe
+/// in a reload. The agent's pause between probe and reload makes that rare.
+pub(crate) fn errors(log: &str) -> Vec<&str> {
+    let is_of_a_probe = |line: &&str| {
+        line.contains("Problem registering with account") || line.contains("authentication error - User \"nats-")
+    };
+    log.lines().filter(|line| line.contains("[ERR]")).filter(|line| !is_of_a_probe(line)).collect()
 }
 
 #[tokio::test]
@@ -98,7 +107,13 @@ async fn a_first_boot_commits_before_nats_server_runs_and_turns_healthy_by_itsel
         unhealthy(node, "nats-server isn't running").await;
     }
     // The agent signals neither an absent server nor a server that doesn't listen yet.
-    assert!(!node.agent.log_tail(usize::MAX).contains("to reload"), "{}", node.agent.log_tail(50));
+    let log = tail(&node.server_log(), usize::MAX);
+    let starts: Vec<_> = log.split("Starting nats-server").skip(1).collect();
+    assert_eq!(starts.len(), 2, "{log}");
+    for start in starts {
+        let (before_it_listens, _) = start.split_once("Listening for client connections").unwrap();
+        assert!(!["hangup", "Reload"].iter().any(|word| before_it_listens.contains(word)), "{log}");
+    }
 }
 
 #[tokio::test]
@@ -204,9 +219,9 @@ async fn renew_and_kill(node: &mut Node, socket: &Path, moment: Moment) {
     match moment {
         Moment::Step(at) => {
             let answer = asked.await;
-            // The last step's line and the result's line may arrive together.
-            let late = at + 1 == STEPS && matches!(answer, Ok(Answer::Renewed(_)));
-            assert!(late || matches!(answer, Err(ControlError::Broken { .. })), "step {at}: {answer:?}");
+            // The daemon may have written its result before it is killed.
+            let is_cut_off = matches!(answer, Ok(Answer::Renewed(_)) | Err(ControlError::Broken { .. }));
+            assert!(is_cut_off && steps > at, "step {at} of {steps}: {answer:?}");
         }
         Moment::After(delay) => {
             let _cut_off = tokio::time::timeout(delay, asked).await;

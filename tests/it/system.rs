@@ -75,7 +75,7 @@ impl Bench {
             let log = std::fs::read_to_string(log).unwrap();
             let mut lines = log[before..].lines();
             lines
-                .find(|line| line.contains("reload") || line.contains("Reloaded"))
+                .find(|line| line.contains("Failed to reload") || line.contains("Reloaded server configuration"))
                 .map(str::to_owned)
                 .ok_or(log.clone())
         });
@@ -330,6 +330,10 @@ async fn connections(node: &Node) -> Vec<u64> {
     all.iter().filter(|one| one["name"] == "nats-tls-agent").map(|one| one["cid"].as_u64().unwrap()).collect()
 }
 
+fn log_of(node: &Node) -> String {
+    std::fs::read_to_string(node.server_log()).unwrap()
+}
+
 pub(crate) async fn connected(node: &Node) -> u64 {
     let one = eventually("the agent's connection", SOON, async || match connections(node).await[..] {
         [one] => Ok(one),
@@ -344,11 +348,12 @@ async fn every_reload_goes_through_one_connection_that_stays_open_on_every_versi
         let mut nodes = Nodes::start(AGENT, version, 1).await.unwrap();
         let node = &nodes.nodes[0];
         let first = connected(node).await;
+        let boot = log_of(node).len();
         for _ in 0..3 {
             assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed", "{version}");
         }
         assert_eq!(connections(node).await, [first], "{version}");
-        let log = std::fs::read_to_string(node.server_log()).unwrap();
+        let log = &log_of(node)[boot..];
         assert!(!log.contains("hangup") && !log.contains("authentication error"), "{version}: {log}");
         assert_eq!(log.matches("Reloaded server configuration").count(), 3, "{version}: {log}");
         let key = std::fs::metadata(node.state_directory().join("system.nk")).unwrap();
@@ -359,8 +364,9 @@ async fn every_reload_goes_through_one_connection_that_stays_open_on_every_versi
         nodes.cluster.start_server(&mut nodes.nodes[0]).await.unwrap();
         let node = &nodes.nodes[0];
         connected(node).await;
+        let boot = log_of(node).len();
         assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed", "{version}");
-        let log = std::fs::read_to_string(node.server_log()).unwrap();
+        let log = &log_of(node)[boot..];
         assert!(!log.contains("hangup"), "{version}: {log}");
         let log = node.agent.log_tail(400);
         assert!(!log.contains("connected successfully") && !log.contains("event:"), "{log}");
@@ -401,15 +407,15 @@ async fn nats_server_answers_with_a_refusal_in_its_own_words_and_with_what_the_m
         let other = SystemConnection::of(&config.nats, &config.state_directory).unwrap();
         let late = other.keep(&newest.chain, node.client(), First::Server).await.unwrap_err();
         assert_eq!(late.fault(), Fault::Unreachable, "{version}: {late}");
+        // A failed attempt is not repeated at once.
+        assert!(!other.would_dial(node.client()).await, "{version}");
         for _ in 0..3 {
             assert_eq!(system.reload().await.unwrap(), Answer::Loaded, "{version}");
         }
         system.varz().await.unwrap();
 
-        // A failed attempt is not repeated at once.
         std::fs::write(node.nats_config(), &committed).unwrap();
         assert_eq!(system.reload().await.unwrap(), Answer::Loaded, "{version}");
-        assert!(other.keep(&newest.chain, node.client(), First::Server).await.is_err());
         eventually("the next attempt", SOON, async || {
             other.keep(&newest.chain, node.client(), First::Server).await.map_err(|error| error.to_string())
         })
@@ -610,6 +616,8 @@ async fn invariant_10_a_server_that_drains_or_is_frozen_is_not_told_through_its_
         connected(&nodes.nodes[0]).await;
         let server = nodes.nodes[0].server.take().unwrap();
         let node = &nodes.nodes[0];
+        // A start on a slow machine may need a reload.
+        let boot = log_of(node).len();
         server.signal(signal).unwrap();
         if signal == Signal::SIGUSR2 {
             eventually("the closed port", SOON, async || match TcpStream::connect(node.client()).await {
@@ -624,7 +632,7 @@ async fn invariant_10_a_server_that_drains_or_is_frozen_is_not_told_through_its_
         let has_ended = refused.stdout.contains("nats-server isn't running");
         let waits = refused.code == Some(1) && refused.stderr.contains("so it is starting or draining");
         assert!(waits || signal == Signal::SIGUSR2 && has_ended, "{signal}: {refused:?}");
-        let log = std::fs::read_to_string(node.server_log()).unwrap();
+        let log = &log_of(node)[boot..];
         assert!(!log.contains("Reloaded") && !log.contains("hangup"), "{signal}: {log}");
         server.kill().await.unwrap();
     }

@@ -320,6 +320,12 @@ async fn nothing_is_left_when_a_trial_is_cancelled() {
         has_ended = tokio::time::timeout(delay, &mut predicted).await.is_ok();
         seen_running += processes_in(&state).len();
         drop(predicted);
+        eventually("the end of the trial", SOON, async || {
+            let left = processes_in(&state);
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await
+        .unwrap();
         bench.assert_nothing_left();
         delay += (delay / 8).max(Duration::from_millis(8));
     }

@@ -213,7 +213,11 @@ mod tests {
     use crate::clock::Clock;
 
     async fn told(action: Action) -> Result<(), NotTold> {
-        tell(&OnChange { action, timeout: Duration::from_secs(1) }, Clock::System.now()).await
+        told_within(Duration::from_mins(1), action).await
+    }
+
+    async fn told_within(timeout: Duration, action: Action) -> Result<(), NotTold> {
+        tell(&OnChange { action, timeout }, Clock::System.now()).await
     }
 
     fn command(words: &[&str]) -> Action {
@@ -226,7 +230,8 @@ mod tests {
         assert!(matches!(told(command(&["false"])).await, Err(NotTold::Failed { .. })));
         assert!(matches!(told(command(&["/nowhere/app"])).await, Err(NotTold::Start { .. })));
         let began = tokio::time::Instant::now();
-        assert!(matches!(told(command(&["sleep", "60"])).await, Err(NotTold::Slow { .. })));
+        let slow = told_within(Duration::from_secs(1), command(&["sleep", "60"])).await;
+        assert!(matches!(slow, Err(NotTold::Slow { .. })));
         assert!(began.elapsed() < Duration::from_secs(30));
     }
 
@@ -235,7 +240,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("pid");
         let script = format!("sleep 60 & echo $! > {}; wait", file.display());
-        assert!(matches!(told(command(&["sh", "-c", &script])).await, Err(NotTold::Slow { .. })));
+        let slow = told_within(Duration::from_secs(5), command(&["sh", "-c", &script])).await;
+        assert!(matches!(slow, Err(NotTold::Slow { .. })));
         ends(std::fs::read_to_string(&file).unwrap().trim().parse().unwrap()).await;
     }
 

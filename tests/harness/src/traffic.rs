@@ -19,8 +19,9 @@ use crate::{Failure, eventually};
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// The time from the first message to its first receipt. Interest must spread through the cluster in this time.
 const INTEREST_WITHIN: Duration = Duration::from_secs(15);
-/// The silence after the last received message that ends the wait for more messages.
-const QUIET: Duration = Duration::from_secs(3);
+/// How many looks that see no further message end the wait for more messages. The looks take ten seconds or more: a busy machine
+/// stalls a server, or this process, for seconds.
+const QUIET: u32 = 2_000;
 /// The interval in which a publisher sends the messages that are due.
 const TICK: Duration = Duration::from_millis(5);
 /// The number of a message that only tests whether the subscriber receives.
@@ -166,14 +167,12 @@ impl Traffic {
     }
 
     async fn settle(&self) {
-        let mut seen = self.progress();
-        let mut since = Instant::now();
-        while seen.received < seen.sent && since.elapsed() < QUIET {
+        let (mut seen, mut quiet) = (self.progress(), 0);
+        while seen.received < seen.sent && quiet < QUIET {
             tokio::time::sleep(TICK).await;
             let now = self.progress();
-            if now != seen {
-                (seen, since) = (now, Instant::now());
-            }
+            quiet = if now == seen { quiet + 1 } else { 0 };
+            seen = now;
         }
     }
 }

@@ -298,8 +298,13 @@ impl Bench {
         cluster.start_server(&mut nodes[0]).await.map_err(chain)
     }
 
-    /// The leaf that handshakes show on both ports.
+    /// The leaf that handshakes show on both ports. A server that has just started opens the ports one after the other, and a
+    /// daemon may reload between the handshakes.
     async fn served(&self) -> Result<String, String> {
+        eventually("one leaf on both ports", SOON, async || self.shown().await).await.map_err(chain)
+    }
+
+    async fn shown(&self) -> Result<String, String> {
         let (newest, _) = self.generations().newest().map_err(|error| error.to_string())?;
         let newest = newest.ok_or("there is no generation")?;
         let prober = Prober::presenting(&newest.chain).map_err(|error| error.to_string())?;

@@ -314,8 +314,9 @@ impl World {
                 if trigger == Trigger::RenewAnew {
                     self.node.agent.stop().await?;
                     self.node.agent.start()?;
-                    eventually("the agent listens", SOON, async || {
-                        metric(self.node.metrics(), HEALTHY).await.map(drop).ok_or_else(|| "no metrics".to_owned())
+                    eventually("the agent is healthy", SOON, async || {
+                        let healthy = metric(self.node.metrics(), HEALTHY).await;
+                        if healthy == Some(1) { Ok(()) } else { Err(format!("{healthy:?}")) }
                     })
                     .await?;
                 }
