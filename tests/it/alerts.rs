@@ -176,7 +176,7 @@ async fn a_node_whose_peer_is_killed_raises_the_alarms_for_a_node_alone_and_for_
 #[tokio::test]
 async fn settings_that_nats_server_refuses_raise_the_alarm_for_deployments_that_fail() {
     let Some(promtool) = promtool() else { return };
-    let mut nodes = impatient(1, &[("renewal.retry_max", "300ms")]);
+    let mut nodes = impatient(1, &[("renewal.retry_max", "\"300ms\"")]);
     nodes.boot().await.unwrap();
     let node = &nodes.nodes[0];
     let mut recording = Recording::stretched(200.0);
