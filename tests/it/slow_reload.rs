@@ -141,11 +141,19 @@ async fn a_server_that_dies_in_a_reload_through_the_connection_is_told_and_its_n
     let before = (nodes.nodes[0].agent.status().await.unwrap(), paid_for(&nodes));
     let node = &nodes.nodes[0];
     let server = node.server.as_ref().unwrap();
+    let reloads = || node.agent.log_tail(usize::MAX).matches("to reload").count();
+    let reloads_at_boot = reloads();
     let kill = async {
-        // Only a reload makes nats-server compute for long: bcrypt takes a tenth of a second for each client.
-        let idle = cpu_time(server.pid().unwrap()).unwrap();
+        eventually("the agent's word", PATIENCE, async || {
+            if reloads() > reloads_at_boot { Ok(()) } else { Err(node.agent.log_tail(20)) }
+        })
+        .await
+        .unwrap();
+        // The word comes before the request. From then on only a reload makes nats-server compute for long: bcrypt takes a tenth of a
+        // second for each client.
+        let before = cpu_time(server.pid().unwrap()).unwrap();
         eventually("the reload", PATIENCE, async || {
-            let computed = cpu_time(server.pid().unwrap()).unwrap() - idle;
+            let computed = cpu_time(server.pid().unwrap()).unwrap() - before;
             if computed > 500 { Ok(()) } else { Err(format!("{computed} ms of CPU\n{}", node.agent.log_tail(20))) }
         })
         .await
