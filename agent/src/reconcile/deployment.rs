@@ -287,7 +287,8 @@ impl Deployment {
                     (standing, None) => Ok(standing.clone()),
                 };
             }
-            if is_ordinary && self.waits_for_turn(now, rank) {
+            let has_nothing_to_load = is_committed && self.commit_point.is_busy(&self.seen.standing)?;
+            if is_ordinary && (has_nothing_to_load || self.waits_for_turn(now, rank)) {
                 return Ok(self.seen.standing.clone());
             }
             // The next change and another try have turns of their own.

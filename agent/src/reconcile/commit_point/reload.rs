@@ -113,6 +113,13 @@ fn is_silent(mismatch: &Mismatch) -> bool {
 }
 
 impl CommitPoint {
+    /// Whether a handshake hangs although nats-server has loaded what is committed. Such a nats-server is busy, for example with the
+    /// bcrypt passwords of clients that connect, and a reload would authenticate every client again.
+    pub(crate) fn is_busy(&self, standing: &Standing) -> Result<bool, DeployError> {
+        let hangs = matches!(standing, Standing::NotServed(Mismatch::PortSilent { why: Silence::Hangs(_), .. }));
+        Ok(hangs && self.running()?.is_some_and(|running| self.committed().is_ok_and(|text| text == Some(running))))
+    }
+
     /// Has nats-server load what is committed, and notes a load that was seen.
     pub(super) async fn reload(
         &mut self,

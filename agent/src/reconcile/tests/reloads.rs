@@ -227,6 +227,23 @@ async fn invariant_10_a_server_that_accepts_no_client_is_not_signalled_and_nothi
     assert_eq!((pass.status.state, bench.issuer.requests()), (State::Healthy, 2), "{:?}", pass.status.reasons);
 }
 
+/// The server is busy with the logins of many clients: a handshake hangs, and the next handshake is answered.
+#[tokio::test(start_paused = true)]
+async fn invariant_16_a_server_that_has_loaded_everything_and_hangs_is_not_told_to_reload() {
+    let bench = Bench::new().await;
+    let mut agent = bench.serving().await;
+    bench.server.is_deaf.store(true, Ordering::Relaxed);
+    let logins = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        bench.server.is_deaf.store(false, Ordering::Relaxed);
+    };
+    let (request, progress) = (PassRequest::default(), Progress::default());
+    let (hangs, ()) = tokio::join!(agent.pass(&request, &progress), logins);
+    assert!(matches!(hangs.outcome, Ok(Standing::NotServed(_))), "{:?}", hangs.outcome);
+    let pass = bench.live(&mut agent, START + Duration::from_mins(2)).await;
+    assert_eq!((pass.status.state, bench.server.reloads()), (State::Healthy, 0), "{:?}", pass.status.reasons);
+}
+
 #[tokio::test(start_paused = true)]
 async fn invariant_02_a_disk_that_is_full_at_any_point_of_a_roll_back_leaves_a_whole_and_says_that_it_was_one() {
     let mut barred = 0;
