@@ -11,6 +11,7 @@ use harness::cluster::Node;
 use harness::loopback::Block;
 use harness::nats_server::{Launch, NatsServer, monitor};
 use harness::nodes::{Nodes, set};
+use harness::process::tail;
 use harness::{eventually, tools};
 use nats_tls_agent::conf::listeners::First;
 use nats_tls_agent::conf::render::Rendered;
@@ -330,10 +331,6 @@ async fn connections(node: &Node) -> Vec<u64> {
     all.iter().filter(|one| one["name"] == "nats-tls-agent").map(|one| one["cid"].as_u64().unwrap()).collect()
 }
 
-fn log_of(node: &Node) -> String {
-    std::fs::read_to_string(node.server_log()).unwrap()
-}
-
 pub(crate) async fn connected(node: &Node) -> u64 {
     let one = eventually("the agent's connection", SOON, async || match connections(node).await[..] {
         [one] => Ok(one),
@@ -348,12 +345,12 @@ async fn every_reload_goes_through_one_connection_that_stays_open_on_every_versi
         let mut nodes = Nodes::start(AGENT, version, 1).await.unwrap();
         let node = &nodes.nodes[0];
         let first = connected(node).await;
-        let boot = log_of(node).len();
+        let boot = tail(&node.server_log(), usize::MAX).len();
         for _ in 0..3 {
             assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed", "{version}");
         }
         assert_eq!(connections(node).await, [first], "{version}");
-        let log = &log_of(node)[boot..];
+        let log = &tail(&node.server_log(), usize::MAX)[boot..];
         assert!(!log.contains("hangup") && !log.contains("authentication error"), "{version}: {log}");
         assert_eq!(log.matches("Reloaded server configuration").count(), 3, "{version}: {log}");
         let key = std::fs::metadata(node.state_directory().join("system.nk")).unwrap();
@@ -364,9 +361,9 @@ async fn every_reload_goes_through_one_connection_that_stays_open_on_every_versi
         nodes.cluster.start_server(&mut nodes.nodes[0]).await.unwrap();
         let node = &nodes.nodes[0];
         connected(node).await;
-        let boot = log_of(node).len();
+        let boot = tail(&node.server_log(), usize::MAX).len();
         assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed", "{version}");
-        let log = &log_of(node)[boot..];
+        let log = &tail(&node.server_log(), usize::MAX)[boot..];
         assert!(!log.contains("hangup"), "{version}: {log}");
         let log = node.agent.log_tail(400);
         assert!(!log.contains("connected successfully") && !log.contains("event:"), "{log}");
@@ -617,7 +614,7 @@ async fn invariant_10_a_server_that_drains_or_is_frozen_is_not_told_through_its_
         let server = nodes.nodes[0].server.take().unwrap();
         let node = &nodes.nodes[0];
         // A start on a slow machine may need a reload.
-        let boot = log_of(node).len();
+        let boot = tail(&node.server_log(), usize::MAX).len();
         server.signal(signal).unwrap();
         if signal == Signal::SIGUSR2 {
             eventually("the closed port", SOON, async || match TcpStream::connect(node.client()).await {
@@ -632,7 +629,7 @@ async fn invariant_10_a_server_that_drains_or_is_frozen_is_not_told_through_its_
         let has_ended = refused.stdout.contains("nats-server isn't running");
         let waits = refused.code == Some(1) && refused.stderr.contains("so it is starting or draining");
         assert!(waits || signal == Signal::SIGUSR2 && has_ended, "{signal}: {refused:?}");
-        let log = &log_of(node)[boot..];
+        let log = &tail(&node.server_log(), usize::MAX)[boot..];
         assert!(!log.contains("Reloaded") && !log.contains("hangup"), "{signal}: {log}");
         server.kill().await.unwrap();
     }

@@ -287,7 +287,7 @@ impl Deployment {
                     (standing, None) => Ok(standing.clone()),
                 };
             }
-            let has_nothing_to_load = is_committed && self.commit_point.is_busy(&self.seen.standing)?;
+            let has_nothing_to_load = is_committed && self.commit_point.is_busy(&self.seen.standing, rendered)?;
             if is_ordinary && (has_nothing_to_load || self.waits_for_turn(now, rank)) {
                 return Ok(self.seen.standing.clone());
             }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{CommitPoint, DeployError, Observation};
 use crate::conf::cost::reload_costs;
+use crate::conf::render::Rendered;
 use crate::progress::{Progress, Step};
 use crate::server::probe::{Port, Silence};
 use crate::server::process::ProcessError;
@@ -113,11 +114,11 @@ fn is_silent(mismatch: &Mismatch) -> bool {
 }
 
 impl CommitPoint {
-    /// Whether a handshake hangs although nats-server has loaded what is committed. Such a nats-server is busy, for example with the
+    /// Whether a handshake hangs although nats-server has loaded the committed text. Such a nats-server is busy, for example with the
     /// bcrypt passwords of clients that connect, and a reload would authenticate every client again.
-    pub(crate) fn is_busy(&self, standing: &Standing) -> Result<bool, DeployError> {
+    pub(crate) fn is_busy(&self, standing: &Standing, committed: &Rendered) -> Result<bool, DeployError> {
         let hangs = matches!(standing, Standing::NotServed(Mismatch::PortSilent { why: Silence::Hangs(_), .. }));
-        Ok(hangs && self.running()?.is_some_and(|running| self.committed().is_ok_and(|text| text == Some(running))))
+        Ok(hangs && self.running()?.as_ref() == Some(committed))
     }
 
     /// Has nats-server load what is committed, and notes a load that was seen.
