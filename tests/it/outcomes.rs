@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::AGENT;
 use crate::rotation::status_with;
+use crate::slow_reload;
 use crate::system::connected;
 
 const SOON: Duration = Duration::from_mins(1);
@@ -37,12 +38,22 @@ enum Case {
     Recovers,
     Frozen,
     /// nats-server ends between the commit and the reload.
-    Dies,
+    DiesBeforeReload,
+    /// nats-server ends while it reloads. Clients with bcrypt passwords make the reload long.
+    DiesInReload,
     /// An argument beside `-c` makes nats-server refuse reloads.
     Refuses,
 }
 
-const CASES: [Case; 6] = [Case::Full, Case::Throttled, Case::Recovers, Case::Frozen, Case::Dies, Case::Refuses];
+const CASES: [Case; 7] = [
+    Case::Full,
+    Case::Throttled,
+    Case::Recovers,
+    Case::Frozen,
+    Case::DiesBeforeReload,
+    Case::DiesInReload,
+    Case::Refuses,
+];
 
 /// A row of the table.
 struct Row {
@@ -57,11 +68,12 @@ struct Row {
 }
 
 impl Case {
-    fn settings(self) -> &'static str {
+    fn settings(self) -> String {
         match self {
-            Self::Full => "\n[nats.settings]\nmax_connections = 3\n",
-            Self::Throttled => "\n[nats.settings.tls]\nconnection_rate_limit = 1\n",
-            _ => "",
+            Self::Full => "\n[nats.settings]\nmax_connections = 3\n".into(),
+            Self::Throttled => "\n[nats.settings.tls]\nconnection_rate_limit = 1\n".into(),
+            Self::DiesInReload => slow_reload::settings(),
+            _ => String::new(),
         }
     }
 
@@ -76,7 +88,7 @@ impl Case {
         nodes.set("renewal.retry_min", "\"1s\"").unwrap();
         nodes.set("renewal.retry_max", "\"5s\"").unwrap();
         let config = nodes.nodes[0].agent.config().to_owned();
-        std::fs::write(&config, std::fs::read_to_string(&config).unwrap() + self.settings()).unwrap();
+        std::fs::write(&config, std::fs::read_to_string(&config).unwrap() + &self.settings()).unwrap();
         if self == Self::Refuses {
             nodes.nodes[0].server_arguments = vec!["--name".into(), "over".into()];
             nodes.nodes[0].agent.start().unwrap();
@@ -88,13 +100,17 @@ impl Case {
             nodes.boot().await.unwrap();
         }
         let mut clients = Vec::new();
-        if self == Self::Full {
-            if system == "auto" {
-                connected(&nodes.nodes[0]).await;
+        if matches!(self, Self::Full | Self::DiesInReload) && system == "auto" {
+            connected(&nodes.nodes[0]).await;
+        }
+        match self {
+            Self::Full => {
+                while let Ok(client) = connect(&nodes.nodes[0]).await {
+                    clients.push(client);
+                }
             }
-            while let Ok(client) = connect(&nodes.nodes[0]).await {
-                clients.push(client);
-            }
+            Self::DiesInReload => clients = slow_reload::clients(&nodes, 30).await.0,
+            _ => {}
         }
         (nodes, clients)
     }
@@ -113,21 +129,28 @@ impl Case {
                 status_with(&nodes.nodes[0], |status| status["nats"]["state"] == "starting").await;
             }
             // A server that is stopped loads nothing before it dies.
-            Self::Frozen | Self::Dies => nodes.nodes[0].server.as_ref().unwrap().signal(Signal::SIGSTOP).unwrap(),
+            Self::Frozen | Self::DiesBeforeReload => {
+                nodes.nodes[0].server.as_ref().unwrap().signal(Signal::SIGSTOP).unwrap();
+            }
             _ => {}
         }
         let agent = &nodes.nodes[0].agent;
         let renew = agent.run(&["renew", "--json"], HEALED_WITHIN);
         let meanwhile = async {
-            if self == Self::Dies {
-                eventually("the commit", SOON, async || {
-                    let now = std::fs::read_to_string(nodes.nodes[0].nats_config()).unwrap();
-                    if now == committed { Err("the previous text".to_owned()) } else { Ok(()) }
-                })
-                .await
-                .unwrap();
-                nodes.nodes[0].server.as_ref().unwrap().signal(Signal::SIGKILL).unwrap();
+            let server = || nodes.nodes[0].server.as_ref().unwrap();
+            match self {
+                Self::DiesBeforeReload => {
+                    eventually("the commit", SOON, async || {
+                        let now = std::fs::read_to_string(nodes.nodes[0].nats_config()).unwrap();
+                        if now == committed { Err("the previous text".to_owned()) } else { Ok(()) }
+                    })
+                    .await
+                    .unwrap();
+                }
+                Self::DiesInReload => slow_reload::computes(server()).await,
+                _ => return,
             }
+            server().signal(Signal::SIGKILL).unwrap();
         };
         let (answer, ()) = tokio::join!(renew, meanwhile);
         let (answer, took) = (answer.unwrap(), begun.elapsed());
@@ -168,7 +191,7 @@ impl Case {
                     None => node.server.as_ref().unwrap().signal(Signal::SIGCONT).unwrap(),
                 }
             }
-            Self::Dies => {
+            Self::DiesBeforeReload | Self::DiesInReload => {
                 node.server.take().unwrap().kill().await.unwrap();
                 cluster.start_server(node).await.unwrap();
             }
@@ -193,7 +216,13 @@ impl Case {
             Self::Frozen => {
                 assert!(*rollbacks == 0 && outcome != "confirmed" && !state.starts_with("healthy"), "{told}");
             }
-            Self::Dies => assert!(*rollbacks <= 1 && outcome != "confirmed" && state.ends_with("absent"), "{told}"),
+            Self::DiesBeforeReload => {
+                assert!(*rollbacks <= 1 && outcome != "confirmed" && state.ends_with("absent"), "{told}");
+            }
+            Self::DiesInReload => {
+                let expected = ("failed reload_rolled_back", 1, "degraded, absent");
+                assert_eq!((&**outcome, *rollbacks, &**state), expected, "{told}");
+            }
             Self::Refuses => {
                 assert!(*rollbacks > 0 && outcome != "confirmed" && state.starts_with("degraded"), "{told}");
             }

@@ -9,12 +9,12 @@ use std::time::Duration;
 use async_nats::client::RequestErrorKind;
 use async_nats::{Client, ConnectOptions, Event};
 use futures_util::future::join_all;
-use harness::nodes::{Nodes, at};
+use harness::nats_server::NatsServer;
+use harness::nodes::Nodes;
 use harness::process::{cpu_time, tail};
 use harness::{eventually, soak, tools};
 use nats_tls_agent::digest::sha256_hex;
 use nats_tls_agent::server::probe::{Port, Prober};
-use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
 use crate::AGENT;
@@ -24,25 +24,28 @@ const PASSWORD: &str = "$2b$11$abcdefghijklmnopqrstuuViuGI07N4McP9Kl.tD6XMEzyuvc
 /// The longest connection or renewal: nats-server is busy with bcrypt, and tests share the processors.
 const PATIENCE: Duration = Duration::from_mins(4);
 
+/// The settings of a node whose clients have a bcrypt password.
+pub(crate) fn settings() -> String {
+    format!(
+        "\n[nats.settings.authorization]\ntimeout = 59\nusers = [{{ user = \"u\", password = \"{PASSWORD}\" }}]\n\
+         [nats.settings.tls]\ntimeout = 59\n"
+    )
+}
+
 /// A node whose clients have a bcrypt password. `system` is `nats.system`.
 async fn node(version: &str, system: &str) -> Nodes {
     let mut nodes = Nodes::new(AGENT, version, 1).unwrap();
     nodes.configure().unwrap();
     nodes.set("nats.system", &format!("\"{system}\"")).unwrap();
     let config = nodes.nodes[0].agent.config();
-    let settings = format!(
-        "\n[nats.settings.authorization]\ntimeout = 59\nusers = [{{ user = \"u\", password = \"{PASSWORD}\" }}]\n\
-         [nats.settings.tls]\ntimeout = 59\n"
-    );
-    let text = std::fs::read_to_string(config).unwrap() + &settings;
-    std::fs::write(config, text).unwrap();
+    std::fs::write(config, std::fs::read_to_string(config).unwrap() + &settings()).unwrap();
     let booted = nodes.boot().await;
     booted.unwrap_or_else(|failure| panic!("{failure}\n{}", nodes.nodes[0].agent.log_tail(20)));
     nodes
 }
 
 /// Connected clients, and the number of times that any of them lost its connection.
-async fn clients(nodes: &Nodes, count: usize) -> (Vec<Client>, Arc<AtomicUsize>) {
+pub(crate) async fn clients(nodes: &Nodes, count: usize) -> (Vec<Client>, Arc<AtomicUsize>) {
     let node = &nodes.nodes[0];
     let (url, ca) = (format!("tls://{}", node.client()), node.endpoint(false).unwrap().tls.unwrap().ca);
     let lost = Arc::new(AtomicUsize::new(0));
@@ -67,6 +70,20 @@ async fn clients(nodes: &Nodes, count: usize) -> (Vec<Client>, Arc<AtomicUsize>)
         assert_eq!(answer.unwrap_err().kind(), RequestErrorKind::NoResponders);
     }
     (connected, lost)
+}
+
+/// Waits until nats-server has computed for half a second, which only a reload takes beside clients that send nothing.
+///
+/// bcrypt takes a tenth of a second for each client. The agent logs a reload through the connection once the reload is over.
+pub(crate) async fn computes(server: &NatsServer) {
+    let computed = || cpu_time(server.pid().unwrap()).unwrap();
+    let before = computed();
+    eventually("the reload", PATIENCE, async || {
+        let now = computed() - before;
+        if now > 500 { Ok(()) } else { Err(format!("{now} ms of CPU")) }
+    })
+    .await
+    .unwrap();
 }
 
 /// Notes the leaves that the client port shows in turn, until `is_over`.
@@ -138,38 +155,4 @@ async fn invariant_16_renewals_beside_bcrypt_clients_are_each_confirmed_once_and
         soak::figure(&name, format!("{:.1} s", longest.as_secs_f64()));
         drop(clients);
     }
-}
-
-/// A death during the reload leaves the request through the connection without an answer.
-#[tokio::test]
-async fn a_server_that_dies_in_a_reload_through_the_connection_is_told_and_its_next_start_serves_the_new_certificate() {
-    let mut nodes = node(tools::NATS_SERVER, "auto").await;
-    let (clients, _) = clients(&nodes, 30).await;
-    let paid_for = |nodes: &Nodes| std::fs::read_dir(nodes.cluster.ca_directory().join("issued")).unwrap().count();
-    let before = (nodes.nodes[0].agent.status().await.unwrap(), paid_for(&nodes));
-    let node = &nodes.nodes[0];
-    let server = node.server.as_ref().unwrap();
-    let kill = async {
-        // Only a reload makes nats-server compute for long: bcrypt takes a tenth of a second for each client. The agent logs a reload
-        // through the connection once the reload is over.
-        let before = cpu_time(server.pid().unwrap()).unwrap();
-        eventually("the reload", PATIENCE, async || {
-            let computed = cpu_time(server.pid().unwrap()).unwrap() - before;
-            if computed > 500 { Ok(()) } else { Err(format!("{computed} ms of CPU\n{}", node.agent.log_tail(20))) }
-        })
-        .await
-        .unwrap();
-        server.signal(Signal::SIGKILL).unwrap();
-    };
-    let (answer, ()) = tokio::join!(node.agent.run(&["renew", "--json"], PATIENCE), kill);
-    let answer = answer.unwrap();
-    assert_eq!(answer.code, Some(1), "{answer:?}\n{}\n{}", node.agent.log_tail(30), tail(&node.server_log(), 30));
-    assert!(answer.stdout.contains("ended when it was told to reload"), "{answer:?}");
-    drop(clients);
-    let Nodes { nodes: all, cluster, .. } = &mut nodes;
-    cluster.start_server(&mut all[0]).await.unwrap();
-    let after = all[0].healthy(PATIENCE).await.unwrap();
-    assert_eq!(at(&after, "served.client.sha256"), at(&after, "leaf.sha256"), "{after}");
-    assert_ne!(at(&after, "leaf.serial"), at(&before.0, "leaf.serial"), "{after}");
-    assert_eq!(paid_for(&nodes), before.1 + 1);
 }
