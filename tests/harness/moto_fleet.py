@@ -1,92 +1,80 @@
-"""Moto, the AWS of the tests: `serve` runs moto, and every other command changes a running moto.
+"""Moto, the AWS of the tests, and the commands that change its resources, in one process.
 
-The script needs the Python of moto's environment, which includes boto3. Each call takes one command and prints one JSON
-value.
+The script needs the Python of moto's environment, which includes boto3. The process first prints its endpoint as a JSON
+string. Each line of its input is a command and the command's arguments, as a JSON array. The process answers each command
+with one line of JSON: `{"answer": …}` or `{"error": "…"}`. The process ends with its input.
 """
 
-import argparse
+import base64
+import functools
+import gc
 import json
 import os
 import sys
-import threading
-import time
+import traceback
 
 # Loopback addresses, so that real servers can listen on the addresses of moto's instances. The subnet excludes
 # 127.0.0.1.
 VPC = "127.0.0.0/16"
 SUBNET = "127.0.16.0/20"
+REGION = "eu-west-1"
 
 
-def serve(_):
-    """Runs moto on a free port, which moto prints to its log. Moto ends when its parent ends, for any reason."""
-    parent = os.getppid()
-
-    def follow():
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-    from moto.server import main
-
-    main(["-H", "127.0.0.1", "-p", "0"])
-
-
-def launch(args):
+def launch(group, size):
     """Makes an Auto Scaling group of `size` instances in a separate network."""
-    ec2, autoscaling = client(args, "ec2"), client(args, "autoscaling")
+    ec2, autoscaling = client("ec2"), client("autoscaling")
     vpc = ec2.create_vpc(CidrBlock=VPC)["Vpc"]["VpcId"]
     subnet = ec2.create_subnet(VpcId=vpc, CidrBlock=SUBNET)["Subnet"]["SubnetId"]
     image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
     ec2.create_launch_template(
-        LaunchTemplateName=args.group, LaunchTemplateData={"ImageId": image, "InstanceType": "t3.micro"}
+        LaunchTemplateName=group, LaunchTemplateData={"ImageId": image, "InstanceType": "t3.micro"}
     )
     autoscaling.create_auto_scaling_group(
-        AutoScalingGroupName=args.group,
-        LaunchTemplate={"LaunchTemplateName": args.group, "Version": "$Latest"},
+        AutoScalingGroupName=group,
+        LaunchTemplate={"LaunchTemplateName": group, "Version": "$Latest"},
         MinSize=0,
         MaxSize=100,
-        DesiredCapacity=args.size,
+        DesiredCapacity=size,
         VPCZoneIdentifier=subnet,
     )
-    return instances(args)
+    return instances(group)
 
 
-def resize(args):
-    client(args, "autoscaling").set_desired_capacity(AutoScalingGroupName=args.group, DesiredCapacity=args.size)
-    return instances(args)
+def resize(group, size):
+    client("autoscaling").set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=size)
+    return instances(group)
 
 
-def terminate(args):
+def terminate(instance):
     """Terminates one instance. The group doesn't replace it."""
-    client(args, "autoscaling").terminate_instance_in_auto_scaling_group(
-        InstanceId=args.instance, ShouldDecrementDesiredCapacity=True
+    client("autoscaling").terminate_instance_in_auto_scaling_group(
+        InstanceId=instance, ShouldDecrementDesiredCapacity=True
     )
 
 
-def standby(args):
-    client(args, "autoscaling").enter_standby(
-        InstanceIds=[args.instance], AutoScalingGroupName=args.group, ShouldDecrementDesiredCapacity=True
+def standby(group, instance):
+    client("autoscaling").enter_standby(
+        InstanceIds=[instance], AutoScalingGroupName=group, ShouldDecrementDesiredCapacity=True
     )
 
 
-def detach(args):
-    client(args, "autoscaling").detach_instances(
-        InstanceIds=args.instances, AutoScalingGroupName=args.group, ShouldDecrementDesiredCapacity=True
+def detach(group, *members):
+    client("autoscaling").detach_instances(
+        InstanceIds=members, AutoScalingGroupName=group, ShouldDecrementDesiredCapacity=True
     )
 
 
-def attach(args):
-    client(args, "autoscaling").attach_instances(InstanceIds=args.instances, AutoScalingGroupName=args.group)
+def attach(group, *members):
+    client("autoscaling").attach_instances(InstanceIds=members, AutoScalingGroupName=group)
 
 
-def instances(args):
-    """Prints the group's members: [{"id": …, "address": …, "state": …}]."""
-    groups = client(args, "autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[args.group])
+def instances(group):
+    """The group's members: [{"id": …, "address": …, "state": …}]."""
+    groups = client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[group])
     states = {i["InstanceId"]: i["LifecycleState"] for i in groups["AutoScalingGroups"][0]["Instances"]}
     if not states:
         return []
-    reservations = client(args, "ec2").describe_instances(InstanceIds=list(states))["Reservations"]
+    reservations = client("ec2").describe_instances(InstanceIds=list(states))["Reservations"]
     return [
         {"id": i["InstanceId"], "address": i["PrivateIpAddress"], "state": states[i["InstanceId"]]}
         for reservation in reservations
@@ -94,16 +82,16 @@ def instances(args):
     ]
 
 
-def create_ca(args):
+def create_ca(name, usage_mode):
     """Makes an active root CA: {"arn": …, "pem": …}."""
-    pca = client(args, "acm-pca")
+    pca = client("acm-pca")
     arn = pca.create_certificate_authority(
         CertificateAuthorityType="ROOT",
-        UsageMode=args.usage_mode,
+        UsageMode=usage_mode,
         CertificateAuthorityConfiguration={
             "KeyAlgorithm": "RSA_2048",
             "SigningAlgorithm": "SHA256WITHRSA",
-            "Subject": {"CommonName": args.name},
+            "Subject": {"CommonName": name},
         },
     )["CertificateAuthorityArn"]
     certificate = pca.issue_certificate(
@@ -118,79 +106,97 @@ def create_ca(args):
     return {"arn": arn, "pem": pem}
 
 
-def certificate(args):
-    """Prints an issued certificate: {"pem": …}."""
-    answer = client(args, "acm-pca").get_certificate(CertificateAuthorityArn=args.ca, CertificateArn=args.certificate)
+def certificate(ca, arn):
+    """An issued certificate: {"pem": …}."""
+    answer = client("acm-pca").get_certificate(CertificateAuthorityArn=ca, CertificateArn=arn)
     return {"pem": answer["Certificate"]}
 
 
-def put_secret(args):
-    """Makes standard input the current version of a secret: {"arn": …, "version": …}."""
-    secrets = client(args, "secretsmanager")
-    content = sys.stdin.buffer.read()
-    value = {"SecretBinary": content} if args.binary else {"SecretString": content.decode()}
+def put_secret(name, content, is_binary):
+    """Makes the content, in base64, the current version of a secret: {"arn": …, "version": …}."""
+    secrets = client("secretsmanager")
+    content = base64.b64decode(content)
+    value = {"SecretBinary": content} if is_binary else {"SecretString": content.decode()}
     try:
-        answer = secrets.put_secret_value(SecretId=args.name, **value)
+        answer = secrets.put_secret_value(SecretId=name, **value)
     except secrets.exceptions.ResourceNotFoundException:
-        answer = secrets.create_secret(Name=args.name, **value)
+        answer = secrets.create_secret(Name=name, **value)
     return {"arn": answer["ARN"], "version": answer["VersionId"]}
 
 
-def make_current(args):
+def make_current(name, version):
     """Moves AWSCURRENT back to an older version."""
-    secrets = client(args, "secretsmanager")
-    versions = secrets.list_secret_version_ids(SecretId=args.name)["Versions"]
+    secrets = client("secretsmanager")
+    versions = secrets.list_secret_version_ids(SecretId=name)["Versions"]
     current = next(v["VersionId"] for v in versions if "AWSCURRENT" in v["VersionStages"])
     secrets.update_secret_version_stage(
-        SecretId=args.name, VersionStage="AWSCURRENT", MoveToVersionId=args.version, RemoveFromVersionId=current
+        SecretId=name, VersionStage="AWSCURRENT", MoveToVersionId=version, RemoveFromVersionId=current
     )
 
 
-def delete_secret(args):
+def delete_secret(name):
     """Deletes a secret at once."""
-    client(args, "secretsmanager").delete_secret(SecretId=args.name, ForceDeleteWithoutRecovery=True)
+    client("secretsmanager").delete_secret(SecretId=name, ForceDeleteWithoutRecovery=True)
 
 
-def client(args, service):
+COMMANDS = {
+    command.__name__: command
+    for command in (
+        launch,
+        resize,
+        instances,
+        terminate,
+        standby,
+        detach,
+        attach,
+        create_ca,
+        certificate,
+        put_secret,
+        make_current,
+        delete_secret,
+    )
+}
+
+
+@functools.cache
+def client(service):
     import boto3
 
     return boto3.client(
         service,
-        endpoint_url=args.endpoint,
-        region_name=args.region,
+        endpoint_url=ENDPOINT,
+        region_name=REGION,
         aws_access_key_id="test",
         aws_secret_access_key="test",
     )
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--endpoint")
-    parser.add_argument("--region", default="eu-west-1")
-    commands = parser.add_subparsers(required=True)
+def answer(line):
+    name, *arguments = json.loads(line)
+    try:
+        return {"answer": COMMANDS[name](*arguments)}
+    except Exception:
+        return {"error": traceback.format_exc()}
 
-    def command(run, *arguments):
-        sub = commands.add_parser(run.__name__.replace("_", "-"))
-        sub.set_defaults(run=run)
-        for name, options in arguments:
-            sub.add_argument(name, **options)
 
-    command(serve)
-    command(launch, ("group", {}), ("size", {"type": int}))
-    command(resize, ("group", {}), ("size", {"type": int}))
-    command(terminate, ("instance", {}))
-    command(standby, ("group", {}), ("instance", {}))
-    command(detach, ("group", {}), ("instances", {"nargs": "+"}))
-    command(attach, ("group", {}), ("instances", {"nargs": "+"}))
-    command(instances, ("group", {}))
-    command(create_ca, ("name", {}), ("--usage-mode", {"default": "GENERAL_PURPOSE"}))
-    command(certificate, ("ca", {}), ("certificate", {}))
-    command(put_secret, ("name", {}), ("--binary", {"action": "store_true"}))
-    command(delete_secret, ("name", {}))
-    command(make_current, ("name", {}), ("version", {}))
-    args = parser.parse_args()
-    json.dump(args.run(args), sys.stdout)
+def start():
+    """Starts moto on a free port of loopback, and returns its endpoint."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    return f"http://127.0.0.1:{port}"
 
 
 if __name__ == "__main__":
-    main()
+    # Collections of garbage take a quarter of moto's start, and moto ends soon.
+    gc.disable()
+    # Only answers go to the standard output, whatever a library prints.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    ENDPOINT = start()
+    print(json.dumps(ENDPOINT), file=answers, flush=True)
+    for command in sys.stdin:
+        print(json.dumps(answer(command)), file=answers, flush=True)
+    # Threads of moto would keep the process.
+    os._exit(0)

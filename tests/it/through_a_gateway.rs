@@ -340,10 +340,10 @@ async fn no_request_fails(mtls: bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_fails_over_a_change_of_the_ca_a_replaced_node_renewals_and_restarts() {
-    no_request_fails(false).await;
+    Box::pin(no_request_fails(false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_fails_where_services_present_certificates_that_rotate_three_times() {
-    no_request_fails(true).await;
+    Box::pin(no_request_fails(true)).await;
 }

@@ -36,7 +36,11 @@ enum Task {
     /// Install the packages that tests, packages and lab need, and fetch the pinned tools into target/tools
     ///
     /// As root on Debian or Ubuntu, the command installs missing packages. Elsewhere it names them and ends with 1.
-    Setup,
+    Setup {
+        /// Fetch no tools: every other command fetches its own, beside a build
+        #[arg(long)]
+        packages: bool,
+    },
     /// Set up, build, and run every test
     Test {
         /// Arguments for `cargo nextest run`, which then runs alone: `cargo xtask test -- -E 'test(traffic)'`
@@ -72,7 +76,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
-        Task::Setup => setup::run().map(|()| ExitCode::SUCCESS),
+        Task::Setup { packages } => setup::run(packages).map(|()| ExitCode::SUCCESS),
         Task::Test { nextest } => test::run(&nextest),
         Task::Soak(soak) => soak::run(&soak),
         Task::Package { revision } => package::run(revision),

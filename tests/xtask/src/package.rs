@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use crate::setup::{self, Job};
 use crate::step::{Step, conclude, step};
-use crate::{Failure, cargo};
+use crate::{Failure, both, cargo};
 
 /// The glibc of Amazon Linux 2023, the oldest supported glibc. Ubuntu 22.04 has 2.35, and Debian 12 has 2.36.
 const GLIBC: (u32, u32) = (2, 34);
@@ -58,8 +58,7 @@ pub(crate) struct Packages {
 /// Provides the system's packages, builds both packages, and checks both as far as this machine can.
 pub(crate) fn run(revision: u32) -> Result<ExitCode, Failure> {
     setup::provide(&[Job::Package])?;
-    setup::for_packages()?;
-    lay_out(&compile()?)?;
+    build()?;
     let packages = package(revision, &directory(), Size::Small)?;
     same_files(&packages)?;
     let mut steps = check(&packages);
@@ -77,8 +76,7 @@ pub(crate) fn run(revision: u32) -> Result<ExitCode, Failure> {
 
 /// Builds the packages of two revisions for a trial. They lie in a directory of their own.
 pub(crate) fn for_trial() -> Result<[Packages; 2], Failure> {
-    setup::for_packages()?;
-    lay_out(&compile()?)?;
+    build()?;
     let into = directory().join("trial");
     Ok([package(1, &into, Size::Large)?, package(2, &into, Size::Large)?])
 }
@@ -86,6 +84,12 @@ pub(crate) fn for_trial() -> Result<[Packages; 2], Failure> {
 /// The directory of the packages and of the files that they hold.
 fn directory() -> PathBuf {
     cargo::workspace().join("target/packages")
+}
+
+/// Fills the tree of files. The release build ends with one large crate after the other, so the tools compile beside it.
+fn build() -> Result<(), Failure> {
+    setup::for_release_build()?;
+    lay_out(&both(compile, setup::for_packages)?)
 }
 
 /// Makes the release build against the oldest supported glibc.

@@ -51,14 +51,14 @@ const ENVIRONMENTS: [Environment; 8] = [
 ];
 
 /// `cargo xtask setup`: installs the packages for tests, packages and lab, and fetches the tools of the tests.
-pub(crate) fn run() -> Result<(), Failure> {
+pub(crate) fn run(only_packages: bool) -> Result<(), Failure> {
     let mut jobs = vec![Job::Demo, Job::Test, Job::Package];
     match lab::obstacle() {
         None => jobs.push(Job::Lab),
         Some(obstacle) => println!("setup: lab: left out: {obstacle}"),
     }
     provide(&jobs)?;
-    for_tests()
+    if only_packages { Ok(()) } else { for_tests() }
 }
 
 /// The directory of the tools. `harness::tools` looks for the tools in the same directory.
@@ -101,9 +101,14 @@ pub(crate) fn for_deny() -> Result<(), Failure> {
     fetch(&[DENY])
 }
 
-/// Fetches the tools that build and check the packages.
+/// Fetches the tool of the release build.
+pub(crate) fn for_release_build() -> Result<(), Failure> {
+    fetch(&[ZIGBUILD])
+}
+
+/// Provides the tools that make and check the packages.
 pub(crate) fn for_packages() -> Result<(), Failure> {
-    fetch(&[ZIGBUILD, SHELLCHECK])?;
+    fetch(&[SHELLCHECK])?;
     install(&DEB)?;
     install(&RPM)
 }
