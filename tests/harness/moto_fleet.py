@@ -9,7 +9,6 @@ import base64
 import functools
 import gc
 import json
-import os
 import sys
 import traceback
 
@@ -190,13 +189,11 @@ def start():
 
 
 if __name__ == "__main__":
-    # Collections of garbage take a quarter of moto's start, and moto ends soon.
-    gc.disable()
     # Only answers go to the standard output, whatever a library prints.
     answers, sys.stdout = sys.stdout, sys.stderr
+    # Moto's models are millions of objects that stay. Frequent collections look at them again and again.
+    gc.set_threshold(200_000)
     ENDPOINT = start()
     print(json.dumps(ENDPOINT), file=answers, flush=True)
     for command in sys.stdin:
         print(json.dumps(answer(command)), file=answers, flush=True)
-    # Threads of moto would keep the process.
-    os._exit(0)

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_nats::ConnectOptions;
+use async_nats::{ConnectErrorKind, ConnectOptions};
 use harness::cluster::Node;
 use harness::eventually;
 use harness::nats_server::monitor;
@@ -301,8 +301,15 @@ async fn connecting_anew(nodes: Vec<SocketAddr>, ca: PathBuf, mut over: impl FnM
         if over() {
             break;
         }
-        let options = ConnectOptions::new().require_tls(true).ignore_discovered_servers();
-        let client = options.add_root_certificates(ca.clone()).connect(format!("tls://{node}")).await;
+        let connect = || {
+            let options = ConnectOptions::new().require_tls(true).ignore_discovered_servers();
+            options.add_root_certificates(ca.clone()).connect(format!("tls://{node}"))
+        };
+        let mut client = connect().await;
+        // For a moment of each reload nats-server has no user for anonymous clients (docs/nats-server.md, section 11).
+        if client.as_ref().is_err_and(|error| error.kind() == ConnectErrorKind::AuthorizationViolation) {
+            client = connect().await;
+        }
         let client = match client {
             Ok(client) => client,
             // A machine that stalls may connect after the end.

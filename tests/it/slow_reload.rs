@@ -72,9 +72,8 @@ pub(crate) async fn clients(nodes: &Nodes, count: usize) -> (Vec<Client>, Arc<At
     (connected, lost)
 }
 
-/// Waits until nats-server has computed for half a second, which only a reload takes beside clients that send nothing.
-///
-/// bcrypt takes a tenth of a second for each client. The agent logs a reload through the connection once the reload is over.
+/// Waits until nats-server has used half a second of CPU. Beside idle clients only a reload uses so much: bcrypt takes a tenth
+/// of a second for each client. The agent logs a reload through the connection once the reload is over.
 pub(crate) async fn computes(server: &NatsServer) {
     let computed = || cpu_time(server.pid().unwrap()).unwrap();
     let before = computed();

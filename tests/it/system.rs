@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -16,7 +15,7 @@ use harness::process::tail;
 use harness::{eventually, tools};
 use nats_tls_agent::conf::listeners::First;
 use nats_tls_agent::conf::render::Rendered;
-use nats_tls_agent::conf::system::{ANONYMOUS, AsItRuns, Obstacle, Others, Placement, add, disconnects, has_own};
+use nats_tls_agent::conf::system::{Obstacle, Others, Placement, add, disconnects, has_own};
 use nats_tls_agent::conf::tree::Map;
 use nats_tls_agent::conf::write;
 use nats_tls_agent::config::Config;
@@ -31,8 +30,6 @@ use crate::AGENT;
 use crate::rotation::{assert_nothing_lost, status_with, traffic};
 
 const SOON: Duration = Duration::from_secs(10);
-/// With nats-server's stand-in, about one reload in eighty refused a client of this test.
-const RELOADS: usize = 150;
 
 /// A user's public key that nobody has the seed of.
 const KEY: &str = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
@@ -46,17 +43,6 @@ struct Bench {
 
 impl Bench {
     async fn start(version: &str, settings: &str) -> Self {
-        Self::start_as(version, settings, |_| {}).await
-    }
-
-    /// Starts with the agent's user among the settings.
-    async fn start_with_user(version: &str, settings: &str) -> Self {
-        let server = AsItRuns { takes_no_auth_user: true, ..AsItRuns::default() };
-        let add = |tree: &mut Map| assert!(matches!(add(tree, KEY, server), Placement::Account { .. }), "{settings}");
-        Self::start_as(version, settings, add).await
-    }
-
-    async fn start_as(version: &str, settings: &str, change: impl Fn(&mut Map)) -> Self {
         let (directory, block) = (tempfile::tempdir().unwrap(), Block::reserve().unwrap());
         let path = |name: &str| directory.path().join(name);
         let address = |index| SocketAddr::from(([127, 0, 0, 1], block.port(index)));
@@ -69,19 +55,15 @@ impl Bench {
             log: path("log"),
             arguments: Vec::new(),
         };
-        let mut tree = Rendered::from_text(text(settings, directory.path(), &block)).tree(&launch.config).unwrap();
-        change(&mut tree);
-        std::fs::write(&launch.config, &*write::text(&tree)).unwrap();
+        let text = text(settings, directory.path(), &block);
+        std::fs::write(&launch.config, text).unwrap();
         let server = NatsServer::start(launch).await.unwrap();
         Self { directory, block, server }
     }
 
-    fn tree_of(&self, text: &str) -> Map {
-        Rendered::from_text(text.to_owned()).tree(&self.server.launch().config).unwrap()
-    }
-
     fn tree(&self, settings: &str) -> Map {
-        self.tree_of(&text(settings, self.directory.path(), &self.block))
+        let text = text(settings, self.directory.path(), &self.block);
+        Rendered::from_text(text).tree(&self.server.launch().config).unwrap()
     }
 
     /// Loads settings by a signal, and returns what nats-server says.
@@ -218,7 +200,7 @@ async fn the_user_is_added_by_a_reload_and_every_client_stays_on_every_version()
             let bench = Bench::start(version, settings).await;
             let mut connected = bench.client(*client).await.unwrap();
             let (before, mut tree) = (bench.tree(settings), bench.tree(settings));
-            let placement = add(&mut tree, KEY, AsItRuns::default());
+            let placement = add(&mut tree, KEY, None);
             assert!(matches!(placement, Placement::Account { others: found, .. } if found == *others), "{settings}");
             let said = bench.load(&write::text(&tree)).await;
             assert!(said.contains("Reloaded"), "{version}: {settings}: {said}");
@@ -235,70 +217,14 @@ async fn the_user_is_added_by_a_reload_and_every_client_stays_on_every_version()
     harness::join_all(runs).await;
 }
 
-/// nats-server has no stand-in for a moment of each reload, so the agent names a user for anonymous clients.
-#[tokio::test]
-async fn no_anonymous_client_is_refused_that_connects_during_a_reload_on_any_version() {
-    let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
-        let bench = Bench::start_with_user(version, "").await;
-        let is_over = AtomicBool::new(false);
-        let connecting = async || {
-            let mut connections = 0;
-            while !is_over.load(Ordering::Relaxed) {
-                let client = bench.client(Client::Anonymous).await;
-                client.unwrap_or_else(|refused| panic!("{version}: connection {connections}: {refused}"));
-                connections += 1;
-            }
-            connections
-        };
-        let reloading = async {
-            let text = std::fs::read_to_string(&bench.server.launch().config).unwrap();
-            for _ in 0..RELOADS {
-                bench.load(&text).await;
-            }
-            is_over.store(true, Ordering::Relaxed);
-        };
-        let (one, other, ()) = tokio::join!(connecting(), connecting(), reloading);
-        assert!(one + other > RELOADS, "{version}: {one} {other}");
-        bench.server.kill().await.unwrap();
-    });
-    harness::join_all(runs).await;
-}
-
-#[tokio::test]
-async fn the_user_is_there_from_the_start_and_every_client_comes_in_and_stays_on_every_version() {
-    let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
-        for (settings, client, _) in ADDED {
-            let bench = Bench::start_with_user(version, settings).await;
-            let mut connected =
-                bench.client(*client).await.unwrap_or_else(|error| panic!("{version}: {settings}: {error}"));
-            let text = std::fs::read_to_string(&bench.server.launch().config).unwrap();
-            let said = bench.load(&text).await;
-            assert!(said.contains("Reloaded"), "{version}: {settings}: {said}");
-            connected.is_kept().await.unwrap_or_else(|error| panic!("{version}: {settings}: {error}"));
-            // The way back.
-            let (with_user, before) = (bench.tree_of(&text), bench.tree(settings));
-            bench.load(&write::text(&before)).await;
-            let stays = connected.is_kept().await.is_ok();
-            assert_eq!(
-                stays,
-                !disconnects(&with_user, &before) || *client != Client::Anonymous,
-                "{version}: {settings}"
-            );
-            bench.client(*client).await.unwrap();
-            bench.server.kill().await.unwrap();
-        }
-    });
-    harness::join_all(runs).await;
-}
-
-/// A client that sends a user where nobody asks for one. The user of anonymous clients is for these alone.
+/// A client that sends a user where nobody asks for one. The stand-in of nats-server is for anonymous clients alone.
 #[tokio::test]
 async fn a_client_that_sends_a_user_which_nobody_asked_for_is_refused_once_the_agents_user_stands() {
     let runs = tools::NATS_SERVER_VERSIONS.map(|version| async move {
         let bench = Bench::start(version, "").await;
         let mut connected = bench.client(Client::User("nobody")).await.unwrap();
         let mut tree = bench.tree("");
-        let placement = add(&mut tree, KEY, AsItRuns::default());
+        let placement = add(&mut tree, KEY, None);
         assert!(matches!(placement, Placement::Account { others: Others::AnonymousAlone, .. }));
         bench.load(&write::text(&tree)).await;
         assert!(connected.is_kept().await.is_err(), "{version}");
@@ -354,7 +280,7 @@ async fn where_the_user_is_not_added_it_would_be_refused_or_lock_anonymous_clien
         for (settings, with_user, obstacle) in NOT_ADDED {
             let bench = Bench::start(version, settings).await;
             let mut tree = bench.tree(settings);
-            assert_eq!(add(&mut tree, KEY, AsItRuns::default()), Placement::Nowhere(*obstacle), "{settings}");
+            assert_eq!(add(&mut tree, KEY, None), Placement::Nowhere(*obstacle), "{settings}");
             assert!(!has_own(&tree), "{settings}");
             let anonymous = bench.client(Client::Anonymous).await;
             let with_user = with_user.replace("SYS", &SYS.replace("KEY", KEY));
@@ -383,7 +309,7 @@ async fn a_user_beside_an_auth_callout_passes_only_as_one_of_its_auth_users() {
         async move {
             let bench = Bench::start(version, alone).await;
             let mut tree = bench.tree(alone);
-            assert_eq!(add(&mut tree, KEY, AsItRuns::default()), Placement::Nowhere(Obstacle::AuthCallout));
+            assert_eq!(add(&mut tree, KEY, None), Placement::Nowhere(Obstacle::AuthCallout));
             let load = |settings: &str| text(settings, bench.directory.path(), &bench.block);
             assert!(bench.load(&load(&outside)).await.contains("Reloaded"));
             assert!(bench.client(Client::User("s")).await.is_err(), "{version}");
@@ -549,42 +475,6 @@ async fn without_the_system_account_a_signal_reloads_and_turning_it_off_keeps_an
     let node = &nodes.nodes[0];
     status_with(node, |status| status["warnings"].as_array().is_some_and(|all| all.len() == 1)).await;
     assert!(connections(node).await.is_empty());
-}
-
-/// An earlier version of the agent named no user for anonymous clients, so they are connected as nats-server's stand-in.
-#[tokio::test]
-async fn an_upgrade_leaves_anonymous_clients_their_user_over_renewals_and_a_restart() {
-    let mut nodes = Nodes::start(AGENT, tools::NATS_SERVER, 1).await.unwrap();
-    let node = &mut nodes.nodes[0];
-    node.agent.stop().await.unwrap();
-    node.server.take().unwrap().stop().await.unwrap();
-    let committed = |node: &Node| std::fs::read_to_string(node.nats_config()).unwrap();
-    let mut tree = Rendered::from_text(committed(node)).tree(&node.nats_config()).unwrap();
-    for name in ["authorization", "no_auth_user"] {
-        tree.remove(name).unwrap();
-    }
-    for name in ["", ".running"] {
-        std::fs::write(format!("{}{name}", node.nats_config().display()), &*write::text(&tree)).unwrap();
-    }
-    nodes.cluster.start_server(&mut nodes.nodes[0]).await.unwrap();
-    let traffic = traffic(&nodes, 200).await;
-    let node = &mut nodes.nodes[0];
-    node.agent.start().unwrap();
-    connected(node).await;
-    for _ in 0..2 {
-        assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
-    }
-    assert!(!committed(node).contains(ANONYMOUS), "{}", committed(node));
-    assert_nothing_lost(traffic).await;
-
-    // A commit of another user would race the start.
-    node.server.take().unwrap().stop().await.unwrap();
-    status_with(node, |status| status["reasons"].to_string().contains("server_not_running")).await;
-    nodes.cluster.start_server(&mut nodes.nodes[0]).await.unwrap();
-    let node = &nodes.nodes[0];
-    connected(node).await;
-    assert_eq!(node.agent.renew().await.unwrap()["result"], "confirmed");
-    assert!(!committed(node).contains(ANONYMOUS) && !node.agent.log_tail(usize::MAX).contains("rolled back"));
 }
 
 /// A JWT as `nsc` makes it, signed by `issuer`.

@@ -175,7 +175,7 @@ fn read(
     // The check comes first, because it refuses paths of generations, and the next step adds such paths.
     check(&tree, values)?;
     name_certificate(&mut tree, &values.tls)?;
-    let system = values.system_key.as_deref().map(|key| system::add(&mut tree, key, values.server));
+    let system = values.system_key.as_deref().map(|key| system::add(&mut tree, key, values.system_barred));
     let mut files = read.files;
     files.extend(nats.environment_file.iter().chain(&nats.template).cloned());
     let rendered = Rendered::from_text(write::text(&tree));

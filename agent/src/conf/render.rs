@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 
 use super::environment::Environment;
 use super::reader::{self, ConfError};
-use super::system::AsItRuns;
+use super::system::Obstacle;
 use super::tree::{Map, Source};
 use super::write::{self, HIDDEN};
 use crate::config::{ClientAuth, JetStream, NatsConfig, needs_no_escape};
@@ -68,9 +68,9 @@ pub struct Values {
     /// The public key of the agent's user of the system account. `None`: the agent has no such user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system_key: Option<String>,
-    /// What nats-server, as it runs, means for the agent's user.
+    /// What stands in the way of the agent's user where nobody needs a user.
     #[serde(skip)]
-    pub(crate) server: AsItRuns,
+    pub(crate) system_barred: Option<Obstacle>,
 }
 
 /// What a template and `[nats.settings]` can say of this node.
@@ -195,7 +195,7 @@ impl Values {
             },
             include: nats.include.iter().map(|file| include_path(&nats.config, file)).collect::<Result<_, _>>()?,
             system_key: None,
-            server: AsItRuns::default(),
+            system_barred: None,
         };
         if let Some(path) = values.paths().find(|path| path.to_str().is_none()) {
             return Err(RenderError::PathNotText(path.to_owned()));

@@ -1,9 +1,9 @@
 //! Where the agent's own user of the system account stands, so that nothing changes for any client.
 //!
 //! A first user turns authentication on for every client. nats-server keeps anonymous clients only where no other account
-//! and no `authorization` block exists. Such clients get a stand-in user (`sysAccOnlyNoAuthUser` in server/server.go). During a
-//! reload nats-server has no stand-in for a moment, and refuses an anonymous client that connects just then. So the agent
-//! names a user for anonymous clients where it can. nats-server takes a new `no_auth_user` only at a start.
+//! and no `authorization` block exists. Such clients get a stand-in user (`sysAccOnlyNoAuthUser` in server/server.go). The stand-in
+//! is absent for a moment of each reload. `no_auth_user` closes this gap, but needs an `authorization` block. Beside that block
+//! nats-server may start with `--user`, pass over it, and let everybody in.
 //! Every rule here was measured on 2.10.26, 2.12.8 and 2.15.1. `tests/it/system.rs` measures the rules again.
 
 use std::fmt;
@@ -33,10 +33,6 @@ const CALLOUT: [&str; 2] = ["auth_callout", "auth_hook"];
 
 /// The beginning of every inbox of the agent. Its user may subscribe to no other subject.
 pub const INBOX: &str = "_INBOX_nats-tls-agent";
-
-/// The user of anonymous clients, where nobody else has a user. The key is the SHA-256 of `nats-tls-agent anonymous`, so nobody
-/// has its seed. nats-server asks no signature of its `no_auth_user` (`processClientOrLeafAuthentication` in server/auth.go).
-pub const ANONYMOUS: &str = "UDTB7D5OIH5J542RVTZKM72HL2FYHQXWD7MI4NMQH5ZIE3GHXXSA4KFU";
 
 /// The only subjects that the agent's user may publish to. `*` is the id of a server, which changes with each start.
 const SUBJECTS: [&str; 9] = [
@@ -70,8 +66,8 @@ pub enum Placement {
 pub enum Others {
     /// Clients need a user already, so nothing changes.
     Unaffected,
-    /// No client needs a user. Anonymous clients come in as before, as the user that the agent or nats-server names for them. A
-    /// client that sends a user or a token, which nothing checked before, is refused.
+    /// No client needs a user. Anonymous clients come in as before, through the stand-in user. A client that sends a user or a
+    /// token, which nothing checked before, is refused.
     AnonymousAlone,
 }
 
@@ -267,27 +263,11 @@ fn placed(tree: &Map, key: &str) -> Result<Placement, Ambiguous> {
     Ok(Placement::Account { name: name.to_owned(), others })
 }
 
-/// What nats-server, as it runs, means for a user that nobody but the agent needs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AsItRuns {
-    /// What stands in the way of the user.
-    pub obstacle: Option<Obstacle>,
-    /// Whether the agent may name the user of anonymous clients: nats-server will start with the name, or has it already. A reload
-    /// is refused ("config reload not supported for NoAuthUser", server/reload.go).
-    pub takes_no_auth_user: bool,
-}
-
-/// Adds the user where it may stand.
-pub fn add(tree: &mut Map, key: &str, server: AsItRuns) -> Placement {
+/// Adds the user where it may stand. `barred` is what stands in the way where the user leaves in anonymous clients alone.
+pub fn add(tree: &mut Map, key: &str, barred: Option<Obstacle>) -> Placement {
     let mut placement = placement(tree, key);
-    let mut names_anonymous = false;
-    if let Placement::Account { others: Others::AnonymousAlone, .. } = placement {
-        if let Some(obstacle) = server.obstacle {
-            placement = Placement::Nowhere(obstacle);
-        }
-        // Beside an account nats-server may have a stand-in already.
-        let has_account = tree.find(&["accounts"]).is_ok_and(|accounts| accounts.is_some_and(is_given));
-        names_anonymous = server.takes_no_auth_user && !has_account;
+    if let (Placement::Account { others: Others::AnonymousAlone, .. }, Some(obstacle)) = (&placement, barred) {
+        placement = Placement::Nowhere(obstacle);
     }
     if let Placement::Account { name, .. } = &placement {
         let accounts = tree.iter().map(|(name, _)| name).find(|name| name.eq_ignore_ascii_case("accounts"));
@@ -296,44 +276,23 @@ pub fn add(tree: &mut Map, key: &str, server: AsItRuns) -> Placement {
         if let Some(users) = users {
             users.push(user(key));
         }
-        if names_anonymous {
-            let users = vec![entry(block(vec![("nkey", Value::text(ANONYMOUS))]))];
-            tree.insert("authorization", entry(block(vec![("users", Value::Array(users))])));
-            tree.insert("no_auth_user", entry(Value::text(ANONYMOUS)));
-        }
     }
     placement
 }
 
-/// The user as which anonymous clients come in where nobody else has a user.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Anonymous {
-    /// The agent has named the user.
-    Named,
-    /// nats-server has named its stand-in.
-    StandIn,
-}
-
-impl Anonymous {
-    /// `None`: anonymous clients come in without a user, or as a user of the settings, or not at all.
-    fn of(tree: &Map) -> Option<Self> {
-        if let Some(no_auth_user) = tree.find(&["no_auth_user"]).ok()? {
-            return is_own(no_auth_user).then_some(Self::Named);
-        }
+/// Whether a running nats-server would disconnect its anonymous clients if it loaded `after` in the place of `before`. They
+/// have the stand-in user, which nats-server takes away as soon as no account is left.
+#[must_use]
+pub fn disconnects(before: &Map, after: &Map) -> bool {
+    let stands_in = |tree: &Map| {
         let name = tree.find(&SYSTEM_ACCOUNT).ok()?.and_then(|entry| entry.value.as_text()).unwrap_or(DEFAULT_ACCOUNT);
         let accounts = tree.find(&["accounts"]).ok()??.value.as_map()?;
         let is_alone = accounts.iter().all(|(account, _)| account == name) && !accounts.is_empty();
         let has_block = tree.find(&["authorization"]).ok()?.is_some();
-        (is_alone && !has_block).then_some(Self::StandIn)
-    }
-}
-
-/// Whether a running nats-server would disconnect its anonymous clients if it loaded `after` in the place of `before`. They
-/// are connected as a user that is gone afterwards.
-#[must_use]
-pub fn disconnects(before: &Map, after: &Map) -> bool {
-    let user = Anonymous::of(before);
-    user.is_some() && Anonymous::of(after) != user && !has_users(after).unwrap_or(true)
+        let no_auth_user = tree.find(&["no_auth_user"]).ok()?.is_some();
+        Some(is_alone && !has_block && !no_auth_user)
+    };
+    stands_in(before) == Some(true) && stands_in(after) != Some(true) && !has_users(after).unwrap_or(true)
 }
 
 /// Whether an entry was added by [`add`]. A committed text says so in a comment.
@@ -351,11 +310,6 @@ pub fn without_own(tree: &Map) -> Map {
         let mut names = map.iter().map(|(name, _)| name);
         names.find(|name| name.eq_ignore_ascii_case(wanted)).map(str::to_owned)
     };
-    for name in ["authorization", "no_auth_user"] {
-        if tree.get(name).is_some_and(is_own) {
-            tree.remove(name);
-        }
-    }
     let Some(accounts) = name_of(&tree, "accounts") else { return tree };
     let Some(Value::Map(block)) = tree.get_mut(&accounts).map(|entry| &mut entry.value) else { return tree };
     let names: Vec<String> = block.iter().map(|(name, _)| name.to_owned()).collect();
@@ -480,17 +434,16 @@ fn users_in(account: &mut Map) -> Option<&mut Vec<Entry>> {
     if let Value::Array(users) = &mut account.get_mut(&users)?.value { Some(users) } else { None }
 }
 
-fn block(settings: Vec<(&str, Value)>) -> Value {
-    let mut map = Map::default();
-    for (name, value) in settings {
-        map.insert(name, entry(value));
-    }
-    Value::Map(map)
-}
-
 /// The user has permissions of its own, so `default_permissions` of the account don't apply.
 fn user(key: &str) -> Entry {
     let list = |subjects: &[&str]| Value::Array(subjects.iter().map(|subject| entry(Value::text(*subject))).collect());
+    let block = |settings: Vec<(&str, Value)>| {
+        let mut map = Map::default();
+        for (name, value) in settings {
+            map.insert(name, entry(value));
+        }
+        Value::Map(map)
+    };
     let inbox = format!("{INBOX}.>");
     let permissions = block(vec![("publish", list(&SUBJECTS)), ("subscribe", list(&[&inbox]))]);
     entry(block(vec![("nkey", Value::text(key)), ("permissions", permissions)]))
@@ -525,12 +478,10 @@ mod tests {
             (jetstream, jetstream),
         ] {
             let (before, expected) = (read(text), read(expected));
-            for takes_no_auth_user in [false, true] {
-                let (mut after, server) = (before.clone(), AsItRuns { takes_no_auth_user, ..AsItRuns::default() });
-                assert!(matches!(add(&mut after, KEY, server), Placement::Account { .. }), "{text}");
-                for tree in [&before, &after] {
-                    assert!(without_own(tree).differing(&expected).is_empty(), "{text}");
-                }
+            let mut after = before.clone();
+            assert!(matches!(add(&mut after, KEY, None), Placement::Account { .. }), "{text}");
+            for tree in [before, after] {
+                assert!(without_own(&tree).differing(&expected).is_empty(), "{text}");
             }
         }
     }
@@ -603,7 +554,7 @@ mod tests {
             ("system_account: \"$SYS\"", O::AccountUnknown),
         ] {
             let mut tree = read(text);
-            assert_eq!(add(&mut tree, KEY, AsItRuns::default()), Placement::Nowhere(obstacle), "{text}");
+            assert_eq!(add(&mut tree, KEY, None), Placement::Nowhere(obstacle), "{text}");
             assert!(tree == read(text), "{text}");
         }
         let codes: std::collections::BTreeSet<_> = O::ALL.iter().map(|obstacle| obstacle.code()).collect();
@@ -612,14 +563,12 @@ mod tests {
 
     #[test]
     fn the_committed_text_says_where_the_user_comes_from_and_the_user_is_known_by_that() {
-        let accounts = "accounts { A { users: [ { user: a } ] }, \"$SYS\" { users: [ { user: s } ] } }";
-        // With an empty text three settings are the agent's: the account, and the user of anonymous clients.
-        for (text, own) in [("", 3), (accounts, 1)] {
+        for text in ["", "accounts { A { users: [ { user: a } ] }, \"$SYS\" { users: [ { user: s } ] } }"] {
             let mut tree = read(text);
-            add(&mut tree, KEY, AsItRuns { takes_no_auth_user: true, ..AsItRuns::default() });
+            add(&mut tree, KEY, None);
             assert!(has_own(&tree) && !has_own(&read(text)));
             let written = Rendered::from_text(write::text(&tree));
-            assert_eq!(written.text().matches("# nats-tls-agent (nats.system)\n").count(), own, "{}", written.text());
+            assert_eq!(written.text().matches("# nats-tls-agent (nats.system)\n").count(), 1, "{}", written.text());
             let again = written.tree(Path::new("/n.conf")).unwrap();
             assert!(has_own(&again) && again == tree, "{}", written.text());
             // A text may be written from the tree that was read back.
@@ -629,10 +578,8 @@ mod tests {
 
     #[test]
     fn clients_that_send_a_user_bar_the_user_only_where_nobody_needs_one() {
-        let barred = AsItRuns { obstacle: Some(Obstacle::ClientsSendUsers), ..AsItRuns::default() };
-        let mut tree = Map::default();
-        assert_eq!(add(&mut tree, KEY, barred), Placement::Nowhere(Obstacle::ClientsSendUsers));
-        assert!(tree == Map::default());
+        let barred = Some(Obstacle::ClientsSendUsers);
+        assert_eq!(add(&mut Map::default(), KEY, barred), Placement::Nowhere(Obstacle::ClientsSendUsers));
         let mut tree = read("authorization { users: [ { user: a } ] }");
         assert_eq!(add(&mut tree, KEY, barred), account("$SYS", Others::Unaffected));
     }
@@ -640,47 +587,21 @@ mod tests {
     #[test]
     fn the_user_is_added_beside_the_users_of_its_account() {
         let mut tree = read("Accounts { SYS { Users: [ { user: s } ], exports: [ ] } }\nsystem_account: SYS");
-        add(&mut tree, KEY, AsItRuns::default());
+        add(&mut tree, KEY, None);
         let users = tree.at("Accounts.SYS.Users").and_then(|users| users.value.as_array()).unwrap();
         assert!(users.len() == 2 && users[1].value.as_map().unwrap().get("nkey").unwrap().value.as_text() == Some(KEY));
     }
 
     #[test]
-    fn anonymous_clients_have_a_named_user_where_nats_server_takes_the_name() {
-        assert!(nkeys::KeyPair::from_public_key(ANONYMOUS).is_ok());
-        for (text, takes_no_auth_user, is_named) in [
-            ("", true, true),
-            ("accounts { }", true, true),
-            ("", false, false),
-            ("accounts { SYS { } }\nsystem_account: SYS", true, false),
-            ("authorization { users: [ { user: a } ] }", true, false),
-        ] {
-            let mut tree = read(text);
-            let server = AsItRuns { takes_no_auth_user, ..AsItRuns::default() };
-            assert!(matches!(add(&mut tree, KEY, server), Placement::Account { .. }), "{text}");
-            assert_eq!(tree.get("no_auth_user").is_some(), is_named, "{text}");
-            assert_eq!(write::text(&tree).matches(ANONYMOUS).count(), usize::from(is_named) * 2, "{text}");
-        }
-    }
-
-    #[test]
-    fn anonymous_clients_are_disconnected_only_where_their_user_goes() {
-        let [named, stand_in] = [true, false].map(|takes_no_auth_user| {
-            let mut tree = Map::default();
-            add(&mut tree, KEY, AsItRuns { takes_no_auth_user, ..AsItRuns::default() });
-            tree
-        });
-        for open in [&named, &stand_in] {
-            assert!(disconnects(open, &read("")));
-            assert!(disconnects(open, &read("max_payload: 1")));
-            assert!(!disconnects(open, open) && !disconnects(&read(""), open));
-            // Where clients need a user from now on, the anonymous clients go in any case.
-            assert!(!disconnects(open, &read("authorization { users: [ { user: a } ] }")));
-        }
-        assert!(disconnects(&stand_in, &named) && disconnects(&named, &stand_in));
-        let empty = read("accounts { \"$SYS\" { } }");
-        assert!(!disconnects(&stand_in, &empty) && disconnects(&named, &empty));
-        assert!(!disconnects(&read(""), &read("a: 1")));
+    fn anonymous_clients_are_disconnected_only_where_their_stand_in_goes() {
+        let mut open = Map::default();
+        add(&mut open, KEY, None);
+        assert!(disconnects(&open, &read("")));
+        assert!(disconnects(&open, &read("max_payload: 1")));
+        assert!(!disconnects(&read(""), &open) && !disconnects(&read(""), &read("a: 1")));
+        assert!(!disconnects(&open, &read("accounts { \"$SYS\" { } }")));
+        // Where clients need a user from now on, the anonymous clients go in any case.
+        assert!(!disconnects(&open, &read("authorization { users: [ { user: a } ] }")));
         assert!(!disconnects(&read("authorization { users: [ { user: a } ] }"), &read("")));
     }
 }

@@ -69,9 +69,8 @@ impl Configuring {
         values.system_key = self.system_user.key()?;
         // Only the daemon asks the running nats-server, so the user stays as it is committed.
         if committed.is_some() && !self.system_user.stands_in(committed.as_ref()) {
-            values.server.obstacle = Some(Obstacle::NotRunning);
+            values.system_barred = Some(Obstacle::NotRunning);
         }
-        values.server.takes_no_auth_user = committed.as_ref().is_none_or(SystemUser::names_anonymous);
         let preview = effective::preview(nats, &values, &included)?;
         self.system_user.note_placement(preview.system);
         Ok((committed, preview.rendered))
@@ -127,7 +126,7 @@ impl Configuring {
         }
         let mut values = values(&nats, node, files.clone(), sources, &Contents::new())?;
         values.system_key = self.system_user.key_or_new()?;
-        values.server = self.system_user.as_it_runs();
+        values.system_barred = self.system_user.barred();
         let configuration = self.effective.of(&nats, &values)?;
         self.system_user.note_placement(configuration.system.clone());
         Ok(configuration)

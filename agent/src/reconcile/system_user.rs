@@ -6,7 +6,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use crate::conf::render::Rendered;
-use crate::conf::system::{ANONYMOUS, AsItRuns, Obstacle, Others, Placement};
+use crate::conf::system::{Obstacle, Others, Placement};
 use crate::config::{NatsConfig, System};
 use crate::reason::Reason;
 use crate::server::system::{Fault, Link};
@@ -29,8 +29,6 @@ pub(super) struct SystemUser {
     /// The public key, once it is known.
     key: Option<String>,
     clients: Clients,
-    /// Whether nats-server has the user of anonymous clients, or starts with the first configuration.
-    takes_no_auth_user: bool,
     /// Since when a configuration with the user waits for the start of nats-server.
     waits_since: Option<OffsetDateTime>,
     /// Where the user stands, by the settings that were read last.
@@ -56,7 +54,6 @@ impl SystemUser {
             state: state.to_owned(),
             key: None,
             clients: Clients::Unasked,
-            takes_no_auth_user: false,
             waits_since: None,
             placement: None,
         }
@@ -105,10 +102,7 @@ impl SystemUser {
             Clients::Bar(_, until) if now < until && until < now + CLIENTS_AGAIN * 2 => return false,
             Clients::Unasked | Clients::Pass | Clients::InForce | Clients::Bar(..) => {}
         }
-        let [committed, running] = in_force();
-        // A nats-server that ends may start again with the committed text at any moment.
-        self.takes_no_auth_user = committed.as_ref().map_or(!is_running, Self::names_anonymous);
-        if is_running && self.stands_in(committed.as_ref()) && self.stands_in(running.as_ref()) {
+        if is_running && in_force().iter().all(|text| self.stands_in(text.as_ref())) {
             self.clients = Clients::InForce;
             return false;
         }
@@ -119,11 +113,6 @@ impl SystemUser {
     pub(super) fn stands_in(&mut self, text: Option<&Rendered>) -> bool {
         let key = self.key().ok().flatten();
         key.zip(text).is_some_and(|(key, text)| text.text().contains(&key))
-    }
-
-    /// Whether a configuration names the agent's user of anonymous clients.
-    pub(super) fn names_anonymous(text: &Rendered) -> bool {
-        text.text().contains(ANONYMOUS)
     }
 
     /// What stands in the way of the user while nats-server doesn't run. A configuration keeps its user for [`START`]. An
@@ -151,14 +140,13 @@ impl SystemUser {
         };
     }
 
-    /// What nats-server, as it runs, means for a user that nobody but the agent needs.
-    pub(super) fn as_it_runs(&self) -> AsItRuns {
-        let obstacle = match self.clients {
+    /// What stands in the way of a user where nobody needs a user.
+    pub(super) fn barred(&self) -> Option<Obstacle> {
+        match self.clients {
             Clients::Pass | Clients::InForce => None,
             Clients::Bar(obstacle, _) => Some(obstacle),
             Clients::Unasked => Some(Obstacle::ClientsUnknown),
-        };
-        AsItRuns { obstacle, takes_no_auth_user: self.takes_no_auth_user }
+        }
     }
 
     pub(super) fn note_placement(&mut self, placement: Option<Placement>) {
@@ -197,26 +185,26 @@ mod tests {
         let (mut user, now) = (user(state.path()), OffsetDateTime::UNIX_EPOCH);
         let nothing = || [None, None];
         assert!(user.asks_server(now, true, nothing), "nobody knows the settings yet");
-        assert_eq!(user.as_it_runs().obstacle, Some(Obstacle::ClientsUnknown));
+        assert_eq!(user.barred(), Some(Obstacle::ClientsUnknown));
         user.note_obstacle(Some(Obstacle::ClientsSendUsers), now);
         user.note_placement(Some(Placement::Nowhere(Obstacle::ClientsSendUsers)));
-        assert_eq!(user.as_it_runs().obstacle, Some(Obstacle::ClientsSendUsers));
+        assert_eq!(user.barred(), Some(Obstacle::ClientsSendUsers));
         assert!(!user.asks_server(now + CLIENTS_AGAIN / 2, true, nothing));
         assert!(user.asks_server(now + CLIENTS_AGAIN, true, nothing));
         assert!(user.asks_server(now - CLIENTS_AGAIN * 2, true, nothing), "the clock was set back");
         user.note_obstacle(None, now);
-        assert_eq!(user.as_it_runs().obstacle, None);
+        assert_eq!(user.barred(), None);
 
         let key = user.key_or_new().unwrap().unwrap();
         let with = || [(), ()].map(|()| Some(Rendered::from_text(format!("nkey: {key}"))));
         assert!(!user.asks_server(now, true, with));
-        assert_eq!(user.as_it_runs().obstacle, None);
+        assert_eq!(user.barred(), None);
         assert!(!user.asks_server(now, true, || panic!("the running text is read once")));
 
         user.note_placement(Some(Placement::Nowhere(Obstacle::Token)));
         assert!(!user.asks_server(now, true, || panic!("a token decides alone")));
         // The token goes in the same pass that reads the settings, so nobody was asked.
-        assert_eq!(user.as_it_runs().obstacle, Some(Obstacle::ClientsUnknown));
+        assert_eq!(user.barred(), Some(Obstacle::ClientsUnknown));
         user.note_placement(Some(OPEN));
         assert!(user.asks_server(now, true, nothing));
     }
@@ -255,34 +243,13 @@ mod tests {
                 assert!(user.asks_server(at, false, in_force), "{seconds} s");
                 let obstacle = user.obstacle_without_server(with.as_ref(), at);
                 user.note_obstacle(obstacle, at);
-                assert_eq!(user.as_it_runs().obstacle, barred, "{seconds} s");
+                assert_eq!(user.barred(), barred, "{seconds} s");
             }
             let again = stopped + START * 5;
             // nats-server runs without the user, and is asked.
             assert!(user.asks_server(again, true, || [without.clone(), with.clone()]));
             user.note_obstacle(None, again);
             assert!(!user.asks_server(again, true, in_force), "the user is in force again");
-        }
-    }
-
-    #[test]
-    fn anonymous_clients_get_a_named_user_with_the_first_configuration_alone() {
-        let state = tempfile::tempdir().unwrap();
-        let now = OffsetDateTime::UNIX_EPOCH;
-        let key = user(state.path()).key_or_new().unwrap().unwrap();
-        let [earlier, named] = [format!("nkey: {key}"), format!("nkey: {key}\nno_auth_user: {ANONYMOUS}")]
-            .map(|text| Some(Rendered::from_text(text)));
-        for (is_running, committed, expected) in [
-            (false, None, true),
-            (true, None, false),
-            (false, earlier.clone(), false),
-            (true, earlier.clone(), false),
-            (false, named.clone(), true),
-            (true, named, true),
-        ] {
-            let mut user = user(state.path());
-            user.asks_server(now, is_running, || [committed.clone(), earlier.clone()]);
-            assert_eq!(user.as_it_runs().takes_no_auth_user, expected, "{is_running} {committed:?}");
         }
     }
 

@@ -9,7 +9,6 @@ use time::OffsetDateTime;
 use super::inquiry::{Inquiry, Question};
 use super::monitor::MonitorError;
 use super::{Cut, Load};
-use crate::conf::system;
 use crate::error::with_causes;
 
 /// The clients of one answer. An answer of this size stays below the limit of an answer.
@@ -94,8 +93,7 @@ pub(super) async fn send_users(inquiry: Inquiry<'_>) -> Result<Option<bool>, Mon
             path: format!("/connz?auth=true&limit={PAGE}&offset={offset}"),
         };
         let Connz { connections, total } = inquiry.ask(&question).await?;
-        let sends_user = |client: &Connection| !["", system::ANONYMOUS].contains(&&*client.authorized_user);
-        if connections.iter().any(sends_user) {
+        if connections.iter().any(|client| !client.authorized_user.is_empty()) {
             return Ok(Some(true));
         }
         if connections.is_empty() || offset + connections.len() >= total {

@@ -30,8 +30,8 @@ pub const REGION: &str = "eu-west-1";
 #[derive(Debug)]
 pub struct Moto {
     endpoint: String,
-    /// One command at a time.
-    pipes: Mutex<Pipes>,
+    /// One command at a time. `None`: nobody has read the answer to an earlier command.
+    pipes: Mutex<Option<Pipes>>,
     _process: Child,
     _directory: tempfile::TempDir,
 }
@@ -97,7 +97,7 @@ impl Moto {
         let endpoint = endpoint.ok().and_then(Result::ok).flatten();
         let endpoint = endpoint.and_then(|line| serde_json::from_str(&line).ok());
         let endpoint = endpoint.ok_or_else(|| Failure::new(format!("moto did not start:\n{}", tail(&log, 20))))?;
-        Ok(Self { endpoint, pipes: Mutex::new(pipes), _process: process, _directory: directory })
+        Ok(Self { endpoint, pipes: Mutex::new(Some(pipes)), _process: process, _directory: directory })
     }
 
     /// The endpoint of every service, the value for `AWS_ENDPOINT_URL`.
@@ -186,7 +186,8 @@ impl Moto {
             Err(error) => return Err(failed("the arguments are no JSON").because(error)),
         }
         let line = Value::from(command).to_string() + "\n";
-        let mut pipes = self.pipes.lock().await;
+        let mut held = self.pipes.lock().await;
+        let mut pipes = held.take().ok_or_else(|| failed("an earlier command got no answer"))?;
         let answered = async {
             pipes.commands.write_all(line.as_bytes()).await?;
             pipes.answers.next_line().await
@@ -196,6 +197,7 @@ impl Moto {
             .map_err(|_| failed("took too long"))?
             .map_err(|error| failed("could not be asked").because(error))?
             .ok_or_else(|| failed("moto has ended"))?;
+        *held = Some(pipes);
         let mut answer: Value =
             serde_json::from_str(&answer).map_err(|error| failed("answered no JSON").because(error))?;
         match answer.get("error").and_then(Value::as_str) {

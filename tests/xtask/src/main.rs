@@ -37,7 +37,7 @@ enum Task {
     ///
     /// As root on Debian or Ubuntu, the command installs missing packages. Elsewhere it names them and ends with 1.
     Setup {
-        /// Fetch no tools: every other command fetches its own, beside a build
+        /// Fetch no tools. Each command fetches its own tools
         #[arg(long)]
         packages: bool,
     },

@@ -86,7 +86,7 @@ fn directory() -> PathBuf {
     cargo::workspace().join("target/packages")
 }
 
-/// Fills the tree of files. The release build ends with one large crate after the other, so the tools compile beside it.
+/// Fills the tree of files. The release build ends with large crates, one after another. Meanwhile the tools compile.
 fn build() -> Result<(), Failure> {
     setup::for_release_build()?;
     lay_out(&both(compile, setup::for_packages)?)

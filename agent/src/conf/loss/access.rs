@@ -91,7 +91,7 @@ impl Access {
             trusted_keys: is_given(top, &["trusted", "trusted_keys"])?,
             resolver: is_given(top, &["resolver", "account_resolver", "accounts_resolver"])?,
             proxy_required: is_on(&authorization, "proxy_required")?,
-            has_block: top.find(&["authorization"])?.is_some_and(|block| !system::is_own(block)),
+            has_block: top.find(&["authorization"])?.is_some(),
             single_user: is_given(&authorization, &USER)?,
             no_auth_user: no_auth_user(top)?,
             system_account: system_account.unwrap_or_else(|| SYSTEM_ACCOUNT.to_owned()),
@@ -177,11 +177,7 @@ fn name_of_nkey(nkey: &str) -> String {
     if is_public { nkey.to_owned() } else { format!("nkey {:.8}", sha256_hex(nkey.as_bytes())) }
 }
 
-/// The user of anonymous clients. A user that the agent names takes nothing from anonymous clients, and gives them nothing.
 fn no_auth_user(map: &Map) -> Result<Option<String>, Ambiguous> {
-    if map.find(&["no_auth_user"])?.is_some_and(system::is_own) {
-        return Ok(None);
-    }
     Ok(text(map, &["no_auth_user"])?.filter(|user| !user.is_empty()))
 }
 

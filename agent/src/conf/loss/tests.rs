@@ -4,7 +4,6 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::conf::system::AsItRuns;
 use crate::conf::tree::{Entry, Map, Origin, Source, Value};
 
 const FULL: &str = "
@@ -744,7 +743,6 @@ proptest! {
 /// The agent's user comes with an upgrade and goes with `system = "off"`. Neither is anybody's loss.
 #[test]
 fn the_agents_own_user_is_neither_a_protection_nor_a_capability() {
-    let at_a_start = AsItRuns { takes_no_auth_user: true, ..AsItRuns::default() };
     for text in [
         "",
         "authorization { users: [ { user: a, password: b } ] }",
@@ -754,7 +752,7 @@ fn the_agents_own_user_is_neither_a_protection_nor_a_capability() {
     ] {
         let mut tree = crate::conf::read(text, Path::new("/nats-server.conf")).unwrap();
         let without = Facts::of(&tree).unwrap();
-        crate::conf::system::add(&mut tree, "UKEY", at_a_start);
+        crate::conf::system::add(&mut tree, "UKEY", None);
         let written = crate::conf::render::Rendered::from_text(crate::conf::write::text(&tree));
         let committed = written.tree(Path::new("/nats-server.conf")).unwrap();
         for with in [Facts::of(&tree).unwrap(), Facts::of(&committed).unwrap()] {
@@ -763,7 +761,7 @@ fn the_agents_own_user_is_neither_a_protection_nor_a_capability() {
     }
     // The agent's user doesn't stand for the users that are gone.
     let mut open = Map::default();
-    crate::conf::system::add(&mut open, "UKEY", at_a_start);
+    crate::conf::system::add(&mut open, "UKEY", None);
     let found =
         losses(Some(&facts("authorization { users: [ { user: a, password: b } ] }")), &Facts::of(&open).unwrap());
     assert_eq!(found.iter().map(|taken| taken.loss).collect::<Vec<_>>(), [Loss::Authorization]);
