@@ -191,7 +191,7 @@ def start():
 if __name__ == "__main__":
     # Only answers go to the standard output, whatever a library prints.
     answers, sys.stdout = sys.stdout, sys.stderr
-    # Moto's models are millions of objects that stay. Frequent collections look at them again and again.
+    # Moto's models are 300,000 objects that stay. Frequent collections look at them again and again.
     gc.set_threshold(200_000)
     ENDPOINT = start()
     print(json.dumps(ENDPOINT), file=answers, flush=True)
