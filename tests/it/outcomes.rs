@@ -156,6 +156,10 @@ impl Case {
         let (answer, took) = (answer.unwrap(), begun.elapsed());
         let told = answer.json().unwrap();
         let code = told["error"]["code"].as_str().or(told["code"].as_str()).unwrap_or_default();
+        if self == Self::DiesInReload {
+            assert_eq!(answer.code, Some(1), "{answer:?}");
+            assert!(answer.stdout.contains("ended when it was told to reload"), "{answer:?}");
+        }
         let outcome = format!("{} {code}", told["result"].as_str().unwrap_or_default()).trim().to_owned();
         let status = agent.status().await.unwrap();
         let state = format!("{}, {}", at(&status, "state"), status["nats"]["state"].as_str().unwrap_or("absent"));
@@ -172,6 +176,10 @@ impl Case {
             }
         });
         let served = served.await.unwrap();
+        if self == Self::DiesInReload {
+            let status = node.healthy(HEALED_WITHIN).await.unwrap();
+            assert_eq!(at(&status, "served.client.sha256"), at(&status, "leaf.sha256"), "{status}");
+        }
         assert_eq!(paid(), 2, "{self:?} {version} {system}: {}", node.agent.log_tail(40));
         let rollbacks = node.agent.log_tail(usize::MAX).matches("rolled back: ").count();
         drop(clients);

@@ -294,7 +294,8 @@ async fn in_no_order(mut change: Change) {
     nodes[0].meshed(&others, SOON).await.unwrap();
 }
 
-/// Connects anew to one node after the other until `over`, and counts the connections. Each connection must succeed.
+/// Connects anew to one node after the other until `over`, and counts the connections. Each connection must succeed, by the
+/// second try if a reload refuses the first.
 async fn connecting_anew(nodes: Vec<SocketAddr>, ca: PathBuf, mut over: impl FnMut() -> bool) -> u64 {
     let mut connections = 0;
     for node in nodes.iter().cycle() {

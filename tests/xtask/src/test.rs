@@ -30,7 +30,7 @@ pub(crate) fn run(nextest: &[String]) -> Result<ExitCode, Failure> {
     }
     if nextest.is_empty() {
         // A check of the whole workspace keeps all other features. So cargo checks only the dependents of aws-sdk-ec2 again.
-        let without_ec2 = ["check", "--locked", "--workspace", "--no-default-features"];
+        let without_ec2 = ["check", "--locked", "--workspace", "--all-targets", "--no-default-features"];
         steps.push(step("check without ec2", &mut cargo::command(without_ec2)));
     }
     // The tests come last, so a run ends with their count.
